@@ -1,0 +1,121 @@
+# Everything a developer or a newcomer runs. All of it lives in $(VENV) inside the checkout; nothing is installed
+# elsewhere, and nothing is downloaded again until pyproject.toml or a lock file changes.
+
+VENV ?= .venv
+# The interpreter to build $(VENV) with, e.g. `make venv PYTHON=python3.13`; otherwise the first one that will do.
+PYTHON ?=
+# Test processes at the same time.
+WORKERS ?= 2
+ARGS ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --require-virtualenv
+SOURCES := tusd_py hooks/tusd_hooks workers/tusd_workers $(wildcard tests bench)
+NODE_CLIENTS := tests/clients/node
+HAVE_NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
+
+# Stamps. Each is made by the step that it is named for and stands for its result.
+BASE := $(VENV)/.made
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+NODE := $(NODE_CLIENTS)/node_modules/.installed
+
+# An environment knows its own path and that of its interpreter: in a copied or moved checkout, or when the interpreter is
+# gone, it is built again.
+ifneq ($(shell test -x $(PY) && cat $(BASE) 2>/dev/null),$(CURDIR))
+.PHONY: $(BASE)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+.PHONY: help serve venv test lint fmt lock clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
+		| awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+serve: $(RUNTIME) ## install what is needed and start the server: make serve ARGS="--port 1080 --upload-dir /srv/uploads"
+	@exec $(VENV)/bin/tusd-py serve $(ARGS)
+
+venv: $(DEV) ## the development environment in .venv
+
+test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) ## all tests: make test PYTEST_ARGS="-k T13"
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(DEV) ## style, types, and whether what is installed satisfies pyproject.toml
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m mypy
+	$(PIP) check
+
+fmt: $(DEV) ## format and mend what can be mended by machine
+	$(PY) -m ruff check --fix --exit-zero $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+ifneq ($(wildcard bench),)
+.PHONY: bench
+bench: $(DEV) ## measure: make bench ARGS=...
+	$(PY) -m bench $(ARGS)
+endif
+
+# The later files are held to the versions of the earlier ones, so that one environment can take all three.
+LOCK := build/lock
+UV = $(LOCK)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 takes newer versions
+	$(PY) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade uv
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		> $(LOCK)/build.in
+	$(UV) --no-annotate $(LOCK)/build.in -o requirements/build.txt
+	$(UV) -c requirements/build.txt pyproject.toml -o requirements/runtime.txt
+	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --group dev -o requirements/dev.txt
+	rm -rf $(LOCK)
+
+clean: ## remove the environment, caches and everything else that can be made again; uploads stay
+	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- how the stamps are made ------------------------------------------------------------------------------------------
+
+# A name on PATH proves nothing (version managers put names there that do not run), so each is asked.
+$(BASE):
+	@tried=; for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+		if ! $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+			tried="$$tried\n  $$python is Python $$version"; continue; \
+		fi; \
+		if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+			tried="$$tried\n  $$python is Python $$version without its venv module (Debian, Ubuntu: apt install python$$version-venv)"; \
+			continue; \
+		fi; \
+		echo "Python $$version ($$python) -> $(VENV)"; \
+		rm -rf $(VENV) && $$python -m venv $(VENV) && printf '%s\n' '$(CURDIR)' > $@; exit; \
+	done; \
+	printf 'tusd-py needs Python 3.11 or newer with the venv module (Debian, Ubuntu: apt install python3 python3-venv).\nFound:%b\n' \
+		"$${tried:- nothing that runs}" >&2; \
+	exit 1
+
+$(RUNTIME): $(BASE) pyproject.toml requirements/build.txt requirements/runtime.txt
+	$(PIP) install --quiet --require-hashes -r requirements/build.txt -r requirements/runtime.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements/dev.txt
+	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Without Node the tests of the JavaScript clients skip themselves, which is said; where nobody reads it, it is an error.
+$(NODE): $(NODE_CLIENTS)/package.json $(NODE_CLIENTS)/package-lock.json
+ifeq ($(HAVE_NODE),yes)
+	npm ci --prefix $(NODE_CLIENTS) --no-audit --no-fund --ignore-scripts
+	@touch $@
+else ifneq ($(CI),)
+	@echo 'node and npm are needed for the tests of the JavaScript clients (Debian, Ubuntu: apt install nodejs npm).' >&2; exit 1
+else
+	@echo 'No node and npm here (Debian, Ubuntu: apt install nodejs npm): the tests of the JavaScript clients will be skipped.' >&2
+endif

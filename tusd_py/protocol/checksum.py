@@ -1,0 +1,98 @@
+"""`Upload-Checksum`: parsing it, and the algorithms that are offered (tus 1.0.0, "Checksum")."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from crc32c import crc32c
+
+from tusd_py.protocol import errors
+
+
+class Hasher(Protocol):
+    """A running checksum."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
+
+    def digest(self) -> bytes: ...
+
+
+class _Crc32:
+    """CRC-32 (ISO-HDLC) with hashlib's shape; the digest is four bytes, most significant first."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+class _Crc32c:
+    """CRC-32C (Castagnoli) with hashlib's shape; the digest is four bytes, most significant first."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        self._value = crc32c(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+ALGORITHMS: dict[str, tuple[Callable[[], Hasher], int]] = {
+    "sha1": (lambda: hashlib.sha1(usedforsecurity=False), 20),
+    "sha256": (hashlib.sha256, 32),
+    "sha512": (hashlib.sha512, 64),
+    "md5": (lambda: hashlib.md5(usedforsecurity=False), 16),
+    "crc32": (_Crc32, 4),
+    "crc32c": (_Crc32c, 4),
+}
+"""Name as the client writes it -> (maker of a hasher, length of its digest in bytes)."""
+
+SUPPORTED = ",".join(ALGORITHMS)
+"""The value of `Tus-Checksum-Algorithm`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """An announced checksum: the algorithm's name, a key of `ALGORITHMS`, and the digest that is expected."""
+
+    algorithm: str
+    digest: bytes
+
+    def hasher(self) -> Hasher:
+        """A fresh running checksum of this algorithm."""
+        return ALGORITHMS[self.algorithm][0]()
+
+    def matches(self, hasher: Hasher) -> bool:
+        """Whether what `hasher` has seen is what was announced."""
+        return hmac.compare_digest(self.digest, hasher.digest())
+
+
+def parse(value: str) -> Checksum:
+    """`<algorithm> <base64>` -> Checksum. Raises a 400 for an unknown algorithm, bad Base64 or a digest of a wrong length."""
+    algorithm, separator, encoded = value.partition(" ")
+    if not separator:
+        raise errors.invalid_checksum("it must be an algorithm, a space and a Base64 digest")
+    if algorithm not in ALGORITHMS:
+        raise errors.unsupported_checksum(SUPPORTED)
+    try:
+        digest = base64.b64decode(encoded.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise errors.invalid_checksum("the digest is not valid Base64") from None
+    if len(digest) != ALGORITHMS[algorithm][1]:
+        raise errors.invalid_checksum(
+            f"a digest of {algorithm} has {ALGORITHMS[algorithm][1]} bytes"
+        )
+    return Checksum(algorithm, digest)

@@ -1,0 +1,234 @@
+"""Refusals: each one knows the response that it means.
+
+Whatever a client can do wrong, or the server has to decline, is one `ProtocolError` made by a function of this module; the
+edge turns it into a response without looking further. Codes are those that users of tusd match on (`ERR_…`); messages never
+carry an error text of the operating system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ProtocolError(Exception):
+    """A request that is refused or could not be carried to its end.
+
+    status: HTTP status code. code: stable name for programs, `ERR_…`. message: one sentence for people.
+    headers: header fields that the response carries besides the usual ones.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers: dict[str, str] = dict(headers or {})
+
+
+def unsupported_version(supported: str) -> ProtocolError:
+    """412: `Tus-Resumable` is missing or names a version that is not spoken here (tus 1.0.0, "Tus-Resumable")."""
+    return ProtocolError(
+        412,
+        "ERR_UNSUPPORTED_VERSION",
+        f"missing, invalid or unsupported Tus-Resumable header; this server speaks {supported}",
+        {"Tus-Version": supported},
+    )
+
+
+def invalid_offset() -> ProtocolError:
+    """400: `Upload-Offset` is missing or not a non-negative integer."""
+    return ProtocolError(
+        400,
+        "ERR_INVALID_OFFSET",
+        "missing or invalid Upload-Offset header; it must be a non-negative integer",
+    )
+
+
+def invalid_length(reason: str = "missing or invalid Upload-Length header") -> ProtocolError:
+    """400: `Upload-Length` is missing, malformed, or contradicts what is known."""
+    return ProtocolError(400, "ERR_INVALID_UPLOAD_LENGTH", reason)
+
+
+def invalid_defer_length() -> ProtocolError:
+    """400: `Upload-Defer-Length` has a value other than 1, or stands beside `Upload-Length`."""
+    return ProtocolError(
+        400,
+        "ERR_INVALID_UPLOAD_LENGTH_DEFER",
+        "invalid Upload-Defer-Length header; it must be 1 and excludes Upload-Length",
+    )
+
+
+def invalid_metadata(reason: str) -> ProtocolError:
+    """400: `Upload-Metadata` does not parse."""
+    return ProtocolError(400, "ERR_INVALID_METADATA", f"invalid Upload-Metadata header: {reason}")
+
+
+def invalid_concat(reason: str) -> ProtocolError:
+    """400: `Upload-Concat` does not parse, or names something that cannot be joined."""
+    return ProtocolError(400, "ERR_INVALID_CONCAT", f"invalid Upload-Concat header: {reason}")
+
+
+def invalid_content_type() -> ProtocolError:
+    """415: PATCH (or a POST with content) of another media type."""
+    return ProtocolError(
+        415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream"
+    )
+
+
+def invalid_checksum(reason: str) -> ProtocolError:
+    """400: `Upload-Checksum` does not parse."""
+    return ProtocolError(400, "ERR_INVALID_CHECKSUM", f"invalid Upload-Checksum header: {reason}")
+
+
+def unsupported_checksum(supported: str) -> ProtocolError:
+    """400: `Upload-Checksum` names an algorithm that is not offered."""
+    return ProtocolError(
+        400,
+        "ERR_UNSUPPORTED_CHECKSUM_ALGORITHM",
+        f"unsupported checksum algorithm; this server knows {supported}",
+        {"Tus-Checksum-Algorithm": supported},
+    )
+
+
+def checksum_mismatch() -> ProtocolError:
+    """460: the bytes of the request do not have the checksum that was announced; they were discarded."""
+    return ProtocolError(
+        460,
+        "ERR_CHECKSUM_MISMATCH",
+        "the chunk does not match its checksum and was discarded; send it again",
+    )
+
+
+def not_found() -> ProtocolError:
+    """404: no such upload, or none that this client may know of."""
+    return ProtocolError(404, "ERR_UPLOAD_NOT_FOUND", "upload not found")
+
+
+def gone() -> ProtocolError:
+    """410: the upload existed and was terminated, or it expired."""
+    return ProtocolError(
+        410, "ERR_UPLOAD_GONE", "the upload was terminated or has expired; create it anew"
+    )
+
+
+def not_served() -> ProtocolError:
+    """404: the upload cannot be downloaded because it is not finished."""
+    return ProtocolError(
+        404, "ERR_UPLOAD_NOT_FINISHED", "the upload is not finished; its bytes are not served"
+    )
+
+
+def mismatched_offset(actual: int) -> ProtocolError:
+    """409: PATCH at another offset than the upload's; the response tells the true one."""
+    return ProtocolError(
+        409,
+        "ERR_MISMATCHED_OFFSET",
+        "Upload-Offset does not match the offset of the upload",
+        {"Upload-Offset": str(actual)},
+    )
+
+
+def max_size_exceeded() -> ProtocolError:
+    """413: the upload is, or would become, larger than the server's maximum."""
+    return ProtocolError(413, "ERR_MAX_SIZE_EXCEEDED", "maximum size exceeded")
+
+
+def upload_size_exceeded() -> ProtocolError:
+    """413: more bytes than the upload's declared length."""
+    return ProtocolError(
+        413,
+        "ERR_UPLOAD_SIZE_EXCEEDED",
+        "the request carries more bytes than the upload's length leaves room for",
+    )
+
+
+def modify_final() -> ProtocolError:
+    """403: PATCH on a final upload."""
+    return ProtocolError(403, "ERR_MODIFY_FINAL", "a final upload cannot be modified")
+
+
+def parts_unfinished() -> ProtocolError:
+    """400: a final was asked for while one of its parts is unfinished, and the store cannot wait for it."""
+    return ProtocolError(
+        400, "ERR_UPLOAD_NOT_FINISHED", "one of the partial uploads is not finished"
+    )
+
+
+def locked() -> ProtocolError:
+    """423: another request holds the upload and did not let go in time."""
+    return ProtocolError(
+        423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again"
+    )
+
+
+def interrupted() -> ProtocolError:
+    """400: another request asked for this upload; what had arrived is kept."""
+    return ProtocolError(
+        400,
+        "ERR_UPLOAD_INTERRUPTED",
+        "another request has taken this upload over; what arrived here is kept",
+    )
+
+
+def shutting_down() -> ProtocolError:
+    """503: the server is being stopped; what had arrived is kept."""
+    return ProtocolError(
+        503,
+        "ERR_SERVER_SHUTDOWN",
+        "the server is shutting down; what arrived is kept, resume later",
+        {"Retry-After": "5"},
+    )
+
+
+def read_timeout() -> ProtocolError:
+    """503: no byte of the body came in for the network time-out; what had arrived is kept.
+
+    Not 408: the line may well be back by now, and tus-js-client gives an upload up on every 4xx but 409 and 423.
+    """
+    return ProtocolError(
+        503, "ERR_READ_TIMEOUT", "no data arrived in time; what arrived before is kept, resume"
+    )
+
+
+def connection_reset() -> ProtocolError:
+    """400: the connection ended in the middle of the body. Nobody is left to read it: it is for logs and metrics."""
+    return ProtocolError(400, "ERR_CONNECTION_RESET", "the connection ended before the body did")
+
+
+def insufficient_storage() -> ProtocolError:
+    """507: the disk is full, or has less free than the operator's reserve; what was stored is kept."""
+    return ProtocolError(
+        507,
+        "ERR_INSUFFICIENT_STORAGE",
+        "there is not enough free storage; what arrived is kept, resume later",
+        {"Retry-After": "60"},
+    )
+
+
+def internal() -> ProtocolError:
+    """500: something failed that is not the client's doing; the log has the reason."""
+    return ProtocolError(
+        500, "ERR_INTERNAL_SERVER_ERROR", "internal server error; the operator's log has the reason"
+    )
+
+
+def method_not_allowed(allowed: str) -> ProtocolError:
+    """405: the resource does not know the method."""
+    return ProtocolError(
+        405,
+        "ERR_METHOD_NOT_ALLOWED",
+        f"method not allowed; this resource knows {allowed}",
+        {"Allow": allowed},
+    )
+
+
+def bad_request(message: str) -> ProtocolError:
+    """400: the request is malformed in another way."""
+    return ProtocolError(400, "ERR_BAD_REQUEST", message)
+
+
+def id_taken() -> ProtocolError:
+    """409: a hook chose an id that is in use."""
+    return ProtocolError(409, "ERR_UPLOAD_EXISTS", "an upload with this id exists already")

@@ -1,0 +1,52 @@
+"""Header fields as a mapping, and the number that tus writes in them.
+
+Made from ASGI's raw list once a request. Values are decoded as Latin-1, as ASGI servers hand them over byte by byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+_MAX_DIGITS = 19
+
+
+class Headers(Mapping[str, str]):
+    """Request header fields; names in lower case, repeated fields joined with a comma (RFC 9110, section 5.3).
+
+    A field that may stand only once, but came twice, thereby has a value that its parser refuses.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        fields: dict[str, str] = {}
+        for raw_name, raw_value in raw:
+            name = raw_name.decode("latin-1").lower()
+            value = raw_value.decode("latin-1").strip(" \t")
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        self._fields = fields
+
+    def __getitem__(self, name: str) -> str:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+
+def parse_digits(value: str) -> int:
+    """A non-negative integer as tus writes it: ASCII digits only, at most 19 of them.
+
+    Raises ValueError for anything else: signs, spaces, underscores, other scripts' digits, the empty string.
+    """
+    if not 0 < len(value) <= _MAX_DIGITS or not (value.isascii() and value.isdigit()):
+        raise ValueError("not a non-negative integer")
+    number = int(value)
+    if number > 2**63 - 1:
+        raise ValueError("number too large")
+    return number

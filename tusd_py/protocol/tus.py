@@ -1,0 +1,215 @@
+"""tus 1.0.0: header fields of a request -> a command, what became of it -> header fields of the response.
+
+A request is judged here by its header fields alone; whether the upload exists and where it stands is for `uploads.py`.
+Every function raises the `ProtocolError` that the specification asks for, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from tusd_py.protocol import checksum as checksums
+from tusd_py.protocol import concat as concats
+from tusd_py.protocol import errors, metadata
+from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.concat import Final, Partial
+from tusd_py.protocol.headers import parse_digits
+
+VERSION = "1.0.0"
+MEDIA_TYPE = "application/offset+octet-stream"
+CHECKSUM_TRAILER = "upload-checksum"
+
+_VERSIONED_METHODS = frozenset({"POST", "PATCH", "DELETE"})
+_OVERRIDABLE = frozenset({"PATCH", "DELETE", "HEAD", "GET", "OPTIONS", "POST"})
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The body of a request that carries bytes of an upload.
+
+    length: bytes, or None when the request does not tell. checksum: announced in a header field.
+    checksum_in_trailer: it will come as a trailer field instead.
+    """
+
+    length: int | None
+    checksum: Checksum | None
+    checksum_in_trailer: bool
+
+    @property
+    def verified(self) -> bool:
+        """Whether the bytes count only once a checksum was found right."""
+        return self.checksum is not None or self.checksum_in_trailer
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """POST: a new upload. length is None for a deferred length and for a final; content is None without a body."""
+
+    length: int | None
+    metadata: dict[str, bytes]
+    metadata_header: str
+    concat: Partial | Final | None
+    concat_header: str
+    content: Content | None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it."""
+
+    offset: int
+    length: int | None
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What HEAD tells of an upload. offset and length in bytes, None while unknown; expires in seconds since the epoch."""
+
+    offset: int | None
+    length: int | None
+    deferred: bool
+    metadata_header: str
+    concat_header: str
+    expires: float | None
+
+
+def effective_method(method: str, headers: Mapping[str, str]) -> str:
+    """The method that counts: `X-HTTP-Method-Override` replaces that of a POST, and of nothing else."""
+    override = headers.get("x-http-method-override")
+    if method != "POST" or override is None:
+        return method
+    wanted = override.upper()
+    if wanted not in _OVERRIDABLE:
+        raise errors.bad_request("X-HTTP-Method-Override names a method that is not known here")
+    return wanted
+
+
+def check_version(method: str, headers: Mapping[str, str]) -> None:
+    """Raises a 412 where `Tus-Resumable` is required and is not 1.0.0, or is given and is not ("Tus-Resumable")."""
+    given = headers.get("tus-resumable")
+    if given == VERSION or method == "OPTIONS":
+        return
+    if given is not None or method in _VERSIONED_METHODS:
+        raise errors.unsupported_version(VERSION)
+
+
+def parse_creation(headers: Mapping[str, str], *, max_parts: int) -> Creation:
+    """The command of a POST ("Creation", "Creation With Upload", "Concatenation"). Raises 400, 415."""
+    concat_header = headers.get("upload-concat", "")
+    concat = concats.parse(concat_header, max_parts=max_parts) if concat_header else None
+    metadata_header = headers.get("upload-metadata", "")
+    return Creation(
+        length=_length_of_creation(headers, final=isinstance(concat, Final)),
+        metadata=metadata.parse(metadata_header),
+        metadata_header=metadata_header,
+        concat=concat,
+        concat_header=concat_header,
+        content=_content_of_creation(headers, final=isinstance(concat, Final)),
+    )
+
+
+def parse_append(headers: Mapping[str, str]) -> Append:
+    """The command of a PATCH. Raises 400 for bad numbers and checksums, 415 for another media type."""
+    if _media_type(headers) != MEDIA_TYPE:
+        raise errors.invalid_content_type()
+    try:
+        offset = parse_digits(headers.get("upload-offset", ""))
+    except ValueError:
+        raise errors.invalid_offset() from None
+    length = _number(headers["upload-length"]) if "upload-length" in headers else None
+    return Append(offset, length, _content(headers))
+
+
+def trailing_checksum(trailers: Mapping[str, str]) -> Checksum:
+    """The checksum that was announced by `Trailer` ("checksum-trailer"). Raises a 400 if it did not come."""
+    if CHECKSUM_TRAILER not in trailers:
+        raise errors.invalid_checksum("the announced trailer did not come")
+    return checksums.parse(trailers[CHECKSUM_TRAILER])
+
+
+def _length_of_creation(headers: Mapping[str, str], *, final: bool) -> int | None:
+    if final:
+        if "upload-length" in headers or "upload-defer-length" in headers:
+            raise errors.invalid_length(
+                "a final upload's length is the sum of its parts: leave Upload-Length out"
+            )
+        return None
+    deferred = headers.get("upload-defer-length")
+    if deferred is not None:
+        if deferred != "1" or "upload-length" in headers:
+            raise errors.invalid_defer_length()
+        return None
+    return _number(headers.get("upload-length", ""))
+
+
+def _number(value: str) -> int:
+    try:
+        return parse_digits(value)
+    except ValueError:
+        raise errors.invalid_length() from None
+
+
+def _media_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _content_of_creation(headers: Mapping[str, str], *, final: bool) -> Content | None:
+    if _media_type(headers) == MEDIA_TYPE and not final:
+        return _content(headers)
+    # Bytes that would silently be dropped are refused: the client would take them for stored.
+    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+        if final:
+            raise errors.invalid_concat("the creation of a final upload has no body")
+        raise errors.invalid_content_type()
+    return None
+
+
+def _content(headers: Mapping[str, str]) -> Content:
+    declared = headers.get("content-length")
+    try:
+        length = None if declared is None else parse_digits(declared)
+    except ValueError:
+        raise errors.bad_request("invalid Content-Length header") from None
+    value = headers.get("upload-checksum")
+    announced = (name.strip().lower() for name in headers.get("trailer", "").split(","))
+    return Content(
+        length=length,
+        checksum=None if value is None else checksums.parse(value),
+        checksum_in_trailer=value is None and CHECKSUM_TRAILER in announced,
+    )
+
+
+def options_headers(extensions: Iterable[str], *, max_size: int) -> dict[str, str]:
+    """What OPTIONS tells ("OPTIONS"); max_size in bytes, 0 for no limit."""
+    names = list(extensions)
+    fields = {"Tus-Version": VERSION, "Tus-Extension": ",".join(names)}
+    if max_size:
+        fields["Tus-Max-Size"] = str(max_size)
+    if "checksum" in names:
+        fields["Tus-Checksum-Algorithm"] = checksums.SUPPORTED
+    return fields
+
+
+def status_headers(status: Status) -> dict[str, str]:
+    """What HEAD tells of an upload ("HEAD", "Expiration", "Concatenation")."""
+    fields: dict[str, str] = {"Cache-Control": "no-store"}
+    if status.offset is not None:
+        fields["Upload-Offset"] = str(status.offset)
+    if status.length is not None:
+        fields["Upload-Length"] = str(status.length)
+    elif status.deferred:
+        fields["Upload-Defer-Length"] = "1"
+    if status.metadata_header:
+        fields["Upload-Metadata"] = status.metadata_header
+    if status.concat_header:
+        fields["Upload-Concat"] = status.concat_header
+    fields.update(expires_header(status.expires))
+    return fields
+
+
+def expires_header(expires: float | None) -> dict[str, str]:
+    """`Upload-Expires` as IMF-fixdate, for an upload that will expire at `expires` seconds since the epoch."""
+    return {} if expires is None else {"Upload-Expires": formatdate(expires, usegmt=True)}
