@@ -1,0 +1,62 @@
+"""The component inside another application, as docs/mounting.md shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.clients.tuspy import uploader_of
+from tests.docs.blocks import blocks
+from tests.support.server import environment
+
+# tuspy leaves the file it reads to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+_LISTENING = re.compile(r"running on (http://\S+)")
+
+
+@contextmanager
+def uvicorn(directory: Path, code: str, *flags: str) -> Iterator[str]:
+    """Serves `code` as `example:app`; gives the server's URL without a slash at its end."""
+    (directory / "example.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "example:app", "--port", "0", *flags],
+        cwd=directory,
+        env=environment({"PYTHONPATH": str(directory)}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := _LISTENING.search(line):
+                yield found[1]
+                break
+        else:
+            raise AssertionError("the server did not start")
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/mounting.md"])
+@pytest.mark.parametrize("flags", [(), ("--http", "tusd_py.web.uvicorn:UploadProtocol")])
+def test_uploads_in_a_fastapi_application(
+    tmp_path: Path, page: str, flags: tuple[str, ...]
+) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(range(256)) * 10_000)
+    (code,) = (block for block in blocks(page, "python") if "app.mount" in block)
+    with uvicorn(tmp_path, code, *flags) as url:
+        uploader = uploader_of(f"{url}/files/", source, chunk_size=1_000_000)
+        uploader.upload()
+        assert uploader.url.startswith(f"{url}/files/")
+        assert uploader.get_offset() == source.stat().st_size
+    upload_id = uploader.url.rpartition("/")[2]
+    assert (tmp_path / "uploads" / upload_id).read_bytes() == source.read_bytes()

@@ -1,0 +1,103 @@
+"""The README's examples do what the README says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients.tus_js import require_tus_js
+from tests.docs.blocks import blocks
+from tests.support.server import ROOT, ServerProcess, environment
+
+DOCUMENTED = "http://127.0.0.1:8080/files/"
+
+
+def run(script: str, directory: Path) -> str:
+    """What a shell prints that runs `script`, header names as servers send them."""
+    done = subprocess.run(
+        ["sh", "-eu", "-c", script], cwd=directory, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_first_upload_in_a_minute(server: ServerProcess, tmp_path: Path) -> None:
+    assert shutil.which("curl"), "the README's examples need curl"
+    create, upload = (block for block in blocks("README.md", "sh") if "curl" in block)
+
+    created = run(create.replace(DOCUMENTED, server.url), tmp_path)
+    assert " 201 Created" in created
+    location = re.search(r"(?im)^location: (\S+)", created)
+    assert location is not None
+
+    documented = re.search(rf"{re.escape(DOCUMENTED)}[0-9a-f]{{32}}", upload)
+    assert documented is not None
+    shown = run(upload.replace(documented[0], location[1]), tmp_path)
+    assert [int(value) for value in re.findall(r"(?im)^upload-offset: (\d+)", shown)] == [5, 5, 11]
+    assert shown.endswith("hello world")
+
+
+def test_the_example_for_python(server: ServerProcess, tmp_path: Path) -> None:
+    source = tmp_path / "study.zip"
+    source.write_bytes(bytes(range(256)) * 100_000)
+    (code,) = (block for block in blocks("README.md", "python") if "tusclient" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(DOCUMENTED, server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    upload_id = done.stdout.strip().rpartition("/")[2]
+    assert (server.upload_dir / upload_id).read_bytes() == source.read_bytes()
+
+
+def test_the_example_for_javascript_is_one_for_tus_js_client(
+    server: ServerProcess, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Run as it stands, with what a page has around it."""
+    require_tus_js(tmp_path_factory)
+    (code,) = blocks("README.md", "js")
+    script = tmp_path / "page.mjs"
+    client = ROOT / "tests/clients/node/node_modules/tus-js-client/lib.esm/node/index.js"
+    script.write_text(
+        f"import * as tus from {json.dumps(str(client))};\n"
+        "const file = Object.assign(Buffer.from('hello world'), {name: 'a.txt', type: 'text/plain'});\n"
+        + code.replace(DOCUMENTED, server.url)
+    )
+    before = set(server.upload_dir.glob("*.info"))
+    subprocess.run(["node", str(script)], cwd=tmp_path, check=True, capture_output=True)
+    (info,) = set(server.upload_dir.glob("*.info")) - before
+    assert info.with_suffix("").read_bytes() == b"hello world"
+    assert json.loads(info.read_bytes())["MetaData"] == {
+        "filename": "a.txt",
+        "filetype": "text/plain",
+    }
+
+
+@pytest.mark.parametrize("page", ["docs/operating.md", "docs/migration.md", "docs/hooks.md"])
+def test_commands_of_the_pages_are_accepted(page: str, tmp_path: Path) -> None:
+    """Settings are read and judged by `config` as by `serve`, without a server starting."""
+    commands = [
+        line.removeprefix("tusd-py ").split()
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("tusd-py ")
+    ]
+    assert commands
+    for command, *flags in commands:
+        assert command in ("serve", "config")
+        done = subprocess.run(
+            [sys.executable, "-m", "tusd_py", "config", *flags],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,297 @@
+"""tus 1.0.0, checksum and checksum-trailer: T25 to T28."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.tus import OCTETS, OpenPatch, Tus, checksum, id_of, path_of
+from tests.support.waiting import wait_until
+from tests.support.wire import Response, chunk, last_chunk
+
+ALGORITHMS = ["sha1", "sha256", "sha512", "md5", "crc32", "crc32c"]
+BODY = bytes(range(256)) * 8_000  # 2 MB
+
+sizes = pytest.mark.parametrize("size", [11, len(BODY)])
+
+
+# -- T25 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_T25_a_right_checksum_on_patch(tus: Tus, algorithm: str) -> None:
+    path = tus.new(22)
+    for offset, data in ((0, b"hello world"), (11, b"HELLO WORLD")):
+        headers = {"Upload-Checksum": checksum(data, algorithm)}
+        response = tus.patch(path, offset, data, headers)
+        assert (response.status, response["Upload-Offset"]) == (204, str(offset + 11))
+    assert tus.get(path).body == b"hello worldHELLO WORLD"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_T25_a_right_checksum_on_post(tus: Tus, algorithm: str) -> None:
+    headers = {"Upload-Checksum": checksum(b"hello", algorithm)}
+    response = tus.create(5, body=b"hello", headers=headers)
+    assert (response.status, response["Upload-Offset"]) == (201, "5")
+    assert tus.get(path_of(response["Location"])).body == b"hello"
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "crc32"])
+def test_T25_a_right_checksum_of_a_large_body(tus: Tus, algorithm: str) -> None:
+    path = tus.new(len(BODY))
+    response = tus.patch(path, 0, BODY, {"Upload-Checksum": checksum(BODY, algorithm)})
+    assert (response.status, response["Upload-Offset"]) == (204, str(len(BODY)))
+    assert tus.stored(path) == BODY
+
+
+def test_T25_a_right_checksum_of_nothing(tus: Tus) -> None:
+    path = tus.new(5)
+    response = tus.patch(path, 0, b"", {"Upload-Checksum": checksum(b"")})
+    assert (response.status, response["Upload-Offset"]) == (204, "0")
+
+
+# -- T26 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_T26_a_wrong_checksum_discards_the_chunk(tus: Tus, algorithm: str) -> None:
+    path = tus.new(16)
+    tus.patch(path, 0, b"first")
+    headers = {"Upload-Checksum": checksum(b"hello World", algorithm)}
+    response = tus.patch(path, 5, b"hello world", headers)
+    assert response.status == 460
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+    good = {"Upload-Checksum": checksum(b"hello world", algorithm)}
+    assert tus.patch(path, 5, b"hello world", good).status == 204
+    assert tus.stored(path) == b"firsthello world"
+
+
+def test_T26_a_wrong_checksum_discards_a_large_chunk(tus: Tus) -> None:
+    path = tus.new(len(BODY) + 5)
+    tus.patch(path, 0, b"first")
+    response = tus.patch(path, 5, BODY, {"Upload-Checksum": checksum(BODY[:-1])})
+    assert response.status == 460
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+
+
+def test_T26_a_wrong_checksum_does_not_finish_the_upload(tus: Tus) -> None:
+    path = tus.new(5)
+    assert tus.patch(path, 0, b"hello", {"Upload-Checksum": checksum(b"x")}).status == 460
+    assert tus.get(path).status == 404
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "md4 AAAA",
+        "SHA1 qvTGHdzF6KLavt4PO0gs2a6pQ00=",
+        "sha1",
+        "sha1 ",
+        "sha1 !!!!",
+        "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00",
+        "sha1 AAAA",
+        "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=",
+        "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00= x",
+        "",
+        "qvTGHdzF6KLavt4PO0gs2a6pQ00=",
+        "__class__ AAAA",
+        "shake_128 AAAA",
+    ],
+)
+def test_T26_an_unknown_or_malformed_checksum_stores_nothing(tus: Tus, value: str) -> None:
+    path = tus.new(5)
+    assert tus.patch(path, 0, b"hello", {"Upload-Checksum": value}).status == 400
+    assert tus.stored(path) == b""
+    assert tus.offset(path) == 0
+
+
+@pytest.mark.parametrize("sent", [5_000, 1_500_000])
+def test_T26_unverified_bytes_do_not_count_after_a_crash(
+    make_server: MakeServer, sent: int
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path = tus.new(len(BODY) + 5)
+    tus.patch(path, 0, b"first")
+    headers = {"Upload-Checksum": checksum(BODY)}
+    with tus.begin_patch(path, 5, len(BODY), BODY[:sent], headers) as patch:
+        patch.wait_stored()
+        server.kill9()
+    server.restart()
+    assert tus.offset(path) == 5
+    assert tus.patch(path, 5, BODY, headers).status == 204
+    assert tus.stored(path) == b"first" + BODY
+
+
+def test_T26_plain_bytes_count_after_a_crash_beside_a_verified_chunk(
+    make_server: MakeServer,
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path = tus.new(len(BODY))
+    tus.patch(path, 0, BODY[:1000], {"Upload-Checksum": checksum(BODY[:1000])})
+    with tus.begin_patch(path, 1000, len(BODY) - 1000, BODY[1000:5000]) as patch:
+        patch.wait_stored()
+        server.kill9()
+    server.restart()
+    assert tus.offset(path) == 5000
+
+
+# -- T27 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [5, 5_000, 1_500_000])
+def test_T27_a_cut_chunk_with_a_checksum_is_discarded(tus: Tus, sent: int) -> None:
+    path = tus.new(len(BODY) + 5)
+    tus.patch(path, 0, b"first")
+    headers = {"Upload-Checksum": checksum(BODY)}
+    with tus.begin_patch(path, 5, len(BODY), BODY[:sent], headers) as patch:
+        patch.connection.half_close()
+        patch.connection.read_to_end()
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+    assert tus.patch(path, 5, BODY, headers).status == 204
+
+
+@pytest.mark.parametrize("sent", [5, 5_000, 1_500_000])
+def test_T27_a_reset_chunk_with_a_checksum_is_discarded(tus: Tus, sent: int) -> None:
+    path = tus.new(len(BODY) + 5)
+    tus.patch(path, 0, b"first")
+    headers = {"Upload-Checksum": checksum(BODY)}
+    with tus.begin_patch(path, 5, len(BODY), BODY[:sent], headers) as patch:
+        patch.connection.reset()
+    assert tus.offset(path) == 5
+    wait_until(lambda: tus.stored(path) == b"first", "the chunk's end")
+
+
+def test_T27_a_newcomer_finds_nothing_of_an_unverified_chunk(tus: Tus) -> None:
+    path = tus.new(len(BODY) + 5)
+    tus.patch(path, 0, b"first")
+    headers = {"Upload-Checksum": checksum(BODY)}
+    with tus.begin_patch(path, 5, len(BODY), BODY[:5000], headers) as patch:
+        patch.wait_stored()
+        assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+
+
+# -- T28 ---------------------------------------------------------------------------------------
+
+
+def begin_with_trailer(tus: Tus, path: str, offset: int) -> OpenPatch:
+    return tus.begin_patch(path, offset, None, headers={"Trailer": "Upload-Checksum"})
+
+
+def patch_with_trailer(
+    tus: Tus, path: str, offset: int, data: bytes, trailer: str | None
+) -> Response:
+    with begin_with_trailer(tus, path, offset) as patch:
+        for start in range(0, len(data), 700_001):
+            patch.connection.send(chunk(data[start : start + 700_001]))
+        patch.connection.send(last_chunk({"Upload-Checksum": trailer} if trailer else {}))
+        return patch.response()
+
+
+@sizes
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_T28_a_right_trailer(tus: Tus, algorithm: str, size: int) -> None:
+    data = BODY[: min(size, 100_000)] if algorithm == "crc32c" else BODY[:size]
+    path = tus.new(len(data))
+    response = patch_with_trailer(tus, path, 0, data, checksum(data, algorithm))
+    assert (response.status, response["Upload-Offset"]) == (204, str(len(data)))
+    assert tus.get(path).body == data
+
+
+@sizes
+def test_T28_a_wrong_trailer_discards_the_chunk(tus: Tus, size: int) -> None:
+    path = tus.new(size + 5)
+    tus.patch(path, 0, b"first")
+    response = patch_with_trailer(tus, path, 5, BODY[:size], checksum(b"other"))
+    assert response.status == 460
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+    response = patch_with_trailer(tus, path, 5, BODY[:size], checksum(BODY[:size]))
+    assert response.status == 204
+
+
+@pytest.mark.parametrize("value", ["md4 AAAA", "sha1", "sha1 !!!!", None])
+def test_T28_an_unknown_malformed_or_missing_trailer_discards_the_chunk(
+    tus: Tus, value: str | None
+) -> None:
+    path = tus.new(16)
+    tus.patch(path, 0, b"first")
+    assert patch_with_trailer(tus, path, 5, b"hello world", value).status == 400
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+
+
+@sizes
+def test_T28_a_cut_before_the_trailer_discards_the_chunk(tus: Tus, size: int) -> None:
+    path = tus.new(size + 5)
+    tus.patch(path, 0, b"first")
+    with begin_with_trailer(tus, path, 5) as patch:
+        patch.connection.send(chunk(BODY[:size]) + b"0\r\n")
+        patch.connection.half_close()
+        patch.connection.read_to_end()
+    assert tus.offset(path) == 5
+    assert tus.stored(path) == b"first"
+
+
+@sizes
+def test_T28_a_crash_before_the_trailer_discards_the_chunk(
+    make_server: MakeServer, size: int
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path = tus.new(size + 5)
+    tus.patch(path, 0, b"first")
+    with begin_with_trailer(tus, path, 5) as patch:
+        patch.send(BODY[:size])
+        patch.wait_stored()
+        server.kill9()
+    server.restart()
+    assert tus.offset(path) == 5
+
+
+def test_T28_a_trailer_on_a_creation(make_server: MakeServer) -> None:
+    tus = Tus(make_server())
+    headers = {
+        "Tus-Resumable": "1.0.0",
+        "Upload-Length": "5",
+        "Content-Type": OCTETS,
+        "Transfer-Encoding": "chunked",
+        "Trailer": "Upload-Checksum",
+    }
+    responses = []
+    for data in (b"hello", b"other"):
+        with tus.connect() as connection:
+            connection.send_head("POST", tus.collection, headers)
+            trailer = {"Upload-Checksum": checksum(data)}
+            connection.send(chunk(b"hello") + last_chunk(trailer))
+            responses.append(connection.read_response("POST"))
+    assert [response.status for response in responses] == [201, 460]
+    first = path_of(responses[0]["Location"])
+    assert tus.stored(first) == b"hello"
+    others = [name for name in tus.data_files() if name != id_of(first)]
+    assert all(tus.server.data_file(name).stat().st_size == 0 for name in others)
+
+
+def test_T28_the_trailers_name_may_be_one_of_several_in_any_case(tus: Tus) -> None:
+    path = tus.new(5)
+    headers = {"Trailer": "Expires, upload-CHECKSUM"}
+    with tus.begin_patch(path, 0, None, b"hello", headers) as patch:
+        patch.connection.send_last_chunk(
+            {"Expires": "never", "UPLOAD-checksum": checksum(b"other")}
+        )
+        assert patch.response().status == 460
+    assert tus.offset(path) == 0
+
+
+def test_T28_the_connection_goes_on_after_a_trailer(tus: Tus) -> None:
+    path = tus.new(5)
+    with begin_with_trailer(tus, path, 0) as patch:
+        patch.send(b"hello")
+        patch.connection.send_last_chunk({"Upload-Checksum": checksum(b"hello")})
+        assert patch.response().status == 204
+        assert patch.connection.request("HEAD", path)["Upload-Offset"] == "5"

@@ -1,0 +1,219 @@
+"""The command `tusd-py` as its user meets it: output, exit codes, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tusd_py import __version__
+from tusd_py.cli import COMMANDS, main
+from tusd_py.settings import Settings
+from tusd_py.settings.catalogue import catalogue
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(
+    *arguments: str, cwd: Path = ROOT, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TUSD_")}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=60,
+        env={**inherited, "PYTHONPATH": paths, "COLUMNS": "100", **environ},
+    )
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "tusd_py", *arguments, cwd=cwd, **environ)
+
+
+def test_without_arguments_there_is_a_short_help() -> None:
+    done = run()
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert all(f"\n  {name}" in done.stdout for name in COMMANDS)
+    assert len(done.stdout.splitlines()) < 20
+
+
+def test_the_version_is_told() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"tusd-py {__version__}\n")
+
+
+def test_config_prints_every_setting_with_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "tusd.toml").write_text('max_size = "10GB"\n', encoding="utf-8")
+    done = run("config", "--config=tusd.toml", "--port", "90", cwd=tmp_path, TUSD_HOST="::")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
+    assert list(rows) == list(Settings.model_fields)
+    assert rows["host"] == ["::", "environment TUSD_HOST"]
+    assert rows["port"] == ["90", "flag --port"]
+    assert rows["max_size"] == ["10GB", f"file {tmp_path}/tusd.toml"]
+    assert rows["network_timeout"] == ["1m", "default"]
+    assert rows["upload_dir"] == [f"{tmp_path}/data", "default"]
+    assert rows["dir_perms"] == ["0750", "default"]
+
+
+def test_config_prints_json_for_programs() -> None:
+    done = run("config", "--json", "--max-size=1MiB", "--behind-proxy=unix", "--disable-cors")
+    values = json.loads(done.stdout)
+    assert list(values) == list(Settings.model_fields)
+    assert values["max_size"] == {"value": 1048576, "origin": "flag --max-size"}
+    assert values["network_timeout"]["value"] == 60.0
+    assert values["dir_perms"]["value"] == "0750"
+    assert values["behind_proxy"]["value"] == ["unix"]
+    assert values["disable_cors"]["value"] is True
+    assert values["unix_sock"]["value"] is None
+
+
+def test_config_prints_the_page_of_settings() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    # Wherever it is run, and whatever is set there.
+    assert run("config", "--markdown", TUSD_PORT="7").stdout == page
+
+
+def test_config_warns_of_what_it_ignores_beside_its_output() -> None:
+    done = run("config", "--json", TUSD_PROT="1")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)
+    assert done.stderr == (
+        "tusd-py config: warning: TUSD_PROT is not a setting and is ignored; "
+        "did you mean TUSD_PORT?\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_wrong_value_is_named_in_one_line_with_exit_code_2(command: str) -> None:
+    done = run(command, "--port", "80x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f'tusd-py {command}: --port "80x": give a whole number from 0 to 65535\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serv"], 'tusd-py: unknown command "serv"; did you mean serve?'),
+        (["--versoin"], 'tusd-py: unknown option "--versoin"; did you mean --version?'),
+        (["help", "nothing"], 'tusd-py: unknown command "nothing"'),
+        (["serve", "--prot=1"], "tusd-py serve: unknown option --prot; did you mean --port?"),
+        (["config", "--json", "--markdown"], "tusd-py config: --json and --markdown exclude each"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_told_with_exit_code_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(told)
+    assert output.err.count("\n") == 1
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tusd_py", "config"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        os.close(writer)
+        _, told = process.communicate(timeout=60)
+    assert told == b""
+    assert process.returncode == 141
+
+
+def test_help_tells_every_setting_with_default_and_variable() -> None:
+    done = run("serve", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    text = re.sub(r"\s+", " ", done.stdout)
+    for setting in catalogue(Settings):
+        assert f" {setting.flag} " in text
+        assert setting.description in text
+        assert f"{setting.environment}]" in text
+        if setting.default not in ("", "false"):
+            assert f"[default {setting.default}, {setting.environment}]" in text
+    groups = [line for line in done.stdout.splitlines() if re.fullmatch(r"[A-Za-z]+", line)]
+    assert groups == [
+        "Network",
+        "Storage",
+        "Limits",
+        "Time",
+        "Expiry",
+        "Protocol",
+        "CORS",
+        "Hooks",
+        "Operation",
+        "General",
+    ]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 66, 80, 300])
+def test_help_fits_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["help", "serve"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # What has no space in it (a URL, a flag with its choices) cannot be broken.
+    longest = max(len(line) for line in lines if len(line.split()) > 3)
+    assert longest <= max(min(columns, 100), 40)
+
+
+def test_help_is_given_even_if_the_rest_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--nonsense", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: tusd-py serve")
+
+
+def test_what_a_command_does_not_need_is_not_imported() -> None:
+    heavy = ("pydantic", "starlette", "uvicorn", "prometheus_client", "asyncio")
+    code = (
+        "import sys; from tusd_py.cli import main; main(sys.argv[1:]);"
+        f"sys.exit(','.join(m for m in {heavy} if m in sys.modules))"
+    )
+
+    def imported(*arguments: str) -> str:
+        return run_python("-c", code, *arguments).stderr.strip()
+
+    assert imported("--version") == ""
+    assert imported("help") == ""
+    assert imported("serve", "--help") == "pydantic"
+    assert imported("serve", "--port=x").endswith("pydantic")
+
+
+def test_serve_gives_the_server_its_settings_and_returns_its_exit_code(tmp_path: Path) -> None:
+    code = """
+import sys, types
+
+def run(settings):
+    print(settings.port, settings.upload_dir)
+    return 7
+
+server = types.ModuleType("tusd_py.web.server")
+server.run = run
+sys.modules["tusd_py.web.server"] = server
+from tusd_py.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["serve", "--port=0", "--upload-dir", str(tmp_path)]
+    done = run_python("-c", code, *arguments, TUSD_PROT="1")
+    assert (done.returncode, done.stdout) == (7, f"0 {tmp_path}\n")
+    assert re.fullmatch(
+        r"\S+Z WARN  TUSD_PROT is not a setting and is ignored; .*\n", done.stderr
+    ), done.stderr

@@ -1,0 +1,80 @@
+"""`tusd-py config`: the settings in force and where each comes from; also their documentation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+
+from tusd_py.commandline import Parser, UsageError
+from tusd_py.settings.catalogue import Setting, catalogue
+from tusd_py.settings.load import Loaded, add_flags, load_arguments
+from tusd_py.settings.model import Settings
+from tusd_py.settings.page import markdown
+
+USAGE = "[--json | --markdown] [options of serve]"
+ABOUT = """\
+Print every setting that tusd-py serve would use with the same options, environment and file, and
+where it comes from. Secrets are hidden.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The ways to print, and all settings."""
+    for flag, meaning in (
+        ("--json", "Print JSON: sizes in bytes, durations in seconds."),
+        ("--markdown", "Print the documentation of all settings instead."),
+    ):
+        parser.option(flag, meaning, section="Output", action="store_true")
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print; returns the exit code."""
+    ways = vars(arguments)
+    if "json" in ways and "markdown" in ways:
+        raise UsageError("--json and --markdown exclude each other")
+    if "markdown" in ways:
+        sys.stdout.write(markdown(catalogue(Settings)))
+        return 0
+    loaded = load_arguments(arguments, os.environ)
+    for warning in loaded.warnings:
+        sys.stderr.write(f"tusd-py config: warning: {warning}\n")
+    sys.stdout.write(as_json(loaded) if "json" in ways else as_table(loaded))
+    sys.stdout.flush()
+    return 0
+
+
+def as_json(loaded: Loaded) -> str:
+    """{"port": {"value": 8080, "origin": "default"}, ...}"""
+    values = {
+        setting.name: {
+            "value": setting.as_json(_value(loaded, setting)),
+            "origin": loaded.origins[setting.name],
+        }
+        for setting in _settings(loaded)
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def as_table(loaded: Loaded) -> str:
+    """Name, value and origin in columns, under the groups' names."""
+    rows = [
+        (setting.name, setting.show(_value(loaded, setting)) or "-", loaded.origins[setting.name])
+        for setting in _settings(loaded)
+    ]
+    first = max(len(name) for name, _, _ in rows)
+    # One long value (a list of proxies) shall not push the origins of all others off the screen.
+    second = max(len(value) for _, value, _ in rows if len(value) <= 40)
+    return "".join(f"{name:{first}}  {value:{second}}  {origin}\n" for name, value, origin in rows)
+
+
+def _settings(loaded: Loaded) -> Iterable[Setting]:
+    return catalogue(type(loaded.settings))
+
+
+def _value(loaded: Loaded, setting: Setting) -> object:
+    value: object = getattr(loaded.settings, setting.name)
+    return value

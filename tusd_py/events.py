@@ -1,0 +1,443 @@
+"""What happens to uploads, told to the operator's own code, and what that code may decide.
+
+A hook is a module, a class or an object with any of the functions that are named for events (`pre_create`, `post_finish`, …);
+each takes one `Event`, and may be async. The `pre_` ones are awaited in the order of configuration and may refuse by raising
+`Reject`; some may return `Changes`. The `post_` ones run after the response was decided, in order within one upload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
+
+from tusd_py.protocol.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from tusd_py.settings.model import Settings
+    from tusd_py.state import State
+
+logger = logging.getLogger(__name__)
+
+_PATH_CHARACTERS = "/~!$&'()*+,;=:@"
+
+
+class EventType(StrEnum):
+    """The moments of an upload's life. Named as in tusd, except the last three, which are ours."""
+
+    PRE_CREATE = "pre-create"
+    POST_CREATE = "post-create"
+    POST_RECEIVE = "post-receive"
+    PRE_FINISH = "pre-finish"
+    POST_FINISH = "post-finish"
+    PRE_TERMINATE = "pre-terminate"
+    POST_TERMINATE = "post-terminate"
+    PRE_ACCESS = "pre-access"
+    POST_EXPIRE = "post-expire"
+    CREATE_FAILED = "create-failed"
+
+    @property
+    def function(self) -> str:
+        """The name of the function that a hook has for it."""
+        return self.value.replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadView:
+    """An upload as hooks see it. length and offset in bytes; length is None while unknown.
+
+    location: where its bytes lie, relative to the upload directory, if that is not its id.
+    """
+
+    id: str
+    length: int | None
+    offset: int
+    metadata: Mapping[str, bytes]
+    is_partial: bool = False
+    is_final: bool = False
+    parts: tuple[str, ...] = ()
+    owner: str = ""
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """The request that led to an event; empty for what the server did by itself.
+
+    path: with the query. client: `address:port`. headers: names in lower case. collection_url: where uploads are created, as
+    the client sees it, with a slash at the end.
+    """
+
+    method: str = ""
+    path: str = ""
+    client: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    collection_url: str = ""
+
+    def url_of(self, upload_id: str) -> str:
+        """The URL of an upload as this client sees it."""
+        return self.collection_url + quote(upload_id, safe=_PATH_CHARACTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens to an upload. id is unique to the event, however often it is told."""
+
+    type: EventType
+    upload: UploadView
+    request: RequestView
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class HookResponse:
+    """What a hook makes of the response to a success: another status, further header fields, a body."""
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a `pre_create` hook may change; None leaves it as it is. `pre_finish` and `pre_terminate` may set the response.
+
+    storage_path: where the bytes are to lie, relative to the upload directory. expire_after: seconds without a byte, for this
+    upload; 0 for never.
+    """
+
+    id: str | None = None
+    metadata: Mapping[str, bytes] | None = None
+    storage_path: str | None = None
+    expire_after: float | None = None
+    response: HookResponse | None = None
+
+    def then(self, later: Changes) -> Changes:
+        """These changes with those of a later hook on top."""
+        return Changes(
+            id=self.id if later.id is None else later.id,
+            metadata=self.metadata if later.metadata is None else later.metadata,
+            storage_path=self.storage_path if later.storage_path is None else later.storage_path,
+            expire_after=self.expire_after if later.expire_after is None else later.expire_after,
+            response=self.response if later.response is None else later.response,
+        )
+
+
+class Reject(Exception):
+    """Raised by a `pre_` hook: the request is refused with this response."""
+
+    def __init__(
+        self,
+        status: int = 400,
+        body: str = "refused by the server",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(body)
+        self.status = status
+        self.body = body
+        self.headers = dict(headers or {})
+
+
+class Stop(Exception):
+    """Raised by a `post_receive` hook: the running request is ended with this response; what arrived is kept."""
+
+    def __init__(
+        self,
+        status: int = 400,
+        body: str = "the upload was stopped by the server",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(body)
+        self.status = status
+        self.body = body
+        self.headers = dict(headers or {})
+
+
+class HookError(Exception):
+    """A hook cannot be loaded; the text says which and why."""
+
+
+HookFunction = Callable[[Event], "Awaitable[Changes | None] | Changes | None"]
+
+
+class HookObserver(Protocol):
+    """Who is told about hooks that run, for metrics."""
+
+    def hook(self, hooktype: str, /) -> None:
+        """One is called for an event of this type."""
+
+    def hook_error(self, hooktype: str, /) -> None:
+        """One failed."""
+
+    def duplicate(self, outcome: str, /) -> None:
+        """A creation was looked up among those before it, with this outcome."""
+
+
+class _Nobody:
+    def hook(self, _hooktype: str, /) -> None: ...
+
+    def hook_error(self, _hooktype: str, /) -> None: ...
+
+    def duplicate(self, _outcome: str, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HookContext:
+    """What a hook may want to know of the server that it runs in; given to its `start`.
+
+    offset_of: the offset of an upload, and whether it is finished; None if it is not there (any more).
+    """
+
+    settings: Settings
+    state: State | None
+    offset_of: Callable[[str], Awaitable[tuple[int, bool] | None]]
+    observer: HookObserver
+
+
+class Creation:
+    """The hooks that let one creation pass, so that they can take it back. See `Hooks.before_creation`."""
+
+    def __init__(self, hooks: Hooks, event: Event) -> None:
+        self._hooks = hooks
+        self._passed: list[tuple[object, Event]] = []
+        self.event = event
+        self.changes = Changes()
+
+    def passed(self, hook: object, changes: Changes | None) -> None:
+        """`hook` agreed, perhaps with changes; later hooks see them."""
+        self._passed.append((hook, self.event))
+        if changes is None:
+            return
+        self.changes = self.changes.then(changes)
+        upload = self.event.upload
+        self.event = replace(
+            self.event,
+            upload=replace(
+                upload,
+                id=upload.id if changes.id is None else changes.id,
+                metadata=upload.metadata if changes.metadata is None else changes.metadata,
+                location=upload.location if changes.storage_path is None else changes.storage_path,
+            ),
+        )
+
+    async def failed(self) -> None:
+        """The creation did not come about: the hooks that agreed give back what they reserved, last first."""
+        for hook, event in reversed(self._passed):
+            with suppress(ProtocolError):
+                await self._hooks.call(hook, replace(event, type=EventType.CREATE_FAILED))
+
+
+class Hooks:
+    """The configured hooks. timeout: seconds that one hook may take for one event."""
+
+    def __init__(
+        self,
+        hooks: Iterable[object] = (),
+        *,
+        timeout: float = 30.0,
+        observer: HookObserver | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._observer = observer or _Nobody()
+        self._hooks = list(hooks)
+        self._listeners: dict[EventType, list[object]] = {
+            event_type: [hook for hook in self._hooks if _listens(hook, event_type)]
+            for event_type in EventType
+        }
+        self._queues: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, context: HookContext) -> None:
+        """Lets every hook get ready. Raises HookError for one that cannot."""
+        for hook in self._hooks:
+            begin = getattr(hook, "start", None)
+            if not callable(begin):
+                continue
+            try:
+                await _awaited(begin(context))
+            except Exception as problem:
+                raise HookError(f"hook {_name(hook)} cannot start: {problem}") from problem
+        # What a hook listens to may depend on its settings.
+        for event_type in EventType:
+            self._listeners[event_type] = [
+                hook for hook in self._hooks if _listens(hook, event_type)
+            ]
+
+    async def stop(self) -> None:
+        """Tells what is still to be told, and lets every hook end."""
+        await self.drain()
+        for hook in self._hooks:
+            end = getattr(hook, "stop", None)
+            if callable(end):
+                try:
+                    await _awaited(end())
+                except Exception:
+                    logger.exception("hook %s failed to end", _name(hook))
+
+    def wants(self, event_type: EventType) -> bool:
+        """Whether any hook listens to `event_type`."""
+        return bool(self._listeners[event_type])
+
+    async def before_creation(self, event: Event) -> Creation:
+        """Lets the `pre-create` hooks decide, in order; each sees the changes of those before it.
+
+        Raises the ProtocolError of the first that refuses, after what the others reserved was given back.
+        """
+        creation = Creation(self, event)
+        for hook in self._listeners[EventType.PRE_CREATE]:
+            try:
+                creation.passed(hook, await self.call(hook, creation.event))
+            except BaseException:
+                await creation.failed()
+                raise
+        return creation
+
+    async def ask(self, event: Event) -> Changes:
+        """Lets the hooks of a `pre-` event decide, in order. Raises the ProtocolError of the first that refuses, and a 500
+        for a hook that fails or takes too long."""
+        changes = Changes()
+        for hook in self._listeners[event.type]:
+            changes = changes.then(await self.call(hook, event) or Changes())
+        return changes
+
+    async def progress(self, event: Event) -> ProtocolError | None:
+        """Tells the hooks of `post-receive`; returns the response if one of them wants the running request ended."""
+        for hook in self._listeners[event.type]:
+            try:
+                await self.call(hook, event)
+            except Stop as stop:
+                return ProtocolError(stop.status, "ERR_UPLOAD_STOPPED", stop.body, stop.headers)
+            except ProtocolError as problem:
+                logger.debug("a post-receive hook failed: %s", problem)
+        return None
+
+    def tell(self, event: Event) -> None:
+        """Announces a `post-` event: its hooks run in the background, after those of earlier events of the same upload."""
+        if not self._listeners[event.type]:
+            return
+        before = self._queues.get(event.upload.id)
+        task = asyncio.get_running_loop().create_task(self._announce(event, before))
+        self._queues[event.upload.id] = task
+        task.add_done_callback(lambda done: self._forget(event.upload.id, done))
+
+    def _forget(self, upload_id: str, done: asyncio.Task[None]) -> None:
+        if self._queues.get(upload_id) is done:
+            del self._queues[upload_id]
+
+    async def _announce(self, event: Event, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        for hook in self._listeners[event.type]:
+            try:
+                await self.call(hook, event)
+            except (ProtocolError, Stop) as refusal:
+                logger.debug("a %s hook failed: %s", event.type, refusal)
+
+    async def drain(self) -> None:
+        """Returns when all that was announced has been told."""
+        while self._queues:
+            await asyncio.wait(list(self._queues.values()))
+
+    async def call(self, hook: object, event: Event) -> Changes | None:
+        """Calls one hook's function for the event, if it has one. Raises the ProtocolError that its refusal or failure means,
+        and Stop."""
+        function: HookFunction | None = getattr(hook, event.type.function, None)
+        if function is None:
+            return None
+        self._observer.hook(event.type.value)
+        try:
+            async with asyncio.timeout(self._timeout):
+                if inspect.iscoroutinefunction(function):
+                    answer = await function(event)
+                else:
+                    answer = await _awaited(await asyncio.to_thread(function, event))
+        except Reject as refusal:
+            raise _refused(refusal) from None
+        except Stop:
+            raise
+        except Exception as problem:
+            self._observer.hook_error(event.type.value)
+            logger.error(
+                "the %s hook %s failed for upload %r: %s",
+                event.type,
+                _name(hook),
+                event.upload.id,
+                repr(problem),
+                exc_info=problem,
+            )
+            raise ProtocolError(
+                500,
+                "ERR_INTERNAL_SERVER_ERROR",
+                "a hook of the server failed; the operator's log has the reason",
+            ) from None
+        return answer if isinstance(answer, Changes) else None
+
+
+def _refused(refusal: Reject) -> ProtocolError:
+    if any(name.lower() == "content-type" for name in refusal.headers):
+        return RefusedByHook(refusal.status, refusal.body, refusal.headers)
+    return ProtocolError(refusal.status, "ERR_UPLOAD_REJECTED", refusal.body, refusal.headers)
+
+
+class RefusedByHook(ProtocolError):
+    """A refusal whose body the hook wrote as it is to be sent, with its media type."""
+
+    def __init__(self, status: int, body: str, headers: Mapping[str, str]) -> None:
+        super().__init__(status, "ERR_UPLOAD_REJECTED", body, headers)
+        self.body = body
+
+
+async def _awaited(answer: object) -> object:
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _listens(hook: object, event_type: EventType) -> bool:
+    return callable(getattr(hook, event_type.function, None))
+
+
+def _name(hook: object) -> str:
+    return getattr(hook, "__name__", type(hook).__qualname__)
+
+
+def load(specification: str) -> object:
+    """The hook that `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name` names; a class is instantiated.
+
+    Raises HookError.
+    """
+    place, separator, name = specification.rpartition(":")
+    if not separator:
+        place, name = specification, ""
+    try:
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+        hook: object = getattr(module, name) if name else module
+        if inspect.isclass(hook):
+            hook = hook()
+    except Exception as problem:
+        raise HookError(
+            f"hook {specification!r} cannot be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
+    if not any(_listens(hook, event_type) for event_type in EventType):
+        names = ", ".join(event_type.function for event_type in EventType)
+        raise HookError(f"hook {specification!r} has none of the functions {names}")
+    return hook
+
+
+def _load_file(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"tusd_hook_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

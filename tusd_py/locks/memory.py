@@ -1,0 +1,101 @@
+"""Locks of one process, in its memory.
+
+Those who wait get the lock in the order in which they came. As long as somebody waits, whoever gets it is asked at once to
+let go again, so that of many attempts of one client the last one wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tusd_py.locks.base import LocksClosed, LockTimeout
+
+
+class MemoryLocks:
+    """See `Locks`."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, MemoryLease] = {}
+        self._closed = False
+
+    async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> MemoryLease:
+        if self._closed:
+            raise LocksClosed
+        holder = self._held.get(upload_id)
+        if holder is None:
+            lease = self._held[upload_id] = MemoryLease(self, upload_id)
+            return lease
+        waiter: asyncio.Future[MemoryLease] = asyncio.get_running_loop().create_future()
+        holder.waiters.append((waiter, ask))
+        if ask:
+            holder.request()
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as problem:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # Granted at the very moment in which we gave up: nobody else would ever let it go.
+                waiter.result().hand_over()
+            else:
+                self._forget(upload_id, waiter)
+            if isinstance(problem, TimeoutError):
+                raise LockTimeout from None
+            raise
+
+    def _forget(self, upload_id: str, waiter: asyncio.Future[MemoryLease]) -> None:
+        holder = self._held.get(upload_id)
+        if holder is not None:
+            holder.waiters = [entry for entry in holder.waiters if entry[0] is not waiter]
+
+    def close(self) -> None:
+        self._closed = True
+        for lease in self._held.values():
+            for waiter, _ in lease.waiters:
+                if not waiter.done():
+                    waiter.set_exception(LocksClosed())
+            lease.waiters.clear()
+
+
+class MemoryLease:
+    """See `Lease`."""
+
+    def __init__(self, locks: MemoryLocks, upload_id: str) -> None:
+        self._locks = locks
+        self._upload_id = upload_id
+        self._requested = False
+        self._callback: Callable[[], None] | None = None
+        # A list, as most leases live without a waiter, and an empty deque takes 600 bytes.
+        self.waiters: list[tuple[asyncio.Future[MemoryLease], bool]] = []
+
+    def request(self) -> None:
+        """Somebody asks for the lock."""
+        self._requested = True
+        if self._callback is not None:
+            self._callback()
+
+    def on_requested(self, callback: Callable[[], None] | None) -> None:
+        self._callback = callback
+        if callback is not None and self._requested:
+            callback()
+
+    def is_held(self) -> bool:
+        return self._locks._held.get(self._upload_id) is self
+
+    async def release(self) -> None:
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Gives the lock to whoever waits longest, or to nobody."""
+        if not self.is_held():
+            return
+        while self.waiters:
+            waiter, _ = self.waiters.pop(0)
+            if not waiter.done():
+                successor = MemoryLease(self._locks, self._upload_id)
+                successor.waiters = self.waiters
+                successor._requested = any(ask for _, ask in self.waiters)
+                self._locks._held[self._upload_id] = successor
+                waiter.set_result(successor)
+                return
+        del self._locks._held[self._upload_id]

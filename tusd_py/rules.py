@@ -1,0 +1,22 @@
+"""What the operator allows, as the life of an upload needs to know it; made from the settings by whoever builds the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator allows. Sizes in bytes, times in seconds; 0 for max_size, disk_reserve and expire_after is none."""
+
+    max_size: int = 0
+    disk_reserve: int = 0
+    durability: Literal["none", "finish", "chunk"] = "finish"
+    expire_after: float = 7 * 86400.0
+    tombstone_ttl: float = 30 * 86400.0
+    acquire_lock_timeout: float = 20.0
+    progress_interval: float = 1.0
+    termination: bool = True
+    concatenation: bool = True
+    downloads: bool = True

@@ -1,0 +1,254 @@
+"""Settings from the command line, the environment and a TOML file, each value with where it came
+from.
+
+The first of these that has a setting decides: command line, environment, file, default. Which
+settings there are, and what is right for them, is said by the model alone; the readers here are
+ours and not those of pydantic-settings because every error must name the flag, the variable or the
+line's key that the user wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX, HIDDEN, Setting, catalogue
+from tusd_py.settings.model import Settings
+
+CONFIG_FLAG = "--config"
+CONFIG_VARIABLE = "TUSD_CONFIG"
+
+_SHOWN = 200
+"""Characters of a wrong value that are told."""
+
+# What Kubernetes and Docker's links put into the environment of every container beside a service
+# called "tusd" (or "tusd-…"). Some of the names are ours: TUSD_PORT=tcp://10.0.0.7:80.
+_PLATFORM_NAME = re.compile(
+    r"TUSD_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO|START|END))?)"
+)
+_FROM_PLATFORM = (
+    "the container platform set it for a service of this name; "
+    "call the service otherwise (Kubernetes: or set enableServiceLinks: false)"
+)
+_PLATFORM_PORT = re.compile(r"(tcp|udp|sctp)://\S+")
+
+
+class SettingsError(UsageError):
+    """Settings that cannot be: each problem names the setting as the user gave it, the value and
+    what would be right.
+    """
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings in force."""
+
+    settings: Settings
+    origins: dict[str, str]
+    """For each setting: "flag --port", "environment TUSD_PORT", "file /etc/tusd.toml" or "default".
+    """
+    warnings: tuple[str, ...]
+    """What is probably a mistake but harms nobody."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value as the user gave it."""
+
+    value: object
+    origin: str
+    label: str
+    """What the user wrote to give it: "--port", "TUSD_PORT", "/etc/tusd.toml:port"."""
+
+
+def load(
+    argv: Sequence[str], environ: Mapping[str, str], model: type[Settings] = Settings
+) -> Loaded:
+    """Settings from arguments that are nothing but settings; raises UsageError."""
+    parser = Parser("tusd-py", "[options]", "")
+    add_flags(parser, model)
+    return load_arguments(parser.read(argv), environ, model)
+
+
+def add_flags(parser: Parser, model: type[Settings] = Settings) -> None:
+    """Give a command the flags of all settings, and --config."""
+    parser.option(
+        CONFIG_FLAG,
+        "Read settings from this TOML file.",
+        metavar="FILE",
+        note=CONFIG_VARIABLE,
+    )
+    for setting in catalogue(model):
+        kind = setting.kind
+        # A flag that is off unless it is given needs neither its default nor the word for it.
+        is_switch = kind.bare == "true" and setting.default == "false"
+        has_default = setting.default and not is_switch
+        notes = [f"default {setting.default}" if has_default else "", setting.environment]
+        parser.option(
+            setting.flag,
+            setting.description,
+            section=setting.group,
+            metavar="" if is_switch else f"[{kind.metavar}]" if kind.bare else kind.metavar,
+            note=", ".join(filter(None, notes)),
+            dest=setting.name,
+            bare=kind.bare,
+            action="append" if kind.many else "store",
+        )
+
+
+def load_arguments(
+    arguments: argparse.Namespace, environ: Mapping[str, str], model: type[Settings] = Settings
+) -> Loaded:
+    """Settings from the arguments of a command that `add_flags` was used on.
+
+    Raises SettingsError.
+    """
+    settings = catalogue(model)
+    given = {
+        **_from_file(settings, vars(arguments).get("config"), environ),
+        **_from_environment(settings, environ),
+        **_from_flags(settings, arguments),
+    }
+    try:
+        checked = model.model_validate({name: each.value for name, each in given.items()})
+    except ValidationError as error:
+        raise SettingsError(*_problems(error, settings, given)) from None
+    origins = {
+        setting.name: given[setting.name].origin if setting.name in given else "default"
+        for setting in settings
+    }
+    return Loaded(checked, origins, tuple(_warnings(settings, environ)))
+
+
+# --- the three sources ----------------------------------------------------------------------------
+
+
+def _from_flags(settings: Iterable[Setting], arguments: argparse.Namespace) -> dict[str, _Given]:
+    values = vars(arguments)
+    given = {}
+    for setting in settings:
+        if setting.name in values:
+            value = values[setting.name]
+            text = ",".join(value) if setting.kind.many else value
+            given[setting.name] = _Given(text, f"flag {setting.flag}", setting.flag)
+    return given
+
+
+def _from_environment(settings: Iterable[Setting], environ: Mapping[str, str]) -> dict[str, _Given]:
+    """Variables that are empty count as not set: Compose files pass on what nobody gave a value."""
+    given = {}
+    for setting in settings:
+        name = setting.environment
+        if environ.get(name) and not _is_from_platform(name, environ[name]):
+            given[setting.name] = _Given(environ[name], f"environment {name}", name)
+    return given
+
+
+def _from_file(
+    settings: Iterable[Setting], flag: str | None, environ: Mapping[str, str]
+) -> dict[str, _Given]:
+    label, name = (
+        (CONFIG_FLAG, flag) if flag is not None else (CONFIG_VARIABLE, environ.get(CONFIG_VARIABLE))
+    )
+    if not name:
+        return {}
+    path = Path(name).expanduser().absolute()
+    known = {setting.name: setting for setting in settings}
+    given: dict[str, _Given] = {}
+    problems = []
+    for key, value in _read_toml(path, f"{label} {_quote(name)}").items():
+        setting = known.get(key.replace("-", "_"))
+        place = f"{path}:{key}"
+        if setting is None:
+            problems.append(f"{place}: unknown setting{suggestion(key, known.keys())}")
+        elif setting.name in given:
+            problems.append(f"{place}: given twice, as {given[setting.name].label} too")
+        elif setting.kind.quoted and not isinstance(value, str):
+            problems.append(f"{place}: give it in quotes, such as {_quote(setting.default)}")
+        else:
+            given[setting.name] = _Given(value, f"file {path}", place)
+    if problems:
+        raise SettingsError(*problems)
+    return given
+
+
+def _read_toml(path: Path, label: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{label}: is not a text file in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{label}: is not TOML: {error}") from None
+
+
+# --- what is wrong, and what is odd ---------------------------------------------------------------
+
+
+def _problems(
+    error: ValidationError, settings: Iterable[Setting], given: Mapping[str, _Given]
+) -> Iterator[str]:
+    known = {setting.name: setting for setting in settings}
+    for details in error.errors(include_url=False):
+        if details["type"] == "default_factory_not_called":
+            continue  # a default made from another setting, about which there is a problem already
+        if details["type"] == "conflict":
+            yield _conflict(details, known, given)
+            continue
+        setting = known[str(details["loc"][0])]
+        if setting.name not in given:
+            yield f"{setting.flag} (or {setting.environment}) must be given"
+            continue
+        reason = details.get("ctx", {}).get("error", details["msg"])
+        yield f"{_wrote(setting, given)}: {reason}"
+
+
+def _conflict(
+    details: ErrorDetails, known: Mapping[str, Setting], given: Mapping[str, _Given]
+) -> str:
+    context = details["ctx"]
+    names = {name: _wrote(known[name], given) for name in context if name in known}
+    sentence: str = context["sentence"]
+    return sentence.format(**names)
+
+
+def _wrote(setting: Setting, given: Mapping[str, _Given]) -> str:
+    """How the user gave a setting: --port "80x"; its flag alone where it was not given."""
+    if setting.name not in given:
+        return f"{setting.flag} {_quote(setting.default)}" if setting.default else setting.flag
+    found = given[setting.name]
+    return f"{found.label} {HIDDEN if setting.secret else _quote(found.value)}"
+
+
+def _quote(value: object) -> str:
+    """The value on one line, in printable ASCII, and not too long."""
+    text = json.dumps(value, default=str).replace("\x7f", "\\u007f")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _warnings(settings: Iterable[Setting], environ: Mapping[str, str]) -> Iterator[str]:
+    known = {setting.environment for setting in settings} | {CONFIG_VARIABLE}
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if _is_from_platform(name, environ[name]):
+            if name in known:
+                yield f"{name} {_quote(environ[name])} is ignored: {_FROM_PLATFORM}"
+        elif name not in known:
+            yield f"{name} is not a setting and is ignored{suggestion(name, known)}"
+
+
+def _is_from_platform(name: str, value: str) -> bool:
+    if _PLATFORM_NAME.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _PLATFORM_PORT.fullmatch(value) is not None

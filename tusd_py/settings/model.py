@@ -1,0 +1,345 @@
+"""The one list of settings: name, kind, default, meaning, and what must fit together.
+
+Command line, environment, file, help and documentation are all made from this model; nothing about
+a setting is written down anywhere else. Where values come from is the business of `load`; whether
+the directories can be used is found out by the server at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from tusd_py.settings import kinds
+from tusd_py.settings.catalogue import Shown
+
+Size = Annotated[int, kinds.size()]
+"""Bytes."""
+Duration = Annotated[float, kinds.duration(zero=False)]
+"""Seconds, more than 0."""
+DurationOrZero = Annotated[float, kinds.duration(zero=True)]
+"""Seconds; 0 has a meaning of its own."""
+Count = Annotated[int, kinds.whole(1, 1_000_000)]
+Flag = Annotated[bool, kinds.FLAG]
+HeaderNames = Annotated[
+    str, kinds.tokens("NAMES", "give names of headers, with commas between them")
+]
+Methods = Annotated[str, kinds.tokens("METHODS", "give names of methods, with commas between them")]
+
+NETWORK = Shown("Network")
+STORAGE = Shown("Storage")
+LIMITS = Shown("Limits")
+TIME = Shown("Time")
+EXPIRY = Shown("Expiry")
+PROTOCOL = Shown("Protocol")
+CORS = Shown("CORS")
+DUPLICATES = Shown("Duplicates")
+HOOKS = Shown("Hooks", flag="--hook")
+HOOK_TIMES = Shown("Hooks")
+WIRE_HOOKS = Shown("Hooks over HTTP and as executables")
+OPERATION = Shown("Operation")
+
+WIRE_EVENTS = (
+    "pre-create",
+    "post-create",
+    "post-receive",
+    "pre-finish",
+    "post-finish",
+    "pre-terminate",
+    "post-terminate",
+    "pre-access",
+    "post-expire",
+)
+"""Events that leave the process. The first seven are tusd's."""
+
+
+def _default_state_dir(given: Mapping[str, Path]) -> Path:
+    return given["upload_dir"] / ".tusd-py"
+
+
+class Settings(BaseModel):
+    """What a server is told to do; immutable. Bytes, seconds and absolute paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    host: Annotated[str, kinds.HOST, NETWORK] = Field(
+        "127.0.0.1",
+        description='Address to listen on. "0.0.0.0" or "::" is every address of this machine.',
+    )
+    port: Annotated[int, kinds.whole(0, 65535), NETWORK] = Field(
+        8080, description="Port to listen on. 0 takes any that is free."
+    )
+    unix_sock: Annotated[Path | None, kinds.OPTIONAL_SOCKET, NETWORK] = Field(
+        None, description="Listen on this Unix socket instead of an address and a port."
+    )
+    base_path: Annotated[str, kinds.BASE_PATH, NETWORK] = Field(
+        "/files/",
+        description="Path of the URL under which uploads are created. The closing slash may be "
+        "left out.",
+    )
+    behind_proxy: Annotated[tuple[str, ...], kinds.PROXIES, NETWORK] = Field(
+        (),
+        description="Proxies whose Forwarded and X-Forwarded-* headers are believed: addresses, "
+        'networks, "private" (this machine and private networks), "unix" (whoever '
+        'connects to --unix-sock) or "*" (anybody: only where nobody else can '
+        'connect). Without a value it means "private".',
+    )
+    relative_location: Annotated[Flag, NETWORK] = Field(
+        False, description="Give only the path of an upload in Location, not its whole URL."
+    )
+    tls_certificate: Annotated[Path | None, kinds.OPTIONAL_FILE, NETWORK] = Field(
+        None, description="Serve HTTPS with this certificate (PEM, with its chain)."
+    )
+    tls_key: Annotated[Path | None, kinds.OPTIONAL_FILE, NETWORK] = Field(
+        None, description="Private key of the certificate (PEM)."
+    )
+
+    upload_dir: Annotated[Path, kinds.DIRECTORY, STORAGE] = Field(
+        Path("./data"),
+        description="Where uploads are kept. Created if missing. One server serves one directory.",
+    )
+    state_dir: Annotated[
+        Path, kinds.DIRECTORY, Shown("Storage", default="<upload-dir>/.tusd-py")
+    ] = Field(
+        default_factory=_default_state_dir,
+        description="Where the server keeps what it needs to know beyond the uploads themselves.",
+    )
+    dir_perms: Annotated[int, kinds.perms(0o700), STORAGE] = Field(
+        0o750, description="Permissions of the directories that the server creates."
+    )
+    file_perms: Annotated[int, kinds.perms(0o600), STORAGE] = Field(
+        0o640, description="Permissions of the files that the server creates."
+    )
+    durability: Annotated[
+        Literal["none", "finish", "chunk"], kinds.choice("none", "finish", "chunk"), STORAGE
+    ] = Field(
+        "finish",
+        description="What survives a power cut: every finished upload (finish), every byte that a "
+        "client was told is stored (chunk), or what the system happened to have "
+        "written (none).",
+    )
+    disk_reserve: Annotated[Size, STORAGE] = Field(
+        0, description="Free space to leave on the disk: what would use it is refused with 507."
+    )
+
+    max_size: Annotated[Size, LIMITS] = Field(
+        0, description="Largest upload that is accepted. 0 is no limit."
+    )
+    max_connections: Annotated[Count, LIMITS] = Field(
+        10_000,
+        description="Connections open at the same time. Any more are answered with 503.",
+    )
+    max_header_size: Annotated[int, kinds.size(1024, 16 * 1024**2), LIMITS] = Field(
+        64 * 1024, description="Most that the request line and the headers of a request may take."
+    )
+    max_concat_parts: Annotated[Count, LIMITS] = Field(
+        10_000, description="Most parts that a final upload may be joined from."
+    )
+
+    network_timeout: Annotated[Duration, TIME] = Field(
+        60.0,
+        description="How long a request may go without receiving a byte of its body. Then it "
+        "ends; what arrived is kept.",
+    )
+    keep_alive_timeout: Annotated[Duration, TIME] = Field(
+        60.0, description="How long an idle connection is kept open for a further request."
+    )
+    shutdown_timeout: Annotated[DurationOrZero, TIME] = Field(
+        10.0,
+        description="How long running requests may take to end when the server is told to stop.",
+    )
+    acquire_lock_timeout: Annotated[Duration, TIME] = Field(
+        20.0, description="How long to wait for another request to let go of the same upload."
+    )
+
+    expire_after: Annotated[DurationOrZero, EXPIRY] = Field(
+        7 * 86_400.0,
+        description="How long an unfinished upload is kept after its last byte arrived. 0 is for "
+        "ever.",
+    )
+    tombstone_ttl: Annotated[DurationOrZero, EXPIRY] = Field(
+        30 * 86_400.0,
+        description="How long a removed upload is answered with 410 (gone) rather than 404.",
+    )
+    sweep_interval: Annotated[Duration, EXPIRY] = Field(
+        600.0, description="How often to look for expired uploads."
+    )
+
+    disable_download: Annotated[Flag, PROTOCOL] = Field(
+        False, description="Do not serve finished uploads by GET."
+    )
+    disable_termination: Annotated[Flag, PROTOCOL] = Field(
+        False, description="Do not let clients remove uploads by DELETE."
+    )
+    disable_concatenation: Annotated[Flag, PROTOCOL] = Field(
+        False, description="Do not join uploads from parts."
+    )
+
+    disable_cors: Annotated[Flag, CORS] = Field(
+        False, description="Send no CORS headers, for instance because a proxy does."
+    )
+    cors_allow_origin: Annotated[str, kinds.REGEX, CORS] = Field(
+        ".*", description="Regular expression that has to match the whole of an origin to allow it."
+    )
+    cors_allow_credentials: Annotated[Flag, CORS] = Field(
+        False,
+        description="Let pages send cookies and other credentials. Say with --cors-allow-origin "
+        "which pages.",
+    )
+    cors_allow_methods: Annotated[Methods, CORS] = Field(
+        "", description="Further methods that pages may use."
+    )
+    cors_allow_headers: Annotated[HeaderNames, CORS] = Field(
+        "", description="Further request headers that pages may send."
+    )
+    cors_expose_headers: Annotated[HeaderNames, CORS] = Field(
+        "", description="Further response headers that pages may read."
+    )
+    cors_max_age: Annotated[str, kinds.DELTA_SECONDS, CORS] = Field(
+        "86400", description="How long browsers may remember the answer to a preflight request."
+    )
+
+    duplicates: Annotated[
+        Literal["on", "finished", "off"], kinds.choice("on", "finished", "off"), DUPLICATES
+    ] = Field(
+        "on",
+        description="Which uploads stand in the way of another of the same thing: all (on), those "
+        "that are finished (finished), or none (off).",
+    )
+    duplicate_window: Annotated[Duration, DUPLICATES] = Field(
+        30 * 86_400.0, description="How long a finished upload is remembered."
+    )
+    duplicate_keys: Annotated[tuple[str, ...], kinds.METADATA_KEYS, DUPLICATES] = Field(
+        (),
+        description="Keys of the metadata that say what is uploaded. Without any, all keys do.",
+    )
+    duplicate_fingerprint_key: Annotated[str, kinds.METADATA_KEY, DUPLICATES] = Field(
+        "",
+        description="Key of the metadata whose value alone says what is uploaded, such as a digest "
+        "that clients compute.",
+    )
+    duplicate_scope: Annotated[
+        Literal["owner", "server"], kinds.choice("owner", "server"), DUPLICATES
+    ] = Field(
+        "owner",
+        description="Whether an upload is compared with those of the same owner or with everybody's.",
+    )
+    duplicates_when_unavailable: Annotated[
+        Literal["allow", "refuse"], kinds.choice("allow", "refuse"), DUPLICATES
+    ] = Field(
+        "allow",
+        description="What to do with new uploads while Redis is away: take them unchecked, or "
+        "refuse them with 503.",
+    )
+
+    hooks: Annotated[tuple[str, ...], kinds.HOOKS, HOOKS] = Field(
+        (),
+        description='Python code to call when something happens to an upload: "module:name", '
+        '"path/file.py" or "path/file.py:name".',
+    )
+    hooks_timeout: Annotated[Duration, HOOK_TIMES] = Field(
+        30.0, description="How long a hook that a request depends on may take."
+    )
+    progress_hooks_interval: Annotated[Duration, HOOK_TIMES] = Field(
+        1.0, description="How often post-receive is called while bytes arrive."
+    )
+
+    hooks_http: Annotated[tuple[str, ...], kinds.HTTP_URLS, WIRE_HOOKS] = Field(
+        (), description="Send events to these URLs as POST requests, in tusd's format."
+    )
+    hooks_http_forward_headers: Annotated[HeaderNames, WIRE_HOOKS] = Field(
+        "",
+        description="Header fields of the client's request to repeat in the calls, such as Cookie.",
+    )
+    hooks_http_retry: Annotated[int, kinds.whole(1, 100), WIRE_HOOKS] = Field(
+        3,
+        description="How often a call is tried in all, if the endpoint cannot be reached or answers "
+        "5xx.",
+    )
+    hooks_http_backoff: Annotated[DurationOrZero, WIRE_HOOKS] = Field(
+        1.0, description="How long to wait between two tries."
+    )
+    hooks_http_timeout: Annotated[Duration, WIRE_HOOKS] = Field(
+        15.0, description="How long a call may take, with all its tries and the time between them."
+    )
+    hooks_http_size_limit: Annotated[int, kinds.size(2, 16 * 1024**2), WIRE_HOOKS] = Field(
+        5 * 1024, description="Largest answer that is taken from an endpoint."
+    )
+    hooks_http_secret: Annotated[SecretStr | None, kinds.secret(16), WIRE_HOOKS] = Field(
+        None,
+        description="Sign every call with this secret (HMAC-SHA256, Hook-Signature), of at least 16 "
+        "characters. Rather in the environment or the file than on the command line.",
+    )
+    hooks_dir: Annotated[Path | None, kinds.OPTIONAL_DIRECTORY, WIRE_HOOKS] = Field(
+        None,
+        description="Run the executables in this directory that are named after events, such as "
+        "pre-create.",
+    )
+    hooks_enabled_events: Annotated[tuple[str, ...], kinds.words(*WIRE_EVENTS), WIRE_HOOKS] = Field(
+        ("pre-create", "post-create", "post-receive", "post-terminate", "post-finish"),
+        description="Events that are told by --hooks-http and --hooks-dir. There are besides: "
+        "pre-finish, pre-terminate, pre-access, post-expire.",
+    )
+
+    expose_metrics: Annotated[Flag, OPERATION] = Field(
+        True, description="Serve metrics for Prometheus."
+    )
+    metrics_path: Annotated[str, kinds.URL_PATH, OPERATION] = Field(
+        "/metrics", description="Path of the URL of the metrics, outside the base path."
+    )
+    log_format: Annotated[Literal["text", "json"], kinds.choice("text", "json"), OPERATION] = Field(
+        "text",
+        description="Log lines as text for people or as JSON for machines, on standard error.",
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        kinds.choice("debug", "info", "warning", "error"),
+        OPERATION,
+    ] = Field("info", description="Least serious kind of event that is logged.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for sentence, *names in self._conflicts():
+            raise PydanticCustomError(
+                "conflict", sentence, {"sentence": sentence} | {name: name for name in names}
+            )
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[str, ...]]:
+        """Sentences about settings that do not fit together, each with those settings' names.
+
+        {name} in a sentence stands for what the user wrote.
+        """
+        if self.unix_sock is not None and "port" in self.model_fields_set:
+            yield "{unix_sock} and {port} exclude each other; leave one out", "unix_sock", "port"
+        if self.tls_certificate is not None and self.tls_key is None:
+            yield "{tls_certificate} needs {tls_key} too", "tls_certificate", "tls_key"
+        if self.tls_key is not None and self.tls_certificate is None:
+            yield "{tls_key} needs {tls_certificate} too", "tls_key", "tls_certificate"
+        if self.hooks_http and self.hooks_http_timeout * len(self.hooks_http) > self.hooks_timeout:
+            # The URLs are asked one after the other, and the longer time would never be had.
+            sentence = (
+                "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
+            )
+            yield sentence, "hooks_http_timeout", "hooks_http", "hooks_timeout"
+        if self.state_dir == self.upload_dir:
+            yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
+        if self.duplicate_keys and self.duplicate_fingerprint_key:
+            sentence = "{duplicate_keys} and {duplicate_fingerprint_key} exclude each other; leave one out"
+            yield sentence, "duplicate_keys", "duplicate_fingerprint_key"
+        if self.expose_metrics and not self._metrics_path_is_free():
+            sentence = "{metrics_path} must be outside {base_path}, and not /, /healthz or /readyz"
+            yield sentence, "metrics_path", "base_path"
+        if self.base_path in ("/healthz/", "/readyz/"):
+            yield "{base_path} must be neither /healthz/ nor /readyz/", "base_path"
+
+    def _metrics_path_is_free(self) -> bool:
+        path = self.metrics_path.removesuffix("/") + "/"
+        if path in ("/", "/healthz/", "/readyz/"):
+            return False
+        # Under "/" lies everything; there the fixed pages win over the uploads.
+        return self.base_path == "/" or not path.startswith(self.base_path)

@@ -1,0 +1,471 @@
+"""The connection to Redis: pooled, with a deadline for every command, and quick to fail while Redis
+is away.
+
+What fails is a `StateUnavailable`, whatever the reason; callers decide what that means for an
+upload. That it went away and that it came back is logged here, once each. Nothing is repeated here
+once it may have been carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypedDict
+
+from redis.asyncio import (
+    Connection,
+    ConnectionPool,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tusd_py import logs
+from tusd_py.settings import redis_url
+from tusd_py.state.keys import DEFAULT_PREFIX, Keys
+from tusd_py.state.scripts import Script
+
+logger = logging.getLogger(__name__)
+
+Part: TypeAlias = bytes | str | int | float
+"""A piece of a command. Text is sent as UTF-8."""
+
+OLDEST = (6, 2)
+"""The oldest version that is used: Redis 6.2, whose commands Valkey has too."""
+
+_CONNECTIONS = 32
+"""Most commands at a time; more would only wait inside Redis, which runs one after the other."""
+_IDLE = 10.0
+"""Seconds without a command after which a connection is asked whether it still works, because
+firewalls forget connections without telling.
+"""
+_HEARTBEAT = 30.0
+"""Seconds between questions to a Redis that nobody else asks anything."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between questions to a Redis that is away, at first and in the end."""
+_REPEAT_ERROR = 60.0
+"""Seconds before the same error of a script is logged again."""
+_PROBE_TTL = 60_000
+"""Milliseconds."""
+
+_PROBE = Script(
+    "probe",
+    """\
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[1], 'NX')
+return redis.call('GET', KEYS[2])
+""",
+)
+
+# Replies that say that Redis takes no writes now. Redis 6.2 puts them into the middle of a
+# sentence when a script met them.
+_REFUSED = re.compile(r"(?:^|-)(READONLY|OOM|MISCONF|NOREPLICAS|BUSY) ")
+_DOWN = re.compile(r"(?:^|-)(LOADING|MASTERDOWN|CLUSTERDOWN|NOAUTH|WRONGPASS) ")
+
+
+class StateUnavailable(Exception):
+    """Redis did not do what it was asked. The text is for the log; it never has the password."""
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """What is wrong with Redis."""
+
+    reason: str
+    away: bool
+    """Whether nothing works; otherwise it answers, but takes no writes."""
+    began: float
+    """By the monotonic clock."""
+
+
+class State:
+    """A Redis and what is known about whether it works. One for each process."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        timeout: float = 1.0,
+        on_failure: Callable[[], None] | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        """Does not connect yet. Raises ValueError if the URL is wrong.
+
+        `timeout` (seconds) is the deadline of a command with everything that it needs: waiting for
+        a connection, connecting, the answer. `on_failure` is called for every command that fails.
+        `memory` is a file that remembers between runs which Redis this was, so that one that was
+        emptied is noticed; its directory must exist.
+        """
+        self.prefix = prefix
+        self.keys = Keys(prefix)
+        self.address = redis_url.parse(url)
+        self.timeout = timeout
+        self._pool = _pool(self.address, timeout)
+        self.client: Redis = Redis(connection_pool=self._pool)
+        """For what `command` and `run` cannot do: subscriptions. Raises redis-py's own errors."""
+        self._on_failure = on_failure
+        self._memory = memory
+        self._secrets = _secrets(self.address)
+        self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._trouble: _Trouble | None = None
+        self._logged = False
+        self._known: str | None = None
+        self._stopped = False
+        self._asked = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
+        self._reported: dict[tuple[str, str], float] = {}
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis took writes when it was last asked. No command is sent to find out."""
+        return self._trouble is None and not self._stopped
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, for the log; None if nothing is."""
+        return None if self._trouble is None else self._trouble.reason
+
+    async def start(self) -> None:
+        """Connect. A Redis that is away is logged; it is used as soon as it is there."""
+        if self._memory is not None:
+            self._known = await asyncio.to_thread(_read, self._memory)
+        trouble = await self._probe()
+        if trouble is not None:
+            self._begin(trouble)
+            self._say_away()
+        self._watcher = asyncio.create_task(self._watch(), name="redis")
+
+    async def stop(self) -> None:
+        """Close all connections. Commands fail from now on."""
+        self._stopped = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        await self._disconnect(everything=True)
+
+    async def command(self, *parts: Part) -> object:
+        """Send one command; its answer as Redis gives it (bytes, int, None, list).
+
+        Raises StateUnavailable, no later than the deadline; at once while Redis is away. Whether a
+        command that failed was carried out is not known.
+        """
+        return await self._ask(str(parts[0]), parts, None)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part] = ()) -> object:
+        """Run a script; what it returns. Raises StateUnavailable as `command` does."""
+        parts = (script.sha, len(keys), *keys, *args)
+        return await self._ask(script.name, ("EVALSHA", *parts), script)
+
+    async def check(self) -> str | None:
+        """Ask Redis now whether it works: None, or what is wrong. For health checks."""
+        if self._trouble is None:
+            trouble = await self._probe()
+            if trouble is not None:
+                self._begin(trouble)
+        return self.trouble
+
+    # Asking
+
+    async def _ask(self, name: str, parts: Sequence[Part], script: Script | None) -> object:
+        try:
+            if self._stopped:
+                raise StateUnavailable("the connection to Redis is closed")
+            self._fail_if_away()
+            async with asyncio.timeout(self.timeout):
+                return await self._exchange(parts, script)
+        except StateUnavailable:
+            self._count()
+            raise
+        except (RedisError, OSError) as error:
+            # OSError is the deadline, too.
+            self._count()
+            raise self._judged(name, error) from None
+
+    def _fail_if_away(self) -> None:
+        trouble = self._trouble
+        if trouble is not None and trouble.away:
+            raise StateUnavailable(f"Redis is away: {trouble.reason}")
+
+    async def _exchange(self, parts: Sequence[Part], script: Script | None) -> object:
+        async with self._slots:
+            # It may have gone while this waited for its turn.
+            self._fail_if_away()
+            connection = await self._pool.get_connection()
+            try:
+                await connection.send_command(*parts)
+                try:
+                    return await connection.read_response()
+                except NoScriptError:
+                    if script is None:
+                        raise
+                # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
+                await connection.send_command("EVAL", script.source, *parts[2:])
+                return await connection.read_response()
+            finally:
+                await self._pool.release(connection)
+
+    def _count(self) -> None:
+        if self._on_failure is not None:
+            self._on_failure()
+
+    def _judged(self, name: str, error: Exception) -> StateUnavailable:
+        """What to tell the caller about a failure; what follows from it has been begun."""
+        reason = self._reason(error)
+        away = _is_away(error)
+        if away is None:
+            self._report_error(name, reason)
+        else:
+            self._begin(_Trouble(reason, away, time.monotonic()))
+        return StateUnavailable(f"{name}: {reason}")
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError | RedisTimeoutError):
+            return f"no answer from {self.address} within {self.timeout:g} s"
+        text = str(error) or type(error).__name__
+        if isinstance(error, ReadOnlyError) and "READONLY" not in text:
+            text = f"READONLY {text}"
+        for secret in self._secrets:
+            text = text.replace(secret, "********")
+        return text
+
+    def _report_error(self, name: str, reason: str) -> None:
+        """An error that says nothing about Redis as a whole, such as a mistake in a script."""
+        key, now = (name, reason[:80]), time.monotonic()
+        if now - self._reported.get(key, -_REPEAT_ERROR) >= _REPEAT_ERROR:
+            if len(self._reported) > 100:
+                self._reported.clear()
+            self._reported[key] = now
+            logs.event(logger, logging.ERROR, "redis error", command=name, reason=reason)
+
+    # Knowing whether it works
+
+    def _begin(self, trouble: _Trouble) -> None:
+        """Note that something is wrong, and have it looked at now."""
+        current = self._trouble
+        if current is not None and (current.away or not trouble.away):
+            return
+        self._trouble = trouble
+        self._asked.set()
+
+    async def _watch(self) -> None:
+        """Ask from time to time whether Redis works, and often while it does not."""
+        pause = _FIRST_PAUSE
+        while True:
+            trouble = self._trouble
+            if trouble is None:
+                pause = _FIRST_PAUSE
+                await self._wait(_HEARTBEAT)
+            elif self._logged:
+                self._asked.clear()
+                # Several servers shall not ask in step.
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            # Connections from before may lead to a server that is none any more.
+            if self._trouble is not None:
+                await self._disconnect(everything=False)
+            self._settle(await self._probe())
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something is wrong, at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()
+        except TimeoutError:
+            pass
+        self._asked.clear()
+
+    def _settle(self, found: _Trouble | None) -> None:
+        """Take note of what asking has shown."""
+        before = self._trouble
+        if found is None:
+            self._trouble = None
+            if before is not None:
+                self._say_back(before)
+            return
+        # Since when it is so stays; what is wrong may have changed.
+        began = found.began if before is None else before.began
+        self._trouble = _Trouble(found.reason, found.away, began)
+        if before is None or not self._logged:
+            self._say_away()
+
+    def _say_away(self) -> None:
+        trouble = self._trouble
+        if trouble is None or self._logged:
+            return
+        self._logged = True
+        what = "redis away" if trouble.away else "redis takes no writes"
+        logs.event(logger, logging.WARNING, what, server=str(self.address), reason=trouble.reason)
+
+    def _say_back(self, trouble: _Trouble) -> None:
+        seconds = round(time.monotonic() - trouble.began, 3)
+        if self._logged:
+            logs.event(
+                logger, logging.WARNING, "redis back", server=str(self.address), after=seconds
+            )
+        else:
+            # A connection that broke, an answer that came late: it works when asked again.
+            logs.event(logger, logging.WARNING, "redis failed once", reason=trouble.reason)
+        self._logged = False
+
+    async def _probe(self) -> _Trouble | None:
+        """Ask for a write, on a path of its own that is never closed. What is wrong, or None."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._probe_unbounded()
+        except (RedisError, OSError) as error:
+            return _Trouble(self._reason(error), _is_away(error) is not False, time.monotonic())
+
+    async def _probe_unbounded(self) -> _Trouble | None:
+        connection = await self._pool.get_connection()
+        try:
+            if self._known is None or self._trouble is not None or self._watcher is None:
+                await connection.send_command("INFO", "server")
+                problem = _too_old(await connection.read_response())
+                if problem:
+                    return _Trouble(problem, True, time.monotonic())
+            mark = secrets.token_hex(8)
+            keys = (self.keys.probe(), self.keys.since())
+            await connection.send_command("EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL)
+            found = await connection.read_response()
+        finally:
+            await self._pool.release(connection)
+        if isinstance(found, bytes):
+            await self._recognise(found.decode("ascii", "replace"), mark)
+        return None
+
+    async def _recognise(self, found: str, mark: str) -> None:
+        """Notice that this Redis is not the one that it was, or has lost what it knew."""
+        if found == self._known:
+            return
+        if self._known is not None:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "redis emptied" if found == mark else "another redis",
+                message=f"{self.address} does not know what was kept before: duplicates of earlier "
+                "uploads are not recognised; uploads themselves are not affected",
+                server=str(self.address),
+            )
+        self._known = found
+        if self._memory is not None:
+            await asyncio.to_thread(_write, self._memory, found)
+
+    async def _disconnect(self, *, everything: bool) -> None:
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._pool.disconnect(inuse_connections=everything)
+        except (RedisError, OSError) as error:
+            logs.event(logger, logging.DEBUG, "redis disconnect", reason=self._reason(error))
+
+
+class _Common(TypedDict):
+    """Options of redis-py for connections of every kind."""
+
+    db: int
+    username: str | None
+    password: str | None
+    decode_responses: bool
+    protocol: int
+    driver_info: None
+    socket_timeout: float
+    socket_connect_timeout: float
+    health_check_interval: float
+    retry: Retry
+
+
+def _pool(address: redis_url.Address, timeout: float) -> ConnectionPool:
+    """Connections as we want them; redis-py's own defaults wait and repeat far longer."""
+    common = _Common(
+        db=address.db,
+        username=address.username,
+        password=address.password,
+        # The bytes as they are: metadata are not always UTF-8.
+        decode_responses=False,
+        # One round trip less for each connection; nothing of the newer protocol is needed.
+        protocol=2,
+        driver_info=None,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        health_check_interval=_IDLE,
+        # Once, at once: for the question whether an idle connection still works, which is answered
+        # by a new connection. Commands do not go this way and are never repeated.
+        retry=Retry(NoBackoff(), 1),
+    )
+    if address.path is not None:
+        return ConnectionPool(
+            connection_class=UnixDomainSocketConnection, path=address.path, **common
+        )
+    host, port = address.host, address.port
+    if not address.tls:
+        return ConnectionPool(connection_class=Connection, host=host, port=port, **common)
+    return ConnectionPool(
+        connection_class=SSLConnection,
+        host=host,
+        port=port,
+        ssl_ca_certs=address.ca_file,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+        ssl_cert_reqs="required" if address.verify else "none",
+        ssl_check_hostname=address.verify,
+        **common,
+    )
+
+
+def _is_away(error: Exception) -> bool | None:
+    """True if nothing works, False if only writes do not, None if it is about one command."""
+    if isinstance(error, ReadOnlyError | OutOfMemoryError):
+        return False
+    if not isinstance(error, ResponseError):
+        return True
+    text = str(error)
+    if _REFUSED.search(text):
+        return False
+    return True if _DOWN.search(text) else None
+
+
+def _too_old(info: object) -> str | None:
+    """What is wrong with the version that INFO tells; None if nothing is, or if it tells none."""
+    found = re.search(
+        rb"^redis_version:(\d+)\.(\d+)(\S*)", info if isinstance(info, bytes) else b"", re.MULTILINE
+    )
+    if found is None or (int(found[1]), int(found[2])) >= OLDEST:
+        return None
+    version = b".".join(found.group(1, 2)).decode() + found[3].decode("ascii", "replace")
+    return f"this is Redis {version}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
+
+
+def _secrets(address: redis_url.Address) -> tuple[str, ...]:
+    return (address.password,) if address.password else ()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text("ascii", "replace").strip() or None
+    except OSError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        logs.event(logger, logging.WARNING, "cannot remember", path=path, reason=error.strerror)

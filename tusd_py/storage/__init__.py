@@ -1,0 +1,1 @@
+"""Where bytes live. `base.py` is the contract, the other modules fulfil it."""

@@ -1,0 +1,219 @@
+"""The contract of a store: what every place for bytes must do, and what more it can do.
+
+A store knows uploads, not requests: no header, no lock, no rule of a protocol. It is the truth about bytes: the offset that
+it reports is what it really holds, whatever happened before. Its callers hold the upload's lock while they write, join, cut or
+remove; reading needs none. What a store can do beyond the core is told by the small protocols at the end, and the
+extensions that the server advertises are derived from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+from tusd_py.protocol.checksum import Hasher
+
+MAX_ID_BYTES = 200
+_ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
+_RESERVED_ENDINGS = (".info", ".part", ".lock")
+
+
+class StorageError(Exception):
+    """The store failed; the text is for the log, never for a client."""
+
+
+class UploadNotFound(StorageError):
+    """No upload has this id."""
+
+
+class UploadGone(StorageError):
+    """The upload was removed, and is still remembered."""
+
+
+class UploadExists(StorageError):
+    """An upload with this id exists already."""
+
+
+class StorageFull(StorageError):
+    """There is no room left. What was written before counts."""
+
+
+def is_valid_id(upload_id: str) -> bool:
+    """Whether `upload_id` may name an upload: at most 200 bytes of UTF-8, relative, its segments (between slashes) not empty,
+    not beginning with a dot, without control characters, `\\`, `%` or `:`, and without an ending that the layout uses."""
+    try:
+        size = len(upload_id.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+    return (
+        0 < size <= MAX_ID_BYTES
+        and not upload_id.endswith(_RESERVED_ENDINGS)
+        and all(_ID_SEGMENT.fullmatch(segment) for segment in upload_id.split("/"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """What is recorded about an upload beside its bytes.
+
+    length: bytes, None while deferred (or, for a final, until it can be computed). metadata_header: `Upload-Metadata` as
+    the client sent it. concat_header: `Upload-Concat` likewise. parts: ids, of a final. created_at, finished_at: seconds
+    since the epoch; finished_at stays None until the bytes are durable and the pre-finish hooks agreed.
+    expire_after: seconds without a byte, 0 for never, None for what the server does with all. owner: who it belongs to; empty
+    where nobody is authenticated.
+    location: where the bytes lie, relative to the store, when it is not the id. foreign: recorded by another server in the
+    same layout, which knows no `finished_at`.
+    """
+
+    id: str
+    length: int | None
+    metadata: dict[str, bytes] = field(default_factory=dict)
+    metadata_header: str = ""
+    concat_header: str = ""
+    is_partial: bool = False
+    is_final: bool = False
+    parts: tuple[str, ...] = ()
+    created_at: float = 0.0
+    finished_at: float | None = None
+    expire_after: float | None = None
+    owner: str = ""
+    location: str | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload as it stands: what is recorded, and the truth about its bytes.
+
+    offset: bytes held and counted. changed_at: when the last of them came, seconds since the epoch. joined: False only for a
+    final whose bytes were not put together yet.
+    """
+
+    info: UploadInfo
+    offset: int
+    changed_at: float
+    joined: bool = True
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def length(self) -> int | None:
+        return self.info.length
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes are there. It is finished only when `info.finished_at` is set as well."""
+        return self.joined and self.info.length is not None and self.offset == self.info.length
+
+    @property
+    def finished(self) -> bool:
+        return self.info.finished_at is not None
+
+    @property
+    def remaining(self) -> int | None:
+        """Bytes that are still to come; None while the length is unknown."""
+        return None if self.info.length is None else self.info.length - self.offset
+
+    def with_info(self, **changes: object) -> Upload:
+        """The same bytes with another record."""
+        return replace(self, info=replace(self.info, **changes))  # type: ignore[arg-type]
+
+
+class Writer(Protocol):
+    """Bytes being added to one upload, by the one request that holds its lock. offset: bytes of the upload so far."""
+
+    offset: int
+
+    async def write(self, data: bytes) -> None:
+        """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted) or StorageError."""
+
+    async def feed(self, hasher: Hasher) -> None:
+        """Feeds `hasher` all that this writer added."""
+
+    async def discard(self) -> None:
+        """Takes back all that this writer added."""
+
+    async def close(self, *, sync: bool) -> None:
+        """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go."""
+
+
+class Store(Protocol):
+    """The core that every store has: uploads can be created, with their bytes or before them, and grow."""
+
+    async def create(self, info: UploadInfo) -> Upload:
+        """Records a new upload without bytes. Raises UploadExists, StorageFull."""
+
+    async def load(self, upload_id: str) -> Upload:
+        """The upload as it stands. Raises UploadNotFound, UploadGone. Needs no lock and changes nothing."""
+
+    async def recover(self, upload: Upload) -> Upload:
+        """Under the upload's lock, before it grows: undoes what an earlier holder left half done."""
+
+    async def open_writer(self, upload: Upload) -> Writer:
+        """Opens the end of an upload. Bytes count as they are written."""
+
+    async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
+        """Replaces the record, all or nothing. With `sync`, the bytes are durable before that, and the record after it."""
+
+    async def sync(self, upload: Upload) -> None:
+        """Returns when the bytes, the record and the directory entries of the upload are durable. Raises StorageError."""
+
+    async def free_space(self) -> int | None:
+        """Bytes that can still be stored, or None where that has no bound."""
+
+    async def check(self) -> None:
+        """Raises StorageError if the store cannot be written to now."""
+
+
+@runtime_checkable
+class VerifiesChunks(Protocol):
+    """Bytes can be written so that they count only once they were found right."""
+
+    async def open_verified_writer(self, upload: Upload) -> Writer:
+        """Like `open_writer`, but nothing that is written counts before `close`, also across a crash."""
+
+
+@runtime_checkable
+class RemovesUploads(Protocol):
+    """Uploads can be removed, and looked for when they are due."""
+
+    async def remove(self, upload_id: str) -> None:
+        """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already."""
+
+    def ids(self) -> AsyncIterator[str]:
+        """Every upload there is, in no particular order, with memory that does not grow with their number."""
+
+    async def discard_fragment(self, upload_id: str) -> bool:
+        """Removes what a crash left of a creation that nobody was answered, once it is an hour old; returns whether it did."""
+
+    async def tidy(self, *, tombstone_ttl: float) -> int:
+        """Removes what crashes left behind and tombstones older than `tombstone_ttl` seconds; returns how many things went."""
+
+
+@runtime_checkable
+class ServesFiles(Protocol):
+    """Finished uploads can be sent from a file descriptor."""
+
+    async def open_file(self, upload: Upload) -> int:
+        """A descriptor of the bytes, open for reading; the caller closes it. Raises UploadNotFound."""
+
+
+@runtime_checkable
+class JoinsParts(Protocol):
+    """Uploads can be joined into one, and a join can wait for parts that are still being uploaded."""
+
+    async def join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+        """Puts the bytes of `parts` together in order; the final has all of them or, after a crash, none."""
+
+    async def await_part(self, part_id: str, final_id: str) -> None:
+        """Remembers that `final_id` waits for `part_id`."""
+
+    async def finals_awaiting(self, part_id: str) -> list[str]:
+        """The finals that wait for `part_id`."""
+
+    async def forget_awaiting(self, part_id: str, final_id: str) -> None:
+        """Forgets what `await_part` remembered."""

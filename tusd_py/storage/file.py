@@ -1,0 +1,648 @@
+"""Uploads as files on a local or shared file system, in tusd's layout.
+
+`<id>` holds the bytes and `<id>.info` the record. Whatever else is kept lies under `.tusd-py/`, a name that no id can have:
+
+    new/        records and joined files before they are renamed into their places
+    chunks/     for a chunk that is being verified: the length to cut back to, written before its first byte
+    gone/       tombstones; one that is not empty is a removal that did not come to its end
+    awaiting/   <part>/<final>: finals that wait for a part
+
+Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
+records appear and are replaced by rename; a new upload's record comes before its data file and a removed one's goes before
+it, so that data without a record is never left; a join becomes visible by one rename. Small operations on the page cache run
+inline; syncs, joins, removal and writes to a disk that has turned slow run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from tusd_py.protocol.checksum import Hasher
+from tusd_py.storage import info as records
+from tusd_py.storage.base import (
+    StorageError,
+    StorageFull,
+    Upload,
+    UploadExists,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    is_valid_id,
+)
+from tusd_py.storage.copying import CopyStopped, append_files
+
+STATE_DIRECTORY = ".tusd-py"
+
+_SLOW_WRITE = 0.02
+"""Seconds. A write into the page cache takes far less; one that takes longer is being throttled by the disk."""
+_SLOW_PERIOD = 1.0
+"""Seconds for which writes go through a thread after a slow one."""
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SCAN_BATCH = 1000
+_READ_BACK = 1024 * 1024
+
+# macOS has no fdatasync.
+_sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turns an OSError into the StorageError that it means; `what` says for the log what was being done."""
+    try:
+        yield
+    except OSError as problem:
+        kind = StorageFull if problem.errno in _NO_ROOM else StorageError
+        raise kind(f"{what}: {problem}") from problem
+
+
+class FileStore:
+    """Uploads under `root`. dir_perms, file_perms: permission bits of what is created."""
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, dir_perms: int = 0o750, file_perms: int = 0o640
+    ) -> None:
+        self.root = os.path.abspath(root)
+        self._dir_perms = dir_perms
+        self._file_perms = file_perms
+        state = f"{self.root}/{STATE_DIRECTORY}"
+        self._tmp = f"{state}/new"
+        self._chunks = f"{state}/chunks"
+        self._gone = f"{state}/gone"
+        self._awaiting = f"{state}/awaiting"
+        self._guard: int | None = None
+        self._opened_at = 0.0
+        self._serial = 0
+        self._closing = False
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="tusd-store")
+
+    # Opening and closing
+
+    def open(self) -> None:
+        """Makes the directories and takes the directory for this process; blocking, for the start.
+
+        Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
+        """
+        try:
+            for directory in (self.root, self._tmp, self._chunks, self._gone, self._awaiting):
+                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+            self._guard = os.open(
+                f"{self.root}/{STATE_DIRECTORY}/server.lock",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                self._file_perms,
+            )
+            self._probe()
+        except OSError as problem:
+            raise StorageError(
+                f"cannot use {self.root} for uploads: {problem.strerror or problem}"
+            ) from problem
+        try:
+            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._guard, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise StorageError(
+                f"{self.root} is being served by another process (pid {holder}); stop it first or use another directory"
+            ) from None
+        os.ftruncate(self._guard, 0)
+        os.pwrite(self._guard, str(os.getpid()).encode(), 0)
+        # By the file system's clock, which is the one that files will be compared by.
+        self._opened_at = os.fstat(self._guard).st_mtime
+
+    def close(self) -> None:
+        """Lets the directory go. Joins in flight stop at their next step."""
+        self._closing = True
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._guard is not None:
+            os.close(self._guard)
+            self._guard = None
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        # Shielded: a request that is cancelled must not leave the lock while its thread still writes.
+        work = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await asyncio.wait([work])
+            raise
+
+    # Paths
+
+    def _info_path(self, upload_id: str) -> str:
+        return f"{self.root}/{upload_id}.info"
+
+    def data_path(self, info: UploadInfo) -> str:
+        """Where the bytes of an upload lie."""
+        return f"{self.root}/{info.location or info.id}"
+
+    @staticmethod
+    def _flat(upload_id: str) -> str:
+        """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
+        return upload_id.replace("/", "%")
+
+    def _new_tmp(self, upload_id: str) -> str:
+        self._serial += 1
+        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{os.getpid()}.{self._serial}"
+
+    # The core
+
+    async def create(self, info: UploadInfo) -> Upload:
+        with _translated(f"creating {info.id}"):
+            self._create(info)
+        return Upload(info, 0, info.created_at, joined=not info.is_final)
+
+    def _create(self, info: UploadInfo) -> None:
+        self._forget_tombstone(info.id)
+        data_path = self.data_path(info)
+        if "/" in info.id or info.location:
+            self._make_parents(info)
+        tmp = self._write_record(info)
+        try:
+            os.link(tmp, self._info_path(info.id))
+        except FileExistsError:
+            raise UploadExists(info.id) from None
+        finally:
+            os.unlink(tmp)
+        if info.is_final:
+            return
+        try:
+            os.close(
+                os.open(
+                    data_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
+                )
+            )
+        except OSError as problem:
+            os.unlink(self._info_path(info.id))
+            if isinstance(problem, FileExistsError):
+                raise UploadExists(info.id) from None
+            raise
+
+    def _make_parents(self, info: UploadInfo) -> None:
+        for path in (self._info_path(info.id), self.data_path(info)):
+            try:
+                os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UploadExists(f"{info.id}: a part of its path is an upload") from None
+
+    def _write_record(self, info: UploadInfo, *, sync: bool = False) -> str:
+        return self._write_tmp(info.id, records.serialize(info, root=self.root), sync=sync)
+
+    def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
+        """A new file with `content`, to be renamed into its place; without it, nothing is left."""
+        tmp = self._new_tmp(upload_id)
+        descriptor = os.open(
+            tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
+        )
+        try:
+            if os.write(descriptor, content) != len(content):
+                raise OSError(errno.ENOSPC, "the file was written in part")
+            if sync:
+                os.fsync(descriptor)
+        except OSError:
+            os.unlink(tmp)
+            raise
+        finally:
+            os.close(descriptor)
+        return tmp
+
+    async def load(self, upload_id: str) -> Upload:
+        if not is_valid_id(upload_id):
+            raise UploadNotFound(upload_id)
+        with _translated(f"reading {upload_id}"):
+            return self._load(upload_id)
+
+    def _load(self, upload_id: str) -> Upload:
+        try:
+            descriptor = os.open(
+                self._info_path(upload_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(f"{self._gone}/{self._flat(upload_id)}"):
+                raise UploadGone(upload_id) from None
+            raise UploadNotFound(upload_id) from None
+        try:
+            status = os.fstat(descriptor)
+            content = os.read(descriptor, status.st_size + 1)
+        finally:
+            os.close(descriptor)
+        info = records.parse(
+            content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
+        )
+        try:
+            data = os.stat(self.data_path(info), follow_symlinks=False)
+        except FileNotFoundError:
+            if info.is_final:
+                return Upload(info, 0, info.created_at, joined=False)
+            raise UploadNotFound(f"{upload_id}: there is a record but no data") from None
+        offset = data.st_size
+        if info.finished_at is None:
+            offset = min(offset, self._verified_length(upload_id, offset))
+            if info.foreign and not info.is_final and offset == info.length:
+                info = replace(info, finished_at=data.st_mtime)
+            elif info.is_final:
+                # The data file of a final appears whole; its length may not have come into the record any more.
+                info = replace(
+                    info, length=offset, finished_at=data.st_mtime if info.foreign else None
+                )
+        return Upload(info, offset, max(data.st_mtime, info.created_at))
+
+    def _verified_length(self, upload_id: str, size: int) -> int:
+        """The bytes that count while a chunk is being verified, or after a crash in the middle of that."""
+        try:
+            with open(f"{self._chunks}/{self._flat(upload_id)}", "rb") as marker:
+                # Empty only where a power cut took its content: then nothing says where to cut, and to cut everything
+                # would destroy bytes that were confirmed.
+                return int(marker.read() or size)
+        except FileNotFoundError:
+            return size
+
+    async def recover(self, upload: Upload) -> Upload:
+        if upload.info.foreign and not upload.finished:
+            # From here on our record has to tell whether the upload was finished.
+            upload = upload.with_info(foreign=False)
+            await self.save(upload.info)
+        marker = f"{self._chunks}/{self._flat(upload.id)}"
+        with _translated(f"recovering {upload.id}"):
+            if not upload.finished and os.path.exists(marker):
+                os.truncate(self.data_path(upload.info), upload.offset)
+                os.unlink(marker)
+        return upload
+
+    async def open_writer(self, upload: Upload) -> FileWriter:
+        with _translated(f"opening {upload.id}"):
+            return FileWriter(self, upload, marker=None)
+
+    async def open_verified_writer(self, upload: Upload) -> FileWriter:
+        """See `VerifiesChunks`. The marker says where to cut back to, and stands before the first byte does."""
+        marker = f"{self._chunks}/{self._flat(upload.id)}"
+        with _translated(f"opening {upload.id}"):
+            # By rename: a marker without its content would cost the bytes that it is to protect.
+            os.rename(self._write_tmp(upload.id, b"%d" % upload.offset), marker)
+            try:
+                return FileWriter(self, upload, marker=marker)
+            except OSError:
+                os.unlink(marker)
+                raise
+
+    async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
+        with _translated(f"recording {info.id}"):
+            if sync:
+                await self._in_thread(self._save, info, sync=True)
+            else:
+                self._save(info, sync=False)
+
+    def _save(self, info: UploadInfo, *, sync: bool) -> None:
+        if sync:
+            _sync_path(self.data_path(info), data_only=True)
+        tmp = self._write_record(info, sync=sync)
+        try:
+            os.rename(tmp, self._info_path(info.id))
+        except OSError:
+            os.unlink(tmp)
+            raise
+        if sync:
+            self._sync_directories(info)
+
+    async def sync(self, upload: Upload) -> None:
+        with _translated(f"syncing {upload.id}"):
+            await self._in_thread(self._sync, upload.info)
+
+    def _sync(self, info: UploadInfo) -> None:
+        _sync_path(self.data_path(info), data_only=True)
+        _sync_path(self._info_path(info.id))
+        self._sync_directories(info)
+
+    def _sync_directories(self, info: UploadInfo) -> None:
+        pending = {os.path.dirname(self.data_path(info)), os.path.dirname(self._info_path(info.id))}
+        done: set[str] = set()
+        while pending:
+            directory = pending.pop()
+            _sync_path(directory)
+            done.add(directory)
+            # Directories that an id brings with it have entries of their own to be kept.
+            parent = os.path.dirname(directory)
+            if len(directory) > len(self.root) and parent not in done:
+                pending.add(parent)
+
+    async def free_space(self) -> int | None:
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    async def check(self) -> None:
+        with _translated(f"writing to {self.root}"):
+            await self._in_thread(self._probe)
+
+    def _probe(self) -> None:
+        self._serial += 1
+        probe = f"{self._tmp}/probe.{os.getpid()}.{self._serial}"
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
+        try:
+            os.write(descriptor, b"probe")
+        finally:
+            os.close(descriptor)
+            os.unlink(probe)
+        os.close(os.open(self.root, os.O_RDONLY | os.O_CLOEXEC))
+
+    # ServesFiles
+
+    async def open_file(self, upload: Upload) -> int:
+        with _translated(f"opening {upload.id}"):
+            try:
+                return os.open(
+                    self.data_path(upload.info), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                )
+            except FileNotFoundError:
+                raise UploadNotFound(upload.id) from None
+
+    # RemovesUploads
+
+    async def remove(self, upload_id: str) -> None:
+        with _translated(f"removing {upload_id}"):
+            await self._in_thread(self._remove, upload_id)
+
+    def _remove(self, upload_id: str) -> None:
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        try:
+            os.rename(self._info_path(upload_id), tombstone)
+        except FileNotFoundError:
+            return
+        os.utime(tombstone)
+        self._finish_removal(upload_id, tombstone)
+
+    def _finish_removal(self, upload_id: str, tombstone: str) -> None:
+        """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
+        with open(tombstone, "rb") as file:
+            content = file.read()
+        info: UploadInfo | None = None
+        with suppress(StorageError):
+            info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
+        for path in (
+            f"{self.root}/{upload_id}" if info is None else self.data_path(info),
+            f"{self._chunks}/{self._flat(upload_id)}",
+        ):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        for part_id in info.parts if info else ():
+            self._forget_awaiting(part_id, upload_id)
+        os.truncate(tombstone, 0)
+        self._remove_empty_parents(upload_id)
+
+    def _remove_empty_parents(self, upload_id: str) -> None:
+        directory = os.path.dirname(upload_id)
+        while directory:
+            try:
+                os.rmdir(f"{self.root}/{directory}")
+            except OSError:
+                return
+            directory = os.path.dirname(directory)
+
+    def _forget_tombstone(self, upload_id: str) -> None:
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        if os.path.exists(tombstone):
+            if os.path.getsize(tombstone):
+                self._finish_removal(upload_id, tombstone)
+            os.unlink(tombstone)
+
+    async def ids(self) -> AsyncIterator[str]:
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            try:
+                entries = os.scandir(f"{self.root}/{prefix}")
+            except FileNotFoundError:
+                continue
+            with entries:
+                while batch := await self._in_thread(_next_entries, entries):
+                    for name, is_directory in batch:
+                        if is_directory:
+                            if name != STATE_DIRECTORY:
+                                pending.append(f"{prefix}{name}/")
+                        elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
+                            yield prefix + name[:-5]
+
+    async def tidy(self, *, tombstone_ttl: float) -> int:
+        with _translated("tidying up"):
+            return await self._in_thread(self._tidy, tombstone_ttl)
+
+    def _is_abandoned(self, changed_at: float) -> bool:
+        """Whether a thing that waits to become whole will wait for ever.
+
+        The guard says that we are alone: whoever was at it before we came is gone. (Process ids would not tell: in a container
+        each server has the same one.)
+        """
+        return changed_at < self._opened_at or time.time() - changed_at > _ABANDONED
+
+    def _tidy(self, tombstone_ttl: float) -> int:
+        removed = 0
+        now = time.time()
+        # Files come and go while they are looked at: one that has gone is nobody's remains.
+        for entry in _files_in(self._tmp):
+            with suppress(FileNotFoundError):
+                if self._is_abandoned(entry.stat().st_mtime):
+                    removed += _unlink(entry.path)
+        for entry in _files_in(self._gone):
+            with suppress(FileNotFoundError):
+                status = entry.stat()
+                if status.st_size:
+                    self._finish_removal(entry.name.replace("%", "/"), entry.path)
+                    removed += 1
+                elif now - status.st_mtime > tombstone_ttl:
+                    removed += _unlink(entry.path)
+        for entry in _files_in(self._chunks):
+            if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
+                removed += _unlink(entry.path)
+        return removed + self._tidy_awaiting()
+
+    def _tidy_awaiting(self) -> int:
+        removed = 0
+        with os.scandir(self._awaiting) as parts:
+            for part in parts:
+                for entry in _files_in(part.path):
+                    if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
+                        removed += _unlink(entry.path)
+                with suppress(OSError):
+                    os.rmdir(part.path)
+        return removed
+
+    async def discard_fragment(self, upload_id: str) -> bool:
+        with _translated(f"removing what is left of {upload_id}"):
+            try:
+                changed_at = os.stat(self._info_path(upload_id)).st_mtime
+            except FileNotFoundError:
+                return False
+            if not self._is_abandoned(changed_at):
+                return False
+            await self._in_thread(self._remove, upload_id)
+            return True
+
+    # JoinsParts
+
+    async def join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+        with _translated(f"joining {final.id}"):
+            await self._in_thread(self._join, final, parts)
+
+    def _join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+        tmp = self._new_tmp(final.id)
+        target = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
+        try:
+            for part in parts:
+                # One descriptor at a time: a final may have thousands of parts.
+                source = os.open(self.data_path(part.info), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    append_files(target, [(source, part.offset)], lambda: self._closing)
+                finally:
+                    os.close(source)
+            os.fsync(target)
+            os.rename(tmp, self.data_path(final))
+        except (OSError, CopyStopped) as problem:
+            with suppress(FileNotFoundError):
+                os.unlink(tmp)
+            if isinstance(problem, CopyStopped):
+                raise StorageError("stopped by the server's end") from problem
+            raise
+        finally:
+            os.close(target)
+
+    async def await_part(self, part_id: str, final_id: str) -> None:
+        directory = f"{self._awaiting}/{self._flat(part_id)}"
+        with _translated(f"waiting for {part_id}"):
+            os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+            Path(directory, self._flat(final_id)).touch(mode=self._file_perms)
+
+    async def finals_awaiting(self, part_id: str) -> list[str]:
+        try:
+            names = os.listdir(f"{self._awaiting}/{self._flat(part_id)}")
+        except FileNotFoundError:
+            return []
+        return [name.replace("%", "/") for name in names]
+
+    async def forget_awaiting(self, part_id: str, final_id: str) -> None:
+        self._forget_awaiting(part_id, final_id)
+
+    def _forget_awaiting(self, part_id: str, final_id: str) -> None:
+        directory = f"{self._awaiting}/{self._flat(part_id)}"
+        with suppress(FileNotFoundError):
+            os.unlink(f"{directory}/{self._flat(final_id)}")
+        with suppress(OSError):
+            os.rmdir(directory)
+
+
+class FileWriter:
+    """Bytes at the end of one data file; see `Writer`.
+
+    Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
+    """
+
+    def __init__(self, store: FileStore, upload: Upload, *, marker: str | None) -> None:
+        self.offset = upload.offset
+        self._start = upload.offset
+        self._store = store
+        self._marker = marker
+        self._slow_until = 0.0
+        self._descriptor = os.open(
+            store.data_path(upload.info), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+
+    async def write(self, data: bytes) -> None:
+        with _translated("writing"):
+            began = time.monotonic()
+            if began < self._slow_until:
+                await self._store._in_thread(self._write, data)
+                return
+            self._write(data)
+            if time.monotonic() - began > _SLOW_WRITE:
+                self._slow_until = began + _SLOW_PERIOD
+
+    def _write(self, data: bytes) -> None:
+        written = os.pwrite(self._descriptor, data, self.offset)
+        self.offset += written
+        view = memoryview(data)[written:]
+        while view:
+            written = os.pwrite(self._descriptor, view, self.offset)
+            self.offset += written
+            view = view[written:]
+
+    async def feed(self, hasher: Hasher) -> None:
+        with _translated("reading back"):
+            await self._store._in_thread(self._feed, hasher)
+
+    def _feed(self, hasher: Hasher) -> None:
+        position = self._start
+        while position < self.offset:
+            data = os.pread(self._descriptor, min(_READ_BACK, self.offset - position), position)
+            if not data:
+                raise OSError(errno.EIO, "the data file is shorter than what was written")
+            hasher.update(data)
+            position += len(data)
+
+    async def discard(self) -> None:
+        with _translated("cutting back"):
+            os.ftruncate(self._descriptor, self._start)
+            self.offset = self._start
+        self._remove_marker()
+
+    async def close(self, *, sync: bool) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        try:
+            with _translated("syncing"):
+                if sync:
+                    await self._store._in_thread(_sync_data, descriptor)
+                if self._marker is not None:
+                    self._remove_marker()
+                    if sync:
+                        await self._store._in_thread(_sync_path, self._store._chunks)
+        finally:
+            os.close(descriptor)
+
+    def _remove_marker(self) -> None:
+        if self._marker is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._marker)
+            self._marker = None
+
+
+def _sync_path(path: str, *, data_only: bool = False) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        (_sync_data if data_only else os.fsync)(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
+    batch: list[tuple[str, bool]] = []
+    for entry in entries:
+        batch.append((entry.name, entry.is_dir(follow_symlinks=False)))
+        if len(batch) == _SCAN_BATCH:
+            break
+    return batch
+
+
+def _files_in(directory: str) -> Iterator[os.DirEntry[str]]:
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def _unlink(path: str) -> int:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return 1

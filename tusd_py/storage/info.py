@@ -1,0 +1,136 @@
+"""The `.info` file beside an upload's bytes: tusd's keys in tusd's order, and ours behind them.
+
+tusd ignores what it does not know, so a directory can change servers in both directions. Our keys stand in one object,
+`TusdPy`; its absence tells that another server wrote the record last.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import TypedDict
+
+from tusd_py.protocol import errors, metadata
+from tusd_py.storage.base import StorageError, UploadInfo, is_valid_id
+
+
+class _Storage(TypedDict, total=False):
+    InfoPath: str
+    Path: str
+    Type: str
+
+
+class _Ours(TypedDict, total=False):
+    Metadata: str
+    Concat: str
+    CreatedAt: float
+    FinishedAt: float | None
+    ExpireAfter: float | None
+    Owner: str
+
+
+class _Info(TypedDict, total=False):
+    ID: str
+    Size: int
+    SizeIsDeferred: bool
+    Offset: int
+    MetaData: dict[str, str] | None
+    IsPartial: bool
+    IsFinal: bool
+    PartialUploads: list[str] | None
+    Storage: _Storage | None
+    TusdPy: _Ours
+
+
+def serialize(info: UploadInfo, *, root: str) -> bytes:
+    """The file's content; `root` is the absolute path of the upload directory."""
+    document: _Info = {
+        "ID": info.id,
+        "Size": info.length or 0,
+        "SizeIsDeferred": info.length is None and not info.is_final,
+        "Offset": 0,
+        "MetaData": {key: value.decode("utf-8", "replace") for key, value in info.metadata.items()},
+        "IsPartial": info.is_partial,
+        "IsFinal": info.is_final,
+        "PartialUploads": list(info.parts) or None,
+        "Storage": {
+            "InfoPath": f"{root}/{info.id}.info",
+            "Path": f"{root}/{info.location or info.id}",
+            "Type": "filestore",
+        },
+        "TusdPy": {
+            "Metadata": info.metadata_header,
+            "Concat": info.concat_header,
+            "CreatedAt": info.created_at,
+            "FinishedAt": info.finished_at,
+            "ExpireAfter": info.expire_after,
+            "Owner": info.owner,
+        },
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "replace"
+    )
+
+
+def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> UploadInfo:
+    """The record in `content`; `changed_at` stands in for times that another server did not write.
+
+    Raises StorageError for anything that is not such a record.
+    """
+    try:
+        document: _Info = json.loads(content)
+        return _read(document, upload_id, root, changed_at)
+    except (ValueError, KeyError, TypeError, AttributeError, errors.ProtocolError) as problem:
+        raise StorageError(
+            f"{upload_id}.info is not a record of an upload: {problem!r}"
+        ) from problem
+
+
+def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> UploadInfo:
+    ours = document.get("TusdPy")
+    texts = document.get("MetaData") or {}
+    pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
+    header = ours.get("Metadata", "") if ours else ""
+    if header:
+        pairs = metadata.parse(header)
+    parts = tuple(str(part) for part in document.get("PartialUploads") or ())
+    is_partial, is_final = bool(document.get("IsPartial")), bool(document.get("IsFinal"))
+    concat_header = ours.get("Concat", "") if ours else ""
+    if not concat_header and is_partial:
+        concat_header = "partial"
+    if not concat_header and is_final:
+        concat_header = "final;" + " ".join(parts)
+    deferred = bool(document.get("SizeIsDeferred"))
+    size = int(document["Size"])
+    # A final whose parts are still coming has no length yet; tusd has a word for that only where the client defers it.
+    unknown = deferred or (
+        is_final and size == 0 and ours is not None and ours.get("FinishedAt") is None
+    )
+    return UploadInfo(
+        id=upload_id,
+        length=None if unknown else size,
+        metadata=pairs,
+        metadata_header=header or metadata.serialize(pairs),
+        concat_header=concat_header,
+        is_partial=is_partial,
+        is_final=is_final,
+        parts=parts,
+        created_at=float(ours.get("CreatedAt", changed_at)) if ours else changed_at,
+        finished_at=ours.get("FinishedAt") if ours else None,
+        expire_after=ours.get("ExpireAfter") if ours else None,
+        owner=ours.get("Owner", "") if ours else "",
+        location=_location(document.get("Storage"), upload_id, root),
+        foreign=ours is None,
+    )
+
+
+def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:
+    """Where the bytes lie, relative to `root`; None for the usual place, and for one outside of this directory."""
+    path = (storage or {}).get("Path")
+    if not path:
+        return None
+    try:
+        relative = str(PurePosixPath(path).relative_to(root))
+    except ValueError:
+        return None
+    return relative if relative != upload_id and is_valid_id(relative) else None

@@ -1,0 +1,522 @@
+"""The life of an upload: create, append, finish, join, terminate, expire. Every rule about it stands here, once.
+
+Commands come from `protocol/`, already well-formed; here it is decided whether they may happen to the upload that they name,
+under its lock, before the first byte of a body is read. What arrived is then kept however the request ends, except for a
+chunk with a checksum, which counts whole or not at all. Not for: header fields, sockets, files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from tusd_py.events import Changes, Event, EventType, HookResponse, Hooks, RequestView
+from tusd_py.joining import Joining
+from tusd_py.locks.base import Lease, Locks, LocksClosed, LockTimeout
+from tusd_py.observer import CountingObserver, Observer
+from tusd_py.protocol import errors, metadata
+from tusd_py.protocol.concat import Partial
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.tus import Append, Content, Creation
+from tusd_py.reception import NOTHING_COUNTS, Body, Reception, view_of
+from tusd_py.rules import Rules
+from tusd_py.storage.base import (
+    JoinsParts,
+    RemovesUploads,
+    ServesFiles,
+    StorageError,
+    StorageFull,
+    Store,
+    Upload,
+    UploadExists,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    VerifiesChunks,
+    is_valid_id,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command made of an upload. problem: why the bytes that came with its creation ended early, and what to answer.
+
+    response: what hooks want of the response.
+    """
+
+    upload: Upload
+    problem: ProtocolError | None = None
+    response: HookResponse | None = None
+
+
+class Uploads:
+    """The uploads of one store, and the rules that they live by."""
+
+    def __init__(
+        self,
+        store: Store,
+        locks: Locks,
+        *,
+        rules: Rules | None = None,
+        hooks: Hooks | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.rules = rules or Rules()
+        self.hooks = hooks or Hooks()
+        self._locks = locks
+        self._observer: Observer = observer or CountingObserver()
+        self._clock = clock
+        self._reception = Reception(store, self.rules, self.hooks, self._observer, clock)
+        self._joining = Joining(
+            store,
+            self.rules,
+            load=self._current,
+            check_space=self._reception.check_space,
+            clock=clock,
+        )
+        self._background: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def extensions(self, *, trailers: bool) -> list[str]:
+        """The extensions of tus 1.0.0 that hold here, derived from what the store can do and the operator allows.
+
+        trailers: whether the HTTP server in front hands trailer fields over.
+        """
+        removes = isinstance(self.store, RemovesUploads)
+        joins = isinstance(self.store, JoinsParts) and self.rules.concatenation
+        verifies = isinstance(self.store, VerifiesChunks)
+        offered = {
+            "creation": True,
+            "creation-with-upload": True,
+            "creation-defer-length": True,
+            "expiration": removes and self.rules.expire_after > 0,
+            "checksum": verifies,
+            "checksum-trailer": verifies and trailers,
+            "termination": removes and self.rules.termination,
+            "concatenation": joins,
+            "concatenation-unfinished": joins,
+        }
+        return [name for name, holds in offered.items() if holds]
+
+    def expires_at(self, upload: Upload) -> float | None:
+        """When an upload will be given up if no byte comes, in seconds since the epoch; None if it will not.
+
+        Parts expire even when they are complete: by themselves they are of no use to anybody.
+        """
+        after = upload.info.expire_after
+        if after is None:
+            after = self.rules.expire_after
+        if not after or (upload.finished and not upload.info.is_partial):
+            return None
+        return upload.changed_at + after
+
+    # Creation
+
+    async def create(
+        self, command: Creation, parts: Sequence[str], body: Body, request: RequestView
+    ) -> Result:
+        """Makes a new upload, with the bytes that its creation carries, or joins `parts` (ids) to a final.
+
+        Raises the ProtocolError of a refusal; then nothing was created.
+        """
+        self._refuse_when_closing()
+        with self._translated():
+            info = UploadInfo(
+                id=secrets.token_hex(16),
+                length=command.length,
+                metadata=command.metadata,
+                metadata_header=command.metadata_header,
+                concat_header=command.concat_header,
+                is_partial=isinstance(command.concat, Partial),
+                is_final=bool(parts),
+                parts=tuple(parts),
+                created_at=self._clock(),
+            )
+            sources: dict[str, Upload] = {}
+            if command.concat is not None and not self.rules.concatenation:
+                raise errors.invalid_concat("concatenation is disabled on this server")
+            if info.is_final:
+                sources = await self._joining.parts(info.parts)
+                info = replace(info, length=self._joining.length_of(info.parts, sources))
+            content = command.content
+            self._check_creation(info, content)
+            await self._reception.check_space(
+                info.length or (content.length if content else None) or 0
+            )
+            return await self._create(info, sources, content, body, request)
+
+    def _check_creation(self, info: UploadInfo, content: Content | None) -> None:
+        maximum = self.rules.max_size
+        if maximum and info.length is not None and info.length > maximum:
+            raise errors.max_size_exceeded()
+        if content is not None:
+            self._reception.check(Upload(info, 0, info.created_at), content)
+
+    async def _create(
+        self,
+        info: UploadInfo,
+        sources: Mapping[str, Upload],
+        content: Content | None,
+        body: Body,
+        request: RequestView,
+    ) -> Result:
+        """Lets the hooks have their say, brings the upload into being and adds the bytes that came with it."""
+        created = False
+        event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
+        creation = await self.hooks.before_creation(event)
+        try:
+            info = self._changed(info, creation.changes)
+            async with self._held(info.id) as lease:
+                upload = await self._record(info, sources, request)
+                created = True
+                try:
+                    result = await self._fill(upload, content, body, request, lease)
+                except ProtocolError:
+                    self._tell(EventType.POST_TERMINATE, upload, request)
+                    raise
+        except BaseException:
+            if not created:
+                await creation.failed()
+            raise
+        return replace(result, response=result.response or creation.changes.response)
+
+    @staticmethod
+    def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
+        """The record of a new upload with what the hooks want of it."""
+        for path in (changes.id, changes.storage_path):
+            if path is not None and not is_valid_id(path):
+                logger.error("a pre-create hook chose %r, which cannot name an upload", path)
+                raise errors.internal()
+        if changes.metadata is not None:
+            pairs = dict(changes.metadata)
+            info = replace(info, metadata=pairs, metadata_header=metadata.serialize(pairs))
+        return replace(
+            info,
+            id=info.id if changes.id is None else changes.id,
+            location=changes.storage_path,
+            expire_after=changes.expire_after,
+        )
+
+    async def _record(
+        self, info: UploadInfo, sources: Mapping[str, Upload], request: RequestView
+    ) -> Upload:
+        """Brings a new upload into being; a final with the bytes of its parts, if they are there. All or nothing."""
+        upload = await self.store.create(info)
+        try:
+            if info.is_final:
+                upload = await self._joining.begin(upload, sources)
+            elif self.rules.durability == "chunk":
+                await self.store.sync(upload)
+        except BaseException:
+            await self._take_back(upload)
+            raise
+        self._observer.uploads_created += 1
+        self._tell(EventType.POST_CREATE, upload, request)
+        return upload
+
+    async def _fill(
+        self,
+        upload: Upload,
+        content: Content | None,
+        body: Body,
+        request: RequestView,
+        lease: Lease,
+    ) -> Result:
+        """Adds the bytes that came with the creation, and finishes what is complete by then."""
+        try:
+            if content is not None:
+                upload = await self._reception.receive(upload, content, body, lease, request)
+            return await self._finish(upload, request)
+        except ProtocolError as problem:
+            if problem.code in NOTHING_COUNTS:
+                # Nothing of it counts and the client was never told where it is: nobody could use it.
+                await self._take_back(upload)
+                raise
+            return Result(await self.store.load(upload.id), problem)
+
+    async def _take_back(self, upload: Upload) -> None:
+        if isinstance(self.store, RemovesUploads):
+            with suppress(StorageError):
+                await self.store.remove(upload.id)
+
+    # Reading about uploads
+
+    async def inspect(self, upload_id: str, request: RequestView) -> Upload:
+        """An upload as it stands (HEAD). Whoever is writing to it is asked to let go, so that the offset holds.
+
+        What a crash left undone between the last byte and the finish is made up for first.
+        """
+        self._refuse_when_closing()
+        with self._translated():
+            upload = await self._current(upload_id)
+            await self._ask_for_access(upload, request)
+            if upload.finished:
+                return upload
+            async with self._held(upload_id):
+                upload = await self.store.recover(await self._current(upload_id))
+                if upload.info.is_final and not upload.joined:
+                    upload = await self._joining.try_join(upload)
+                return (await self._finish(upload, request)).upload
+
+    async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, int]:
+        """A finished upload and a descriptor of its bytes, which the caller closes (GET). Needs no lock.
+
+        Raises a 404 for all that is not served: unknown, removed, unfinished.
+        """
+        self._refuse_when_closing()
+        if not isinstance(self.store, ServesFiles) or not self.rules.downloads:
+            raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
+        with self._translated():
+            try:
+                upload = await self.store.load(upload_id)
+                if not upload.finished:
+                    raise errors.not_served()
+                await self._ask_for_access(upload, request)
+                return upload, await self.store.open_file(upload)
+            except UploadGone:
+                raise errors.not_found() from None
+
+    # Growing
+
+    async def append(
+        self, upload_id: str, command: Append, body: Body, request: RequestView
+    ) -> Result:
+        """Adds the body's bytes at `command.offset` (PATCH). Raises the ProtocolError of a refusal, or of an early end."""
+        self._refuse_when_closing()
+        with self._translated():
+            if self.hooks.wants(EventType.PRE_ACCESS):
+                # Before the holder is asked to let go: who may not write may not disturb either.
+                await self._ask_for_access(await self._current(upload_id), request)
+            async with self._held(upload_id) as lease:
+                upload = await self.store.recover(await self._current(upload_id))
+                if upload.info.is_final:
+                    raise errors.modify_final()
+                if command.offset != upload.offset:
+                    raise errors.mismatched_offset(upload.offset)
+                declared = self._declared(upload, command.length)
+                self._reception.check(declared, command.content)
+                await self._reception.check_space(command.content.length or 0)
+                if declared.info is not upload.info:
+                    await self.store.save(declared.info)
+                upload = await self._reception.receive(
+                    declared, command.content, body, lease, request
+                )
+                return await self._finish(upload, request)
+
+    def _declared(self, upload: Upload, length: int | None) -> Upload:
+        """The upload with the length that a request declares, if it may ("Creation", Upload-Defer-Length)."""
+        if length is None or length == upload.length:
+            return upload
+        if upload.length is not None:
+            raise errors.invalid_length("the upload's length is known and cannot be changed")
+        if length < upload.offset:
+            raise errors.invalid_length("Upload-Length is less than what was uploaded already")
+        if self.rules.max_size and length > self.rules.max_size:
+            raise errors.max_size_exceeded()
+        return upload.with_info(length=length)
+
+    # Finishing
+
+    async def _finish(self, upload: Upload, request: RequestView) -> Result:
+        """If all bytes are there: makes them durable, lets the hooks agree, records it, announces it. Under the lock, once."""
+        if upload.finished or not upload.complete:
+            return Result(upload)
+        durable = self.rules.durability != "none"
+        response: HookResponse | None = None
+        if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
+            if durable:
+                await self.store.sync(upload)
+            event = Event(EventType.PRE_FINISH, view_of(upload.info, upload.offset), request)
+            response = (await self.hooks.ask(event)).response
+        finished = upload.with_info(finished_at=self._clock())
+        try:
+            await self.store.save(finished.info, sync=durable)
+        except StorageError:
+            with suppress(StorageError):
+                await self.store.save(upload.info)
+            raise
+        if upload.info.is_partial:
+            await self._wake_finals(upload.id, request)
+        else:
+            self._observer.uploads_finished += 1
+            self._tell(EventType.POST_FINISH, finished, request)
+        return Result(finished, response=response)
+
+    # Joining
+
+    async def _wake_finals(self, part_id: str, request: RequestView) -> None:
+        """A part is complete: finals that wait for it are looked at, without holding its client up."""
+        if not isinstance(self.store, JoinsParts):
+            return
+        for final_id in await self.store.finals_awaiting(part_id):
+            task = asyncio.get_running_loop().create_task(self._complete_final(final_id, request))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _complete_final(self, final_id: str, request: RequestView) -> None:
+        try:
+            await self.inspect(final_id, request)
+        except ProtocolError as problem:
+            # The next HEAD of the final, or the sweep, tries again.
+            logger.warning("final upload %s was not joined yet: %s", final_id, problem)
+
+    # Ending
+
+    async def terminate(self, upload_id: str, request: RequestView) -> HookResponse | None:
+        """Removes an upload, finished or not; a running request on it is ended first (DELETE).
+
+        Returns what hooks want of the response.
+        """
+        self._refuse_when_closing()
+        if not isinstance(self.store, RemovesUploads) or not self.rules.termination:
+            raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
+        with self._translated():
+            if self.hooks.wants(EventType.PRE_ACCESS):
+                await self._ask_for_access(await self._current(upload_id), request)
+            async with self._held(upload_id):
+                upload = await self._current(upload_id)
+                view = view_of(upload.info, upload.offset)
+                changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
+                await self.store.remove(upload_id)
+                self._observer.uploads_terminated += 1
+                self._tell(EventType.POST_TERMINATE, upload, request)
+                return changes.response
+
+    # The sweep's part
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is shutting down."""
+        return self._closing
+
+    def is_due(self, upload: Upload) -> bool:
+        """Whether an upload has expired."""
+        expires = self.expires_at(upload)
+        return expires is not None and expires <= self._clock()
+
+    async def expire(self, upload_id: str) -> bool:
+        """Removes an upload that is due, unless somebody holds it or it has moved; returns whether it went."""
+        if not isinstance(self.store, RemovesUploads):
+            return False
+        try:
+            async with self._held(upload_id, ask=False, timeout=0):
+                upload = await self.load(upload_id)
+                if not self.is_due(upload):
+                    return False
+                await self.store.remove(upload_id)
+        except LockTimeout:
+            return False
+        self._observer.uploads_expired += 1
+        self._tell(EventType.POST_EXPIRE, upload, RequestView())
+        return True
+
+    async def make_up(self, upload_id: str) -> bool:
+        """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
+        try:
+            async with self._held(upload_id, ask=False, timeout=0):
+                upload = await self._joining.try_join(await self._current(upload_id))
+                return (await self._finish(upload, RequestView())).upload.finished
+        except LockTimeout:
+            return False
+
+    # Shutting down
+
+    def begin_shutdown(self) -> None:
+        """Ends the bodies in flight, keeping what arrived, and refuses whatever comes or waits from now on."""
+        self._closing = True
+        self._reception.close()
+        self._locks.close()
+
+    async def drain(self) -> None:
+        """Returns when nothing goes on in the background any more."""
+        while self._background:
+            await asyncio.wait(list(self._background))
+
+    # Helpers
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise errors.shutting_down()
+
+    async def _current(self, upload_id: str) -> Upload:
+        """The upload as it stands. Raises a 410 for one that is due: its removal is only a matter of time."""
+        upload = await self.load(upload_id)
+        if self.is_due(upload):
+            raise errors.gone()
+        return upload
+
+    async def load(self, upload_id: str) -> Upload:
+        """The upload as the store has it; a final that waits for its parts is as young as the youngest of them."""
+        upload = await self.store.load(upload_id)
+        if upload.joined:
+            return upload
+        changed_at = upload.changed_at
+        for part_id in set(upload.info.parts):
+            with suppress(UploadNotFound, UploadGone):
+                changed_at = max(changed_at, (await self.store.load(part_id)).changed_at)
+        return replace(upload, changed_at=changed_at)
+
+    @asynccontextmanager
+    async def _held(
+        self, upload_id: str, *, ask: bool = True, timeout: float | None = None
+    ) -> AsyncIterator[Lease]:
+        began = time.monotonic()
+        patience = self.rules.acquire_lock_timeout if timeout is None else timeout
+        try:
+            lease = await self._locks.acquire(upload_id, timeout=patience, ask=ask)
+        except LockTimeout:
+            if not ask:
+                raise
+            self._observer.lock_timeout()
+            raise errors.locked() from None
+        except LocksClosed:
+            raise errors.shutting_down() from None
+        self._observer.lock_wait(time.monotonic() - began)
+        try:
+            yield lease
+        finally:
+            await lease.release()
+
+    async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:
+        if self.hooks.wants(EventType.PRE_ACCESS):
+            view = view_of(upload.info, upload.offset)
+            await self.hooks.ask(Event(EventType.PRE_ACCESS, view, request))
+
+    async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+        """The offset of an upload and whether it is finished; None if it is not there (any more). For hooks."""
+        try:
+            upload = await self._current(upload_id)
+        except (UploadNotFound, UploadGone, ProtocolError):
+            return None
+        return upload.offset, upload.finished
+
+    def _tell(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
+        if self.hooks.wants(event_type):
+            self.hooks.tell(Event(event_type, view_of(upload.info, upload.offset), request))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns what a store raises into the response that it means; the reason stays in the log."""
+        try:
+            yield
+        except UploadNotFound:
+            raise errors.not_found() from None
+        except UploadGone:
+            raise errors.gone() from None
+        except UploadExists:
+            raise errors.id_taken() from None
+        except StorageFull as problem:
+            logger.warning("the store is full: %s", problem)
+            raise errors.insufficient_storage() from None
+        except StorageError as problem:
+            logger.error("the store failed: %s", problem, exc_info=problem)
+            raise errors.internal() from None

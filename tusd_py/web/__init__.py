@@ -1,0 +1,1 @@
+"""The edge: HTTP on one side, commands and uploads on the other."""

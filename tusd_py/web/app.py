@@ -1,0 +1,244 @@
+"""The server's parts put together from settings: as a component for any ASGI application, and as a site of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from tusd_py import __version__, events, logs
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.rules import Rules
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError
+from tusd_py.storage.file import FileStore
+from tusd_py.sweep import sweep
+from tusd_py.uploads import Uploads
+from tusd_py.web.cors import CORS
+from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
+from tusd_py.web.forwarded import Proxies
+from tusd_py.web.health import Health
+from tusd_py.web.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class TusApp:
+    """A collection of uploads as an ASGI component, to be served alone or mounted.
+
+    Uploads live under `settings.base_path`, below the place where the component is mounted: mounted at `/files`, the base path
+    is usually `/`. It starts with its `lifespan`, or else with the first request, and must be stopped by `stop`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS or proxies that make no sense."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.store = FileStore(
+            settings.upload_dir, dir_perms=settings.dir_perms, file_perms=settings.file_perms
+        )
+        self.uploads = Uploads(
+            self.store,
+            MemoryLocks(),
+            rules=_rules(settings),
+            hooks=events.Hooks(
+                [events.load(specification) for specification in settings.hooks],
+                timeout=settings.hooks_timeout,
+                observer=self.metrics,
+            ),
+            observer=self.metrics,
+        )
+        self._endpoint = TusEndpoint(
+            self.uploads,
+            options=EndpointOptions(
+                base_path=settings.base_path,
+                relative_location=settings.relative_location,
+                network_timeout=settings.network_timeout,
+                max_concat_parts=settings.max_concat_parts,
+            ),
+            proxies=Proxies(settings.behind_proxy),
+            cors=_cors(settings),
+            metrics=self.metrics,
+        )
+        self._sweeper: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._opened = False
+
+    def open(self) -> None:
+        """Takes the upload directory. Raises StorageError where it cannot be used."""
+        if not self._opened:
+            self.store.open()
+            self._opened = True
+
+    async def start(self) -> None:
+        """Opens, lets the hooks get ready and begins to look for what has expired. Raises StorageError, HookError."""
+        async with self._starting:
+            if self._sweeper is not None:
+                return
+            self.open()
+            await self.uploads.hooks.start(
+                events.HookContext(
+                    settings=self.settings,
+                    state=None,
+                    offset_of=self.uploads.offset_of,
+                    observer=self.metrics,
+                )
+            )
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
+
+    async def stop(self) -> None:
+        """Ends the bodies in flight, waits for what was begun, and lets the directory go."""
+        self.uploads.begin_shutdown()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self.uploads.drain()
+        await self.uploads.hooks.stop()
+        await asyncio.to_thread(self.store.close)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """A lifespan for the application that this is mounted in: `Starlette(lifespan=tus.lifespan)`."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"uploads come by HTTP, not as {scope['type']!r}")
+        if self._sweeper is None:
+            await self.start()
+        await self._endpoint(scope, receive, send)
+
+    async def check(self) -> str | None:
+        """None if uploads can be stored now, else what is wrong, for the log."""
+        try:
+            await self.store.check()
+        except StorageError as problem:
+            return str(problem)
+        return None
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            try:
+                report = await sweep(self.uploads)
+            except StorageError as problem:
+                logger.warning("the sweep failed and will be tried again: %s", problem)
+            else:
+                if report.expired or report.finished or report.remains:
+                    logs.event(
+                        logger,
+                        logging.INFO,
+                        "sweep",
+                        seen=report.seen,
+                        expired=report.expired,
+                        finished=report.finished,
+                        remains=report.remains,
+                    )
+            await asyncio.sleep(self.settings.sweep_interval)
+
+
+class Site:
+    """The whole server as an ASGI application: uploads, and the pages beside them."""
+
+    def __init__(self, tus: TusApp) -> None:
+        settings = tus.settings
+        self._tus = tus
+        self._base = settings.base_path
+        health = Health({"store": tus.check})
+        routes = [
+            Route("/", _index(settings.base_path), methods=["GET"]),
+            Route("/healthz", health.healthz, methods=["GET"]),
+            Route("/readyz", health.readyz, methods=["GET"]),
+        ]
+        if settings.expose_metrics:
+            routes.append(Route(settings.metrics_path, _metrics(tus.metrics), methods=["GET"]))
+        self._pages = Starlette(routes=routes, lifespan=tus.lifespan)
+        self._page_paths = {route.path for route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._is_upload(scope["path"]):
+            await self._tus(scope, receive, send)
+        elif scope["type"] == "http" and _has_body(scope):
+            await self._pages(scope, receive, _closing(send))
+        else:
+            await self._pages(scope, receive, send)
+
+    def _is_upload(self, path: str) -> bool:
+        if path in self._page_paths:
+            # Only where uploads live under "/" do the two meet; creating there is a POST, which the page would refuse.
+            return path == self._base
+        return path.startswith(self._base) or path == self._base[:-1]
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+def _closing(send: Send) -> Send:
+    """A `send` whose response is the connection's last: pages take no body, and do not swallow one to keep a connection."""
+
+    async def send_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return send_last
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        max_size=settings.max_size,
+        disk_reserve=settings.disk_reserve,
+        durability=settings.durability,
+        expire_after=settings.expire_after,
+        tombstone_ttl=settings.tombstone_ttl,
+        acquire_lock_timeout=settings.acquire_lock_timeout,
+        progress_interval=settings.progress_hooks_interval,
+        termination=not settings.disable_termination,
+        concatenation=not settings.disable_concatenation,
+        downloads=not settings.disable_download,
+    )
+
+
+def _cors(settings: Settings) -> CORS | None:
+    if settings.disable_cors:
+        return None
+    return CORS(
+        allow_origin=settings.cors_allow_origin,
+        allow_credentials=settings.cors_allow_credentials,
+        allow_methods=settings.cors_allow_methods,
+        allow_headers=settings.cors_allow_headers,
+        expose_headers=settings.cors_expose_headers,
+        max_age=settings.cors_max_age,
+    )
+
+
+def _index(base_path: str) -> Callable[[Request], Awaitable[Response]]:
+    text = f"tusd-py {__version__}: a resumable upload server. Uploads are created by POST to {base_path}\n"
+
+    async def index(_request: Request) -> Response:
+        return PlainTextResponse(text)
+
+    return index
+
+
+def _metrics(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+    async def render(request: Request) -> Response:
+        body, content_type = metrics.render(request.headers.get("accept"))
+        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    return render

@@ -1,0 +1,423 @@
+"""The tus endpoint: an ASGI application for one collection of uploads.
+
+It reads a request's head, lets `protocol/` make a command of it and `uploads` carry it out, and writes the response. It can
+stand alone, behind our own server, or be mounted in any ASGI framework. The path from the socket to the store passes no
+middleware: CORS, proxies, metrics and the log line are calls from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import quote
+
+from starlette.types import Receive, Scope, Send
+
+from tusd_py import logs
+from tusd_py.events import HookResponse, RefusedByHook, RequestView
+from tusd_py.protocol import concat, errors, tus
+from tusd_py.protocol.concat import Final
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.headers import Headers
+from tusd_py.reception import BodyEnd
+from tusd_py.storage.base import Upload
+from tusd_py.uploads import Uploads
+from tusd_py.web.body import StreamBody, Trailers, no_trailers
+from tusd_py.web.cors import CORS
+from tusd_py.web.download import DownloadPlan, plan_download, send_file
+from tusd_py.web.forwarded import External, Proxies
+from tusd_py.web.metrics import Metrics
+from tusd_py.web.uvicorn import EXTENSION, Exchange
+
+logger = logging.getLogger(__name__)
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_COLLECTION_METHODS = "POST, OPTIONS"
+_UPLOAD_METHODS = "HEAD, PATCH, GET, DELETE, OPTIONS"
+_SWALLOWED = 64 * 1024
+"""Bytes. A body that was not taken and is no larger is read and thrown away, to keep the connection."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_EMPTY: Mapping[str, str] = {}
+
+
+@dataclass(slots=True)
+class Response:
+    """A response that is still to be sent; a file's bytes follow `download`, and its descriptor is closed by whoever sends."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    download: DownloadPlan | None = None
+    descriptor: int = -1
+    code: str | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, as far as it was looked at. route: the path below the place where the endpoint is mounted."""
+
+    scope: Scope
+    headers: Headers
+    method: str
+    route: str
+    external: External
+    body: StreamBody
+    request_id: str
+    upload_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointOptions:
+    """How the endpoint meets the world. base_path begins and ends with a slash; network_timeout in seconds."""
+
+    base_path: str = "/files/"
+    relative_location: bool = False
+    network_timeout: float = 60.0
+    max_concat_parts: int = 10_000
+
+
+class TusEndpoint:
+    """See the module. cors: None sends no CORS header fields."""
+
+    def __init__(
+        self,
+        uploads: Uploads,
+        *,
+        options: EndpointOptions | None = None,
+        proxies: Proxies | None = None,
+        cors: CORS | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._uploads = uploads
+        self._options = options or EndpointOptions()
+        self._proxies = proxies or Proxies([])
+        self._cors = cors
+        self._metrics = metrics or Metrics()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; an ASGI application of type "http"."""
+        began = time.perf_counter()
+        headers = Headers(scope["headers"])
+        request = Request(
+            scope=scope,
+            headers=headers,
+            method=scope["method"],
+            route=_route(scope),
+            external=self._proxies.external(scope),
+            body=StreamBody(
+                receive, idle_timeout=self._options.network_timeout, trailers=_trailers(scope)
+            ),
+            request_id=_request_id(headers),
+        )
+        try:
+            response = await self._answer(request)
+        except ProtocolError as problem:
+            response = self._problem(request, problem)
+        except Exception:
+            logger.exception("request %s failed", request.request_id)
+            response = self._problem(request, errors.internal())
+        await self._send(request, response, send)
+        self._record(request, response, time.perf_counter() - began)
+
+    # From the request to the uploads
+
+    async def _answer(self, request: Request) -> Response:
+        request.method = tus.effective_method(request.method, request.headers)
+        base = self._options.base_path
+        if request.route not in (base, base[:-1]) and not request.route.startswith(base):
+            raise errors.not_found()
+        if request.method == "OPTIONS":
+            return self._options_response(request)
+        tus.check_version(request.method, request.headers)
+        request.upload_id = request.route[len(base) :].rstrip("/")
+        if not request.upload_id:
+            if request.method != "POST":
+                raise errors.method_not_allowed(_COLLECTION_METHODS)
+            return await self._create(request)
+        if request.method == "HEAD":
+            return await self._inspect(request)
+        if request.method == "PATCH":
+            return await self._append(request)
+        if request.method == "DELETE":
+            shaped = await self._uploads.terminate(request.upload_id, self._view(request))
+            return _shaped(Response(204), shaped)
+        if request.method == "GET":
+            return await self._download(request)
+        raise errors.method_not_allowed(_UPLOAD_METHODS)
+
+    def _options_response(self, request: Request) -> Response:
+        trailers = EXTENSION in request.scope.get("extensions", _EMPTY)
+        extensions = self._uploads.extensions(trailers=trailers)
+        return Response(204, tus.options_headers(extensions, max_size=self._uploads.rules.max_size))
+
+    async def _create(self, request: Request) -> Response:
+        command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
+        self._check_trailer(request, command.content)
+        parts: list[str] = []
+        if isinstance(command.concat, Final):
+            parts = [self._id_of(request, url) for url in command.concat.parts]
+        view = self._view(request)
+        created = await self._uploads.create(command, parts, request.body, view)
+        upload = created.upload
+        request.upload_id = upload.id
+        headers = {
+            "Location": view.url_of(upload.id),
+            **tus.expires_header(self._uploads.expires_at(upload)),
+        }
+        if command.content is not None:
+            headers["Upload-Offset"] = str(upload.offset)
+        if created.problem is not None:
+            # The client may never have seen the URL: with it, it can go on from here.
+            response = self._problem(request, created.problem)
+            response.headers = {**response.headers, **headers}
+            return response
+        return _shaped(Response(201, headers), created.response)
+
+    async def _inspect(self, request: Request) -> Response:
+        upload = await self._uploads.inspect(request.upload_id, self._view(request))
+        info = upload.info
+        status = tus.Status(
+            offset=upload.offset if upload.joined else None,
+            length=info.length,
+            deferred=info.length is None and not info.is_final,
+            metadata_header=info.metadata_header,
+            concat_header=info.concat_header,
+            expires=self._uploads.expires_at(upload),
+        )
+        return Response(200, tus.status_headers(status))
+
+    async def _append(self, request: Request) -> Response:
+        command = tus.parse_append(request.headers)
+        self._check_trailer(request, command.content)
+        result = await self._uploads.append(
+            request.upload_id, command, request.body, self._view(request)
+        )
+        headers = {
+            "Upload-Offset": str(result.upload.offset),
+            **tus.expires_header(self._uploads.expires_at(result.upload)),
+        }
+        return _shaped(Response(204, headers), result.response)
+
+    async def _download(self, request: Request) -> Response:
+        upload, descriptor = await self._uploads.open_download(
+            request.upload_id, self._view(request)
+        )
+        plan = plan_download(
+            request.headers,
+            size=upload.offset,
+            etag=_etag(upload),
+            last_modified=upload.changed_at,
+            metadata=upload.info.metadata,
+            method=request.method,
+        )
+        return Response(plan.status, download=plan, descriptor=descriptor)
+
+    @staticmethod
+    def _check_trailer(request: Request, content: tus.Content | None) -> None:
+        if (
+            content is not None
+            and content.checksum_in_trailer
+            and EXTENSION not in request.scope.get("extensions", _EMPTY)
+        ):
+            raise errors.invalid_checksum(
+                "this server does not receive trailers; use a header field"
+            )
+
+    # Addresses
+
+    def _collection_url(self, request: Request) -> str:
+        path = quote(
+            f"{request.scope.get('root_path', '')}{self._options.base_path}", safe="/~!$&'()*+,;=:@"
+        )
+        if self._options.relative_location:
+            return f"{request.external.prefix}{path}"
+        return self._proxies.location(request.external, path)
+
+    def _view(self, request: Request) -> RequestView:
+        """The request as hooks see it."""
+        query = request.scope.get("query_string", b"").decode("latin-1")
+        return RequestView(
+            method=request.method,
+            path=f"{request.scope['path']}?{query}" if query else request.scope["path"],
+            client=request.external.client,
+            headers=request.headers,
+            collection_url=self._collection_url(request),
+        )
+
+    def _id_of(self, request: Request, url: str) -> str:
+        """The id in a URL of `Upload-Concat`: as the client sees it, or as this server does behind its proxy."""
+        path = f"{request.scope.get('root_path', '')}{self._options.base_path}"
+        try:
+            return concat.upload_id_of(url, f"{request.external.prefix}{path}")
+        except ProtocolError:
+            return concat.upload_id_of(url, path)
+
+    # From the uploads to the response
+
+    def _problem(self, request: Request, problem: ProtocolError) -> Response:
+        """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
+        if isinstance(problem, RefusedByHook):
+            return Response(
+                problem.status, problem.headers, problem.body.encode(), code=problem.code
+            )
+        if _wants_problem_details(request.headers.get("accept", "")):
+            body = json.dumps(
+                {
+                    "type": "about:blank",
+                    "title": _phrase(problem.status),
+                    "status": problem.status,
+                    "detail": problem.message,
+                    "code": problem.code,
+                }
+            ).encode()
+            media_type = "application/problem+json"
+        else:
+            body = f"{problem.code}: {problem.message}\n".encode()
+            media_type = "text/plain; charset=utf-8"
+        headers = {
+            "Content-Type": media_type,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+            **problem.headers,
+        }
+        return Response(problem.status, headers, body, code=problem.code)
+
+    async def _send(self, request: Request, response: Response, send: Send) -> None:
+        raw: RawHeaders = [
+            (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in response.headers.items()
+        ]
+        if request.method != "OPTIONS":
+            raw.append((b"tus-resumable", tus.VERSION.encode()))
+        raw.append((b"x-request-id", request.request_id.encode()))
+        if self._cors is not None:
+            origin = request.headers.get("origin")
+            raw += self._cors.headers_for(
+                None if origin is None else origin.encode("latin-1"),
+                preflight=request.method == "OPTIONS",
+            )
+        if response.status == 503 or _leaves_body(request):
+            raw.append((b"connection", b"close"))
+        if response.download is not None:
+            await self._send_download(request, response, raw, send)
+            return
+        # HEAD has no body; its Content-Length would be taken for the upload's.
+        body = b"" if request.method == "HEAD" else response.body
+        if response.status != 204 and request.scope["method"] != "HEAD":
+            raw.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_download(
+        self, request: Request, response: Response, raw: RawHeaders, send: Send
+    ) -> None:
+        # The response holds an open descriptor from here on, whatever happens to the client.
+        plan = cast(DownloadPlan, response.download)
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": plan.status,
+                    "headers": [*raw, *plan.headers],
+                }
+            )
+            if plan.count:
+                await send_file(request.scope, send, response.descriptor, plan.start, plan.count)
+            else:
+                await send({"type": "http.response.body", "body": b""})
+        except (OSError, TimeoutError) as problem:
+            # The connection is closed by then, so that nobody takes what was sent for the whole.
+            logger.warning("request %s: the download ended early: %s", request.request_id, problem)
+            response.code = "ERR_DOWNLOAD_ENDED"
+        finally:
+            os.close(response.descriptor)
+
+    def _record(self, request: Request, response: Response, seconds: float) -> None:
+        self._metrics.request(request.method, seconds)
+        if response.code is not None:
+            self._metrics.error(response.status, response.code)
+        logs.event(
+            logger,
+            logging.INFO,
+            "request",
+            method=request.method,
+            path=request.scope["path"],
+            status=response.status,
+            bytes=request.body.received or None,
+            duration=round(seconds, 4),
+            upload=request.upload_id or None,
+            code=response.code,
+            client=request.external.client,
+            request_id=request.request_id,
+        )
+
+
+def _shaped(response: Response, wanted: HookResponse | None) -> Response:
+    """The response with what a hook wants of it; it cannot take away what the protocol needs."""
+    if wanted is None:
+        return response
+    # A 204 cannot have a body (RFC 9110, section 15.3.5).
+    status = wanted.status or (200 if wanted.body and response.status == 204 else response.status)
+    body = b"" if status == 204 else wanted.body.encode()
+    return Response(status, {**wanted.headers, **response.headers}, body)
+
+
+def _route(scope: Scope) -> str:
+    """The path below the mount point: frameworks leave the whole path in `path` and tell their part in `root_path`."""
+    path, root = cast(str, scope["path"]), cast(str, scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def _trailers(scope: Scope) -> Trailers:
+    exchange: Any = scope.get("extensions", _EMPTY).get(EXTENSION)
+    return exchange.trailers if isinstance(exchange, Exchange) else no_trailers
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _leaves_body(request: Request) -> bool:
+    """Whether a body was left unread that is not worth reading to keep the connection (RFC 9110, section 9.3)."""
+    if request.body.end is BodyEnd.COMPLETE or not request.scope.get(
+        "http_version", "1.1"
+    ).startswith("1"):
+        return False
+    if request.body.end is not None:
+        return True
+    headers = request.headers
+    if "transfer-encoding" in headers:
+        return True
+    length = headers.get("content-length", "0")
+    if length == "0":
+        return False
+    return "expect" in headers or len(length) > 5 or int(length) > _SWALLOWED
+
+
+def _wants_problem_details(accept: str) -> bool:
+    names = (element.partition(";")[0].strip().lower() for element in accept.split(","))
+    return any(name in ("application/problem+json", "application/json") for name in names)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Checksum Mismatch" if status == 460 else "Error"
+
+
+def _etag(upload: Upload) -> str:
+    """A strong validator: a finished upload's bytes never change, and an id that is used again has another time."""
+    identity = f"{upload.id}\0{upload.offset}\0{upload.info.finished_at}".encode()
+    return f'"{hashlib.blake2b(identity, digest_size=16).hexdigest()}"'

@@ -1,0 +1,355 @@
+"""What a request's address was before proxies took it in: `Forwarded` (RFC 7239) and the
+`X-Forwarded-…` family.
+
+Anybody can send these fields, so they count only when the peer is a proxy that the operator named,
+and of a chain of hops only those that such proxies wrote. Whatever is malformed is treated as
+absent: the address is then the one that this server itself saw. Nothing here is meant for deciding
+what a client may do.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_Address = IPv4Address | IPv6Address
+_Network = IPv4Network | IPv6Network
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_NAMES = {
+    b"host": "host",
+    b"forwarded": "forwarded",
+    b"x-forwarded-for": "for",
+    b"x-forwarded-proto": "proto",
+    b"x-forwarded-host": "xhost",
+    b"x-forwarded-port": "port",
+    b"x-forwarded-prefix": "prefix",
+}
+_FAMILY = ("for", "proto", "xhost", "port")
+
+_PAIR = re.compile(
+    r"""[ \t]*(?:(?P<name>[!\#$%&'*+.^_`|~0-9A-Za-z-]+)=
+            (?:(?P<token>[!\#$%&'*+.^_`|~0-9A-Za-z-]+)
+              |"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)"))?
+        [ \t]*(?P<end>[;,]|\Z)""",
+    re.VERBOSE,
+)
+_NAME_AND_PORT = re.compile(
+    r"(?P<name>[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,252}[0-9A-Za-z_.])?)(?::(?P<port>[0-9]{1,5}))?"
+)
+_IPV6_AND_PORT = re.compile(r"\[(?P<name>[0-9A-Fa-f:.]{2,45})\](?::(?P<port>[0-9]{1,5}))?")
+# Segments of unreserved characters and escapes: no empty ones, as `//evil.example` would be another
+# host's address.
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z._~!$&'()*+;=:@%-]+){1,16}")
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """How the client addressed the server, and who it is.
+
+    scheme: "http" or "https". host: with the port unless it is the scheme's own; never empty.
+    prefix: path that proxies took off, "" or "/something". client: "ip:port", "ip" where a proxy
+    did not tell the port, "" where nothing is known.
+    """
+
+    scheme: str
+    host: str
+    prefix: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """What one proxy said of the request that it took in; None where it said nothing (usable)."""
+
+    client: str | None = None
+    scheme: str | None = None
+    host: str | None = None
+
+
+class Proxies:
+    """The proxies whose word counts.
+
+    trusted: IP addresses, networks in CIDR notation, "*" for every peer, "unix" for whoever comes
+    by the unix socket. Raises ValueError for anything else.
+    """
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        names = [entry.strip() for entry in trusted]
+        self._all = "*" in names
+        self._unix = "unix" in names or self._all
+        self._networks = tuple(_network(name) for name in names if name not in ("*", "unix"))
+        self._any = self._unix or bool(self._networks)
+        # An address is looked up for every request of its connections.
+        self._is_trusted: Callable[[str], bool] = lru_cache(maxsize=4096)(self._find)
+        self._warned = False
+
+    def external(self, scope: Mapping[str, Any]) -> External:
+        """The address of an ASGI request as its client sees it."""
+        fields = _fields(scope["headers"])
+        seen = _seen(scope, fields.get("host"))
+        if not self._any or not self._peer_is_trusted(scope):
+            return seen
+        return self._told(fields, seen)
+
+    def location(self, external: External, path: str) -> str:
+        """The absolute URL of `path` (which begins with "/") for whoever sent the request."""
+        return f"{external.scheme}://{external.host}{external.prefix}{path}"
+
+    def _find(self, address: str) -> bool:
+        if self._all:
+            return True
+        try:
+            wanted = _parse_ip(address)
+        except ValueError:
+            return False
+        return any(wanted in network for network in self._networks)
+
+    def _peer_is_trusted(self, scope: Mapping[str, Any]) -> bool:
+        client = scope.get("client")
+        if client:
+            return self._is_trusted(client[0])
+        # A TCP peer that has gone already has no address either: only the server's own tells a unix
+        # socket.
+        server = scope.get("server")
+        return self._unix and server is not None and server[1] is None
+
+    def _told(self, fields: Mapping[str, str], seen: External) -> External:
+        # Where the two families contradict each other, one of them came from the client: which one
+        # cannot be told, so neither counts.
+        by_family = self._by_family(fields, seen) if any(k in fields for k in _FAMILY) else None
+        by_rfc = self._by_rfc(fields["forwarded"], seen) if "forwarded" in fields else None
+        told = by_rfc or by_family or seen
+        if by_rfc and by_family and _essence(by_rfc) != _essence(by_family):
+            self._warn_once()
+            told = seen
+        return replace(told, prefix=_prefix(_last(fields.get("prefix", ""))))
+
+    def _by_rfc(self, value: str, seen: External) -> External | None:
+        hops = _parse_forwarded(value)
+        return _apply(self._walk(hops), seen) if hops else None
+
+    def _by_family(self, fields: Mapping[str, str], seen: External) -> External:
+        clients = _split(fields.get("for", ""))
+        believed = self._walk([_Hop(client=_node(client)) for client in clients])
+        depth = max(len(believed), 1)
+        scheme = _scheme(_at(fields.get("proto", ""), depth))
+        host = _host(_at(fields.get("xhost", ""), depth))
+        port = _port(_at(fields.get("port", ""), depth))
+        told = _apply([*believed, _Hop(scheme=scheme, host=host)], seen)
+        if port is not None:
+            name, _ = _split_host(told.host)
+            told = replace(told, host=_with_port(name, port, told.scheme))
+        return told
+
+    def _walk(self, hops: Sequence[_Hop]) -> list[_Hop]:
+        """The hops that trusted proxies wrote, from the nearest to the one that met the client.
+
+        The last hop was written by the peer; the one before it by whoever the last names as its
+        client, and so on.
+        """
+        believed: list[_Hop] = []
+        for hop in reversed(hops):
+            believed.append(hop)
+            if hop.client is None or not self._is_trusted(_address_of(hop.client)):
+                break
+        return believed
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Forwarded and X-Forwarded-* of a trusted proxy contradict each other, so neither "
+                "is used; let the proxy remove the one that it does not write itself"
+            )
+
+
+def _network(entry: str) -> _Network:
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{entry!r} is not an IP address, a network such as 10.0.0.0/8, '*' or 'unix'"
+        ) from None
+
+
+def _parse_ip(text: str) -> _Address:
+    address = ip_address(text.partition("%")[0])
+    # A socket that listens on both families shows IPv4 peers this way.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _fields(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name = _NAMES.get(raw_name)
+        if name is not None:
+            value = raw_value.decode("latin-1").strip(" \t")
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
+def _seen(scope: Mapping[str, Any], host_field: str | None) -> External:
+    scheme = "https" if scope.get("scheme") == "https" else "http"
+    host = _host(host_field)
+    if host is None:
+        host = _host_of_server(scope.get("server"), scheme)
+    else:
+        name, port = _split_host(host)
+        host = _with_port(name, port, scheme)
+    client = scope.get("client")
+    return External(scheme, host, "", _endpoint(client[0], client[1]) if client else "")
+
+
+def _host_of_server(server: Sequence[Any] | None, scheme: str) -> str:
+    if not server or server[1] is None:
+        return "localhost"
+    name = f"[{server[0]}]" if ":" in server[0] else str(server[0])
+    return _with_port(name, int(server[1]), scheme)
+
+
+def _endpoint(address: str, port: int | None) -> str:
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _address_of(client: str) -> str:
+    if client.startswith("["):
+        return client[1:].partition("]")[0]
+    return client.partition(":")[0] if client.count(":") == 1 else client
+
+
+def _essence(external: External) -> tuple[str, str, str]:
+    # One family tells ports of clients, the other mostly does not.
+    return external.scheme, external.host.lower(), _address_of(external.client)
+
+
+def _apply(hops: Iterable[_Hop], seen: External) -> External:
+    """The address that believed hops tell; the farther one counts, where it tells anything."""
+    client, scheme, host = seen.client, seen.scheme, None
+    for hop in hops:
+        client = hop.client or client
+        scheme = hop.scheme or scheme
+        host = hop.host or host
+    name, port = _split_host(host or seen.host)
+    return External(scheme, _with_port(name, port, scheme), "", client)
+
+
+def _split(value: str) -> list[str]:
+    return [part for part in (part.strip(" \t") for part in value.split(",")) if part]
+
+
+def _at(value: str, depth: int) -> str | None:
+    """The entry of the `depth`-th hop from here; a shorter list was begun by a proxy, not appended
+    to by each.
+    """
+    entries = _split(value)
+    return entries[-min(depth, len(entries))] if entries else None
+
+
+def _last(value: str) -> str | None:
+    return _at(value, 1)
+
+
+def _scheme(value: str | None) -> str | None:
+    value = value.lower() if value else None
+    return value if value in _DEFAULT_PORTS else None
+
+
+def _port(value: str | None) -> int | None:
+    if not value or not value.isascii() or not value.isdigit() or len(value) > 5:
+        return None
+    port = int(value)
+    return port if 0 < port < 65536 else None
+
+
+def _prefix(value: str | None) -> str:
+    value = (value or "").removesuffix("/")
+    return value if len(value) <= 1024 and _PREFIX.fullmatch(value) else ""
+
+
+def _host(value: str | None) -> str | None:
+    """A host name or address, with its port if it has one; None for what cannot stand in a URL
+    there.
+    """
+    if not value:
+        return None
+    match = _NAME_AND_PORT.fullmatch(value) or _IPV6_AND_PORT.fullmatch(value)
+    if match is None or (match["port"] is not None and _port(match["port"]) is None):
+        return None
+    if value.startswith("["):
+        try:
+            IPv6Address(match["name"])
+        except ValueError:
+            return None
+    return value
+
+
+def _split_host(host: str) -> tuple[str, int | None]:
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        return host, None
+    return name, int(port)
+
+
+def _with_port(name: str, port: int | None, scheme: str) -> str:
+    return name if port in (None, _DEFAULT_PORTS[scheme]) else f"{name}:{port}"
+
+
+def _node(value: str) -> str | None:
+    """A `for` as "ip" or "ip:port"; None for `unknown`, an obfuscated name (RFC 7239, section 6)
+    and nonsense.
+    """
+    address, port = value, None
+    if value.startswith("["):
+        address, bracket, rest = value[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return None
+        port = rest[1:] or None
+    elif value.count(":") == 1:
+        address, _, port = value.partition(":")
+    try:
+        return _endpoint(str(_parse_ip(address)), _port(port))
+    except ValueError:
+        return None
+
+
+def _parse_forwarded(value: str) -> list[_Hop] | None:
+    """The elements of a `Forwarded` field (RFC 7239, section 4), or None where any of it is
+    malformed.
+
+    All or nothing, because a client's unfinished quotation mark could otherwise swallow what a
+    proxy appended.
+    """
+    hops: list[_Hop] = []
+    pairs: dict[str, str] = {}
+    at = 0
+    while match := _PAIR.match(value, at):
+        if match["name"]:
+            name = match["name"].lower()
+            if name in pairs:
+                return None
+            pairs[name] = match["token"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
+        if match["end"] != ";" and pairs:
+            hops.append(_hop(pairs))
+            pairs = {}
+        if not match["end"]:
+            return hops
+        at = match.end()
+    return None
+
+
+def _hop(pairs: Mapping[str, str]) -> _Hop:
+    return _Hop(
+        client=_node(pairs.get("for", "")),
+        scheme=_scheme(pairs.get("proto")),
+        host=_host(pairs.get("host")),
+    )

@@ -1,0 +1,155 @@
+"""Running the server: sockets, the event loop, signals, and the end. The settings are what `tusd-py serve` was told."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from tusd_py import logs
+from tusd_py.events import HookError
+from tusd_py.protocol import tus
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError
+from tusd_py.web.app import Site, TusApp
+from tusd_py.web.uvicorn import Limits, UploadConfig, UploadServer
+
+logger = logging.getLogger(__name__)
+
+EXIT_UNUSABLE = 2
+_BACKLOG = 2048
+_WATCHDOG_GRACE = 0.5
+
+
+class _Server(UploadServer):
+    """Says where it listens as soon as it accepts connections."""
+
+    def __init__(self, config: UploadConfig, *, url: str, on_shutdown: Callable[[], None]) -> None:
+        super().__init__(config, on_shutdown=on_shutdown)
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logs.event(
+            logger, logging.INFO, "listening", message=f"Uploads at {self._url}", url=self._url
+        )
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
+    try:
+        app = TusApp(settings)
+        app.open()
+        sockets = [] if settings.unix_sock else _listen(settings.host, settings.port)
+    except (StorageError, HookError, ValueError, OSError) as problem:
+        sys.stderr.write(f"tusd-py serve: {problem}\n")
+        return EXIT_UNUSABLE
+    _raise_descriptor_limit(settings.max_connections)
+    config = UploadConfig(
+        Site(app),
+        limits=Limits(
+            connections=settings.max_connections,
+            head_size=settings.max_header_size,
+            idle_timeout=settings.network_timeout,
+        ),
+        gauge=app.metrics,
+        fixed_headers={"Tus-Resumable": tus.VERSION},
+        uds=str(settings.unix_sock) if settings.unix_sock else None,
+        backlog=_BACKLOG,
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_timeout),
+        timeout_graceful_shutdown=max(1, math.floor(settings.shutdown_timeout)),
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+
+    def begin_shutdown() -> None:
+        logs.event(
+            logger,
+            logging.INFO,
+            "stopping",
+            message="Stopping: ending requests, keeping what arrived",
+        )
+        app.uploads.begin_shutdown()
+        _start_watchdog(settings.shutdown_timeout)
+
+    server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown)
+    server.run(sockets or None)
+    return 0 if server.started else 1
+
+
+def _start_watchdog(timeout: float) -> None:
+    """Ends the process when something hangs (a disk, a hook): what was answered is stored, the rest is resumed."""
+
+    def end() -> None:
+        logs.event(
+            logger,
+            logging.ERROR,
+            "stopping",
+            message="The shutdown time-out is over; ending at once",
+        )
+        os._exit(1)
+
+    watchdog = threading.Timer(max(timeout, 1.0) + _WATCHDOG_GRACE, end)
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that are bound to every address of `host`, all with the same port. Raises ValueError that says what is wrong."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else address[1]
+            listener.bind((address[0], taken, *address[2:]))
+    except OSError as problem:
+        for listener in sockets:
+            listener.close()
+        reason = problem.strerror or str(problem)
+        raise ValueError(
+            f"cannot listen on {host} port {port}: {reason} (--host, --port)"
+        ) from problem
+    return sockets
+
+
+def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
+    """Where the collection of uploads is, as a person on this machine would reach it."""
+    if settings.unix_sock:
+        return f"unix:{settings.unix_sock}:{settings.base_path}"
+    scheme = "https" if settings.tls_certificate else "http"
+    address = sockets[0].getsockname()
+    host = settings.host if any(address[0].strip("0.:")) else "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{scheme}://{host}:{address[1]}{settings.base_path}"
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """A connection needs a descriptor, and while it uploads a second one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + 256
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < connections + 256:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "descriptors",
+                message=f"Only {limit} files may be open at once; {connections} connections may need {wanted}",
+            )
