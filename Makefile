@@ -43,7 +43,7 @@ serve: $(RUNTIME) ## install what is needed and start the server: make serve ARG
 venv: $(DEV) ## the development environment in .venv
 
 test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) ## all tests: make test PYTEST_ARGS="-k T13"
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV) ## style, types, and whether what is installed satisfies pyproject.toml
 	$(PY) -m ruff check $(SOURCES)
@@ -74,6 +74,7 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	$(UV) --no-annotate $(LOCK)/build.in -o requirements/build.txt
 	$(UV) -c requirements/build.txt pyproject.toml -o requirements/runtime.txt
 	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --group dev -o requirements/dev.txt
+	$(UV) --no-annotate bench/peers/python/requirements.in -o bench/peers/python/requirements.txt
 	rm -rf $(LOCK)
 
 clean: ## remove the environment, caches and everything else that can be made again; uploads stay

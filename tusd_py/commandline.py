@@ -103,7 +103,8 @@ class Parser(argparse.ArgumentParser):
         doubled = [
             f"-{each}" if f"-{each}".split("=", 1)[0] in self._flags else each for each in arguments
         ]
-        namespace, rest = self.parse_known_args(doubled)
+        # Flags may stand between the words of a command.
+        namespace, rest = self.parse_known_intermixed_args(doubled)
         for argument in rest:
             self.error(self._unknown(argument))
         return namespace

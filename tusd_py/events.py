@@ -135,17 +135,20 @@ class Changes:
 
 
 class Reject(Exception):
-    """Raised by a `pre_` hook: the request is refused with this response."""
+    """Raised by a `pre_` hook: the request is refused with this response. code: for logs and metrics."""
 
     def __init__(
         self,
         status: int = 400,
         body: str = "refused by the server",
         headers: Mapping[str, str] | None = None,
+        *,
+        code: str = "ERR_UPLOAD_REJECTED",
     ) -> None:
         super().__init__(body)
         self.status = status
         self.body = body
+        self.code = code
         self.headers = dict(headers or {})
 
 
@@ -162,6 +165,10 @@ class Stop(Exception):
         self.status = status
         self.body = body
         self.headers = dict(headers or {})
+
+
+class HookFailed(Exception):
+    """Raised by a hook that could not do its work. The text says why, for the log; no traceback is added to it."""
 
 
 class HookError(Exception):
@@ -310,23 +317,20 @@ class Hooks:
             changes = changes.then(await self.call(hook, event) or Changes())
         return changes
 
-    async def progress(self, event: Event) -> ProtocolError | None:
-        """Tells the hooks of `post-receive`; returns the response if one of them wants the running request ended."""
-        for hook in self._listeners[event.type]:
-            try:
-                await self.call(hook, event)
-            except Stop as stop:
-                return ProtocolError(stop.status, "ERR_UPLOAD_STOPPED", stop.body, stop.headers)
-            except ProtocolError as problem:
-                logger.debug("a post-receive hook failed: %s", problem)
-        return None
+    def progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
+        """Announces a `post-receive` event like `tell`, so that no bytes wait for its hooks; it is left out while an earlier
+        event of the upload is still being told. stop: called with the response if one of them wants the request ended."""
+        if event.upload.id not in self._queues:
+            self._enqueue(event, stop)
 
     def tell(self, event: Event) -> None:
         """Announces a `post-` event: its hooks run in the background, after those of earlier events of the same upload."""
-        if not self._listeners[event.type]:
-            return
+        if self._listeners[event.type]:
+            self._enqueue(event, None)
+
+    def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
         before = self._queues.get(event.upload.id)
-        task = asyncio.get_running_loop().create_task(self._announce(event, before))
+        task = asyncio.get_running_loop().create_task(self._announce(event, before, stop))
         self._queues[event.upload.id] = task
         task.add_done_callback(lambda done: self._forget(event.upload.id, done))
 
@@ -334,13 +338,22 @@ class Hooks:
         if self._queues.get(upload_id) is done:
             del self._queues[upload_id]
 
-    async def _announce(self, event: Event, before: asyncio.Task[None] | None) -> None:
+    async def _announce(
+        self,
+        event: Event,
+        before: asyncio.Task[None] | None,
+        stop: Callable[[ProtocolError], None] | None,
+    ) -> None:
         if before is not None:
             await asyncio.wait([before])
         for hook in self._listeners[event.type]:
             try:
                 await self.call(hook, event)
-            except (ProtocolError, Stop) as refusal:
+            except Stop as wish:
+                if stop is not None:
+                    stop(_response_to(wish, "ERR_UPLOAD_STOPPED"))
+                    return
+            except ProtocolError as refusal:
                 logger.debug("a %s hook failed: %s", event.type, refusal)
 
     async def drain(self) -> None:
@@ -355,25 +368,28 @@ class Hooks:
         if function is None:
             return None
         self._observer.hook(event.type.value)
+        limit = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with limit:
                 if inspect.iscoroutinefunction(function):
                     answer = await function(event)
                 else:
                     answer = await _awaited(await asyncio.to_thread(function, event))
         except Reject as refusal:
-            raise _refused(refusal) from None
+            raise _response_to(refusal, refusal.code) from None
         except Stop:
             raise
         except Exception as problem:
             self._observer.hook_error(event.type.value)
+            late = f"it took longer than {self._timeout:g} s" if limit.expired() else ""
+            is_told = bool(late) or isinstance(problem, HookFailed)
             logger.error(
                 "the %s hook %s failed for upload %r: %s",
                 event.type,
                 _name(hook),
                 event.upload.id,
-                repr(problem),
-                exc_info=problem,
+                late or (str(problem) if is_told else repr(problem)),
+                exc_info=None if is_told else problem,
             )
             raise ProtocolError(
                 500,
@@ -383,18 +399,14 @@ class Hooks:
         return answer if isinstance(answer, Changes) else None
 
 
-def _refused(refusal: Reject) -> ProtocolError:
-    if any(name.lower() == "content-type" for name in refusal.headers):
-        return RefusedByHook(refusal.status, refusal.body, refusal.headers)
-    return ProtocolError(refusal.status, "ERR_UPLOAD_REJECTED", refusal.body, refusal.headers)
+def _response_to(wish: Reject | Stop, code: str) -> ProtocolError:
+    is_whole = any(name.lower() == "content-type" for name in wish.headers)
+    kind = RefusedByHook if is_whole else ProtocolError
+    return kind(wish.status, code, wish.body, wish.headers)
 
 
 class RefusedByHook(ProtocolError):
-    """A refusal whose body the hook wrote as it is to be sent, with its media type."""
-
-    def __init__(self, status: int, body: str, headers: Mapping[str, str]) -> None:
-        super().__init__(status, "ERR_UPLOAD_REJECTED", body, headers)
-        self.body = body
+    """A refusal whose message is the body as it is to be sent; its media type is among the headers."""
 
 
 async def _awaited(answer: object) -> object:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, cast
 
 from tusd_py.events import Event, EventType, Hooks, RequestView, UploadView
 from tusd_py.locks.base import Lease
@@ -22,11 +22,21 @@ from tusd_py.protocol.checksum import Hasher
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.rules import Rules
-from tusd_py.storage.base import StorageFull, Store, Upload, UploadInfo, VerifiesChunks, Writer
+from tusd_py.storage.base import (
+    StorageFull,
+    Store,
+    Upload,
+    UploadInfo,
+    VerifiesChunks,
+    Writer,
+    WritesInline,
+)
 
 logger = logging.getLogger(__name__)
 
 _SPACE_CHECK_INTERVAL = 16 * 1024 * 1024
+_QUICK = 0.005
+"""Seconds. A write through a thread that is quicker tells that the disk no longer throttles its writers."""
 
 
 class BodyEnd(Enum):
@@ -56,6 +66,11 @@ NOTHING_COUNTS = {
 """Codes of problems after which no byte of a request counts."""
 
 
+Take = Callable[[memoryview], "Awaitable[None] | None"]
+"""Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
+are more. What it raises ends the body."""
+
+
 class Body(Protocol):
     """The body of a request: every way in which it can end looks like its end, and `end` keeps the reason."""
 
@@ -64,6 +79,12 @@ class Body(Protocol):
     async def read(self) -> bytes:
         """The next bytes; empty at the end, whatever ended it."""
 
+    async def pour(self, take: Take) -> bool:
+        """Hands the whole body to `take`, on the shortest way there is; False where there is none, and nothing was taken.
+
+        Raises what `take` raises.
+        """
+
     def stop(self, end: BodyEnd) -> None:
         """Ends it from outside: `read` returns at once, and reads no more."""
 
@@ -71,18 +92,43 @@ class Body(Protocol):
         """Trailer fields, names in lower case; empty before the end and where the server does not hand them over."""
 
 
+class _Ended(Exception):
+    """The body is not taken any further."""
+
+    def __init__(self, problem: ProtocolError) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
 @dataclass(slots=True)
 class _Transfer:
-    """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them."""
+    """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
+    next_check: the offset at which to look at the free space. next_progress: when to tell hooks, None for never.
+    """
+
+    upload: Upload
     content: Content
     body: Body
+    writer: Writer
+    lease: Lease
+    request: RequestView
     limit: int | None
     over_limit: Callable[[], ProtocolError]
+    next_progress: float | None
+    next_check: int = field(init=False)
     hasher: Hasher | None = field(init=False)
+    slow: bool = False
+    stopped: ProtocolError | None = None
 
     def __post_init__(self) -> None:
         self.hasher = self.content.checksum.hasher() if self.content.checksum else None
+        self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
+
+    def stop(self, problem: ProtocolError) -> None:
+        """Ends the body because a hook wants it; `problem` is the response."""
+        self.stopped = problem
+        self.body.stop(BodyEnd.INTERRUPTED)
 
 
 class Reception:
@@ -148,11 +194,24 @@ class Reception:
     ) -> Upload:
         """Brings a body into the store. What arrived counts, however it ends; of a verified chunk all or nothing."""
         limit, over_limit = self._limit(upload)
-        transfer = _Transfer(content, body, limit, over_limit)
         if content.verified and isinstance(self._store, VerifiesChunks):
             writer = await self._store.open_verified_writer(upload)
         else:
             writer = await self._store.open_writer(upload)
+        wants_progress = self._hooks.wants(EventType.POST_RECEIVE)
+        transfer = _Transfer(
+            upload=upload,
+            content=content,
+            body=body,
+            writer=writer,
+            lease=lease,
+            request=request,
+            limit=limit,
+            over_limit=over_limit,
+            next_progress=time.monotonic() + self._rules.progress_interval
+            if wants_progress
+            else None,
+        )
         problem: ProtocolError | None = errors.internal()
         counts = not content.verified
         began = writer.offset
@@ -162,10 +221,13 @@ class Reception:
             lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
             if self._closing:
                 body.stop(BodyEnd.SHUTDOWN)
-            problem = await self._pump(writer, transfer, upload, request)
+            problem = await self._pump(transfer)
             if problem is None and content.verified:
-                await self._verify(writer, transfer)
+                await self._verify(transfer)
                 counts = True
+            if not lease.is_held():
+                # Somebody else may be writing by now: what this request knows of the upload is no longer true.
+                problem = errors.interrupted()
             if problem is not None and problem.code in NOTHING_COUNTS:
                 counts = False
         except ProtocolError as refusal:
@@ -175,46 +237,87 @@ class Reception:
             self._bodies.discard(body)
             self._observer.uploads_active -= 1
             self._observer.received(writer.offset - began, _outcome(problem, body, counts))
-            if not counts or not lease.is_held():
+            if not lease.is_held():
+                writer.abandon()
+            elif not counts:
                 await writer.discard()
             await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
         if problem is not None:
             raise problem
         return replace(upload, offset=writer.offset, changed_at=self._clock())
 
-    async def _pump(
-        self, writer: Writer, transfer: _Transfer, upload: Upload, request: RequestView
-    ) -> ProtocolError | None:
+    async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
         """Moves bytes until the body ends; returns what is wrong with that end, if anything is."""
-        body, limit, hasher = transfer.body, transfer.limit, transfer.hasher
-        wants_progress = self._hooks.wants(EventType.POST_RECEIVE)
-        next_progress = time.monotonic() + self._rules.progress_interval
-        next_check = writer.offset + _SPACE_CHECK_INTERVAL
-        while data := await body.read():
-            if limit is not None and writer.offset + len(data) > limit:
-                return transfer.over_limit()
-            try:
-                await writer.write(data)
-            except StorageFull as problem:
-                logger.warning("the store is full: %s", problem)
-                return errors.insufficient_storage()
-            if hasher is not None:
-                hasher.update(data)
-            # Not held while the next bytes are waited for, as thousands of requests do at any time.
-            del data
-            if writer.offset >= next_check:
-                next_check = writer.offset + _SPACE_CHECK_INTERVAL
-                if not await self._has_reserve():
-                    return errors.insufficient_storage()
-            if wants_progress and time.monotonic() >= next_progress:
-                view = view_of(upload.info, writer.offset)
-                stop = await self._hooks.progress(Event(EventType.POST_RECEIVE, view, request))
-                if stop is not None:
-                    return stop
-                next_progress = time.monotonic() + self._rules.progress_interval
+        body = transfer.body
+        try:
+            if not (
+                isinstance(transfer.writer, WritesInline)
+                and await body.pour(lambda view: self._take(transfer, view))
+            ):
+                await self._stream(transfer)
+        except _Ended as ended:
+            return ended.problem
+        except StorageFull as problem:
+            logger.warning("the store is full: %s", problem)
+            return errors.insufficient_storage()
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
-        return _PROBLEM_OF_END[body.end]()
+        return transfer.stopped or _PROBLEM_OF_END[body.end]()
+
+    async def _stream(self, transfer: _Transfer) -> None:
+        """The body piece by piece, as any ASGI server hands it over."""
+        while data := await transfer.body.read():
+            self._check_piece(transfer, len(data))
+            await transfer.writer.write(data)
+            if transfer.hasher is not None:
+                transfer.hasher.update(data)
+            # Not held while the next bytes are waited for, as thousands of requests do at any time.
+            del data
+            if self._has_errands(transfer):
+                await self._run_errands(transfer)
+
+    def _take(self, transfer: _Transfer, view: memoryview) -> Awaitable[None] | None:
+        """The next bytes straight from the socket, written before it returns, unless the disk has turned slow."""
+        self._check_piece(transfer, len(view))
+        if transfer.slow:
+            return self._take_slowly(transfer, bytes(view))
+        transfer.slow = not cast(WritesInline, transfer.writer).write_inline(view)
+        if transfer.hasher is not None:
+            transfer.hasher.update(view)
+        return self._run_errands(transfer) if self._has_errands(transfer) else None
+
+    async def _take_slowly(self, transfer: _Transfer, data: bytes) -> None:
+        began = time.monotonic()
+        await transfer.writer.write(data)
+        transfer.slow = time.monotonic() - began > _QUICK
+        if transfer.hasher is not None:
+            transfer.hasher.update(data)
+        if self._has_errands(transfer):
+            await self._run_errands(transfer)
+
+    @staticmethod
+    def _check_piece(transfer: _Transfer, size: int) -> None:
+        if transfer.limit is not None and transfer.writer.offset + size > transfer.limit:
+            raise _Ended(transfer.over_limit())
+        if not transfer.lease.is_held():
+            raise _Ended(errors.interrupted())
+
+    def _has_errands(self, transfer: _Transfer) -> bool:
+        """Whether it is time to look at the free space, or to tell hooks of the progress."""
+        return transfer.writer.offset >= transfer.next_check or (
+            transfer.next_progress is not None and time.monotonic() >= transfer.next_progress
+        )
+
+    async def _run_errands(self, transfer: _Transfer) -> None:
+        if transfer.writer.offset >= transfer.next_check:
+            transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
+            if not await self._has_reserve():
+                raise _Ended(errors.insufficient_storage())
+        if transfer.next_progress is not None and time.monotonic() >= transfer.next_progress:
+            view = view_of(transfer.upload.info, transfer.writer.offset)
+            event = Event(EventType.POST_RECEIVE, view, transfer.request)
+            self._hooks.progress(event, transfer.stop)
+            transfer.next_progress = time.monotonic() + self._rules.progress_interval
 
     async def _has_reserve(self) -> bool:
         if not self._rules.disk_reserve:
@@ -222,13 +325,13 @@ class Reception:
         free = await self._store.free_space()
         return free is None or free >= self._rules.disk_reserve
 
-    async def _verify(self, writer: Writer, transfer: _Transfer) -> None:
+    async def _verify(self, transfer: _Transfer) -> None:
         """Raises a 460, or a 400 for a trailer that did not come, unless the bytes have the announced checksum."""
         expected, hasher = transfer.content.checksum, transfer.hasher
         if expected is None or hasher is None:
             expected = tus.trailing_checksum(transfer.body.trailers())
             hasher = expected.hasher()
-            await writer.feed(hasher)
+            await transfer.writer.feed(hasher)
         if not expected.matches(hasher):
             raise errors.checksum_mismatch()
 

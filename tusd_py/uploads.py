@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from tusd_py.events import Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining
-from tusd_py.locks.base import Lease, Locks, LocksClosed, LockTimeout
+from tusd_py.locks.base import Lease, Locks, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.observer import CountingObserver, Observer
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
@@ -480,6 +480,9 @@ class Uploads:
             raise errors.locked() from None
         except LocksClosed:
             raise errors.shutting_down() from None
+        except LocksUnavailable as problem:
+            logger.warning("no lock for %s: %s", upload_id, problem)
+            raise errors.unavailable() from None
         self._observer.lock_wait(time.monotonic() - began)
         try:
             yield lease

@@ -19,7 +19,7 @@ from tests.clients.tus_js import Job, Options, PreviousUpload, Source, TusJsClie
 from tests.conftest import MakeServer
 from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, id_of, path_of
+from tests.support.tus import Tus, id_of, path_of, wait_for_size
 
 PATIENT = [0, *[100] * 50]
 """Delays between retries, in ms, for tests in which the server is away for a while."""
@@ -45,6 +45,12 @@ def offsets(client: TusJsClient) -> list[int]:
         for event in client.all("request")
         if event["method"] == "PATCH"
     ]
+
+
+def wait_for_bytes(server: ServerProcess, client: TusJsClient) -> None:
+    """Waits until the server has written something of each upload that the client has begun."""
+    for event in client.all("url"):
+        wait_for_size(server, path_of(event["url"]), 1)
 
 
 # -- an undisturbed line ---------------------------------------------------------------------------
@@ -270,6 +276,7 @@ def test_parallel_uploads_resumed_after_an_abort(
         }
         first = run_tus_js(job)
         stalled_links(proxy, 3)
+        wait_for_bytes(server, first)
         first.tell("abort")
         assert first.finish()["event"] == "aborted"
         (remembered,) = stored_urls(storage)
@@ -306,6 +313,7 @@ def test_parallel_uploads_across_a_kill(
             }
         )
         stalled_links(proxy, 3)
+        wait_for_bytes(server, client)
         server.kill9()
         proxy.default = Plan()
         server.restart()
@@ -334,6 +342,7 @@ def test_resumed_after_an_abort(
         }
         first = run_tus_js(job)
         stalled_links(proxy)
+        wait_for_bytes(server, first)
         first.tell("abort")
         assert first.finish()["event"] == "aborted"
         (remembered,) = stored_urls(storage)
@@ -355,6 +364,7 @@ def test_started_again_after_an_abort(
     with FaultProxy(server.address, default=STALLING) as proxy:
         client = run_tus_js({"source": from_file(source), "options": {"endpoint": proxy.url()}})
         stalled_links(proxy)
+        wait_for_bytes(server, client)
         proxy.default = Plan()
         client.tell("restart")
         url = client.succeed(timeout=15)
@@ -377,6 +387,7 @@ def test_kill_in_the_middle_of_a_patch(
             }
         )
         (link,) = stalled_links(proxy)
+        wait_for_bytes(server, client)
         server.kill9()
         proxy.default = Plan()
         link.release()
@@ -483,6 +494,7 @@ def test_terminate(
             }
         )
         stalled_links(proxy)
+        wait_for_bytes(server, client)
         proxy.default = Plan()
         client.tell("terminate")
         ending = client.finish(timeout=15)
@@ -527,12 +539,12 @@ def test_cuts(
     cut: Literal["rst", "fin"],
     chunk_size: int | None,
 ) -> None:
-    """Every connection is cut after a megabyte; few retries do, as each of them gets on."""
+    """Every connection is cut after 400 kB; few retries do, as each of them gets on."""
     source = make_source(6 * MIB)
     options: Options = {"retryDelays": [0, 100, 100]}
     if chunk_size is not None:
         options["chunkSize"] = chunk_size
-    plan = Plan(up=Way(cut_after=MIB, cut=cut))
+    plan = Plan(up=Way(cut_after=400_000, cut=cut))
     with FaultProxy(server.address, default=plan) as proxy:
         options["endpoint"] = proxy.url()
         client = run_tus_js({"source": from_file(source), "options": options})

@@ -24,7 +24,7 @@ from tests.clients.tuspy import uploader_of
 from tests.conftest import MakeServer
 from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, id_of, path_of
+from tests.support.tus import Tus, id_of, path_of, wait_for_size
 
 # Given a path, it does not close what it opens.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -197,6 +197,7 @@ def test_kill_in_the_middle_of_a_patch(
         )
         upload = in_background(uploader.upload)
         proxy.link(1).wait("stalled")
+        wait_for_size(server, path_of(uploader.url), 1)
         server.kill9()
         server.restart()
         proxy.link(1).release()

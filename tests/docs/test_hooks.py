@@ -11,7 +11,7 @@ from tests.support.tus import Tus
 
 
 def test_the_example_refuses_and_announces(make_server: MakeServer, tmp_path: Path) -> None:
-    (code,) = blocks("docs/hooks.md", "python")
+    (code,) = (block for block in blocks("docs/hooks.md", "python") if "pre_create" in block)
     hooks = tmp_path / "hooks.py"
     hooks.write_text(code)
     server = make_server("--hook", str(hooks))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Callable
 from functools import partial as partial_function
 from pathlib import Path
@@ -301,7 +300,7 @@ def test_T37_a_join_does_not_stop_the_server(make_server: MakeServer) -> None:
     part = partial(tus, block)
     other = tus.finished(b"hello")
     memory = tus.server.memory()
-    slowest = 0.0
+    answered = 0
     headers = {
         "Tus-Resumable": "1.0.0",
         "Upload-Concat": f"final;{' '.join([part] * 8)}",
@@ -310,11 +309,11 @@ def test_T37_a_join_does_not_stop_the_server(make_server: MakeServer) -> None:
     with tus.connect() as connection:
         connection.send_head("POST", tus.collection, headers)
         while not select.select([connection.sock], [], [], 0)[0]:
-            began = time.monotonic()
             assert tus.offset(other) == 5
-            slowest = max(slowest, time.monotonic() - began)
+            answered += 1
         final = path_of(connection.read_response("POST")["Location"])
     assert tus.head(final)["Upload-Offset"] == str(8 * len(block))
-    assert slowest < 0.5
+    # A join in the event loop would let one or two through; it takes as long as many.
+    assert answered > 10
     assert tus.server.memory() - memory < 32 << 20
     assert tus.delete(final).status == 204

@@ -43,6 +43,20 @@ def test_T24_the_time_is_the_one_that_is_set(make_server: MakeServer) -> None:
     assert about(expires(tus.create(10)), datetime.now(UTC) + timedelta(hours=2))
 
 
+def test_T24_the_time_counts_from_the_last_byte(tus: Tus) -> None:
+    created = tus.create(1_000_000)
+    path = path_of(created["Location"])
+    offset = 0
+
+    def later_than_at_creation() -> bool:
+        nonlocal offset
+        response = tus.patch(path, offset, b"x")
+        offset += 1
+        return min(expires(response), expires(tus.head(path))) > expires(created)
+
+    wait_until(later_than_at_creation, "a second to pass")
+
+
 def test_T24_a_creation_with_upload_tells_it_too(tus: Tus) -> None:
     response = tus.create(10, body=b"hello")
     assert about(expires(response), datetime.now(UTC) + timedelta(days=7))
@@ -88,8 +102,9 @@ def test_T7_an_expired_upload_is_gone_before_the_sweep_has_come(make_server: Mak
 
 def test_T24_bytes_put_the_expiry_off(make_server: MakeServer) -> None:
     tus = Tus(make_server("--expire-after", "2s", "--sweep-interval", "100ms"))
-    idle = tus.new(10)
+    # The one that is fed is the older one: it outlives the other by its bytes alone.
     fed = tus.new(1_000_000)
+    idle = tus.new(10)
     fed_bytes = 0
 
     def feed_until_the_idle_one_is_gone() -> bool:

@@ -43,6 +43,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "hooks"), str(ROOT / "workers"), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     env["PYTHONUNBUFFERED"] = "1"
+    # Most tests create the same thing many times; those about duplicates ask for them.
+    env["TUSD_DUPLICATES"] = "off"
     env.update(extra or {})
     return env
 

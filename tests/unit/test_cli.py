@@ -158,6 +158,7 @@ def test_help_tells_every_setting_with_default_and_variable() -> None:
         "Expiry",
         "Protocol",
         "CORS",
+        "Duplicates",
         "Hooks",
         "Operation",
         "General",

@@ -140,7 +140,7 @@ class TestMetrics:
         with tus.begin_patch(path, 60, 40, b"x" * 15) as patch:
             patch.wait_stored()
             assert tus.offset(path) == 75
-            assert patch.response().status == 400
+            assert patch.response().status == 409
         assert gained("interrupted") == 15
         wrong = {"Upload-Checksum": checksum(b"something else")}
         assert tus.patch(path, 75, b"y" * 25, wrong).status == 460

@@ -22,6 +22,7 @@ PROGRAM = "tusd-py"
 COMMANDS = {
     "serve": "Run the server.",
     "config": "Print the settings in force, and where each comes from.",
+    "duplicates": "Print or forget what is remembered of uploads to find duplicates.",
 }
 
 EXIT_USAGE = 2

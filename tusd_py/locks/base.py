@@ -2,6 +2,9 @@
 
 A connection that died without a word would otherwise block its own client's next attempt. So a newcomer asks, the holder
 keeps what it has stored and ends, and the newcomer goes on. Locks protect writing, never reading.
+
+Those who wait get the lock in the order in which they came. As long as somebody waits who asked, whoever gets it is asked at
+once to let go again, so that of many attempts of one client the last one wins.
 """
 
 from __future__ import annotations
@@ -18,17 +21,29 @@ class LocksClosed(Exception):
     """The server is shutting down and grants no more locks."""
 
 
+class LocksUnavailable(Exception):
+    """Nobody can tell who holds the lock: where that is kept does not answer. The text is for the log."""
+
+
 class Lease(Protocol):
-    """A lock that is held. It is let go by `release`, exactly once."""
+    """A lock that is held. It is let go by `release`; letting go twice does no harm."""
 
     def on_requested(self, callback: Callable[[], None] | None) -> None:
-        """Sets what is called, in the event loop, when somebody else asks for the lock; at once if that happened before."""
+        """Sets what is called, in the event loop, when the holder shall end; at once if it shall already.
+
+        That is when somebody else asks for the lock, or when the lock was lost (then `is_held` is False). It may be called
+        several times.
+        """
 
     def is_held(self) -> bool:
-        """Whether the lock is still ours: locks that live elsewhere can be lost. Asked before bytes are made to count."""
+        """Whether the lock is still ours: locks that live elsewhere can be lost. Asked before bytes are made to count.
+
+        Cheap enough for every write. Once False it stays False, and somebody else may be writing: what is in the store is no
+        longer ours, neither to add to nor to cut back.
+        """
 
     async def release(self) -> None:
-        """Lets go; whoever waits longest goes on."""
+        """Lets go; whoever waits longest goes on. Never raises: a lock that cannot be let go of runs out."""
 
 
 class Locks(Protocol):
@@ -37,8 +52,11 @@ class Locks(Protocol):
     async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> Lease:
         """Waits up to `timeout` seconds for the lock; with `ask`, its holder is asked to let go.
 
-        Raises LockTimeout, LocksClosed.
+        With a timeout of 0 the lock is taken if it is free. Raises LockTimeout, LocksClosed, LocksUnavailable.
         """
 
     def close(self) -> None:
-        """Lets everybody who waits fail with LocksClosed, and grants no more."""
+        """Lets everybody who waits fail with LocksClosed, and grants no more. What is held stays held."""
+
+    async def stop(self) -> None:
+        """Closes, and ends what goes on in the background. Locks that are still held run out if they live elsewhere."""

@@ -1,7 +1,6 @@
-"""Locks of one process, in its memory.
+"""Locks of one process, in its memory. They cannot be lost and are always available.
 
-Those who wait get the lock in the order in which they came. As long as somebody waits, whoever gets it is asked at once to
-let go again, so that of many attempts of one client the last one wins.
+Not for: several processes that serve the same uploads.
 """
 
 from __future__ import annotations
@@ -55,6 +54,9 @@ class MemoryLocks:
                 if not waiter.done():
                     waiter.set_exception(LocksClosed())
             lease.waiters.clear()
+
+    async def stop(self) -> None:
+        self.close()
 
 
 class MemoryLease:

@@ -164,9 +164,12 @@ def locked() -> ProtocolError:
 
 
 def interrupted() -> ProtocolError:
-    """400: another request asked for this upload; what had arrived is kept."""
+    """409: another request asked for this upload; what had arrived is kept.
+
+    Clients take a 409 for what it is here: their idea of the offset is out of date, they ask for it and go on.
+    """
     return ProtocolError(
-        400,
+        409,
         "ERR_UPLOAD_INTERRUPTED",
         "another request has taken this upload over; what arrived here is kept",
     )
@@ -179,6 +182,16 @@ def shutting_down() -> ProtocolError:
         "ERR_SERVER_SHUTDOWN",
         "the server is shutting down; what arrived is kept, resume later",
         {"Retry-After": "5"},
+    )
+
+
+def unavailable() -> ProtocolError:
+    """503: something that the server needs does not answer now."""
+    return ProtocolError(
+        503,
+        "ERR_UNAVAILABLE",
+        "the server cannot take this now; nothing is lost, try again",
+        {"Retry-After": "2"},
     )
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+RawHeaders = list[tuple[bytes, bytes]]
+"""Header fields as ASGI has them: names in lower case."""
+
 _MAX_DIGITS = 19
 
 

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 
 from tusd_py.protocol import errors
 
+FORCE_KEY = "force_upload"
+
+CONTROL_KEYS = frozenset({FORCE_KEY, "token", "access_token", "upload_token"})
+"""Metadata that tells the server what to do, and says nothing about what is uploaded."""
+
 
 def parse(value: str) -> dict[str, bytes]:
     """The pairs of an `Upload-Metadata` field, in their order; an empty field has none.

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
 
-from tusd_py.settings import units
+from tusd_py.protocol.metadata import CONTROL_KEYS
+from tusd_py.settings import redis_url, units
 
 PRIVATE_NETWORKS = (
     "127.0.0.0/8",
@@ -307,13 +308,9 @@ def _parse_metadata_key(value: object) -> str:
     key = _text(value, expected)
     if not all("!" <= character <= "~" and character != "," for character in key):
         raise ValueError(expected)
+    if key in CONTROL_KEYS:
+        raise ValueError(f"{key} says nothing about what is uploaded; leave it out")
     return key
-
-
-METADATA_KEYS = Kind(
-    "KEYS", _parse_metadata_keys, lambda value: _show_list(value), many=True
-)
-METADATA_KEY = Kind("KEY", _parse_metadata_key)
 
 
 def _parse_delta_seconds(value: object) -> str:
@@ -330,6 +327,10 @@ DELTA_SECONDS = Kind("SECONDS", _parse_delta_seconds)
 
 def _show_list(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, Iterable) else str(value)
+
+
+METADATA_KEYS = Kind("KEYS", _parse_metadata_keys, _show_list, many=True)
+METADATA_KEY = Kind("KEY", _parse_metadata_key)
 
 
 def _parse_proxies(value: object) -> tuple[str, ...]:
@@ -405,6 +406,28 @@ def secret(minimum: int) -> Kind:
         raise ValueError(expected)
 
     return Kind("SECRET", parse)
+
+
+def _parse_redis_url(value: object) -> object:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    address = redis_url.parse(_text(text, redis_url.EXPECTED))
+    for file in (address.ca_file, address.certificate, address.key):
+        if file is not None and not os.access(file, os.R_OK):
+            raise ValueError(f"the file {file} cannot be read")
+    return text.strip() if isinstance(text, str) else text
+
+
+def _parse_redis_prefix(value: object) -> str:
+    expected = "give at most 100 printable ASCII characters without spaces and braces"
+    prefix = _text(value, expected)
+    # A brace would decide where a cluster puts every key.
+    if not re.fullmatch(r"[!-z|~]{1,100}", prefix):
+        raise ValueError(expected)
+    return prefix
+
+
+OPTIONAL_REDIS_URL = Kind("URL", _optional(_parse_redis_url))
+REDIS_PREFIX = Kind("TEXT", _parse_redis_prefix)
 
 
 def _parse_http_urls(value: object) -> tuple[str, ...]:

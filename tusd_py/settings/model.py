@@ -41,6 +41,8 @@ DUPLICATES = Shown("Duplicates")
 HOOKS = Shown("Hooks", flag="--hook")
 HOOK_TIMES = Shown("Hooks")
 WIRE_HOOKS = Shown("Hooks over HTTP and as executables")
+STATE = Shown("Redis", default="an embedded server")
+STATE_USE = Shown("Redis")
 OPERATION = Shown("Operation")
 
 WIRE_EVENTS = (
@@ -96,6 +98,11 @@ class Settings(BaseModel):
     )
     tls_key: Annotated[Path | None, kinds.OPTIONAL_FILE, NETWORK] = Field(
         None, description="Private key of the certificate (PEM)."
+    )
+
+    workers: Annotated[int, kinds.whole(1, 256), NETWORK] = Field(
+        1,
+        description="Processes that serve the same port. One is enough for most disks and links.",
     )
 
     upload_dir: Annotated[Path, kinds.DIRECTORY, STORAGE] = Field(
@@ -177,6 +184,12 @@ class Settings(BaseModel):
     )
     disable_concatenation: Annotated[Flag, PROTOCOL] = Field(
         False, description="Do not join uploads from parts."
+    )
+
+    disable_direct_bodies: Annotated[Flag, PROTOCOL] = Field(
+        False,
+        description="Let large bodies pass through the HTTP parser as small ones do, instead of "
+        "going straight from the socket into the file.",
     )
 
     disable_cors: Annotated[Flag, CORS] = Field(
@@ -285,6 +298,28 @@ class Settings(BaseModel):
         "pre-finish, pre-terminate, pre-access, post-expire.",
     )
 
+    redis_url: Annotated[SecretStr | None, kinds.OPTIONAL_REDIS_URL, STATE] = Field(
+        None,
+        description="Redis (6.2 or newer) or Valkey to keep in what several servers share: "
+        "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix:///PATH. It is never "
+        "shown. Without it the server starts one of its own beside the uploads.",
+    )
+    redis_timeout: Annotated[Duration, STATE_USE] = Field(
+        1.0, description="How long a command to Redis may take. Then Redis counts as away."
+    )
+    redis_prefix: Annotated[str, kinds.REDIS_PREFIX, STATE_USE] = Field(
+        "tusd:",
+        description="What the names of all keys in Redis begin with. Servers that share uploads "
+        "have the same, others that share a Redis another one.",
+    )
+
+    lock_lease: Annotated[Duration, STATE_USE] = Field(
+        10.0,
+        description="How long an upload stays locked when the machine that was receiving it is "
+        "gone, and how long running requests outlast a Redis that is away. The same on all "
+        "servers that share uploads; of no meaning to one that has them to itself.",
+    )
+
     expose_metrics: Annotated[Flag, OPERATION] = Field(
         True, description="Serve metrics for Prometheus."
     )
@@ -329,7 +364,9 @@ class Settings(BaseModel):
         if self.state_dir == self.upload_dir:
             yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
         if self.duplicate_keys and self.duplicate_fingerprint_key:
-            sentence = "{duplicate_keys} and {duplicate_fingerprint_key} exclude each other; leave one out"
+            sentence = (
+                "{duplicate_keys} and {duplicate_fingerprint_key} exclude each other; leave one out"
+            )
             yield sentence, "duplicate_keys", "duplicate_fingerprint_key"
         if self.expose_metrics and not self._metrics_path_is_free():
             sentence = "{metrics_path} must be outside {base_path}, and not /, /healthz or /readyz"

@@ -13,6 +13,8 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 EXPECTED = "give redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or unix:///PATH?db=DB"
 
+_ENCODED = 'a "#" in a password is written %23, a "?" is %3F, a "/" in a password is %2F'
+
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _OPTIONS = ("db", "username", "password")
 _MAX_DATABASE = 2**31 - 1
@@ -51,11 +53,11 @@ def parse(url: str) -> Address:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ValueError(f"the host or the port is wrong; {EXPECTED}") from None
+        raise ValueError(f"the host or the port is wrong; {EXPECTED}; {_ENCODED}") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(EXPECTED)
     if parts.fragment:
-        raise ValueError('a "#" in a password is written %23, a "?" is %3F and a "/" is %2F')
+        raise ValueError(_ENCODED)
     options = _options(parts)
     username = _decoded(parts.username) or options.get("username")
     password = _decoded(parts.password) or options.get("password")

@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypedDict
@@ -26,9 +27,13 @@ from redis.asyncio import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    ClusterDownError,
+    DataError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -77,7 +82,7 @@ return redis.call('GET', KEYS[2])
 # Replies that say that Redis takes no writes now. Redis 6.2 puts them into the middle of a
 # sentence when a script met them.
 _REFUSED = re.compile(r"(?:^|-)(READONLY|OOM|MISCONF|NOREPLICAS|BUSY) ")
-_DOWN = re.compile(r"(?:^|-)(LOADING|MASTERDOWN|CLUSTERDOWN|NOAUTH|WRONGPASS) ")
+_DOWN = re.compile(r"(?:^|-)(MASTERDOWN|CLUSTERDOWN|NOAUTH|WRONGPASS) ")
 
 
 class StateUnavailable(Exception):
@@ -126,7 +131,10 @@ class State:
         self._secrets = _secrets(self.address)
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._trouble: _Trouble | None = None
-        self._logged = False
+        self._logged: bool | None = None
+        """Whether the log says that Redis is away; None if it says that it works."""
+        self._verified = False
+        """Whether its version is known to do."""
         self._known: str | None = None
         self._stopped = False
         self._asked = asyncio.Event()
@@ -150,7 +158,7 @@ class State:
         trouble = await self._probe()
         if trouble is not None:
             self._begin(trouble)
-            self._say_away()
+            self._say_away(trouble)
         self._watcher = asyncio.create_task(self._watch(), name="redis")
 
     async def stop(self) -> None:
@@ -160,7 +168,9 @@ class State:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
             self._watcher = None
-        await self._disconnect(everything=True)
+        await self._pool.drop_idle()
+        with suppress(RedisError, OSError):
+            await self._pool.disconnect()
 
     async def command(self, *parts: Part) -> object:
         """Send one command; its answer as Redis gives it (bytes, int, None, list).
@@ -209,7 +219,7 @@ class State:
         async with self._slots:
             # It may have gone while this waited for its turn.
             self._fail_if_away()
-            connection = await self._pool.get_connection()
+            connection = await self._pool.take()
             try:
                 await connection.send_command(*parts)
                 try:
@@ -220,7 +230,15 @@ class State:
                 # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
                 await connection.send_command("EVAL", script.source, *parts[2:])
                 return await connection.read_response()
+            except ResponseError as error:
+                if _is_away(error) is not None:
+                    # What takes no writes may take none ever, and another server have its name.
+                    await connection.disconnect(nowait=True)
+                raise
             finally:
+                if self._stopped:
+                    # It may have been made after all others were closed.
+                    await connection.disconnect(nowait=True)
                 await self._pool.release(connection)
 
     def _count(self) -> None:
@@ -260,6 +278,7 @@ class State:
 
     def _begin(self, trouble: _Trouble) -> None:
         """Note that something is wrong, and have it looked at now."""
+        self._verified = False
         current = self._trouble
         if current is not None and (current.away or not trouble.away):
             return
@@ -274,14 +293,14 @@ class State:
             if trouble is None:
                 pause = _FIRST_PAUSE
                 await self._wait(_HEARTBEAT)
-            elif self._logged:
+            elif self._logged is not None:
                 self._asked.clear()
                 # Several servers shall not ask in step.
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            # Connections from before may lead to a server that is none any more.
             if self._trouble is not None:
-                await self._disconnect(everything=False)
+                # They may lead to a server that is none any more.
+                await self._pool.drop_idle()
             self._settle(await self._probe())
 
     async def _wait(self, seconds: float) -> None:
@@ -304,27 +323,25 @@ class State:
         # Since when it is so stays; what is wrong may have changed.
         began = found.began if before is None else before.began
         self._trouble = _Trouble(found.reason, found.away, began)
-        if before is None or not self._logged:
-            self._say_away()
+        self._say_away(self._trouble)
 
-    def _say_away(self) -> None:
-        trouble = self._trouble
-        if trouble is None or self._logged:
+    def _say_away(self, trouble: _Trouble) -> None:
+        if self._logged is trouble.away:
             return
-        self._logged = True
+        self._logged = trouble.away
         what = "redis away" if trouble.away else "redis takes no writes"
         logs.event(logger, logging.WARNING, what, server=str(self.address), reason=trouble.reason)
 
     def _say_back(self, trouble: _Trouble) -> None:
         seconds = round(time.monotonic() - trouble.began, 3)
-        if self._logged:
+        if self._logged is not None:
             logs.event(
                 logger, logging.WARNING, "redis back", server=str(self.address), after=seconds
             )
         else:
             # A connection that broke, an answer that came late: it works when asked again.
             logs.event(logger, logging.WARNING, "redis failed once", reason=trouble.reason)
-        self._logged = False
+        self._logged = None
 
     async def _probe(self) -> _Trouble | None:
         """Ask for a write, on a path of its own that is never closed. What is wrong, or None."""
@@ -335,24 +352,30 @@ class State:
             return _Trouble(self._reason(error), _is_away(error) is not False, time.monotonic())
 
     async def _probe_unbounded(self) -> _Trouble | None:
-        connection = await self._pool.get_connection()
+        connection = await self._pool.take()
         try:
-            if self._known is None or self._trouble is not None or self._watcher is None:
+            if not self._verified:
                 await connection.send_command("INFO", "server")
-                problem = _too_old(await connection.read_response())
-                if problem:
-                    return _Trouble(problem, True, time.monotonic())
+                # A user whom nobody lets read it has a Redis that is new enough for users.
+                with suppress(NoPermissionError):
+                    problem = _too_old(await connection.read_response())
+                    if problem is not None:
+                        return _Trouble(problem, True, time.monotonic())
             mark = secrets.token_hex(8)
             keys = (self.keys.probe(), self.keys.since())
             await connection.send_command("EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL)
             found = await connection.read_response()
+        except ResponseError:
+            await connection.disconnect(nowait=True)
+            raise
         finally:
             await self._pool.release(connection)
+        self._verified = True
         if isinstance(found, bytes):
-            await self._recognise(found.decode("ascii", "replace"), mark)
+            await self._recognise(found.decode("ascii", "replace"))
         return None
 
-    async def _recognise(self, found: str, mark: str) -> None:
+    async def _recognise(self, found: str) -> None:
         """Notice that this Redis is not the one that it was, or has lost what it knew."""
         if found == self._known:
             return
@@ -360,7 +383,7 @@ class State:
             logs.event(
                 logger,
                 logging.WARNING,
-                "redis emptied" if found == mark else "another redis",
+                "redis emptied",
                 message=f"{self.address} does not know what was kept before: duplicates of earlier "
                 "uploads are not recognised; uploads themselves are not affected",
                 server=str(self.address),
@@ -369,12 +392,23 @@ class State:
         if self._memory is not None:
             await asyncio.to_thread(_write, self._memory, found)
 
-    async def _disconnect(self, *, everything: bool) -> None:
-        try:
-            async with asyncio.timeout(self.timeout):
-                await self._pool.disconnect(inuse_connections=everything)
-        except (RedisError, OSError) as error:
-            logs.event(logger, logging.DEBUG, "redis disconnect", reason=self._reason(error))
+
+class _Pool(ConnectionPool):
+    """Connections that can be dropped while others are taken and given back."""
+
+    async def take(self) -> AbstractConnection:
+        """A connection that works, as far as is known; to be given back by `release`."""
+        connection: AbstractConnection = await ConnectionPool.get_connection(self)
+        return connection
+
+    async def drop_idle(self) -> None:
+        """Close the connections that nobody uses now."""
+        idle = self._available_connections[:]
+        # Out of the pool first: nobody shall take one that is being closed.
+        self._available_connections.clear()
+        for connection in idle:
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
 
 
 class _Common(TypedDict):
@@ -392,7 +426,7 @@ class _Common(TypedDict):
     retry: Retry
 
 
-def _pool(address: redis_url.Address, timeout: float) -> ConnectionPool:
+def _pool(address: redis_url.Address, timeout: float) -> _Pool:
     """Connections as we want them; redis-py's own defaults wait and repeat far longer."""
     common = _Common(
         db=address.db,
@@ -411,16 +445,17 @@ def _pool(address: redis_url.Address, timeout: float) -> ConnectionPool:
         retry=Retry(NoBackoff(), 1),
     )
     if address.path is not None:
-        return ConnectionPool(
-            connection_class=UnixDomainSocketConnection, path=address.path, **common
-        )
+        return _Pool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
     host, port = address.host, address.port
     if not address.tls:
-        return ConnectionPool(connection_class=Connection, host=host, port=port, **common)
-    return ConnectionPool(
+        return _Pool(
+            connection_class=Connection, host=host, port=port, socket_keepalive=True, **common
+        )
+    return _Pool(
         connection_class=SSLConnection,
         host=host,
         port=port,
+        socket_keepalive=True,
         ssl_ca_certs=address.ca_file,
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
@@ -434,7 +469,11 @@ def _is_away(error: Exception) -> bool | None:
     """True if nothing works, False if only writes do not, None if it is about one command."""
     if isinstance(error, ReadOnlyError | OutOfMemoryError):
         return False
-    if not isinstance(error, ResponseError):
+    if isinstance(error, DataError):
+        # It was not even sent.
+        return None
+    if isinstance(error, ClusterDownError) or not isinstance(error, ResponseError):
+        # ClusterDownError stands for a primary that is down, too.
         return True
     text = str(error)
     if _REFUSED.search(text):

@@ -26,16 +26,18 @@ class Keys:
         return f"{self.prefix}{{server}}:since"
 
     def lock(self, upload_id: str) -> str:
-        """Who may write to an upload; goes when the lease runs out."""
+        """Who may write to an upload, or who could last; goes when the lease runs out."""
         return f"{self.prefix}lock:{{{upload_id}}}"
 
-    def fence(self, upload_id: str) -> str:
-        """The number of the last lock on an upload; a holder with a lower one is no longer one."""
-        return f"{self.prefix}fence:{{{upload_id}}}"
+    def lock_queue(self, upload_id: str) -> str:
+        """Who waits for the lock on an upload; goes soon after the last of them is gone."""
+        return f"{self.prefix}lock-queue:{{{upload_id}}}"
 
-    def lock_channel(self, upload_id: str) -> str:
-        """Where the holder of a lock is asked for it, and waiters hear that it is free."""
-        return f"{self.prefix}lock-channel:{{{upload_id}}}"
+    def lock_channel(self, process: str) -> str:
+        """A channel, not a key: where a process is asked for the locks that it holds, and is told
+        that it may have the one for which it waits.
+        """
+        return f"{self.prefix}lock-channel:{process}"
 
     def duplicate(self, fingerprint: str) -> str:
         """Which upload has a fingerprint (hexadecimal)."""

@@ -137,8 +137,22 @@ class Writer(Protocol):
     async def discard(self) -> None:
         """Takes back all that this writer added."""
 
+    def abandon(self) -> None:
+        """Leaves the upload as it is, because it is no longer ours: `close` then only lets go."""
+
     async def close(self, *, sync: bool) -> None:
         """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go."""
+
+
+@runtime_checkable
+class WritesInline(Protocol):
+    """A writer that can take bytes in the event loop, because they go into memory that the system writes out later."""
+
+    def write_inline(self, data: memoryview) -> bool:
+        """Adds `data` before it returns. False if that took long: the next bytes had better go by `write`, for a while.
+
+        Raises StorageFull, StorageError.
+        """
 
 
 class Store(Protocol):

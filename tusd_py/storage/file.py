@@ -19,13 +19,14 @@ import asyncio
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from tusd_py.protocol.checksum import Hasher
 from tusd_py.storage import info as records
@@ -55,6 +56,8 @@ _READ_BACK = 1024 * 1024
 
 # macOS has no fdatasync.
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+Guard = Literal["exclusive", "shared", "none"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,41 +89,55 @@ class FileStore:
         self._awaiting = f"{state}/awaiting"
         self._guard: int | None = None
         self._opened_at = 0.0
+        # Not the process's id: in containers that share a directory, each server may have the same.
+        self._token = secrets.token_hex(4)
         self._serial = 0
         self._closing = False
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="tusd-store")
 
     # Opening and closing
 
-    def open(self) -> None:
-        """Makes the directories and takes the directory for this process; blocking, for the start.
+    def open(self, guard: Guard = "exclusive") -> None:
+        """Makes the directories and takes the directory; blocking, for the start.
+
+        guard: "exclusive" keeps every other server away, as locks in one process's memory need it; "shared" only those that
+        want it for themselves; "none" is for a process whose parent has taken it.
 
         Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
         """
         try:
             for directory in (self.root, self._tmp, self._chunks, self._gone, self._awaiting):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
-            self._guard = os.open(
-                f"{self.root}/{STATE_DIRECTORY}/server.lock",
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-                self._file_perms,
-            )
             self._probe()
+            if guard != "none":
+                self._take(guard)
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
             ) from problem
+
+    def _take(self, guard: Guard) -> None:
+        self._guard = os.open(
+            f"{self.root}/{STATE_DIRECTORY}/server.lock",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+            self._file_perms,
+        )
+        exclusive = guard == "exclusive"
         try:
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(
+                self._guard, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+            )
+        except BlockingIOError:
             holder = os.pread(self._guard, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise StorageError(
-                f"{self.root} is being served by another process (pid {holder}); stop it first or use another directory"
+                f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
+                "or let all servers of this directory use one Redis (TUSD_REDIS_URL)"
             ) from None
         os.ftruncate(self._guard, 0)
         os.pwrite(self._guard, str(os.getpid()).encode(), 0)
-        # By the file system's clock, which is the one that files will be compared by.
-        self._opened_at = os.fstat(self._guard).st_mtime
+        if exclusive:
+            # By the file system's clock, which is the one that files will be compared by.
+            self._opened_at = os.fstat(self._guard).st_mtime
 
     def close(self) -> None:
         """Lets the directory go. Joins in flight stop at their next step."""
@@ -157,7 +174,7 @@ class FileStore:
 
     def _new_tmp(self, upload_id: str) -> str:
         self._serial += 1
-        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{os.getpid()}.{self._serial}"
+        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{self._token}.{self._serial}"
 
     # The core
 
@@ -349,7 +366,7 @@ class FileStore:
 
     def _probe(self) -> None:
         self._serial += 1
-        probe = f"{self._tmp}/probe.{os.getpid()}.{self._serial}"
+        probe = f"{self._tmp}/probe.{self._token}.{self._serial}"
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
             os.write(descriptor, b"probe")
@@ -482,10 +499,16 @@ class FileStore:
     async def discard_fragment(self, upload_id: str) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
             try:
-                changed_at = os.stat(self._info_path(upload_id)).st_mtime
+                path = self._info_path(upload_id)
+                changed_at = os.stat(path).st_mtime
+                content = Path(path).read_bytes()
             except FileNotFoundError:
                 return False
-            if not self._is_abandoned(changed_at):
+            info = records.parse(
+                content, upload_id=upload_id, root=self.root, changed_at=changed_at
+            )
+            # Another server's record may be of bytes that lie where we do not look.
+            if info.foreign or not self._is_abandoned(changed_at):
                 return False
             await self._in_thread(self._remove, upload_id)
             return True
@@ -521,8 +544,12 @@ class FileStore:
     async def await_part(self, part_id: str, final_id: str) -> None:
         directory = f"{self._awaiting}/{self._flat(part_id)}"
         with _translated(f"waiting for {part_id}"):
-            os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
-            Path(directory, self._flat(final_id)).touch(mode=self._file_perms)
+            while True:
+                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+                # Whoever tidies may take the directory away as long as it is empty.
+                with suppress(FileNotFoundError):
+                    Path(directory, self._flat(final_id)).touch(mode=self._file_perms)
+                    return
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
         try:
@@ -559,23 +586,28 @@ class FileWriter:
         )
 
     async def write(self, data: bytes) -> None:
+        if time.monotonic() >= self._slow_until:
+            self.write_inline(memoryview(data))
+            return
+        with _translated("writing"):
+            await self._store._in_thread(self._write, memoryview(data))
+
+    def write_inline(self, data: memoryview) -> bool:
         with _translated("writing"):
             began = time.monotonic()
-            if began < self._slow_until:
-                await self._store._in_thread(self._write, data)
-                return
             self._write(data)
-            if time.monotonic() - began > _SLOW_WRITE:
+            quick = time.monotonic() - began <= _SLOW_WRITE
+            if not quick:
                 self._slow_until = began + _SLOW_PERIOD
+            return quick
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: memoryview) -> None:
         written = os.pwrite(self._descriptor, data, self.offset)
         self.offset += written
-        view = memoryview(data)[written:]
-        while view:
-            written = os.pwrite(self._descriptor, view, self.offset)
+        while written < len(data):
+            data = data[written:]
+            written = os.pwrite(self._descriptor, data, self.offset)
             self.offset += written
-            view = view[written:]
 
     async def feed(self, hasher: Hasher) -> None:
         with _translated("reading back"):
@@ -595,6 +627,9 @@ class FileWriter:
             os.ftruncate(self._descriptor, self._start)
             self.offset = self._start
         self._remove_marker()
+
+    def abandon(self) -> None:
+        self._marker = None
 
     async def close(self, *, sync: bool) -> None:
         descriptor, self._descriptor = self._descriptor, -1

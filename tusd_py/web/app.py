@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,7 +17,6 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py import __version__, events, logs
-from tusd_py.locks.memory import MemoryLocks
 from tusd_py.rules import Rules
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
@@ -26,6 +28,7 @@ from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.forwarded import Proxies
 from tusd_py.web.health import Health
 from tusd_py.web.metrics import Metrics
+from tusd_py.web.shared import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -37,71 +40,110 @@ class TusApp:
     is usually `/`. It starts with its `lifespan`, or else with the first request, and must be stopped by `stop`.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS or proxies that make no sense."""
+    def __init__(self, settings: Settings, *, child: int | None = None) -> None:
+        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS or proxies that make no sense.
+
+        child: the number of this process, where a parent runs several that serve the same uploads.
+        """
         self.settings = settings
         self.metrics = Metrics()
         self.store = FileStore(
             settings.upload_dir, dir_perms=settings.dir_perms, file_perms=settings.file_perms
         )
-        self.uploads = Uploads(
+        self._child = child
+        self._hooks = events.Hooks(
+            [events.load(specification) for specification in _hooks(settings)],
+            timeout=settings.hooks_timeout,
+            observer=self.metrics,
+        )
+        self._proxies = Proxies(settings.behind_proxy)
+        self._cors = _cors(settings)
+        self._shared = Shared(
+            settings, child=child is not None, on_failure=self.metrics.state_failure
+        )
+        self._uploads: Uploads | None = None
+        self._endpoint: TusEndpoint | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._starting = asyncio.Lock()
+        self._started = False
+
+    def open(self) -> None:
+        """Takes the upload directory, and starts the embedded state where that is needed; blocking.
+
+        Raises StorageError and EmbeddedStateError where they cannot be had.
+        """
+        if self._endpoint is not None:
+            return
+        settings = self.settings
+        self.store.open(self._shared.guard)
+        self._shared.open()
+        self._uploads = Uploads(
             self.store,
-            MemoryLocks(),
+            self._shared.locks,
             rules=_rules(settings),
-            hooks=events.Hooks(
-                [events.load(specification) for specification in settings.hooks],
-                timeout=settings.hooks_timeout,
-                observer=self.metrics,
-            ),
+            hooks=self._hooks,
             observer=self.metrics,
         )
         self._endpoint = TusEndpoint(
-            self.uploads,
+            self._uploads,
             options=EndpointOptions(
                 base_path=settings.base_path,
                 relative_location=settings.relative_location,
                 network_timeout=settings.network_timeout,
                 max_concat_parts=settings.max_concat_parts,
+                direct_bodies=not settings.disable_direct_bodies,
             ),
-            proxies=Proxies(settings.behind_proxy),
-            cors=_cors(settings),
+            proxies=self._proxies,
+            cors=self._cors,
             metrics=self.metrics,
         )
-        self._sweeper: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
-        self._opened = False
 
-    def open(self) -> None:
-        """Takes the upload directory. Raises StorageError where it cannot be used."""
-        if not self._opened:
-            self.store.open()
-            self._opened = True
+    @property
+    def uploads(self) -> Uploads:
+        """The uploads; there after `open`."""
+        if self._uploads is None:
+            raise RuntimeError("the uploads are not open yet")
+        return self._uploads
 
     async def start(self) -> None:
-        """Opens, lets the hooks get ready and begins to look for what has expired. Raises StorageError, HookError."""
+        """Opens, lets the hooks get ready and begins to look for what has expired.
+
+        Raises StorageError, EmbeddedStateError, HookError.
+        """
         async with self._starting:
-            if self._sweeper is not None:
+            if self._started:
                 return
-            self.open()
-            await self.uploads.hooks.start(
+            if self._endpoint is None:
+                await asyncio.to_thread(self.open)
+            await self._shared.start()
+            await self._hooks.start(
                 events.HookContext(
                     settings=self.settings,
-                    state=None,
+                    state=self._shared.state,
                     offset_of=self.uploads.offset_of,
                     observer=self.metrics,
                 )
             )
-            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
+            if not self._child:
+                # Of several processes the first one sweeps.
+                self._begin(self._sweep_regularly())
+            if self._child is not None:
+                pool = self.metrics.pool(metrics_directory(self.settings), self._child)
+                self._begin(pool.publish_regularly())
+            self._started = True
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        self._background.append(asyncio.get_running_loop().create_task(work))
 
     async def stop(self) -> None:
         """Ends the bodies in flight, waits for what was begun, and lets the directory go."""
         self.uploads.begin_shutdown()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sweeper
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self.uploads.drain()
-        await self.uploads.hooks.stop()
+        await self._hooks.stop()
+        await self._shared.stop()
         await asyncio.to_thread(self.store.close)
 
     @asynccontextmanager
@@ -116,9 +158,9 @@ class TusApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"uploads come by HTTP, not as {scope['type']!r}")
-        if self._sweeper is None:
+        if not self._started:
             await self.start()
-        await self._endpoint(scope, receive, send)
+        await cast(TusEndpoint, self._endpoint)(scope, receive, send)
 
     async def check(self) -> str | None:
         """None if uploads can be stored now, else what is wrong, for the log."""
@@ -197,6 +239,22 @@ def _closing(send: Send) -> Send:
         await send(message)
 
     return send_last
+
+
+def metrics_directory(settings: Settings) -> Path:
+    """Where the processes of one server tell each other what they have counted."""
+    # The state directory may be shared with servers on other machines, and on other ports.
+    return settings.state_dir / "metrics" / f"{socket.gethostname()}-{settings.port}"
+
+
+def _hooks(settings: Settings) -> list[str]:
+    """The operator's hooks, then those that come with the server: they judge what the others have made of an upload."""
+    built_in = {
+        "tusd_hooks.http:HTTPHooks": bool(settings.hooks_http),
+        "tusd_hooks.files:FileHooks": settings.hooks_dir is not None,
+        "tusd_hooks.duplicates:Duplicates": settings.duplicates != "off",
+    }
+    return [*settings.hooks, *(name for name, wanted in built_in.items() if wanted)]
 
 
 def _rules(settings: Settings) -> Rules:

@@ -7,34 +7,41 @@ long, asked for by another request, shutdown. Not for: what becomes of the bytes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 from starlette.types import Message, Receive
 
-from tusd_py.reception import BodyEnd
-
-Trailers = Callable[[], Mapping[str, str]]
-
-
-def no_trailers() -> Mapping[str, str]:
-    """For servers that do not hand trailer fields over."""
-    return {}
+from tusd_py.reception import BodyEnd, Take
+from tusd_py.web.uvicorn import Exchange, Transfer
 
 
-class StreamBody:
-    """A body that comes in ASGI messages. idle_timeout: seconds without a byte after which it ends."""
+class RequestBody:
+    """A body that comes in ASGI messages or, where our own server is in front, straight from the socket.
+
+    idle_timeout: seconds without a byte after which it ends. exchange: our server's extension of the request. direct: whether
+    the straight way may be taken. way: "direct" or "stream" once it was taken.
+    """
 
     def __init__(
-        self, receive: Receive, *, idle_timeout: float, trailers: Trailers = no_trailers
+        self,
+        receive: Receive,
+        *,
+        idle_timeout: float,
+        exchange: Exchange | None = None,
+        direct: bool = True,
     ) -> None:
         self.end: BodyEnd | None = None
         self.received = 0
         self._receive = receive
         self._idle_timeout = idle_timeout
-        self._trailers = trailers
+        self.way: str | None = None
+        self._exchange = exchange
+        self._direct = direct
         self._last = False
         self._waiting: asyncio.Timeout | None = None
+        self._transfer: Transfer | None = None
+        self._timer: asyncio.TimerHandle
 
     async def read(self) -> bytes:
         """The next bytes; empty at the end, whatever ended it."""
@@ -51,9 +58,50 @@ class StreamBody:
             self._last = not message.get("more_body", False)
             data = cast(bytes, message.get("body", b""))
             if data:
+                self.way = "stream"
                 self.received += len(data)
                 return data
         return b""
+
+    async def pour(self, take: Take) -> bool:
+        """Hands the whole body to `take`, past all that lies between the socket and here; False where that cannot be done.
+
+        Raises what `take` raises. Afterwards `end` tells how it ended, and `read` has nothing more.
+        """
+        if self._exchange is None or not self._direct or self.end is not None:
+            return False
+        transfer = self._transfer = self._exchange.transfer(take)
+        if transfer is None:
+            return False
+        self.way = "direct"
+        self._look_for_idleness()
+        try:
+            whole = await asyncio.shield(transfer.done)
+        except asyncio.CancelledError:
+            transfer.stop()
+            # A write may be under way: nobody may close what it goes to.
+            await asyncio.wait([transfer.done])
+            transfer.done.exception()
+            raise
+        finally:
+            self._timer.cancel()
+            self._transfer = None
+            self.received += transfer.received
+        if whole:
+            self.end = BodyEnd.COMPLETE
+        elif self.end is None:
+            self.end = BodyEnd.DISCONNECTED
+        return True
+
+    def _look_for_idleness(self) -> None:
+        loop = asyncio.get_running_loop()
+        left = self._idle_timeout
+        if self._transfer is not None:
+            left += self._transfer.last_activity - loop.time()
+        if left <= 0:
+            self.stop(BodyEnd.TIMED_OUT)
+        else:
+            self._timer = loop.call_later(left, self._look_for_idleness)
 
     async def _next(self) -> Message | None:
         """The next message, or None if the body was ended while waiting for it."""
@@ -71,9 +119,13 @@ class StreamBody:
         """Ends the body from outside: `read` returns at once, and reads no more."""
         if self.end is None:
             self.end = end
+            if self._transfer is not None:
+                self._transfer.stop()
             if self._waiting is not None and not self._waiting.expired():
                 self._waiting.reschedule(asyncio.get_running_loop().time())
 
     def trailers(self) -> Mapping[str, str]:
         """Trailer fields; empty before the end."""
-        return self._trailers() if self.end is BodyEnd.COMPLETE else {}
+        if self._exchange is None or self.end is not BodyEnd.COMPLETE:
+            return {}
+        return self._exchange.trailers()

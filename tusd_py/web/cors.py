@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-RawHeaders = list[tuple[bytes, bytes]]
+from tusd_py.protocol.headers import RawHeaders
 
 ALLOWED_METHODS = ("POST", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 

@@ -21,9 +21,8 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
+from tusd_py.protocol.headers import RawHeaders
 from tusd_py.web.sendfile import FileTruncated
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 _READ_SIZE = 256 * 1024
 _ZERO_COPY = "http.response.zerocopysend"

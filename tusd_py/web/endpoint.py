@@ -27,11 +27,11 @@ from tusd_py.events import HookResponse, RefusedByHook, RequestView
 from tusd_py.protocol import concat, errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import Headers
+from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.reception import BodyEnd
 from tusd_py.storage.base import Upload
 from tusd_py.uploads import Uploads
-from tusd_py.web.body import StreamBody, Trailers, no_trailers
+from tusd_py.web.body import RequestBody
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.forwarded import External, Proxies
@@ -40,7 +40,6 @@ from tusd_py.web.uvicorn import EXTENSION, Exchange
 
 logger = logging.getLogger(__name__)
 
-RawHeaders = list[tuple[bytes, bytes]]
 
 _COLLECTION_METHODS = "POST, OPTIONS"
 _UPLOAD_METHODS = "HEAD, PATCH, GET, DELETE, OPTIONS"
@@ -67,11 +66,12 @@ class Request:
     """One request, as far as it was looked at. route: the path below the place where the endpoint is mounted."""
 
     scope: Scope
+    receive: Receive
     headers: Headers
     method: str
     route: str
     external: External
-    body: StreamBody
+    body: RequestBody
     request_id: str
     upload_id: str = ""
 
@@ -84,6 +84,7 @@ class EndpointOptions:
     relative_location: bool = False
     network_timeout: float = 60.0
     max_concat_parts: int = 10_000
+    direct_bodies: bool = True
 
 
 class TusEndpoint:
@@ -110,12 +111,16 @@ class TusEndpoint:
         headers = Headers(scope["headers"])
         request = Request(
             scope=scope,
+            receive=receive,
             headers=headers,
             method=scope["method"],
             route=_route(scope),
             external=self._proxies.external(scope),
-            body=StreamBody(
-                receive, idle_timeout=self._options.network_timeout, trailers=_trailers(scope)
+            body=RequestBody(
+                receive,
+                idle_timeout=self._options.network_timeout,
+                exchange=_exchange(scope),
+                direct=self._options.direct_bodies,
             ),
             request_id=_request_id(headers),
         )
@@ -268,7 +273,7 @@ class TusEndpoint:
         """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
         if isinstance(problem, RefusedByHook):
             return Response(
-                problem.status, problem.headers, problem.body.encode(), code=problem.code
+                problem.status, problem.headers, problem.message.encode(), code=problem.code
             )
         if _wants_problem_details(request.headers.get("accept", "")):
             body = json.dumps(
@@ -332,7 +337,14 @@ class TusEndpoint:
                 }
             )
             if plan.count:
-                await send_file(request.scope, send, response.descriptor, plan.start, plan.count)
+                await send_file(
+                    request.scope,
+                    send,
+                    response.descriptor,
+                    plan.start,
+                    plan.count,
+                    receive=request.receive,
+                )
             else:
                 await send({"type": "http.response.body", "body": b""})
         except (OSError, TimeoutError) as problem:
@@ -344,6 +356,8 @@ class TusEndpoint:
 
     def _record(self, request: Request, response: Response, seconds: float) -> None:
         self._metrics.request(request.method, seconds)
+        if request.body.way is not None:
+            self._metrics.body(request.body.way)
         if response.code is not None:
             self._metrics.error(response.status, response.code)
         logs.event(
@@ -378,9 +392,9 @@ def _route(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
-def _trailers(scope: Scope) -> Trailers:
+def _exchange(scope: Scope) -> Exchange | None:
     exchange: Any = scope.get("extensions", _EMPTY).get(EXTENSION)
-    return exchange.trailers if isinstance(exchange, Exchange) else no_trailers
+    return exchange if isinstance(exchange, Exchange) else None
 
 
 def _request_id(headers: Headers) -> str:

@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -26,6 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tusd_py import __version__
+from tusd_py.web.pooling import Pool
 
 OTHER_METHOD = "OTHER"
 
@@ -85,10 +87,20 @@ class Metrics(Collector):
         self._lock_timeouts = 0
         self._hooks: dict[str, int] = {}
         self._hook_errors: dict[str, int] = {}
+        self._ways = {"direct": 0, "stream": 0}
         self._duplicates: dict[str, int] = {}
+        self._state_failures = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
+
+    def pool(self, directory: Path, index: int) -> Pool:
+        """From now on tells the sum of what several processes count; see `pooling`."""
+        pool = Pool(directory, index, self)
+        # What single processes use, memory and descriptors, would not be told apart.
+        self._registry = CollectorRegistry()
+        self._registry.register(pool)
+        return pool
 
     def request(self, method: str, seconds: float) -> None:
         """A request was answered, `seconds` after its head had come in."""
@@ -122,9 +134,17 @@ class Metrics(Collector):
         """A hook failed; refusing is no failure."""
         self._hook_errors[hooktype] = self._hook_errors.get(hooktype, 0) + 1
 
+    def body(self, way: str) -> None:
+        """A body came in, straight from the socket ("direct") or through the HTTP parser ("stream")."""
+        self._ways[way] = self._ways.get(way, 0) + 1
+
     def duplicate(self, outcome: str) -> None:
         """A creation was looked up among those before it."""
         self._duplicates[outcome] = self._duplicates.get(outcome, 0) + 1
+
+    def state_failure(self) -> None:
+        """A command to Redis failed."""
+        self._state_failures += 1
 
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """The body and the content type of a scrape, in the format that its `Accept` prefers."""
@@ -152,6 +172,15 @@ class Metrics(Collector):
             ("tusd_hook_errors_total", "Hooks that failed, by type.", self._hook_errors),
         ):
             yield _counter(name, text, ["hooktype"], _single(counts))
+        yield _counter(
+            "tusd_bodies_total",
+            "Bodies of requests that came in, by the way they took: direct, past the HTTP parser, or stream.",
+            ["way"],
+            _single(self._ways),
+        )
+        yield CounterMetricFamily(
+            "tusd_state_failures", "Commands to Redis that failed.", self._state_failures
+        )
         yield _counter(
             "tusd_duplicates_total",
             "Creations that were looked up among those before them, by what was found.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -10,13 +11,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from tusd_py import logs
 from tusd_py.events import HookError
 from tusd_py.protocol import tus
 from tusd_py.settings.model import Settings
+from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
-from tusd_py.web.app import Site, TusApp
+from tusd_py.web.app import Site, TusApp, metrics_directory
+from tusd_py.web.pooling import clear
+from tusd_py.web.supervisor import Supervisor
 from tusd_py.web.uvicorn import Limits, UploadConfig, UploadServer
 
 logger = logging.getLogger(__name__)
@@ -27,29 +32,73 @@ _WATCHDOG_GRACE = 0.5
 
 
 class _Server(UploadServer):
-    """Says where it listens as soon as it accepts connections."""
+    """Says where it listens as soon as it accepts connections; of several processes one does. url: empty to say nothing."""
 
-    def __init__(self, config: UploadConfig, *, url: str, on_shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: UploadConfig,
+        *,
+        url: str,
+        on_shutdown: Callable[[], None],
+        parent: socket.socket | None,
+    ) -> None:
         super().__init__(config, on_shutdown=on_shutdown)
         self._url = url
+        self._parent = parent
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        logs.event(
-            logger, logging.INFO, "listening", message=f"Uploads at {self._url}", url=self._url
-        )
+        if self._parent is not None:
+            asyncio.get_running_loop().add_reader(self._parent, self._end)
+        if self._url:
+            logs.event(
+                logger, logging.INFO, "listening", message=f"Uploads at {self._url}", url=self._url
+            )
+
+    def _end(self) -> None:
+        self.should_exit = True
+        asyncio.get_running_loop().remove_reader(cast(socket.socket, self._parent))
 
 
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
+    several = settings.workers > 1
     try:
         app = TusApp(settings)
-        app.open()
+        if several:
+            # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
+            app.store.open("exclusive" if settings.redis_url is None else "shared")
+            clear(metrics_directory(settings))
+        else:
+            app.open()
         sockets = [] if settings.unix_sock else _listen(settings.host, settings.port)
-    except (StorageError, HookError, ValueError, OSError) as problem:
+    except (StorageError, EmbeddedStateError, HookError, ValueError, OSError) as problem:
         sys.stderr.write(f"tusd-py serve: {problem}\n")
         return EXIT_UNUSABLE
     _raise_descriptor_limit(settings.max_connections)
+    if not several:
+        return _serve(settings, app, sockets)
+
+    def serve(index: int) -> int:
+        app = TusApp(settings, child=index)
+        return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
+
+    supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
+    return supervisor.run()
+
+
+def _serve(
+    settings: Settings,
+    app: TusApp,
+    sockets: list[socket.socket],
+    *,
+    first: bool = True,
+    parent: socket.socket | None = None,
+) -> int:
+    """Serves in this process.
+
+    first: whether it speaks for all. parent: becomes readable when the process that supervises this one is gone.
+    """
     config = UploadConfig(
         Site(app),
         limits=Limits(
@@ -73,18 +122,23 @@ def run(settings: Settings) -> int:
     )
 
     def begin_shutdown() -> None:
-        logs.event(
-            logger,
-            logging.INFO,
-            "stopping",
-            message="Stopping: ending requests, keeping what arrived",
-        )
+        if first:
+            logs.event(
+                logger,
+                logging.INFO,
+                "stopping",
+                message="Stopping: ending requests, keeping what arrived",
+            )
         app.uploads.begin_shutdown()
         _start_watchdog(settings.shutdown_timeout)
 
-    server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown)
-    server.run(sockets or None)
-    return 0 if server.started else 1
+    server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
+    try:
+        server.run(sockets or None)
+    except SystemExit:
+        # The application could not start, and has said why.
+        return 1
+    return 0
 
 
 def _start_watchdog(timeout: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
@@ -102,10 +102,12 @@ class _RefusedHead(Exception):
 class Exchange:
     """One request and its response, as far as the ASGI messages do not tell: our ASGI extension."""
 
-    __slots__ = ("_trailers",)
+    __slots__ = ("_protocol", "_trailers", "cycle")
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: UploadProtocol) -> None:
+        self._protocol = protocol
         self._trailers: dict[str, str] = {}
+        self.cycle: _Cycle | None = None
 
     def add_trailer(self, name: bytes, value: bytes) -> None:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")
@@ -114,6 +116,127 @@ class Exchange:
     def trailers(self) -> Mapping[str, str]:
         """Trailer fields, names in lower case; complete when the last of the body was received."""
         return self._trailers
+
+    def transfer(self, take: Take) -> Transfer | None:
+        """Lets the body go past the HTTP parser, straight from the socket to `take`.
+
+        Returns None where the body is too small for that, has no length, or was begun to be received: then it comes by
+        `receive` alone, as ever.
+        """
+        return None if self.cycle is None else self._protocol.begin_transfer(self.cycle, take)
+
+
+Take = Callable[[memoryview], "Awaitable[None] | None"]
+"""Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
+are more. What it raises ends the transfer."""
+
+_TRANSFER_FROM = 64 * 1024
+"""Bytes. Shorter bodies mostly come in with their head."""
+
+_buffer = memoryview(bytearray(1024 * 1024))
+"""What is read goes here and is taken away before anybody else reads: one buffer for all connections."""
+
+
+class Transfer(asyncio.BufferedProtocol):
+    """A body on its way past the parser: for this time it is the transport's protocol.
+
+    done: resolved when it is over, with True for a whole body and False for one that was cut off or stopped; an exception is
+    what `take` raised. received: bytes that were taken. last_activity: when the last of them came, by the loop's clock.
+    """
+
+    def __init__(self, protocol: UploadProtocol, left: int, parsed: bytes, take: Take) -> None:
+        self._protocol = protocol
+        self._loop = protocol.loop
+        self._left = left
+        self._parsed = parsed
+        self._take = take
+        self._busy: asyncio.Task[None] | None = None
+        self._stopped = False
+        self.done: asyncio.Future[bool] = self._loop.create_future()
+        self.received = 0
+        self.last_activity = self._loop.time()
+
+    def begin(self) -> None:
+        """Takes what the parser had read already, and reads on."""
+        if self._parsed:
+            parsed, self._parsed = self._parsed, b""
+            self._took(memoryview(parsed))
+        if self._busy is None and not self.done.done():
+            self._protocol.flow.resume_reading()
+
+    def stop(self) -> None:
+        """Ends the transfer; what was taken stays taken."""
+        self._stopped = True
+        if self._busy is None:
+            self._end(False)
+
+    # What the transport calls
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _buffer[: self._left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._left -= nbytes
+        self._took(_buffer[:nbytes])
+
+    def eof_received(self) -> None:
+        self._end(False)
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+        if self._busy is None:
+            self._end(False)
+        else:
+            self._stopped = True
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    # Inside
+
+    def _took(self, view: memoryview) -> None:
+        self.last_activity = self._loop.time()
+        try:
+            rest = self._take(view)
+        except Exception as problem:  # noqa: BLE001 - raised again by whoever awaits `done`
+            self._end(problem)
+            return
+        self.received += len(view)
+        if rest is not None:
+            self._protocol.flow.pause_reading()
+            self._busy = self._loop.create_task(self._wait_for(rest))
+        elif not self._left:
+            self._end(True)
+
+    async def _wait_for(self, rest: Awaitable[None]) -> None:
+        problem: Exception | None = None
+        try:
+            await rest
+        except Exception as raised:  # noqa: BLE001 - as above
+            problem = raised
+        self._busy = None
+        self.last_activity = self._loop.time()
+        if problem is not None:
+            self._end(problem)
+        elif not self._left:
+            self._end(True)
+        elif self._stopped:
+            self._end(False)
+        else:
+            self._protocol.flow.resume_reading()
+
+    def _end(self, result: bool | Exception) -> None:
+        if self.done.done():
+            return
+        self._protocol.end_transfer(self._left)
+        if isinstance(result, Exception):
+            self.done.set_exception(result)
+        else:
+            self.done.set_result(result)
 
 
 class _Connection:
@@ -185,11 +308,11 @@ class UploadProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         ours = config if isinstance(config, UploadConfig) else None
-        self._limits = ours.limits if ours else Limits()
+        self.limits = ours.limits if ours else Limits()
         self._gauge: ConnectionGauge = ours.gauge if ours else _Gauge()
         self._fixed_headers = ours.fixed_headers if ours else {}
         self._connection: _Connection
-        self._exchange = Exchange()
+        self._exchange = Exchange(self)
         self._in_head = True
         self._head_size = 0
         self._unparsed = 0
@@ -204,7 +327,7 @@ class UploadProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._connection = _Connection(transport, self._close)
         self._gauge.connections_open = len(self.connections)
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > self.limits.connections:
             self._answer(503, "ERR_TOO_MANY_CONNECTIONS", "too many connections; try again later")
         else:
             self._start_timer()
@@ -215,7 +338,7 @@ class UploadProtocol(HttpToolsProtocol):
         self._gauge.connections_open = len(self.connections)
 
     def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self._limits.idle_timeout, self._on_timeout)
+        self._timer = self.loop.call_later(self.limits.idle_timeout, self._on_timeout)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -278,7 +401,7 @@ class UploadProtocol(HttpToolsProtocol):
             return
         self._unparsed += len(data)
         super().data_received(data)
-        if self._unparsed > self._limits.head_size and not self._lingering:
+        if self._unparsed > self.limits.head_size and not self._lingering:
             self._refuse_size()
             self._answer(*cast("tuple[int, str, str]", self._refusal))
         elif self._in_head and self._unparsed and self._timer is None and not self._lingering:
@@ -297,7 +420,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._limits.head_size:
+        if self._head_size > self.limits.head_size:
             self._refuse_size()
             raise _RefusedHead
         if self._in_head:
@@ -307,7 +430,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def _refuse_size(self) -> None:
         if self._refusal is None:
-            limit = self._limits.head_size
+            limit = self.limits.head_size
             self._refusal = (
                 431,
                 "ERR_HEADER_TOO_LARGE",
@@ -335,6 +458,11 @@ class UploadProtocol(HttpToolsProtocol):
             keep_alive=http_version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self._exchange.cycle = self.cycle
+        self.cycle.body_left = self._body_length()
+        if self.cycle.body_left >= _TRANSFER_FROM:
+            # What is to go past the parser stays in the socket until the application has accepted it.
+            self.flow.pause_reading()
         if waiting is None or waiting.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -360,7 +488,7 @@ class UploadProtocol(HttpToolsProtocol):
         scope["path"] = self.root_path + path
         scope["raw_path"] = self.root_path.encode("ascii") + url.path
         scope["query_string"] = url.query or b""
-        self._exchange = Exchange()
+        self._exchange = Exchange(self)
         extensions: dict[str, Any] = {EXTENSION: self._exchange}
         if is_supported(self.transport):
             extensions["http.response.zerocopysend"] = {}
@@ -380,9 +508,54 @@ class UploadProtocol(HttpToolsProtocol):
                 )
                 raise _RefusedHead
 
+    def _body_length(self) -> int:
+        """Bytes of the body, 0 where the head does not tell them."""
+        for name, value in self.headers:
+            if name == b"content-length":
+                # The parser has refused all that is no number.
+                return int(value)
+        return 0
+
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
+        cast(_Cycle, self.cycle).body_left -= len(body)
         super().on_body(body)
+
+    # Bodies past the parser
+
+    def begin_transfer(self, cycle: _Cycle, take: Take) -> Transfer | None:
+        """See `Exchange.transfer`."""
+        if (
+            cycle is not self.cycle
+            or cycle.body_left < _TRANSFER_FROM - len(cycle.body)
+            or cycle.body_left <= 0
+            or cycle.disconnected
+            or cycle.began_to_receive
+            or self._lingering
+            or self.transport.is_closing()
+        ):
+            return None
+        cycle.continue_if_expected()
+        parsed, cycle.body = bytes(cycle.body), bytearray()
+        transfer = Transfer(self, cycle.body_left, parsed, take)
+        self.flow.pause_reading()
+        self.transport.set_protocol(transfer)
+        transfer.begin()
+        return transfer
+
+    def end_transfer(self, left: int) -> None:
+        """The transport is the parser's again; `left` bytes of the body were not received."""
+        cycle = cast(_Cycle, self.cycle)
+        cycle.body_left = left
+        if self.transport.is_closing():
+            return
+        self.flow.pause_reading()
+        self.transport.set_protocol(self)
+        if not left:
+            # The old parser still waits for the body.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.on_message_complete()
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -428,13 +601,22 @@ class UploadProtocol(HttpToolsProtocol):
 
 
 class _Cycle(RequestResponseCycle):
-    """One request and its response."""
+    """One request and its response. body_left: bytes of the body that were not parsed yet, where its length is known."""
 
     def __init__(self, *, protocol: UploadProtocol, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._protocol = protocol
+        self.body_left = 0
+        self.began_to_receive = False
+
+    def continue_if_expected(self) -> None:
+        """Sends the 100 that a client waits for before it sends its body."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
 
     async def receive(self) -> ASGIReceiveEvent:
+        self.began_to_receive = True
         if self.disconnected and self.body and not self.response_complete:
             # What arrived before the connection went is kept: it comes first.
             message: HTTPRequestEvent = {
@@ -450,25 +632,35 @@ class _Cycle(RequestResponseCycle):
         return message_or_end
 
     async def send(self, message: ASGISendEvent) -> None:
+        await self._wait_for_reader()
         # An extension of ASGI that uvicorn's types do not know.
         if cast(str, message["type"]) == "http.response.zerocopysend":
             await self._send_file(cast("_FileMessage", message))
         else:
             await super().send(message)
 
+    async def _wait_for_reader(self) -> None:
+        """Returns when the client has taken most of what was sent so far; one that takes nothing for too long is given up."""
+        if not self.flow.write_paused or self.disconnected:
+            return
+        try:
+            async with asyncio.timeout(self._protocol.limits.idle_timeout):
+                await self.flow.drain()
+        except TimeoutError:
+            self._protocol.transport.abort()
+            self.disconnected = True
+
     async def _send_file(self, message: _FileMessage) -> None:
         """ASGI "Zero Copy Send"; `count` and `offset` in bytes, both given."""
         protocol = self._protocol
         if not self.disconnected:
-            if self.flow.write_paused:
-                await self.flow.drain()
             sent = await sendfile(
                 protocol.loop,
                 protocol.transport,
                 message["file"].fileno(),
                 message["offset"],
                 message["count"],
-                idle_timeout=protocol._limits.idle_timeout,
+                idle_timeout=protocol.limits.idle_timeout,
             )
             self.expected_content_length -= sent
             if sent < message["count"]:

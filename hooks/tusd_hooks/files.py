@@ -1,0 +1,242 @@
+"""Hooks as executables: a directory with files that are named after events and run when one happens, in tusd's format.
+
+The event is on standard input, the answer on standard output, and what is written to standard error goes to the log. Files
+may come and go while the server runs. Not for long work: a hook that takes too long is ended, with all that it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import IO
+
+from tusd_hooks import wire
+from tusd_hooks.wire import WireHooks
+from tusd_py import logs
+from tusd_py.events import Changes, Event, EventType, HookContext, HookFailed
+from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX
+from tusd_py.settings.model import WIRE_EVENTS
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_LIMIT = 64 * 1024
+"""Bytes of an answer that are taken; what is more is read and thrown away."""
+_LINE_LIMIT = 1024
+"""Bytes of a line of standard error; a longer one becomes several."""
+_SHOWN = 200
+"""Bytes of an unexpected output that are logged."""
+
+
+class FileHooks(WireHooks):
+    """See the module."""
+
+    _directory: Path
+    _upload_dir: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._errors: set[asyncio.Task[None]] = set()
+
+    async def start(self, context: HookContext) -> None:
+        """Takes its settings, and warns of files that will not be run. Raises HookFailed where there is no directory."""
+        await super().start(context)
+        if context.settings.hooks_dir is None:
+            raise HookFailed("--hooks-dir is not set")
+        self._directory = context.settings.hooks_dir
+        self._upload_dir = context.settings.upload_dir
+        enabled = context.settings.hooks_enabled_events
+        for warning in warnings(self._directory, enabled):
+            logger.warning("%s", warning)
+        found = [name for name in enabled if os.access(self._directory / name, os.X_OK)]
+        logs.event(
+            logger,
+            logging.INFO,
+            "hooks as executables",
+            directory=self._directory,
+            events=", ".join(found) or "none",
+        )
+
+    async def stop(self) -> None:
+        """Stops to listen to what hooks left running in the background."""
+        for task in self._errors:
+            task.cancel()
+        await asyncio.gather(*self._errors, return_exceptions=True)
+
+    async def handle(self, event: Event) -> Changes | None:
+        """Runs the executable of an event, if there is one; returns or raises what its answer means. Raises HookFailed."""
+        path = self._directory / event.type.value
+        if not path.exists():
+            return None
+        output = await self._run(path, event)
+        if not wire.counts(event.type) or not output.strip():
+            return None
+        if len(output) > _ANSWER_LIMIT:
+            raise HookFailed(f"{path}: the answer is larger than {_ANSWER_LIMIT} bytes")
+        try:
+            return wire.parse_answer(output, self._upload_dir).outcome(event.type)
+        except HookFailed as problem:
+            raise HookFailed(f"{path}: {problem}") from None
+
+    async def _run(self, path: Path, event: Event) -> bytes:
+        """What the executable writes to its standard output, one byte more than is taken at most."""
+        process = self._begin(path, event)
+        try:
+            self._listen_to(process, event)
+            output = await _read(process)
+            code = await _end_of(process)
+        except BaseException:
+            # It took too long, or nobody waits for it any more. What it started goes with it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await _end_of(process)
+            raise
+        if code != 0:
+            ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            begins = output[:_SHOWN].decode("utf-8", "replace")
+            raise HookFailed(f"{path}: {ended}" + (f": {begins!r}" if begins else ""))
+        return output
+
+    def _begin(self, path: Path, event: Event) -> Popen[bytes]:
+        """Starts the executable, in a group of processes of its own.
+
+        Not by the event loop: uvloop gives copies of our ends of the pipes to the process, and who is left in the background
+        would hold them open.
+        """
+        with _file_with(wire.request_document(event, self._upload_dir)) as document:
+            try:
+                return Popen(  # noqa: S603 -- the operator put it there to be run
+                    [str(path)],
+                    stdin=document,
+                    stdout=PIPE,
+                    stderr=PIPE,
+                    bufsize=0,
+                    cwd=self._directory,
+                    env=environment(os.environ, event),
+                    start_new_session=True,
+                )
+            except OSError as problem:
+                raise HookFailed(f"{path}: {_why(problem)}") from None
+
+    def _listen_to(self, process: Popen[bytes], event: Event) -> None:
+        """Logs standard error, also of what the hook left running in the background, which may be long after its end."""
+        task = asyncio.get_running_loop().create_task(_log_lines(process, event))
+        self._errors.add(task)
+        task.add_done_callback(self._errors.discard)
+
+
+def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:
+    """What an executable finds in its environment: what the server has, but for its settings, some of which are secret."""
+    upload = event.upload
+    is_created = event.type is not EventType.PRE_CREATE
+    return {
+        **{name: text for name, text in ours.items() if not name.startswith(ENVIRONMENT_PREFIX)},
+        "TUS_ID": upload.id if is_created else "",
+        "TUS_SIZE": str(upload.length or 0),
+        "TUS_OFFSET": str(upload.offset),
+        "TUS_EVENT_ID": event.id,
+    }
+
+
+def warnings(directory: Path, enabled: Sequence[str]) -> Iterator[str]:
+    """What in the directory is probably a mistake, a sentence each."""
+    found = False
+    for path in sorted(directory.iterdir()):
+        name, stem = path.name, path.name.partition(".")[0]
+        found = found or name in enabled
+        if name in WIRE_EVENTS and not (path.is_file() and os.access(path, os.X_OK)):
+            yield f"{path} cannot be executed (chmod +x): its events will fail"
+        elif name in WIRE_EVENTS and name not in enabled:
+            yield f"{path} will not be run: --hooks-enabled-events does not have {name}"
+        elif stem in WIRE_EVENTS and name != stem:
+            yield f"{path} will not be run: hooks have no ending in their names ({stem})"
+    if not found:
+        yield f"{directory} has no file that is named after an enabled event, such as {enabled[0]}"
+
+
+def _file_with(document: bytes) -> IO[bytes]:
+    """An open file that has no name. A pipe would have to be filled while the executable runs, which may never read it."""
+    if sys.platform == "linux":
+        # Credentials of a request may be in it: not for a disk.
+        file: IO[bytes] = os.fdopen(os.memfd_create("event"), "w+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 -- the caller closes it
+    file.write(document)
+    file.seek(0)
+    return file
+
+
+@asynccontextmanager
+async def _reading(pipe: IO[bytes] | None) -> AsyncIterator[asyncio.StreamReader]:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
+
+
+async def _read(process: Popen[bytes]) -> bytes:
+    """The output, of which no more is kept than tells that it is too long."""
+    output = bytearray()
+    async with _reading(process.stdout) as reader:
+        while part := await reader.read(_ANSWER_LIMIT):
+            output += part[: _ANSWER_LIMIT + 1 - len(output)]
+    return bytes(output)
+
+
+async def _end_of(process: Popen[bytes]) -> int:
+    """Waits for a process to end; its exit code, or the negative number of the signal that ended it."""
+    if sys.platform != "linux":
+        return await asyncio.to_thread(process.wait)
+    if process.poll() is None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except OSError:  # an old kernel, or a sandbox
+            return await asyncio.to_thread(process.wait)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    return process.wait()
+
+
+async def _log_lines(process: Popen[bytes], event: Event) -> None:
+    rest = b""
+    async with _reading(process.stderr) as reader:
+        while part := await reader.read(_LINE_LIMIT):
+            *lines, rest = (rest + part).split(b"\n")
+            if len(rest) >= _LINE_LIMIT:
+                lines, rest = [*lines, rest], b""
+            _log_each(lines, event)
+    _log_each([rest], event)
+
+
+def _log_each(lines: list[bytes], event: Event) -> None:
+    for line in filter(None, (each.rstrip() for each in lines)):
+        text = line.decode("utf-8", "backslashreplace")
+        logger.info("%s hook of upload %s: %s", event.type, event.upload.id, text)
+
+
+def _why(problem: OSError) -> str:
+    """Why a file that is there could not be run."""
+    if problem.errno == errno.ENOENT:
+        return "the interpreter that its first line names does not exist"
+    if problem.errno == errno.EACCES:
+        return "cannot be executed (chmod +x)"
+    if problem.errno == errno.ENOEXEC:
+        return "is no program, and its first line names no interpreter (#!/bin/sh)"
+    return str(problem.strerror or problem)

@@ -1,0 +1,103 @@
+"""Ends the embedded server some time after the last process that used it was killed.
+
+Who ends in an orderly way stops the server itself, if nobody else uses it; a process that is killed
+cannot. This runs beside the server as a process of its own, as small as Python can be, and so
+imports nothing of the package. It also holds what both sides of that arrangement share.
+
+The arrangement is made of locks (flock) on files beside the data, which the system takes away from
+whoever dies: `users.lock` is shared by every process that uses the server, and `start.lock` is
+held by who is about to start or stop it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+USERS_LOCK = "users.lock"
+START_LOCK = "start.lock"
+SOCKET = "server.sock"
+
+GRACE = 60.0
+"""Seconds that the server outlives its last user, so that one that was killed finds it again."""
+_INTERVAL = 1.0
+_ANSWER = 10.0
+"""Seconds that the server may take to end when it is told to."""
+
+
+def open_lock(path: str) -> int:
+    """A descriptor of a lock file, which is created if it is missing. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def try_lock(descriptor: int, operation: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_unused(directory: str) -> bool:
+    """Whether no process uses the server of a directory. For who holds `start.lock`."""
+    users = open_lock(os.path.join(directory, USERS_LOCK))
+    try:
+        return try_lock(users, fcntl.LOCK_EX)
+    finally:
+        os.close(users)
+
+
+def main(connection: socket.socket, users: int, start: int, grace: float) -> None:
+    """Wait until the server ends, or nobody has used it for `grace` seconds; then end it.
+
+    `connection` leads to the server; `users` and `start` are descriptors of the locks that nobody
+    else has. All are given, for by now the directory may be gone, and the server with nobody.
+    """
+    unused_since: float | None = None
+    while not select.select([connection], [], [], min(_INTERVAL, grace))[0]:
+        if not try_lock(users, fcntl.LOCK_EX):
+            unused_since = None
+            continue
+        fcntl.flock(users, fcntl.LOCK_UN)
+        unused_since = unused_since or time.monotonic()
+        is_removed = os.fstat(users).st_nlink == 0
+        if time.monotonic() - unused_since < grace and not is_removed:
+            continue
+        # Whoever is starting finds the server, or finds none: never one that is ending.
+        fcntl.flock(start, fcntl.LOCK_EX)
+        if try_lock(users, fcntl.LOCK_EX):
+            end(connection)
+            return
+        fcntl.flock(start, fcntl.LOCK_UN)
+
+
+def end(connection: socket.socket) -> None:
+    """End the server at the other end, one way or another."""
+    connection.settimeout(_ANSWER)
+    try:
+        connection.sendall(b"SHUTDOWN\r\n")
+        if not connection.recv(1024):
+            return
+    except OSError:
+        pass
+    # It refuses, or does not answer. What it has not written by now are the changes of a second.
+    if sys.platform == "linux":
+        size = struct.calcsize("3i")
+        found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        os.kill(struct.unpack("3i", found)[0], signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(
+        socket.socket(fileno=int(sys.argv[1])),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        float(sys.argv[4]),
+    )

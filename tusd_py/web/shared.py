@@ -1,0 +1,88 @@
+"""What the processes and machines of one service have to agree on, as the settings ask for it: state and locks.
+
+One process alone needs no Redis for its locks; several do. Without a Redis of the operator's, an embedded one is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from tusd_py.locks.base import Locks
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.redis import RedisLocks
+from tusd_py.settings.model import Settings
+from tusd_py.state import State
+from tusd_py.state.embedded import EmbeddedState
+from tusd_py.storage.file import Guard
+
+logger = logging.getLogger(__name__)
+
+
+class Shared:
+    """One process's share. `state` is None where nothing needs it; it and `locks` are there after `open`.
+
+    child: whether this is one of several processes of one server, whose parent has taken the upload directory.
+    """
+
+    def __init__(self, settings: Settings, *, child: bool, on_failure: Callable[[], None]) -> None:
+        self.state: State | None = None
+        self.locks: Locks = MemoryLocks()
+        self._settings = settings
+        self._child = child
+        self._on_failure = on_failure
+        self._embedded: EmbeddedState | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def guard(self) -> Guard:
+        """How this process has to take the upload directory."""
+        if self._child:
+            return "none"
+        return "exclusive" if self._settings.redis_url is None else "shared"
+
+    @property
+    def _locks_are_shared(self) -> bool:
+        return self._child or self._settings.redis_url is not None
+
+    def open(self) -> None:
+        """Starts the embedded server, or attaches to it; blocking. Raises EmbeddedStateError, ValueError for a wrong URL."""
+        settings = self._settings
+        if not self._locks_are_shared and settings.duplicates == "off":
+            return
+        if settings.redis_url is None:
+            self._embedded = EmbeddedState(settings.state_dir)
+            url = self._embedded.start()
+        else:
+            url = settings.redis_url.get_secret_value()
+        settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+        self.state = State(
+            url,
+            prefix=settings.redis_prefix,
+            timeout=settings.redis_timeout,
+            on_failure=self._on_failure,
+            memory=settings.state_dir / "redis-seen",
+        )
+        if self._locks_are_shared:
+            self.locks = RedisLocks(self.state, lease=settings.lock_lease)
+
+    async def start(self) -> None:
+        """Connects, and looks after the embedded server from now on."""
+        if self.state is not None:
+            await self.state.start()
+        if self._embedded is not None:
+            self._watcher = asyncio.get_running_loop().create_task(self._embedded.watch())
+
+    async def stop(self) -> None:
+        """Lets everything go; the embedded server ends with the last process that uses it."""
+        await self.locks.stop()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        if self.state is not None:
+            await self.state.stop()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.stop)
