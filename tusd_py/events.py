@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_POST_TIMEOUT = 3600.0
 _PATH_CHARACTERS = "/~!$&'()*+,;=:@"
 
 
@@ -368,7 +369,10 @@ class Hooks:
         if function is None:
             return None
         self._observer.hook(event.type.value)
-        limit = asyncio.timeout(self._timeout)
+        # Nobody waits for a post- hook but the next event of its upload: copying a large file away may take its time.
+        patient = event.type.startswith("post-")
+        seconds = max(self._timeout, _POST_TIMEOUT) if patient else self._timeout
+        limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 if inspect.iscoroutinefunction(function):
@@ -381,7 +385,7 @@ class Hooks:
             raise
         except Exception as problem:
             self._observer.hook_error(event.type.value)
-            late = f"it took longer than {self._timeout:g} s" if limit.expired() else ""
+            late = f"it took longer than {seconds:g} s" if limit.expired() else ""
             is_told = bool(late) or isinstance(problem, HookFailed)
             logger.error(
                 "the %s hook %s failed for upload %r: %s",

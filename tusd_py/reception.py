@@ -7,9 +7,11 @@ checked before the first byte.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol, cast
@@ -104,7 +106,7 @@ class _Ended(Exception):
 class _Transfer:
     """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
-    next_check: the offset at which to look at the free space. next_progress: when to tell hooks, None for never.
+    next_check: the offset at which to look at the free space. stopped: what a hook said that wanted an end.
     """
 
     upload: Upload
@@ -115,11 +117,11 @@ class _Transfer:
     request: RequestView
     limit: int | None
     over_limit: Callable[[], ProtocolError]
-    next_progress: float | None
     next_check: int = field(init=False)
     hasher: Hasher | None = field(init=False)
     slow: bool = False
     stopped: ProtocolError | None = None
+    progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self.hasher = self.content.checksum.hasher() if self.content.checksum else None
@@ -198,7 +200,6 @@ class Reception:
             writer = await self._store.open_verified_writer(upload)
         else:
             writer = await self._store.open_writer(upload)
-        wants_progress = self._hooks.wants(EventType.POST_RECEIVE)
         transfer = _Transfer(
             upload=upload,
             content=content,
@@ -208,43 +209,50 @@ class Reception:
             request=request,
             limit=limit,
             over_limit=over_limit,
-            next_progress=time.monotonic() + self._rules.progress_interval
-            if wants_progress
-            else None,
         )
         problem: ProtocolError | None = errors.internal()
-        counts = not content.verified
-        began = writer.offset
-        self._bodies.add(body)
-        self._observer.uploads_active += 1
         try:
-            lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
-            if self._closing:
-                body.stop(BodyEnd.SHUTDOWN)
-            problem = await self._pump(transfer)
-            if problem is None and content.verified:
-                await self._verify(transfer)
-                counts = True
-            if not lease.is_held():
-                # Somebody else may be writing by now: what this request knows of the upload is no longer true.
-                problem = errors.interrupted()
-            if problem is not None and problem.code in NOTHING_COUNTS:
-                counts = False
-        except ProtocolError as refusal:
-            problem, counts = refusal, False
+            with self._in_flight(transfer):
+                problem = await self._pump(transfer) or await self._verify(transfer)
         finally:
-            lease.on_requested(None)
-            self._bodies.discard(body)
-            self._observer.uploads_active -= 1
-            self._observer.received(writer.offset - began, _outcome(problem, body, counts))
-            if not lease.is_held():
-                writer.abandon()
-            elif not counts:
-                await writer.discard()
-            await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
+            await self._settle(transfer, problem)
         if problem is not None:
             raise problem
         return replace(upload, offset=writer.offset, changed_at=self._clock())
+
+    @contextmanager
+    def _in_flight(self, transfer: _Transfer) -> Iterator[None]:
+        """For the time of a body: whoever wants its end can have it, and hooks hear of its progress."""
+        body = transfer.body
+        self._bodies.add(body)
+        self._observer.uploads_active += 1
+        try:
+            transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
+            if self._closing:
+                body.stop(BodyEnd.SHUTDOWN)
+            if self._hooks.wants(EventType.POST_RECEIVE):
+                self._tell_progress(transfer, transfer.upload.offset)
+            yield
+        finally:
+            transfer.lease.on_requested(None)
+            if transfer.progress_timer is not None:
+                transfer.progress_timer.cancel()
+            self._bodies.discard(body)
+            self._observer.uploads_active -= 1
+
+    async def _settle(self, transfer: _Transfer, problem: ProtocolError | None) -> None:
+        """Lets what arrived count, or takes it back. Without the lock neither: somebody else may be writing by now."""
+        writer, began = transfer.writer, transfer.upload.offset
+        counts = problem is None or not (
+            transfer.content.verified or problem.code in NOTHING_COUNTS
+        )
+        outcome = _outcome(problem, transfer.body, counts)
+        self._observer.received(writer.offset - began, outcome)
+        if not transfer.lease.is_held():
+            writer.abandon()
+        elif not counts:
+            await writer.discard()
+        await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
         """Moves bytes until the body ends; returns what is wrong with that end, if anything is."""
@@ -273,8 +281,8 @@ class Reception:
                 transfer.hasher.update(data)
             # Not held while the next bytes are waited for, as thousands of requests do at any time.
             del data
-            if self._has_errands(transfer):
-                await self._run_errands(transfer)
+            if transfer.writer.offset >= transfer.next_check:
+                await self._check_reserve(transfer)
 
     def _take(self, transfer: _Transfer, view: memoryview) -> Awaitable[None] | None:
         """The next bytes straight from the socket, written before it returns, unless the disk has turned slow."""
@@ -284,7 +292,9 @@ class Reception:
         transfer.slow = not cast(WritesInline, transfer.writer).write_inline(view)
         if transfer.hasher is not None:
             transfer.hasher.update(view)
-        return self._run_errands(transfer) if self._has_errands(transfer) else None
+        return (
+            self._check_reserve(transfer) if transfer.writer.offset >= transfer.next_check else None
+        )
 
     async def _take_slowly(self, transfer: _Transfer, data: bytes) -> None:
         began = time.monotonic()
@@ -292,8 +302,8 @@ class Reception:
         transfer.slow = time.monotonic() - began > _QUICK
         if transfer.hasher is not None:
             transfer.hasher.update(data)
-        if self._has_errands(transfer):
-            await self._run_errands(transfer)
+        if transfer.writer.offset >= transfer.next_check:
+            await self._check_reserve(transfer)
 
     @staticmethod
     def _check_piece(transfer: _Transfer, size: int) -> None:
@@ -302,38 +312,41 @@ class Reception:
         if not transfer.lease.is_held():
             raise _Ended(errors.interrupted())
 
-    def _has_errands(self, transfer: _Transfer) -> bool:
-        """Whether it is time to look at the free space, or to tell hooks of the progress."""
-        return transfer.writer.offset >= transfer.next_check or (
-            transfer.next_progress is not None and time.monotonic() >= transfer.next_progress
+    async def _check_reserve(self, transfer: _Transfer) -> None:
+        transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
+        if not self._rules.disk_reserve:
+            return
+        free = await self._store.free_space()
+        if free is not None and free < self._rules.disk_reserve:
+            raise _Ended(errors.insufficient_storage())
+
+    def _tell_progress(self, transfer: _Transfer, told: int) -> None:
+        """Tells hooks how far the upload has come, if it has come further than `told`, and again after the interval."""
+        offset = transfer.writer.offset
+        if offset != told:
+            view = view_of(transfer.upload.info, offset)
+            self._hooks.progress(
+                Event(EventType.POST_RECEIVE, view, transfer.request), transfer.stop
+            )
+        transfer.progress_timer = asyncio.get_running_loop().call_later(
+            self._rules.progress_interval, self._tell_progress, transfer, offset
         )
 
-    async def _run_errands(self, transfer: _Transfer) -> None:
-        if transfer.writer.offset >= transfer.next_check:
-            transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
-            if not await self._has_reserve():
-                raise _Ended(errors.insufficient_storage())
-        if transfer.next_progress is not None and time.monotonic() >= transfer.next_progress:
-            view = view_of(transfer.upload.info, transfer.writer.offset)
-            event = Event(EventType.POST_RECEIVE, view, transfer.request)
-            self._hooks.progress(event, transfer.stop)
-            transfer.next_progress = time.monotonic() + self._rules.progress_interval
-
-    async def _has_reserve(self) -> bool:
-        if not self._rules.disk_reserve:
-            return True
-        free = await self._store.free_space()
-        return free is None or free >= self._rules.disk_reserve
-
-    async def _verify(self, transfer: _Transfer) -> None:
-        """Raises a 460, or a 400 for a trailer that did not come, unless the bytes have the announced checksum."""
+    async def _verify(self, transfer: _Transfer) -> ProtocolError | None:
+        """What is wrong with a whole body: another checksum than announced, a trailer that did not come, a lost lock."""
+        if not transfer.lease.is_held():
+            return errors.interrupted()
+        if not transfer.content.verified:
+            return None
         expected, hasher = transfer.content.checksum, transfer.hasher
         if expected is None or hasher is None:
-            expected = tus.trailing_checksum(transfer.body.trailers())
+            try:
+                expected = tus.trailing_checksum(transfer.body.trailers())
+            except ProtocolError as problem:
+                return problem
             hasher = expected.hasher()
             await transfer.writer.feed(hasher)
-        if not expected.matches(hasher):
-            raise errors.checksum_mismatch()
+        return None if expected.matches(hasher) else errors.checksum_mismatch()
 
 
 def view_of(info: UploadInfo, offset: int) -> UploadView:

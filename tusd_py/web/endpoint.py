@@ -383,7 +383,9 @@ def _shaped(response: Response, wanted: HookResponse | None) -> Response:
     # A 204 cannot have a body (RFC 9110, section 15.3.5).
     status = wanted.status or (200 if wanted.body and response.status == 204 else response.status)
     body = b"" if status == 204 else wanted.body.encode()
-    return Response(status, {**wanted.headers, **response.headers}, body)
+    ours = {name.lower() for name in response.headers}
+    theirs = {name: value for name, value in wanted.headers.items() if name.lower() not in ours}
+    return Response(status, {**theirs, **response.headers}, body)
 
 
 def _route(scope: Scope) -> str:

@@ -1,0 +1,348 @@
+"""Hooks in Python, inside a real server: what they are told, what they may decide, what becomes of their failures."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.tus import Tus, id_of, path_of
+from tests.support.waiting import wait_until
+
+PRELUDE = """
+    import os
+    from pathlib import Path
+    from tusd_py.events import Changes, Event, HookResponse, Reject, Stop
+
+    LOG = Path(os.environ["HOOK_LOG"])
+
+    def note(*words):
+        with LOG.open("a") as file:
+            file.write(" ".join(map(str, words)) + "\\n")
+"""
+
+
+class Hooked:
+    """A server with hooks that are written in the test, and what they wrote down."""
+
+    def __init__(self, tus: Tus, log: Path) -> None:
+        self.tus = tus
+        self._log = log
+
+    def notes(self) -> list[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else []
+
+    def wait_for(self, note: str) -> None:
+        wait_until(lambda: note in self.notes(), f"{note!r} among {self.notes()}")
+
+    def nothing_stored(self) -> bool:
+        return not list(self.tus.server.upload_dir.glob("[!.]*"))
+
+    def metric(self, sample: str) -> float:
+        page = self.tus.request("GET", "/metrics").text
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", page, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+MakeHooked = Callable[..., Hooked]
+
+
+@pytest.fixture
+def hooked(make_server: MakeServer, tmp_path: Path) -> MakeHooked:
+    """`hooked(code, code, …, flags=…)`: a server with these hooks, in this order."""
+
+    def make(*codes: str, flags: tuple[str, ...] = ()) -> Hooked:
+        given: list[str] = []
+        for number, code in enumerate(codes):
+            file = tmp_path / f"hooks{number}.py"
+            file.write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(code))
+            given += ["--hook", str(file)]
+        log = tmp_path / "hooks.log"
+        return Hooked(Tus(make_server(*given, *flags, env={"HOOK_LOG": str(log)})), log)
+
+    return make
+
+
+def test_the_first_refusal_wins_and_those_before_it_give_back_what_they_took(
+    hooked: MakeHooked,
+) -> None:
+    first = """
+        def pre_create(event):
+            note("reserve", event.upload.id, event.id)
+
+        def create_failed(event):
+            note("release", event.upload.id, event.id)
+    """
+    second = """
+        async def pre_create(event):
+            raise Reject(402, "pay first", {"X-Price": "1"})
+    """
+    third = """
+        def pre_create(event):
+            note("never asked")
+    """
+    server = hooked(first, second, third)
+    refused = server.tus.create(5)
+    assert refused.status == 402
+    assert refused["X-Price"] == "1"
+    assert refused.text == "ERR_UPLOAD_REJECTED: pay first\n"
+    reserved, released = server.notes()
+    assert released == reserved.replace("reserve", "release")
+    assert server.nothing_stored()
+
+
+def test_what_was_taken_is_given_back_when_the_id_is_in_use(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(id="study")
+
+        def create_failed(event):
+            note("release")
+        """
+    )
+    assert path_of(server.tus.create(5)["Location"]) == "/files/study"
+    assert server.tus.create(5).code == "ERR_UPLOAD_EXISTS"
+    assert server.notes() == ["release"]
+    assert server.tus.patch("/files/study", 0, b"first").status == 204
+
+
+def test_an_upload_may_get_an_id_with_directories_and_other_metadata(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(id="2026/11/" + event.upload.id, metadata={"study": b"\\xff\\x00 1"})
+        """,
+        """
+        def pre_create(event):
+            note(event.upload.id.count("/"), event.upload.metadata)
+        """,
+    )
+    path = server.tus.new(5, headers={"Upload-Metadata": "filename YQ=="})
+    assert path.startswith("/files/2026/11/")
+    assert server.notes() == ["2 {'study': b'\\xff\\x00 1'}"]
+    assert server.tus.head(path)["Upload-Metadata"] == "study /wAgMQ=="
+    assert server.tus.patch(path, 0, b"hello").status == 204
+    assert server.tus.get(path).body == b"hello"
+    assert server.tus.delete(path).status == 204
+    wait_until(server.nothing_stored, "the directories to go with their upload")
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/cron.d/x", "a/../../b", ".tusd-py/new/x", "a\\0b", "x.info", ""]
+)
+@pytest.mark.parametrize("field", ["id", "storage_path"])
+def test_no_hook_leads_out_of_the_upload_directory(
+    hooked: MakeHooked, field: str, path: str
+) -> None:
+    server = hooked(
+        f"""
+        def pre_create(event):
+            return Changes({field}={path!r})
+        """
+    )
+    refused = server.tus.create(5)
+    assert refused.status == 500
+    assert server.nothing_stored()
+    server.tus.server.wait_for_line("cannot name an upload")
+
+
+def test_bytes_may_lie_elsewhere_in_the_directory_also_after_a_restart(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(storage_path="cold/" + event.upload.id)
+        """
+    )
+    tus = server.tus
+    path = tus.new(10)
+    assert tus.patch(path, 0, b"hello").status == 204
+    assert (tus.server.upload_dir / "cold" / id_of(path)).read_bytes() == b"hello"
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.offset(path) == 5
+    assert tus.patch(path, 5, b"world").status == 204
+    assert tus.get(path).body == b"helloworld"
+    assert tus.delete(path).status == 204
+    assert not (tus.server.upload_dir / "cold" / id_of(path)).exists()
+
+
+def test_a_hook_shapes_the_responses_of_success(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(response=HookResponse(headers={"X-Created": "yes", "Location": "nowhere"}))
+
+        def pre_finish(event):
+            return Changes(response=HookResponse(status=200, headers={"X-Case": "4711"}, body="thanks"))
+
+        def pre_terminate(event):
+            return Changes(response=HookResponse(headers={"X-Gone": "yes"}))
+        """
+    )
+    created = server.tus.create(5)
+    assert (created.status, created["X-Created"]) == (201, "yes")
+    path = path_of(created["Location"])
+    assert path.startswith("/files/")
+    finished = server.tus.patch(path, 0, b"hello")
+    assert (finished.status, finished["X-Case"], finished.text) == (200, "4711", "thanks")
+    assert finished["Upload-Offset"] == "5"
+    assert server.tus.delete(path)["X-Gone"] == "yes"
+
+
+@pytest.mark.parametrize(
+    "failure", ["raise ValueError('secret of the house')", "import time; time.sleep(30)"]
+)
+def test_a_hook_that_fails_is_a_500_and_no_upload_is_left(hooked: MakeHooked, failure: str) -> None:
+    server = hooked(
+        f"""
+        async def pre_create(event):
+            {failure.replace("import time; time.sleep", "import asyncio; await asyncio.sleep")}
+        """,
+        flags=("--hooks-timeout", "300ms"),
+    )
+    refused = server.tus.create(5)
+    assert refused.status == 500
+    assert "secret" not in refused.text
+    assert server.nothing_stored()
+    server.tus.server.wait_for_line("pre-create hook")
+    assert server.metric('tusd_hook_errors_total{hooktype="pre-create"}') == 1
+
+
+def test_a_failed_finish_is_made_up_for_when_the_last_request_is_repeated(
+    hooked: MakeHooked,
+) -> None:
+    server = hooked(
+        """
+        tried = []
+
+        def pre_finish(event):
+            tried.append(event)
+            if len(tried) == 1:
+                raise Reject(503, "the archive is away")
+
+        def post_finish(event):
+            note("finished", event.upload.offset)
+        """
+    )
+    tus = server.tus
+    path = tus.new(5)
+    assert tus.patch(path, 0, b"hello").status == 503
+    assert tus.get(path).status == 404
+    assert tus.patch(path, 5, b"").status == 204
+    server.wait_for("finished 5")
+    assert tus.get(path).body == b"hello"
+    assert tus.patch(path, 5, b"").status == 204
+    assert server.notes() == ["finished 5"]
+
+
+def test_every_access_can_be_refused_before_a_byte_is_read(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_access(event):
+            note(event.request.method)
+            if event.request.headers.get("x-key") != "right":
+                raise Reject(403, "not yours")
+        """
+    )
+    tus = server.tus
+    path = tus.new(10)
+    key = {"X-Key": "right"}
+    assert tus.patch(path, 0, b"hello").status == 403
+    assert tus.stored(path) == b""
+    assert tus.head(path).status == 403
+    assert tus.delete(path).status == 403
+    with tus.begin_patch(path, 0, 10, b"hello", headers=key) as running:
+        running.wait_stored()
+        # A stranger does not get the holder to let go either.
+        assert tus.head(path).status == 403
+        assert tus.patch(path, 5, b"x").status == 403
+        running.send(b"world")
+        assert running.response().status == 204
+    assert tus.get(path).status == 403
+    assert tus.get(path, key).body == b"helloworld"
+    assert tus.delete(path, key).status == 204
+    assert set(server.notes()) == {"PATCH", "HEAD", "DELETE", "GET"}
+
+
+def test_a_running_upload_can_be_stopped(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def post_receive(event):
+            if event.upload.offset >= 1000:
+                raise Stop(402, "quota used up", {"X-Quota": "1000"})
+        """,
+        flags=("--progress-hooks-interval", "1ms"),
+    )
+    tus = server.tus
+    path = tus.new(1_000_000)
+    with tus.begin_patch(path, 0, 1_000_000, b"x" * 2000) as running:
+        running.wait_stored()
+        running.send(b"y")
+        stopped = running.response()
+        assert (stopped.status, stopped.code, stopped["X-Quota"]) == (
+            402,
+            "ERR_UPLOAD_STOPPED",
+            "1000",
+        )
+    assert 2000 <= tus.offset(path) <= 2001
+
+
+def test_an_upload_may_have_a_time_of_its_own_and_its_end_is_announced(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(expire_after=0.2)
+
+        def post_expire(event):
+            note("expired", event.upload.id)
+        """,
+        flags=("--sweep-interval", "100ms"),
+    )
+    path = server.tus.new(5)
+    server.wait_for(f"expired {id_of(path)}")
+    assert server.tus.head(path).status == 410
+
+
+def test_events_of_one_upload_are_told_in_order(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        import asyncio
+
+        async def post_create(event):
+            await asyncio.sleep(0.2)
+            note("created", event.upload.id)
+
+        async def post_finish(event):
+            note("finished", event.upload.id)
+
+        async def post_terminate(event):
+            note("terminated", event.upload.id)
+        """
+    )
+    path = server.tus.finished(b"x")
+    server.tus.delete(path)
+    upload = id_of(path)
+    server.wait_for(f"terminated {upload}")
+    assert server.notes() == [f"{what} {upload}" for what in ("created", "finished", "terminated")]
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("nowhere.to.be.found:Hook", "cannot be loaded"),
+        ("missing.py", "cannot be loaded"),
+        ("json:dumps", "has none of the functions"),
+    ],
+)
+def test_a_hook_that_cannot_be_had_is_said_at_start(
+    make_server: MakeServer, hook: str, said: str
+) -> None:
+    server = make_server("--hook", hook, launch=True)
+    assert server.wait() == 2
+    assert said in server.log()
+    assert hook in server.log()
