@@ -91,12 +91,17 @@ class Duplicates:
         fingerprint = self._fingerprint(event.upload)
         if fingerprint is None:
             return
+        may_arrive = self._context.state is not None and self._context.state.available
         try:
             taken = await self._reserve(fingerprint, event, force=force)
         except StateUnavailable as problem:
             self._outage.begin(problem)
-            self._decide_unchecked(fingerprint, event)
-            return
+            if self._allows_unchecked():
+                return
+            if may_arrive:
+                # A Redis that is only slow may yet carry the reservation out.
+                self._later.add(event.id, self._giving_back(fingerprint, event))
+            raise _unavailable() from None
         self._recover()
         self._count(taken.state if taken is not None else "forced" if force else "new")
         if taken is not None:
@@ -135,29 +140,20 @@ class Duplicates:
                 continue
             offset, finished = truth
             if finished:
-                await index.complete(fingerprint, found, lasts=self._window())
+                with suppress(StateUnavailable):
+                    await index.complete(fingerprint, found, lasts=self._window())
                 return Taken(found, "complete")
             if self._context.settings.duplicates != "finished":
                 return Taken(found, "pending", offset)
             passed.add(found.token)
         return None
 
-    def _decide_unchecked(self, fingerprint: str, event: Event) -> None:
-        """Redis cannot be asked about a creation: what then is the operator's choice. Raises Reject."""
-        if self._context.settings.duplicates_when_unavailable == "allow":
-            self._outage.unchecked += 1
-            self._count("unchecked")
-            return
-        self._count("unavailable")
-        # A Redis that is only slow may carry the reservation out after its deadline.
-        self._later.add(event.id, self._giving_back(fingerprint, event))
-        raise _problem(
-            503,
-            "duplicates-unavailable",
-            "ERR_DUPLICATES_UNAVAILABLE",
-            "whether this was uploaded before cannot be found out now; try again later",
-            headers={"Retry-After": str(_RETRY_AFTER)},
-        )
+    def _allows_unchecked(self) -> bool:
+        """Whether the operator wants uploads that could not be checked."""
+        allows = self._context.settings.duplicates_when_unavailable == "allow"
+        self._outage.unchecked += allows
+        self._count("unchecked" if allows else "unavailable")
+        return allows
 
     # After it
 
@@ -345,6 +341,17 @@ def _is_on_its_way(holder: Holder) -> bool:
     return holder.record.state == "pending" and holder.age < _CREATION_GRACE
 
 
+def _unavailable() -> Reject:
+    """The 503 while nothing can be found out."""
+    return _problem(
+        503,
+        "duplicates-unavailable",
+        "ERR_DUPLICATES_UNAVAILABLE",
+        "whether this was uploaded before cannot be found out now; try again later",
+        headers={"Retry-After": str(_RETRY_AFTER)},
+    )
+
+
 def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
     """The 409. It offers to resume where the client may, and can."""
     logs.event(
@@ -410,5 +417,5 @@ def _problem(
             "Cache-Control": "no-store",
             **(headers or {}),
         },
-        code=str(document["code"]),
+        code=code,
     )

@@ -346,3 +346,17 @@ def test_a_hook_that_cannot_be_had_is_said_at_start(
     assert server.wait() == 2
     assert said in server.log()
     assert hook in server.log()
+
+
+def test_a_hook_that_cannot_start_is_said_in_a_sentence(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    hook = tmp_path / "picky.py"
+    hook.write_text(
+        "def start(context):\n    raise ValueError('the archive is not mounted')\n"
+        "def post_finish(event): ...\n"
+    )
+    server = make_server("--hook", str(hook), launch=True)
+    assert server.wait() == 2
+    assert "the archive is not mounted" in server.log()
+    assert "Traceback" not in server.log()

@@ -46,6 +46,19 @@ class Lease(Protocol):
         """Lets go; whoever waits longest goes on. Never raises: a lock that cannot be let go of runs out."""
 
 
+class UncontestedLease:
+    """For what nobody else can know of yet, such as an upload whose id was just drawn: held without asking anybody."""
+
+    def on_requested(self, callback: Callable[[], None] | None) -> None:
+        pass
+
+    def is_held(self) -> bool:
+        return True
+
+    async def release(self) -> None:
+        pass
+
+
 class Locks(Protocol):
     """Locks by upload id."""
 

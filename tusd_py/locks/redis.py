@@ -95,7 +95,9 @@ class RedisLocks:
             raise LocksClosed
         deadline = asyncio.get_running_loop().time() + timeout
         claim = self._joinable.get(upload_id)
-        if claim is not None:
+        # While nobody could have told us that they wait elsewhere, their turn is not skipped; but where Redis is away
+        # nobody waits there.
+        if claim is not None and (self._subscribed or not self._state.available):
             lease = await claim.join(deadline, ask)
             if lease is not None:
                 return lease
@@ -364,7 +366,8 @@ class RedisLocks:
         while not self._stopped:
             with suppress(RedisError, OSError):
                 async with self._state.client.pubsub() as subscription:
-                    await subscription.subscribe(self._state.keys.lock_channel(self._process))
+                    async with asyncio.timeout(self._state.timeout):
+                        await subscription.subscribe(self._state.keys.lock_channel(self._process))
                     await self._hear_all(subscription)
             pause = _SOON if self._subscribed else min(pause * 2, _POLL)
             self._subscribed = False
@@ -374,7 +377,9 @@ class RedisLocks:
         """Returns, or raises, when the connection is of no use any more."""
         asked = False
         while not self._stopped:
-            message = await subscription.get_message(timeout=_SILENCE)
+            # It may connect again meanwhile, which has no deadline of its own.
+            async with asyncio.timeout(_SILENCE + self._state.timeout):
+                message = await subscription.get_message(timeout=_SILENCE)
             if message is None:
                 if asked:
                     return

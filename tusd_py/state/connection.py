@@ -288,7 +288,8 @@ class State:
     async def _watch(self) -> None:
         """Ask from time to time whether Redis works, and often while it does not."""
         pause = _FIRST_PAUSE
-        while True:
+        # Python 3.11 loses a cancellation now and then (asyncio.wait_for, which redis-py uses).
+        while not self._stopped:
             trouble = self._trouble
             if trouble is None:
                 pause = _FIRST_PAUSE
@@ -301,7 +302,13 @@ class State:
             if self._trouble is not None:
                 # They may lead to a server that is none any more.
                 await self._pool.drop_idle()
-            self._settle(await self._probe())
+            try:
+                found = await self._probe()
+            except Exception as error:  # noqa: BLE001
+                # The edge of a job, without which Redis would be away for ever.
+                logs.event(logger, logging.ERROR, "redis probe failed", exc_info=error)
+                found = _Trouble(repr(error), True, time.monotonic())
+            self._settle(found)
 
     async def _wait(self, seconds: float) -> None:
         """Until something is wrong, at most so long."""
@@ -420,7 +427,7 @@ class _Common(TypedDict):
     decode_responses: bool
     protocol: int
     driver_info: None
-    socket_timeout: float
+    socket_timeout: None
     socket_connect_timeout: float
     health_check_interval: float
     retry: Retry
@@ -437,7 +444,9 @@ def _pool(address: redis_url.Address, timeout: float) -> _Pool:
         # One round trip less for each connection; nothing of the newer protocol is needed.
         protocol=2,
         driver_info=None,
-        socket_timeout=timeout,
+        # Every command has a deadline as a whole. redis-py's own would cost a task and a timer for
+        # each, a third of all, and lose cancellations (asyncio.wait_for before Python 3.12).
+        socket_timeout=None,
         socket_connect_timeout=timeout,
         health_check_interval=_IDLE,
         # Once, at once: for the question whether an idle connection still works, which is answered

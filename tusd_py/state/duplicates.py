@@ -11,6 +11,7 @@ the epoch, by the clock of Redis). It ends with the record that lasts longest.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Literal, TypedDict, cast
@@ -299,7 +300,9 @@ def _loads(encoded: bytes) -> object:
 def _records(value: object) -> list[Record]:
     if not isinstance(value, bytes):
         return []
-    return [_record(document) for document in cast("list[_Document]", _loads(value))]
+    found = [_record(document) for document in cast("list[_Document]", _loads(value))]
+    # One that has ended is only left out of the list when that is next changed.
+    return [record for record in found if record.expires > time.time()]
 
 
 def _record(document: _Document) -> Record:

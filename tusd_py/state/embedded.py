@@ -40,6 +40,7 @@ _SERVER_LOCK = "server.lock"
 _LOG = "server.log"
 _LAST = "last-server"
 _LOG_LIMIT = 1024 * 1024
+_RECORD_SIZE = 128
 
 _START_TIMEOUT = 30.0
 """Seconds to wait for somebody else who is starting or stopping the server."""
@@ -53,19 +54,20 @@ _LOOK = 30.0
 """Seconds between looks at whether the socket can still be found."""
 _RESTART_PAUSE, _LONGEST_RESTART_PAUSE = 0.1, 5.0
 
-_CONFIGURATION = """\
-port 0
-unixsocket {socket}
-unixsocketperm 700
-daemonize no
-logfile ""
-loglevel warning
-syslog-ident {token}
-databases 1
-save ""
-appendonly yes
-appendfsync everysec
-"""
+_PONG = b"+PONG\r\n"
+
+_OPTIONS = {
+    "port": "0",
+    # The name alone, in the working directory: the whole path may be longer than the system allows
+    # for a socket.
+    "unixsocket": guardian.SOCKET,
+    "unixsocketperm": "700",
+    "loglevel": "warning",
+    "databases": "1",
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+}
 
 _DAMAGED = re.compile(
     r"bad file format|wrong signature|can't handle rdb|error loading the db|unexpected end of file"
@@ -223,19 +225,20 @@ class EmbeddedState:
         """Whether the server that holds the lock can be used; if not it is gone, and the lock is
         ours. Raises EmbeddedStateError if it is there and of no use.
         """
-        reached = wait(lambda: _is_free(lock) or listens(path), _LISTEN_TIMEOUT)
+        try:
+            token = _token(lock, path)
+        except TimeoutError:
+            # Stopped by somebody, or very busy: it is there, and whoever uses it can wait.
+            logs.event(logger, logging.WARNING, "embedded redis does not answer", socket=path)
+            return True
         if _is_free(lock):
             return False
         record = _read_record(lock)
-        if not reached:
+        if token is None:
             # Its socket was removed: nobody will ever reach it.
             self._kill(lock, record)
             return False
-        token = ask(path, "CONFIG GET syslog-ident", _READY_TIMEOUT)
-        if token is None:
-            # Stopped by somebody, or very busy: it is there, and whoever uses it can wait.
-            logs.event(logger, logging.WARNING, "embedded redis does not answer", socket=path)
-        elif token.startswith(b"*") and record is not None and record.token.encode() not in token:
+        if token.startswith(b"*") and record is not None and record.token.encode() not in token:
             raise EmbeddedStateError(
                 f"the socket {path} belongs to the server of another directory; "
                 "give this one a directory of its own (--state-dir)"
@@ -307,12 +310,12 @@ class EmbeddedState:
                 self.log_path.replace(self.directory / f"{_LOG}.1")
         begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         token = f"tusd-py-{secrets.token_hex(8)}"
-        # The socket's name alone, in the working directory: its path may be longer than the system
-        # allows for a socket.
-        configuration = _CONFIGURATION.format(socket=guardian.SOCKET, token=token)
-        process = self._spawn([binary.path, "-"], [lock], configuration)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"pid": process.pid, "token": token}).encode(), 0)
+        # First, so that nobody finds a server with the word of the one before, even if this process
+        # is killed in between.
+        _write_record(lock, _Record(0, token))
+        options = [part for name, value in _OPTIONS.items() for part in (f"--{name}", value)]
+        process = self._spawn([binary.path, *options, "--syslog-ident", token], [lock])
+        _write_record(lock, _Record(process.pid, token))
         if not _is_ready(process, path):
             raise ValueError(self._last_words(begin))
         self._start_guardian(path)
@@ -340,17 +343,15 @@ class EmbeddedState:
             os.close(users)
             os.close(start)
 
-    def _spawn(
-        self, command: Sequence[str], keep: Sequence[int], said: str = ""
-    ) -> subprocess.Popen[bytes]:
-        """Start a process in the directory that outlives this one if need be.
+    def _spawn(self, command: Sequence[str], keep: Sequence[int]) -> subprocess.Popen[bytes]:
+        """Start a process in the directory that inherits the descriptors `keep`.
 
-        It inherits the descriptors `keep`, and reads what is `said` to it.
+        It outlives this one if need be.
         """
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
                 command,
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
@@ -359,10 +360,6 @@ class EmbeddedState:
                 pass_fds=keep,
             )
         _children.append(process)
-        if process.stdin is not None:
-            # It may have ended already; what it said is read by who started it.
-            with suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(said.encode())
         return process
 
     def _last_words(self, begin: int) -> str:
@@ -381,7 +378,8 @@ class EmbeddedState:
         try:
             if _is_free(lock):
                 return
-            ask(sockets.path_for(self.directory), "SHUTDOWN", _STOP_TIMEOUT)
+            with suppress(TimeoutError):
+                ask(sockets.path_for(self.directory), "SHUTDOWN", _STOP_TIMEOUT)
             if not wait(lambda: _is_free(lock), _STOP_TIMEOUT):
                 # What it has not written by now are the changes of the last second.
                 self._kill(lock, _read_record(lock))
@@ -416,16 +414,23 @@ class _Record:
     """What is known about the server that holds the lock."""
 
     pid: int
+    """0 if it is not known."""
     token: str
     """Its own word for itself; no other server has the same."""
 
 
 def _read_record(lock: int) -> _Record | None:
     try:
-        found = json.loads(os.pread(lock, 4096, 0))
+        found = json.loads(os.pread(lock, _RECORD_SIZE, 0))
         return _Record(int(found["pid"]), str(found["token"]))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _write_record(lock: int, record: _Record) -> None:
+    text = json.dumps({"pid": record.pid, "token": record.token})
+    # At once and always of one length, so that nobody reads a part.
+    os.pwrite(lock, text.ljust(_RECORD_SIZE).encode(), 0)
 
 
 def _is_free(lock: int) -> bool:
@@ -434,16 +439,34 @@ def _is_free(lock: int) -> bool:
     return guardian.try_lock(lock, fcntl.LOCK_EX)
 
 
+def _token(lock: int, path: str) -> bytes | None:
+    """What the server that holds the lock calls itself; None if it has ended, or if nobody can
+    reach it. Raises TimeoutError if it is there and says nothing.
+    """
+    token: bytes | None = None
+
+    def known() -> bool:
+        nonlocal token
+        # One that is ending may still take connections, and hangs up.
+        token = None if _is_free(lock) else ask(path, "CONFIG GET syslog-ident", _READY_TIMEOUT)
+        return token is not None or _is_free(lock)
+
+    wait(known, _LISTEN_TIMEOUT)
+    return token
+
+
 def _is_ready(process: subprocess.Popen[bytes], path: str) -> bool:
     """Whether a server that was started listens; if it does not it has been ended."""
     wait(lambda: process.poll() is not None or listens(path), _LISTEN_TIMEOUT)
     if process.poll() is None and not listens(path):
         process.kill()
         process.wait()
-    wait(
-        lambda: process.poll() is not None or ask(path, "PING", 1.0) == b"+PONG\r\n",
-        _READY_TIMEOUT,
-    )
+    # One that has much to read may not answer for a while.
+    with suppress(TimeoutError):
+        wait(
+            lambda: process.poll() is not None or ask(path, "PING", _READY_TIMEOUT) == _PONG,
+            _READY_TIMEOUT,
+        )
     return process.poll() is None
 
 

@@ -6,6 +6,8 @@ the same. What is an upload's has the upload's id there, what is a fingerprint's
 
 from __future__ import annotations
 
+import hashlib
+
 DEFAULT_PREFIX = "tusd:"
 
 
@@ -42,6 +44,43 @@ class Keys:
     def duplicate(self, fingerprint: str) -> str:
         """Which upload has a fingerprint (hexadecimal)."""
         return f"{self.prefix}duplicate:{{{fingerprint}}}"
+
+    def registry(self) -> str:
+        """Uploads by the time at which they are due."""
+        return f"{self.prefix}{{registry}}:due"
+
+    def registry_whole(self) -> str:
+        """A mark that the registry knows every upload of the storage; gone when Redis was emptied."""
+        return f"{self.prefix}{{registry}}:whole"
+
+    def sweeps(self) -> str:
+        """What the last sweep of each kind did."""
+        return f"{self.prefix}{{registry}}:sweeps"
+
+    def scheduler(self) -> str:
+        """When a scheduler last looked; gone soon after the last of them is."""
+        return f"{self.prefix}{{registry}}:scheduler"
+
+    def sweep_lock(self) -> str:
+        """Which sweep is running; goes when its process dies."""
+        return f"{self.prefix}{{registry}}:lock"
+
+    def revoked(self) -> str:
+        """Which uploads and owners were revoked, and when (milliseconds since the epoch)."""
+        return f"{self.prefix}{{revoked}}:all"
+
+    def revoked_version(self) -> str:
+        """Changes with every revocation."""
+        return f"{self.prefix}{{revoked}}:version"
+
+    def refreshes(self, upload_id: str) -> str:
+        """How often an upload's token was renewed in the last minute; goes after it."""
+        return f"{self.prefix}refreshes:{{{upload_id}}}"
+
+    def open_uploads(self, owner: str) -> str:
+        """The uploads of an owner that were unfinished when they were last looked at (milliseconds since the epoch)."""
+        digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.prefix}open:{{{digest}}}"
 
     def all_duplicates(self) -> str:
         """A pattern for SCAN."""

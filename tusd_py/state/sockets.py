@@ -64,13 +64,21 @@ def listens(path: str) -> bool:
 
 
 def ask(path: str, command: str, timeout: float) -> bytes | None:
-    """The beginning of a server's answer; None if there is none within `timeout` seconds."""
+    """The beginning of a server's answer; None if nobody is there, or if it hangs up.
+
+    Raises TimeoutError if it is there and does not answer within `timeout` seconds.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
         try:
             connection.connect(path)
             connection.sendall(f"{command}\r\n".encode())
             return connection.recv(4096) or None
+        except BlockingIOError:
+            # So many wait for it that the system takes no more.
+            raise TimeoutError from None
+        except TimeoutError:
+            raise
         except OSError:
             return None
 

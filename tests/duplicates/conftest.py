@@ -1,0 +1,71 @@
+"""What these tests share: a Redis of each kind, and the index in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.redis import KINDS, Kind, RedisServer
+from tests.support.server import ServerProcess
+from tusd_py.state import State
+from tusd_py.state.duplicates import DuplicateIndex
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared_redis(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """One server for a module; tests take `redis`, which empties it for them."""
+    kind: Kind = request.param
+    with RedisServer(tmp_path_factory.mktemp(kind), kind=kind) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    """A server that remembers nothing. Do not stop it."""
+    shared_redis.command("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+async def state(redis: RedisServer) -> AsyncIterator[State]:
+    """The way to it."""
+    connected = State(redis.url)
+    await connected.start()
+    yield connected
+    await connected.stop()
+
+
+@pytest.fixture
+def index(state: State) -> DuplicateIndex:
+    """The index of duplicates in it."""
+    return DuplicateIndex(state)
+
+
+@pytest.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A server of the test's own, to be stopped and started; it keeps its data."""
+    with RedisServer(tmp_path / "redis", persistent=True) as server:
+        yield server
+
+
+@pytest.fixture
+def make_server(make_server: MakeServer) -> MakeServer:
+    """As everywhere, but these servers find duplicates, as they do by default."""
+
+    def make(
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        upload_dir: Path | None = None,
+        launch: bool = False,
+    ) -> ServerProcess:
+        default = {"TUSD_DUPLICATES": ""}
+        return make_server(
+            *flags, env={**default, **(env or {})}, upload_dir=upload_dir, launch=launch
+        )
+
+    return make

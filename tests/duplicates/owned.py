@@ -1,0 +1,31 @@
+"""The hook as it is where users are authenticated: every upload belongs to the same one. A hook file for tests' servers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tusd_hooks.duplicates import Duplicates
+from tusd_py.events import Event
+
+
+def _owned(event: Event) -> Event:
+    return replace(event, upload=replace(event.upload, owner="somebody"))
+
+
+class Owned(Duplicates):
+    """See the module."""
+
+    async def pre_create(self, event: Event) -> None:
+        await super().pre_create(_owned(event))
+
+    async def create_failed(self, event: Event) -> None:
+        await super().create_failed(_owned(event))
+
+    async def post_finish(self, event: Event) -> None:
+        await super().post_finish(_owned(event))
+
+    async def pre_terminate(self, event: Event) -> None:
+        await super().pre_terminate(_owned(event))
+
+    async def post_terminate(self, event: Event) -> None:
+        await super().post_terminate(_owned(event))

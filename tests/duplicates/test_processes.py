@@ -1,0 +1,84 @@
+"""Duplicates over several server processes that share a directory and a Redis: of any number at once, one is created."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.redis import KINDS, Kind, RedisServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, metadata, path_of
+from tests.support.wire import Response
+
+AT_ONCE = 200
+
+
+def create_at_once(servers: Sequence[ServerProcess], headers: dict[str, str]) -> list[Response]:
+    """The answers to as many creations of the same thing, all of them sent before the first is read."""
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(Tus(servers[number % len(servers)]).connect())
+            for number in range(AT_ONCE)
+        ]
+        head = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Length": "10",
+            "Content-Length": "0",
+            **headers,
+        }
+        for connection in connections:
+            connection.send_head("POST", servers[0].base_path, head)
+        return [connection.read_response("POST") for connection in connections]
+
+
+def assert_one_was_created(answers: Sequence[Response]) -> str:
+    """The path of the one upload; all others were told that there is one."""
+    statuses = sorted(answer.status for answer in answers)
+    assert statuses == [201] + [409] * (AT_ONCE - 1)
+    [created] = [answer for answer in answers if answer.status == 201]
+    codes = {json.loads(answer.body)["code"] for answer in answers if answer.status == 409}
+    assert codes == {"ERR_DUPLICATE_UPLOAD"}
+    return path_of(created["Location"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_hundred_at_once_one_is_created(
+    make_server: MakeServer, tmp_path: Path, kind: Kind
+) -> None:
+    with RedisServer(tmp_path / "redis", kind=kind) as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        servers = [make_server(env=env, upload_dir=tmp_path / "shared") for _ in range(3)]
+        tus = Tus(servers[0])
+        for number in range(3):
+            headers = {"Upload-Metadata": metadata(study=str(number))}
+            path = assert_one_was_created(create_at_once(servers, headers))
+            assert len(tus.data_files()) == number + 1
+            assert tus.patch(path, 0, b"x" * 10).status == 204
+            finished = create_at_once(servers, headers)
+            assert {answer.status for answer in finished} == {409}
+            assert {json.loads(answer.body)["state"] for answer in finished} == {"complete"}
+
+
+def test_one_server_of_several_processes(make_server: MakeServer) -> None:
+    server = make_server("--workers", "3")
+    for number in range(3):
+        headers = {"Upload-Metadata": metadata(study=str(number))}
+        assert_one_was_created(create_at_once([server], headers))
+
+
+def test_another_process_sees_what_one_has_done(make_server: MakeServer, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        one, two = (Tus(make_server(env=env, upload_dir=tmp_path / "shared")) for _ in range(2))
+        headers = {"Upload-Metadata": metadata(study="17")}
+        for _ in range(10):
+            path = one.finished(b"x" * 10, headers=headers)
+            response = two.create(10, headers=headers)
+            assert json.loads(response.body)["state"] == "complete"
+            assert two.delete(path).status == 204
+            assert one.delete(two.new(10, headers=headers)).status == 204

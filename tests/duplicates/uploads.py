@@ -1,0 +1,164 @@
+"""A stand-in for the server around the hook: uploads that are there or not, and the events of their lives."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from tests.support.redis import RedisServer
+from tusd_hooks.duplicates import Duplicates
+from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.settings import Settings
+from tusd_py.state import State
+from tusd_py.storage.base import StorageError
+
+STUDY: Mapping[str, bytes] = {"study": b"17", "filename": b"a.dcm"}
+LENGTH = 100
+
+_numbers = itertools.count(1)
+
+
+class Observer:
+    """Remembers the outcomes."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def hook(self, _hooktype: str, /) -> None: ...
+
+    def hook_error(self, _hooktype: str, /) -> None: ...
+
+    def duplicate(self, outcome: str, /) -> None:
+        self.outcomes.append(outcome)
+
+
+@dataclass
+class House:
+    """A hook, and the storage that it asks: bytes that an upload has, and whether it is finished, by id."""
+
+    hook: Duplicates
+    state: State | None
+    settings: Settings
+    there: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    views: dict[str, UploadView] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    observer: Observer = field(default_factory=Observer)
+
+    async def start(self) -> None:
+        await self.hook.start(HookContext(self.settings, self.state, self.offset_of, self.observer))
+
+    async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+        self.asked.append(upload_id)
+        if upload_id in self.unreadable:
+            raise StorageError("its record is broken")
+        return self.there.get(upload_id)
+
+    async def ask(
+        self,
+        metadata: Mapping[str, bytes] = STUDY,
+        *,
+        length: int | None = LENGTH,
+        owner: str = "",
+        upload_id: str = "",
+        header: str | None = None,
+        is_partial: bool = False,
+        is_final: bool = False,
+    ) -> Event:
+        """pre-create: the event, if the hook let it pass. Raises Reject."""
+        view = UploadView(
+            id=upload_id or f"upload-{next(_numbers)}",
+            length=length,
+            offset=0,
+            metadata=metadata,
+            owner=owner,
+            is_partial=is_partial,
+            is_final=is_final,
+        )
+        headers = {} if header is None else {"upload-force": header}
+        request = RequestView("POST", "/files/", "10.0.0.1:1", headers, "https://host/files/")
+        event = Event(EventType.PRE_CREATE, view, request)
+        await self.hook.pre_create(event)
+        return event
+
+    async def create(
+        self,
+        metadata: Mapping[str, bytes] = STUDY,
+        *,
+        length: int | None = LENGTH,
+        owner: str = "",
+        upload_id: str = "",
+        header: str | None = None,
+        is_final: bool = False,
+    ) -> str:
+        """A new upload's id. Raises Reject."""
+        event = await self.ask(
+            metadata,
+            length=length,
+            owner=owner,
+            upload_id=upload_id,
+            header=header,
+            is_final=is_final,
+        )
+        self.there[event.upload.id] = (0, False)
+        self.views[event.upload.id] = event.upload
+        return event.upload.id
+
+    async def finish(self, upload_id: str, *, length: int = LENGTH) -> Event:
+        """All bytes are there, and post-finish is told; the event, for telling it again."""
+        self.there[upload_id] = (length, True)
+        self.views[upload_id] = replace(self.views[upload_id], length=length, offset=length)
+        event = self._event(EventType.POST_FINISH, upload_id)
+        await self.hook.post_finish(event)
+        return event
+
+    async def terminate(self, upload_id: str) -> None:
+        await self.hook.pre_terminate(self._event(EventType.PRE_TERMINATE, upload_id))
+        del self.there[upload_id]
+        await self.hook.post_terminate(self._event(EventType.POST_TERMINATE, upload_id))
+
+    async def expire(self, upload_id: str) -> None:
+        del self.there[upload_id]
+        await self.hook.post_expire(self._event(EventType.POST_EXPIRE, upload_id))
+
+    def _event(self, event_type: EventType, upload_id: str) -> Event:
+        return Event(event_type, self.views[upload_id], RequestView())
+
+
+def problem(refusal: Reject) -> dict[str, object]:
+    """The problem details of a refusal."""
+    assert refusal.headers["Content-Type"] == "application/problem+json"
+    value = json.loads(refusal.body)
+    assert value["status"] == refusal.status
+    return cast("dict[str, object]", value)
+
+
+def backdate(redis: RedisServer, seconds: float) -> None:
+    """Everything that is remembered was reserved so much earlier."""
+    for key in cast("list[bytes]", redis.command("KEYS", "tusd:duplicate:*")):
+        records = json.loads(cast(bytes, redis.command("GET", key)))
+        for record in records:
+            record["created"] -= int(seconds * 1000)
+        redis.command("SET", key, json.dumps(records), "KEEPTTL")
+
+
+def remembered(redis: RedisServer) -> list[tuple[str, str]]:
+    """Upload and state of everything that is remembered."""
+    found = []
+    for key in cast("list[bytes]", redis.command("KEYS", "tusd:duplicate:*")):
+        records = json.loads(cast(bytes, redis.command("GET", key)))
+        found += [(record["upload"], record["state"]) for record in records]
+    return found
+
+
+async def eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+    """Returns as soon as a condition holds that nobody announces; fails with `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,75 @@
+"""Locks of every kind, each with a second way to the same locks, as another process would have."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import KINDS, Kind, RedisServer
+from tusd_py.locks.base import Locks
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.redis import RedisLocks
+from tusd_py.state import State
+
+MakeLocks = Callable[..., Awaitable[RedisLocks]]
+
+
+@pytest.fixture(params=KINDS)
+def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, of each kind."""
+    kind: Kind = request.param
+    with RedisServer(tmp_path / "redis", kind=kind) as server:
+        yield server
+
+
+@pytest.fixture
+async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
+    """``await make_locks(lease=…)``: locks as a process of its own would have them, but in this event loop."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*, lease: float = 10.0, timeout: float = 1.0) -> RedisLocks:
+            state = State(redis_server.url, timeout=timeout)
+            await state.start()
+            stack.push_async_callback(state.stop)
+            locks = RedisLocks(state, lease=lease)
+            stack.push_async_callback(locks.stop)
+            return locks
+
+        yield make
+
+
+@pytest.fixture(params=["memory", "one process", *(f"two on {kind}" for kind in KINDS)])
+async def both(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[tuple[Locks, Locks]]:
+    """Two ways to the same locks."""
+    kind: str = request.param
+    if kind == "memory":
+        locks = MemoryLocks()
+        yield locks, locks
+        await locks.stop()
+        return
+    server = RedisServer(tmp_path / "redis", kind="valkey" if kind == "two on valkey" else "redis")
+    with server:
+        states = [State(server.url) for _ in range(1 if kind == "one process" else 2)]
+        for state in states:
+            await state.start()
+        managers = [RedisLocks(state) for state in states]
+        yield managers[0], managers[-1]
+        for manager in managers:
+            await manager.stop()
+        for state in states:
+            await state.stop()
+
+
+@pytest.fixture
+def here(both: tuple[Locks, Locks]) -> Locks:
+    return both[0]
+
+
+@pytest.fixture
+def there(both: tuple[Locks, Locks]) -> Locks:
+    return both[1]

@@ -1,0 +1,51 @@
+"""A process that takes a lock and tells what happens to it: `python -m tests.locks.holder URL UPLOAD LEASE [JOURNAL]`.
+
+It prints `held`, then `asked` whenever somebody wants the lock. While the lock is held it adds its process id to JOURNAL, a
+line each millisecond, as a writer adds bytes to a file. Lines on stdin are orders: `release`, `held?` (answered by True or
+False).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from tusd_py.locks.redis import RedisLease, RedisLocks
+from tusd_py.state import State
+
+
+def say(text: object) -> None:
+    print(text, flush=True)
+
+
+async def write(journal: Path, lease: RedisLease) -> None:
+    with journal.open("a", buffering=1) as file:
+        while True:
+            await asyncio.sleep(0.001)
+            if lease.is_held():
+                file.write(f"{os.getpid()}\n")
+
+
+async def main(url: str, upload_id: str, duration: str, journal: str = "") -> None:
+    state = State(url)
+    await state.start()
+    locks = RedisLocks(state, lease=float(duration))
+    lease = await locks.acquire(upload_id, timeout=30)
+    lease.on_requested(lambda: say("asked"))
+    writing = asyncio.create_task(write(Path(journal or os.devnull), lease))
+    say("held")
+    while order := await asyncio.to_thread(sys.stdin.readline):
+        if order == "held?\n":
+            say(lease.is_held())
+        else:
+            await lease.release()
+            say("released")
+    writing.cancel()
+    await locks.stop()
+    await state.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

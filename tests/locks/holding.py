@@ -1,0 +1,30 @@
+"""Small things that tests do with leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tusd_py.locks.base import Lease
+
+
+def asked(lease: Lease) -> asyncio.Event:
+    """Is set when the holder shall end."""
+    event = asyncio.Event()
+    lease.on_requested(event.set)
+    return event
+
+
+async def queued(task: asyncio.Task[Lease], seconds: float = 0.05) -> None:
+    """Gives a task that acquires a lock the time to queue up, and checks that it did not get it."""
+    await asyncio.wait([task], timeout=seconds)
+    assert not task.done()
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
+    """Returns as soon as something holds that nobody announces."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not condition():
+        assert loop.time() < deadline, f"waited {seconds} s for {what}"
+        await asyncio.sleep(0.002)

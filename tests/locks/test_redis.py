@@ -1,0 +1,321 @@
+"""What is particular to locks in Redis: what they cost, and what happens when messages, data or Redis itself get lost."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.locks.conftest import MakeLocks
+from tests.locks.holding import asked, queued, until
+from tests.support.redis import RedisServer
+from tusd_py.locks.base import LocksUnavailable, LockTimeout
+from tusd_py.locks.process import ProcessName
+from tusd_py.locks.redis import RedisLocks
+from tusd_py.state import State
+
+
+async def listening(server: RedisServer, count: int) -> None:
+    """Waits until so many processes can be told something."""
+    await until(
+        lambda: len(server.client.pubsub_channels("tusd:lock-channel:*")) >= count, "subscriptions"
+    )
+
+
+async def test_a_lock_costs_two_commands(make_locks: MakeLocks, redis_server: RedisServer) -> None:
+    locks = await make_locks()
+    await (await locks.acquire("first", timeout=10)).release()
+    await listening(redis_server, 1)
+    with redis_server.monitor() as commands:
+        for number in range(5):
+            await (await locks.acquire(f"study-{number}", timeout=10)).release()
+    # A connection that was not used for long is looked at first.
+    assert [command.split()[0] for command in commands if command != "PING"] == ["EVALSHA"] * 10
+
+
+async def test_requests_of_one_process_do_without_redis_among_themselves(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks()
+    lease = await locks.acquire("study", timeout=10)
+    await until(lambda: locks._subscribed, "the subscription")
+    with redis_server.monitor() as commands:
+        for _ in range(5):
+            event = asked(lease)
+            newcomer = asyncio.create_task(locks.acquire("study", timeout=10))
+            await event.wait()
+            await lease.release()
+            lease = await newcomer
+        with pytest.raises(LockTimeout):
+            await locks.acquire("study", timeout=0)
+    assert commands == []
+    await lease.release()
+
+
+async def test_nothing_is_left_behind(make_locks: MakeLocks, redis_server: RedisServer) -> None:
+    here, there = await make_locks(lease=0.5), await make_locks(lease=0.5)
+    lease = await here.acquire("study", timeout=10)
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=0.1)
+    waiting = asyncio.create_task(there.acquire("study", timeout=10))
+    await queued(waiting)
+    await lease.release()
+    await (await waiting).release()
+    await until(lambda: not redis_server.client.keys("tusd:lock*"), "keys to go")
+
+
+async def test_a_lease_is_renewed_for_as_long_as_it_is_held(make_locks: MakeLocks) -> None:
+    here, there = await make_locks(lease=1), await make_locks(lease=1)
+    lease = await here.acquire("study", timeout=10)
+    event = asked(lease)
+    for _ in range(25):
+        await asyncio.sleep(0.1)
+        assert lease.is_held()
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=0, ask=False)
+    assert not event.is_set()
+    await lease.release()
+
+
+@pytest.mark.parametrize("often", [False, True], ids=["once", "again and again"])
+async def test_a_lost_message_costs_a_second(
+    make_locks: MakeLocks, redis_server: RedisServer, often: bool
+) -> None:
+    here, there = await make_locks(), await make_locks()
+    lease = await here.acquire("study", timeout=10)
+    await (await there.acquire("other", timeout=10)).release()
+    await listening(redis_server, 2)
+    event = asked(lease)
+    began = time.monotonic()
+    redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+    newcomer = asyncio.create_task(there.acquire("study", timeout=10))
+    while not event.is_set():
+        await asyncio.sleep(0.01)
+        if often and time.monotonic() - began < 0.5:
+            redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+    redis_server.command("CLIENT", "KILL", "TYPE", "pubsub")
+    await lease.release()
+    await (await newcomer).release()
+    assert time.monotonic() - began < 2.5
+
+
+async def test_a_holder_that_cannot_be_reached_learns_of_it_by_renewing(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    here, there = await make_locks(lease=2), await make_locks(lease=2)
+    lease = await here.acquire("study", timeout=10)
+    await listening(redis_server, 1)
+    event = asked(lease)
+    # It cannot subscribe again, and hears nothing.
+    redis_server.command("ACL", "SETUSER", "default", "resetchannels")
+    newcomer = asyncio.create_task(there.acquire("study", timeout=10))
+    async with asyncio.timeout(2):
+        await event.wait()
+    await lease.release()
+    await (await newcomer).release()
+
+
+async def test_a_redis_that_lost_its_data_does_not_end_what_is_held(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    here, there = await make_locks(lease=1), await make_locks(lease=1)
+    lease = await here.acquire("study", timeout=10)
+    event = asked(lease)
+    redis_server.command("FLUSHALL")
+    await until(lambda: bool(redis_server.client.exists("tusd:lock:{study}")), "the lock", 1)
+    assert lease.is_held()
+    assert not event.is_set()
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=0, ask=False)
+    await lease.release()
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["holds", "held"])
+async def test_a_lock_that_somebody_else_had_meanwhile_is_lost(
+    make_locks: MakeLocks, redis_server: RedisServer, still: bool
+) -> None:
+    here, there = await make_locks(lease=2), await make_locks(lease=2)
+    lease = await here.acquire("study", timeout=10)
+    event = asked(lease)
+    redis_server.command("FLUSHALL")
+    other = await there.acquire("study", timeout=0)
+    if not still:
+        await other.release()
+    async with asyncio.timeout(2):
+        await event.wait()
+    assert not lease.is_held()
+    await lease.release()
+    assert other.is_held() is still
+    await other.release()
+    await (await here.acquire("study", timeout=1)).release()
+
+
+async def test_a_redis_that_restarts_does_not_end_what_is_held(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    here, there = await make_locks(), await make_locks()
+    leases = [await here.acquire(f"study-{number}", timeout=10) for number in range(20)]
+    await listening(redis_server, 1)
+    await asyncio.to_thread(redis_server.kill9)
+    await asyncio.to_thread(redis_server.start)
+    # Known again long before the next renewal is due: nobody else has much time to take what is not free.
+    keys = [f"tusd:lock:{{study-{number}}}" for number in range(20)]
+    await until(lambda: redis_server.client.exists(*keys) == 20, "the locks", 1.5)
+    assert all(lease.is_held() for lease in leases)
+    newcomer = asyncio.create_task(there.acquire("study-7", timeout=10))
+    event = asked(leases[7])
+    async with asyncio.timeout(2):
+        await event.wait()
+    for lease in leases:
+        await lease.release()
+    await (await newcomer).release()
+
+
+async def test_a_short_absence_of_redis_is_waited_for(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks()
+    await asyncio.to_thread(redis_server.kill9)
+    acquiring = asyncio.create_task(locks.acquire("study", timeout=10))
+    await asyncio.wait([acquiring], timeout=0.3)
+    assert not acquiring.done()
+    await asyncio.to_thread(redis_server.start)
+    lease = await acquiring
+    assert lease.is_held()
+    await lease.release()
+
+
+async def test_requests_of_one_process_hand_over_while_redis_is_away(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks()
+    lease = await locks.acquire("study", timeout=10)
+    await asyncio.to_thread(redis_server.kill9)
+    with pytest.raises(LocksUnavailable):
+        await locks.acquire("other", timeout=0)
+    event = asked(lease)
+    newcomer = asyncio.create_task(locks.acquire("study", timeout=10))
+    async with asyncio.timeout(0.5):
+        await event.wait()
+        await lease.release()
+        lease = await newcomer
+    assert lease.is_held()
+    await lease.release()
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+async def test_a_redis_that_stays_away_refuses_in_time(
+    make_locks: MakeLocks, redis_server: RedisServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tusd_py.locks.redis._PATIENCE", 0.8)
+    locks = await make_locks(timeout=0.3)
+    if how == "refuses":
+        redis_server.stop()
+    else:
+        redis_server.pause()
+    for timeout, most in ((0, 0.5), (0.5, 1.0), (20, 1.5)):
+        began = time.monotonic()
+        with pytest.raises(LocksUnavailable):
+            await locks.acquire("study", timeout=timeout)
+        assert time.monotonic() - began < most
+
+
+async def test_holders_end_before_their_lease_does_when_redis_is_away(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks(lease=2, timeout=0.3)
+    lease = await locks.acquire("study", timeout=10)
+    waiting = asyncio.create_task(locks.acquire("study", timeout=20, ask=False))
+    event = asked(lease)
+    redis_server.pause()
+    began = time.monotonic()
+    held, now = 0.0, began
+    while lease.is_held():
+        held = now - began
+        await asyncio.sleep(0.001)
+        now = time.monotonic()
+    async with asyncio.timeout(0.4):
+        await event.wait()
+    assert 1 < held < 2
+    # It goes on by itself when Redis is there again.
+    redis_server.resume()
+    await lease.release()
+    async with asyncio.timeout(3):
+        await (await waiting).release()
+
+
+async def test_what_could_not_be_let_go_of_is_let_go_of_later(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    here, there = await make_locks(lease=30, timeout=0.3), await make_locks(lease=30)
+    lease = await here.acquire("study", timeout=10)
+    again = await here.acquire("other", timeout=10)
+    redis_server.pause()
+    await asyncio.gather(lease.release(), again.release())
+    redis_server.resume()
+    began = time.monotonic()
+    # Its own process knows better than Redis.
+    await (await here.acquire("study", timeout=10)).release()
+    await (await there.acquire("other", timeout=20)).release()
+    assert time.monotonic() - began < 9
+
+
+async def test_a_holder_of_which_nothing_is_known_keeps_its_lease(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks(lease=2)
+    elsewhere = ProcessName("1234567890abcdef", 1, 2, "00")
+    redis_server.client.set("tusd:lock:{study}", f"held:{elsewhere}:1", px=1500)
+    began = time.monotonic()
+    lease = await locks.acquire("study", timeout=10)
+    # As soon as it runs out, not at the next full second.
+    assert 1.4 < time.monotonic() - began < 1.8
+    await lease.release()
+
+
+async def test_a_thousand_leases_are_renewed_on_the_side(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks(lease=4)
+    leases = [await locks.acquire(f"study-{number}", timeout=10) for number in range(1000)]
+    redis_server.reset_counts()
+    longest = 0.0
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    while time.monotonic() - began < 3:
+        moment = time.monotonic()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.monotonic() - moment)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert all(lease.is_held() for lease in leases)
+    renewals = redis_server.counts()["evalsha"]
+    print(
+        f"{renewals} renewals, {after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime:.3f}"
+        f" CPU s in 3 s, the event loop stood still for up to {longest * 1000:.1f} ms"
+    )
+    assert 1000 <= renewals <= 4000
+    assert longest < 0.2
+    await asyncio.gather(*(lease.release() for lease in leases))
+
+
+async def test_its_keys_may_be_in_a_cluster(tmp_path: Path) -> None:
+    options = ("--cluster-enabled", "yes")
+    with RedisServer(tmp_path / "redis", options=options) as server:
+        server.command("CLUSTER", "ADDSLOTS", *range(16384))
+        await until(lambda: b"state:ok" in _bytes(server, "CLUSTER", "INFO"), "the cluster")
+        state = State(server.url)
+        await state.start()
+        locks = RedisLocks(state)
+        lease = await locks.acquire("a}{b/study", timeout=10)
+        with pytest.raises(LockTimeout):
+            await locks.acquire("a}{b/study", timeout=0)
+        await lease.release()
+        await locks.stop()
+        await state.stop()
+
+
+def _bytes(server: RedisServer, *command: str) -> bytes:
+    answer = server.command(*command)
+    return answer if isinstance(answer, bytes) else str(answer).encode()

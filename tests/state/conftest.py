@@ -1,0 +1,94 @@
+"""Fixtures: a real server of each kind, states that are connected to it, and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import KINDS, Kind, RedisServer
+from tusd_py.state import State
+
+PATIENCE = 20.0
+"""Seconds for what takes a moment, on a machine that is busy."""
+
+
+@pytest.fixture(params=KINDS)
+def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, of each kind."""
+    kind: Kind = request.param
+    with RedisServer(tmp_path / "redis", kind=kind) as server:
+        yield server
+
+
+class Connections:
+    """States that end with the test."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def __call__(
+        self,
+        url: str,
+        *,
+        timeout: float = 1.0,
+        on_failure: Callable[[], None] | None = None,
+        memory: Path | None = None,
+    ) -> State:
+        state = State(url, timeout=timeout, on_failure=on_failure, memory=memory)
+        await state.start()
+        self._stack.push_async_callback(state.stop)
+        return state
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connections]:
+    """``await connect(url, …)``: a started State."""
+    async with AsyncExitStack() as stack:
+        yield Connections(stack)
+
+
+async def until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
+    """Return as soon as ``condition()`` holds; fail with ``what`` after ``timeout`` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            while not condition():  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"waited {timeout} s for {what}") from None
+
+
+class Log:
+    """What has been logged, by the names of events."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG, "tusd_py")
+        self._caplog = caplog
+
+    def names(self, *, least: int = logging.INFO) -> list[str]:
+        return [record.msg for record in self._records() if record.levelno >= least]
+
+    def fields(self, name: str) -> dict[str, object]:
+        """The fields of the only event of that name."""
+        [record] = [record for record in self._records() if record.msg == name]
+        fields: dict[str, object] = record.__dict__["fields"]
+        return fields
+
+    def text(self) -> str:
+        """Everything that was logged, by anybody."""
+        return "\n".join(
+            f"{record.getMessage()} {record.__dict__.get('fields', '')}"
+            for record in self._caplog.records
+        )
+
+    def _records(self) -> list[logging.LogRecord]:
+        return [each for each in self._caplog.records if each.name.startswith("tusd_py.state")]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    return Log(caplog)

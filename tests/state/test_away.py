@@ -1,0 +1,466 @@
+"""Redis goes away, or says that it will not: callers are told within the deadline, the log is told
+once, and everything works again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.state.conftest import Connections, Log, until
+from tests.state.fake import FakeRedis, bulk
+from tests.support.redis import RedisServer, free_port
+from tusd_py.state import Script, State, StateUnavailable
+
+WRITE = Script("write", "return redis.call('INCR', KEYS[1])")
+READ = Script("read", "return redis.call('GET', KEYS[1])")
+
+
+async def write(state: State) -> object:
+    return await state.run(WRITE, ["tusd:n"])
+
+
+class Failures:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+# It is not there
+
+
+async def test_a_killed_server_is_used_again_once_it_is_back(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    failures = Failures()
+    state = await connect(redis_server.url, on_failure=failures)
+    assert await write(state) == 1
+    redis_server.kill9()
+    for _ in range(3):
+        with pytest.raises(StateUnavailable):
+            await write(state)
+    await until(lambda: log.names() == ["redis away"], "the log to say so")
+    assert not state.available
+    assert failures.count == 3
+    redis_server.start()
+    await until(lambda: state.available, "Redis to be back")
+    # Its scripts are gone with it, and so is what was counted.
+    assert await write(state) == 1
+    assert failures.count == 3
+    assert log.names() == ["redis away", "redis emptied", "redis back"]
+
+
+async def test_a_server_that_starts_after_us_is_found(
+    tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    server = RedisServer(tmp_path / "redis")
+    state = await connect(server.url)
+    assert not state.available
+    assert log.names() == ["redis away"]
+    with pytest.raises(StateUnavailable, match="Redis is away: "):
+        await write(state)
+    with server:
+        await until(lambda: state.available, "Redis to be found")
+        assert await write(state) == 1
+    assert log.names() == ["redis away", "redis back"]
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:{port}", "redis.invalid", "[::1]:{port}", "127.0.0.1:{port}"]
+)
+async def test_nobody_at_the_address(address: str, connect: Connections, log: Log) -> None:
+    url = f"redis://me:s3cret@{address.format(port=free_port())}"
+    state = await connect(url)
+    with pytest.raises(StateUnavailable) as caught:
+        await write(state)
+    assert not state.available
+    assert urlsplit(url).hostname or "" in str(caught.value)
+    assert "s3cret" not in f"{caught.value} {caught.value!r} {log.text()}"
+
+
+# It does not answer
+
+
+async def test_a_server_that_is_stopped_costs_the_deadline_and_then_nothing(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url, timeout=0.5)
+    assert await write(state) == 1
+    redis_server.pause()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(StateUnavailable, match=r"no answer .* within 0\.5 s"):
+        await write(state)
+    assert 0.4 < loop.time() - began < 2
+    began = loop.time()
+    results = await asyncio.gather(*(write(state) for _ in range(3000)), return_exceptions=True)
+    assert {type(result) for result in results} == {StateUnavailable}
+    assert loop.time() - began < 2
+    await until(lambda: log.names() == ["redis away"], "the log to say so")
+    pid = redis_server.pid
+    redis_server.resume()
+    await until(lambda: state.available, "Redis to be back")
+    assert await write(state) == 2 or await write(state)
+    assert redis_server.pid == pid
+    await until(lambda: log.names() == ["redis away", "redis back"], "the log to say so")
+
+
+async def test_thousands_at_the_moment_at_which_it_stops_wait_for_the_deadline_together(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url, timeout=0.5)
+    redis_server.pause()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    results = await asyncio.gather(*(write(state) for _ in range(3000)), return_exceptions=True)
+    assert {type(result) for result in results} == {StateUnavailable}
+    assert loop.time() - began < 3
+    redis_server.resume()
+
+
+async def test_once_it_is_away_nobody_waits_for_those_who_still_do(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url, timeout=2)
+    redis_server.pause()
+    first = asyncio.create_task(write(state))
+    await asyncio.sleep(1)
+    # More than there are connections.
+    others = [asyncio.create_task(write(state)) for _ in range(100)]
+    await asyncio.wait([first])
+    assert not all(other.done() for other in others)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(StateUnavailable, match="Redis is away"):
+        await write(state)
+    assert asyncio.get_running_loop().time() - began < 0.5
+    await asyncio.gather(*others, first, return_exceptions=True)
+    redis_server.resume()
+
+
+async def test_connections_that_lead_nowhere_cost_one_failure_and_not_one_each(
+    tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    failures = Failures()
+    async with FakeRedis(tmp_path) as server:
+        state = await connect(server.url, timeout=0.3, on_failure=failures)
+        await asyncio.gather(*(write(state) for _ in range(10)))
+        server.forget_connections()
+        with pytest.raises(StateUnavailable, match="no answer"):
+            await write(state)
+        await until(lambda: state.available, "the server to be found well")
+        await asyncio.gather(*(write(state) for _ in range(10)))
+        assert failures.count == 1
+        assert log.names() == ["redis failed once"]
+        await state.stop()
+
+
+async def test_the_event_loop_is_never_blocked(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url, timeout=0.5)
+    redis_server.pause()
+    # What is measured is time in which this process ran, so that a busy machine does not count.
+    slowest, waiting = 0.0, asyncio.create_task(write(state))
+    while not waiting.done():
+        before = time.thread_time()
+        await asyncio.sleep(0)
+        slowest = max(slowest, time.thread_time() - before)
+    assert slowest < 0.1
+    assert isinstance(waiting.exception(), StateUnavailable)
+    redis_server.resume()
+
+
+async def test_one_late_answer_is_no_reason_to_call_it_away(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url, timeout=0.3)
+    redis_server.pause()
+    with pytest.raises(StateUnavailable):
+        # It is told to go on in the same turn of the loop in which the deadline is over.
+        await write(state)
+    redis_server.resume()
+    await until(lambda: state.available, "Redis to be found well")
+    assert log.names() in (["redis failed once"], ["redis away", "redis back"])
+
+
+async def test_a_server_that_is_stopped_when_we_start(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    redis_server.pause()
+    state = await connect(redis_server.url, timeout=0.3)
+    assert not state.available
+    redis_server.resume()
+    await until(lambda: state.available, "Redis to be back")
+    assert await write(state) == 1
+
+
+# It answers that it will not
+
+
+async def test_a_replica_is_read_and_not_written(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url)
+    await write(state)
+    redis_server.command("REPLICAOF", "127.0.0.1", free_port())
+    with pytest.raises(StateUnavailable, match="READONLY"):
+        await write(state)
+    await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
+    assert not state.available
+    assert await state.command("GET", "tusd:n") == b"1"
+    for _ in range(3):
+        with pytest.raises(StateUnavailable, match="READONLY"):
+            await write(state)
+    redis_server.command("REPLICAOF", "NO", "ONE")
+    await until(lambda: state.available, "Redis to take writes")
+    assert await write(state) == 2
+    assert log.names() == ["redis takes no writes", "redis back"]
+
+
+async def test_out_of_memory(redis_server: RedisServer, connect: Connections, log: Log) -> None:
+    state = await connect(redis_server.url)
+    await write(state)
+    redis_server.configure("maxmemory", 1)
+    with pytest.raises(StateUnavailable, match=r"maxmemory|OOM"):
+        await write(state)
+    await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
+    # What needs no memory still works: a lock can be given back.
+    assert await state.command("DEL", "tusd:n") == 1
+    redis_server.configure("maxmemory", 0)
+    await until(lambda: state.available, "Redis to take writes")
+    assert await write(state) == 1
+
+
+async def test_a_password_that_is_missing_or_wrong(
+    tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    with RedisServer(tmp_path / "redis", password="right") as server:
+        missing = await connect(f"unix://{server.socket}")
+        wrong = await connect(f"unix://:wr0ng@{server.socket}")
+        for state, told in ((missing, "uthentication required"), (wrong, "WRONGPASS|invalid")):
+            assert not state.available
+            with pytest.raises(StateUnavailable, match=told):
+                await write(state)
+        assert "wr0ng" not in log.text()
+        server.configure("requirepass", "")
+        await until(lambda: missing.available, "Redis to let us in")
+        assert await write(missing) == 1
+
+
+async def test_a_password_is_not_repeated_whoever_says_it(
+    tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    async with FakeRedis(tmp_path) as server:
+        server.replies[b"AUTH"] = b"-ERR nobody has the password s3cret\r\n"
+        state = await connect(f"unix://:s3cret@{server.path}")
+        with pytest.raises(StateUnavailable, match="nobody has the password") as caught:
+            await write(state)
+        assert "s3cret" not in f"{caught.value} {state.trouble} {log.text()}"
+        await state.stop()
+
+
+async def test_a_server_that_reads_its_data_is_away_until_it_has(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    redis_server.stop()
+    redis_server.persistent = True
+    redis_server.start()
+    state = await connect(redis_server.url)
+    await write(state)
+    # It looks up after every 1024 commands: eight times in two seconds or so.
+    with redis_server.client.pipeline(transaction=False) as commands:
+        for number in range(8192):
+            commands.set(f"key-{number}", 1)
+        commands.execute()
+    redis_server.options += ["--key-load-delay", "200"]
+    redis_server.restart()
+    with pytest.raises(StateUnavailable):
+        await write(state)
+    await until(lambda: "redis away" in log.names(), "the log to say so")
+    await until(lambda: "loading" in str(state.trouble), "Redis to say what it does")
+    with pytest.raises(StateUnavailable, match=r"Redis is away: .* loading"):
+        await write(state)
+    await until(lambda: state.available, "Redis to have read its data")
+    assert await write(state) == 2
+
+
+# Answers that only a strange server gives
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-ERR Error running script (call to f_0): @user_script:1: -READONLY You can't write\r\n",
+        b"-ERR Error running script (call to f_0): @user_script:1: -OOM command not allowed\r\n",
+        b"-MISCONF Errors writing to the AOF file: No space left on device\r\n",
+        b"-NOREPLICAS Not enough good replicas to write.\r\n",
+        b"-BUSY Redis is busy running a script.\r\n",
+    ],
+)
+async def test_refusals_of_writes_however_they_are_worded(
+    reply: bytes, tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    async with FakeRedis(tmp_path) as server:
+        state = await connect(server.url)
+        well = dict(server.replies)
+        server.replies |= {b"EVALSHA": reply, b"EVAL": reply}
+        with pytest.raises(StateUnavailable):
+            await write(state)
+        await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
+        assert await state.command("PING") == b"PONG"
+        server.replies |= well
+        await until(lambda: state.available, "the server to take writes")
+        assert await write(state) == b"OK"
+        await state.stop()
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "Link with MASTER is down"),
+        (b"-CLUSTERDOWN The cluster is down\r\n", "The cluster is down"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "H"),
+        (b"", "closed"),
+    ],
+)
+async def test_answers_of_what_is_no_use(
+    reply: bytes, told: str, tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    async with FakeRedis(tmp_path) as server:
+        state = await connect(server.url)
+        well = dict(server.replies)
+        server.replies = dict.fromkeys(server.replies, reply)
+        with pytest.raises(StateUnavailable, match=told):
+            await write(state)
+        await until(lambda: log.names() == ["redis away"], "the log to say so")
+        with pytest.raises(StateUnavailable, match="Redis is away"):
+            await write(state)
+        server.replies |= well
+        await until(lambda: state.available, "the server to answer well")
+        assert await write(state) == b"OK"
+        await state.stop()
+
+
+async def test_a_version_that_is_too_old_is_not_used(
+    tmp_path: Path, connect: Connections, log: Log
+) -> None:
+    async with FakeRedis(tmp_path) as server:
+        server.replies[b"INFO"] = bulk(b"# Server\r\nredis_version:6.0.16\r\nredis_mode:standalone")
+        state = await connect(server.url)
+        with pytest.raises(StateUnavailable, match=r"Redis 6\.0\.16; at least 6\.2 is needed"):
+            await write(state)
+        server.replies[b"INFO"] = bulk(b"# Server\r\nredis_version:6.2.0\r\n")
+        await until(lambda: state.available, "the server to be new enough")
+        await state.stop()
+
+
+@pytest.mark.parametrize("info", [b"-NOPERM this user has no permissions\r\n", bulk(b"other:1")])
+async def test_a_version_that_is_not_told_does(
+    info: bytes, tmp_path: Path, connect: Connections
+) -> None:
+    async with FakeRedis(tmp_path) as server:
+        server.replies[b"INFO"] = info
+        state = await connect(server.url)
+        assert state.available
+        await state.stop()
+
+
+async def test_what_is_not_allowed_is_told_and_does_not_stand_for_the_rest(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    redis_server.command("ACL", "SETUSER", "default", "-incr")
+    state = await connect(redis_server.url)
+    for _ in range(2):
+        with pytest.raises(StateUnavailable, match=r"permission|acl|ACL"):
+            await state.command("INCR", "tusd:n")
+    assert state.available
+    assert log.names() == ["redis error"]
+
+
+async def test_whatever_asking_ends_with_it_is_asked_again(
+    redis_server: RedisServer,
+    connect: Connections,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = await connect(redis_server.url)
+
+    async def fail() -> None:
+        raise KeyError("a mistake")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(state, "_probe_unbounded", fail)
+        redis_server.kill9()
+        with pytest.raises(StateUnavailable):
+            await write(state)
+        await until(lambda: "redis probe failed" in log.names(), "the log to say so")
+    redis_server.start()
+    await until(lambda: state.available, "Redis to be back")
+
+
+# Health
+
+
+async def test_asking_whether_it_works(redis_server: RedisServer, connect: Connections) -> None:
+    state = await connect(redis_server.url)
+    assert await state.check() is None
+    redis_server.kill9()
+    assert await state.check()
+    assert not state.available
+    assert await state.check() == state.trouble
+    redis_server.start()
+    await until(lambda: state.available, "Redis to be back")
+    assert await state.check() is None
+
+
+# Everything at once
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_happens_to_it_callers_hear_in_time_and_get_their_own_answers(
+    redis_server: RedisServer, connect: Connections, seed: int
+) -> None:
+    chance = random.Random(seed)
+    state = await connect(redis_server.url, timeout=0.3)
+    echo = Script("echo", "return ARGV[1]")
+    ended = False
+
+    async def use(number: int) -> None:
+        while not ended:
+            try:
+                async with asyncio.timeout(chance.choice([10, 10, 0.003])):
+                    answer = await state.run(echo, ["tusd:a"], [number])
+                assert answer == b"%d" % number
+            except StateUnavailable:
+                await asyncio.sleep(0.005)
+            except TimeoutError:
+                pass
+
+    users = [asyncio.create_task(use(number)) for number in range(50)]
+    for _ in range(8):
+        await asyncio.sleep(chance.random() * 0.2)
+        match chance.choice(["kill", "pause", "flush", "memory"]):
+            case "kill":
+                redis_server.kill9()
+                await asyncio.sleep(chance.random() * 0.2)
+                await asyncio.to_thread(redis_server.start)
+            case "pause":
+                redis_server.pause()
+                await asyncio.sleep(chance.random() * 0.6)
+                redis_server.resume()
+            case "flush":
+                await asyncio.to_thread(redis_server.command, "SCRIPT", "FLUSH")
+            case _:
+                await asyncio.to_thread(redis_server.configure, "maxmemory", 1)
+                await asyncio.to_thread(redis_server.configure, "maxmemory", 0)
+    await until(lambda: state.available, "Redis to be back")
+    ended = True
+    await asyncio.gather(*users)
+    assert await write(state)

@@ -1,0 +1,219 @@
+"""Commands and scripts while Redis works: answers, counts, the pool, TLS, what it was before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.state.conftest import Connections, Log, until
+from tests.support.redis import RedisServer
+from tusd_py.state import Script, State, StateUnavailable
+
+ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
+BROKEN = Script("broken", "return redis.call('LPUSH', KEYS[1], 1)")
+LONG = Script("long", "local n = 0 for i = 1, 1e5 do n = n + 1 end return n")
+
+
+async def test_answers_are_what_redis_says(redis_server: RedisServer, connect: Connections) -> None:
+    state = await connect(redis_server.url)
+    assert state.available
+    assert await state.command("SET", "tusd:a", b"\xff\x00") == b"OK"
+    assert await state.command("GET", "tusd:a") == b"\xff\x00"
+    assert await state.command("GET", "tusd:none") is None
+    assert await state.command("EXISTS", "tusd:a") == 1
+    assert await state.run(ECHO, ["tusd:ä"], [1.5]) == ["tusd:ä".encode(), b"1.5"]
+
+
+async def test_a_script_that_redis_does_not_know_is_loaded_once(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    redis_server.command("SCRIPT", "FLUSH")
+    redis_server.reset_counts()
+    for _ in range(3):
+        await state.run(ECHO, ["tusd:a"], ["b"])
+    counts = redis_server.counts()
+    assert counts["eval"] == 1
+    assert counts["evalsha"] == 3
+
+
+async def test_running_a_script_is_one_command(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    await state.run(ECHO, ["tusd:a"], ["b"])
+    with redis_server.monitor() as seen:
+        await state.run(ECHO, ["tusd:a"], ["b"])
+    assert seen == [f"EVALSHA {ECHO.sha} 1 tusd:a b"]
+
+
+async def test_many_at_a_time_share_a_few_connections(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url, timeout=10)
+    answers = await asyncio.gather(
+        *(state.run(ECHO, ["tusd:a"], [number]) for number in range(2000))
+    )
+    assert answers == [[b"tusd:a", b"%d" % number] for number in range(2000)]
+    assert len(redis_server.client.client_list()) <= 34
+
+
+async def test_an_answer_goes_to_who_asked_whoever_gives_up(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url, timeout=10)
+
+    async def ask(number: int) -> None:
+        for _ in range(20):
+            assert await state.run(ECHO, ["tusd:a"], [number]) == [b"tusd:a", b"%d" % number]
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(100)]
+    for number, task in enumerate(tasks):
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+            task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {type(None), asyncio.CancelledError}
+    assert state.available
+
+
+async def test_a_mistake_of_ours_is_told_and_redis_goes_on_being_used(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url)
+    await state.command("SET", "tusd:a", "text")
+    for _ in range(3):
+        with pytest.raises(StateUnavailable, match=r"broken: .*WRONGTYPE"):
+            await state.run(BROKEN, ["tusd:a"])
+    assert state.available
+    assert log.names() == ["redis error"]
+    assert log.fields("redis error")["command"] == "broken"
+    assert await state.command("GET", "tusd:a") == b"text"
+
+
+async def test_nothing_is_left_open(redis_server: RedisServer) -> None:
+    state = State(redis_server.url)
+    await state.start()
+    await asyncio.gather(*(state.command("PING") for _ in range(10)))
+    await state.stop()
+    assert not state.available
+    with pytest.raises(StateUnavailable):
+        await state.command("PING")
+    await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
+
+
+async def test_commands_that_run_while_it_stops_end(redis_server: RedisServer) -> None:
+    state = State(redis_server.url)
+    await state.start()
+    running = [asyncio.create_task(state.run(LONG, ["tusd:a"])) for _ in range(40)]
+    await asyncio.sleep(0)
+    await state.stop()
+    for result in await asyncio.gather(*running, return_exceptions=True):
+        assert isinstance(result, int | StateUnavailable)
+    await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
+
+
+async def test_a_connection_that_was_closed_while_idle_is_not_noticed_by_callers(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url)
+    await asyncio.gather(*(state.command("PING") for _ in range(5)))
+    redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await asyncio.sleep(0.05)
+    for _ in range(5):
+        assert await state.command("PING") == b"PONG"
+    assert log.names() == []
+
+
+async def test_a_password_over_tcp_and_a_database(tmp_path: Path, connect: Connections) -> None:
+    with RedisServer(tmp_path / "redis", tcp=True, password="p@ss:w/rd?#") as server:
+        state = await connect(server.url.removesuffix("/0") + "/3")
+        await state.command("SET", "tusd:a", 1)
+        assert server.command("GET", "tusd:a") is None
+        server.command("SELECT", 3)
+        assert server.command("GET", "tusd:a") == b"1"
+
+
+# TLS
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost", "-out", str(certificate)),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+async def test_tls(
+    tmp_path: Path, certificate: tuple[Path, Path], connect: Connections, log: Log
+) -> None:
+    server = RedisServer(tmp_path / "redis", tcp=True)
+    plain, server.port = server.port, 0
+    server.options = [
+        *("--tls-port", str(plain), "--tls-auth-clients", "no"),
+        *("--tls-cert-file", str(certificate[0]), "--tls-key-file", str(certificate[1])),
+    ]
+    server.port = plain
+    server.options += ["--port", "0"]
+    with server:
+        url = f"rediss://127.0.0.1:{plain}"
+        state = await connect(f"{url}?ssl_ca_certs={certificate[0]}")
+        assert state.available
+        assert await state.run(ECHO, ["tusd:a"], ["b"]) == [b"tusd:a", b"b"]
+        unchecked = await connect(f"{url}?ssl_cert_reqs=none")
+        assert unchecked.available
+        assert log.names() == []
+        # A certificate that nobody vouches for.
+        unknown = await connect(url)
+        assert not unknown.available
+        assert "CERTIFICATE_VERIFY_FAILED" in str(log.fields("redis away")["reason"])
+
+
+# What Redis knew before
+
+
+async def test_a_redis_that_was_emptied_is_noticed(
+    redis_server: RedisServer, connect: Connections, log: Log, tmp_path: Path
+) -> None:
+    memory = tmp_path / "known"
+    state = await connect(redis_server.url, memory=memory)
+    await state.stop()
+    again = await connect(redis_server.url, memory=memory)
+    await again.stop()
+    assert log.names() == []
+    redis_server.command("FLUSHALL")
+    emptied = await connect(redis_server.url, memory=memory)
+    assert emptied.available
+    assert log.names(least=logging.WARNING) == ["redis emptied"]
+
+
+async def test_a_restart_that_loses_the_data_is_noticed(
+    redis_server: RedisServer, connect: Connections, log: Log
+) -> None:
+    state = await connect(redis_server.url)
+    redis_server.kill9()
+    with pytest.raises(StateUnavailable):
+        await state.command("PING")
+    redis_server.start()
+    await until(lambda: state.available, "Redis to be back")
+    assert "redis emptied" in log.names()
+
+
+async def test_a_memory_that_cannot_be_written_is_no_reason_to_fail(
+    redis_server: RedisServer, connect: Connections, log: Log, tmp_path: Path
+) -> None:
+    state = await connect(redis_server.url, memory=tmp_path / "missing" / "known")
+    assert state.available
+    assert log.names() == ["cannot remember"]
