@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
+from tusd_py.auth.principal import ANYBODY, Principal
 from tusd_py.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class RequestView:
     """The request that led to an event; empty for what the server did by itself.
 
     path: with the query. client: `address:port`. headers: names in lower case. collection_url: where uploads are created, as
-    the client sees it, with a slash at the end.
+    the client sees it, with a slash at the end. principal: who sent it, as far as that is asked.
     """
 
     method: str = ""
@@ -85,6 +86,7 @@ class RequestView:
     client: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     collection_url: str = ""
+    principal: Principal = ANYBODY
 
     def url_of(self, upload_id: str) -> str:
         """The URL of an upload as this client sees it."""

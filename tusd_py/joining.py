@@ -12,7 +12,7 @@ from dataclasses import replace
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.rules import Rules
-from tusd_py.storage.base import JoinsParts, Store, Upload, UploadGone
+from tusd_py.storage.base import JoinsParts, Store, Upload, UploadGone, UploadInfo
 
 _YIELD_EVERY = 50
 
@@ -39,14 +39,21 @@ class Joining:
         self._check_space = check_space
         self._clock = clock
 
-    async def parts(self, ids: Sequence[str]) -> dict[str, Upload]:
-        """The parts of a final by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part."""
+    async def parts(
+        self, ids: Sequence[str], check: Callable[[UploadInfo], None] | None = None
+    ) -> dict[str, Upload]:
+        """The parts of a final by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part.
+
+        check: raises for a part that may not be joined, before anything is told about it.
+        """
         found: dict[str, Upload] = {}
         for position, part_id in enumerate(dict.fromkeys(ids), start=1):
             try:
                 part = await self._load(part_id)
             except (UploadGone, ProtocolError):
                 raise errors.not_found() from None
+            if check is not None:
+                check(part.info)
             if not part.info.is_partial:
                 raise errors.invalid_concat("one of the URLs is not that of a partial upload")
             found[part_id] = part
@@ -77,7 +84,8 @@ class Joining:
             return final
         parts = await self.parts(final.info.parts)
         length = self.length_of(final.info.parts, parts)
-        if length is not None and self._rules.max_size and length > self._rules.max_size:
+        maximum = self._rules.most_bytes(final.info.max_size)
+        if length is not None and maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
         pending = replace(
             final.with_info(length=length),

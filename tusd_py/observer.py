@@ -22,6 +22,19 @@ class Observer(Protocol):
     def lock_timeout(self) -> None: ...
 
 
+class Timetable(Protocol):
+    """Who remembers when uploads are due, so that the sweep need not look at all of them."""
+
+    def note(self, upload_id: str, due: float | None, /) -> None:
+        """An upload is due at that time (seconds since the epoch) unless bytes come; None: never, or it is gone."""
+
+
+class NoTimetable:
+    """Remembers nothing; the sweep then looks at every upload."""
+
+    def note(self, _upload_id: str, _due: float | None, /) -> None: ...
+
+
 @dataclass(slots=True)
 class CountingObserver:
     """An observer that only counts; for those who mount the server without metrics."""

@@ -106,7 +106,7 @@ class _Ended(Exception):
 class _Transfer:
     """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
-    next_check: the offset at which to look at the free space. stopped: what a hook said that wanted an end.
+    next_check: the offset at which to look at the free space. stopped: what is said where somebody wanted an end.
     """
 
     upload: Upload
@@ -128,13 +128,13 @@ class _Transfer:
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
 
     def stop(self, problem: ProtocolError) -> None:
-        """Ends the body because a hook wants it; `problem` is the response."""
+        """Ends the body because somebody else wants it; `problem` is the response."""
         self.stopped = problem
         self.body.stop(BodyEnd.INTERRUPTED)
 
 
 class Reception:
-    """Takes bodies in for the uploads of one store."""
+    """Takes bodies in for the uploads of one store. objection: what there is to be said against a request's going on."""
 
     def __init__(
         self,
@@ -143,20 +143,33 @@ class Reception:
         hooks: Hooks,
         observer: Observer,
         clock: Callable[[], float],
+        *,
+        objection: Callable[[UploadInfo, RequestView], ProtocolError | None],
     ) -> None:
         self._store = store
         self._rules = rules
         self._hooks = hooks
         self._observer = observer
         self._clock = clock
-        self._bodies: set[Body] = set()
+        self._objection = objection
+        self._transfers: dict[Body, _Transfer] = {}
         self._closing = False
 
     def close(self) -> None:
         """Ends the bodies in flight, and every one to come, as a shutdown does."""
         self._closing = True
-        for body in list(self._bodies):
+        for body in list(self._transfers):
             body.stop(BodyEnd.SHUTDOWN)
+
+    def review(self) -> None:
+        """Looks again at who may go on, because somebody may not any more: their bodies end, what arrived is kept."""
+        for transfer in list(self._transfers.values()):
+            self._stop_if_refused(transfer)
+
+    def _stop_if_refused(self, transfer: _Transfer) -> None:
+        problem = self._objection(transfer.upload.info, transfer.request)
+        if problem is not None:
+            transfer.stop(problem)
 
     # Before the first byte
 
@@ -175,7 +188,7 @@ class Reception:
     def _limit(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
         if upload.length is not None:
             return upload.length, errors.upload_size_exceeded
-        return self._rules.max_size or None, errors.max_size_exceeded
+        return self._rules.most_bytes(upload.info.max_size), errors.max_size_exceeded
 
     async def check_space(self, needed: int) -> None:
         """Raises a 507 unless the store has room for `needed` bytes beside the reserve."""
@@ -224,12 +237,14 @@ class Reception:
     def _in_flight(self, transfer: _Transfer) -> Iterator[None]:
         """For the time of a body: whoever wants its end can have it, and hooks hear of its progress."""
         body = transfer.body
-        self._bodies.add(body)
+        self._transfers[body] = transfer
         self._observer.uploads_active += 1
         try:
             transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
             if self._closing:
                 body.stop(BodyEnd.SHUTDOWN)
+            # What happened since it was allowed was not told to this transfer, which was not there yet.
+            self._stop_if_refused(transfer)
             if self._hooks.wants(EventType.POST_RECEIVE):
                 self._tell_progress(transfer, transfer.upload.offset)
             yield
@@ -237,7 +252,7 @@ class Reception:
             transfer.lease.on_requested(None)
             if transfer.progress_timer is not None:
                 transfer.progress_timer.cancel()
-            self._bodies.discard(body)
+            del self._transfers[body]
             self._observer.uploads_active -= 1
 
     async def _settle(self, transfer: _Transfer, problem: ProtocolError | None) -> None:

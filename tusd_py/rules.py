@@ -20,3 +20,8 @@ class Rules:
     termination: bool = True
     concatenation: bool = True
     downloads: bool = True
+
+    def most_bytes(self, own: int | None) -> int | None:
+        """How large an upload may become whose own limit is `own`; None for any size."""
+        limits = [limit for limit in (self.max_size or None, own) if limit is not None]
+        return min(limits, default=None)

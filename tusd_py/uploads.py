@@ -15,10 +15,20 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from tusd_py.auth.authority import Authority
+from tusd_py.auth.principal import ANYBODY, Action
+from tusd_py.auth.quota import OpenUploads
 from tusd_py.events import Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining
-from tusd_py.locks.base import Lease, Locks, LocksClosed, LocksUnavailable, LockTimeout
-from tusd_py.observer import CountingObserver, Observer
+from tusd_py.locks.base import (
+    Lease,
+    Locks,
+    LocksClosed,
+    LocksUnavailable,
+    LockTimeout,
+    UncontestedLease,
+)
+from tusd_py.observer import CountingObserver, NoTimetable, Observer, Timetable
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
 from tusd_py.protocol.errors import ProtocolError
@@ -67,15 +77,23 @@ class Uploads:
         rules: Rules | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
+        timetable: Timetable | None = None,
+        authority: Authority | None = None,
+        open_uploads: OpenUploads | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
+        self.authority = authority or Authority()
+        self._open_uploads = open_uploads
         self.rules = rules or Rules()
         self.hooks = hooks or Hooks()
         self._locks = locks
         self._observer: Observer = observer or CountingObserver()
+        self._timetable: Timetable = timetable or NoTimetable()
         self._clock = clock
-        self._reception = Reception(store, self.rules, self.hooks, self._observer, clock)
+        self._reception = Reception(
+            store, self.rules, self.hooks, self._observer, clock, objection=self._objection
+        )
         self._joining = Joining(
             store,
             self.rules,
@@ -129,6 +147,7 @@ class Uploads:
         Raises the ProtocolError of a refusal; then nothing was created.
         """
         self._refuse_when_closing()
+        owner = self.authority.creator(request.principal, parts)
         with self._translated():
             info = UploadInfo(
                 id=secrets.token_hex(16),
@@ -140,13 +159,21 @@ class Uploads:
                 is_final=bool(parts),
                 parts=tuple(parts),
                 created_at=self._clock(),
+                owner=owner,
+                max_size=request.principal.limits.max_upload_size,
             )
             sources: dict[str, Upload] = {}
             if command.concat is not None and not self.rules.concatenation:
                 raise errors.invalid_concat("concatenation is disabled on this server")
             if info.is_final:
-                sources = await self._joining.parts(info.parts)
-                info = replace(info, length=self._joining.length_of(info.parts, sources))
+                sources = await self._joining.parts(
+                    info.parts, lambda part: self._check(part, request, Action.JOIN)
+                )
+                info = replace(
+                    info,
+                    length=self._joining.length_of(info.parts, sources),
+                    max_size=_least(info, *(part.info for part in sources.values())),
+                )
             content = command.content
             self._check_creation(info, content)
             await self._reception.check_space(
@@ -155,8 +182,8 @@ class Uploads:
             return await self._create(info, sources, content, body, request)
 
     def _check_creation(self, info: UploadInfo, content: Content | None) -> None:
-        maximum = self.rules.max_size
-        if maximum and info.length is not None and info.length > maximum:
+        maximum = self.rules.most_bytes(info.max_size)
+        if maximum is not None and info.length is not None and info.length > maximum:
             raise errors.max_size_exceeded()
         if content is not None:
             self._reception.check(Upload(info, 0, info.created_at), content)
@@ -175,7 +202,8 @@ class Uploads:
         creation = await self.hooks.before_creation(event)
         try:
             info = self._changed(info, creation.changes)
-            async with self._held(info.id) as lease:
+            await self._count(info, request)
+            async with self._held_by_creator(info, content, creation.changes) as lease:
                 upload = await self._record(info, sources, request)
                 created = True
                 try:
@@ -186,8 +214,27 @@ class Uploads:
         except BaseException:
             if not created:
                 await creation.failed()
+                await self._count_no_more(info, request)
             raise
         return replace(result, response=result.response or creation.changes.response)
+
+    async def _count(self, info: UploadInfo, request: RequestView) -> None:
+        """Raises a 429 if whoever creates this has as many unfinished uploads as they may have."""
+        limit = request.principal.limits.max_open_uploads
+        if limit is not None and self._open_uploads is not None:
+            await self._open_uploads.enter(info.owner, info.id, limit, self._is_open)
+
+    async def _count_no_more(self, info: UploadInfo, request: RequestView) -> None:
+        if request.principal.limits.max_open_uploads is not None and self._open_uploads is not None:
+            await self._open_uploads.leave(info.owner, info.id)
+
+    async def _is_open(self, upload_id: str) -> bool | None:
+        try:
+            return not (await self._current(upload_id)).finished
+        except UploadNotFound:
+            return None
+        except (UploadGone, ProtocolError):
+            return False
 
     @staticmethod
     def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
@@ -220,6 +267,7 @@ class Uploads:
             await self._take_back(upload)
             raise
         self._observer.uploads_created += 1
+        self._timetable.note(upload.id, self.expires_at(upload))
         self._tell(EventType.POST_CREATE, upload, request)
         return upload
 
@@ -244,6 +292,7 @@ class Uploads:
             return Result(await self.store.load(upload.id), problem)
 
     async def _take_back(self, upload: Upload) -> None:
+        self._timetable.note(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
                 await self.store.remove(upload.id)
@@ -257,7 +306,7 @@ class Uploads:
         """
         self._refuse_when_closing()
         with self._translated():
-            upload = await self._current(upload_id)
+            upload = await self._admitted(upload_id, request, Action.INSPECT)
             await self._ask_for_access(upload, request)
             if upload.finished:
                 return upload
@@ -278,6 +327,7 @@ class Uploads:
         with self._translated():
             try:
                 upload = await self.store.load(upload_id)
+                self._check(upload.info, request, Action.DOWNLOAD)
                 if not upload.finished:
                     raise errors.not_served()
                 await self._ask_for_access(upload, request)
@@ -293,11 +343,12 @@ class Uploads:
         """Adds the body's bytes at `command.offset` (PATCH). Raises the ProtocolError of a refusal, or of an early end."""
         self._refuse_when_closing()
         with self._translated():
-            if self.hooks.wants(EventType.PRE_ACCESS):
-                # Before the holder is asked to let go: who may not write may not disturb either.
-                await self._ask_for_access(await self._current(upload_id), request)
+            # Before the holder is asked to let go: who may not write may not disturb either.
+            await self._ask_before(upload_id, request, Action.APPEND)
             async with self._held(upload_id) as lease:
-                upload = await self.store.recover(await self._current(upload_id))
+                upload = await self.store.recover(
+                    await self._admitted(upload_id, request, Action.APPEND)
+                )
                 if upload.info.is_final:
                     raise errors.modify_final()
                 if command.offset != upload.offset:
@@ -310,6 +361,7 @@ class Uploads:
                 upload = await self._reception.receive(
                     declared, command.content, body, lease, request
                 )
+                self._timetable.note(upload_id, self.expires_at(upload))
                 return await self._finish(upload, request)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
@@ -320,7 +372,8 @@ class Uploads:
             raise errors.invalid_length("the upload's length is known and cannot be changed")
         if length < upload.offset:
             raise errors.invalid_length("Upload-Length is less than what was uploaded already")
-        if self.rules.max_size and length > self.rules.max_size:
+        maximum = self.rules.most_bytes(upload.info.max_size)
+        if maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
         return upload.with_info(length=length)
 
@@ -344,6 +397,7 @@ class Uploads:
             with suppress(StorageError):
                 await self.store.save(upload.info)
             raise
+        self._timetable.note(upload.id, self.expires_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:
@@ -364,7 +418,8 @@ class Uploads:
 
     async def _complete_final(self, final_id: str, request: RequestView) -> None:
         try:
-            await self.inspect(final_id, request)
+            # Whoever completed the part need not be one who may do anything with the final.
+            await self.inspect(final_id, replace(request, principal=ANYBODY))
         except ProtocolError as problem:
             # The next HEAD of the final, or the sweep, tries again.
             logger.warning("final upload %s was not joined yet: %s", final_id, problem)
@@ -380,16 +435,31 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads) or not self.rules.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with self._translated():
-            if self.hooks.wants(EventType.PRE_ACCESS):
-                await self._ask_for_access(await self._current(upload_id), request)
+            await self._ask_before(upload_id, request, Action.DELETE)
             async with self._held(upload_id):
-                upload = await self._current(upload_id)
+                upload = await self._admitted(upload_id, request, Action.DELETE)
                 view = view_of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
                 await self.store.remove(upload_id)
+                self._timetable.note(upload_id, None)
                 self._observer.uploads_terminated += 1
                 self._tell(EventType.POST_TERMINATE, upload, request)
                 return changes.response
+
+    # Tokens
+
+    async def look_up(self, upload_id: str, request: RequestView, action: Action) -> Upload:
+        """An upload as it stands, for whoever may do `action` to it; nothing is done, and nobody is disturbed.
+
+        Raises the ProtocolError of a refusal.
+        """
+        self._refuse_when_closing()
+        with self._translated():
+            return await self._admitted(upload_id, request, action)
+
+    def review(self) -> None:
+        """Something was revoked: requests that may not go on any more are ended; what arrived is kept."""
+        self._reception.review()
 
     # The sweep's part
 
@@ -397,6 +467,10 @@ class Uploads:
     def closing(self) -> bool:
         """Whether the server is shutting down."""
         return self._closing
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that decides what is due."""
+        return self._clock()
 
     def is_due(self, upload: Upload) -> bool:
         """Whether an upload has expired."""
@@ -415,8 +489,27 @@ class Uploads:
                 await self.store.remove(upload_id)
         except LockTimeout:
             return False
+        self._timetable.note(upload_id, None)
         self._observer.uploads_expired += 1
         self._tell(EventType.POST_EXPIRE, upload, RequestView())
+        return True
+
+    async def discard(self, upload_id: str) -> bool:
+        """Removes an upload because the operator wants it, finished or not; returns False if somebody is writing to it.
+
+        Raises UploadNotFound, UploadGone.
+        """
+        if not isinstance(self.store, RemovesUploads):
+            return False
+        try:
+            async with self._held(upload_id, ask=False, timeout=0):
+                upload = await self.load(upload_id)
+                await self.store.remove(upload_id)
+        except LockTimeout:
+            return False
+        self._timetable.note(upload_id, None)
+        self._observer.uploads_terminated += 1
+        self._tell(EventType.POST_TERMINATE, upload, RequestView())
         return True
 
     async def make_up(self, upload_id: str) -> bool:
@@ -454,6 +547,35 @@ class Uploads:
             raise errors.gone()
         return upload
 
+    async def _admitted(self, upload_id: str, request: RequestView, action: Action) -> Upload:
+        """The upload as it stands, for whoever may do `action` to it. Strangers learn nothing, not even that it is gone."""
+        try:
+            upload = await self.load(upload_id)
+        except UploadGone:
+            if not self.authority.knows_of(request.principal, upload_id):
+                raise errors.not_found() from None
+            raise
+        self._check(upload.info, request, action)
+        if self.is_due(upload):
+            raise errors.gone()
+        return upload
+
+    def _check(self, info: UploadInfo, request: RequestView, action: Action) -> None:
+        self.authority.check(request.principal, info.id, info.owner, action)
+
+    def _objection(self, info: UploadInfo, request: RequestView) -> ProtocolError | None:
+        """What there is to be said against a request that is adding bytes."""
+        try:
+            self._check(info, request, Action.APPEND)
+        except ProtocolError as problem:
+            return problem
+        return None
+
+    async def _ask_before(self, upload_id: str, request: RequestView, action: Action) -> None:
+        """Lets those be asked who have a say, before the upload is locked; where nobody has, it costs nothing."""
+        if self.hooks.wants(EventType.PRE_ACCESS) or not request.principal.unrestricted:
+            await self._ask_for_access(await self._admitted(upload_id, request, action), request)
+
     async def load(self, upload_id: str) -> Upload:
         """The upload as the store has it; a final that waits for its parts is as young as the youngest of them."""
         upload = await self.store.load(upload_id)
@@ -466,9 +588,42 @@ class Uploads:
         return replace(upload, changed_at=changed_at)
 
     @asynccontextmanager
+    async def _held_by_creator(
+        self, info: UploadInfo, content: Content | None, changes: Changes
+    ) -> AsyncIterator[Lease]:
+        """The lock of an upload that is being created. An id that was just drawn is known to nobody, so that it takes none.
+
+        That is unless its bytes come along: a hook may tell others of an upload that was begun. Then the lock is better had,
+        but not worth refusing the creation where locks cannot be asked for.
+        """
+        known = info.is_final or changes.id is not None
+        told = content is not None and self.hooks.wants(EventType.PRE_CREATE)
+        lease: Lease = UncontestedLease()
+        if known or told:
+            try:
+                lease = await self._acquire(info.id)
+            except ProtocolError as problem:
+                if known or problem.code != "ERR_UNAVAILABLE":
+                    raise
+        try:
+            yield lease
+        finally:
+            await lease.release()
+
+    @asynccontextmanager
     async def _held(
         self, upload_id: str, *, ask: bool = True, timeout: float | None = None
     ) -> AsyncIterator[Lease]:
+        lease = await self._acquire(upload_id, ask=ask, timeout=timeout)
+        try:
+            yield lease
+        finally:
+            await lease.release()
+
+    async def _acquire(
+        self, upload_id: str, *, ask: bool = True, timeout: float | None = None
+    ) -> Lease:
+        """The upload's lock. Raises a 423 or 503; with `ask` False, LockTimeout instead of the 423."""
         began = time.monotonic()
         patience = self.rules.acquire_lock_timeout if timeout is None else timeout
         try:
@@ -484,10 +639,7 @@ class Uploads:
             logger.warning("no lock for %s: %s", upload_id, problem)
             raise errors.unavailable() from None
         self._observer.lock_wait(time.monotonic() - began)
-        try:
-            yield lease
-        finally:
-            await lease.release()
+        return lease
 
     async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:
         if self.hooks.wants(EventType.PRE_ACCESS):
@@ -523,3 +675,8 @@ class Uploads:
         except StorageError as problem:
             logger.error("the store failed: %s", problem, exc_info=problem)
             raise errors.internal() from None
+
+
+def _least(*infos: UploadInfo) -> int | None:
+    """The smallest of the limits that several uploads have of their own."""
+    return min((info.max_size for info in infos if info.max_size is not None), default=None)

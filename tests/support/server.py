@@ -45,6 +45,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env["PYTHONUNBUFFERED"] = "1"
     # Most tests create the same thing many times; those about duplicates ask for them.
     env["TUSD_DUPLICATES"] = "off"
+    # Two more processes for every server: those about them ask for them.
+    env["TUSD_JOBS"] = "off"
     env.update(extra or {})
     return env
 

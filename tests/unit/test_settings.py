@@ -210,11 +210,25 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "cors_allow_methods": "PUT, LOCK",
         "cors_allow_headers": "X-A",
         "cors_expose_headers": "X-B",
+        "auth": "jwt",
+        "jwt_secret": "0123456789abcdef0123456789abcdef",
+        "jwt_secret_file": existing,
+        "jwt_jwks": "https://example.org/jwks.json",
+        "jwt_algorithms": "ES256",
+        "upload_token_secret_file": existing,
         "duplicates": "off",
         "duplicate_scope": "server",
         "duplicates_when_unavailable": "refuse",
         "hooks": "a.b:c",
+        "hooks_dir": str(tmp_path),
+        "hooks_enabled_events": "post-finish",
+        "hooks_http": "https://example.org/hooks",
+        "hooks_http_retry": "20",
+        "hooks_http_secret": "0123456789abcdef",
         "redis_url": "redis://localhost:6380/1",
+        "workers": "4",
+        "jobs": "off",
+        "time_zone": "UTC",
         "metrics_path": "/m",
         "log_format": "json",
         "log_level": "debug",
@@ -571,7 +585,9 @@ def test_settings_have_the_names_that_tusd_gives_them() -> None:
     same = """host port unix-sock base-path behind-proxy max-size disable-download
         disable-termination disable-concatenation disable-cors cors-allow-origin
         cors-allow-credentials cors-allow-methods cors-allow-headers cors-expose-headers
-        cors-max-age upload-dir dir-perms file-perms progress-hooks-interval expose-metrics
+        cors-max-age upload-dir dir-perms file-perms hooks-dir hooks-http
+        hooks-http-forward-headers hooks-http-retry hooks-http-backoff hooks-http-timeout
+        hooks-http-size-limit hooks-enabled-events progress-hooks-interval expose-metrics
         metrics-path network-timeout shutdown-timeout acquire-lock-timeout log-format
         tls-certificate tls-key"""
     assert {f"--{name}" for name in same.split()} <= {each.flag for each in catalogue(Settings)}

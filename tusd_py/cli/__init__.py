@@ -22,7 +22,14 @@ PROGRAM = "tusd-py"
 COMMANDS = {
     "serve": "Run the server.",
     "config": "Print the settings in force, and where each comes from.",
+    "uploads": "Print or remove uploads.",
+    "sweep": "Remove what has expired now, or show what would go.",
+    "worker": "Do the jobs that run beside the server.",
+    "scheduler": "Put the jobs of workers into their queues when it is time.",
+    "status": "Print whether workers and the scheduler do what they should.",
     "duplicates": "Print or forget what is remembered of uploads to find duplicates.",
+    "keys": "Make a secret for tokens.",
+    "token": "Issue, look into and revoke tokens.",
 }
 
 EXIT_USAGE = 2

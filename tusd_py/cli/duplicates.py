@@ -12,16 +12,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
+from tusd_py.cli.state import NoState, redis_of
 from tusd_py.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 from tusd_py.state import State, StateUnavailable
 from tusd_py.state.duplicates import DuplicateIndex, Record
-from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError
+from tusd_py.state.embedded import EmbeddedStateError
 
 USAGE = "list | show NAME... | forget NAME... [--json] [options of serve]"
 ABOUT = """\
@@ -41,10 +41,6 @@ _COLUMNS = ("FINGERPRINT", "STATE", "UPLOAD", "OWNER", "SINCE", "UNTIL")
 _WIDTHS = (64, 8, 32, 12, 20, 20)
 
 Found = AsyncIterator[tuple[str, Record]]
-
-
-class _Failed(Exception):
-    """Redis cannot be reached; the text says why."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -67,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     limit = _limit(getattr(arguments, "limit", None))
     loaded = load_arguments(arguments, os.environ)
     try:
-        with _url(loaded.settings) as url:
+        with redis_of(loaded.settings) as url:
             return asyncio.run(_act(url, loaded.settings, arguments, limit))
-    except (StateUnavailable, EmbeddedStateError, _Failed) as problem:
+    except (StateUnavailable, EmbeddedStateError, NoState) as problem:
         sys.stderr.write(f"tusd-py duplicates: {problem}\n")
         return 1
 
@@ -90,24 +86,6 @@ def _limit(text: str | None) -> int | None:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UsageError(f"--limit {json.dumps(text)}: give a whole number")
     return int(text)
-
-
-@contextmanager
-def _url(settings: Settings) -> Iterator[str]:
-    """Where the Redis of the instance is; the embedded one runs at least until the end."""
-    if settings.redis_url is not None:
-        yield settings.redis_url.get_secret_value()
-        return
-    embedded = EmbeddedState(settings.state_dir)
-    # A path that was mistyped shall not become an instance.
-    if not embedded.directory.is_dir():
-        raise _Failed(
-            f"nothing is remembered in {settings.state_dir} (--upload-dir, --state-dir), and no --redis-url was given"
-        )
-    try:
-        yield embedded.start()
-    finally:
-        embedded.stop()
 
 
 async def _act(

@@ -245,3 +245,58 @@ def bad_request(message: str) -> ProtocolError:
 def id_taken() -> ProtocolError:
     """409: a hook chose an id that is in use."""
     return ProtocolError(409, "ERR_UPLOAD_EXISTS", "an upload with this id exists already")
+
+
+_CHALLENGE = 'Bearer realm="uploads"'
+
+
+def unauthenticated() -> ProtocolError:
+    """401: nobody said who they are (RFC 6750, section 3)."""
+    return ProtocolError(
+        401, "ERR_UNAUTHENTICATED", "a token is needed", {"WWW-Authenticate": _CHALLENGE}
+    )
+
+
+def invalid_token(reason: str) -> ProtocolError:
+    """401: a token that does not count. reason: a clause without quotes, in words of our own (RFC 6750, section 3.1)."""
+    challenge = f'{_CHALLENGE}, error="invalid_token", error_description="{reason}"'
+    return ProtocolError(401, "ERR_INVALID_TOKEN", reason, {"WWW-Authenticate": challenge})
+
+
+def insufficient_scope(scope: str) -> ProtocolError:
+    """403: a right token that does not allow this (RFC 6750, section 3.1)."""
+    challenge = f'{_CHALLENGE}, error="insufficient_scope", scope="{scope}"'
+    return ProtocolError(
+        403,
+        "ERR_INSUFFICIENT_SCOPE",
+        f"the token does not allow this; it takes the scope {scope}",
+        {"WWW-Authenticate": challenge},
+    )
+
+
+def revoked() -> ProtocolError:
+    """403: the upload was revoked; nobody but an administrator goes on with it."""
+    return ProtocolError(403, "ERR_UPLOAD_REVOKED", "the upload was revoked")
+
+
+def too_many_uploads(limit: int) -> ProtocolError:
+    """429: whoever asks has as many unfinished uploads as their token allows."""
+    return ProtocolError(
+        429,
+        "ERR_TOO_MANY_UPLOADS",
+        f"there are {limit} unfinished uploads, which is all that the token allows",
+    )
+
+
+def too_many_requests(seconds: int) -> ProtocolError:
+    """429: this was asked for too often; `seconds` later it may be asked for again."""
+    return ProtocolError(
+        429, "ERR_TOO_MANY_REQUESTS", "too many requests", {"Retry-After": str(seconds)}
+    )
+
+
+def not_renewable() -> ProtocolError:
+    """409: the upload is finished, and needs no token any more."""
+    return ProtocolError(
+        409, "ERR_UPLOAD_FINISHED", "the upload is finished; its token is not renewed"
+    )

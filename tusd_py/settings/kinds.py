@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import sys
+import zoneinfo
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,20 @@ def choice(*words: str) -> Kind:
         return word
 
     return Kind("|".join(words), parse)
+
+
+def _parse_time_zone(value: object) -> str:
+    expected = "give local or a name such as Europe/Zurich or UTC"
+    name = _text(value, expected)
+    if name.lower() == "local":
+        return "local"
+    try:
+        return zoneinfo.ZoneInfo(name).key
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        raise ValueError(f"no such time zone is known here; {expected}") from None
+
+
+TIME_ZONE = Kind("ZONE", _parse_time_zone)
 
 
 def _parse_flag(value: object) -> bool:
@@ -406,6 +421,85 @@ def secret(minimum: int) -> Kind:
         raise ValueError(expected)
 
     return Kind("SECRET", parse)
+
+
+JWT_ALGORITHMS = (
+    *(f"{family}{bits}" for family in ("HS", "RS", "PS", "ES") for bits in (256, 384, 512)),
+    "EdDSA",
+)
+"""Algorithms that access tokens may be signed with. "none" is not one of them."""
+
+
+def _parse_jwt_algorithms(value: object) -> tuple[str, ...]:
+    expected = f"give one or more of {', '.join(JWT_ALGORITHMS)}"
+    given = {item.lower() for item in _items(value, expected)}
+    known = {name.lower(): name for name in JWT_ALGORITHMS}
+    if not given.issubset(known):
+        raise ValueError(expected)
+    return tuple(name for low, name in known.items() if low in given)
+
+
+ALGORITHMS = Kind("NAMES", _parse_jwt_algorithms, _show_list, many=True)
+
+
+def _parse_claim(value: object) -> str:
+    expected = (
+        "give the name of a claim or scope: printable ASCII without spaces, quotes and commas"
+    )
+    name = _text(value, expected)
+    if not re.fullmatch(r"[!#-+./0-9:;<=>?@A-Z\[\]^_`a-z{|}~-]{1,100}", name):
+        raise ValueError(expected)
+    return name
+
+
+def _parse_claims(value: object) -> tuple[str, ...]:
+    expected = "give names of claims, with commas between them"
+    return tuple(dict.fromkeys(map(_parse_claim, _items(value, expected))))
+
+
+CLAIM = Kind("NAME", _parse_claim)
+CLAIMS = Kind("NAMES", _parse_claims, _show_list, many=True)
+
+
+def _parse_some_claims(value: object) -> tuple[str, ...]:
+    names = _parse_claims(value)
+    if not names:
+        raise ValueError("give at least one name of a claim")
+    return names
+
+
+SOME_CLAIMS = Kind("NAMES", _parse_some_claims, _show_list, many=True)
+
+
+def _parse_issuer(value: object) -> str:
+    expected = "give the text that the claim has, without spaces around it"
+    issuer = _text(value, expected)
+    if not issuer or not issuer.isprintable():
+        raise ValueError(expected)
+    return issuer
+
+
+def _parse_audiences(value: object) -> tuple[str, ...]:
+    return tuple(
+        dict.fromkeys(_items(value, "give one or more audiences, with commas between them"))
+    )
+
+
+OPTIONAL_TEXT = Kind("TEXT", _optional(_parse_issuer))
+AUDIENCES = Kind("TEXT", _parse_audiences, _show_list, many=True)
+
+
+def _parse_jwks(value: object) -> str:
+    text = _text(value, "give a URL or a file's path")
+    if text.lower().startswith(("https://", "http://")):
+        if "@" in text:
+            raise ValueError("give a URL without a name and a password")
+        scheme, _, rest = _http_url(text, "give a URL").partition("://")
+        return f"{scheme.lower()}://{rest}"
+    return str(_parse_file(text))
+
+
+OPTIONAL_JWKS = Kind("URL|FILE", _optional(_parse_jwks))
 
 
 def _parse_redis_url(value: object) -> object:

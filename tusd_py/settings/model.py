@@ -41,9 +41,10 @@ DUPLICATES = Shown("Duplicates")
 HOOKS = Shown("Hooks", flag="--hook")
 HOOK_TIMES = Shown("Hooks")
 WIRE_HOOKS = Shown("Hooks over HTTP and as executables")
-STATE = Shown("Redis", default="an embedded server")
+STATE = Shown("Redis", default="embedded")
 STATE_USE = Shown("Redis")
 OPERATION = Shown("Operation")
+TOKENS = Shown("Tokens")
 
 WIRE_EVENTS = (
     "pre-create",
@@ -175,6 +176,19 @@ class Settings(BaseModel):
     sweep_interval: Annotated[Duration, EXPIRY] = Field(
         600.0, description="How often to look for expired uploads."
     )
+    time_zone: Annotated[str, kinds.TIME_ZONE, EXPIRY] = Field(
+        "local",
+        description="Where it has to be 02:00 for the daily sweep over all uploads: the name of a "
+        "time zone, or local for that of this machine.",
+    )
+
+    jobs: Annotated[Literal["auto", "on", "off"], kinds.choice("auto", "on", "off"), EXPIRY] = (
+        Field(
+            "auto",
+            description="Whether the server runs a worker and a scheduler beside it: on, off, or only "
+            "where it runs a Redis of its own (auto). Without any it sweeps by itself.",
+        )
+    )
 
     disable_download: Annotated[Flag, PROTOCOL] = Field(
         False, description="Do not serve finished uploads by GET."
@@ -292,10 +306,99 @@ class Settings(BaseModel):
         description="Run the executables in this directory that are named after events, such as "
         "pre-create.",
     )
-    hooks_enabled_events: Annotated[tuple[str, ...], kinds.words(*WIRE_EVENTS), WIRE_HOOKS] = Field(
+    hooks_enabled_events: Annotated[
+        tuple[str, ...],
+        kinds.words(*WIRE_EVENTS),
+        Shown(WIRE_HOOKS.group, default="tusd's"),
+    ] = Field(
         ("pre-create", "post-create", "post-receive", "post-terminate", "post-finish"),
-        description="Events that are told by --hooks-http and --hooks-dir. There are besides: "
-        "pre-finish, pre-terminate, pre-access, post-expire.",
+        description="Events that are told by --hooks-http and --hooks-dir: by default pre-create, "
+        "post-create, post-receive, post-terminate and post-finish. There are besides pre-finish, "
+        "pre-terminate, pre-access and post-expire.",
+    )
+
+    auth: Annotated[Literal["none", "jwt"], kinds.choice("none", "jwt"), TOKENS] = Field(
+        "none",
+        description="Whether requests need a token: nobody is asked (none), or everybody has to "
+        "show a JSON Web Token (jwt).",
+    )
+    jwt_secret: Annotated[SecretStr | None, kinds.secret(32), TOKENS] = Field(
+        None,
+        description="Secret that access tokens are signed with (HS256), of at least 32 bytes. Rather "
+        "in the environment or in --jwt-secret-file than on the command line.",
+    )
+    jwt_secret_file: Annotated[Path | None, kinds.OPTIONAL_FILE, TOKENS] = Field(
+        None,
+        description='File with such a secret, or with several, a line each: "KID SECRET".',
+    )
+    jwt_jwks: Annotated[str | None, kinds.OPTIONAL_JWKS, TOKENS] = Field(
+        None,
+        description="Key set (JWKS) with the public keys of access tokens: a URL or a file.",
+    )
+    jwt_algorithms: Annotated[
+        tuple[str, ...],
+        kinds.ALGORITHMS,
+        Shown(TOKENS.group, default="automatic"),
+    ] = Field(
+        (),
+        description="Algorithms that access tokens may be signed with: by default HS256 with a secret, and RS256, "
+        "PS256, ES256 and EdDSA with a key set.",
+    )
+    jwt_issuer: Annotated[str | None, kinds.OPTIONAL_TEXT, TOKENS] = Field(
+        None, description="Who has to have issued access tokens (iss)."
+    )
+    jwt_audience: Annotated[tuple[str, ...], kinds.AUDIENCES, TOKENS] = Field(
+        (),
+        description="Whom access tokens have to be for (aud), one of these. Without any, tokens that "
+        "are for somebody are refused.",
+    )
+    jwt_leeway: Annotated[DurationOrZero, TOKENS] = Field(
+        30.0, description="How far the issuer's clock may be off."
+    )
+    jwt_required_claims: Annotated[tuple[str, ...], kinds.CLAIMS, TOKENS] = Field(
+        (), description="Claims that access tokens must have, besides exp and those of the owner."
+    )
+    jwt_owner_claims: Annotated[tuple[str, ...], kinds.SOME_CLAIMS, TOKENS] = Field(
+        ("sub",),
+        description="Claims that say who somebody is, all of them together, such as tenant,sub.",
+    )
+    jwt_scope_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "scope", description="Claim with the scopes: a text with spaces between them, or a list."
+    )
+    jwt_max_upload_size_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "max_upload_size",
+        description="Claim that limits the size of the uploads of its owner, in bytes.",
+    )
+    jwt_max_open_uploads_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "max_open_uploads",
+        description="Claim that limits how many unfinished uploads its owner may have.",
+    )
+    scope_create: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "uploads:create", description="Scope that lets create uploads, and go on with one's own."
+    )
+    scope_read: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "uploads:read", description="Scope that lets download one's own uploads."
+    )
+    scope_delete: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "uploads:delete", description="Scope that lets remove and revoke one's own uploads."
+    )
+    scope_admin: Annotated[str, kinds.CLAIM, TOKENS] = Field(
+        "uploads:admin", description="Scope that lets do everything with everybody's uploads."
+    )
+    upload_token_secret_file: Annotated[Path | None, kinds.OPTIONAL_FILE, TOKENS] = Field(
+        None,
+        description="File with the secret that upload tokens are signed with, in the format of "
+        "--jwt-secret-file. Without it the key is derived from the secret of access tokens or, with a "
+        "key set, kept in --state-dir; servers that share uploads but not that directory need it.",
+    )
+    upload_token_ttl: Annotated[Duration, TOKENS] = Field(
+        3600.0, description="How long an upload token is good for."
+    )
+    upload_token_grace: Annotated[DurationOrZero, TOKENS] = Field(
+        86_400.0, description="How long after that it can still be renewed."
+    )
+    upload_token_refreshes: Annotated[Count, TOKENS] = Field(
+        60, description="How often the token of one upload may be renewed within a minute."
     )
 
     redis_url: Annotated[SecretStr | None, kinds.OPTIONAL_REDIS_URL, STATE] = Field(

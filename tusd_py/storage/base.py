@@ -62,7 +62,7 @@ class UploadInfo:
     the client sent it. concat_header: `Upload-Concat` likewise. parts: ids, of a final. created_at, finished_at: seconds
     since the epoch; finished_at stays None until the bytes are durable and the pre-finish hooks agreed.
     expire_after: seconds without a byte, 0 for never, None for what the server does with all. owner: who it belongs to; empty
-    where nobody is authenticated.
+    where nobody is authenticated. max_size: the most bytes that its owner's token allowed; None for no such limit.
     location: where the bytes lie, relative to the store, when it is not the id. foreign: recorded by another server in the
     same layout, which knows no `finished_at`.
     """
@@ -79,6 +79,7 @@ class UploadInfo:
     finished_at: float | None = None
     expire_after: float | None = None
     owner: str = ""
+    max_size: int | None = None
     location: str | None = None
     foreign: bool = False
 

@@ -27,6 +27,7 @@ class _Ours(TypedDict, total=False):
     FinishedAt: float | None
     ExpireAfter: float | None
     Owner: str
+    MaxSize: int | None
 
 
 class _Info(TypedDict, total=False):
@@ -65,6 +66,7 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
             "FinishedAt": info.finished_at,
             "ExpireAfter": info.expire_after,
             "Owner": info.owner,
+            "MaxSize": info.max_size,
         },
     }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
@@ -119,6 +121,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         finished_at=ours.get("FinishedAt") if ours else None,
         expire_after=ours.get("ExpireAfter") if ours else None,
         owner=ours.get("Owner", "") if ours else "",
+        max_size=ours.get("MaxSize") if ours else None,
         location=_location(document.get("Storage"), upload_id, root),
         foreign=ours is None,
     )

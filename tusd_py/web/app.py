@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,20 +18,35 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py import __version__, events, logs
+from tusd_py.auth import build
+from tusd_py.auth.gate import Gate
+from tusd_py.auth.quota import OpenUploads
+from tusd_py.control import ControlServer
 from tusd_py.rules import Rules
 from tusd_py.settings.model import Settings
+from tusd_py.state import StateUnavailable
+from tusd_py.state.registry import Registry, RegistryWriter, SweepKind
+from tusd_py.state.sockets import EmbeddedStateError
 from tusd_py.storage.base import StorageError
 from tusd_py.storage.file import FileStore
-from tusd_py.sweep import sweep
+from tusd_py.sweep import SweepReport
+from tusd_py.upkeep import OwnUpkeep, UpkeepFailed, sweep_alone
 from tusd_py.uploads import Uploads
+from tusd_py.web.children import Children
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.forwarded import Proxies
 from tusd_py.web.health import Health
 from tusd_py.web.metrics import Metrics
 from tusd_py.web.shared import Shared
+from tusd_py.web.tokens import TokenDesk
 
 logger = logging.getLogger(__name__)
+
+_OVERDUE = 1.5
+"""Times the sweep's interval, after which nobody else is believed to sweep any more."""
+_FULL_SWEEP_OVERDUE = 25 * 3600.0
+"""Seconds after which somebody should have walked through the whole storage again."""
 
 
 class TusApp:
@@ -40,10 +56,19 @@ class TusApp:
     is usually `/`. It starts with its `lifespan`, or else with the first request, and must be stopped by `stop`.
     """
 
-    def __init__(self, settings: Settings, *, child: int | None = None) -> None:
-        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS or proxies that make no sense.
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        child: int | None = None,
+        is_server: bool = True,
+        runs_jobs: bool = False,
+    ) -> None:
+        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS, proxies or tokens that make no sense.
 
-        child: the number of this process, where a parent runs several that serve the same uploads.
+        child: the number of this process, where a parent runs several that serve the same uploads. is_server: False for a
+        command or a job that works on the uploads for a while; it does nothing by itself. runs_jobs: whether a worker and a
+        scheduler are run beside it, if the settings want that.
         """
         self.settings = settings
         self.metrics = Metrics()
@@ -51,17 +76,27 @@ class TusApp:
             settings.upload_dir, dir_perms=settings.dir_perms, file_perms=settings.file_perms
         )
         self._child = child
+        self._is_server = is_server
+        self._runs_jobs = runs_jobs and not child
+        self._children: Children | None = None
         self._hooks = events.Hooks(
             [events.load(specification) for specification in _hooks(settings)],
             timeout=settings.hooks_timeout,
             observer=self.metrics,
         )
+        # What only works on the uploads meets nobody whom it could ask.
+        self._verifier = build.access_tokens(settings) if is_server else None
+        self._gate: Gate | None = None
         self._proxies = Proxies(settings.behind_proxy)
         self._cors = _cors(settings)
         self._shared = Shared(
             settings, child=child is not None, on_failure=self.metrics.state_failure
         )
         self._uploads: Uploads | None = None
+        self._registry: Registry | None = None
+        self._writer: RegistryWriter | None = None
+        self._control: ControlServer | None = None
+        self._swept_at = 0.0
         self._endpoint: TusEndpoint | None = None
         self._background: list[asyncio.Task[None]] = []
         self._starting = asyncio.Lock()
@@ -77,12 +112,19 @@ class TusApp:
         settings = self.settings
         self.store.open(self._shared.guard)
         self._shared.open()
+        if self._shared.state is not None:
+            self._registry = Registry(self._shared.state)
+            self._writer = RegistryWriter(self._registry)
+        self._gate = self._make_gate()
         self._uploads = Uploads(
             self.store,
             self._shared.locks,
             rules=_rules(settings),
             hooks=self._hooks,
             observer=self.metrics,
+            timetable=self._writer,
+            authority=None if self._gate is None else self._gate.authority,
+            open_uploads=None if self._shared.state is None else OpenUploads(self._shared.state),
         )
         self._endpoint = TusEndpoint(
             self._uploads,
@@ -96,7 +138,27 @@ class TusApp:
             proxies=self._proxies,
             cors=self._cors,
             metrics=self.metrics,
+            desk=self._make_desk(self._uploads),
         )
+
+    def _make_gate(self) -> Gate | None:
+        state = self._shared.state
+        if self._verifier is None or state is None:
+            return None
+        return build.gate(self.settings, self._verifier, state, on_revocation=self._review)
+
+    def _review(self) -> None:
+        self.uploads.review()
+
+    def _make_desk(self, uploads: Uploads) -> TokenDesk | None:
+        state = self._shared.state
+        if self._gate is None or state is None:
+            if self._verifier is not None:
+                raise RuntimeError(
+                    "tokens are asked for, but there is no Redis for what is revoked"
+                )
+            return None
+        return TokenDesk(self._gate, uploads, state, refreshes=self.settings.upload_token_refreshes)
 
     @property
     def uploads(self) -> Uploads:
@@ -104,6 +166,16 @@ class TusApp:
         if self._uploads is None:
             raise RuntimeError("the uploads are not open yet")
         return self._uploads
+
+    @property
+    def registry(self) -> Registry | None:
+        """When uploads are due, where there is a Redis to remember it; there after `open`."""
+        return self._registry
+
+    @property
+    def upkeep(self) -> OwnUpkeep:
+        """What operators and workers may want of the uploads; there after `open`."""
+        return OwnUpkeep(self.uploads, self._registry)
 
     async def start(self) -> None:
         """Opens, lets the hooks get ready and begins to look for what has expired.
@@ -116,6 +188,8 @@ class TusApp:
             if self._endpoint is None:
                 await asyncio.to_thread(self.open)
             await self._shared.start()
+            if self._gate is not None:
+                await self._gate.start()
             await self._hooks.start(
                 events.HookContext(
                     settings=self.settings,
@@ -124,9 +198,13 @@ class TusApp:
                     observer=self.metrics,
                 )
             )
-            if not self._child:
+            if self._writer is not None:
+                self._begin(self._writer.run())
+            if self._is_server and not self._child:
                 # Of several processes the first one sweeps.
+                await self._listen_for_operators()
                 self._begin(self._sweep_regularly())
+                self._start_children()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly())
@@ -138,11 +216,20 @@ class TusApp:
     async def stop(self) -> None:
         """Ends the bodies in flight, waits for what was begun, and lets the directory go."""
         self.uploads.begin_shutdown()
+        if self._children is not None:
+            # Before the Redis goes that they need.
+            await self._children.stop(self.settings.shutdown_timeout / 2)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.uploads.drain()
+        if self._control is not None:
+            await self._control.stop()
         await self._hooks.stop()
+        if self._writer is not None:
+            await self._writer.flush()
+        if self._gate is not None:
+            await self._gate.stop()
         await self._shared.stop()
         await asyncio.to_thread(self.store.close)
 
@@ -170,33 +257,88 @@ class TusApp:
             return str(problem)
         return None
 
+    def _start_children(self) -> None:
+        settings = self.settings
+        wanted = settings.jobs == "on" or (settings.jobs == "auto" and settings.redis_url is None)
+        if self._runs_jobs and wanted and self._shared.state is not None:
+            self._children = Children(settings)
+            self._children.start()
+
+    async def _listen_for_operators(self) -> None:
+        """Where locks are in this process' memory, commands and workers have to ask it."""
+        if self.settings.redis_url is not None:
+            return
+        self._control = ControlServer(self.upkeep, self.settings.state_dir)
+        try:
+            await self._control.start()
+        except (OSError, EmbeddedStateError) as problem:
+            logger.warning("commands and workers cannot reach this server: %s", problem)
+            self._control = None
+
     async def _sweep_regularly(self) -> None:
+        """Sweeps at the start, and then as long as no worker does."""
+        kind: SweepKind | None = "all"
         while True:
             try:
-                report = await sweep(self.uploads)
-            except StorageError as problem:
+                if kind is not None:
+                    _say(await self._sweep(kind))
+                await asyncio.sleep(self.settings.sweep_interval)
+                kind = await self._missing_sweep()
+            except (UpkeepFailed, StateUnavailable) as problem:
                 logger.warning("the sweep failed and will be tried again: %s", problem)
-            else:
-                if report.expired or report.finished or report.remains:
-                    logs.event(
-                        logger,
-                        logging.INFO,
-                        "sweep",
-                        seen=report.seen,
-                        expired=report.expired,
-                        finished=report.finished,
-                        remains=report.remains,
-                    )
-            await asyncio.sleep(self.settings.sweep_interval)
+                await asyncio.sleep(self.settings.sweep_interval)
+                kind = "all"
+
+    async def _sweep(self, kind: SweepKind) -> SweepReport | None:
+        registry = self._registry
+        if registry is not None and self.settings.redis_url is not None:
+            report = await sweep_alone(self.upkeep, registry, kind)
+        else:
+            # Nobody else can be at it, and what a crash left is made up for at once.
+            began = time.time()
+            report = await self.upkeep.sweep(kind)
+            if registry is not None:
+                await registry.record_sweep(report.record(kind, began))
+        self._swept_at = time.time()
+        return report
+
+    async def _missing_sweep(self) -> SweepKind | None:
+        """The sweep that somebody should have run by now; None if workers or other servers see to it."""
+        if self._registry is None:
+            return "all"
+        now, overdue = time.time(), _OVERDUE * self.settings.sweep_interval
+        ended = {record.kind: record.ended for record in await self._registry.sweeps()}
+        if now - ended.get("all", 0.0) > _FULL_SWEEP_OVERDUE:
+            return "all"
+        last = max(ended.values())
+        return None if last > self._swept_at and now - last < overdue else "due"
+
+
+def _say(report: SweepReport | None) -> None:
+    """Logs what a sweep did, if it did anything."""
+    if report is not None and (report.expired or report.finished or report.remains):
+        logs.event(
+            logger,
+            logging.INFO,
+            "sweep",
+            seen=report.seen,
+            expired=report.expired,
+            finished=report.finished,
+            remains=report.remains,
+        )
 
 
 class Site:
-    """The whole server as an ASGI application: uploads, and the pages beside them."""
+    """The whole server as an ASGI application: uploads, and the pages beside them.
+
+    failure: why it could not start, for the operator; None while it could.
+    """
 
     def __init__(self, tus: TusApp) -> None:
         settings = tus.settings
         self._tus = tus
         self._base = settings.base_path
+        self._desk_paths = TokenDesk.routes if settings.auth != "none" else frozenset()
         health = Health({"store": tus.check})
         routes = [
             Route("/", _index(settings.base_path), methods=["GET"]),
@@ -205,18 +347,37 @@ class Site:
         ]
         if settings.expose_metrics:
             routes.append(Route(settings.metrics_path, _metrics(tus.metrics), methods=["GET"]))
-        self._pages = Starlette(routes=routes, lifespan=tus.lifespan)
+        self._pages = Starlette(routes=routes)
         self._page_paths = {route.path for route in routes}
+        self.failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._is_upload(scope["path"]):
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http" and self._is_upload(scope["path"]):
             await self._tus(scope, receive, send)
         elif scope["type"] == "http" and _has_body(scope):
             await self._pages(scope, receive, _closing(send))
         else:
             await self._pages(scope, receive, send)
 
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """ASGI "Lifespan"; what is wrong at the start is a sentence, not a traceback."""
+        await receive()
+        try:
+            await self._tus.start()
+        except (StorageError, EmbeddedStateError, events.HookError) as problem:
+            self.failure = str(problem)
+            await send({"type": "lifespan.startup.failed", "message": ""})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._tus.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
     def _is_upload(self, path: str) -> bool:
+        if path in self._desk_paths:
+            return True
         if path in self._page_paths:
             # Only where uploads live under "/" do the two meet; creating there is a POST, which the page would refuse.
             return path == self._base

@@ -7,6 +7,7 @@ middleware: CORS, proxies, metrics and the log line are calls from here.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from tusd_py import logs
+from tusd_py.auth.principal import ANYBODY, Principal
 from tusd_py.events import HookResponse, RefusedByHook, RequestView
 from tusd_py.protocol import concat, errors, tus
 from tusd_py.protocol.concat import Final
@@ -36,6 +38,7 @@ from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.forwarded import External, Proxies
 from tusd_py.web.metrics import Metrics
+from tusd_py.web.tokens import TokenDesk
 from tusd_py.web.uvicorn import EXTENSION, Exchange
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,11 @@ _COLLECTION_METHODS = "POST, OPTIONS"
 _UPLOAD_METHODS = "HEAD, PATCH, GET, DELETE, OPTIONS"
 _SWALLOWED = 64 * 1024
 """Bytes. A body that was not taken and is no larger is read and thrown away, to keep the connection."""
+_STRANGER_STEP = 0.02
+"""Seconds. Where tokens are needed a 404 is sent a multiple of this after the request came, so that the time it takes does not
+tell an upload of somebody else's from one that there is not."""
+_JITTER = 5000
+"""Microseconds at most that are added to it, as timers go by milliseconds."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
 
@@ -74,6 +82,7 @@ class Request:
     body: RequestBody
     request_id: str
     upload_id: str = ""
+    principal: Principal = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ class EndpointOptions:
 
 
 class TusEndpoint:
-    """See the module. cors: None sends no CORS header fields."""
+    """See the module. cors: None sends no CORS header fields. desk: None asks nobody for tokens."""
 
     def __init__(
         self,
@@ -98,12 +107,14 @@ class TusEndpoint:
         proxies: Proxies | None = None,
         cors: CORS | None = None,
         metrics: Metrics | None = None,
+        desk: TokenDesk | None = None,
     ) -> None:
         self._uploads = uploads
         self._options = options or EndpointOptions()
         self._proxies = proxies or Proxies([])
         self._cors = cors
         self._metrics = metrics or Metrics()
+        self._desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; an ASGI application of type "http"."""
@@ -128,6 +139,8 @@ class TusEndpoint:
             response = await self._answer(request)
         except ProtocolError as problem:
             response = self._problem(request, problem)
+            if problem.status == 404 and self._desk is not None:
+                await asyncio.sleep(_pause_of_a_stranger(time.perf_counter() - began))
         except Exception:
             logger.exception("request %s failed", request.request_id)
             response = self._problem(request, errors.internal())
@@ -139,11 +152,15 @@ class TusEndpoint:
     async def _answer(self, request: Request) -> Response:
         request.method = tus.effective_method(request.method, request.headers)
         base = self._options.base_path
+        if self._desk is not None and request.route in self._desk.routes:
+            return await self._renew_or_revoke(request, self._desk)
         if request.route not in (base, base[:-1]) and not request.route.startswith(base):
             raise errors.not_found()
         if request.method == "OPTIONS":
             return self._options_response(request)
         tus.check_version(request.method, request.headers)
+        if self._desk is not None:
+            request.principal = await self._desk.gate.authenticate(request.headers)
         request.upload_id = request.route[len(base) :].rstrip("/")
         if not request.upload_id:
             if request.method != "POST":
@@ -159,6 +176,18 @@ class TusEndpoint:
         if request.method == "GET":
             return await self._download(request)
         raise errors.method_not_allowed(_UPLOAD_METHODS)
+
+    async def _renew_or_revoke(self, request: Request, desk: TokenDesk) -> Response:
+        if request.method == "OPTIONS":
+            return Response(204)
+        if request.method != "POST":
+            raise errors.method_not_allowed("POST, OPTIONS")
+        answer = await desk.answer(request.route, request.body, self._view(request))
+        request.upload_id = answer.upload_id
+        if answer.document is None:
+            return Response(204, {"Cache-Control": "no-store"})
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        return Response(200, headers, json.dumps(answer.document).encode())
 
     def _options_response(self, request: Request) -> Response:
         trailers = EXTENSION in request.scope.get("extensions", _EMPTY)
@@ -181,6 +210,8 @@ class TusEndpoint:
         }
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
+        if self._desk is not None:
+            headers |= self._desk.gate.headers_for(upload.id, upload.info.owner)
         if created.problem is not None:
             # The client may never have seen the URL: with it, it can go on from here.
             response = self._problem(request, created.problem)
@@ -257,6 +288,7 @@ class TusEndpoint:
             client=request.external.client,
             headers=request.headers,
             collection_url=self._collection_url(request),
+            principal=request.principal,
         )
 
     def _id_of(self, request: Request, url: str) -> str:
@@ -392,6 +424,11 @@ def _route(scope: Scope) -> str:
     """The path below the mount point: frameworks leave the whole path in `path` and tell their part in `root_path`."""
     path, root = cast(str, scope["path"]), cast(str, scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root) else path
+
+
+def _pause_of_a_stranger(passed: float) -> float:
+    """How long to wait with a 404, `passed` seconds after its request came."""
+    return -passed % _STRANGER_STEP + secrets.randbelow(_JITTER) / 1e6
 
 
 def _exchange(scope: Scope) -> Exchange | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import math
 import os
@@ -64,7 +65,7 @@ def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
     several = settings.workers > 1
     try:
-        app = TusApp(settings)
+        app = TusApp(settings, runs_jobs=not several)
         if several:
             # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
             app.store.open("exclusive" if settings.redis_url is None else "shared")
@@ -76,11 +77,12 @@ def run(settings: Settings) -> int:
         sys.stderr.write(f"tusd-py serve: {problem}\n")
         return EXIT_UNUSABLE
     _raise_descriptor_limit(settings.max_connections)
+    _warn_about_strangers(settings)
     if not several:
         return _serve(settings, app, sockets)
 
     def serve(index: int) -> int:
-        app = TusApp(settings, child=index)
+        app = TusApp(settings, child=index, runs_jobs=True)
         return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
 
     supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
@@ -99,8 +101,9 @@ def _serve(
 
     first: whether it speaks for all. parent: becomes readable when the process that supervises this one is gone.
     """
+    site = Site(app)
     config = UploadConfig(
-        Site(app),
+        site,
         limits=Limits(
             connections=settings.max_connections,
             head_size=settings.max_header_size,
@@ -136,8 +139,10 @@ def _serve(
     try:
         server.run(sockets or None)
     except SystemExit:
-        # The application could not start, and has said why.
-        return 1
+        if site.failure is None:
+            raise
+        sys.stderr.write(f"tusd-py serve: {site.failure}\n")
+        return EXIT_UNUSABLE
     return 0
 
 
@@ -191,6 +196,24 @@ def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
     if ":" in host:
         host = f"[{host}]"
     return f"{scheme}://{host}:{address[1]}{settings.base_path}"
+
+
+def _warn_about_strangers(settings: Settings) -> None:
+    """Where nobody is asked for a token, whoever reaches the server can upload."""
+    if settings.auth == "none" and not settings.unix_sock and not _is_loopback(settings.host):
+        logs.event(
+            logger,
+            logging.WARNING,
+            "open",
+            message=f"Whoever reaches {settings.host} can upload here, as no token is asked for (--auth jwt)",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _raise_descriptor_limit(connections: int) -> None:

@@ -50,7 +50,10 @@ class Shared:
     def open(self) -> None:
         """Starts the embedded server, or attaches to it; blocking. Raises EmbeddedStateError, ValueError for a wrong URL."""
         settings = self._settings
-        if not self._locks_are_shared and settings.duplicates == "off":
+        wants_state = (
+            settings.duplicates != "off" or settings.auth != "none" or settings.jobs == "on"
+        )
+        if not self._locks_are_shared and not wants_state:
             return
         if settings.redis_url is None:
             self._embedded = EmbeddedState(settings.state_dir)

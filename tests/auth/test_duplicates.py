@@ -1,0 +1,20 @@
+"""With owners, the search for duplicates tells each of them of their own uploads, and nobody of anybody else's."""
+
+from __future__ import annotations
+
+from tests.auth.people import SECRET, access, bearer
+from tests.conftest import MakeServer
+from tests.support.tus import Tus, metadata
+
+
+def test_an_owner_is_told_where_to_go_on_and_others_nothing(make_server: MakeServer) -> None:
+    server = make_server("--auth", "jwt", "--duplicates", "on", env={"TUSD_JWT_SECRET": SECRET})
+    tus = Tus(server)
+    study = {"Upload-Metadata": metadata(study="1.2.3")}
+    first = tus.create(10, body=b"01234", headers={**bearer(access()), **study})
+    assert first.status == 201
+    again = tus.create(10, headers={**bearer(access()), **study})
+    assert (again.status, again["Location"]) == (409, first["Location"])
+    assert again["Upload-Offset"] == "5"
+    # Somebody else has the same study, and learns nothing of this.
+    assert tus.create(10, headers={**bearer(access("bob")), **study}).status == 201

@@ -1,0 +1,155 @@
+"""What was revoked is known everywhere within a second, and ends what goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.auth.conftest import FLAGS
+from tests.auth.people import SECRET, access, bearer, upload_token
+from tests.conftest import MakeServer
+from tests.support.redis import RedisServer
+from tests.support.tus import Tus, id_of
+from tests.support.waiting import wait_until
+
+REFRESH, REVOKE = "/auth/refresh-upload-token", "/auth/revoke"
+ALICE = bearer(access())
+ADMIN = bearer(access("root", "uploads:admin"))
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def pair(tmp_path: Path, redis: RedisServer, make_server: MakeServer) -> tuple[Tus, Tus]:
+    """Two servers that share uploads."""
+    flags = (*FLAGS, "--redis-url", redis.url)
+    env = {"TUSD_JWT_SECRET": SECRET}
+    servers = [make_server(*flags, env=env, upload_dir=tmp_path / "uploads") for _ in range(2)]
+    return Tus(servers[0]), Tus(servers[1])
+
+
+def revoke(tus: Tus, **what: str) -> None:
+    response = tus.request("POST", REVOKE, ADMIN, json.dumps(what).encode())
+    assert response.status == 204, response
+
+
+def test_a_running_patch_ends_on_every_server(pair: tuple[Tus, Tus]) -> None:
+    here, there = pair
+    path = here.new(100, headers=ALICE)
+    token = bearer(upload_token(id_of(path)))
+    with there.begin_patch(path, 0, 100, b"0123456789", token) as patch:
+        patch.wait_stored()
+        began = time.monotonic()
+        revoke(here, upload_id=id_of(path))
+        response = patch.response()
+        assert time.monotonic() - began < 1.0
+    assert response.status == 401
+    assert 'error="invalid_token"' in response["WWW-Authenticate"]
+    # What arrived is kept, and nobody but an admin goes on.
+    assert here.head(path, ADMIN)["Upload-Offset"] == "10"
+    assert there.patch(path, 10, b"x", token).status == 401
+    assert there.patch(path, 10, b"x", ALICE).status == 403
+    assert there.request("POST", REFRESH, token).status == 401
+    body = json.dumps({"upload_id": id_of(path)}).encode()
+    assert there.request("POST", REFRESH, ALICE, body).status == 403
+    assert there.head(path, ALICE).status == 200
+    assert there.patch(path, 10, b"x", ADMIN).status == 204
+    assert there.delete(path, ALICE).status == 204
+
+
+def test_all_that_an_owner_had_is_void_and_others_go_on(pair: tuple[Tus, Tus]) -> None:
+    here, there = pair
+    mine = here.new(100, headers=ALICE)
+    bobs = here.new(100, headers=bearer(access("bob")))
+    token, bob = bearer(upload_token(id_of(mine))), bearer(upload_token(id_of(bobs), "bob"))
+    with (
+        there.begin_patch(mine, 0, 100, b"0123456789", token) as patch,
+        there.begin_patch(bobs, 0, 20, b"0123456789", bob) as bystander,
+    ):
+        patch.wait_stored()
+        bystander.wait_stored()
+        revoke(here, owner="alice")
+        assert patch.response().status == 401
+        bystander.send(b"0123456789")
+        assert bystander.response().status == 204
+    assert there.head(mine, ALICE).status == 401
+    assert there.head(mine, token).status == 401
+    # A token that is issued afterwards counts.
+    later = bearer(access(iat=int(time.time()) + 2))
+    assert there.head(mine, later).status == 200
+    body = json.dumps({"upload_id": id_of(mine)}).encode()
+    response = there.request("POST", REFRESH, later, body)
+    assert response.status == 200
+    fresh = bearer(json.loads(response.body)["upload_token"])
+    assert there.patch(mine, 10, b"0", fresh).status == 204
+
+
+def test_a_revocation_outlives_servers_and_an_emptied_redis(
+    pair: tuple[Tus, Tus], redis: RedisServer
+) -> None:
+    here, there = pair
+    path = here.new(10, headers=ALICE)
+    token = bearer(upload_token(id_of(path)))
+    revoke(here, upload_id=id_of(path))
+    wait_until(lambda: there.head(path, token).status == 401, "the other server to know", 1.0)
+    redis.command("FLUSHALL")
+    wait_until(lambda: redis.command("EXISTS", "tusd:{revoked}:all") == 1, "it to be told again")
+    for tus in pair:
+        tus.server.terminate()
+        tus.server.restart()
+        assert tus.head(path, token).status == 401
+
+
+def test_without_redis_what_is_known_counts_and_nothing_is_revoked(
+    pair: tuple[Tus, Tus], redis: RedisServer
+) -> None:
+    here, _ = pair
+    path, other = (here.new(10, headers=ALICE) for _ in range(2))
+    revoke(here, upload_id=id_of(path))
+    redis.kill9()
+    assert here.head(path, bearer(upload_token(id_of(path)))).status == 401
+    body = json.dumps({"upload_id": id_of(other)}).encode()
+    assert here.request("POST", REVOKE, ADMIN, body).status == 503
+    response = here.request("POST", REFRESH, ALICE, body)
+    assert response.status == 200
+    # A server that never learnt what was revoked lets nobody in.
+    here.server.terminate()
+    here.server.restart()
+    assert here.create(5, headers=ALICE).status == 503
+    redis.start()
+    wait_until(lambda: here.create(5, headers=ALICE).status == 201, "it to come back")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (ALICE, b'{"owner": "alice"}', 204),
+        (bearer(access("carol", "uploads:create")), b'{"owner": "carol"}', 403),
+        (bearer(access("bob")), b'{"owner": "alice"}', 403),
+        (ADMIN, b'{"owner": "nobody"}', 204),
+        (ADMIN, b'{"owner": "a", "upload_id": "b"}', 400),
+        (ADMIN, b"{}", 400),
+        (ADMIN, b"[]", 400),
+        (ADMIN, b'{"owner": 5}', 400),
+        (ADMIN, b"{" * 3000, 400),
+        (ADMIN, b"{" * 5000, 400),
+        (ADMIN, b'{"upload_id": "../../etc/passwd"}', 404),
+    ],
+)
+def test_who_may_revoke_what(tus: Tus, headers: dict[str, str], body: bytes, status: int) -> None:
+    assert tus.request("POST", REVOKE, headers, body).status == status
+
+
+def test_only_post_does_anything(tus: Tus) -> None:
+    for path in (REFRESH, REVOKE):
+        for method in ("GET", "PUT", "DELETE"):
+            response = tus.request(method, path, ADMIN)
+            assert (response.status, response["Allow"]) == (405, "POST, OPTIONS")

@@ -1,0 +1,257 @@
+"""Access tokens: which count, what they say, and the classic attacks on whoever believes a token's header."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.auth.people import ALL, SECRET, access, claims, forged, upload_token
+from tusd_py.auth.keys.jwks import Jwks
+from tusd_py.auth.keys.secrets import Secret, SharedSecrets, parse
+from tusd_py.auth.principal import Limits, Right
+from tusd_py.auth.tokens import BadToken
+from tusd_py.auth.verify import AccessTokens, Expectations
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+RSA = rsa.generate_private_key(65537, 2048)
+KEYS: dict[str, tuple[PrivateKey, Callable[..., str | dict[str, object]]]] = {
+    "RS256": (RSA, jwt.algorithms.RSAAlgorithm.to_jwk),
+    "PS256": (RSA, jwt.algorithms.RSAAlgorithm.to_jwk),
+    "ES256": (ec.generate_private_key(ec.SECP256R1()), jwt.algorithms.ECAlgorithm.to_jwk),
+    "EdDSA": (ed25519.Ed25519PrivateKey.generate(), jwt.algorithms.OKPAlgorithm.to_jwk),
+}
+
+
+def jwk_of(algorithm: str, kid: object = None, **more: object) -> dict[str, object]:
+    key, to_jwk = KEYS[algorithm]
+    text = to_jwk(key.public_key())
+    assert isinstance(text, str)
+    document: dict[str, object] = {**json.loads(text), **more}
+    document.pop("key_ops", None)
+    return document if kid is None else {**document, "kid": kid}
+
+
+def key_set(tmp_path: Path, *keys: Mapping[str, object]) -> str:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps({"keys": keys}))
+    return str(file)
+
+
+def with_secret(**expected: object) -> AccessTokens:
+    expectations = Expectations(**expected)  # type: ignore[arg-type]
+    return AccessTokens(SharedSecrets([Secret(None, SECRET.encode())]), expectations)
+
+
+def with_keys(source: str, *algorithms: str, **expected: object) -> AccessTokens:
+    expectations = Expectations(algorithms, **expected)  # type: ignore[arg-type]
+    return AccessTokens(Jwks(source, algorithms), expectations)
+
+
+async def test_a_good_token_says_who_it_is() -> None:
+    principal = await with_secret().verify(
+        access("alice", "uploads:create profile uploads:read", max_upload_size=5)
+    )
+    assert principal.owner == "alice"
+    assert principal.rights == {Right.CREATE, Right.READ}
+    assert principal.limits == Limits(max_upload_size=5)
+    assert principal.issued_at == pytest.approx(time.time(), abs=5)
+
+
+async def test_scopes_may_be_a_list_under_another_name_with_other_names() -> None:
+    tokens = with_secret(scope_claim="scp", scopes={"write": Right.CREATE})
+    principal = await tokens.verify(access(scp=["write", "uploads:admin", 5]))
+    assert principal.rights == {Right.CREATE}
+
+
+async def test_owners_of_two_tenants_are_never_the_same() -> None:
+    tokens = with_secret(owner_claims=("tenant", "sub"))
+    owners = {
+        (await tokens.verify(access(sub, tenant=tenant))).owner
+        for tenant, sub in (("a", "b/c"), ("a/b", "c"), ("a%2Fb", "c"), ("a", "b%2Fc"))
+    }
+    assert len(owners) == 4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"exp": int(time.time()) - 60},
+        {"exp": None},
+        {"nbf": int(time.time()) + 600},
+        {"iat": int(time.time()) + 600},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": 5},
+        {"sub": "a\nb"},
+        {"sub": "\ud800"},
+        {"sub": "a" * 300},
+        {"max_upload_size": -1},
+        {"max_upload_size": "5"},
+        {"max_open_uploads": True},
+        {"aud": "somebody else"},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+async def test_a_token_is_refused_that_has_run_out_or_cannot_be_understood(
+    more: dict[str, object],
+) -> None:
+    with pytest.raises(BadToken):
+        await with_secret().verify(access(**more))
+
+
+@pytest.mark.parametrize(
+    ("expected", "good", "bad"),
+    [
+        ({"issuer": "https://id"}, {"iss": "https://id"}, [{}, {"iss": "https://id/"}]),
+        ({"audience": ("us",)}, {"aud": ["x", "us"]}, [{}, {"aud": "them"}, {"aud": "USA"}]),
+        ({"required_claims": ("jti",)}, {"jti": "1"}, [{}]),
+    ],
+    ids=["issuer", "audience", "required"],
+)
+async def test_issuer_audience_and_required_claims(
+    expected: dict[str, object], good: dict[str, object], bad: list[dict[str, object]]
+) -> None:
+    tokens = with_secret(**expected)
+    assert (await tokens.verify(access(**good))).owner == "alice"
+    for more in bad:
+        with pytest.raises(BadToken):
+            await tokens.verify(access(**more))
+
+
+async def test_the_leeway_is_for_clocks_that_differ() -> None:
+    late = access(exp=int(time.time()) - 5)
+    assert (await with_secret(leeway=30.0).verify(late)).owner == "alice"
+    with pytest.raises(BadToken, match="expired"):
+        await with_secret(leeway=0.0).verify(late)
+
+
+# Secrets
+
+
+async def test_of_several_secrets_the_kid_tells_which() -> None:
+    other = "o" * 40
+    keys = SharedSecrets(parse(f"# both count\nold {SECRET}\n\nnew {other}\n", "file"))
+    tokens = AccessTokens(keys, Expectations())
+    for kid, secret in (("old", SECRET), ("new", other)):
+        token = forged({"alg": "HS256", "kid": kid}, claims(), secret.encode())
+        assert (await tokens.verify(token)).owner == "alice"
+        wrong = forged({"alg": "HS256", "kid": kid}, claims(), b"w" * 40)
+        with pytest.raises(BadToken):
+            await tokens.verify(wrong)
+    with pytest.raises(BadToken):
+        await tokens.verify(forged({"alg": "HS256", "kid": "third"}, claims(), SECRET.encode()))
+
+
+@pytest.mark.parametrize("text", ["", "# none", "short", "a b c", f"a {SECRET}\na {SECRET}"])
+def test_a_weak_or_unclear_secret_is_refused_and_not_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^the file") as raised:
+        parse(text, "the file")
+    assert SECRET not in str(raised.value)
+    assert "short" not in str(raised.value)
+
+
+# Public keys
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_public_keys_of_every_kind(algorithm: str, tmp_path: Path) -> None:
+    tokens = with_keys(key_set(tmp_path, jwk_of(algorithm, "k1")), algorithm)
+    token = jwt.encode(claims(), KEYS[algorithm][0], algorithm, headers={"kid": "k1"})
+    assert (await tokens.verify(token)).owner == "alice"
+    # Neither with another name nor by another algorithm that this kind of key could have.
+    with pytest.raises(BadToken):
+        await tokens.verify(jwt.encode(claims(), KEYS[algorithm][0], algorithm, {"kid": "k2"}))
+
+
+async def test_only_the_algorithm_of_the_settings_counts(tmp_path: Path) -> None:
+    tokens = with_keys(key_set(tmp_path, jwk_of("RS256")), "RS256")
+    with pytest.raises(BadToken, match="algorithm"):
+        await tokens.verify(jwt.encode(claims(), RSA, "PS256"))
+
+
+@pytest.mark.parametrize(
+    "more", [{"use": "enc"}, {"alg": "RS512"}, {"kty": "oct", "k": "AAAA"}, {"n": "AQAB"}], ids=str
+)
+async def test_keys_for_something_else_are_not_used(
+    more: dict[str, object], tmp_path: Path
+) -> None:
+    good = jwk_of("ES256", "other")
+    tokens = with_keys(key_set(tmp_path, jwk_of("RS256", **more), good), "RS256", "ES256")
+    with pytest.raises(BadToken):
+        await tokens.verify(jwt.encode(claims(), RSA, "RS256"))
+
+
+# The classic attacks
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", "", None, 5, ["HS256"]])
+async def test_alg_none(algorithm: object) -> None:
+    for key in (b"", SECRET.encode()):
+        with pytest.raises(BadToken):
+            await with_secret().verify(forged({"alg": algorithm}, claims(), key))
+
+
+async def test_hs256_with_the_public_key(tmp_path: Path) -> None:
+    source = key_set(tmp_path, jwk_of("RS256", "k1"))
+    public = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for key in (public, public.strip(), json.dumps(jwk_of("RS256", "k1")).encode()):
+        for kid in ({}, {"kid": "k1"}):
+            with pytest.raises(BadToken):
+                await with_keys(source, "RS256").verify(
+                    forged({"alg": "HS256", **kid}, claims(), key)
+                )
+
+
+@pytest.mark.parametrize(
+    "kid", ["../../dev/null", "/dev/null", "http://127.0.0.1:1/k", "' OR 1=1", ""]
+)
+async def test_kid_as_a_path_or_a_url_is_only_a_name(kid: str, tmp_path: Path) -> None:
+    named = SharedSecrets([Secret("k1", SECRET.encode())])
+    for key in (b"", b"\0", SECRET.encode()):
+        token = forged({"alg": "HS256", "kid": kid}, claims(), key)
+        with pytest.raises(BadToken):
+            await AccessTokens(named, Expectations()).verify(token)
+    token = jwt.encode(claims(), RSA, "RS256", headers={"kid": kid})
+    with pytest.raises(BadToken):
+        await with_keys(key_set(tmp_path, jwk_of("RS256", "k1")), "RS256").verify(token)
+
+
+@pytest.mark.parametrize("field", ["jku", "x5u", "jwk", "x5c"])
+async def test_a_key_that_the_token_brings_is_not_looked_at(field: str, tmp_path: Path) -> None:
+    evil = rsa.generate_private_key(65537, 2048)
+    theirs: object = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(evil.public_key()))
+    value = {"jwk": theirs, "x5c": ["AAAA"]}.get(field, "http://127.0.0.1:1/jwks.json")
+    token = jwt.encode(claims(), evil, "RS256", headers={field: value, "kid": "k1"})
+    with pytest.raises(BadToken, match="signature"):
+        await with_keys(key_set(tmp_path, jwk_of("RS256", "k1")), "RS256").verify(token)
+
+
+async def test_an_upload_token_is_no_access_token() -> None:
+    with pytest.raises(BadToken, match="upload token"):
+        await with_secret(audience=("tusd-py:upload",)).verify(upload_token("u1"))
+    # Nor is one that hides its type: it is signed with another key.
+    body = upload_token("u1").split(".")
+    disguised = forged({"alg": "HS256"}, claims(), b"k" * 32).split(".")[0]
+    with pytest.raises(BadToken):
+        await with_secret().verify(f"{disguised}.{body[1]}.{body[2]}")
+
+
+@pytest.mark.parametrize(
+    "token", ["", "a", "a.b", "a.b.c", "....", "e30.e30.", "a" * 9000, "é.é.é"]
+)
+async def test_what_is_no_token(token: str) -> None:
+    with pytest.raises(BadToken):
+        await with_secret().verify(token)
+
+
+async def test_a_critical_extension_is_not_ignored() -> None:
+    header = {"alg": "HS256", "crit": ["b64"], "b64": False}
+    with pytest.raises(BadToken):
+        await with_secret().verify(forged(header, claims(scope=ALL), SECRET.encode()))

@@ -1,0 +1,34 @@
+"""Running `tusd-py` as an operator does beside a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from tests.support.server import ServerProcess, environment
+
+
+def command(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "tusd_py", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment({"COLUMNS": "100", **(env or {})}),
+        check=False,
+    )
+
+
+def documents(*words: str, env: Mapping[str, str] | None = None) -> list[dict[str, object]]:
+    """The lines of JSON that it prints when all goes well."""
+    done = command(*words, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of(server: ServerProcess) -> tuple[str, str]:
+    """The flags by which a command finds the uploads of a server."""
+    return "--upload-dir", str(server.upload_dir)

@@ -1,0 +1,240 @@
+"""Workers and schedulers as processes: beside `tusd-py serve`, by hand with a Redis of the operator's, killed and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.redis import RedisServer
+from tests.support.server import ServerProcess, environment
+from tests.support.tus import Tus
+from tests.support.waiting import wait_until
+from tests.workers.commands import command, of
+from tests.workers.test_sweep_command import abandon
+
+QUICK = ("--sweep-interval", "1s")
+
+
+class Job:
+    """`tusd-py worker` or `scheduler` as an operator runs it."""
+
+    def __init__(self, name: str, *flags: str, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tusd_py", name, *flags],
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code and what it said."""
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=30)
+        return self.process.returncode, said
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    started: list[Job] = []
+    yield started
+    for job in started:
+        job.close()
+
+
+def children(server: ServerProcess) -> dict[str, int]:
+    """The process ids of the worker and the scheduler of a server."""
+    found: dict[str, int] = {}
+    for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"tusd_py" in words:
+            found[words[words.index(b"tusd_py") + 1].decode()] = int(pid)
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(server: ServerProcess, upload_id: str) -> None:
+    wait_until(lambda: not server.data_file(upload_id).exists(), "the sweep", timeout=40)
+
+
+def test_serve_alone_sweeps_by_its_worker_which_is_replaced_when_killed(
+    make_server: MakeServer,
+) -> None:
+    server = make_server(*QUICK, env={"TUSD_JOBS": "auto", "TUSD_DUPLICATES": ""})
+    tus = Tus(server)
+    server.wait_for_line("working", timeout=30)
+    before = children(server)
+    assert set(before) == {"worker", "scheduler"}
+    gone_id = abandon(server, tus.new(10))
+    command("sweep", *of(server))
+    assert not server.data_file(gone_id).exists()
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(
+        lambda: (
+            set(children(server)) == set(before)
+            and not set(children(server).values()) & set(before.values())
+        ),
+        "new ones",
+        timeout=30,
+    )
+    since = len(server.lines)
+    server.wait_for_line(r"sweep  kind=due", timeout=40, since=since)
+
+    def all_is_well() -> bool:
+        return command("status", *QUICK, *of(server)).returncode == 0
+
+    wait_until(all_is_well, "status", timeout=40)
+    status = json.loads(command("status", "--json", *QUICK, *of(server)).stdout)
+    assert status["registry"]["is_whole"]
+    assert {record["kind"] for record in status["sweeps"]} == {"all", "due"}
+    assert "sweep-all" in status["schedule"]
+    after = children(server)
+    assert server.terminate() == 0
+    assert all(is_gone(pid) for pid in after.values())
+
+
+def test_a_server_that_is_killed_leaves_none_behind(make_server: MakeServer) -> None:
+    server = make_server(*QUICK, env={"TUSD_JOBS": "on"})
+    server.wait_for_line("working", timeout=30)
+    server.wait_for_line("scheduling", timeout=30)
+    pids = children(server).values()
+    server.kill9()
+    wait_until(lambda: all(map(is_gone, pids)), "their end", timeout=30)
+
+
+def test_none_with_a_redis_of_the_operator(make_server: MakeServer, redis: RedisServer) -> None:
+    server = make_server(env={"TUSD_REDIS_URL": redis.url, "TUSD_JOBS": "auto"})
+    Tus(server).new(10)
+    assert children(server) == {}
+    server.terminate()
+
+
+def test_apart_from_the_server_through_an_outage_and_a_flush(
+    make_server: MakeServer, redis: RedisServer, jobs: list[Job]
+) -> None:
+    env = {"TUSD_REDIS_URL": redis.url}
+    # The server's own sweep does not come, so that what goes is gone by the worker.
+    server = make_server("--sweep-interval", "1h", env=env)
+    wait_for_first_sweep(redis)
+    tus = Tus(server)
+    for name in ("worker", "scheduler"):
+        extra = ("--concurrency", "2") if name == "worker" else ()
+        jobs.append(Job(name, *extra, *QUICK, *of(server), env=env))
+    gone_id = abandon(server, tus.new(10))
+
+    def is_swept() -> bool:
+        make_due(redis, gone_id)
+        return not server.data_file(gone_id).exists()
+
+    wait_until(is_swept, "the sweep", timeout=40)
+    redis.restart()
+    redis.command("FLUSHALL")
+    wait_until_gone(server, abandon(server, tus.new(10)))
+    kept = tus.new(10)
+    assert tus.offset(kept) == 0
+    for job in jobs:
+        code, said = job.end()
+        assert (code, "Traceback" in said) == (0, False), said
+    server.terminate()
+
+
+def wait_for_first_sweep(redis: RedisServer) -> None:
+    """The server's own at its start would take what is meant for the worker."""
+    key = "tusd:{registry}:sweeps"
+    wait_until(lambda: redis.command("HEXISTS", key, "all") == 1, "the server's sweep")
+
+
+def make_due(redis: RedisServer, upload_id: str) -> None:
+    """Makes the registry say that an upload is due, as it would by itself after a week.
+
+    To be repeated: the server may still have to tell what it thought when the upload was created.
+    """
+    redis.command("ZADD", "tusd:{registry}:due", 1, upload_id)
+
+
+def test_sigterm_lets_the_job_in_hand_finish(
+    make_server: MakeServer, redis: RedisServer, jobs: list[Job], tmp_path: Path
+) -> None:
+    hook = tmp_path / "slow.py"
+    hook.write_text(
+        f"""
+import asyncio, pathlib
+here = pathlib.Path({str(tmp_path)!r})
+async def post_expire(event):
+    (here / "begun").touch()
+    while not (here / "go").exists():
+        await asyncio.sleep(0.05)
+    (here / "done").touch()
+"""
+    )
+    env = {"TUSD_REDIS_URL": redis.url}
+    server = make_server("--sweep-interval", "1h", env=env)
+    wait_for_first_sweep(redis)
+    upload_id = abandon(server, Tus(server).new(10))
+    worker = Job("worker", "--hook", str(hook), *QUICK, *of(server), env=env)
+    jobs += [worker, Job("scheduler", *QUICK, *of(server), env=env)]
+
+    def has_begun() -> bool:
+        make_due(redis, upload_id)
+        return (tmp_path / "begun").exists()
+
+    wait_until(has_begun, "the job", timeout=40)
+    worker.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.process.wait(1.0)
+    (tmp_path / "go").touch()
+    assert worker.process.wait(30) == 0
+    assert (tmp_path / "done").exists()
+    assert not server.data_file(upload_id).exists()
+    server.terminate()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("worker", "--queue", "expiri"), '--queue "expiri": there is expiry; did you mean'),
+        (("worker", "--concurrency", "0"), '--concurrency "0": give a whole number'),
+        (("scheduler", "--time-zone", "Mars/Base"), "no such time zone is known here"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], problem: str) -> None:
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
+
+
+def test_status_says_what_is_wrong(make_server: MakeServer, tmp_path: Path) -> None:
+    server = make_server(env={"TUSD_DUPLICATES": ""})
+    done = command("status", *of(server))
+    assert done.returncode == 1
+    assert "PROBLEM    no worker runs" in done.stdout
+    none = command("status", "--upload-dir", str(tmp_path / "none"))
+    assert (none.returncode, none.stdout) == (1, "")
+    assert not (tmp_path / "none").exists()

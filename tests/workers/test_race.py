@@ -1,0 +1,117 @@
+"""An upload that is resumed at the very moment at which it expires and is swept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import RedisServer
+from tusd_py.events import RequestView
+from tusd_py.locks.base import Locks
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.redis import RedisLocks
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.tus import Append, Content
+from tusd_py.reception import BodyEnd, Take
+from tusd_py.rules import Rules
+from tusd_py.state import State
+from tusd_py.storage.base import UploadGone, UploadInfo
+from tusd_py.storage.file import FileStore
+from tusd_py.uploads import Uploads
+
+BEGIN, REST = b"hello ", b"world"
+WINDOW = 0.006
+"""Seconds in which the upload expires, is swept and is resumed."""
+
+
+class WholeBody:
+    """A body that is there at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self.end: BodyEnd | None = None
+        self._data = data
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(0)
+        data, self._data = self._data, b""
+        if not data:
+            self.end = self.end or BodyEnd.COMPLETE
+        return data
+
+    async def pour(self, _take: Take) -> bool:
+        return False
+
+    def stop(self, end: BodyEnd) -> None:
+        self._data, self.end = b"", end
+
+    def trailers(self) -> Mapping[str, str]:
+        return {}
+
+
+async def race(here: Uploads, there: Uploads, store: FileStore, number: int) -> str:
+    """One upload, resumed by one process' part and swept by another's; what came of it."""
+    info = UploadInfo(id=f"u{number}", length=len(BEGIN + REST), created_at=time.time() - 1000)
+    await store.create(info)
+    path = Path(store.data_path(info))
+    path.write_bytes(BEGIN)
+    changed = time.time() - here.rules.expire_after + WINDOW / 2
+    os.utime(path, (changed, changed))
+
+    async def resume() -> str:
+        await asyncio.sleep(random.uniform(0, WINDOW))
+        command = Append(len(BEGIN), None, Content(len(REST), None, False))
+        try:
+            result = await here.append(info.id, command, WholeBody(REST), RequestView())
+        except ProtocolError as refusal:
+            return str(refusal.status)
+        return "finished" if result.upload.finished else "unfinished"
+
+    async def sweep() -> bool:
+        await asyncio.sleep(random.uniform(0, WINDOW))
+        return await there.expire(info.id)
+
+    outcome, swept = await asyncio.gather(resume(), sweep())
+    if outcome == "finished":
+        assert not swept
+        assert path.read_bytes() == BEGIN + REST
+        return outcome
+    assert outcome == "410"
+    if not swept:
+        # It expired between the sweep's look and the client's.
+        assert path.read_bytes() == BEGIN
+        assert await there.expire(info.id)
+    with pytest.raises(UploadGone):
+        await store.load(info.id)
+    assert not path.exists()
+    return outcome
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
+async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
+    tmp_path: Path, shared: bool, record_property: Callable[[str, object], None]
+) -> None:
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    rules = Rules(expire_after=100.0, durability="none")
+    with RedisServer(tmp_path / "redis") as redis:
+        states = [State(redis.url, timeout=10.0) for _ in range(2)]
+        for state in states:
+            await state.start()
+        memory = MemoryLocks()
+        locks: list[Locks] = [RedisLocks(state) if shared else memory for state in states]
+        here, there = (Uploads(store, each, rules=rules) for each in locks)
+        seen = Counter([await race(here, there, store, number) for number in range(1000)])
+        for each in locks:
+            await each.stop()
+        for state in states:
+            await state.stop()
+    store.close()
+    record_property("races of a resume with a sweep", dict(seen))
+    assert set(seen) == {"finished", "410"}

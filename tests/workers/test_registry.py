@@ -1,0 +1,199 @@
+"""The registry of what is due when: kept by one command a second, built again from the storage, never the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import RedisServer
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.rules import Rules
+from tusd_py.state import State, StateUnavailable
+from tusd_py.state.registry import Registry, RegistryWriter
+from tusd_py.storage.base import UploadInfo
+from tusd_py.storage.file import FileStore
+from tusd_py.sweep import sweep, sweep_due
+from tusd_py.upkeep import OwnUpkeep, sweep_alone
+from tusd_py.uploads import Uploads
+
+
+class Clock:
+    """Time that tests move, in seconds since the epoch."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def registry(redis: RedisServer) -> AsyncIterator[Registry]:
+    state = State(redis.url)
+    await state.start()
+    yield Registry(state)
+    await state.stop()
+
+
+class Place:
+    """Uploads in a directory with a clock of their own."""
+
+    def __init__(self, directory: Path, registry: Registry) -> None:
+        self.clock = Clock()
+        self.store = FileStore(directory)
+        self.store.open()
+        self.writer = RegistryWriter(registry)
+        self.uploads = Uploads(
+            self.store,
+            MemoryLocks(),
+            rules=Rules(expire_after=100.0),
+            timetable=self.writer,
+            clock=self.clock,
+        )
+
+    async def new(self, name: str, **changes: object) -> None:
+        """An unfinished upload whose last byte came now."""
+        info = UploadInfo(id=name, length=10, created_at=self.clock.now)
+        await self.store.create(info)
+        os.utime(self.store.data_path(info), (self.clock.now, self.clock.now))
+        self.writer.note(name, self.clock.now + 100.0)
+
+
+@pytest.fixture
+async def place(tmp_path: Path, registry: Registry) -> AsyncIterator[Place]:
+    made = Place(tmp_path / "uploads", registry)
+    yield made
+    made.store.close()
+
+
+async def test_what_is_due_goes_and_the_rest_is_not_looked_at(
+    place: Place, registry: Registry
+) -> None:
+    await place.new("old")
+    place.clock.now += 50
+    await place.new("young")
+    await place.writer.flush()
+    await sweep(place.uploads, registry=registry)
+    place.clock.now += 60
+    report = await sweep_due(place.uploads, registry)
+    assert (report.seen, report.expired) == (1, 1)
+    await place.writer.flush()
+    counts = await registry.counts(place.clock.now)
+    assert (counts.known, counts.due, counts.is_whole) == (1, 0, True)
+
+
+async def test_an_upload_that_moved_is_spared_and_looked_at_later(
+    place: Place, registry: Registry
+) -> None:
+    await place.new("a")
+    await place.writer.flush()
+    await registry.mark_whole(whole=True)
+    place.clock.now += 150
+    os.utime(Path(place.store.root, "a"), (place.clock.now - 20, place.clock.now - 20))
+    report = await sweep_due(place.uploads, registry)
+    assert (report.seen, report.expired) == (1, 0)
+    assert await registry.due(place.clock.now + 79, 10) == []
+    assert await registry.due(place.clock.now + 81, 10) == ["a"]
+
+
+async def test_an_emptied_redis_is_filled_again_from_the_storage(
+    place: Place, registry: Registry, redis: RedisServer
+) -> None:
+    for number in range(20):
+        await place.new(f"u{number}")
+    await place.writer.flush()
+    redis.command("FLUSHALL")
+    place.clock.now += 50
+    report = await sweep_due(place.uploads, registry)
+    assert (report.seen, report.expired) == (20, 0)
+    counts = await registry.counts(place.clock.now)
+    assert (counts.known, counts.is_whole) == (20, True)
+    assert (await sweep_due(place.uploads, registry)).seen == 0
+
+
+async def test_an_upload_in_use_is_left_and_the_sweep_ends(
+    place: Place, registry: Registry
+) -> None:
+    locks = MemoryLocks()
+    uploads = Uploads(place.store, locks, rules=Rules(expire_after=100.0), clock=place.clock)
+    await place.new("a")
+    await place.writer.flush()
+    await registry.mark_whole(whole=True)
+    place.clock.now += 150
+    lease = await locks.acquire("a", timeout=0)
+    report = await sweep_due(uploads, registry)
+    assert (report.seen, report.expired) == (1, 0)
+    await lease.release()
+    place.clock.now += 61
+    assert (await sweep_due(uploads, registry)).expired == 1
+
+
+async def test_a_dry_run_changes_nothing(place: Place, registry: Registry) -> None:
+    await place.new("a")
+    await place.writer.flush()
+    await registry.mark_whole(whole=True)
+    place.clock.now += 150
+    for _ in range(2):
+        report = await sweep_due(place.uploads, registry, dry_run=True)
+        assert (report.seen, report.expired) == (1, 1)
+
+
+async def test_many_changes_are_one_command(registry: Registry, redis: RedisServer) -> None:
+    writer = RegistryWriter(registry)
+    redis.reset_counts()
+    for number in range(900):
+        writer.note(f"u{number}", 1000.0 + number)
+        writer.note(f"u{number}", 2000.0 + number)
+    for number in range(100):
+        writer.note(f"u{number}", None)
+    await writer.flush()
+    counts = redis.counts()
+    assert counts.get("evalsha", 0) + counts.get("eval", 0) <= 2  # the first time with the script
+    assert (await registry.counts(0)).known == 800
+    assert await registry.due(1100.0, 1) == ["u100"]
+
+
+async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
+    registry: Registry, redis: RedisServer
+) -> None:
+    writer = RegistryWriter(registry)
+    redis.stop()
+    writer.note("a", 1.0)
+    writer.note("b", 1.0)
+    await writer.flush()
+    writer.note("b", None)
+    redis.start()
+    task = asyncio.create_task(writer.run())
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(StateUnavailable):
+                if await registry.due(2.0, 10) == ["a"]:
+                    break
+            await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_one_sweep_at_a_time(place: Place, registry: Registry) -> None:
+    assert await registry.lock_sweep("other", lease=60)
+    upkeep = OwnUpkeep(place.uploads, registry)
+    assert await sweep_alone(upkeep, registry, "due") is None
+    await registry.unlock_sweep("not the other")
+    assert await sweep_alone(upkeep, registry, "due") is None
+    await registry.unlock_sweep("other")
+    assert await sweep_alone(upkeep, registry, "due") is not None
+    [record] = await registry.sweeps()
+    assert (record.kind, record.failed) == ("due", 0)
+    assert await registry.lock_sweep("next", lease=60)

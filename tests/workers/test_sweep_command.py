@@ -1,0 +1,95 @@
+"""`tusd-py sweep`: what it removes and spares, with the server running and stopped, and who is asked to do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.redis import RedisServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, id_of
+from tests.workers.commands import command, documents, of
+
+
+def abandon(server: ServerProcess, path: str, days: float = 8) -> str:
+    """Lets an upload have had its last byte so many days ago; its id."""
+    upload_id = id_of(path)
+    then = time.time() - days * 86_400
+    info = server.info_file(upload_id)
+    document = json.loads(info.read_text())
+    document["TusdPy"]["CreatedAt"] = then
+    info.write_text(json.dumps(document))
+    os.utime(server.data_file(upload_id), (then, then))
+    return upload_id
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("running", [True, False])
+def test_what_is_abandoned_goes(make_server: MakeServer, running: bool, workers: str) -> None:
+    server = make_server("--workers", workers)
+    tus = Tus(server)
+    kept, finished = tus.new(10), tus.finished(b"hello")
+    gone = tus.new(10)
+    tus.patch(gone, 0, b"abc")
+    gone_id = abandon(server, gone)
+    abandon(server, finished)
+    if not running:
+        server.terminate()
+    listed, summary = documents("sweep", "--dry-run", *of(server))
+    assert (listed["upload"], listed["bytes"]) == (gone_id, 3)
+    assert (summary["dry_run"], summary["seen"], summary["expired"]) == (True, 3, 1)
+    assert server.data_file(gone_id).exists()
+    done = command("sweep", *of(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 uploads seen: 1 removed")
+    assert not server.data_file(gone_id).exists()
+    if not running:
+        server.restart()
+    assert tus.head(gone).status == 410
+    assert tus.offset(kept) == 0
+    assert tus.get(finished).body == b"hello"
+
+
+def test_beside_servers_whose_locks_are_in_redis(make_server: MakeServer, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        server = make_server(env=env)
+        tus = Tus(server)
+        gone, busy = tus.new(10), tus.new(10)
+        with tus.begin_patch(busy, 0, 10, b"abc") as patch:
+            patch.wait_stored()
+            abandon(server, gone)
+            busy_id = abandon(server, busy)
+            [summary] = documents("sweep", *of(server), env=env)
+        assert (summary["seen"], summary["expired"]) == (2, 1)
+        assert tus.head(gone).status == 410
+        assert server.data_file(busy_id).exists()
+        server.terminate()
+
+
+def test_a_server_that_cannot_be_asked_keeps_its_uploads(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    gone_id = abandon(server, tus.new(10))
+    (server.upload_dir / ".tusd-py" / "control" / "server.sock").unlink()
+    done = command("sweep", *of(server))
+    assert done.returncode == 1
+    assert "is being served by another process" in done.stderr
+    assert server.data_file(gone_id).exists()
+
+
+def test_a_killed_server_is_not_in_the_way(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    gone_id = abandon(server, tus.new(10))
+    server.kill9()
+    [summary] = documents("sweep", *of(server))
+    assert summary["expired"] == 1
+    assert not server.data_file(gone_id).exists()
+    server.restart()
+    assert tus.new(10)

@@ -1,0 +1,114 @@
+"""The gate put together from settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tusd_py.auth.authority import Authority
+from tusd_py.auth.gate import Gate
+from tusd_py.auth.keys import Keys, secrets
+from tusd_py.auth.keys.jwks import Jwks
+from tusd_py.auth.keys.secrets import Secret, SharedSecrets
+from tusd_py.auth.principal import Right
+from tusd_py.auth.revocation import Revocations
+from tusd_py.auth.tokens import UploadTokens
+from tusd_py.auth.verify import AccessTokens, Expectations
+from tusd_py.settings.model import Settings
+from tusd_py.state import State
+
+_KEY_FILE = "upload-token.key"
+_KEY_SET_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
+
+
+def shared_secrets(settings: Settings) -> tuple[Secret, ...]:
+    """The secrets of access tokens; empty where there are none. Raises ValueError."""
+    if settings.jwt_secret is not None:
+        return (Secret(None, settings.jwt_secret.get_secret_value().encode()),)
+    if settings.jwt_secret_file is not None:
+        return secrets.read(settings.jwt_secret_file, "--jwt-secret-file")
+    return ()
+
+
+def scope_names(settings: Settings) -> dict[Right, str]:
+    """What the operator calls each right."""
+    return {
+        Right.CREATE: settings.scope_create,
+        Right.READ: settings.scope_read,
+        Right.DELETE: settings.scope_delete,
+        Right.ADMIN: settings.scope_admin,
+    }
+
+
+def access_tokens(settings: Settings) -> AccessTokens | None:
+    """What verifies access tokens; None with `--auth none`. Reads files; raises ValueError for what does not fit together."""
+    sources = {
+        "--jwt-secret": settings.jwt_secret,
+        "--jwt-secret-file": settings.jwt_secret_file,
+        "--jwt-jwks": settings.jwt_jwks,
+    }
+    given = [name for name, value in sources.items() if value is not None]
+    if settings.auth == "none":
+        if given:
+            raise ValueError(f"{given[0]} is given, but nobody is asked for tokens; add --auth jwt")
+        return None
+    if len(given) != 1:
+        raise ValueError(f"--auth jwt needs one of {', '.join(sources)}; {len(given)} are given")
+    found = shared_secrets(settings)
+    algorithms = settings.jwt_algorithms or (("HS256",) if found else _KEY_SET_ALGORITHMS)
+    wrong = [name for name in algorithms if name.startswith("HS") != bool(found)]
+    if wrong:
+        raise ValueError(f"--jwt-algorithms {wrong[0]} does not go with {given[0]}")
+    keys: Keys = SharedSecrets(found) if found else Jwks(settings.jwt_jwks or "", algorithms)
+    names = scope_names(settings)
+    if len(set(names.values())) < len(names):
+        raise ValueError("two of --scope-create, -read, -delete and -admin are the same")
+    return AccessTokens(
+        keys,
+        Expectations(
+            algorithms=algorithms,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            leeway=settings.jwt_leeway,
+            required_claims=settings.jwt_required_claims,
+            owner_claims=settings.jwt_owner_claims,
+            scope_claim=settings.jwt_scope_claim,
+            max_upload_size_claim=settings.jwt_max_upload_size_claim,
+            max_open_uploads_claim=settings.jwt_max_open_uploads_claim,
+            scopes={name: right for right, name in names.items()},
+        ),
+    )
+
+
+def upload_tokens(settings: Settings) -> UploadTokens:
+    """What issues and verifies upload tokens. Reads files, and makes one where that is needed; raises ValueError."""
+    file = settings.upload_token_secret_file
+    found = shared_secrets(settings)
+    if file is not None:
+        keys = secrets.derived(secrets.read(file, "--upload-token-secret-file"))
+    elif found:
+        keys = secrets.derived(found)
+    else:
+        try:
+            keys = secrets.kept(settings.state_dir / _KEY_FILE)
+        except OSError as problem:
+            raise ValueError(
+                f"{_KEY_FILE} cannot be kept in {settings.state_dir}: {problem.strerror}"
+            ) from None
+    return UploadTokens(keys, ttl=settings.upload_token_ttl, grace=settings.upload_token_grace)
+
+
+def gate(
+    settings: Settings,
+    verifier: AccessTokens,
+    state: State,
+    *,
+    on_revocation: Callable[[], None],
+) -> Gate:
+    """The gate. on_revocation: called whenever more became known of what was revoked. Raises ValueError."""
+    revocations = Revocations(state, on_change=on_revocation)
+    return Gate(
+        verifier,
+        upload_tokens(settings),
+        revocations,
+        Authority(revocations, scope_names(settings)),
+    )

@@ -1,0 +1,167 @@
+"""Public keys from a key set (RFC 7517), at a URL or in a file, for RS256, PS256, ES256, EdDSA and their like.
+
+What was fetched is good for a day: while its source is away, tokens are verified with what is known. It is looked at again
+every few minutes, and at once for a `kid` that is not in it, though only every few seconds, whatever tokens say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import aiohttp
+from jwt import PyJWK
+from jwt.exceptions import PyJWKError, PyJWTError
+
+from tusd_py import logs
+from tusd_py.auth.keys import KeysUnavailable
+
+logger = logging.getLogger(__name__)
+
+_FRESH = 300.0
+_GOOD = 86_400.0
+_PAUSE = 10.0
+_RETRY = 1.0
+"""Seconds: when a set is looked at again; until when it is used without that; between two looks for unknown keys; and between
+two looks while there are no keys at all."""
+_TIMEOUT = 5.0
+_MAX_BYTES = 512 * 1024
+_MAX_CANDIDATES = 8
+
+ALGORITHMS: Mapping[str, tuple[str, str]] = {
+    "RS256": ("RSA", ""),
+    "RS384": ("RSA", ""),
+    "RS512": ("RSA", ""),
+    "PS256": ("RSA", ""),
+    "PS384": ("RSA", ""),
+    "PS512": ("RSA", ""),
+    "ES256": ("EC", "P-256"),
+    "ES384": ("EC", "P-384"),
+    "ES512": ("EC", "P-521"),
+    "EdDSA": ("OKP", "Ed25519"),
+}
+"""Which type of key, on which curve, an algorithm goes with."""
+
+
+class KeySet:
+    """Keys by `kid` and algorithm, as one document had them. Raises ValueError for what is no key set.
+
+    Keys that are not for verifying signatures with `algorithms`, secret ones among them, are left out.
+    """
+
+    def __init__(self, document: bytes, algorithms: Sequence[str]) -> None:
+        content: object = json.loads(document)
+        keys = content.get("keys") if isinstance(content, dict) else None
+        if not isinstance(keys, list):
+            raise ValueError("it has no list of keys")
+        self._keys: list[tuple[str | None, str, PyJWK]] = []
+        for key in keys:
+            if isinstance(key, dict):
+                self._add(cast("dict[str, object]", key), algorithms)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _add(self, key: dict[str, object], algorithms: Sequence[str]) -> None:
+        if key.get("use", "sig") != "sig":
+            return
+        kid = key.get("kid")
+        for algorithm in algorithms:
+            kind, curve = ALGORITHMS[algorithm]
+            if key.get("kty") != kind or (curve and key.get("crv") != curve):
+                continue
+            if key.get("alg", algorithm) != algorithm:
+                continue
+            # A key that cannot be read is none; the others still count.
+            with suppress(PyJWKError, PyJWTError, ValueError, TypeError, KeyError):
+                usable = PyJWK(key, algorithm)
+                self._keys.append((kid if isinstance(kid, str) else None, algorithm, usable))
+
+    def find(self, kid: str | None, algorithm: str) -> list[PyJWK]:
+        """The keys that may have signed; one without a name may be any."""
+        found = [
+            key
+            for name, own, key in self._keys
+            if own == algorithm and (kid is None or name is None or name == kid)
+        ]
+        return found[:_MAX_CANDIDATES]
+
+
+class Jwks:
+    """A key set that is kept up to date, as `Keys`. source: an http(s) URL or a file's path."""
+
+    def __init__(self, source: str, algorithms: Sequence[str]) -> None:
+        self._source = source
+        self._algorithms = tuple(algorithms)
+        self._keys: KeySet | None = None
+        self._loaded = -_GOOD
+        self._tried = -_GOOD
+        self._loading = asyncio.Lock()
+        self._background: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._refresh(_RETRY)
+
+    async def stop(self) -> None:
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.gather(self._background, return_exceptions=True)
+
+    async def candidates(self, kid: str | None, algorithm: str) -> Sequence[bytes | PyJWK]:
+        now = time.monotonic()
+        if self._keys is None or now - self._loaded > _GOOD:
+            await self._refresh(_RETRY)
+        elif now - self._loaded > _FRESH and (self._background is None or self._background.done()):
+            self._background = asyncio.get_running_loop().create_task(self._refresh(_PAUSE))
+        keys = self._keys
+        if keys is None or time.monotonic() - self._loaded > _GOOD:
+            raise KeysUnavailable(f"no keys from {self._source}")
+        found = keys.find(kid, algorithm)
+        if not found:
+            await self._refresh(_PAUSE)
+            found = (self._keys or keys).find(kid, algorithm)
+        return found
+
+    async def _refresh(self, pause: float) -> None:
+        """Reads the source again, unless that was tried less than `pause` seconds ago. Failures are logged."""
+        async with self._loading:
+            if time.monotonic() - self._tried < pause:
+                return
+            self._tried = time.monotonic()
+            try:
+                keys = KeySet(await self._read(), self._algorithms)
+                if not len(keys):
+                    raise ValueError(f"it has no key for {', '.join(self._algorithms)}")
+            except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as problem:
+                logs.event(
+                    logger,
+                    logging.WARNING,
+                    "jwks",
+                    message=f"The key set {self._source} cannot be read: "
+                    f"{str(problem) or type(problem).__name__}",
+                )
+                return
+            self._keys, self._loaded = keys, time.monotonic()
+
+    async def _read(self) -> bytes:
+        if not self._source.startswith(("http://", "https://")):
+            return await asyncio.to_thread(Path(self._source).read_bytes)
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(self._source, allow_redirects=False) as response,
+        ):
+            if response.status != 200:
+                raise ValueError(f"it was answered with {response.status}")
+            document = await response.content.read(_MAX_BYTES + 1)
+            while len(document) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES)):
+                document += more
+        if len(document) > _MAX_BYTES:
+            raise ValueError("it is too large")
+        return document

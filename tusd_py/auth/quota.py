@@ -1,0 +1,104 @@
+"""How many unfinished uploads somebody has, where their token limits it.
+
+Redis has a list for each such owner, of no more ids than the limit allows, into which a creation enters its own. Nothing is
+taken off when uploads finish or go: only when the list is full are its ids looked up in the store, which knows the truth, and
+those that are unfinished no more make room. So a crash leaves nothing that counts for ever, and no finish waits for Redis. With
+Redis emptied, earlier uploads do not count any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from tusd_py.protocol import errors
+from tusd_py.state import Script, State, StateUnavailable
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_UP = 200
+"""Ids at a time, those first that were not looked up for longest."""
+_CREATING = 120.0
+"""Seconds that a creation may take, hooks included; until then an id that the store does not know may still come."""
+_KEPT = 400 * 86_400.0
+
+# KEYS: open. ARGV: id, limit, milliseconds that it is kept. 1, or the ids that may be looked up with their times.
+_ENTER = Script(
+    "enter an open upload",
+    """\
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then
+    return redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[4]) - 1, 'WITHSCORES')
+  end
+  redis.call('ZADD', KEYS[1], now, ARGV[1])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+""",
+)
+
+LookUp = Callable[[str], Awaitable[bool | None]]
+"""Whether an upload is unfinished; None if there is none, and never was as far as is known."""
+
+
+class OpenUploads:
+    """Counts. Whoever creates an upload enters it before, and leaves it again if nothing comes of it."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def enter(self, owner: str, upload_id: str, limit: int, look_up: LookUp) -> None:
+        """Counts an upload that is about to be created. Raises a 429 if there are `limit` already, a 503 without Redis."""
+        try:
+            for _ in range(2):
+                found = await self._enter(owner, upload_id, limit)
+                if found is None:
+                    return
+                if not await self._clear(owner, found, look_up):
+                    break
+        except StateUnavailable as problem:
+            logger.warning("open uploads cannot be counted: %s", problem)
+            raise errors.unavailable() from None
+        raise errors.too_many_uploads(limit)
+
+    async def leave(self, owner: str, upload_id: str) -> None:
+        """Counts an upload no more that was not created."""
+        try:
+            await self._state.command("ZREM", self._state.keys.open_uploads(owner), upload_id)
+        except StateUnavailable as problem:
+            logger.warning("upload %s is counted until it is looked up: %s", upload_id, problem)
+
+    async def _enter(self, owner: str, upload_id: str, limit: int) -> dict[str, float] | None:
+        answer = await self._state.run(
+            _ENTER,
+            [self._state.keys.open_uploads(owner)],
+            (upload_id, limit, int(_KEPT * 1000), _LOOKED_UP),
+        )
+        if answer == 1:
+            return None
+        flat: list[bytes] = answer if isinstance(answer, list) else []
+        return {
+            member.decode("utf-8"): float(at) / 1000
+            for member, at in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+    async def _clear(self, owner: str, found: dict[str, float], look_up: LookUp) -> bool:
+        """Takes those off that are unfinished no more; whether there were any."""
+        key, now = self._state.keys.open_uploads(owner), time.time()
+        closed, still_open = [], []
+        for upload_id, at in found.items():
+            is_open = await look_up(upload_id)
+            if is_open:
+                still_open.append(upload_id)
+            elif is_open is False or now - at > _CREATING:
+                closed.append(upload_id)
+        if closed:
+            await self._state.command("ZREM", key, *closed)
+        elif still_open:
+            # Next time others are looked up first.
+            pairs = [part for upload_id in still_open for part in (int(now * 1000), upload_id)]
+            await self._state.command("ZADD", key, "XX", *pairs)
+        return bool(closed)

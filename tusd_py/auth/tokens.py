@@ -1,0 +1,131 @@
+"""Upload tokens: our own, each good for one upload and for a while.
+
+They are JWTs that are signed with keys of their own, which nothing else is signed with, and have a type of their own. Not for:
+the integrator's access tokens (`verify`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+
+import jwt
+
+from tusd_py.auth.keys.secrets import Secret
+from tusd_py.auth.principal import Grant
+
+TYPE = "upload+jwt"
+"""The `typ` of their header."""
+_ALGORITHM = "HS256"
+_AUDIENCE = "tusd-py:upload"
+_MAX_TOKEN = 8192
+
+
+class BadToken(Exception):
+    """A token that does not count; the text says why, in words of ours alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new upload token. expires_at: seconds since the epoch. lasts: seconds."""
+
+    token: str
+    expires_at: float
+    lasts: float
+
+    def headers(self) -> dict[str, str]:
+        """The fields that tell it to whoever created the upload."""
+        return {
+            "Upload-Token": self.token,
+            "Upload-Token-Expires": formatdate(self.expires_at, usegmt=True),
+            "Cache-Control": "no-store",
+        }
+
+
+def unverified_header(token: str) -> Mapping[str, object]:
+    """What the header of a token says of itself, which proves nothing. Raises BadToken for what is no token."""
+    if len(token) > _MAX_TOKEN:
+        raise BadToken("the token is too long")
+    try:
+        header: dict[str, object] = jwt.get_unverified_header(token)
+    except jwt.PyJWTError:
+        raise BadToken("the token is malformed") from None
+    if "crit" in header:
+        raise BadToken("the token asks for what is not done here")
+    return header
+
+
+class UploadTokens:
+    """Issues and verifies upload tokens. ttl, grace: seconds. The first key signs, all verify."""
+
+    def __init__(
+        self,
+        keys: Sequence[Secret],
+        *,
+        ttl: float,
+        grace: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._signing = keys[0]
+        self._keys = {key.kid: key.value for key in keys}
+        self._ttl = ttl
+        self._grace = grace
+        self._clock = clock
+
+    def issue(self, upload_id: str, owner: str) -> Issued:
+        """A token for one upload, which is `owner`'s."""
+        now = self._clock()
+        token = jwt.encode(
+            {
+                "aud": _AUDIENCE,
+                "sub": owner,
+                "upload": upload_id,
+                "iat": now,
+                "exp": now + self._ttl,
+                "jti": secrets.token_hex(8),
+            },
+            self._signing.value,
+            algorithm=_ALGORITHM,
+            headers={"typ": TYPE, "kid": self._signing.kid},
+        )
+        return Issued(token, now + self._ttl, self._ttl)
+
+    def verify(self, token: str, *, grace: bool = False) -> tuple[str, Grant]:
+        """The upload that a token is for, and what it says of it. Raises BadToken.
+
+        grace: it may have run out, less than the grace period ago.
+        """
+        header = unverified_header(token)
+        kid = header.get("kid")
+        key = self._keys.get(kid) if isinstance(kid, str) else None
+        if key is None or header.get("typ") != TYPE:
+            raise BadToken("the upload token is not one of this server's")
+        try:
+            claims: dict[str, object] = jwt.decode(
+                token,
+                key,
+                algorithms=[_ALGORITHM],
+                audience=_AUDIENCE,
+                # Compared below, by our own clock and to the fraction of a second.
+                options={
+                    "require": ["exp", "iat", "sub", "upload"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                },
+            )
+        except jwt.PyJWTError:
+            raise BadToken("the upload token is not valid") from None
+        match claims:
+            case {
+                "upload": str(upload_id),
+                "sub": str(owner),
+                "iat": int() | float() as issued_at,
+                "exp": int() | float() as expires,
+            }:
+                if self._clock() >= expires + (self._grace if grace else 0.0):
+                    raise BadToken("the upload token has expired")
+                return upload_id, Grant(owner, float(issued_at))
+        raise BadToken("the upload token is not valid")

@@ -1,0 +1,93 @@
+"""`tusd-py status`: whether workers and the scheduler do what they should."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from tusd_py.commandline import Parser
+from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.settings.model import Settings
+
+if TYPE_CHECKING:
+    from tusd_workers.status import Status
+
+USAGE = "[--json] [options of serve]"
+ABOUT = """\
+Print what there is to know about the jobs beside the server: how many uploads are known and due, what the last sweeps did, \
+queues, workers, and what is scheduled. Give it the same options as the server.
+
+The exit code is 1 if something is wrong: no worker, no scheduler, failed jobs, no sweep for too long, or a Redis that is away.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """How to print, and all settings."""
+    parser.option("--json", "Print JSON.", section="Output", action="store_true")
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print; returns the exit code."""
+    settings = load_arguments(arguments, os.environ).settings
+
+    # rq: not needed to find out that a flag is wrong.
+    from redis.exceptions import RedisError  # noqa: PLC0415
+
+    from tusd_py.state import StateUnavailable  # noqa: PLC0415
+    from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError  # noqa: PLC0415
+    from tusd_workers.connection import redis_url  # noqa: PLC0415
+    from tusd_workers.status import collect  # noqa: PLC0415
+
+    try:
+        # A path that was mistyped shall not become an instance.
+        embedded = EmbeddedState(settings.state_dir)
+        if settings.redis_url is None and not embedded.directory.is_dir():
+            raise EmbeddedStateError(
+                f"there is no Redis in {settings.state_dir} (--upload-dir, --state-dir), and no --redis-url was given"
+            )
+        with redis_url(settings) as url:
+            status = collect(settings, url)
+    except (RedisError, StateUnavailable, EmbeddedStateError) as problem:
+        sys.stderr.write(f"tusd-py status: {problem}\n")
+        return 1
+    problems = list(status.problems(settings))
+    if hasattr(arguments, "json"):
+        sys.stdout.write(json.dumps({**asdict(status), "problems": problems}, indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in _lines(settings, status, problems)))
+    return 1 if problems else 0
+
+
+def _lines(settings: Settings, status: Status, problems: list[str]) -> Iterator[str]:
+    counts = status.registry
+    known = "" if counts.is_whole else " (some may be missing: the next sweep looks at all)"
+    yield f"uploads    {counts.known} unfinished, {counts.due} due{known}"
+    for record in status.sweeps:
+        yield (
+            f"sweep      {record.kind}: {_time(record.ended)}, {record.ended - record.began:.1f} s; {record.seen} seen, "
+            f"{record.expired} removed, {record.finished} finished, {record.remains} remains, {record.failed} passed over"
+        )
+    for name, when in status.schedule.items():
+        yield f"next       {name}: {_time(when)}, in {max(0.0, when - time.time()):.0f} s"
+    for queue in status.queues:
+        oldest = "" if queue.oldest is None else f", the first for {queue.oldest:.0f} s"
+        yield (
+            f"queue      {queue.name}: {queue.waiting} waiting{oldest}, {queue.running} running, {queue.failed} failed"
+        )
+    for worker in status.workers:
+        job = f" {worker.job}" if worker.job else ""
+        yield f"worker     {worker.host} pid {worker.pid}: {worker.state}{job}, heard {worker.heard:.0f} s ago"
+    for problem in problems:
+        yield f"PROBLEM    {problem}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

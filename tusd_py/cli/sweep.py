@@ -1,0 +1,89 @@
+"""`tusd-py sweep`: removes what has expired now, or shows what would go.
+
+A sweep needs the locks of the uploads. Where a server keeps them in its memory it is the server that sweeps, asked by this
+command; otherwise the command does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from tusd_py import logs
+from tusd_py.commandline import Parser
+from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.settings.model import Settings
+
+USAGE = "[--dry-run] [--json] [options of serve]"
+ABOUT = """\
+Look at every upload now: remove those that have expired, finish what was complete when a server died, clear away what crashes \
+left behind. Give it the same options as the server; the server may run or not. Uploads in use are spared.
+
+With --dry-run nothing changes, and what has expired is listed.
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to do, and all settings."""
+    parser.option(
+        "--dry-run",
+        "Change nothing; list what would be removed.",
+        section="Sweep",
+        action="store_true",
+    )
+    parser.option("--json", "Print a JSON object a line.", section="Sweep", action="store_true")
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sweep; returns the exit code."""
+    settings = load_arguments(arguments, os.environ).settings
+    logs.configure(settings.log_format, "warning")
+
+    # The server's parts: not needed to find out that a flag is wrong.
+    from tusd_py.upkeep import UpkeepFailed  # noqa: PLC0415
+
+    try:
+        return asyncio.run(
+            _sweep(
+                settings,
+                dry_run=hasattr(arguments, "dry_run"),
+                as_json=hasattr(arguments, "json"),
+            )
+        )
+    except UpkeepFailed as problem:
+        sys.stderr.write(f"tusd-py sweep: {problem}\n")
+        return 1
+
+
+async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
+    from tusd_py import reach  # noqa: PLC0415
+    from tusd_py.upkeep import Expired  # noqa: PLC0415
+
+    async def tell(expired: Expired) -> None:
+        since = datetime.fromtimestamp(expired.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if as_json:
+            line = json.dumps({"upload": expired.upload, "bytes": expired.bytes, "expired": since})
+        else:
+            line = f"{expired.upload}  {expired.bytes} bytes, expired {since}"
+        sys.stdout.write(line + "\n")
+
+    async with reach.upkeep(settings, may_take=True) as upkeep:
+        report = await upkeep.sweep("all", dry_run=dry_run, tell=tell if dry_run else None)
+    if as_json:
+        sys.stdout.write(json.dumps({"dry_run": dry_run, **asdict(report)}) + "\n")
+    else:
+        verb = "would be removed" if dry_run else "removed"
+        details = (
+            ""
+            if dry_run
+            else f", {report.finished} finished, {report.remains} remains of crashes cleared"
+        )
+        failed = f", {report.failed} passed over (the log says why)" if report.failed else ""
+        sys.stdout.write(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}\n")
+    return 1 if report.failed else 0

@@ -1,0 +1,209 @@
+"""`tusd-py token`: make access tokens to try things out, look into tokens, and take them back.
+
+Settings are those of `tusd-py serve`: the secret, the names of claims and scopes, the Redis. Tokens are read from standard
+input, since arguments can be seen by everybody on a machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+
+import jwt
+
+from tusd_py.auth import build
+from tusd_py.auth.keys import KeysUnavailable
+from tusd_py.auth.principal import Principal, Right
+from tusd_py.auth.revocation import Revocations
+from tusd_py.auth.tokens import TYPE, BadToken, unverified_header
+from tusd_py.cli.state import NoState, redis_of
+from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.settings import units
+from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.settings.model import Settings
+from tusd_py.state import State, StateUnavailable
+from tusd_py.state.embedded import EmbeddedStateError
+
+USAGE = "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]"
+ABOUT = """\
+Issue prints an access token that is signed with the server's secret, for operators and for trying things out. Inspect reads a \
+token from standard input, prints what is in it and whether the server would take it; its exit code is 1 if not. Revoke takes \
+all tokens of an owner back that were issued until now, or an upload for good.
+
+Give it the same options as the server, or the same environment.
+"""
+
+_ACTIONS = ("issue", "inspect", "revoke")
+_SECTION = "Token"
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to do, what about, and all settings."""
+    parser.add_argument("action", nargs="?", default="")
+    parser.option("--owner", "Who it is for.", section=_SECTION, metavar="NAME")
+    parser.option("--upload", "The upload to revoke.", section=_SECTION, metavar="ID")
+    parser.option(
+        "--scope",
+        "Scopes of the token, with commas between them.",
+        section=_SECTION,
+        metavar="NAMES",
+        note="create, read and delete",
+    )
+    parser.option(
+        "--lasts",
+        "How long the token is good for.",
+        section=_SECTION,
+        metavar="DURATION",
+        note="1h",
+    )
+    parser.option("--upload-size", "Largest upload it allows.", section=_SECTION, metavar="SIZE")
+    parser.option(
+        "--open-uploads",
+        "Most unfinished uploads it allows.",
+        section=_SECTION,
+        metavar="NUMBER",
+    )
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; returns the exit code."""
+    action: str = arguments.action
+    if action not in _ACTIONS:
+        given = f'"{action}" is no action' if action else "no action was given"
+        raise UsageError(f"{given}; give issue, inspect or revoke{suggestion(action, _ACTIONS)}")
+    given_options = vars(arguments)
+    settings = load_arguments(arguments, os.environ).settings
+    settings = settings.model_copy(update={"auth": "jwt"})
+    try:
+        if action == "issue":
+            sys.stdout.write(_issue(settings, given_options) + "\n")
+            return 0
+        if action == "inspect":
+            return asyncio.run(_inspect(settings, sys.stdin.read().strip()))
+        return _revoke(settings, given_options)
+    except (ValueError, StateUnavailable, EmbeddedStateError, KeysUnavailable, NoState) as problem:
+        sys.stderr.write(f"tusd-py token: {problem}\n")
+        return 1
+
+
+def _issue(settings: Settings, given: Mapping[str, object]) -> str:
+    """An access token. Raises ValueError where there is no secret to sign it with."""
+    secret = (build.shared_secrets(settings) or (None,))[0]
+    if secret is None:
+        raise ValueError(
+            "there is no secret to sign with (--jwt-secret-file, TUSD_JWT_SECRET); "
+            "tokens for a key set come from whoever has the private key"
+        )
+    owner = str(given.get("owner", ""))
+    if not owner:
+        raise UsageError("--owner is missing")
+    values = owner.split("/") if len(settings.jwt_owner_claims) > 1 else [owner]
+    if len(values) != len(settings.jwt_owner_claims):
+        claims = "/".join(settings.jwt_owner_claims)
+        raise UsageError(f"--owner: give {claims}, with slashes between them")
+    now = int(time.time())
+    claims_of_token: dict[str, object] = {
+        **dict(zip(settings.jwt_owner_claims, values, strict=True)),
+        settings.jwt_scope_claim: " ".join(_scopes(settings, given)),
+        "iat": now,
+        "exp": now + _duration(given.get("lasts")),
+    }
+    if settings.jwt_issuer is not None:
+        claims_of_token["iss"] = settings.jwt_issuer
+    if settings.jwt_audience:
+        claims_of_token["aud"] = settings.jwt_audience[0]
+    if "upload_size" in given:
+        size = units.parse_size(str(given["upload_size"]))
+        claims_of_token[settings.jwt_max_upload_size_claim] = size
+    if "open_uploads" in given:
+        claims_of_token[settings.jwt_max_open_uploads_claim] = _number(str(given["open_uploads"]))
+    algorithm = (settings.jwt_algorithms or ("HS256",))[0]
+    headers = None if secret.kid is None else {"kid": secret.kid}
+    return jwt.encode(claims_of_token, secret.value, algorithm=algorithm, headers=headers)
+
+
+def _scopes(settings: Settings, given: Mapping[str, object]) -> list[str]:
+    names = build.scope_names(settings)
+    if "scope" not in given:
+        return [names[right] for right in (Right.CREATE, Right.READ, Right.DELETE)]
+    by_right = {right.value: name for right, name in names.items()}
+    # The short names are easier to type than the full ones, and to remember.
+    return [by_right.get(name, name) for name in re.split(r"[, ]+", str(given["scope"])) if name]
+
+
+def _duration(text: object) -> int:
+    return 3600 if text is None else int(units.parse_duration(str(text)))
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UsageError("--open-uploads: give a whole number")
+    return int(text)
+
+
+async def _inspect(settings: Settings, token: str) -> int:
+    """Prints a token's header and claims, and what the server would make of it."""
+    try:
+        header = unverified_header(token)
+        claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
+    except (BadToken, jwt.PyJWTError):
+        sys.stdout.write(json.dumps({"taken": False, "why": "it is no token"}, indent=2) + "\n")
+        return 1
+    shown: dict[str, object] = {"header": dict(header), "claims": claims}
+    try:
+        shown |= await _verdict(settings, token, is_upload_token=header.get("typ") == TYPE)
+    except BadToken as problem:
+        shown |= {"taken": False, "why": str(problem)}
+    sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    return 0 if shown["taken"] else 1
+
+
+async def _verdict(settings: Settings, token: str, *, is_upload_token: bool) -> dict[str, object]:
+    if is_upload_token:
+        upload_id, grant = build.upload_tokens(settings).verify(token)
+        return {"taken": True, "upload": upload_id, "owner": grant.owner}
+    verifier = build.access_tokens(settings)
+    if verifier is None:
+        raise BadToken("no tokens are asked for")
+    await verifier.keys.start()
+    try:
+        return {"taken": True, **_described(await verifier.verify(token))}
+    finally:
+        await verifier.keys.stop()
+
+
+def _described(principal: Principal) -> dict[str, object]:
+    return {
+        "owner": principal.owner,
+        "rights": sorted(right.value for right in principal.rights),
+        "max_upload_size": principal.limits.max_upload_size,
+        "max_open_uploads": principal.limits.max_open_uploads,
+    }
+
+
+def _revoke(settings: Settings, given: Mapping[str, object]) -> int:
+    if ("owner" in given) == ("upload" in given):
+        raise UsageError("give either --owner or --upload")
+    with redis_of(settings) as url:
+        asyncio.run(_revoke_in(url, settings, given))
+    return 0
+
+
+async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) -> None:
+    state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+    await state.start()
+    try:
+        revocations = Revocations(state, on_change=lambda: None)
+        if "upload" in given:
+            await revocations.revoke_upload(str(given["upload"]))
+        else:
+            await revocations.revoke_owner(str(given["owner"]))
+    finally:
+        await state.stop()

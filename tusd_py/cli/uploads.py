@@ -1,0 +1,279 @@
+"""`tusd-py uploads`: what is there, for operators, and a way to remove it.
+
+Listing reads the storage alone, without locks, whether a server runs or not. Removing needs the upload's lock, as the sweep
+does, and goes the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tusd_py import logs
+from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.rules import Rules
+from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
+from tusd_py.storage.file import FileStore
+from tusd_py.uploads import Uploads
+
+USAGE = "list | show ID... | rm ID... [--json] [options of serve]"
+ABOUT = """\
+Print or remove uploads. Give it the same options as the server; the server may run or not.
+
+list prints a page of the uploads in the order of their ids, show all that is known of some, rm removes some, finished or not; \
+one that a client is writing to is not removed. The exit code is 1 if an ID was not found or could not be removed.
+"""
+
+_ACTIONS = ("list", "show", "rm")
+_PAGE = 100
+_COLUMNS = ("UPLOAD", "STATE", "OFFSET", "SIZE", "AGE", "OWNER")
+_WIDTHS = (32, 9, 14, 14, 8, 12)
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to do, and all settings."""
+    parser.add_argument("action", nargs="?", default="")
+    parser.add_argument("ids", nargs="*", default=[])
+    for flag, metavar, meaning in (
+        ("--limit", "NUMBER", f"Uploads on a page of list; {_PAGE} unless told."),
+        ("--after", "ID", "List those that come after this one: the last of the page before."),
+    ):
+        parser.option(flag, meaning, section="Output", metavar=metavar)
+    parser.option("--json", "Print a JSON object a line.", section="Output", action="store_true")
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print or remove; returns the exit code."""
+    given = vars(arguments)
+    action, ids = str(arguments.action), list(arguments.ids)
+    limit = _check(action, ids, given.get("limit"))
+    settings = load_arguments(arguments, os.environ).settings
+    logs.configure(settings.log_format, "warning")
+    output = _Output(as_json="json" in given)
+    try:
+        if action == "rm":
+            return asyncio.run(_remove(settings, ids))
+        if not settings.upload_dir.is_dir():
+            raise StorageError(f"there are no uploads: {settings.upload_dir} is no directory")
+        if action == "show":
+            return asyncio.run(_show(_reader(settings), ids, output))
+        return asyncio.run(_list(_reader(settings), output, limit, given.get("after") or ""))
+    except StorageError as problem:
+        sys.stderr.write(f"tusd-py uploads: {problem}\n")
+        return 1
+
+
+def _check(action: str, ids: list[str], limit: str | None) -> int:
+    """The limit; raises UsageError."""
+    if action not in _ACTIONS:
+        given = f'"{action}" is no action' if action else "no action was given"
+        raise UsageError(f"{given}; give list, show or rm{suggestion(action, _ACTIONS)}")
+    if action == "list" and ids:
+        raise UsageError(f'unexpected argument "{ids[0]}"; list lists all')
+    if action != "list" and not ids:
+        raise UsageError(f"give ids of uploads to {action}")
+    if limit is None:
+        return _PAGE
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", limit):
+        raise UsageError(f"--limit {json.dumps(limit)}: give a whole number")
+    return int(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """The uploads, to be looked at and not to be changed."""
+
+    store: FileStore
+    uploads: Uploads
+
+
+def _reader(settings: Settings) -> _Reader:
+    store = FileStore(settings.upload_dir)
+    rules = Rules(expire_after=settings.expire_after)
+    # What only reads needs no locks; these are never asked for.
+    return _Reader(store, Uploads(store, MemoryLocks(), rules=rules))
+
+
+async def _list(reader: _Reader, output: _Output, limit: int, after: str) -> int:
+    async for upload in _page(reader, limit, after):
+        output.write(reader.uploads, upload)
+    if output.count == limit and output.last is not None:
+        sys.stderr.write(f"tusd-py uploads: go on with --after {output.last}\n")
+    return 0
+
+
+async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload]:
+    """Uploads in the order of their ids; of a million, no more are held than a page has."""
+    while limit > 0:
+        # A heap of the smallest ids so far, the largest of them on top.
+        heap: list[_Reversed] = []
+        async for upload_id in reader.store.ids():
+            if upload_id > after:
+                if len(heap) < limit:
+                    heapq.heappush(heap, _Reversed(upload_id))
+                elif upload_id < heap[0].text:
+                    heapq.heapreplace(heap, _Reversed(upload_id))
+        if not heap:
+            return
+        for upload_id in sorted(each.text for each in heap):
+            after = upload_id
+            try:
+                upload = await reader.uploads.load(upload_id)
+            except (UploadNotFound, UploadGone):
+                continue
+            except StorageError as problem:
+                sys.stderr.write(f"tusd-py uploads: {problem}\n")
+                continue
+            limit -= 1
+            yield upload
+
+
+@dataclass(frozen=True, slots=True)
+class _Reversed:
+    """An id that comes before those that it comes after."""
+
+    text: str
+
+    def __lt__(self, other: _Reversed) -> bool:
+        return self.text > other.text
+
+
+async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
+    missing = 0
+    for upload_id in ids:
+        try:
+            output.show(reader.uploads, await reader.uploads.load(upload_id))
+        except UploadGone:
+            missing += 1
+            sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)} was removed\n")
+        except UploadNotFound:
+            missing += 1
+            sys.stderr.write(f"tusd-py uploads: there is no upload {json.dumps(upload_id)}\n")
+    return 1 if missing else 0
+
+
+async def _remove(settings: Settings, ids: list[str]) -> int:
+    # The server's parts: the other actions do without.
+    from tusd_py import reach  # noqa: PLC0415
+    from tusd_py.upkeep import UpkeepFailed  # noqa: PLC0415
+
+    failures = 0
+    try:
+        async with reach.upkeep(settings, may_take=True) as upkeep:
+            for upload_id in ids:
+                problem = await upkeep.remove(upload_id)
+                if problem is not None:
+                    failures += 1
+                    sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)}: {problem}\n")
+    except UpkeepFailed as problem:
+        sys.stderr.write(f"tusd-py uploads: {problem}\n")
+        return 1
+    return 1 if failures else 0
+
+
+class _Output:
+    """Uploads as lines of JSON, or as a table. count: how many there were; last: the id of the last."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.count = 0
+        self.last: str | None = None
+        self._as_json = as_json
+
+    def write(self, uploads: Uploads, upload: Upload) -> None:
+        """Prints one as a line."""
+        if self._as_json:
+            self._line(json.dumps(_document(uploads, upload)))
+        else:
+            if self.count == 0:
+                self._line(_row(_COLUMNS))
+            self._line(_row(_cells(uploads, upload)))
+        self.count += 1
+        self.last = upload.id
+
+    def show(self, uploads: Uploads, upload: Upload) -> None:
+        """Prints all that is known of one."""
+        document = _document(uploads, upload) | {"metadata": _metadata(upload)}
+        if self._as_json:
+            self._line(json.dumps(document))
+        else:
+            if self.count:
+                self._line("")
+            for name, value in document.items():
+                text = value if isinstance(value, str) else json.dumps(value)
+                self._line(f"{name:10}  {_printable(text)}")
+        self.count += 1
+
+    @staticmethod
+    def _line(text: str) -> None:
+        sys.stdout.write(text + "\n")
+
+
+def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
+    expires = uploads.expires_at(upload)
+    info = upload.info
+    return {
+        "upload": upload.id,
+        "state": _state(uploads, upload),
+        "offset": upload.offset,
+        "size": upload.length,
+        "owner": info.owner,
+        "created": _time(info.created_at),
+        "changed": _time(upload.changed_at),
+        "finished": None if info.finished_at is None else _time(info.finished_at),
+        "expires": None if expires is None else _time(expires),
+        "parts": list(info.parts),
+    }
+
+
+def _state(uploads: Uploads, upload: Upload) -> str:
+    """One word: expired ones are still there; a part is "part" once it is complete; "waiting" is a final without its parts."""
+    if uploads.is_due(upload):
+        return "expired"
+    if upload.finished:
+        return "part" if upload.info.is_partial else "finished"
+    return "uploading" if upload.joined else "waiting"
+
+
+def _cells(uploads: Uploads, upload: Upload) -> tuple[str, ...]:
+    age = _age(time.time() - upload.changed_at)
+    size = "-" if upload.length is None else str(upload.length)
+    owner = _printable(upload.info.owner) or "-"
+    return upload.id, _state(uploads, upload), str(upload.offset), size, age, owner
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    padded = (f"{_printable(cell):{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def _metadata(upload: Upload) -> dict[str, str]:
+    return {key: value.decode("utf-8", "replace") for key, value in upload.info.metadata.items()}
+
+
+def _age(seconds: float) -> str:
+    """Roughly, as in "3d" or "12m"."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else json.dumps(text)[1:-1]
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

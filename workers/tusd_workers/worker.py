@@ -1,0 +1,122 @@
+"""A worker: takes jobs from the queues and does them, one at a time in a process, until it is told to end.
+
+It is rq's, in the process itself (a fork would cost more than most jobs), and goes on through outages of Redis: what rq gives
+up is begun anew here. SIGTERM lets it finish the job in hand; a second one does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+from redis.exceptions import RedisError
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+
+from tusd_py import logs
+from tusd_py.settings.model import Settings
+from tusd_py.web.supervisor import Supervisor
+from tusd_workers import current, ending
+from tusd_workers.connection import connect, redis_url
+from tusd_workers.queues import QUEUES, queue_name
+
+logger = logging.getLogger(__name__)
+
+_ALIVE = 60
+"""Seconds after which a worker that said nothing is taken for dead (and another half a minute)."""
+_PAUSE = 1.0
+"""Seconds between attempts while Redis is away."""
+_PATIENCE = 86_400.0
+"""Seconds for jobs in hand to end after SIGTERM. Whoever has less patience sends SIGKILL: jobs bear it."""
+
+
+class _Worker(SimpleWorker):
+    """rq's, told apart in that it waits for Redis no longer than need be, and ends even while Redis is away."""
+
+    max_connection_wait_time = 2.0
+    log_result_lifespan = False
+    told: threading.Event
+    """Set by a signal that came before rq listened to any."""
+
+    @property
+    def was_told_to_end(self) -> bool:
+        """Whether it ended because it should."""
+        return self._shutdown_requested_date is not None
+
+    def _install_signal_handlers(self) -> None:
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        if self.told.is_set():
+            raise StopRequested
+
+    def set_shutdown_requested_date(self) -> None:
+        """For others to see only: not worth failing the job in hand."""
+        with suppress(RedisError):
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def teardown(self) -> None:
+        """Takes itself off the list of workers; while Redis is away it is forgotten there by itself."""
+        with suppress(RedisError):
+            super().teardown()  # type: ignore[no-untyped-call]
+
+
+def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int = 1) -> int:
+    """Works until SIGTERM or SIGINT; returns the exit code. concurrency: processes, each with one job at a time.
+
+    Raises EmbeddedStateError.
+    """
+    ending.follow_parent()
+    with redis_url(settings) as url:
+        if concurrency == 1:
+            return _work(settings, url, queues)
+
+        def work(_index: int) -> int:
+            ending.follow(supervisor.parent.fileno())
+            return _work(settings, url, queues)
+
+        supervisor = Supervisor(concurrency, work, shutdown_timeout=_PATIENCE)
+        return supervisor.run()
+
+
+def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
+    """One process's part."""
+    current.use(settings, url)
+    told = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    names = [queue_name(settings.redis_prefix, queue) for queue in queues]
+    logs.event(logger, logging.INFO, "working", queues=",".join(queues))
+    away = False
+    while not told.is_set():
+        # rq's own take their place while it works.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        try:
+            worker = _Worker(names, connection=connect(url), worker_ttl=_ALIVE)
+            worker.told = told
+            away = _say(away, None)
+            try:
+                worker.work(logging_level="WARNING")
+            except StopRequested:
+                worker.teardown()
+            if worker.was_told_to_end:
+                break
+        except RedisError as problem:
+            away = _say(away, problem)
+        told.wait(_PAUSE)
+    logs.event(logger, logging.INFO, "worker stopped")
+    return 0
+
+
+def _say(away: bool, problem: RedisError | None) -> bool:
+    """Logs that Redis went away or came back, once each; returns whether it is away."""
+    if problem is not None and not away:
+        logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
+    if problem is None and away:
+        logs.event(logger, logging.WARNING, "redis back")
+    return problem is not None
