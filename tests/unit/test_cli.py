@@ -161,6 +161,7 @@ def test_help_tells_every_setting_with_default_and_variable() -> None:
         "Duplicates",
         "Hooks",
         "Hooks over HTTP and as executables",
+        "Tokens",
         "Redis",
         "Operation",
         "General",
