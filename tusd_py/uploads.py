@@ -436,10 +436,12 @@ class Uploads:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with self._translated():
             await self._ask_before(upload_id, request, Action.DELETE)
-            async with self._held(upload_id):
+            async with self._held(upload_id) as lease:
                 upload = await self._admitted(upload_id, request, Action.DELETE)
                 view = view_of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
+                if not lease.is_held():
+                    raise errors.interrupted()
                 await self.store.remove(upload_id)
                 self._timetable.note(upload_id, None)
                 self._observer.uploads_terminated += 1

@@ -40,6 +40,9 @@ def test_what_runs_goes_on_what_is_new_is_taken_and_all_recovers(
     refused = second.patch(path, 100_000, b"c" * 100_000)
     assert (refused.status, refused.code) == (503, "ERR_UNAVAILABLE")
     assert "Retry-After" in refused
+    # Asked where it stands, it says 423: to a 503 there are clients that send the whole file anew.
+    asked = second.head(path)
+    assert (asked.status, "Retry-After" in asked) == (423, True)
     redis.start()
     wait_until(
         lambda: second.patch(path, 100_000, b"c" * 100_000).status == 204,

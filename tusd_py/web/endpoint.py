@@ -220,7 +220,13 @@ class TusEndpoint:
         return _shaped(Response(201, headers), created.response)
 
     async def _inspect(self, request: Request) -> Response:
-        upload = await self._uploads.inspect(request.upload_id, self._view(request))
+        try:
+            upload = await self._uploads.inspect(request.upload_id, self._view(request))
+        except ProtocolError as problem:
+            if problem.code == "ERR_UNAVAILABLE":
+                # To whatever else but a 423 there are clients that answer by sending the whole file anew.
+                raise errors.locked(problem.headers) from problem
+            raise
         info = upload.info
         status = tus.Status(
             offset=upload.offset if upload.joined else None,

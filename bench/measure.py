@@ -1,0 +1,259 @@
+"""One measurement: a server on a directory, a load generator, and what the server's processes cost meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+from bench import processes
+from bench.memory import Pool
+from bench.processes import Snapshot, on_processors
+from bench.results import Measurement
+from bench.scenarios import GIB, Scenario
+from bench.seeds import Seeds
+from bench.servers import ROOT, HashAlone, Running, Server, StartFailed
+from bench.work import Done, Work
+
+_SAMPLE = 10_000
+"""Of how many known uploads the load generator is told at most."""
+_QUIET = 0.02
+_QUIET_LIMIT = 120.0
+_CALM = 0.25
+"""Processors that may be busy where the machine counts as calm."""
+
+
+class MeasurementFailed(Exception):
+    """There are no figures; the message says why."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where and how measurements are made. work: directory for everything; the two sets of processors may overlap."""
+
+    work: Path
+    server_cpus: set[int]
+    client_cpus: set[int]
+    pool: Pool
+    calm: float
+    """Seconds to wait at most, before something is measured, for everything else on the machine to pause."""
+    seeds: Seeds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seeds = Seeds(self.work / "known")
+
+
+class LoadGenerator:
+    """The other process: a context manager. See `load.py` for what the two say to each other."""
+
+    def __init__(self, work: Work, cpus: set[int]) -> None:
+        self._work = replace(work, cpus=sorted(cpus))
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.tell(self._work.to_json())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = cast("subprocess.Popen[str]", self._process)
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                cast(IO[str], pipe).close()
+
+    def tell(self, line: str) -> None:
+        pipe = cast(IO[str], cast("subprocess.Popen[str]", self._process).stdin)
+        pipe.write(f"{line}\n")
+        pipe.flush()
+
+    def expect(self, event: str) -> str:
+        """Waits for `event`; returns what is said with it. Raises MeasurementFailed if something else is said."""
+        line = cast(IO[str], cast("subprocess.Popen[str]", self._process).stdout).readline()
+        said, _, rest = line.rstrip("\n").partition(" ")
+        if said != event:
+            raise MeasurementFailed(rest or "the load generator ended")
+        return rest
+
+
+def measure(place: Place, server: Server, scenario: Scenario, *, quick: bool) -> Measurement:
+    """Never raises for what a server does: a measurement without figures says why."""
+    work = scenario.quick if quick else scenario.work
+    result = Measurement(server.name, scenario.name, 0)
+    try:
+        if isinstance(server, HashAlone):
+            _hash_alone(place, work, result)
+        else:
+            _measure(place, server, scenario, work, result)
+    except (MeasurementFailed, StartFailed, OSError) as problem:
+        result.failure = str(problem)
+    return result
+
+
+def _measure(
+    place: Place, server: Server, scenario: Scenario, work: Work, result: Measurement
+) -> None:
+    known = scenario.known
+    if known:
+        _seed(place, server, known)
+    directory = place.seeds.directory(server, known) if known else place.work / "uploads"
+    if not known:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    try:
+        log = place.work / f"{server.name}.log"
+        with Running(server, directory, cpus=place.server_cpus, log=log) as running:
+            missing = set(scenario.needs) - running.ask().extensions
+            if missing:
+                raise MeasurementFailed(f"does not offer {', '.join(sorted(missing))}")
+            paths = place.seeds.paths(server, known) if known else []
+            given = replace(
+                work,
+                port=running.port,
+                base=server.base,
+                paths=random.sample(paths, min(len(paths), _SAMPLE)),
+            )
+            with LoadGenerator(given, place.client_cpus) as load:
+                _run(place, running, load, scenario, result)
+    finally:
+        if not known:
+            shutil.rmtree(directory, ignore_errors=True)
+        if scenario.volume:
+            place.pool.grab()
+
+
+def _run(
+    place: Place, running: Running, load: LoadGenerator, scenario: Scenario, result: Measurement
+) -> None:
+    pid = running.pid
+    load.expect("ready")
+    _sync(running.directory)
+    _wait_until_quiet(pid)
+    _wait_until_calm(place.calm)
+    processes.forget_peaks(pid)
+    memory = processes.memory(pid)
+    if scenario.volume:
+        place.pool.release()
+    before = Snapshot.take(pid)
+    load.tell("go")
+    if scenario.counts == "connections":
+        load.expect("begun")
+        before = Snapshot.take(pid)
+    done = Done.from_json(load.expect("done"))
+    after = Snapshot.take(pid)
+    result.memory_each = (processes.memory(pid) - memory) / done.units
+    result.peak_memory = processes.peak_memory(pid)
+    load.tell("bye")
+    _fill(result, scenario, done, before, after)
+
+
+def _fill(
+    result: Measurement, scenario: Scenario, done: Done, before: Snapshot, after: Snapshot
+) -> None:
+    cpu = after.server - before.server
+    result.seconds, result.units = done.seconds, done.units
+    per_second = done.units / done.seconds
+    result.rate = per_second / 1e6 if scenario.counts == "bytes" else per_second
+    if scenario.counts == "bytes":
+        result.cpu = cpu / done.units * 1e9
+    elif scenario.counts == "connections":
+        result.rate = 0.0
+        result.cpu = 100 * cpu / done.seconds
+    else:
+        result.cpu = cpu / done.units * 1e3
+    if scenario.counts != "connections":
+        result.memory_each = 0.0
+    if scenario.latency in done.latencies:
+        latency = done.latencies[scenario.latency]
+        result.p50, result.p99 = latency.p50, latency.p99
+    result.client_share = done.cpu_seconds / done.seconds
+    elapsed = after.at - before.at
+    others = after.machine - before.machine - cpu - done.cpu_seconds
+    result.others_share = max(0.0, others / elapsed)
+
+
+def _hash_alone(place: Place, work: Work, result: Measurement) -> None:
+    size = min(work.length * work.connections, GIB)
+    command = [sys.executable, "-m", "bench.floor", "hash", str(size)]
+    with on_processors(place.server_cpus):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds, cpu = map(float, done.stdout.split())
+    result.seconds, result.units = seconds, size
+    result.rate, result.cpu = size / seconds / 1e6, cpu / size * 1e9
+
+
+def _seed(place: Place, server: Server, count: int) -> None:
+    """Makes the known uploads, once a run."""
+
+    def create(requests: int, connections: int) -> list[str]:
+        directory = place.seeds.directory(server, count)
+        log = place.work / f"{server.name}.log"
+        with Running(server, directory, cpus=place.server_cpus, log=log) as running:
+            work = Work(
+                "create",
+                port=running.port,
+                base=server.base,
+                requests=requests,
+                connections=connections,
+                length=GIB,
+            )
+            with LoadGenerator(work, place.client_cpus) as load:
+                load.expect("ready")
+                load.tell("go")
+                return Done.from_json(load.expect("done")).paths
+
+    place.seeds.make(server, count, create)
+
+
+def _sync(directory: Path) -> None:
+    """Writes what was prepared to the disk, so that nobody is charged for it later."""
+    for path in directory.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1_000_000:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _wait_until_quiet(pid: int) -> None:
+    """Until the server has done what it does at its start and after the warm-up."""
+    deadline = time.monotonic() + _QUIET_LIMIT
+    before = processes.cpu_seconds(pid)
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        now = processes.cpu_seconds(pid)
+        if now - before < 0.2 * _QUIET:
+            return
+        before = now
+
+
+def _wait_until_calm(limit: float) -> None:
+    deadline = time.monotonic() + limit
+    busy = processes.busy_seconds()
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        now = processes.busy_seconds()
+        if now - busy < 0.3 * _CALM:
+            return
+        busy = now
