@@ -595,13 +595,12 @@ class Uploads:
     ) -> AsyncIterator[Lease]:
         """The lock of an upload that is being created. An id that was just drawn is known to nobody, so that it takes none.
 
-        That is unless its bytes come along: a hook may tell others of an upload that was begun. Then the lock is better had,
-        but not worth refusing the creation where locks cannot be asked for.
+        That is unless its bytes come along: others may be told of an upload that was begun. Then the lock is better had, but
+        not worth refusing the creation where locks cannot be asked for.
         """
         known = info.is_final or changes.id is not None
-        told = content is not None and self.hooks.wants(EventType.PRE_CREATE)
         lease: Lease = UncontestedLease()
-        if known or told:
+        if known or content is not None:
             try:
                 lease = await self._acquire(info.id)
             except ProtocolError as problem:

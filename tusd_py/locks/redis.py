@@ -182,8 +182,10 @@ class RedisLocks:
                 continue
             if loop.time() >= deadline:
                 raise LockTimeout
-            pause = min(soon if gone else _POLL, left, deadline - loop.time())
-            soon = min(soon * 2, _POLL) if gone else _SOON
+            # Where the holder, or this process, is not listening yet, what one says to the other is lost.
+            unsure = gone or heard == 0 or not self._subscribed
+            pause = min(soon if unsure else _POLL, left, deadline - loop.time())
+            soon = min(soon * 2, _POLL) if unsure else _SOON
             await self._watch(holder, claim, pause, was_gone=gone)
 
     async def _ask_for(
