@@ -11,10 +11,13 @@ import pytest
 from tests.support.redis import KINDS, Kind, RedisServer
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
+from tusd_py.locks.shared import SharedLocks
 from tusd_py.state import State
 
 MakeLocks = Callable[..., Awaitable[RedisLocks]]
+MakeShared = Callable[..., Awaitable[SharedLocks]]
 
 
 @pytest.fixture(params=KINDS)
@@ -30,34 +33,63 @@ async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
     """``await make_locks(lease=…)``: locks as a process of its own would have them, but in this event loop."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, lease: float = 10.0, timeout: float = 1.0) -> RedisLocks:
+        async def make(
+            *, lease: float = 10.0, timeout: float = 1.0, patience: float = 3.0
+        ) -> RedisLocks:
             state = State(redis_server.url, timeout=timeout)
             await state.start()
             stack.push_async_callback(state.stop)
-            locks = RedisLocks(state, lease=lease)
+            locks = RedisLocks(state, lease=lease, patience=patience)
             stack.push_async_callback(locks.stop)
             return locks
 
         yield make
 
 
-@pytest.fixture(params=["memory", "one process", *(f"two on {kind}" for kind in KINDS)])
+@pytest.fixture
+async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[MakeShared]:
+    """``await make_shared(lease=…)``: locks that outlast Redis, as a process of its own would have them."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*, lease: float = 10.0, timeout: float = 1.0) -> SharedLocks:
+            state = State(redis_server.url, timeout=timeout)
+            await state.start()
+            stack.push_async_callback(state.stop)
+            locks = shared(state, tmp_path / "locks", lease=lease)
+            stack.push_async_callback(locks.stop)
+            return locks
+
+        yield make
+
+
+def shared(state: State, path: Path, *, lease: float = 10.0) -> SharedLocks:
+    redis = RedisLocks(state, lease=lease, patience=0)
+    return SharedLocks(redis, RangeLocks(str(path)), state)
+
+
+@pytest.fixture(
+    params=["memory", "one process", *(f"two on {kind}" for kind in KINDS), "two that share files"]
+)
 async def both(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[tuple[Locks, Locks]]:
     """Two ways to the same locks."""
     kind: str = request.param
+    managers: list[RedisLocks] | list[SharedLocks]
     if kind == "memory":
         locks = MemoryLocks()
         yield locks, locks
         await locks.stop()
         return
-    server = RedisServer(tmp_path / "redis", kind="valkey" if kind == "two on valkey" else "redis")
+    server = RedisServer(tmp_path / "redis", kind="redis" if kind == "two on redis" else "valkey")
     with server:
         states = [State(server.url) for _ in range(1 if kind == "one process" else 2)]
         for state in states:
             await state.start()
-        managers = [RedisLocks(state) for state in states]
+        if kind == "two that share files":
+            managers = [shared(state, tmp_path / "locks") for state in states]
+        else:
+            managers = [RedisLocks(state) for state in states]
         yield managers[0], managers[-1]
         for manager in managers:
             await manager.stop()

@@ -208,10 +208,9 @@ async def test_requests_of_one_process_hand_over_while_redis_is_away(
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
 async def test_a_redis_that_stays_away_refuses_in_time(
-    make_locks: MakeLocks, redis_server: RedisServer, how: str, monkeypatch: pytest.MonkeyPatch
+    make_locks: MakeLocks, redis_server: RedisServer, how: str
 ) -> None:
-    monkeypatch.setattr("tusd_py.locks.redis._PATIENCE", 0.8)
-    locks = await make_locks(timeout=0.3)
+    locks = await make_locks(timeout=0.3, patience=0.8)
     if how == "refuses":
         redis_server.stop()
     else:

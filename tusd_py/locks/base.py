@@ -9,7 +9,8 @@ once to let go again, so that of many attempts of one client the last one wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
@@ -66,6 +67,14 @@ class Locks(Protocol):
         """Waits up to `timeout` seconds for the lock; with `ask`, its holder is asked to let go.
 
         With a timeout of 0 the lock is taken if it is free. Raises LockTimeout, LocksClosed, LocksUnavailable.
+        """
+
+    def those_free(
+        self, upload_ids: Sequence[str]
+    ) -> AbstractAsyncContextManager[Mapping[str, Lease]]:
+        """The locks of those uploads that are free now, by id, let go at the end of the block; for many at a time.
+
+        Nobody is asked and nobody waits. Entering raises LocksClosed, LocksUnavailable; then none is held.
         """
 
     def close(self) -> None:

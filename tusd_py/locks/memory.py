@@ -6,7 +6,8 @@ Not for: several processes that serve the same uploads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from tusd_py.locks.base import LocksClosed, LockTimeout
 
@@ -41,6 +42,22 @@ class MemoryLocks:
             if isinstance(problem, TimeoutError):
                 raise LockTimeout from None
             raise
+
+    @asynccontextmanager
+    async def those_free(self, upload_ids: Sequence[str]) -> AsyncIterator[dict[str, MemoryLease]]:
+        if self._closed:
+            raise LocksClosed
+        leases = {
+            upload_id: MemoryLease(self, upload_id)
+            for upload_id in upload_ids
+            if upload_id not in self._held
+        }
+        self._held.update(leases)
+        try:
+            yield leases
+        finally:
+            for lease in leases.values():
+                lease.hand_over()
 
     def _forget(self, upload_id: str, waiter: asyncio.Future[MemoryLease]) -> None:
         holder = self._held.get(upload_id)

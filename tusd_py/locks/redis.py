@@ -14,8 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 
 from redis.asyncio.client import PubSub
@@ -37,7 +45,7 @@ when it was asked whether the lock is held."""
 _RENEWALS = 4
 """How often a lease is renewed before it would run out."""
 _BATCH = 32
-"""Leases renewed in one go; the event loop gets its turn between two of them."""
+"""Leases got, renewed or let go of in one go; the event loop gets its turn between two of them."""
 
 _POLL = 1.0
 """Seconds after which who waits asks Redis again: what a lost message costs at most."""
@@ -45,9 +53,8 @@ _SOON = 0.05
 """Seconds after which what is about to be settled is looked at again at first; then twice as long, up to _POLL."""
 _GLANCE = 0.1
 """Seconds after which it is looked whether the process that is waited for is still there; nobody else is asked about it."""
-_PATIENCE = 3.0
-"""Seconds for which a Redis that is away is waited for: an embedded one is back sooner. Clients that are refused when they ask
-for the offset may begin from the start."""
+DEFAULT_PATIENCE = 3.0
+"""Seconds: an embedded Redis is back sooner. Clients that are refused when they ask for the offset may begin from the start."""
 _SILENCE = 5.0
 """Seconds without a message after which it is asked whether the subscription still works."""
 _STOP = 2.0
@@ -65,12 +72,18 @@ class RedisLocks:
     """See `Locks`. What goes on in the background begins with the first lock that is asked for, and ends with `stop`.
 
     lease: seconds; the same in all processes. It is how long uploads outlast a Redis that is away, and how long a lock stays
-    when its holder's machine died. A holder that died on this machine is found out at once.
+    when its holder's machine died. A holder that died on this machine is found out at once. patience: seconds for which a
+    Redis that does not answer is waited for.
     """
 
-    def __init__(self, state: State, *, lease: float = DEFAULT_LEASE) -> None:
+    def __init__(
+        self, state: State, *, lease: float = DEFAULT_LEASE, patience: float = DEFAULT_PATIENCE
+    ) -> None:
+        self.on_silence: Callable[[], None] | None = None
+        """Called when Redis does not answer while leases are to be renewed, before they run out."""
         self._state = state
         self._lease = lease
+        self._patience = patience
         self._closed = False
         self._stopped = False
         self._process = ""
@@ -110,6 +123,19 @@ class RedisLocks:
             self.spawn(self.end(claim))
             raise
         return claim.lease
+
+    @asynccontextmanager
+    async def those_free(self, upload_ids: Sequence[str]) -> AsyncIterator[dict[str, RedisLease]]:
+        if self._closed:
+            raise LocksClosed
+        claims = [self._begin(each) for each in upload_ids if each not in self._joinable]
+        leases = {claim: claim.lease for claim in claims}
+        try:
+            for batch in _batches(claims):
+                await self._obtain_free(batch)
+            yield {claim.upload_id: lease for claim, lease in leases.items() if claim.valid_until}
+        finally:
+            await self._end_all([claim for claim, lease in leases.items() if claim.let_go(lease)])
 
     def close(self) -> None:
         self._closed = True
@@ -164,7 +190,7 @@ class RedisLocks:
                 answer = await self._ask_for(claim, wait, ask, dead)
             except StateUnavailable as problem:
                 if give_up is None:
-                    give_up = min(deadline, loop.time() + _PATIENCE)
+                    give_up = min(deadline, loop.time() + self._patience)
                 if loop.time() >= give_up:
                     raise LocksUnavailable(str(problem)) from None
                 await claim.sleep(min(soon, give_up - loop.time()))
@@ -217,6 +243,45 @@ class RedisLocks:
             if await claim.sleep(min(left, _GLANCE)) or (not was_gone and self._is_gone(holder)):
                 return
 
+    async def _obtain_free(self, claims: Sequence[_Claim]) -> None:
+        """Gets the locks that are free, in one go; the other claims are over. Raises LocksUnavailable, LocksClosed."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + DEFAULT_PATIENCE
+        for claim in claims:
+            claim.recorded = True
+        while True:
+            if self._closed:
+                raise LocksClosed
+            sent = _now()
+            answers = await self._run_all(ACQUIRE, claims, 0, 0, "")
+            if answers is not None:
+                break
+            if loop.time() >= give_up:
+                raise LocksUnavailable(self._state.trouble or "Redis does not answer")
+            await asyncio.sleep(_SOON)
+        for claim, answer in zip(claims, answers, strict=True):
+            match answer:
+                case [1, int(demand)]:
+                    claim.confirm(sent + self._lease * (1 - _SAFETY), demand)
+                case _:
+                    claim.recorded = False
+                    self._forget(claim)
+        self._work.set()
+
+    async def _end_all(self, claims: Sequence[_Claim]) -> None:
+        """Claims are over: whoever is next goes on."""
+        for claim in claims:
+            self._forget(claim)
+        recorded = [claim for claim in claims if claim.recorded]
+        try:
+            for batch in _batches(recorded):
+                if await self._run_all(RELEASE, batch) is None:
+                    return
+                for claim in batch:
+                    claim.recorded = False
+        finally:
+            self._settle_later(claim for claim in recorded if claim.recorded)
+
     def _is_gone(self, holder: str) -> bool:
         """Whether it is certain that the holder does nothing with its lock any more."""
         process, _, number = holder.rpartition(":")
@@ -227,8 +292,7 @@ class RedisLocks:
 
     async def end(self, claim: _Claim) -> None:
         """A claim is over: held or not, whoever is next goes on."""
-        self._claims.pop(claim.number, None)
-        claim.disband()
+        self._forget(claim)
         if not claim.recorded:
             return
         try:
@@ -237,9 +301,17 @@ class RedisLocks:
                 claim.recorded = False
         finally:
             if claim.recorded:
-                # Tried again as long as it matters.
-                self._leftovers[claim] = _now() + self._lease
-                self._work.set()
+                self._settle_later([claim])
+
+    def _forget(self, claim: _Claim) -> None:
+        self._claims.pop(claim.number, None)
+        claim.disband()
+
+    def _settle_later(self, claims: Iterable[_Claim]) -> None:
+        """Redis could not be told that they are over: tried again as long as it matters."""
+        for claim in claims:
+            self._leftovers[claim] = _now() + self._lease
+            self._work.set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Does what nobody waits for."""
@@ -288,6 +360,8 @@ class RedisLocks:
             due = [claim for claim in self._claims.values() if claim.valid_until]
             done = await self._renew([claim for claim in due if hurry or claim.valid_until < fresh])
             done = await self._settle_leftovers() and done
+            if not done and self.on_silence is not None:
+                self.on_silence()
             self._drop_overdue()
             pause = interval if done else min(interval, _POLL) / 4
 
@@ -339,14 +413,16 @@ class RedisLocks:
                 self._leftovers.pop(claim, None)
         return True
 
-    async def _run_all(self, script: Script, claims: Sequence[_Claim]) -> list[object] | None:
+    async def _run_all(
+        self, script: Script, claims: Sequence[_Claim], *more: Part
+    ) -> list[object] | None:
         """Runs a script for each, in one go; None if Redis did not answer."""
         try:
             async with asyncio.timeout(min(self._state.timeout, self._lease / _RENEWALS)):
-                answers = await self._send(script, claims)
+                answers = await self._send(script, claims, more)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     await self._state.client.script_load(script.source)
-                    answers = await self._send(script, claims)
+                    answers = await self._send(script, claims, more)
         except (RedisError, OSError):
             answers = None
         if answers is None or any(isinstance(answer, RedisError) for answer in answers):
@@ -355,10 +431,12 @@ class RedisLocks:
             return None
         return answers
 
-    async def _send(self, script: Script, claims: Sequence[_Claim]) -> list[object]:
+    async def _send(
+        self, script: Script, claims: Sequence[_Claim], more: Sequence[Part]
+    ) -> list[object]:
         async with self._state.client.pipeline(transaction=False) as pipeline:
             for claim in claims:
-                parts = (*self._keys(claim), *self._arguments(claim))
+                parts = (*self._keys(claim), *self._arguments(claim), *more)
                 pipeline.execute_command("EVALSHA", script.sha, 2, *parts)
             return await pipeline.execute(raise_on_error=False)
 
@@ -506,12 +584,16 @@ class _Claim:
             raise
 
     async def release(self, lease: RedisLease) -> None:
-        if lease is not self.lease:
-            return
-        if not self._hand_over():
-            self.valid_until = 0.0
-            self.lease = RedisLease(self)
+        if self.let_go(lease):
             await self._locks.end(self)
+
+    def let_go(self, lease: RedisLease) -> bool:
+        """Whether the claim is over now: it was held by this lease, and nobody in this process goes on with it."""
+        if lease is not self.lease or self._hand_over():
+            return False
+        self.valid_until = 0.0
+        self.lease = RedisLease(self)
+        return True
 
     def _hand_over(self) -> bool:
         """Gives the lock to whoever waits longest in this process."""

@@ -419,8 +419,8 @@ class Settings(BaseModel):
     lock_lease: Annotated[Duration, STATE_USE] = Field(
         10.0,
         description="How long an upload stays locked when the machine that was receiving it is "
-        "gone, and how long running requests outlast a Redis that is away. The same on all "
-        "servers that share uploads; of no meaning to one that has them to itself.",
+        "gone. The same on all servers that share uploads; of no meaning to one that has them to "
+        "itself.",
     )
 
     expose_metrics: Annotated[Flag, OPERATION] = Field(

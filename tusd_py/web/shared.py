@@ -10,13 +10,16 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from tusd_py import logs
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
+from tusd_py.locks.shared import SharedLocks
 from tusd_py.settings.model import Settings
 from tusd_py.state import State
 from tusd_py.state.embedded import EmbeddedState
-from tusd_py.storage.file import Guard
+from tusd_py.storage.file import STATE_DIRECTORY, Guard
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,24 @@ class Shared:
             memory=settings.state_dir / "redis-seen",
         )
         if self._locks_are_shared:
-            self.locks = RedisLocks(self.state, lease=settings.lock_lease)
+            self.locks = self._open_locks(self.state)
+
+    def _open_locks(self, state: State) -> Locks:
+        """Locks in Redis, which outlast its absence where the file system of the uploads has locks of its own."""
+        settings = self._settings
+        directory = settings.upload_dir / STATE_DIRECTORY
+        try:
+            directory.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+            ranges = RangeLocks(str(directory / "locks"), perms=settings.file_perms)
+        except OSError as problem:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "uploads will stand still while Redis is away",
+                reason=f"the upload directory has no locks of its own: {problem}",
+            )
+            return RedisLocks(state, lease=settings.lock_lease)
+        return SharedLocks(RedisLocks(state, lease=settings.lock_lease, patience=0), ranges, state)
 
     async def start(self) -> None:
         """Connects, and looks after the embedded server from now on."""

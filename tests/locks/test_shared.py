@@ -1,0 +1,227 @@
+"""Locks that outlast Redis: who may write is known while it is away, and nobody holds one twice when it goes or comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.locks.conftest import MakeShared
+from tests.locks.holding import asked, queued, until
+from tests.support.redis import RedisServer
+from tusd_py.locks.base import Lease, LockTimeout
+from tusd_py.locks.ranges import RangeLocks
+
+
+async def test_without_redis_locks_are_granted_and_kept(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    lease = await here.acquire("study", timeout=5)
+    assert lease.is_held()
+    for locks in (here, there):
+        with pytest.raises(LockTimeout):
+            await locks.acquire("study", timeout=0, ask=False)
+    await (await there.acquire("other", timeout=0)).release()
+    await lease.release()
+    assert not lease.is_held()
+    await (await there.acquire("study", timeout=0)).release()
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same process", "another process"])
+async def test_T38_without_redis_a_newcomer_is_heard(
+    redis_server: RedisServer, make_shared: MakeShared, same: bool
+) -> None:
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    holder = await here.acquire("study", timeout=5)
+    wanted = asked(holder)
+    newcomer = asyncio.create_task((here if same else there).acquire("study", timeout=10))
+    async with asyncio.timeout(5):
+        await wanted.wait()
+    await queued(newcomer)
+    await holder.release()
+    async with asyncio.timeout(5):
+        lease = await newcomer
+    assert lease.is_held()
+    assert not asked(lease).is_set()
+    await lease.release()
+
+
+async def test_who_does_not_ask_only_waits(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    holder = await here.acquire("study", timeout=5)
+    wanted = asked(holder)
+    patient = asyncio.create_task(there.acquire("study", timeout=10, ask=False))
+    await queued(patient, 0.6)
+    assert not wanted.is_set()
+    await holder.release()
+    async with asyncio.timeout(5):
+        await (await patient).release()
+
+
+async def test_what_redis_granted_outlasts_its_lease_while_redis_is_away(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    here, there = await make_shared(lease=1.0), await make_shared(lease=1.0)
+    holder = await here.acquire("study", timeout=5)
+    wanted = asked(holder)
+    redis_server.kill9()
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=3, ask=False)
+    assert holder.granted is not None
+    # What Redis granted is over by now.
+    await until(lambda: not holder.granted.is_held(), "the lease to run out")  # type: ignore[union-attr]
+    assert holder.is_held()
+    assert not wanted.is_set()
+    await holder.release()
+    await (await there.acquire("study", timeout=5)).release()
+
+
+async def test_who_was_not_upheld_has_lost_it(
+    redis_server: RedisServer, make_shared: MakeShared, tmp_path: Path
+) -> None:
+    here = await make_shared(lease=1.0)
+    holder = await here.acquire("study", timeout=5)
+    # Somebody else has the byte with us: Redis gave the lock to them as well, for all that we know.
+    other = RangeLocks(str(tmp_path / "locks"))
+    assert other.take("study", alone=False)
+    wanted = asked(holder)
+    redis_server.kill9()
+    async with asyncio.timeout(5):
+        await wanted.wait()
+    assert not holder.is_held()
+    await holder.release()
+    other.close()
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same process", "another process"])
+async def test_when_redis_is_back_who_held_without_it_is_waited_for(
+    redis_server: RedisServer, make_shared: MakeShared, same: bool
+) -> None:
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    holder = await here.acquire("study", timeout=5)
+    wanted = asked(holder)
+    redis_server.start()
+    newcomers = here if same else there
+    lease: Lease = await newcomers.acquire("other", timeout=5)
+    await lease.release()
+    for state in (here._state, there._state):
+        await until(lambda state=state: state.available, "Redis to be back", 10)  # type: ignore[misc]
+    with pytest.raises(LockTimeout):
+        await newcomers.acquire("study", timeout=0, ask=False)
+    newcomer = asyncio.create_task(newcomers.acquire("study", timeout=10))
+    async with asyncio.timeout(5):
+        await wanted.wait()
+    await queued(newcomer)
+    await holder.release()
+    async with asyncio.timeout(5):
+        lease = await newcomer
+    assert lease.is_held()
+    await lease.release()
+
+
+_HOLDER = """
+import sys
+from tusd_py.locks.ranges import RangeLocks
+ranges = RangeLocks(sys.argv[1])
+print(ranges.take("study", alone=sys.argv[2] == "alone"), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_byte_of_a_process_goes_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    path = str(tmp_path / "locks")
+    mine = RangeLocks(path)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, path, "alone"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"True\n"
+        assert not mine.take("study", alone=False)
+        assert mine.take("another", alone=True)
+        os.kill(process.pid, number)
+        process.wait()
+    assert mine.take("study", alone=True)
+    mine.close()
+
+
+async def test_bytes_are_had_by_many_or_by_one_alone(tmp_path: Path) -> None:
+    one, two = (RangeLocks(str(tmp_path / "locks")) for _ in range(2))
+    assert one.take("study", alone=False)
+    assert two.take("study", alone=False)
+    assert not two.take("study", alone=True)
+    one.let_go("study")
+    assert two.take("study", alone=True)
+    assert not one.take("study", alone=False)
+    one.ask("study", on=True)
+    assert two.is_asked("study")
+    assert not one.is_asked("study")
+    one.ask("study", on=False)
+    assert not two.is_asked("study")
+    one.close()
+    two.close()
+
+
+async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    dice = random.Random(7)
+    processes = [await make_shared(lease=1.0, timeout=0.3) for _ in range(3)]
+    holders = dict.fromkeys(("a", "b"), 0)
+    granted = without_redis = 0
+
+    async def come() -> None:
+        nonlocal granted, without_redis
+        name = dice.choice(list(holders))
+        try:
+            lease = await dice.choice(processes).acquire(
+                name, timeout=dice.choice((0, 0.05, 5)), ask=dice.random() < 0.8
+            )
+        except LockTimeout:
+            await asyncio.sleep(0.005)
+            return
+        assert holders[name] == 0
+        holders[name] += 1
+        granted += 1
+        without_redis += lease.alone
+        with suppress(TimeoutError):
+            async with asyncio.timeout(dice.random() * 0.02):
+                await asked(lease).wait()
+        holders[name] -= 1
+        await lease.release()
+
+    stop = asyncio.Event()
+
+    async def come_often() -> None:
+        while not stop.is_set():
+            await come()
+
+    comers = [asyncio.create_task(come_often()) for _ in range(10)]
+    for _ in range(3):
+        before = granted
+        await until(lambda before=before: granted > before + 50, "locks with Redis", 20)  # type: ignore[misc]
+        await asyncio.to_thread(redis_server.kill9)
+        before = without_redis
+        await until(lambda before=before: without_redis > before + 50, "locks without it", 20)  # type: ignore[misc]
+        await asyncio.to_thread(redis_server.start)
+        for locks in processes:
+            await until(lambda locks=locks: locks._state.available, "Redis to be back", 10)  # type: ignore[misc]
+    stop.set()
+    await asyncio.gather(*comers)
