@@ -13,6 +13,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --require-virtualenv
 SOURCES := tusd_py hooks/tusd_hooks workers/tusd_workers $(wildcard tests bench)
 NODE_CLIENTS := tests/clients/node
+FRONTEND := frontend
 HAVE_NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
 # Stamps. Each is made by the step that it is named for and stands for its result.
@@ -20,6 +21,10 @@ BASE := $(VENV)/.made
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 NODE := $(NODE_CLIENTS)/node_modules/.installed
+FRONTEND_NODE := $(FRONTEND)/node_modules/.installed
+# Not built without Node; a checkout may lack it altogether.
+FRONTEND_BUILT := $(if $(HAVE_NODE),$(and $(wildcard $(FRONTEND)/package.json),$(FRONTEND)/dist/upload-manager.js))
+NPM := npm --prefix $(FRONTEND) --silent
 
 # An environment knows its own path and that of its interpreter: in a copied or moved checkout, or when the interpreter is
 # gone, it is built again.
@@ -42,23 +47,29 @@ serve: $(RUNTIME) ## install what is needed and start the server: make serve ARG
 
 venv: $(DEV) ## the development environment in .venv
 
-test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) ## all tests: make test PYTEST_ARGS="-k T13"
+test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) $(FRONTEND_BUILT) ## all tests: make test PYTEST_ARGS="-k T13"
+	$(if $(FRONTEND_BUILT),$(NPM) test)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(DEV) ## style, types, and whether what is installed satisfies pyproject.toml
+lint: $(DEV) $(if $(FRONTEND_BUILT),$(FRONTEND_NODE)) ## style, types, and whether what is installed satisfies pyproject.toml
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m mypy
 	$(PIP) check
+	$(if $(FRONTEND_BUILT),$(NPM) run lint)
 
 fmt: $(DEV) ## format and mend what can be mended by machine
 	$(PY) -m ruff check --fix --exit-zero $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)
+	$(if $(wildcard $(FRONTEND_NODE)),$(NPM) run format)
 
 ifneq ($(wildcard bench),)
-.PHONY: bench
+.PHONY: bench bench-sweep
 bench: $(DEV) ## measure: make bench ARGS=...
 	$(PY) -m bench $(ARGS)
+
+bench-sweep: $(DEV)
+	$(PY) -m bench.sweep $(ARGS)
 endif
 
 # The later files are held to the versions of the earlier ones, so that one environment can take all three.
@@ -78,7 +89,7 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	rm -rf $(LOCK)
 
 clean: ## remove the environment, caches and everything else that can be made again; uploads stay
-	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules $(FRONTEND)/node_modules $(FRONTEND)/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- how the stamps are made ------------------------------------------------------------------------------------------
@@ -112,11 +123,16 @@ $(DEV): $(RUNTIME) requirements/dev.txt
 
 # Without Node the tests of the JavaScript clients skip themselves, which is said; where nobody reads it, it is an error.
 $(NODE): $(NODE_CLIENTS)/package.json $(NODE_CLIENTS)/package-lock.json
+$(FRONTEND_NODE): $(FRONTEND)/package.json $(FRONTEND)/package-lock.json
+$(NODE) $(FRONTEND_NODE):
 ifeq ($(HAVE_NODE),yes)
-	npm ci --prefix $(NODE_CLIENTS) --no-audit --no-fund --ignore-scripts
+	npm ci --prefix $(dir $(@D)) --no-audit --no-fund --ignore-scripts
 	@touch $@
 else ifneq ($(CI),)
 	@echo 'node and npm are needed for the tests of the JavaScript clients (Debian, Ubuntu: apt install nodejs npm).' >&2; exit 1
 else
 	@echo 'No node and npm here (Debian, Ubuntu: apt install nodejs npm): the tests of the JavaScript clients will be skipped.' >&2
 endif
+
+$(FRONTEND)/dist/upload-manager.js: $(FRONTEND_NODE) $(FRONTEND)/tsconfig.json $(wildcard $(FRONTEND)/src/*.ts)
+	$(NPM) run build

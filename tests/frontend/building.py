@@ -1,0 +1,54 @@
+"""The package under `frontend/`, built; and the programs that its tests need, which have to be there where CI is set."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests.support.server import ROOT
+
+FRONTEND = ROOT / "frontend"
+DIST = FRONTEND / "dist"
+CHROMIUM = "/usr/bin/chromium"
+_BUILT_FROM = ("src/*.ts", "package-lock.json", "package.json", "tsconfig.json")
+
+
+def require(*programs: str) -> None:
+    """Skips the test that asks on a machine that lacks one of these; fails it where CI is set."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        reason = f"the tests of frontend/ need {' and '.join(missing)}, which this machine lacks"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def build(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Sees to it that `frontend/dist` is what its sources say."""
+    require("node", "npm")
+    # Several workers come here at the same time; the base's parent is what they have in common.
+    with (tmp_path_factory.getbasetemp().parent / "frontend.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (FRONTEND / "node_modules" / "tus-js-client").is_dir():
+            _npm("ci", "--ignore-scripts")
+        if not _is_fresh():
+            _npm("run", "build")
+
+
+def _is_fresh() -> bool:
+    """Whether what was built last is younger than all that it was built from."""
+    last = DIST / "upload-manager.js"
+    sources = [file for pattern in _BUILT_FROM for file in FRONTEND.glob(pattern)]
+    assert sources, "frontend/ has no sources"
+    return last.exists() and last.stat().st_mtime > max(file.stat().st_mtime for file in sources)
+
+
+def _npm(*arguments: str) -> None:
+    done = subprocess.run(
+        ["npm", *arguments], cwd=FRONTEND, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"npm {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
