@@ -2,7 +2,8 @@
 
 A hook is a module, a class or an object with any of the functions that are named for events (`pre_create`, `post_finish`, …);
 each takes one `Event`, and may be async. The `pre_` ones are awaited in the order of configuration and may refuse by raising
-`Reject`; some may return `Changes`. The `post_` ones run after the response was decided, in order within one upload.
+`Reject`; some may return `Changes`. The `post_` ones run after the response was decided, in order within one upload; those
+of them that workers deliver (`DELIVERED`) are not called here, but by `tusd_workers.delivery`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,17 @@ class EventType(StrEnum):
         return self.value.replace("-", "_")
 
 
+DELIVERED = frozenset(
+    (
+        EventType.POST_CREATE,
+        EventType.POST_FINISH,
+        EventType.POST_TERMINATE,
+        EventType.POST_EXPIRE,
+    )
+)
+"""Events that workers tell the operator's hooks of, at least once, where delivery is their business."""
+
+
 @dataclass(frozen=True, slots=True)
 class UploadView:
     """An upload as hooks see it. length and offset in bytes; length is None while unknown.
@@ -95,12 +107,16 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens to an upload. id is unique to the event, however often it is told."""
+    """Something that happens to an upload. id is unique to the event, however often it is told.
+
+    attempt: which attempt to tell it this is, from 1; more only where workers deliver it.
+    """
 
     type: EventType
     upload: UploadView
     request: RequestView
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +133,14 @@ class Changes:
     """What a `pre_create` hook may change; None leaves it as it is. `pre_finish` and `pre_terminate` may set the response.
 
     storage_path: where the bytes are to lie, relative to the upload directory. expire_after: seconds without a byte, for this
-    upload; 0 for never.
+    upload; 0 for never. retain: seconds for which it is kept once it is finished; 0 for ever.
     """
 
     id: str | None = None
     metadata: Mapping[str, bytes] | None = None
     storage_path: str | None = None
     expire_after: float | None = None
+    retain: float | None = None
     response: HookResponse | None = None
 
     def then(self, later: Changes) -> Changes:
@@ -133,6 +150,7 @@ class Changes:
             metadata=self.metadata if later.metadata is None else later.metadata,
             storage_path=self.storage_path if later.storage_path is None else later.storage_path,
             expire_after=self.expire_after if later.expire_after is None else later.expire_after,
+            retain=self.retain if later.retain is None else later.retain,
             response=self.response if later.response is None else later.response,
         )
 
@@ -172,6 +190,10 @@ class Stop(Exception):
 
 class HookFailed(Exception):
     """Raised by a hook that could not do its work. The text says why, for the log; no traceback is added to it."""
+
+
+class HookCrashed(HookFailed):
+    """A hook raised what is not for the server to understand; the cause has the traceback."""
 
 
 class HookError(Exception):
@@ -249,7 +271,10 @@ class Creation:
 
 
 class Hooks:
-    """The configured hooks. timeout: seconds that one hook may take for one event."""
+    """The configured hooks. timeout: seconds that one hook may take for one event.
+
+    delivered: those of them, by name, that workers tell of the events in `DELIVERED`.
+    """
 
     def __init__(
         self,
@@ -257,14 +282,14 @@ class Hooks:
         *,
         timeout: float = 30.0,
         observer: HookObserver | None = None,
+        delivered: Mapping[str, object] | None = None,
     ) -> None:
         self._timeout = timeout
         self._observer = observer or _Nobody()
         self._hooks = list(hooks)
-        self._listeners: dict[EventType, list[object]] = {
-            event_type: [hook for hook in self._hooks if _listens(hook, event_type)]
-            for event_type in EventType
-        }
+        self._delivered = dict(delivered or {})
+        self._listeners: dict[EventType, list[object]] = {}
+        self._look_at_listeners()
         self._queues: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, context: HookContext) -> None:
@@ -278,9 +303,16 @@ class Hooks:
             except Exception as problem:
                 raise HookError(f"hook {_name(hook)} cannot start: {problem}") from problem
         # What a hook listens to may depend on its settings.
+        self._look_at_listeners()
+
+    def _look_at_listeners(self) -> None:
+        elsewhere = {id(hook) for hook in self._delivered.values()}
         for event_type in EventType:
             self._listeners[event_type] = [
-                hook for hook in self._hooks if _listens(hook, event_type)
+                hook
+                for hook in self._hooks
+                if _listens(hook, event_type)
+                and not (event_type in DELIVERED and id(hook) in elsewhere)
             ]
 
     async def stop(self) -> None:
@@ -295,8 +327,35 @@ class Hooks:
                     logger.exception("hook %s failed to end", _name(hook))
 
     def wants(self, event_type: EventType) -> bool:
-        """Whether any hook listens to `event_type`."""
+        """Whether any hook listens to `event_type` here."""
         return bool(self._listeners[event_type])
+
+    @property
+    def delivers(self) -> bool:
+        """Whether there are hooks that workers tell of events."""
+        return any(_listens(hook, each) for hook in self._delivered.values() for each in DELIVERED)
+
+    def delivered_to(self, event_type: EventType) -> tuple[str, ...]:
+        """The names of the hooks that workers have to tell of an event of this type."""
+        if event_type not in DELIVERED:
+            return ()
+        return tuple(
+            name
+            for name, hook in self._delivered.items()
+            if _listens(hook, event_type) and _wants_now(hook, event_type)
+        )
+
+    async def deliver(self, name: str, event: Event) -> None:
+        """Tells one of the hooks of `delivered`. Raises HookFailed, whose text is for the log."""
+        hook = self._delivered.get(name)
+        if hook is None or not _listens(hook, event.type):
+            raise HookFailed(
+                f"there is no hook {name} for it here: workers need the same options as servers"
+            )
+        try:
+            await self._invoke(hook, event)
+        except (Reject, Stop) as refusal:
+            raise HookFailed(f"it refused with {refusal.status}: {refusal.body}") from None
 
     async def before_creation(self, event: Event) -> Creation:
         """Lets the `pre-create` hooks decide, in order; each sees the changes of those before it.
@@ -359,6 +418,12 @@ class Hooks:
             except ProtocolError as refusal:
                 logger.debug("a %s hook failed: %s", event.type, refusal)
 
+    async def settle(self, upload_ids: Iterable[str]) -> None:
+        """Returns when what was announced of these uploads has been told."""
+        tasks = [task for each in upload_ids if (task := self._queues.get(each)) is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def drain(self) -> None:
         """Returns when all that was announced has been told."""
         while self._queues:
@@ -367,6 +432,27 @@ class Hooks:
     async def call(self, hook: object, event: Event) -> Changes | None:
         """Calls one hook's function for the event, if it has one. Raises the ProtocolError that its refusal or failure means,
         and Stop."""
+        try:
+            return await self._invoke(hook, event)
+        except Reject as refusal:
+            raise _response_to(refusal, refusal.code) from None
+        except HookFailed as problem:
+            logger.error(
+                "the %s hook %s failed for upload %r: %s",
+                event.type,
+                _name(hook),
+                event.upload.id,
+                problem,
+                exc_info=problem.__cause__ if isinstance(problem, HookCrashed) else None,
+            )
+            raise ProtocolError(
+                500,
+                "ERR_INTERNAL_SERVER_ERROR",
+                "a hook of the server failed; the operator's log has the reason",
+            ) from None
+
+    async def _invoke(self, hook: object, event: Event) -> Changes | None:
+        """Calls one hook's function for the event, if it has one. Raises Reject, Stop, HookFailed."""
         function: HookFunction | None = getattr(hook, event.type.function, None)
         if function is None:
             return None
@@ -381,27 +467,15 @@ class Hooks:
                     answer = await function(event)
                 else:
                     answer = await _awaited(await asyncio.to_thread(function, event))
-        except Reject as refusal:
-            raise _response_to(refusal, refusal.code) from None
-        except Stop:
+        except (Reject, Stop):
             raise
         except Exception as problem:
             self._observer.hook_error(event.type.value)
-            late = f"it took longer than {seconds:g} s" if limit.expired() else ""
-            is_told = bool(late) or isinstance(problem, HookFailed)
-            logger.error(
-                "the %s hook %s failed for upload %r: %s",
-                event.type,
-                _name(hook),
-                event.upload.id,
-                late or (str(problem) if is_told else repr(problem)),
-                exc_info=None if is_told else problem,
-            )
-            raise ProtocolError(
-                500,
-                "ERR_INTERNAL_SERVER_ERROR",
-                "a hook of the server failed; the operator's log has the reason",
-            ) from None
+            if limit.expired():
+                raise HookFailed(f"it took longer than {seconds:g} s") from None
+            if isinstance(problem, HookFailed):
+                raise
+            raise HookCrashed(repr(problem)) from problem
         return answer if isinstance(answer, Changes) else None
 
 
@@ -421,6 +495,12 @@ async def _awaited(answer: object) -> object:
 
 def _listens(hook: object, event_type: EventType) -> bool:
     return callable(getattr(hook, event_type.function, None))
+
+
+def _wants_now(hook: object, event_type: EventType) -> bool:
+    """What a hook answers that knows better than its functions tell what it has use for."""
+    wants = getattr(hook, "wants_event", None)
+    return not callable(wants) or bool(wants(event_type))
 
 
 def _name(hook: object) -> str:

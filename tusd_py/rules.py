@@ -8,12 +8,16 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the operator allows. Sizes in bytes, times in seconds; 0 for max_size, disk_reserve and expire_after is none."""
+    """What the operator allows. Sizes in bytes, times in seconds.
+
+    0 for max_size, disk_reserve, expire_after and retain_finished is none.
+    """
 
     max_size: int = 0
     disk_reserve: int = 0
     durability: Literal["none", "finish", "chunk"] = "finish"
     expire_after: float = 7 * 86400.0
+    retain_finished: float = 0.0
     tombstone_ttl: float = 30 * 86400.0
     acquire_lock_timeout: float = 20.0
     progress_interval: float = 1.0

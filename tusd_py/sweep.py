@@ -2,16 +2,19 @@
 
 It looks at every upload of the store, or at those that the registry knows to be due, and decides nothing itself: whether an
 upload is due, and how it ends, is told by `uploads.py` under the upload's lock. Any number of sweeps may run at a time.
+
+Uploads are read, locked and removed some dozens at a time, as most of what one alone would cost is the way into a thread, or
+to Redis, and back.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind, SweepRecord
@@ -26,10 +29,10 @@ from tusd_py.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 500
+_BATCH = 512
 """Uploads that are looked at before the registry is told what was found."""
-_AT_ONCE = 8
-"""Uploads of a batch at a time: the removal of one goes on in a thread while others are read."""
+_TOGETHER = 64
+"""Uploads that are read, locked and removed together. A client that comes back then waits until all of them are done."""
 _LATER = 60.0
 """Seconds after which an upload is looked at again that could not be dealt with, for instance because it is in use."""
 _MOST_LOGGED = 20
@@ -63,6 +66,10 @@ class SweepReport:
         )
 
 
+class SweepStopped(Exception):
+    """The sweep could not go on, as nobody can tell who holds the locks; the text says why."""
+
+
 Found = Callable[[Upload], Awaitable[None]]
 """Awaited with each upload that has expired, before it is removed."""
 
@@ -74,7 +81,7 @@ async def sweep(
     dry_run: bool = False,
     found: Found | None = None,
 ) -> SweepReport:
-    """Looks at every upload once, and tidies the store. Raises StorageError where the store as a whole fails.
+    """Looks at every upload once, and tidies the store. Raises StorageError where the store as a whole fails, SweepStopped.
 
     registry: built anew on the way. May run at any time, beside requests and beside other sweeps.
     """
@@ -106,7 +113,7 @@ async def sweep_due(
 ) -> SweepReport:
     """Looks at the uploads that the registry knows to be due; at all of them if it may lack some.
 
-    Raises StateUnavailable when Redis cannot be asked, StorageError.
+    Raises StateUnavailable when Redis cannot be asked, StorageError, SweepStopped.
     """
     if not await registry.is_whole():
         return await sweep(uploads, registry=registry, dry_run=dry_run, found=found)
@@ -142,23 +149,27 @@ class _Sweep:
         self._dry_run = dry_run
         self._found = found
         self._told = True
+        self._stopped = ""
         self._due: dict[str, float] = {}
         self._gone: list[str] = []
+        self._announced: list[str] = []
 
     async def at(self, store: RemovesUploads, batch: list[str]) -> None:
-        """Looks at some uploads, then tells the registry."""
-        waiting = iter(batch)
-
-        async def look() -> None:
-            for upload_id in waiting:
-                if self._uploads.closing:
-                    return
-                await self._at_one(store, upload_id)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_AT_ONCE):
-                group.create_task(look())
+        """Looks at some uploads, then tells the registry. Raises SweepStopped."""
+        announced, self._announced = self._announced, []
+        # Not several at a time: threads would spend more time on taking turns than on the disk.
+        for at in range(0, len(batch), _TOGETHER):
+            if self._uploads.closing or self._stopped:
+                break
+            await self._at_some(store, batch[at : at + _TOGETHER])
         await self._tell()
+        if self._stopped:
+            raise SweepStopped(
+                f"nobody can tell who holds the uploads' locks: {self._stopped} "
+                f"({self.report.seen} seen, {self.report.expired} removed until then)"
+            )
+        # Hooks that are slower than the removal would pile up.
+        await self._uploads.hooks.settle(announced)
 
     async def end(self) -> None:
         """All uploads were looked at: the registry knows them all, if it could be told."""
@@ -168,47 +179,84 @@ class _Sweep:
             except StateUnavailable as problem:
                 logger.debug("the registry is not known to be whole: %s", problem)
 
-    async def _at_one(self, store: RemovesUploads, upload_id: str) -> None:
-        self.report.seen += 1
+    async def _at_some(self, store: RemovesUploads, upload_ids: list[str]) -> None:
+        uploads = self._uploads
+        self.report.seen += len(upload_ids)
+        expired: list[str] = []
+        for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
+            try:
+                if isinstance(found, Upload) and uploads.is_due(found):
+                    expired.append(upload_id)
+                    if self._found is not None:
+                        await self._found(found)
+                else:
+                    self._note(upload_id, await self._look_at(store, upload_id, found))
+            except (StorageError, ProtocolError) as problem:
+                self._pass_over(upload_id, problem)
+            if self._stopped:
+                return
+        if self._dry_run:
+            self.report.expired += len(expired)
+        else:
+            await self._expire(expired)
+
+    async def _look_at(
+        self, store: RemovesUploads, upload_id: str, found: Upload | StorageError
+    ) -> float | None:
+        """Does what is to be done to one that is not due; when it is to be looked at again, None for never."""
+        uploads, report = self._uploads, self.report
+        match found:
+            case UploadGone():
+                return None
+            case UploadNotFound():
+                if not self._dry_run:
+                    report.remains += await store.discard_fragment(upload_id)
+                return None
+            case StorageError():
+                raise found
+        if self._dry_run or found.finished or (found.joined and not found.complete):
+            return uploads.due_at(found)
+        report.finished += await uploads.make_up(upload_id)
+        return uploads.now() + _LATER
+
+    async def _expire(self, upload_ids: list[str]) -> None:
+        if not upload_ids:
+            return
         try:
-            due = await self._look_at(store, upload_id)
-        except UploadGone:
-            due = None
-        except (StorageError, ProtocolError) as problem:
-            self.report.failed += 1
-            # With a store or a Redis that is away there would be one for each.
-            level = logging.WARNING if self.report.failed <= _MOST_LOGGED else logging.DEBUG
-            logger.log(level, "the sweep passed %s over: %s", upload_id, problem)
-            due = self._uploads.now() + _LATER
+            outcomes = await self._uploads.expire_each(upload_ids)
+        except LocksClosed:
+            return
+        except LocksUnavailable as problem:
+            self._stopped = str(problem)
+            return
+        for upload_id, outcome in outcomes.items():
+            if outcome is True:
+                self.report.expired += 1
+                self._announced.append(upload_id)
+                self._note(upload_id, None)
+            elif outcome is False:
+                self._note(upload_id, self._uploads.now() + _LATER)
+            elif isinstance(outcome, UploadGone):
+                self._note(upload_id, None)
+            else:
+                self._pass_over(upload_id, outcome)
+
+    def _pass_over(self, upload_id: str, problem: Exception) -> None:
+        if isinstance(problem, ProtocolError) and problem.code == "ERR_UNAVAILABLE":
+            self._stopped = str(problem)
+            return
+        self.report.failed += 1
+        # With a store that is away there would be one for each.
+        level = logging.WARNING if self.report.failed <= _MOST_LOGGED else logging.DEBUG
+        logger.log(level, "the sweep passed %s over: %s", upload_id, problem)
+        self._note(upload_id, self._uploads.now() + _LATER)
+
+    def _note(self, upload_id: str, due: float | None) -> None:
+        """When an upload is to be looked at again; None for never."""
         if due is None:
             self._gone.append(upload_id)
         else:
             self._due[upload_id] = due
-        # Reading is done inline: requests get their turn between two uploads.
-        await asyncio.sleep(0)
-
-    async def _look_at(self, store: RemovesUploads, upload_id: str) -> float | None:
-        """Does what is to be done; when the upload is to be looked at again, None for never."""
-        uploads, report = self._uploads, self.report
-        try:
-            upload = await uploads.load(upload_id)
-        except UploadNotFound:
-            if not self._dry_run:
-                report.remains += await store.discard_fragment(upload_id)
-            return None
-        if uploads.is_due(upload):
-            if self._found is not None:
-                await self._found(upload)
-            if self._dry_run:
-                report.expired += 1
-            elif await uploads.expire(upload_id):
-                report.expired += 1
-                return None
-            return uploads.now() + _LATER
-        if self._dry_run or upload.finished or (upload.joined and not upload.complete):
-            return uploads.expires_at(upload)
-        report.finished += await uploads.make_up(upload_id)
-        return uploads.now() + _LATER
 
     async def _tell(self) -> None:
         due, self._due = self._due, {}

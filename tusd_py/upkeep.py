@@ -19,7 +19,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
-from tusd_py.sweep import SweepReport, sweep, sweep_due
+from tusd_py.sweep import SweepReport, SweepStopped, sweep, sweep_due
 from tusd_py.uploads import Uploads
 
 _LEASE = 60.0
@@ -69,14 +69,14 @@ class OwnUpkeep:
 
         async def found(upload: Upload) -> None:
             if tell is not None:
-                since = uploads.expires_at(upload) or upload.changed_at
+                since = uploads.due_at(upload) or upload.changed_at
                 await tell(Expired(upload.id, upload.offset, since))
 
         try:
             if kind == "due" and registry is not None:
                 return await sweep_due(uploads, registry, dry_run=dry_run, found=found)
             return await sweep(uploads, registry=registry, dry_run=dry_run, found=found)
-        except StorageError as problem:
+        except (StorageError, SweepStopped) as problem:
             raise UpkeepFailed(str(problem)) from problem
 
     async def remove(self, upload_id: str) -> str | None:

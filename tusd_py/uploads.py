@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from tusd_py.announcing import Announcer
 from tusd_py.auth.authority import Authority
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
@@ -47,6 +48,7 @@ from tusd_py.storage.base import (
     UploadGone,
     UploadInfo,
     UploadNotFound,
+    UploadUntrusted,
     VerifiesChunks,
     is_valid_id,
 )
@@ -76,6 +78,7 @@ class Uploads:
         *,
         rules: Rules | None = None,
         hooks: Hooks | None = None,
+        announcer: Announcer | None = None,
         observer: Observer | None = None,
         timetable: Timetable | None = None,
         authority: Authority | None = None,
@@ -87,6 +90,7 @@ class Uploads:
         self._open_uploads = open_uploads
         self.rules = rules or Rules()
         self.hooks = hooks or Hooks()
+        self._announcer = announcer or Announcer(self.hooks)
         self._locks = locks
         self._observer: Observer = observer or CountingObserver()
         self._timetable: Timetable = timetable or NoTimetable()
@@ -136,6 +140,16 @@ class Uploads:
         if not after or (upload.finished and not upload.info.is_partial):
             return None
         return upload.changed_at + after
+
+    def due_at(self, upload: Upload) -> float | None:
+        """When an upload is to be removed, in seconds since the epoch: it expires, or its time as a finished one is over."""
+        finished_at = upload.info.finished_at
+        if finished_at is None or upload.info.is_partial:
+            return self.expires_at(upload)
+        retain = upload.info.retain
+        if retain is None:
+            retain = self.rules.retain_finished
+        return finished_at + retain if retain else None
 
     # Creation
 
@@ -209,7 +223,7 @@ class Uploads:
                 try:
                     result = await self._fill(upload, content, body, request, lease)
                 except ProtocolError:
-                    self._tell(EventType.POST_TERMINATE, upload, request)
+                    await self._announcer.announce(EventType.POST_TERMINATE, upload, request)
                     raise
         except BaseException:
             if not created:
@@ -251,6 +265,7 @@ class Uploads:
             id=info.id if changes.id is None else changes.id,
             location=changes.storage_path,
             expire_after=changes.expire_after,
+            retain=changes.retain,
         )
 
     async def _record(
@@ -263,12 +278,13 @@ class Uploads:
                 upload = await self._joining.begin(upload, sources)
             elif self.rules.durability == "chunk":
                 await self.store.sync(upload)
+            await self._announcer.intend(EventType.POST_CREATE, upload, request)
         except BaseException:
             await self._take_back(upload)
             raise
         self._observer.uploads_created += 1
-        self._timetable.note(upload.id, self.expires_at(upload))
-        self._tell(EventType.POST_CREATE, upload, request)
+        self._timetable.note(upload.id, self.due_at(upload))
+        self._announcer.tell(EventType.POST_CREATE, upload, request)
         return upload
 
     async def _fill(
@@ -328,7 +344,7 @@ class Uploads:
             try:
                 upload = await self.store.load(upload_id)
                 self._check(upload.info, request, Action.DOWNLOAD)
-                if not upload.finished:
+                if not upload.finished or self.is_due(upload):
                     raise errors.not_served()
                 await self._ask_for_access(upload, request)
                 return upload, await self.store.open_file(upload)
@@ -361,7 +377,7 @@ class Uploads:
                 upload = await self._reception.receive(
                     declared, command.content, body, lease, request
                 )
-                self._timetable.note(upload_id, self.expires_at(upload))
+                self._timetable.note(upload_id, self.due_at(upload))
                 return await self._finish(upload, request)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
@@ -391,18 +407,20 @@ class Uploads:
             event = Event(EventType.PRE_FINISH, view_of(upload.info, upload.offset), request)
             response = (await self.hooks.ask(event)).response
         finished = upload.with_info(finished_at=self._clock())
+        if not upload.info.is_partial:
+            await self._announcer.intend(EventType.POST_FINISH, finished, request)
         try:
             await self.store.save(finished.info, sync=durable)
         except StorageError:
             with suppress(StorageError):
                 await self.store.save(upload.info)
             raise
-        self._timetable.note(upload.id, self.expires_at(finished))
+        self._timetable.note(upload.id, self.due_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:
             self._observer.uploads_finished += 1
-            self._tell(EventType.POST_FINISH, finished, request)
+            self._announcer.tell(EventType.POST_FINISH, finished, request)
         return Result(finished, response=response)
 
     # Joining
@@ -442,10 +460,11 @@ class Uploads:
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
                 if not lease.is_held():
                     raise errors.interrupted()
-                await self.store.remove(upload_id)
+                async with self._announcer.removing(EventType.POST_TERMINATE, [upload], request):
+                    await self.store.remove(upload_id)
                 self._timetable.note(upload_id, None)
                 self._observer.uploads_terminated += 1
-                self._tell(EventType.POST_TERMINATE, upload, request)
+                self._announcer.tell(EventType.POST_TERMINATE, upload, request)
                 return changes.response
 
     # Tokens
@@ -475,26 +494,45 @@ class Uploads:
         return self._clock()
 
     def is_due(self, upload: Upload) -> bool:
-        """Whether an upload has expired."""
-        expires = self.expires_at(upload)
-        return expires is not None and expires <= self._clock()
+        """Whether an upload has expired, or is finished and was kept long enough."""
+        due = self.due_at(upload)
+        return due is not None and due <= self._clock()
 
-    async def expire(self, upload_id: str) -> bool:
-        """Removes an upload that is due, unless somebody holds it or it has moved; returns whether it went."""
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        """What `load` returns or raises for each, in the same order; for many at a time."""
         if not isinstance(self.store, RemovesUploads):
-            return False
-        try:
-            async with self._held(upload_id, ask=False, timeout=0):
-                upload = await self.load(upload_id)
-                if not self.is_due(upload):
-                    return False
-                await self.store.remove(upload_id)
-        except LockTimeout:
-            return False
-        self._timetable.note(upload_id, None)
-        self._observer.uploads_expired += 1
-        self._tell(EventType.POST_EXPIRE, upload, RequestView())
-        return True
+            return [UploadNotFound(upload_id) for upload_id in upload_ids]
+        return [
+            await self._as_young_as_its_parts(found) if isinstance(found, Upload) else found
+            for found in await self.store.load_each(upload_ids)
+        ]
+
+    async def expire_each(self, upload_ids: Sequence[str]) -> dict[str, bool | StorageError]:
+        """Removes those that are due, unless somebody holds them or they have moved; whether each went, or what was wrong.
+
+        Raises LocksUnavailable, LocksClosed.
+        """
+        outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
+        store = self.store
+        if not isinstance(store, RemovesUploads):
+            return outcomes
+        due: list[Upload] = []
+        async with self._locks.those_free(upload_ids) as leases:
+            held = list(leases)
+            for upload_id, found in zip(held, await self.load_each(held), strict=True):
+                if isinstance(found, StorageError):
+                    outcomes[upload_id] = found
+                elif self.is_due(found):
+                    due.append(found)
+            async with self._announcer.removing(EventType.POST_EXPIRE, due, RequestView()):
+                done = await store.remove_each(due, may_go=lambda each: leases[each].is_held())
+        for upload, outcome in zip(due, done, strict=True):
+            outcomes[upload.id] = outcome
+            if outcome is True:
+                self._timetable.note(upload.id, None)
+                self._observer.uploads_expired += 1
+                self._announcer.tell(EventType.POST_EXPIRE, upload, RequestView())
+        return outcomes
 
     async def discard(self, upload_id: str) -> bool:
         """Removes an upload because the operator wants it, finished or not; returns False if somebody is writing to it.
@@ -506,12 +544,15 @@ class Uploads:
         try:
             async with self._held(upload_id, ask=False, timeout=0):
                 upload = await self.load(upload_id)
-                await self.store.remove(upload_id)
+                async with self._announcer.removing(
+                    EventType.POST_TERMINATE, [upload], RequestView()
+                ):
+                    await self.store.remove(upload_id)
         except LockTimeout:
             return False
         self._timetable.note(upload_id, None)
         self._observer.uploads_terminated += 1
-        self._tell(EventType.POST_TERMINATE, upload, RequestView())
+        self._announcer.tell(EventType.POST_TERMINATE, upload, RequestView())
         return True
 
     async def make_up(self, upload_id: str) -> bool:
@@ -580,7 +621,9 @@ class Uploads:
 
     async def load(self, upload_id: str) -> Upload:
         """The upload as the store has it; a final that waits for its parts is as young as the youngest of them."""
-        upload = await self.store.load(upload_id)
+        return await self._as_young_as_its_parts(await self.store.load(upload_id))
+
+    async def _as_young_as_its_parts(self, upload: Upload) -> Upload:
         if upload.joined:
             return upload
         changed_at = upload.changed_at
@@ -655,15 +698,14 @@ class Uploads:
             return None
         return upload.offset, upload.finished
 
-    def _tell(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
-        if self.hooks.wants(event_type):
-            self.hooks.tell(Event(event_type, view_of(upload.info, upload.offset), request))
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turns what a store raises into the response that it means; the reason stays in the log."""
         try:
             yield
+        except UploadUntrusted as problem:
+            logger.warning("not served: %s", problem)
+            raise errors.not_found() from None
         except UploadNotFound:
             raise errors.not_found() from None
         except UploadGone:

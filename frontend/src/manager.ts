@@ -12,7 +12,7 @@ import {
   type UploadRecord,
   type UploadStore,
 } from './store.js'
-import { Upload, type UploadState, uploadIdOf } from './upload.js'
+import { type Beginning, Upload, type UploadState, uploadIdOf } from './upload.js'
 import { type Backoff, browserNetwork, type Network, Slots, Stopped } from './waiting.js'
 
 /** `resume`: go on with the earlier upload. `force`: upload it all the same. `give-up`: leave it. */
@@ -131,8 +131,9 @@ export class UploadManager extends Emitter<ManagerEvents> {
   }
 
   /**
-   * Uploads a file. If the same file was left unfinished, with the same metadata, it goes on there; if it is being uploaded, that
-   * upload is returned. Throws an UploadError: `source` if the file cannot be read, `elsewhere` if another tab is at it.
+   * Uploads a file. If the same file was left unfinished, with the same metadata, it goes on there, unless the server has that no
+   * more; if it is being uploaded, that upload is returned. Throws an UploadError: `source` if the file cannot be read,
+   * `elsewhere` if another tab is at it.
    */
   async add(file: Blob | Source, options: AddOptions = {}): Promise<Upload> {
     const source = sourceOf(file)
@@ -149,7 +150,7 @@ export class UploadManager extends Emitter<ManagerEvents> {
       }
       record = (await this.#records()).find((each) => !each.cancelled && isSame(each))
     }
-    return this.#add(record, { source, fingerprint, metadata }, options.start !== false)
+    return this.#add(record, { source, fingerprint, metadata, anew: true }, options.start !== false)
   }
 
   /** What earlier pages, or runs, left unfinished and nobody is at; the latest first. */
@@ -175,7 +176,8 @@ export class UploadManager extends Emitter<ManagerEvents> {
     if (fingerprint !== record.fingerprint) {
       throw new UploadError('source', 'this is not the file that was being uploaded')
     }
-    return this.#add(record, { source, fingerprint, metadata: record.metadata }, true)
+    const { metadata } = record
+    return this.#add(record, { source, fingerprint, metadata, anew: false }, true)
   }
 
   /** Removes one of `resumable` here and at the server. Resolves as `Upload.cancel` does. */
@@ -231,7 +233,7 @@ export class UploadManager extends Emitter<ManagerEvents> {
 
   async #add(
     record: UploadRecord | undefined,
-    what: { source: Source; fingerprint: string; metadata: Record<string, string> },
+    what: Pick<Beginning, 'source' | 'fingerprint' | 'metadata' | 'anew'>,
     start: boolean,
   ): Promise<Upload> {
     const id = record?.id ?? newId()

@@ -1,9 +1,9 @@
-// The life of one upload: attempts, each a tus-js-client upload that never retries, and what is decided between them. How
-// many run at a time, and where they are kept, is the manager's.
+// The life of one upload: attempts, and what is decided between them. How many run at a time, and where they are kept, is the
+// manager's.
 
-import { Upload as TusUpload } from 'tus-js-client'
+import { Attempt, AttemptFailed, Offline } from './attempt.js'
 import { type Credentials, Finished, RenewalFailed } from './credentials.js'
-import { type Duplicate, type Failure, judge, UploadError, type Verdict } from './errors.js'
+import { type Duplicate, judge, UploadError, type Verdict } from './errors.js'
 import { Emitter } from './events.js'
 import type { Shared } from './manager.js'
 import { failureOf, removeUpload } from './removal.js'
@@ -41,34 +41,22 @@ export interface UploadEvents {
   progress: [upload: Upload]
 }
 
-/** What an upload is made of. record: of one that was begun before. release: lets other tabs have it. */
+/** What an upload is made of. */
 export interface Beginning {
   id: string
   source: Source
   fingerprint: string
   metadata: Record<string, string>
+  /** Of one that was begun before. */
   record: UploadRecord | undefined
+  /** Lets other tabs have it. */
   release: () => void
-}
-
-/** An attempt was broken off because there is no network; it does not count. */
-class Offline extends Error {}
-
-/** What came of an attempt that the server, or the way to it, ended. */
-class AttemptFailed extends Error {
-  constructor(
-    readonly failure: Failure,
-    /** The answer to an earlier creation was lost, so that a duplicate may be our own. */
-    readonly lost: boolean,
-  ) {
-    super('the attempt failed')
-  }
+  /** Begin anew if the server does not have that any more. */
+  anew: boolean
 }
 
 const PROGRESS_EVERY = 100
 const SAVE_EVERY = 1_000
-/** How long a creation is waited for when the upload is paused or cancelled in the meantime, as its answer has the URL. */
-const CREATION_PATIENCE = 5_000
 /** How long a store may take before it is gone on without it. */
 const STORE_PATIENCE = 2_000
 const MOST_REFUSALS = 3
@@ -111,11 +99,14 @@ export class Upload extends Emitter<UploadEvents> {
   /** Gives back the place among those that run at a time. */
   #room: (() => void) | null = null
   #forgotten = false
+  /** Whether it begins anew if the server has it no more, without being told: nothing of it was seen on this page yet. */
+  #anew: boolean
 
   /** @internal */
   constructor(shared: Shared, beginning: Beginning) {
     super()
-    const { id, source, fingerprint, metadata, record, release } = beginning
+    const { id, source, fingerprint, metadata, record, release, anew } = beginning
+    this.#anew = anew
     this.#shared = shared
     this.#source = source
     this.#release = release
@@ -305,124 +296,46 @@ export class Upload extends Emitter<UploadEvents> {
     this.#room = null
   }
 
-  /** Sends until all is there. Throws Offline, AttemptFailed, Stopped, and what keeps requests from being made. */
-  #attempt(signal: AbortSignal): Promise<void> {
+  async #attempt(signal: AbortSignal): Promise<void> {
     const { options, network } = this.#shared
-    const lostBefore = this.#lost
-    let ended = false
-    let stopping = false
-    let creating = false
-    let begun = false
-    let kept: unknown
-    return new Promise<void>((resolve, reject) => {
-      const end = (then: () => void) => {
-        if (ended) return
-        ended = true
-        clearTimeout(stall)
-        clearTimeout(patience)
-        signal.removeEventListener('abort', stop)
-        offline()
-        this.#credentials.stop()
-        void upload.abort()
-        this.#source.release?.()
-        then()
-      }
-      const fail = (problem: unknown) => end(() => reject(problem))
-      let patience: ReturnType<typeof setTimeout> | undefined
-      const stop = () => {
-        stopping = true
-        if (creating) patience = setTimeout(() => fail(new Stopped()), CREATION_PATIENCE)
-        else fail(new Stopped())
-      }
-      let stall: ReturnType<typeof setTimeout> | undefined
-      const alive = () => {
-        clearTimeout(stall)
-        if (ended || options.stallTimeout === 0) return
-        const problem = new Error(`nothing moved for ${options.stallTimeout} ms`)
-        stall = setTimeout(
-          () => fail(new AttemptFailed(failureOf(problem), lostBefore)),
-          options.stallTimeout,
-        )
-      }
-      const offline = network.onChange(() => {
-        if (!network.online) fail(new Offline())
-      })
-      const upload = new TusUpload(this.#source.data as File, {
-        endpoint: this.#url ? null : options.endpoint,
-        uploadUrl: this.#url,
-        metadata: { ...this.metadata },
-        headers: { ...options.headers, ...(this.#force ? { 'Upload-Force': 'true' } : {}) },
-        chunkSize: options.chunkSize,
-        retryDelays: null,
-        storeFingerprintForResuming: false,
-        fingerprint: async () => '',
-        ...(this.#source.reader ? { fileReader: this.#source.reader } : {}),
-        onBeforeRequest: async (request) => {
-          alive()
-          const method = request.getMethod()
-          try {
-            // No byte is sent to a place that a reload would not find again.
-            if (method === 'PATCH') await this.#kept()
-            const value = await this.#credentials.authorization(method)
-            if (value) request.setHeader('Authorization', value)
-          } catch (problem) {
-            kept = problem
-            throw problem
-          }
-          if (ended || stopping) throw new Stopped()
-          if (method === 'POST') creating = this.#lost = true
-        },
-        onAfterResponse: (request, response) => {
-          alive()
-          const status = response.getStatus()
-          if (status < 300) this.#refusals = 0
-          if (request.getMethod() !== 'POST') return
-          // Behind a gateway that gave up, the server may have made it all the same.
-          this.#lost = status >= 500
-          if (status === 201) {
-            this.#credentials.adoptFrom({ header: (name) => response.getHeader(name) })
-          }
-        },
-        onUploadUrlAvailable: () => {
-          creating = this.#lost = false
-          this.#setUrl(upload.url)
-          this.#credentials.begin()
-          this.#save()
-          if (stopping) fail(new Stopped())
-        },
-        onProgress: (sent) => {
-          alive()
-          if (ended) return
-          if (!begun) this.#beganAt(sent)
-          begun = true
-          this.#tell(sent)
-        },
-        onChunkComplete: (_size, accepted) => this.#arrived(accepted),
-        onSuccess: () => end(resolve),
-        onError: (error) => {
-          creating = false
-          if (stopping) fail(new Stopped())
-          else fail(kept ?? new AttemptFailed(failureOf(error), lostBefore))
-        },
-      })
-      signal.addEventListener('abort', stop)
-      if (signal.aborted) return stop()
-      if (!network.online) return fail(new Offline())
-      alive()
-      upload.start()
+    const attempt = new Attempt({
+      source: this.#source,
+      url: this.#url,
+      endpoint: options.endpoint,
+      metadata: { ...this.metadata },
+      headers: { ...options.headers, ...(this.#force ? { 'Upload-Force': 'true' } : {}) },
+      chunkSize: options.chunkSize,
+      stallTimeout: options.stallTimeout,
+      network,
+      credentials: this.#credentials,
+      lost: this.#lost,
+      kept: () => this.#kept(),
+      onUrl: (url) => {
+        this.#setUrl(url)
+        this.#save()
+      },
+      onBegin: (offset) => this.#beganAt(offset),
+      onSent: (bytes) => this.#tell(bytes),
+      onArrived: (offset) => this.#arrived(offset),
     })
+    try {
+      await attempt.run(signal)
+    } finally {
+      this.#lost = attempt.lost
+    }
   }
 
   /** The server has so many bytes: the first word of an attempt on it. */
   #beganAt(offset: number): void {
-    if (offset > this.#accepted) this.#failures = 0
+    if (offset > this.#accepted) this.#failures = this.#refusals = 0
     this.#accepted = offset
+    this.#anew = false
     this.#speed.begin(offset, performance.now())
   }
 
   #arrived(offset: number): void {
     this.#accepted = offset
-    this.#failures = this.#restarts = 0
+    this.#failures = this.#refusals = this.#restarts = 0
     if (offset < this.size && Date.now() - this.#savedAt > SAVE_EVERY) this.#save()
   }
 
@@ -450,11 +363,11 @@ export class Upload extends Emitter<UploadEvents> {
       case 'authenticate':
         return this.#authenticate(verdict.error, failure.method, signal)
       case 'ask':
-        return this.#ask(verdict, failed && problem.lost, signal)
+        return this.#ask(verdict, failed && problem.lostBefore, signal)
       case 'restart':
         this.#restarts += 1
-        if (!this.#shared.options.restartWhenGone || this.#restarts > MOST_RESTARTS)
-          throw verdict.error
+        if (!(this.#anew || this.#shared.options.restartWhenGone)) throw verdict.error
+        if (this.#restarts > MOST_RESTARTS) throw verdict.error
         return this.#startOver()
       case 'fail':
         throw verdict.error
@@ -623,7 +536,13 @@ export class Upload extends Emitter<UploadEvents> {
 
   /** What was to be kept is kept; or the store takes too long, and is gone on without. */
   #kept(): Promise<void> {
-    return Promise.race([this.#saved, after(STORE_PATIENCE)])
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, STORE_PATIENCE)
+      void this.#saved.then(() => {
+        clearTimeout(timer)
+        resolve()
+      })
+    })
   }
 
   /** In their order. An upload goes on also if it cannot be kept; then a reload begins anew. */
@@ -636,8 +555,4 @@ export class Upload extends Emitter<UploadEvents> {
 export function uploadIdOf(url: string): string {
   const path = new URL(url, 'http://localhost').pathname.replace(/\/+$/, '')
   return decodeURIComponent(path.slice(path.lastIndexOf('/') + 1))
-}
-
-function after(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds))
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -39,6 +39,8 @@ _CREATION_GRACE = 15.0
 _PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Seconds to wait for a creation under way: for its upload to appear, or its reservation to go."""
 
+_MOST_TOGETHER = 64
+"""Fingerprints that are given back in one go."""
 _MOST_OWED = 10_000
 """Changes that are kept while Redis is away. Beyond them the oldest are lost: a few uploads too many are taken for duplicates,
 or too few."""
@@ -65,6 +67,7 @@ class Duplicates:
     _identity: Identity
     _outage: _Outage
     _later: _Later
+    _together: _Together
 
     async def start(self, context: HookContext) -> None:
         """Takes the settings. Redis need not be there."""
@@ -77,6 +80,7 @@ class Duplicates:
         )
         self._outage = _Outage()
         self._later = _Later(self.retry_interval)
+        self._together = _Together(self._release_each)
 
     async def stop(self) -> None:
         """Tries once more to tell Redis what it could not be told."""
@@ -161,7 +165,24 @@ class Duplicates:
         """The fingerprint is the upload's for the whole window from now on."""
         if fingerprint := self._fingerprint(event.upload):
             claim, lasts = _claim(event), self._window()
-            await self._tell(event, lambda: self._index().complete(fingerprint, claim, lasts=lasts))
+
+            async def complete() -> None:
+                await self._index().complete(fingerprint, claim, lasts=lasts)
+
+            async def complete_late() -> None:
+                # An upload that is gone by now shall not take what was given back.
+                if await self._is_there(event.upload.id):
+                    await complete()
+
+            change = complete if event.attempt == 1 else complete_late
+            await self._tell(event, change, later=complete_late)
+
+    async def _is_there(self, upload_id: str) -> bool:
+        try:
+            return await self._context.offset_of(upload_id) is not None
+        except StorageError as problem:
+            logger.warning("upload %s cannot be looked at: %s", upload_id, problem)
+            return True
 
     async def pre_terminate(self, event: Event) -> None:
         """From now on the fingerprint is free as soon as the upload is gone, even if Redis is not there to be told."""
@@ -174,24 +195,37 @@ class Duplicates:
             await self._tell(event, lambda: self._index().release(fingerprint, event.upload.id))
 
     async def post_expire(self, event: Event) -> None:
-        """Gives the upload's fingerprint back."""
-        await self.post_terminate(event)
+        """Gives the upload's fingerprint back. A sweep tells of dozens at a time, which go to Redis together.
+
+        Not that of one that was finished and has been kept long enough: it was here, and is not to come again.
+        """
+        if event.upload.offset == event.upload.length:
+            return
+        if fingerprint := self._fingerprint(event.upload):
+            upload_id = event.upload.id
+            await self._tell(event, lambda: self._together.add(fingerprint, upload_id))
 
     def _giving_back(self, fingerprint: str, event: Event) -> Change:
         return lambda: self._index().release(fingerprint, event.upload.id, token=event.id)
 
-    async def _tell(self, event: Event, change: Change) -> None:
-        """Tells Redis what happened to an upload; later, and in order, if that cannot be now. Never fails the upload."""
+    async def _tell(self, event: Event, change: Change, *, later: Change | None = None) -> None:
+        """Tells Redis what happened to an upload; later, and in order, if that cannot be now. Never fails the upload.
+
+        later: what is to be told then, if that is something else.
+        """
         if self._later:
-            self._later.add(event.id, change)
+            self._later.add(event.id, later or change)
             return
         try:
             await change()
         except StateUnavailable as problem:
             self._outage.begin(problem)
-            self._later.add(event.id, change)
+            self._later.add(event.id, later or change)
         else:
             self._recover()
+
+    async def _release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
+        await self._index().release_each(uploads)
 
     # Helpers
 
@@ -255,6 +289,30 @@ class _Outage:
         )
         self._began, self.unchecked = False, 0
         return True
+
+
+class _Together:
+    """Collects what comes at the same moment, and does it in one go. work: raises StateUnavailable."""
+
+    def __init__(self, work: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
+        self._work = work
+        self._waiting: list[tuple[str, str]] = []
+        self._next: asyncio.Task[None] | None = None
+
+    async def add(self, fingerprint: str, upload_id: str) -> None:
+        """Returns when it was done with all that came along."""
+        self._waiting.append((fingerprint, upload_id))
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._run())
+        await asyncio.shield(self._next)
+
+    async def _run(self) -> None:
+        # Whoever comes in the same turn of the event loop comes along.
+        await asyncio.sleep(0)
+        self._next = None
+        batch, self._waiting = self._waiting, []
+        for at in range(0, len(batch), _MOST_TOGETHER):
+            await self._work(batch[at : at + _MOST_TOGETHER])
 
 
 class _Later:

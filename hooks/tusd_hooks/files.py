@@ -71,6 +71,10 @@ class FileHooks(WireHooks):
             task.cancel()
         await asyncio.gather(*self._errors, return_exceptions=True)
 
+    def wants_event(self, event_type: EventType) -> bool:
+        """Whether there is an executable for events of this type now."""
+        return (self._directory / event_type.value).exists()
+
     async def handle(self, event: Event) -> Changes | None:
         """Runs the executable of an event, if there is one; returns or raises what its answer means. Raises HookFailed."""
         path = self._directory / event.type.value
@@ -143,6 +147,7 @@ def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:
         "TUS_SIZE": str(upload.length or 0),
         "TUS_OFFSET": str(upload.offset),
         "TUS_EVENT_ID": event.id,
+        "TUS_EVENT_ATTEMPT": str(event.attempt),
     }
 
 

@@ -1,7 +1,7 @@
 """Hooks over HTTP: every event is a POST request to an endpoint of the operator's, in tusd's format.
 
 The calls go through one pooled client a process and are tried again when an endpoint fails; an answer decides only where tusd
-lets it. Not for redelivery: an event that could not be told within its time is logged and counted, no more.
+lets it. Not for redelivery: an event that could not be told within its time is tried again by workers, if by anybody.
 
 The client is aiohttp's because it has been maintained by several people for over ten years, keeps its connections without
 blocking, and verifies with the system's certificates; httpx has had no release since 2024.
@@ -31,6 +31,7 @@ from tusd_py.settings.model import Settings
 logger = logging.getLogger(__name__)
 
 EVENT_ID_HEADER = "Hook-Event-Id"
+ATTEMPT_HEADER = "Hook-Event-Attempt"
 SIGNATURE_HEADER = "Hook-Signature"
 
 _MAX_CONNECTIONS = 512
@@ -53,6 +54,7 @@ _NOT_FORWARDED = frozenset(
         "transfer-encoding",
         "upgrade",
         EVENT_ID_HEADER.lower(),
+        ATTEMPT_HEADER.lower(),
         SIGNATURE_HEADER.lower(),
     )
 )
@@ -157,6 +159,7 @@ class HTTPHooks(WireHooks):
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
             EVENT_ID_HEADER: event.id,
+            ATTEMPT_HEADER: str(event.attempt),
         }
         try:
             reply = await self._persistently(lambda: self._post(to, headers, body))

@@ -165,17 +165,45 @@ def test_a_404_takes_the_same_time_for_either_reason(tus: Tus) -> None:
     assert abs(quickest[theirs] - quickest[none]) < 0.005
 
 
-def test_a_refusal_comes_before_the_body(tus: Tus) -> None:
+NOBODY: dict[str, str] = {}
+BOB = bearer(access("bob"))
+NO_SCOPE = bearer(access(scope="profile"))
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "who", "status"),
+    [
+        ("PATCH", "upload", NOBODY, 401),
+        ("PATCH", "upload", BOB, 404),
+        ("PATCH", "upload", NO_SCOPE, 403),
+        ("POST", "upload", BOB, 404),  # a PATCH by X-HTTP-Method-Override
+        ("POST", "collection", NOBODY, 401),
+        ("POST", "collection", NO_SCOPE, 403),
+        ("POST", REFRESH, NOBODY, 401),
+        ("POST", REVOKE, NOBODY, 401),
+        ("DELETE", "upload", NOBODY, 401),
+        ("GET", "upload", BOB, 404),
+    ],
+)
+def test_a_refusal_comes_before_the_body(
+    tus: Tus, method: str, where: str, who: dict[str, str], status: int
+) -> None:
     path = made(tus, 10_000_000)
     headers = {
-        **tus.patch_headers(0, bearer(access("bob"))),
+        **tus.patch_headers(0, who),
         "Content-Length": "10000000",
         "Expect": "100-continue",
     }
+    if method == "POST" and where == "upload":
+        headers["X-HTTP-Method-Override"] = "PATCH"
+    if where == "collection":
+        headers["Upload-Length"] = "10000000"
+        del headers["Upload-Offset"]
+    target = {"upload": path, "collection": tus.collection}.get(where, where)
     with tus.connect() as connection:
-        connection.send_head("PATCH", path, headers)
+        connection.send_head(method, target, headers)
         response = connection.read_response()
-    assert response.status == 404
+    assert response.status == status
     assert not response.interim
 
 

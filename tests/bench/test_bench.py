@@ -134,3 +134,20 @@ def test_a_million_uploads_are_for_those_who_ask() -> None:
 
 def test_a_spread_is_the_median_between_the_extremes() -> None:
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_sweeps_are_measured(tmp_path: Path) -> None:
+    few = ["--uploads", "200", "--known", "1000", "--work", str(tmp_path / "work")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.sweep", *few],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("200 abandoned, locks in") == 2
+    assert "1,000 known, 1,000 due" in done.stdout
+    assert not (tmp_path / "work").exists()

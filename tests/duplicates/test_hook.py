@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -322,6 +323,18 @@ async def test_an_upload_that_is_gone_gives_way(house: House, redis: RedisServer
     first = await house.create()
     del house.there[first]
     backdate(redis, 60)
+    second = await house.create()
+    assert remembered(redis) == [(second, "pending")]
+
+
+async def test_post_finish_told_once_more_takes_nothing_back_from_who_was_removed(
+    house: House, redis: RedisServer
+) -> None:
+    first = await house.create()
+    event = await house.finish(first)
+    await house.terminate(first)
+    await house.hook.post_finish(replace(event, attempt=2))
+    assert remembered(redis) == []
     second = await house.create()
     assert remembered(redis) == [(second, "pending")]
 

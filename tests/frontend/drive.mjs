@@ -9,7 +9,8 @@
 //   store           path of a FileStore, or absent
 //   answer          about duplicates: resume, force, give-up, or absent
 //
-// Every further line is a command: pause, resume, cancel (for all uploads), list (what can be resumed), or close.
+// Every further line is a command: pause, resume, cancel (for all uploads), list (what can be resumed), offline, online (what
+// there is of a network, as a browser would say), or close.
 //
 // What it says, each with a key "event":
 //   state {name, state, waitingFor, error, url}   progress {name, sent, total, bytesPerSecond, remainingSeconds}
@@ -23,9 +24,18 @@ const emit = (event, values = {}) =>
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
 const job = JSON.parse((await lines.next()).value)
 
+const listeners = new Set()
+const network = {
+  online: true,
+  onChange(listener) {
+    listeners.add(listener)
+    return () => listeners.delete(listener)
+  },
+}
 let shown = 0
 const manager = new UploadManager({
   ...job.options,
+  network,
   ...(job.store ? { store: new FileStore(job.store) } : {}),
   async getAccessToken({ rejected }) {
     if (rejected !== undefined) emit('access', { rejected: true })
@@ -75,6 +85,10 @@ for await (const command of lines) {
     for (const upload of manager.uploads) {
       upload.cancel().then((removed) => emit('cancelled', { name: upload.name, removed }))
     }
+  }
+  if (command === 'offline' || command === 'online') {
+    network.online = command === 'online'
+    for (const listener of [...listeners]) listener()
   }
   if (command === 'close') {
     await manager.close()

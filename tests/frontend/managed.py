@@ -16,7 +16,7 @@ DRIVER = Path(__file__).parent / "drive.mjs"
 EventName = Literal[
     "state", "progress", "renewed", "asked", "access", "listed", "cancelled", "warning"
 ]
-Command = Literal["pause", "resume", "cancel", "list", "close"]
+Command = Literal["pause", "resume", "cancel", "list", "offline", "online", "close"]
 
 
 class Options(TypedDict, total=False):

@@ -141,6 +141,19 @@ def test_cancelling_removes_it_at_the_server(
     assert page.value("manager.resumable()") == []
 
 
+def test_where_nothing_can_be_kept_uploads_go_on(
+    page: UploadPage, guarded: ServerProcess, make_source: MakeSource
+) -> None:
+    source = make_source(MIB)
+    page.page.add_init_script("IDBFactory.prototype.open = () => { throw new Error('no room') }")
+    page.open(endpoint=guarded.url, accessToken=access())
+    page.add(source.path)
+    page.wait_state("completed")
+    [url] = page.urls().values()
+    assert_stored(guarded, url, source)
+    assert "Error: no room" in page.value("warnings")
+
+
 def test_without_a_network_it_waits_and_goes_on_at_once(
     page: UploadPage, guarded: ServerProcess, make_source: MakeSource
 ) -> None:

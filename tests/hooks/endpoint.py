@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -67,6 +68,11 @@ class Call:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     endpoint: Endpoint
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that go away in the middle of a call, as those do that are killed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,46 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.jobs import Job
 from tests.support.redis import RedisServer
-from tests.support.server import ServerProcess, environment
+from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
 from tests.workers.test_sweep_command import abandon
 
 QUICK = ("--sweep-interval", "1s")
-
-
-class Job:
-    """`tusd-py worker` or `scheduler` as an operator runs it."""
-
-    def __init__(self, name: str, *flags: str, env: Mapping[str, str]) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tusd_py", name, *flags],
-            env=environment(env),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """The exit code and what it said."""
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=30)
-        return self.process.returncode, said
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate(timeout=30)
 
 
 @pytest.fixture
@@ -219,7 +194,10 @@ async def post_expire(event):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("worker", "--queue", "expiri"), '--queue "expiri": there is expiry; did you mean'),
+        (
+            ("worker", "--queue", "expiri"),
+            '--queue "expiri": there are expiry and delivery; did you mean',
+        ),
         (("worker", "--concurrency", "0"), '--concurrency "0": give a whole number'),
         (("scheduler", "--time-zone", "Mars/Base"), "no such time zone is known here"),
     ],

@@ -16,7 +16,9 @@ from tests.support.redis import RedisServer
 from tusd_py.events import RequestView
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
+from tusd_py.locks.shared import SharedLocks
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append, Content
 from tusd_py.reception import BodyEnd, Take
@@ -55,6 +57,13 @@ class WholeBody:
         return {}
 
 
+async def expire(uploads: Uploads, upload_id: str) -> bool:
+    """Whether it went, as the sweep does it."""
+    [outcome] = (await uploads.expire_each([upload_id])).values()
+    assert isinstance(outcome, bool)
+    return outcome
+
+
 async def race(here: Uploads, there: Uploads, store: FileStore, number: int) -> str:
     """One upload, resumed by one process' part and swept by another's; what came of it."""
     info = UploadInfo(id=f"u{number}", length=len(BEGIN + REST), created_at=time.time() - 1000)
@@ -75,7 +84,7 @@ async def race(here: Uploads, there: Uploads, store: FileStore, number: int) -> 
 
     async def sweep() -> bool:
         await asyncio.sleep(random.uniform(0, WINDOW))
-        return await there.expire(info.id)
+        return await expire(there, info.id)
 
     outcome, swept = await asyncio.gather(resume(), sweep())
     if outcome == "finished":
@@ -86,16 +95,29 @@ async def race(here: Uploads, there: Uploads, store: FileStore, number: int) -> 
     if not swept:
         # It expired between the sweep's look and the client's.
         assert path.read_bytes() == BEGIN
-        assert await there.expire(info.id)
+        assert await expire(there, info.id)
     with pytest.raises(UploadGone):
         await store.load(info.id)
     assert not path.exists()
     return outcome
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
+def locks_of(kind: str, states: list[State], path: Path) -> list[Locks]:
+    """Two ways to the same locks: those of one process, or of two."""
+    if kind == "memory":
+        return [MemoryLocks()] * 2
+    each = [RedisLocks(state) for state in states]
+    if kind == "redis":
+        return list(each)
+    return [
+        SharedLocks(redis, RangeLocks(str(path)), state)
+        for redis, state in zip(each, states, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis", "redis and files"])
 async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
-    tmp_path: Path, shared: bool, record_property: Callable[[str, object], None]
+    tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
     store = FileStore(tmp_path / "uploads")
     store.open()
@@ -104,8 +126,7 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
         states = [State(redis.url, timeout=10.0) for _ in range(2)]
         for state in states:
             await state.start()
-        memory = MemoryLocks()
-        locks: list[Locks] = [RedisLocks(state) if shared else memory for state in states]
+        locks = locks_of(kind, states, tmp_path / "locks")
         here, there = (Uploads(store, each, rules=rules) for each in locks)
         seen = Counter([await race(here, there, store, number) for number in range(1000)])
         for each in locks:
@@ -113,5 +134,5 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
         for state in states:
             await state.stop()
     store.close()
-    record_property("races of a resume with a sweep", dict(seen))
+    record_property(f"races of a resume with a sweep, locks in {kind}", dict(seen))
     assert set(seen) == {"finished", "410"}

@@ -24,7 +24,8 @@ ABOUT = """\
 Print what there is to know about the jobs beside the server: how many uploads are known and due, what the last sweeps did, \
 queues, workers, and what is scheduled. Give it the same options as the server.
 
-The exit code is 1 if something is wrong: no worker, no scheduler, failed jobs, no sweep for too long, or a Redis that is away.
+The exit code is 1 if something is wrong: no worker, no scheduler, failed jobs, events that were given up or wait for too \
+long, no sweep for too long, or a Redis that is away.
 """
 
 
@@ -82,6 +83,11 @@ def _lines(settings: Settings, status: Status, problems: list[str]) -> Iterator[
         yield (
             f"queue      {queue.name}: {queue.waiting} waiting{oldest}, {queue.running} running, {queue.failed} failed"
         )
+    events = status.events
+    if events.waiting or events.failed or events.done:
+        oldest = "" if events.oldest is None else f", the first for {events.oldest:.0f} s"
+        done = "".join(f", {count} {name}" for name, count in sorted(events.done.items()))
+        yield f"events     {events.waiting} waiting{oldest}, {events.failed} failed{done}"
     for worker in status.workers:
         job = f" {worker.job}" if worker.job else ""
         yield f"worker     {worker.host} pid {worker.pid}: {worker.state}{job}, heard {worker.heard:.0f} s ago"

@@ -102,7 +102,7 @@ class _Reader:
 
 def _reader(settings: Settings) -> _Reader:
     store = FileStore(settings.upload_dir)
-    rules = Rules(expire_after=settings.expire_after)
+    rules = Rules(expire_after=settings.expire_after, retain_finished=settings.retain_finished)
     # What only reads needs no locks; these are never asked for.
     return _Reader(store, Uploads(store, MemoryLocks(), rules=rules))
 
@@ -222,7 +222,7 @@ class _Output:
 
 
 def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
-    expires = uploads.expires_at(upload)
+    expires = uploads.due_at(upload)
     info = upload.info
     return {
         "upload": upload.id,

@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     """What to do, and all settings."""
     parser.option(
         "--queue",
-        "Take jobs from this queue only; may be repeated, the most urgent first. There is: expiry.",
+        "Take jobs from this queue only; may be repeated, the most urgent first. There are: expiry, delivery.",
         section="Worker",
         metavar="NAME",
         action="append",
@@ -66,7 +66,7 @@ def _queues(given: list[str], known: tuple[str, ...]) -> list[str]:
     for name in given:
         if name not in known:
             raise UsageError(
-                f"--queue {json.dumps(name)}: there is {' and '.join(known)}{suggestion(name, known)}"
+                f"--queue {json.dumps(name)}: there are {' and '.join(known)}{suggestion(name, known)}"
             )
     return list(dict.fromkeys(given)) or list(known)
 

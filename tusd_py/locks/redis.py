@@ -245,20 +245,9 @@ class RedisLocks:
 
     async def _obtain_free(self, claims: Sequence[_Claim]) -> None:
         """Gets the locks that are free, in one go; the other claims are over. Raises LocksUnavailable, LocksClosed."""
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + DEFAULT_PATIENCE
         for claim in claims:
             claim.recorded = True
-        while True:
-            if self._closed:
-                raise LocksClosed
-            sent = _now()
-            answers = await self._run_all(ACQUIRE, claims, 0, 0, "")
-            if answers is not None:
-                break
-            if loop.time() >= give_up:
-                raise LocksUnavailable(self._state.trouble or "Redis does not answer")
-            await asyncio.sleep(_SOON)
+        sent, answers = await self._ask_for_free(claims)
         for claim, answer in zip(claims, answers, strict=True):
             match answer:
                 case [1, int(demand)]:
@@ -268,17 +257,31 @@ class RedisLocks:
                     self._forget(claim)
         self._work.set()
 
+    async def _ask_for_free(self, claims: Sequence[_Claim]) -> tuple[float, list[object]]:
+        """What Redis says, and when it was asked."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + DEFAULT_PATIENCE
+        while not self._closed:
+            sent = _now()
+            try:
+                return sent, await self._state.run_each(ACQUIRE, self._calls(claims, 0, 0, ""))
+            except StateUnavailable as problem:
+                if loop.time() >= give_up:
+                    raise LocksUnavailable(str(problem)) from None
+            await asyncio.sleep(_SOON)
+        raise LocksClosed
+
     async def _end_all(self, claims: Sequence[_Claim]) -> None:
         """Claims are over: whoever is next goes on."""
         for claim in claims:
             self._forget(claim)
         recorded = [claim for claim in claims if claim.recorded]
         try:
-            for batch in _batches(recorded):
-                if await self._run_all(RELEASE, batch) is None:
-                    return
-                for claim in batch:
-                    claim.recorded = False
+            with suppress(StateUnavailable):
+                for batch in _batches(recorded):
+                    await self._state.run_each(RELEASE, self._calls(batch))
+                    for claim in batch:
+                        claim.recorded = False
         finally:
             self._settle_later(claim for claim in recorded if claim.recorded)
 
@@ -322,6 +325,11 @@ class RedisLocks:
     def _keys(self, claim: _Claim) -> tuple[str, str]:
         names = self._state.keys
         return names.lock(claim.upload_id), names.lock_queue(claim.upload_id)
+
+    def _calls(
+        self, claims: Sequence[_Claim], *more: Part
+    ) -> list[tuple[Sequence[str], Sequence[Part]]]:
+        return [(self._keys(claim), (*self._arguments(claim), *more)) for claim in claims]
 
     def _arguments(self, claim: _Claim) -> tuple[Part, ...]:
         return claim.owner, round(self._lease * 1000), self._state.keys.lock_channel("")
@@ -413,16 +421,14 @@ class RedisLocks:
                 self._leftovers.pop(claim, None)
         return True
 
-    async def _run_all(
-        self, script: Script, claims: Sequence[_Claim], *more: Part
-    ) -> list[object] | None:
+    async def _run_all(self, script: Script, claims: Sequence[_Claim]) -> list[object] | None:
         """Runs a script for each, in one go; None if Redis did not answer."""
         try:
             async with asyncio.timeout(min(self._state.timeout, self._lease / _RENEWALS)):
-                answers = await self._send(script, claims, more)
+                answers = await self._send(script, claims)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     await self._state.client.script_load(script.source)
-                    answers = await self._send(script, claims, more)
+                    answers = await self._send(script, claims)
         except (RedisError, OSError):
             answers = None
         if answers is None or any(isinstance(answer, RedisError) for answer in answers):
@@ -431,12 +437,10 @@ class RedisLocks:
             return None
         return answers
 
-    async def _send(
-        self, script: Script, claims: Sequence[_Claim], more: Sequence[Part]
-    ) -> list[object]:
+    async def _send(self, script: Script, claims: Sequence[_Claim]) -> list[object]:
         async with self._state.client.pipeline(transaction=False) as pipeline:
             for claim in claims:
-                parts = (*self._keys(claim), *self._arguments(claim), *more)
+                parts = (*self._keys(claim), *self._arguments(claim))
                 pipeline.execute_command("EVALSHA", script.sha, 2, *parts)
             return await pipeline.execute(raise_on_error=False)
 

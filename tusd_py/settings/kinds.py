@@ -442,6 +442,17 @@ def _parse_jwt_algorithms(value: object) -> tuple[str, ...]:
 ALGORITHMS = Kind("NAMES", _parse_jwt_algorithms, _show_list, many=True)
 
 
+def _parse_directories(value: object) -> tuple[Path, ...]:
+    return tuple(_parse_path(item) for item in _items(value, "give directories, with commas"))
+
+
+def _show_paths(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+DIRECTORIES = Kind("DIR", _parse_directories, _show_paths, many=True)
+
+
 def _parse_claim(value: object) -> str:
     expected = (
         "give the name of a claim or scope: printable ASCII without spaces, quotes and commas"

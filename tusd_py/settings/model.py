@@ -169,12 +169,22 @@ class Settings(BaseModel):
         description="How long an unfinished upload is kept after its last byte arrived. 0 is for "
         "ever.",
     )
+    retain_finished: Annotated[DurationOrZero, EXPIRY] = Field(
+        0.0,
+        description="How long a finished upload is kept after it was finished; then it is removed as "
+        "expired ones are. 0 is for ever.",
+    )
     tombstone_ttl: Annotated[DurationOrZero, EXPIRY] = Field(
         30 * 86_400.0,
         description="How long a removed upload is answered with 410 (gone) rather than 404.",
     )
     sweep_interval: Annotated[Duration, EXPIRY] = Field(
         600.0, description="How often to look for expired uploads."
+    )
+    tuspyserver_dirs: Annotated[tuple[Path, ...], kinds.DIRECTORIES, EXPIRY] = Field(
+        (),
+        description="Directories that tuspyserver's router keeps: workers remove the unfinished uploads there "
+        "that have expired, as often as they look for ours.",
     )
     time_zone: Annotated[str, kinds.TIME_ZONE, EXPIRY] = Field(
         "local",
@@ -273,6 +283,24 @@ class Settings(BaseModel):
     )
     progress_hooks_interval: Annotated[Duration, HOOK_TIMES] = Field(
         1.0, description="How often post-receive is called while bytes arrive."
+    )
+    hooks_delivery: Annotated[
+        Literal["auto", "workers", "server"],
+        kinds.choice("auto", "workers", "server"),
+        HOOK_TIMES,
+    ] = Field(
+        "auto",
+        description="Who calls post-create, post-finish, post-terminate and post-expire: workers, which "
+        "try again until it succeeds (workers), the server, once (server), or workers where the server "
+        "runs one or has a --redis-url (auto).",
+    )
+    hooks_delivery_attempts: Annotated[int, kinds.whole(1, 100), HOOK_TIMES] = Field(
+        10, description="How often workers try to deliver an event before they give it up."
+    )
+    hooks_delivery_backoff: Annotated[Duration, HOOK_TIMES] = Field(
+        10.0,
+        description="How long workers wait after the first failed attempt. The pause grows threefold with "
+        "each, to an hour at most.",
     )
 
     hooks_http: Annotated[tuple[str, ...], kinds.HTTP_URLS, WIRE_HOOKS] = Field(

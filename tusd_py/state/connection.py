@@ -14,12 +14,13 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict, TypeVar
 
+import hiredis
 from redis.asyncio import (
     Connection,
     ConnectionPool,
@@ -49,6 +50,7 @@ from tusd_py.state.scripts import Script
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Part: TypeAlias = bytes | str | int | float
 """A piece of a command. Text is sent as UTF-8."""
 
@@ -185,6 +187,17 @@ class State:
         parts = (script.sha, len(keys), *keys, *args)
         return await self._ask(script.name, ("EVALSHA", *parts), script)
 
+    async def run_each(
+        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Part]]]
+    ) -> list[object]:
+        """Run a script with each of these keys and arguments, some dozens of them, in one go.
+
+        Returns what it returned for each. Raises StateUnavailable as `command` does, if any of them fails; others may have
+        been carried out.
+        """
+        batch = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        return await self._answer(script.name, lambda: self._exchange_each(batch, script))
+
     async def check(self) -> str | None:
         """Ask Redis now whether it works: None, or what is wrong. For health checks."""
         if self._trouble is None:
@@ -196,12 +209,16 @@ class State:
     # Asking
 
     async def _ask(self, name: str, parts: Sequence[Part], script: Script | None) -> object:
+        return await self._answer(name, lambda: self._exchange(parts, script))
+
+    async def _answer(self, name: str, exchange: Callable[[], Awaitable[T]]) -> T:
+        """What the exchange gives, before the deadline. Raises StateUnavailable."""
         try:
             if self._stopped:
                 raise StateUnavailable("the connection to Redis is closed")
             self._fail_if_away()
             async with asyncio.timeout(self.timeout):
-                return await self._exchange(parts, script)
+                return await exchange()
         except StateUnavailable:
             self._count()
             raise
@@ -216,20 +233,39 @@ class State:
             raise StateUnavailable(f"Redis is away: {trouble.reason}")
 
     async def _exchange(self, parts: Sequence[Part], script: Script | None) -> object:
+        async with self._connection() as connection:
+            await connection.send_packed_command(_packed(parts))
+            try:
+                return await connection.read_response()
+            except NoScriptError:
+                if script is None:
+                    raise
+            # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
+            await connection.send_command("EVAL", script.source, *parts[2:])
+            return await connection.read_response()
+
+    async def _exchange_each(self, batch: Sequence[Sequence[Part]], script: Script) -> list[object]:
+        async with self._connection() as connection:
+            await connection.send_packed_command([_packed(parts) for parts in batch])
+            answers = [await _response_or_error(connection) for _ in batch]
+            for index, parts in enumerate(batch):
+                if isinstance(answers[index], NoScriptError):
+                    await connection.send_command("EVAL", script.source, *parts[2:])
+                    answers[index] = await connection.read_response()
+            for answer in answers:
+                if isinstance(answer, ResponseError):
+                    raise answer
+            return answers
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AbstractConnection]:
+        """One that nobody else uses meanwhile, when it is our turn."""
         async with self._slots:
             # It may have gone while this waited for its turn.
             self._fail_if_away()
             connection = await self._pool.take()
             try:
-                await connection.send_command(*parts)
-                try:
-                    return await connection.read_response()
-                except NoScriptError:
-                    if script is None:
-                        raise
-                # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
-                await connection.send_command("EVAL", script.source, *parts[2:])
-                return await connection.read_response()
+                yield connection
             except ResponseError as error:
                 if _is_away(error) is not None:
                     # What takes no writes may take none ever, and another server have its name.
@@ -398,6 +434,21 @@ class State:
         self._known = found
         if self._memory is not None:
             await asyncio.to_thread(_write, self._memory, found)
+
+
+def _packed(parts: Sequence[Part]) -> bytes:
+    """A command as it is sent; ten times as fast as redis-py does it."""
+    # Any number of parts, whatever its types say.
+    packed: bytes = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]
+    return packed
+
+
+async def _response_or_error(connection: AbstractConnection) -> object:
+    """An answer, also one that is an error: others follow it."""
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 class _Pool(ConnectionPool):

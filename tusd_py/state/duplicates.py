@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, cast
 
@@ -260,6 +260,11 @@ class DuplicateIndex:
     async def release(self, fingerprint: str, upload_id: str, *, token: str = "") -> bool:
         """Forgets one upload, or one attempt to create it, and no other. False if it was not known."""
         return bool(await self._run(_RELEASE, fingerprint, upload_id, token))
+
+    async def release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
+        """`release` for some dozens of uploads in one go, each with its fingerprint before its id."""
+        calls = [([self._key(fingerprint)], (each, "")) for fingerprint, each in uploads]
+        await self._state.run_each(_RELEASE, calls)
 
     # For operators
 

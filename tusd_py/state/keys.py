@@ -61,9 +61,21 @@ class Keys:
         """When a scheduler last looked; gone soon after the last of them is."""
         return f"{self.prefix}{{registry}}:scheduler"
 
+    def jobs(self) -> str:
+        """What a scheduler last reported of queues and workers; gone a minute after the last of them is."""
+        return f"{self.prefix}{{registry}}:jobs"
+
     def sweep_lock(self) -> str:
         """Which sweep is running; goes when its process dies."""
         return f"{self.prefix}{{registry}}:lock"
+
+    def delivery_turn(self, upload_id: str) -> str:
+        """Which worker tells the events of an upload; goes when the worker dies."""
+        return f"{self.prefix}turn:{{{upload_id}}}"
+
+    def deliveries(self) -> str:
+        """How many events were delivered, how many attempts failed, how many events were given up."""
+        return f"{self.prefix}{{deliveries}}:counts"
 
     def revoked(self) -> str:
         """Which uploads and owners were revoked, and when (milliseconds since the epoch)."""

@@ -9,9 +9,9 @@ extensions that the server advertises are derived from them.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from tusd_py.protocol.checksum import Hasher
 
@@ -26,6 +26,10 @@ class StorageError(Exception):
 
 class UploadNotFound(StorageError):
     """No upload has this id."""
+
+
+class UploadUntrusted(UploadNotFound):
+    """Another server's record and its bytes contradict each other; both are left alone. The text says how."""
 
 
 class UploadGone(StorageError):
@@ -55,16 +59,28 @@ def is_valid_id(upload_id: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What another server's record says of the bytes, where that and not the file is the truth about them.
+
+    offset: how many count. last_request: how many of them came with the last request, 0 if that is not known.
+    """
+
+    offset: int
+    last_request: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class UploadInfo:
     """What is recorded about an upload beside its bytes.
 
     length: bytes, None while deferred (or, for a final, until it can be computed). metadata_header: `Upload-Metadata` as
     the client sent it. concat_header: `Upload-Concat` likewise. parts: ids, of a final. created_at, finished_at: seconds
     since the epoch; finished_at stays None until the bytes are durable and the pre-finish hooks agreed.
-    expire_after: seconds without a byte, 0 for never, None for what the server does with all. owner: who it belongs to; empty
-    where nobody is authenticated. max_size: the most bytes that its owner's token allowed; None for no such limit.
-    location: where the bytes lie, relative to the store, when it is not the id. foreign: recorded by another server in the
-    same layout, which knows no `finished_at`.
+    expire_after: seconds without a byte, 0 for never, None for what the server does with all. retain: seconds for which it is
+    kept once it is finished, 0 for ever, None likewise. owner: who it belongs to; empty where nobody is authenticated.
+    max_size: the most bytes that its owner's token allowed; None for no such limit. location: where the bytes lie, relative to
+    the store, when it is not the id. foreign: recorded by another server, which knows no `finished_at`. counted: what it
+    counted, if that is the truth about the bytes.
     """
 
     id: str
@@ -78,10 +94,12 @@ class UploadInfo:
     created_at: float = 0.0
     finished_at: float | None = None
     expire_after: float | None = None
+    retain: float | None = None
     owner: str = ""
     max_size: int | None = None
     location: str | None = None
     foreign: bool = False
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +217,17 @@ class RemovesUploads(Protocol):
     async def remove(self, upload_id: str) -> None:
         """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already."""
 
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        """Every upload as it stands, or what `load` would have raised, in the same order; for many at a time."""
+
+    async def remove_each(
+        self, uploads: Sequence[Upload], *, may_go: Callable[[str], bool]
+    ) -> list[bool | StorageError]:
+        """Whether each was removed, or why it could not be, in the same order; for many at a time.
+
+        may_go: asked with the id just before each, in any thread.
+        """
+
     def ids(self) -> AsyncIterator[str]:
         """Every upload there is, in no particular order, with memory that does not grow with their number."""
 
@@ -232,3 +261,75 @@ class JoinsParts(Protocol):
 
     async def forget_awaiting(self, part_id: str, final_id: str) -> None:
         """Forgets what `await_part` remembered."""
+
+
+Box = Literal["waiting", "failed"]
+"""Where an event lies: among those that are to be told, or those that were given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """An event of an upload in the outbox. sequence: its place among those of its upload. content: what was written.
+
+    kept_at: when, in seconds since the epoch.
+    """
+
+    upload_id: str
+    event_id: str
+    sequence: int
+    content: bytes
+    kept_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxCounts:
+    """How many events lie where. oldest: when the one was kept that waits for the longest time, in seconds since the epoch."""
+
+    waiting: int
+    failed: int
+    oldest: float | None
+
+
+class Outbox(Protocol):
+    """Events that are to be told, beside the uploads that they tell of. Each method raises StorageError.
+
+    Whoever keeps events holds the upload's lock; whoever takes them out has the upload's turn (`tusd_workers.turn`).
+    """
+
+    async def keep(
+        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False
+    ) -> None:
+        """Adds an event behind the others of its upload, or writes one anew that is there already. sync: it is durable then."""
+
+    async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
+        """The events of an upload in their order."""
+
+    async def forget(self, event: KeptEvent, box: Box = "waiting") -> None:
+        """It is told, or not to be told any more."""
+
+    async def replace(self, event: KeptEvent, content: bytes) -> None:
+        """Writes one that waits anew, all or nothing."""
+
+    async def give_up(self, event: KeptEvent, content: bytes) -> None:
+        """Puts one that waits among those that were given up, with this content."""
+
+    async def replay(self, event: KeptEvent, content: bytes) -> None:
+        """Puts one that was given up among those that wait, with this content."""
+
+    def uploads(self) -> AsyncIterator[list[str]]:
+        """The ids of all uploads with events that wait, some at a time, in no particular order."""
+
+    def every(self, box: Box) -> AsyncIterator[KeptEvent]:
+        """Every event there, those of one upload in order."""
+
+    async def counts(self) -> OutboxCounts:
+        """How many there are."""
+
+
+@runtime_checkable
+class KeepsEvents(Protocol):
+    """Events can be kept beside the uploads, in whatever makes these durable."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where they are kept."""

@@ -6,6 +6,8 @@
     chunks/     for a chunk that is being verified: the length to cut back to, written before its first byte
     gone/       tombstones; one that is not empty is a removal that did not come to its end
     awaiting/   <part>/<final>: finals that wait for a part
+    outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
+    locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
 records appear and are replaced by rename; a new upload's record comes before its data file and a removed one's goes before
@@ -23,16 +25,16 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 from tusd_py.protocol.checksum import Hasher
+from tusd_py.storage import foreign
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
     StorageError,
-    StorageFull,
     Upload,
     UploadExists,
     UploadGone,
@@ -41,6 +43,8 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.copying import CopyStopped, append_files
+from tusd_py.storage.outbox import FileOutbox
+from tusd_py.storage.problems import translated as _translated
 
 STATE_DIRECTORY = ".tusd-py"
 
@@ -50,7 +54,6 @@ _SLOW_PERIOD = 1.0
 """Seconds for which writes go through a thread after a slow one."""
 _ABANDONED = 3600.0
 """Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SCAN_BATCH = 1000
 _READ_BACK = 1024 * 1024
 
@@ -61,16 +64,6 @@ Guard = Literal["exclusive", "shared", "none"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turns an OSError into the StorageError that it means; `what` says for the log what was being done."""
-    try:
-        yield
-    except OSError as problem:
-        kind = StorageFull if problem.errno in _NO_ROOM else StorageError
-        raise kind(f"{what}: {problem}") from problem
 
 
 class FileStore:
@@ -94,6 +87,9 @@ class FileStore:
         self._serial = 0
         self._closing = False
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="tusd-store")
+        self.outbox = FileOutbox(
+            state, write=self._write_tmp, in_thread=self._in_thread, dir_perms=dir_perms
+        )
 
     # Opening and closing
 
@@ -238,12 +234,15 @@ class FileStore:
         return tmp
 
     async def load(self, upload_id: str) -> Upload:
+        return self._load(upload_id)
+
+    def _load(self, upload_id: str) -> Upload:
         if not is_valid_id(upload_id):
             raise UploadNotFound(upload_id)
         with _translated(f"reading {upload_id}"):
-            return self._load(upload_id)
+            return self._read(upload_id)
 
-    def _load(self, upload_id: str) -> Upload:
+    def _read(self, upload_id: str) -> Upload:
         try:
             descriptor = os.open(
                 self._info_path(upload_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -269,13 +268,11 @@ class FileStore:
         offset = data.st_size
         if info.finished_at is None:
             offset = min(offset, self._verified_length(upload_id, offset))
-            if info.foreign and not info.is_final and offset == info.length:
-                info = replace(info, finished_at=data.st_mtime)
-            elif info.is_final:
+            if info.foreign:
+                return foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
+            if info.is_final:
                 # The data file of a final appears whole; its length may not have come into the record any more.
-                info = replace(
-                    info, length=offset, finished_at=data.st_mtime if info.foreign else None
-                )
+                info = replace(info, length=offset)
         return Upload(info, offset, max(data.st_mtime, info.created_at))
 
     def _verified_length(self, upload_id: str, size: int) -> int:
@@ -290,15 +287,34 @@ class FileStore:
 
     async def recover(self, upload: Upload) -> Upload:
         if upload.info.foreign and not upload.finished:
-            # From here on our record has to tell whether the upload was finished.
-            upload = upload.with_info(foreign=False)
-            await self.save(upload.info)
+            upload = await self.adopt(upload)
         marker = f"{self._chunks}/{self._flat(upload.id)}"
         with _translated(f"recovering {upload.id}"):
             if not upload.finished and os.path.exists(marker):
                 os.truncate(self.data_path(upload.info), upload.offset)
                 os.unlink(marker)
         return upload
+
+    async def adopt(self, upload: Upload) -> Upload:
+        """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
+        with _translated(f"taking over {upload.id}"):
+            return await self._in_thread(self._adopt, upload)
+
+    def _adopt(self, upload: Upload) -> Upload:
+        try:
+            return self._adopt_locked(upload)
+        except BlockingIOError:
+            raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
+
+    def _adopt_locked(self, upload: Upload) -> Upload:
+        with foreign.locked(*os.path.split(self.data_path(upload.info))):
+            if self._read(upload.id) != upload:
+                raise StorageError(f"{upload.id}: the server that it comes from still runs")
+            adopted = upload.with_info(foreign=False, counted=None)
+            if upload.joined:
+                foreign.cut(upload, self.data_path(upload.info))
+            self._save(adopted.info, sync=upload.joined)
+        return adopted
 
     async def open_writer(self, upload: Upload) -> FileWriter:
         with _translated(f"opening {upload.id}"):
@@ -392,22 +408,56 @@ class FileStore:
         with _translated(f"removing {upload_id}"):
             await self._in_thread(self._remove, upload_id)
 
-    def _remove(self, upload_id: str) -> None:
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        return await self._in_thread(self._load_each, upload_ids)
+
+    def _load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        found: list[Upload | StorageError] = []
+        for upload_id in upload_ids:
+            try:
+                found.append(self._load(upload_id))
+            except StorageError as problem:
+                found.append(problem)
+        return found
+
+    async def remove_each(
+        self, uploads: Sequence[Upload], *, may_go: Callable[[str], bool]
+    ) -> list[bool | StorageError]:
+        return await self._in_thread(self._remove_each, uploads, may_go)
+
+    def _remove_each(
+        self, uploads: Sequence[Upload], may_go: Callable[[str], bool]
+    ) -> list[bool | StorageError]:
+        outcomes: list[bool | StorageError] = []
+        for upload in uploads:
+            may = may_go(upload.id)
+            try:
+                with _translated(f"removing {upload.id}"):
+                    if may:
+                        self._remove(upload.id, upload.info)
+                outcomes.append(may)
+            except StorageError as problem:
+                outcomes.append(problem)
+        return outcomes
+
+    def _remove(self, upload_id: str, info: UploadInfo | None = None) -> None:
+        """info: the record, where that is known for certain."""
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
         try:
             os.rename(self._info_path(upload_id), tombstone)
         except FileNotFoundError:
             return
         os.utime(tombstone)
-        self._finish_removal(upload_id, tombstone)
+        self._finish_removal(upload_id, tombstone, info)
 
-    def _finish_removal(self, upload_id: str, tombstone: str) -> None:
+    def _finish_removal(
+        self, upload_id: str, tombstone: str, info: UploadInfo | None = None
+    ) -> None:
         """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
-        with open(tombstone, "rb") as file:
-            content = file.read()
-        info: UploadInfo | None = None
-        with suppress(StorageError):
-            info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
+        if info is None:
+            content = Path(tombstone).read_bytes()
+            with suppress(StorageError):
+                info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
         for path in (
             f"{self.root}/{upload_id}" if info is None else self.data_path(info),
             f"{self._chunks}/{self._flat(upload_id)}",
@@ -473,7 +523,8 @@ class FileStore:
                 if self._is_abandoned(entry.stat().st_mtime):
                     removed += _unlink(entry.path)
         for entry in _files_in(self._gone):
-            with suppress(FileNotFoundError):
+            # One that cannot be removed now does not keep the others; the next sweep tries again.
+            with suppress(OSError):
                 status = entry.stat()
                 if status.st_size:
                     self._finish_removal(entry.name.replace("%", "/"), entry.path)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TypedDict
 
 from tusd_py.protocol import errors, metadata
+from tusd_py.storage import foreign
 from tusd_py.storage.base import StorageError, UploadInfo, is_valid_id
 
 
@@ -26,6 +27,7 @@ class _Ours(TypedDict, total=False):
     CreatedAt: float
     FinishedAt: float | None
     ExpireAfter: float | None
+    Retain: float | None
     Owner: str
     MaxSize: int | None
 
@@ -65,6 +67,7 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
             "CreatedAt": info.created_at,
             "FinishedAt": info.finished_at,
             "ExpireAfter": info.expire_after,
+            "Retain": info.retain,
             "Owner": info.owner,
             "MaxSize": info.max_size,
         },
@@ -80,7 +83,9 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
     Raises StorageError for anything that is not such a record.
     """
     try:
-        document: _Info = json.loads(content)
+        document = json.loads(content)
+        if foreign.layout_of(document) == "tuspyserver":
+            return foreign.read_tuspyservers(document, upload_id=upload_id, changed_at=changed_at)
         return _read(document, upload_id, root, changed_at)
     except (ValueError, KeyError, TypeError, AttributeError, errors.ProtocolError) as problem:
         raise StorageError(
@@ -120,6 +125,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         created_at=float(ours.get("CreatedAt", changed_at)) if ours else changed_at,
         finished_at=ours.get("FinishedAt") if ours else None,
         expire_after=ours.get("ExpireAfter") if ours else None,
+        retain=ours.get("Retain") if ours else None,
         owner=ours.get("Owner", "") if ours else "",
         max_size=ours.get("MaxSize") if ours else None,
         location=_location(document.get("Storage"), upload_id, root),

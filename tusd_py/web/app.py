@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -17,7 +18,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py import __version__, events, logs
+from tusd_py import __version__, configured_hooks, events, logs
+from tusd_py.announcing import Announcer, Courier
 from tusd_py.auth import build
 from tusd_py.auth.gate import Gate
 from tusd_py.auth.quota import OpenUploads
@@ -37,6 +39,7 @@ from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.forwarded import Proxies
 from tusd_py.web.health import Health
+from tusd_py.web.jobs import JobsMetrics
 from tusd_py.web.metrics import Metrics
 from tusd_py.web.shared import Shared
 from tusd_py.web.tokens import TokenDesk
@@ -63,12 +66,14 @@ class TusApp:
         child: int | None = None,
         is_server: bool = True,
         runs_jobs: bool = False,
+        hooks: Iterable[object] = (),
     ) -> None:
         """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS, proxies or tokens that make no sense.
 
         child: the number of this process, where a parent runs several that serve the same uploads. is_server: False for a
         command or a job that works on the uploads for a while; it does nothing by itself. runs_jobs: whether a worker and a
-        scheduler are run beside it, if the settings want that.
+        scheduler are run beside it, if the settings want that. hooks: objects that are called as hooks, before those of the
+        settings.
         """
         self.settings = settings
         self.metrics = Metrics()
@@ -79,11 +84,6 @@ class TusApp:
         self._is_server = is_server
         self._runs_jobs = runs_jobs and not child
         self._children: Children | None = None
-        self._hooks = events.Hooks(
-            [events.load(specification) for specification in _hooks(settings)],
-            timeout=settings.hooks_timeout,
-            observer=self.metrics,
-        )
         # What only works on the uploads meets nobody whom it could ask.
         self._verifier = build.access_tokens(settings) if is_server else None
         self._gate: Gate | None = None
@@ -92,6 +92,13 @@ class TusApp:
         self._shared = Shared(
             settings, child=child is not None, on_failure=self.metrics.state_failure
         )
+        self._delivered = configured_hooks.are_delivered(
+            settings, runs_jobs=runs_jobs or not is_server, has_state=self._shared.has_state
+        )
+        self._hooks = configured_hooks.in_server(
+            settings, self.metrics, given=hooks, delivered=self._delivered
+        )
+        self._announcer = self._make_announcer()
         self._uploads: Uploads | None = None
         self._registry: Registry | None = None
         self._writer: RegistryWriter | None = None
@@ -121,6 +128,7 @@ class TusApp:
             self._shared.locks,
             rules=_rules(settings),
             hooks=self._hooks,
+            announcer=self._announcer,
             observer=self.metrics,
             timetable=self._writer,
             authority=None if self._gate is None else self._gate.authority,
@@ -140,6 +148,10 @@ class TusApp:
             metrics=self.metrics,
             desk=self._make_desk(self._uploads),
         )
+
+    def _make_announcer(self) -> Announcer:
+        outbox = self.store.outbox if self._delivered else None
+        return Announcer(self._hooks, outbox, durable=self.settings.durability != "none")
 
     def _make_gate(self) -> Gate | None:
         state = self._shared.state
@@ -198,6 +210,7 @@ class TusApp:
                     observer=self.metrics,
                 )
             )
+            await self._start_courier()
             if self._writer is not None:
                 self._begin(self._writer.run())
             if self._is_server and not self._child:
@@ -205,6 +218,8 @@ class TusApp:
                 await self._listen_for_operators()
                 self._begin(self._sweep_regularly())
                 self._start_children()
+            if self._is_server:
+                self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly())
@@ -226,6 +241,7 @@ class TusApp:
         if self._control is not None:
             await self._control.stop()
         await self._hooks.stop()
+        await self._announcer.courier.stop()
         if self._writer is not None:
             await self._writer.flush()
         if self._gate is not None:
@@ -259,10 +275,30 @@ class TusApp:
 
     def _start_children(self) -> None:
         settings = self.settings
-        wanted = settings.jobs == "on" or (settings.jobs == "auto" and settings.redis_url is None)
+        wanted = configured_hooks.runs_workers(settings)
         if self._runs_jobs and wanted and self._shared.state is not None:
             self._children = Children(settings)
             self._children.start()
+
+    def _watch_jobs(self) -> None:
+        state = self._shared.state
+        if state is None or not self.settings.expose_metrics:
+            return
+        outbox = self.store.outbox if self._delivered else None
+        self.metrics.jobs = JobsMetrics(state, outbox, speaks=not self._child)
+        if not self._child:
+            # Of several processes the first one looks, and the others add its numbers to theirs.
+            self._begin(self.metrics.jobs.run())
+
+    async def _start_courier(self) -> None:
+        """Where workers have events to tell, somebody has to tell the workers."""
+        url = self._shared.url
+        if not self._delivered or url is None or not self._hooks.delivers:
+            return
+        # Not for servers that have nothing to tell: it brings rq with it.
+        queue = await asyncio.to_thread(importlib.import_module, "tusd_hooks.queue")
+        self._announcer.courier = cast(Courier, queue.Courier(self.settings, url))
+        await self._announcer.courier.start()
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""
@@ -300,6 +336,7 @@ class TusApp:
             if registry is not None:
                 await registry.record_sweep(report.record(kind, began))
         self._swept_at = time.time()
+        await self._announcer.look()
         return report
 
     async def _missing_sweep(self) -> SweepKind | None:
@@ -408,22 +445,13 @@ def metrics_directory(settings: Settings) -> Path:
     return settings.state_dir / "metrics" / f"{socket.gethostname()}-{settings.port}"
 
 
-def _hooks(settings: Settings) -> list[str]:
-    """The operator's hooks, then those that come with the server: they judge what the others have made of an upload."""
-    built_in = {
-        "tusd_hooks.http:HTTPHooks": bool(settings.hooks_http),
-        "tusd_hooks.files:FileHooks": settings.hooks_dir is not None,
-        "tusd_hooks.duplicates:Duplicates": settings.duplicates != "off",
-    }
-    return [*settings.hooks, *(name for name, wanted in built_in.items() if wanted)]
-
-
 def _rules(settings: Settings) -> Rules:
     return Rules(
         max_size=settings.max_size,
         disk_reserve=settings.disk_reserve,
         durability=settings.durability,
         expire_after=settings.expire_after,
+        retain_finished=settings.retain_finished,
         tombstone_ttl=settings.tombstone_ttl,
         acquire_lock_timeout=settings.acquire_lock_timeout,
         progress_interval=settings.progress_hooks_interval,

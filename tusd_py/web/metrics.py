@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tusd_py import __version__
+from tusd_py.web.jobs import JobsMetrics
 from tusd_py.web.pooling import Pool
 
 OTHER_METHOD = "OTHER"
@@ -68,7 +69,7 @@ class Metrics(Collector):
 
     Attributes that their owners set or add to: uploads_created, uploads_finished,
     uploads_terminated, uploads_expired (since the start), uploads_active (requests that receive a
-    body now), connections_open.
+    body now), connections_open; jobs, where there is a Redis.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,7 @@ class Metrics(Collector):
         self._ways = {"direct": 0, "stream": 0}
         self._duplicates: dict[str, int] = {}
         self._state_failures = 0
+        self.jobs: JobsMetrics | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -187,6 +189,8 @@ class Metrics(Collector):
             ["outcome"],
             _single(self._duplicates),
         )
+        if self.jobs is not None:
+            yield from self.jobs.collect()
         yield InfoMetricFamily("tusd_build", "The server's version.", {"version": __version__})
 
     def _collect_uploads(self) -> Iterator[Metric]:
@@ -209,7 +213,9 @@ class Metrics(Collector):
             "tusd_uploads_terminated", "Uploads that clients removed.", self.uploads_terminated
         )
         yield UntypedMetricFamily(
-            "tusd_uploads_expired", "Uploads that were abandoned and removed.", self.uploads_expired
+            "tusd_uploads_expired",
+            "Uploads that had expired and were removed.",
+            self.uploads_expired,
         )
         yield GaugeMetricFamily(
             "tusd_uploads_active", "Requests that receive a body now.", self.uploads_active

@@ -25,13 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class Shared:
-    """One process's share. `state` is None where nothing needs it; it and `locks` are there after `open`.
+    """One process's share. `state` and the `url` of its Redis are None where nothing needs it; they and `locks` are there
+    after `open`.
 
     child: whether this is one of several processes of one server, whose parent has taken the upload directory.
     """
 
     def __init__(self, settings: Settings, *, child: bool, on_failure: Callable[[], None]) -> None:
         self.state: State | None = None
+        self.url: str | None = None
         self.locks: Locks = MemoryLocks()
         self._settings = settings
         self._child = child
@@ -50,19 +52,29 @@ class Shared:
     def _locks_are_shared(self) -> bool:
         return self._child or self._settings.redis_url is not None
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a Redis after `open`."""
+        settings = self._settings
+        return (
+            self._locks_are_shared
+            or settings.duplicates != "off"
+            or settings.auth != "none"
+            or settings.jobs == "on"
+            or settings.hooks_delivery == "workers"
+        )
+
     def open(self) -> None:
         """Starts the embedded server, or attaches to it; blocking. Raises EmbeddedStateError, ValueError for a wrong URL."""
         settings = self._settings
-        wants_state = (
-            settings.duplicates != "off" or settings.auth != "none" or settings.jobs == "on"
-        )
-        if not self._locks_are_shared and not wants_state:
+        if not self.has_state:
             return
         if settings.redis_url is None:
             self._embedded = EmbeddedState(settings.state_dir)
             url = self._embedded.start()
         else:
             url = settings.redis_url.get_secret_value()
+        self.url = url
         settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
         self.state = State(
             url,

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedState
 
-_CONNECT_TIMEOUT = 5.0
+_TIMEOUT = 5.0
 """Seconds."""
 _HEALTH_CHECK = 30
 """Seconds without a command after which a connection is asked whether it still works: firewalls forget without telling."""
@@ -34,11 +34,16 @@ def redis_url(settings: Settings) -> Iterator[str]:
         embedded.stop()
 
 
-def connect(url: str) -> Redis:
-    """A client; it connects with its first command. A command is tried again for about a second, then raises RedisError."""
+def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
+    """A client; it connects with its first command. A command is tried again for about a second, then raises RedisError.
+
+    timeout: seconds to wait for a connection, and for an answer; rq's workers wait longer where they wait for jobs.
+    """
     return Redis.from_url(
         url,
-        socket_connect_timeout=_CONNECT_TIMEOUT,
+        socket_connect_timeout=timeout,
+        # Or whoever asks would wait for ever where the network swallows everything.
+        socket_timeout=timeout,
         health_check_interval=_HEALTH_CHECK,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.1), 3),
     )

@@ -2,7 +2,7 @@
 
 They hold one lock among them, so that jobs that come faster than they are done do not pile up: one that finds a sweep running
 ends at once, as the next one comes anyhow. What is removed, and how, is said by `tusd_py.sweep`; who may do it, by
-`tusd_py.reach`.
+`tusd_py.reach`. On the way it is seen to that what waits in the outbox is delivered.
 """
 
 from __future__ import annotations
@@ -11,30 +11,68 @@ import asyncio
 import logging
 
 from tusd_py import logs, reach
-from tusd_py.state import State
+from tusd_py.compat.directory import expire
+from tusd_py.state import State, StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
-from tusd_py.upkeep import sweep_alone
+from tusd_py.storage.file import FileStore
+from tusd_py.upkeep import UpkeepFailed, sweep_alone
 from tusd_workers import current
+from tusd_workers.connection import connect
 from tusd_workers.current import Instance
+from tusd_workers.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
 
 
 def sweep_due() -> None:
-    """The job every ten minutes. Raises UpkeepFailed, StateUnavailable."""
+    """The job every ten minutes."""
     _run("due")
 
 
 def sweep_all() -> None:
-    """The job every night. Raises UpkeepFailed, StateUnavailable."""
+    """The job every night."""
     _run("all")
 
 
+def sweep_tuspyservers() -> None:
+    """The job for directories that tuspyserver's router keeps; under the router's own locks, which no other job holds."""
+    for directory in current.instance().settings.tuspyserver_dirs:
+        report = expire(directory)
+        logs.event(
+            logger,
+            logging.INFO,
+            "sweep",
+            directory=str(directory),
+            seen=report.seen,
+            expired=len(report.removed),
+            in_use=report.in_use,
+            failed=report.not_understood,
+        )
+
+
 def _run(kind: SweepKind) -> None:
-    asyncio.run(_sweep(current.instance(), kind))
+    try:
+        asyncio.run(_sweep(current.instance(), kind))
+    except (UpkeepFailed, StateUnavailable) as problem:
+        # Not a job that failed: the next one does its work, and the status says when none did for too long.
+        logs.event(logger, logging.WARNING, "sweep failed", kind=kind, reason=str(problem))
+
+
+async def _pass_on(instance: Instance) -> None:
+    """Sees that somebody delivers what waits in the outbox, whatever became of those who were to."""
+    settings = instance.settings
+    outbox = FileStore(settings.upload_dir).outbox
+    waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
+    if not waiting:
+        return
+    with connect(instance.redis_url) as connection:
+        found = Deliveries(connection, prefix=settings.redis_prefix).add_missing(waiting)
+    if found:
+        logs.event(logger, logging.INFO, "events found", uploads=found)
 
 
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
+    """Raises UpkeepFailed, StateUnavailable."""
     settings = instance.settings
     state = State(instance.redis_url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
     await state.start()
@@ -44,6 +82,7 @@ async def _sweep(instance: Instance, kind: SweepKind) -> None:
             report = await sweep_alone(upkeep, Registry(state), kind)
     finally:
         await state.stop()
+        await _pass_on(instance)
     if report is None:
         logs.event(logger, logging.INFO, "sweep skipped", message="Another sweep is running")
         return

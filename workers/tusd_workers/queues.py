@@ -12,8 +12,11 @@ import re
 EXPIRY = "expiry"
 """Sweeps."""
 
-QUEUES = (EXPIRY,)
-"""Every queue, the most urgent first."""
+DELIVERY = "delivery"
+"""Events that hooks are told of."""
+
+QUEUES = (EXPIRY, DELIVERY)
+"""Every queue, the most urgent first: sweeps are few and soon done."""
 
 # rq allows letters, digits, hyphens and underscores in ids.
 _FOREIGN = re.compile(r"[^A-Za-z0-9]+")
@@ -26,7 +29,12 @@ def queue_name(prefix: str, queue: str) -> str:
 
 def job_id(prefix: str, schedule: str, slot: int) -> str:
     """The id of a scheduled job. slot: which one in the row of them; whoever schedules it arrives at the same id."""
-    return f"{_instance(prefix)}-{schedule}-{slot}"
+    return f"{job_prefix(prefix, schedule)}{slot}"
+
+
+def job_prefix(prefix: str, kind: str) -> str:
+    """What the ids of all jobs of a kind begin with, in one instance."""
+    return f"{_instance(prefix)}-{kind}-"
 
 
 def _instance(prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""When jobs run: the one place that knows of rq-scheduler.
+"""When jobs run: the one place, beside `later.py`, that knows of rq-scheduler.
 
 A job is scheduled once for each of its times, under an id that is made of that time, so any number of schedulers arrive at the
 same jobs. It is looked at every few seconds whether the next ones are there: whatever takes them away (a Redis that was
@@ -27,7 +27,8 @@ from rq_scheduler import Scheduler as RQScheduler
 from tusd_py import logs
 from tusd_py.settings.model import Settings
 from tusd_py.state import Keys
-from tusd_workers import ending, expiry
+from tusd_py.state.jobs import JobsReport
+from tusd_workers import ending, expiry, jobs
 from tusd_workers.connection import connect, redis_url
 from tusd_workers.queues import EXPIRY, job_id, queue_name
 
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 DAILY_HOUR = 2
 """In the operator's time zone, when the whole storage is swept."""
+_REPORT = 10
+"""Seconds between reports for the servers' metrics."""
+_REPORT_LASTS = 60
+"""Seconds for which one is believed."""
 _POLL = 2
 """Seconds between looks at what has to be put into a queue."""
 _ALIVE = 30
@@ -63,14 +68,15 @@ class Schedule:
 def schedules(settings: Settings) -> list[Schedule]:
     """What there is to be done at which times."""
     interval = max(1.0, settings.sweep_interval)
+
+    def every_interval(name: str, job: Callable[[], None]) -> Schedule:
+        lasts = max(_SHORTEST_TTL, 2 * interval)
+        return Schedule(name, EXPIRY, job, lambda now: (now // interval + 1) * interval, lasts)
+
+    theirs = [every_interval("sweep-tuspyservers", expiry.sweep_tuspyservers)]
     return [
-        Schedule(
-            "sweep-due",
-            EXPIRY,
-            expiry.sweep_due,
-            lambda now: (now // interval + 1) * interval,
-            max(_SHORTEST_TTL, 2 * interval),
-        ),
+        every_interval("sweep-due", expiry.sweep_due),
+        *(theirs if settings.tuspyserver_dirs else []),
         Schedule(
             "sweep-all",
             EXPIRY,
@@ -127,6 +133,18 @@ class Scheduler:
             finally:
                 self._rq.remove_lock()
 
+    def report(self) -> None:
+        """Tells servers what there is to know about jobs. Raises RedisError."""
+        workers = jobs.workers(self._connection, self._prefix)
+        report = JobsReport(
+            at=time.time(),
+            queues=jobs.queues(self._connection, self._prefix),
+            workers=len(workers),
+            busy=sum(1 for worker in workers if worker.state == "busy"),
+            schedule=self.upcoming(),
+        )
+        self._connection.set(Keys(self._prefix).jobs(), report.to_json(), ex=_REPORT_LASTS)
+
     def _ensure(self, schedule: Schedule) -> None:
         when = schedule.next(self._clock())
         identity = job_id(self._prefix, schedule.name, round(when))
@@ -169,9 +187,13 @@ def run(settings: Settings) -> int:
         scheduler = Scheduler(connect(url), schedules(settings), prefix=settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
         away = False
+        report_at = 0.0
         while not told.is_set():
             try:
                 scheduler.poll()
+                if time.monotonic() >= report_at:
+                    scheduler.report()
+                    report_at = time.monotonic() + _REPORT
             except RedisError as problem:
                 if not away:
                     logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)

@@ -6,18 +6,19 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import cast
 
 from redis import Redis
-from rq import Queue, Worker
-from rq.job import Job
-from rq.worker import BaseWorker
 
 from tusd_py.settings.model import Settings
 from tusd_py.state import Keys, State
+from tusd_py.state.jobs import QueueStatus
 from tusd_py.state.registry import Registry, RegistryCounts, SweepRecord
+from tusd_py.storage.file import FileStore
+from tusd_workers import jobs
 from tusd_workers.connection import connect
-from tusd_workers.queues import QUEUES, queue_name
+from tusd_workers.jobs import WorkerStatus
+from tusd_workers.queues import DELIVERY
 from tusd_workers.scheduler import Scheduler, schedules
 
 _OVERDUE = 3
@@ -25,26 +26,14 @@ _OVERDUE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class QueueStatus:
-    """One queue. waiting, running, failed: jobs; oldest: seconds for which the first one has been waiting."""
+class EventsStatus:
+    """What hooks are told of by workers. waiting, failed: events in the outbox, and given up; oldest: seconds for which the
+    first one has been waiting; done: how many were ever delivered, attempts failed, events given up, as far as Redis knows."""
 
-    name: str
     waiting: int
-    running: int
     failed: int
     oldest: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker. heard: seconds since it last said that it lives; job: the id of what it does."""
-
-    name: str
-    host: str
-    pid: int
-    state: str
-    heard: float
-    job: str | None
+    done: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +46,7 @@ class Status:
     workers: list[WorkerStatus]
     scheduler: float | None
     schedule: dict[str, float]
+    events: EventsStatus
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What an operator has to look at, in words."""
@@ -65,8 +55,13 @@ class Status:
         if self.scheduler is None:
             yield "no scheduler runs"
         for queue in self.queues:
-            if queue.failed:
+            # What became of deliveries, the outbox knows.
+            if queue.failed and queue.name != DELIVERY:
                 yield f"{queue.failed} jobs failed in the queue {queue.name}"
+        if self.events.failed:
+            yield f"{self.events.failed} events were given up (tusd-py events failed)"
+        if (self.events.oldest or 0.0) > _OVERDUE * settings.sweep_interval + 60:
+            yield "an event has been waiting for too long (tusd-py events list)"
         last = max((record.ended for record in self.sweeps), default=0.0)
         if time.time() - last > _OVERDUE * settings.sweep_interval + 60:
             yield "nothing has been swept for too long"
@@ -77,19 +72,15 @@ def collect(settings: Settings, url: str) -> Status:
     prefix = settings.redis_prefix
     with connect(url) as connection:
         looked = connection.get(Keys(prefix).scheduler())
-        names = {queue_name(prefix, queue): queue for queue in QUEUES}
         counts, sweeps = asyncio.run(_registry(settings, url))
         return Status(
             registry=counts,
             sweeps=sweeps,
-            queues=[_queue(connection, name, ours) for name, ours in names.items()],
-            workers=[
-                _worker(worker)
-                for worker in Worker.all(connection=connection)
-                if set(worker.queue_names()) & set(names)
-            ],
+            queues=jobs.queues(connection, prefix),
+            workers=jobs.workers(connection, prefix),
             scheduler=time.time() - float(looked) if isinstance(looked, bytes) else None,
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
+            events=_events(settings, connection),
         )
 
 
@@ -103,33 +94,12 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
         await state.stop()
 
 
-def _queue(connection: Redis, name: str, ours: str) -> QueueStatus:
-    queue = Queue(name, connection=connection)
-    waiting = queue.get_job_ids(0, 1)
-    job = Job.fetch_many(waiting, connection=connection)[0] if waiting else None
-    return QueueStatus(
-        name=ours,
-        waiting=queue.count,
-        running=queue.started_job_registry.count,
-        failed=queue.failed_job_registry.count,
-        oldest=None if job is None else _since(job.enqueued_at),
+def _events(settings: Settings, connection: Redis) -> EventsStatus:
+    counts = asyncio.run(FileStore(settings.upload_dir).outbox.counts())
+    found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
+    return EventsStatus(
+        waiting=counts.waiting,
+        failed=counts.failed,
+        oldest=None if counts.oldest is None else max(0.0, time.time() - counts.oldest),
+        done={name.decode(): int(count) for name, count in found.items()},
     )
-
-
-def _worker(worker: BaseWorker) -> WorkerStatus:
-    return WorkerStatus(
-        name=worker.name,
-        host=worker.hostname or "",
-        pid=worker.pid or 0,
-        state=worker.get_state(),
-        heard=_since(worker.last_heartbeat) or 0.0,
-        job=worker.get_current_job_id(),
-    )
-
-
-def _since(moment: datetime | None) -> float | None:
-    """Seconds since a time of rq's, which is in UTC whether it says so or not."""
-    if moment is None:
-        return None
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return max(0.0, time.time() - aware.timestamp())

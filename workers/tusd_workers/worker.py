@@ -13,21 +13,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
 from tusd_py import logs
+from tusd_py.events import HookError
 from tusd_py.settings.model import Settings
 from tusd_py.web.supervisor import Supervisor
-from tusd_workers import current, ending
+from tusd_workers import current, desk, ending
 from tusd_workers.connection import connect, redis_url
-from tusd_workers.queues import QUEUES, queue_name
+from tusd_workers.queues import DELIVERY, QUEUES, queue_name
 
 logger = logging.getLogger(__name__)
 
-_ALIVE = 60
-"""Seconds after which a worker that said nothing is taken for dead (and another half a minute)."""
+_ALIVE = 30
+"""Seconds in which a worker says that it lives, and another minute after which it is taken for dead."""
 _PAUSE = 1.0
 """Seconds between attempts while Redis is away."""
 _PATIENCE = 86_400.0
@@ -51,6 +53,13 @@ class _Worker(SimpleWorker):
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
         if self.told.is_set():
             raise StopRequested
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Says that it lives. A Redis that was emptied is told anew who it is: rq does so only once."""
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None and not self.connection.hexists(self.key, "birth"):
+            self.connection.delete(self.key)
+            self.register_birth()  # type: ignore[no-untyped-call]
 
     def set_shutdown_requested_date(self) -> None:
         """For others to see only: not worth failing the job in hand."""
@@ -84,6 +93,18 @@ def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int 
 def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
     """One process's part."""
     current.use(settings, url)
+    if DELIVERY not in queues:
+        return _take(settings, url, queues)
+    try:
+        with desk.opened(current.instance()):
+            return _take(settings, url, queues)
+    except HookError as problem:
+        logger.error("%s", problem)
+        return 2
+
+
+def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
+    """Takes jobs until it is told to end."""
     told = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

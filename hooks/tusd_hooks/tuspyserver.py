@@ -1,0 +1,434 @@
+"""What tuspyserver's own router lacks, for those who stay with it: duplicates, tokens, expiry.
+
+`DuplicateCheck` and `TokenCheck` give what its parameters take; `expire` removes what has expired in its directory, in its
+format and under its lock files. The router is not changed and not imported. Not for our front of that name
+(`tusd_py.compat.tuspyserver`), which has all of this already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
+from weakref import WeakKeyDictionary
+
+from fastapi import HTTPException, Request, Response
+
+from tusd_hooks.duplicates import Duplicates
+from tusd_hooks.fingerprint import Identity
+from tusd_py.auth import build
+from tusd_py.auth.keys import KeysUnavailable
+from tusd_py.auth.principal import Principal, Right
+from tusd_py.auth.tokens import BadToken
+from tusd_py.auth.verify import AccessTokens
+from tusd_py.commandline import UsageError
+from tusd_py.compat.directory import Expired, expire, read, records
+from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.headers import Headers
+from tusd_py.settings.load import load
+from tusd_py.settings.model import Settings
+from tusd_py.state import State
+from tusd_py.state.embedded import EmbeddedState
+from tusd_py.storage.base import UploadInfo
+
+__all__ = ["DuplicateCheck", "Expired", "Problem", "TokenCheck", "answer_problem", "expire"]
+
+_DEFAULTS = {"TUSD_REDIS_TIMEOUT": "15s"}
+"""The router's own work on files holds up the event loop: an answer that waits for it is no sign that Redis is away."""
+
+logger = logging.getLogger(__name__)
+
+Metadata = dict[str, str]
+CompletionHook = Callable[[str, Metadata], Awaitable[None]]
+CreationHook = Callable[[Metadata, dict[str, object]], Awaitable[None]]
+PlaceHook = Callable[[Metadata], dict[str, str]]
+
+
+class Problem(HTTPException):
+    """A refusal in problem details (RFC 9457), the same that our server sends.
+
+    Where the request is known (with any of the dependencies), it is answered as it is; else FastAPI puts it under `detail`.
+    """
+
+    def __init__(self, refusal: Reject) -> None:
+        super().__init__(refusal.status, json.loads(refusal.body), dict(refusal.headers))
+        self.body = refusal.body
+
+
+async def answer_problem(_request: Request, problem: Exception) -> Response:
+    """The exception handler for `Problem`."""
+    refusal = cast(Problem, problem)
+    return Response(refusal.body, refusal.status_code, refusal.headers)
+
+
+def _let_problems_be_answered(request: Request) -> None:
+    """Registers `answer_problem` with the application at hand, unless it has a handler of its own."""
+    handlers = request.scope.get("starlette.exception_handlers")
+    if handlers is not None:
+        handlers[0].setdefault(Problem, answer_problem)
+
+
+# Duplicates
+
+
+class _Unobserved:
+    def hook(self, _hooktype: str, /) -> None: ...
+
+    def hook_error(self, _hooktype: str, /) -> None: ...
+
+    def duplicate(self, _outcome: str, /) -> None: ...
+
+
+@dataclass(slots=True)
+class _Running:
+    """The check on one event loop. end: suspended until it is over."""
+
+    hook: Duplicates
+    end: AsyncGenerator[None, None]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What was decided in one request. upload_id: for the upload that it creates; fingerprint: what is being looked for."""
+
+    upload_id: str
+    fingerprint: str | None
+
+
+_choice: ContextVar[_Choice | None] = ContextVar("tusd_hooks_tuspyserver_choice", default=None)
+
+
+class _Shared:
+    """What is one for all requests: the router copies its options, and all that hangs on them, for each."""
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+
+class DuplicateCheck(_Shared):
+    """The duplicate check for one directory of the router's.
+
+    Give the router `pre_create_dep`, `upload_complete_dep` and `file_dep` of it; or `pre_create_hook`, `on_upload_complete`
+    and `file_dep`. Without `file_dep` ids are not known beforehand, and looking up whether an unfinished upload still exists
+    takes a walk through the directory. The owner is what `auth` has put into `request.state.upload_owner`, as `TokenCheck`
+    does.
+
+    on_upload_complete: the application's own hook, called behind ours. settings: of our server by name, such as
+    {"duplicate_keys": "study", "redis_url": "redis://…"}; without a Redis one is started in the directory. Raises ValueError.
+    """
+
+    def __init__(
+        self,
+        files_dir: str | os.PathLike[str],
+        *,
+        on_upload_complete: Callable[[str, Metadata], object] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        self._directory = os.path.abspath(os.path.expanduser(os.fspath(files_dir)))
+        self._then = on_upload_complete
+        self._settings = _settings({"upload_dir": self._directory, **(settings or {})})
+        self._identity = Identity(
+            keys=frozenset(self._settings.duplicate_keys) or None,
+            fingerprint_key=self._settings.duplicate_fingerprint_key,
+            per_owner=self._settings.duplicate_scope == "owner",
+        )
+        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[_Running]] = (
+            WeakKeyDictionary()
+        )
+
+    # What the router takes
+
+    async def pre_create_hook(self, metadata: Metadata, upload_info: dict[str, object]) -> None:
+        """Reserves the upload's fingerprint. Raises Problem: 409 for a duplicate, unless it is forced by `force_upload`."""
+        await self._reserve(metadata, upload_info, None)
+
+    def pre_create_dep(self, request: Request) -> CreationHook:
+        """The same for whoever is authenticated, and with the header Upload-Force."""
+        _let_problems_be_answered(request)
+
+        async def check(metadata: Metadata, upload_info: dict[str, object]) -> None:
+            await self._reserve(metadata, upload_info, request)
+
+        return check
+
+    async def on_upload_complete(self, file_path: str, metadata: Metadata) -> None:
+        """From now on the fingerprint is the upload's for the whole window."""
+        await self._complete(file_path, metadata, "")
+
+    def upload_complete_dep(self, request: Request) -> CompletionHook:
+        """The same for whoever is authenticated."""
+
+        async def complete(file_path: str, metadata: Metadata) -> None:
+            await self._complete(file_path, metadata, _owner_of(request))
+
+        return complete
+
+    async def file_dep(self, request: Request) -> AsyncIterator[PlaceHook]:
+        """Gives new uploads their ids, and gives back the fingerprint of an upload that its client removes."""
+        _let_problems_be_answered(request)
+        upload_id = str(request.path_params.get("uuid", ""))
+        method = request.headers.get("x-http-method-override", request.method).upper()
+        info = self._record(upload_id) if method == "DELETE" and upload_id else None
+        yield self._place
+        if info is not None and not os.path.exists(self._path(upload_id)):
+            event = self._event(EventType.POST_TERMINATE, info, _owner_of(request))
+            await (await self._hook()).post_terminate(event)
+
+    def _place(self, metadata: Metadata) -> dict[str, str]:
+        choice = _choice.get()
+        # Asked with nothing, it is about an upload that is there.
+        if not metadata or choice is None:
+            return {"files_dir": self._directory}
+        return {"files_dir": self._directory, "uid": choice.upload_id}
+
+    # What becomes of that
+
+    async def _reserve(
+        self, metadata: Metadata, upload_info: dict[str, object], request: Request | None
+    ) -> None:
+        length = upload_info.get("size")
+        headers = Headers(request.scope["headers"]) if request is not None else {}
+        view = UploadView(
+            id=secrets.token_hex(16),
+            length=length if isinstance(length, int) else None,
+            offset=0,
+            metadata={key: value.encode() for key, value in metadata.items()},
+            is_partial=headers.get("upload-concat", "").strip() == "partial",
+            owner=_owner_of(request),
+        )
+        _choice.set(
+            _Choice(
+                view.id,
+                self._identity.fingerprint(view.metadata, length=view.length, owner=view.owner),
+            )
+        )
+        url = str(request.url.replace(query="")).rstrip("/") + "/" if request is not None else ""
+        event = Event(
+            EventType.PRE_CREATE,
+            view,
+            RequestView(method="POST", headers=headers, collection_url=url),
+        )
+        try:
+            await (await self._hook()).pre_create(event)
+        except Reject as refusal:
+            raise Problem(refusal) from None
+
+    async def _complete(self, file_path: str, metadata: Metadata, owner: str) -> None:
+        info = self._record(os.path.basename(file_path))
+        if info is not None and not info.is_partial:
+            event = self._event(EventType.POST_FINISH, info, owner)
+            await (await self._hook()).post_finish(event)
+        if self._then is not None:
+            result = self._then(file_path, metadata)
+            if isinstance(result, Awaitable):
+                await result
+
+    @staticmethod
+    def _event(event_type: EventType, info: UploadInfo, owner: str) -> Event:
+        view = UploadView(
+            id=info.id,
+            length=info.length,
+            offset=0 if info.counted is None else info.counted.offset,
+            metadata=info.metadata,
+            is_partial=info.is_partial,
+            is_final=info.is_final,
+            owner=owner,
+        )
+        return Event(event_type, view, RequestView())
+
+    def _path(self, upload_id: str) -> str:
+        return f"{self._directory}/{upload_id}"
+
+    def _record(self, upload_id: str) -> UploadInfo | None:
+        if os.path.basename(upload_id) != upload_id:
+            return None
+        return read(self._path(upload_id))
+
+    async def _offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+        """The truth about an upload that stands in the way: how far it has come, and whether it is finished."""
+        info = self._record(upload_id)
+        if info is None or not os.path.exists(self._path(upload_id)):
+            choice = _choice.get()
+            if choice is None or choice.fingerprint is None:
+                return None
+            # It may have come into being under an id that nobody could know.
+            info = await asyncio.to_thread(self._find, choice.fingerprint)
+            if info is None:
+                return None
+        offset = 0 if info.counted is None else info.counted.offset
+        return offset, offset == info.length
+
+    def _find(self, fingerprint: str) -> UploadInfo | None:
+        for path in records(self._directory):
+            info = read(path)
+            if info is None or info.is_partial or not os.path.exists(path):
+                continue
+            if (
+                self._identity.fingerprint(info.metadata, length=info.length, owner="")
+                == fingerprint
+            ):
+                return info
+        return None
+
+    # Beginning and ending
+
+    async def _hook(self) -> Duplicates:
+        """The check on the running loop, begun if it was not yet."""
+        loop = asyncio.get_running_loop()
+        task = self._running.get(loop)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._running[loop] = loop.create_task(self._begin())
+        return (await asyncio.shield(task)).hook
+
+    async def _begin(self) -> _Running:
+        settings = self._settings
+        embedded: EmbeddedState | None = None
+        if settings.redis_url is None:
+            Path(settings.state_dir).mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+            embedded = EmbeddedState(settings.state_dir)
+            url = await asyncio.to_thread(embedded.start)
+        else:
+            url = settings.redis_url.get_secret_value()
+        state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+        await state.start()
+        hook = Duplicates()
+        await hook.start(
+            HookContext(
+                settings=settings,
+                state=state,
+                offset_of=self._offset_of,
+                observer=_Unobserved(),
+            )
+        )
+        end = _until_the_end(hook, state, embedded)
+        await anext(end)
+        return _Running(hook, end)
+
+    async def stop(self) -> None:
+        """Ends the check on the running loop. Nobody has to call it: the loop does when it ends."""
+        task = self._running.pop(asyncio.get_running_loop(), None)
+        if task is not None:
+            await (await task).end.aclose()
+
+
+async def _until_the_end(
+    hook: Duplicates, state: State, embedded: EmbeddedState | None
+) -> AsyncGenerator[None, None]:
+    """Suspended until it is closed, which the loop does when it ends."""
+    watcher = None if embedded is None else asyncio.get_running_loop().create_task(embedded.watch())
+    try:
+        yield
+    finally:
+        await hook.stop()
+        if watcher is not None:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+        await state.stop()
+        if embedded is not None:
+            await asyncio.to_thread(embedded.stop)
+
+
+def _owner_of(request: Request | None) -> str:
+    return "" if request is None else str(getattr(request.state, "upload_owner", ""))
+
+
+# Tokens
+
+_NEEDED: Mapping[str, frozenset[Right]] = {
+    "POST": frozenset((Right.CREATE,)),
+    "PATCH": frozenset((Right.CREATE,)),
+    "HEAD": frozenset((Right.CREATE, Right.READ)),
+    "DELETE": frozenset((Right.DELETE,)),
+}
+
+
+class TokenCheck(_Shared):
+    """The token check for `auth`: whoever shows an access token with the right that a request takes may pass.
+
+    Whose an upload is, the router does not record; who knows its id and has the right may go on with it. settings: of our
+    server by name, such as {"jwt_secret_file": "…", "jwt_audience": "uploads"}. Raises ValueError.
+    """
+
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+        self._settings = _settings({"auth": "jwt", **(settings or {})})
+        if build.access_tokens(self._settings) is None:
+            raise ValueError("nobody is asked for tokens with the setting auth=none")
+        self._scopes = build.scope_names(self._settings)
+        self._verifiers: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, asyncio.Task[tuple[AccessTokens, AsyncGenerator[None, None]]]
+        ] = WeakKeyDictionary()
+
+    async def auth(self, request: Request) -> Principal | None:
+        """The dependency. It leaves the owner in `request.state.upload_owner`.
+
+        Raises HTTPException: 401 without a token that counts, 403 without the right, 503 while nobody can tell.
+        """
+        method = request.headers.get("x-http-method-override", request.method).upper()
+        if method == "OPTIONS":
+            return None
+        try:
+            principal = await self._principal(request)
+            needed = _NEEDED.get(method, frozenset((Right.ADMIN,)))
+            if not principal.is_admin and not needed & principal.rights:
+                raise errors.insufficient_scope(
+                    self._scopes[min(needed, key=lambda right: right.value)]
+                )
+        except ProtocolError as refusal:
+            raise HTTPException(
+                refusal.status, f"{refusal.code}: {refusal.message}", refusal.headers
+            ) from None
+        request.state.upload_owner = principal.owner
+        return principal
+
+    async def _principal(self, request: Request) -> Principal:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise errors.unauthenticated()
+        try:
+            return await (await self._verifier()).verify(token.strip())
+        except BadToken as problem:
+            raise errors.invalid_token(str(problem)) from None
+        except KeysUnavailable as problem:
+            logger.warning("tokens cannot be verified: %s", problem)
+            raise errors.unavailable() from None
+
+    async def _verifier(self) -> AccessTokens:
+        loop = asyncio.get_running_loop()
+        task = self._verifiers.get(loop)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._verifiers[loop] = loop.create_task(self._begin())
+        return (await asyncio.shield(task))[0]
+
+    async def _begin(self) -> tuple[AccessTokens, AsyncGenerator[None, None]]:
+        verifier = cast(AccessTokens, build.access_tokens(self._settings))
+        await verifier.keys.start()
+        end = _until_keys_end(verifier)
+        await anext(end)
+        return verifier, end
+
+
+async def _until_keys_end(verifier: AccessTokens) -> AsyncGenerator[None, None]:
+    """Suspended until it is closed, which the loop does when it ends."""
+    try:
+        yield
+    finally:
+        await verifier.keys.stop()
+
+
+def _settings(given: Mapping[str, object]) -> Settings:
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    try:
+        return load(arguments, {**_DEFAULTS, **os.environ}).settings
+    except UsageError as problem:
+        raise ValueError(str(problem)) from None

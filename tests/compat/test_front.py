@@ -1,0 +1,346 @@
+"""Our router beyond what theirs does: what it begins and ends, what it refuses, and what a crash leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, HTTPException, Request, Response
+from tuspyserver.storage import TusStorage
+from tuspyserver.storage.local import LocalFileStorage
+
+from tests.clients.conftest import MakeSource
+from tests.clients.content import sha256_of_file
+from tests.compat import http
+from tests.compat.apps import AppProcess, path_in
+from tests.compat.test_router import METADATA, RECORDING
+from tests.support.waiting import wait_until
+from tusd_py.compat.engines import Engines
+from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
+
+RESUMABLE = {"Tus-Resumable": "1.0.0"}
+BYTES = {**RESUMABLE, "Content-Type": "application/offset+octet-stream"}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUSD_DUPLICATES", "off")
+
+
+def application(*routers: TusRouter) -> FastAPI:
+    app = FastAPI()
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def created(client: httpx.AsyncClient, length: int, path: str = "/files/") -> str:
+    answer = await client.post(path, headers={**RESUMABLE, "Upload-Length": str(length)})
+    assert answer.status_code == 201, answer.text
+    return answer.headers["location"]
+
+
+async def sent(
+    client: httpx.AsyncClient,
+    url: str,
+    content: bytes,
+    offset: int = 0,
+    fields: Mapping[str, str] | None = None,
+) -> httpx.Response:
+    headers = {**BYTES, "Upload-Offset": str(offset), **(fields or {})}
+    return await client.patch(url, headers=headers, content=content)
+
+
+# Beginning and ending
+
+
+def test_the_end_of_the_loop_ends_what_requests_began(tmp_path: Path) -> None:
+    """Nobody runs a lifespan here. The second run would not get a directory that the first still holds."""
+    app = application(create_tus_router(files_dir=tmp_path / "uploads"))
+
+    async def use() -> None:
+        async with client_of(app) as client:
+            url = await created(client, 5)
+            assert (await sent(client, url, b"hello")).status_code == 204
+
+    asyncio.run(use())
+    asyncio.run(use())
+    names = {thread.name for thread in threading.enumerate()}
+    assert not [name for name in names if name.startswith("tusd-store")]
+
+
+def test_each_request_may_have_a_loop_of_its_own(tmp_path: Path) -> None:
+    """As it is in test clients that nobody entered."""
+    app = application(create_tus_router(files_dir=tmp_path / "uploads"))
+
+    async def create() -> str:
+        async with client_of(app) as client:
+            return await created(client, 2)
+
+    async def send(url: str, offset: int, content: bytes) -> None:
+        async with client_of(app) as client:
+            assert (await sent(client, url, content, offset)).status_code == 204
+
+    url = asyncio.run(create())
+    for offset, content in enumerate((b"h", b"i")):
+        asyncio.run(send(url, offset, content))
+    assert path_in(tmp_path / "uploads", url).read_bytes() == b"hi"
+
+
+async def test_the_lifespan_of_the_application_ends_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        app = application(create_tus_router(files_dir=tmp_path / "uploads"))
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            await created(client, 2)
+        names = {thread.name for thread in threading.enumerate()}
+        assert not [name for name in names if name.startswith("tusd-store")]
+
+
+async def test_directories_that_nobody_uses_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tusd_py.compat.engines.MOST_READY", 2)
+
+    def place(request: Request) -> Callable[[dict[str, str]], dict[str, str]]:
+        user = request.headers["x-user"]
+        return lambda _metadata: {"files_dir": str(tmp_path / user)}
+
+    app = application(create_tus_router(files_dir=tmp_path, file_dep=place))
+    async with client_of(app) as client:
+        urls = {}
+        for user in "abcd":
+            headers = {**RESUMABLE, "Upload-Length": "2", "X-User": user}
+            urls[user] = (await client.post("/files/", headers=headers)).headers["location"]
+        for user, url in urls.items():
+            assert (await sent(client, url, b"hi", fields={"X-User": user})).status_code == 204
+            assert path_in(tmp_path / user, url).read_bytes() == b"hi"
+        stranger = await client.head(urls["a"], headers={**RESUMABLE, "X-User": "b"})
+        assert stranger.status_code == 404
+    await Engines.here().stop()
+
+
+async def test_routers_that_share_a_directory_have_limits_of_their_own(tmp_path: Path) -> None:
+    routers = [
+        create_tus_router("small", tmp_path, max_size=10),
+        create_tus_router("large", tmp_path, max_size=20),
+    ]
+    async with client_of(application(*routers)) as client:
+        for prefix, most in (("small", 10), ("large", 20)):
+            options = await client.options(f"/{prefix}/")
+            assert options.headers["tus-max-size"] == str(most)
+            assert "concatenation-unfinished" not in options.headers["tus-extension"]
+            too_long = {**RESUMABLE, "Upload-Length": str(most + 1)}
+            assert (await client.post(f"/{prefix}/", headers=too_long)).status_code == 413
+            deferred = {**RESUMABLE, "Upload-Defer-Length": "1"}
+            url = (await client.post(f"/{prefix}/", headers=deferred)).headers["location"]
+            declared = await sent(client, url, b"", fields={"Upload-Length": str(most + 1)})
+            assert declared.status_code == 413
+            assert (
+                await sent(client, url, b"x", fields={"Upload-Length": str(most)})
+            ).status_code == 204
+    await Engines.here().stop()
+
+
+# Refusals
+
+
+async def test_bytes_of_those_who_may_not_are_not_kept(tmp_path: Path) -> None:
+    def allowed(request: Request, response: Response) -> None:
+        if request.method == "PATCH" and "authorization" not in request.headers:
+            raise HTTPException(401, "who are you?")
+        response.headers["X-Allowed"] = "yes"
+
+    app = application(create_tus_router(files_dir=tmp_path, auth=allowed))
+    async with client_of(app) as client:
+        url = await created(client, 5)
+        refused = await sent(client, url, b"hello")
+        assert (refused.status_code, refused.json()) == (401, {"detail": "who are you?"})
+        # Whoever sends a body all the same need not be listened to.
+        assert refused.headers["connection"] == "close"
+        assert path_in(tmp_path, url).stat().st_size == 0
+        let_in = await sent(client, url, b"hello", fields={"Authorization": "me"})
+        assert (let_in.status_code, let_in.headers["x-allowed"]) == (204, "yes")
+    await Engines.here().stop()
+
+
+async def test_hooks_hear_of_no_request_that_is_wrong_in_itself(tmp_path: Path) -> None:
+    heard: list[object] = []
+    router = create_tus_router(
+        files_dir=tmp_path, max_size=10, pre_create_hook=lambda *all_: heard.append(all_)
+    )
+    async with client_of(application(router)) as client:
+        for headers, status in (
+            ({"Upload-Length": "5"}, 412),
+            ({**RESUMABLE, "Upload-Length": "x"}, 400),
+            ({**RESUMABLE, "Upload-Length": "11"}, 413),
+            ({**RESUMABLE, "Upload-Length": "5", "Upload-Metadata": "a ???"}, 400),
+            ({**RESUMABLE, "Upload-Length": "5", "Upload-Defer-Length": "2"}, 400),
+        ):
+            answer = await client.post("/files/", headers=headers)
+            assert answer.status_code == status, headers
+            assert answer.headers["tus-resumable"] == "1.0.0"
+    assert heard == []
+    await Engines.here().stop()
+
+
+async def test_a_final_of_unfinished_parts_is_refused(tmp_path: Path) -> None:
+    router = create_tus_router(files_dir=tmp_path)
+    async with client_of(application(router)) as client:
+        headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Concat": "partial"}
+        part = (await client.post("/files/", headers=headers)).headers["location"]
+        final = {**RESUMABLE, "Upload-Concat": f"final;{part}"}
+        assert (await client.post("/files/", headers=final)).status_code == 400
+        assert (await sent(client, part, b"hello")).status_code == 204
+        assert (await client.post("/files/", headers=final)).status_code == 201
+    await Engines.here().stop()
+
+
+@pytest.mark.parametrize("uid", ["../x", "a/b", "", ".hidden", "x.info"])
+async def test_ids_that_cannot_be_are_refused(uid: str, tmp_path: Path) -> None:
+    router = create_tus_router(
+        files_dir=tmp_path / "uploads", file_dep=lambda: lambda _metadata: {"uid": uid}
+    )
+    async with client_of(application(router)) as client:
+        answer = await client.post("/files/", headers={**RESUMABLE, "Upload-Length": "1"})
+        assert (answer.status_code, answer.json()) == (400, {"detail": "Invalid upload ID"})
+    assert [entry.name for entry in tmp_path.iterdir()] in ([], ["uploads"])
+
+
+class Elsewhere(TusStorage):
+    """A storage of somebody's own that is no directory."""
+
+    create = exists = size = append = flush = finalize = read = delete = None  # type: ignore[assignment]
+    read_info = write_info = list_uids = location = lock = None  # type: ignore[assignment]
+
+
+async def test_of_a_storage_its_directory_is_taken(tmp_path: Path) -> None:
+    storage = LocalFileStorage(str(tmp_path / "theirs"))
+    app = application(create_tus_router(storage=storage))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert path_in(tmp_path / "theirs", await created(client, 1)).exists()
+    with pytest.raises(TypeError, match="storage=Elsewhere is not taken: this router keeps"):
+        create_tus_router(storage=Elsewhere())
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"max_size": 0}, "more than 0"),
+        ({"days_to_keep": 0}, "more than 0"),
+        ({"settings": {"durability": "perhaps"}}, "--durability"),
+        ({"settings": {"durabilty": "none"}}, "--durability"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(given: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        create_tus_router(**given)  # type: ignore[arg-type]
+
+
+# After a crash
+
+
+async def test_the_hook_is_called_for_what_a_crash_left_complete(tmp_path: Path) -> None:
+    """The last byte was written and the server died: the client asks, and never sends anything again."""
+    told: list[tuple[str, dict[str, str]]] = []
+    here = threading.Event()
+
+    def complete(path: str, metadata: dict[str, str]) -> None:
+        told.append((path, metadata))
+        here.set()
+
+    router = create_tus_router(files_dir=tmp_path, on_upload_complete=complete)
+    async with client_of(application(router)) as client:
+        headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Metadata": "filename YQ=="}
+        url = (await client.post("/files/", headers=headers)).headers["location"]
+        file = path_in(tmp_path, url)
+        file.write_bytes(b"hello")
+        head = await client.head(url, headers=RESUMABLE)
+        assert head.headers["upload-offset"] == "5"
+        assert await asyncio.to_thread(here.wait, 30)
+        await client.head(url, headers=RESUMABLE)
+    await Engines.here().stop()
+    assert told == [(str(file), {"filename": "a"})]
+
+
+async def test_the_hook_is_called_for_what_came_with_the_creation(tmp_path: Path) -> None:
+    told: list[str] = []
+    router = create_tus_router(
+        files_dir=tmp_path, on_upload_complete=lambda path, _metadata: told.append(path)
+    )
+    async with client_of(application(router)) as client:
+        headers = {**BYTES, "Upload-Length": "5"}
+        answer = await client.post("/files/", headers=headers, content=b"hello")
+        assert answer.status_code == 201
+        file = path_in(tmp_path, answer.headers["location"])
+        assert told == [str(file)]
+        # A hook may take the file away.
+        file.unlink()
+    await Engines.here().stop()
+    assert told == [str(file)]
+
+
+def test_a_killed_application_goes_on_where_it_stood(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
+    source = make_source(20_000_000)
+    content = source.path.read_bytes()
+    code = RECORDING + (
+        "app.include_router(create_tus_router(files_dir='uploads',"
+        " on_upload_complete=lambda path, metadata: tell('complete', path)))\n"
+    )
+    with AppProcess(tmp_path / "app", code) as app:
+        url = http.create(f"{app.url}/files/", len(content), METADATA).headers["location"]
+        file = path_in(app.directory / "uploads", url)
+        going_on = threading.Event()
+
+        def body() -> object:
+            yield content[:7_000_000]
+            going_on.wait(60)
+            raise httpx.WriteError("the server is gone")
+
+        def send() -> None:
+            headers = {**BYTES, "Upload-Offset": "0", "Content-Length": str(len(content))}
+            with pytest.raises(httpx.HTTPError):
+                httpx.patch(url, headers=headers, content=body(), timeout=60)  # type: ignore[arg-type]
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        wait_until(lambda: file.stat().st_size == 7_000_000, "the first bytes", 60)
+        app.kill9()
+        going_on.set()
+        sender.join()
+        app.start()
+        offset = int(http.head(url).headers["upload-offset"])
+        assert offset == 7_000_000
+        assert http.patch(url, offset, content[offset:]).status_code == 204
+        app.wait_for("^complete")
+    assert sha256_of_file(file) == source.sha256
+
+
+def test_several_processes_serve_one_application(tmp_path: Path, make_source: MakeSource) -> None:
+    """As `uvicorn --workers` starts them: each request may reach another one."""
+    source = make_source(2_000_000)
+    content = source.path.read_bytes()
+    code = RECORDING + (
+        "import os\n"
+        "app.include_router(create_tus_router(files_dir='uploads',"
+        " pre_create_hook=lambda *_: tell('created', os.getpid())))\n"
+    )
+    with AppProcess(tmp_path / "app", code, "ours", "--workers", "3") as app:
+        # The parent says that it runs before anybody listens.
+        app.wait_for("Application startup complete")
+        for _ in range(12):
+            url = http.create(f"{app.url}/files/", len(content), METADATA).headers["location"]
+            for offset in range(0, len(content), 500_000):
+                piece = content[offset : offset + 500_000]
+                assert http.patch(url, offset, piece).status_code == 204
+            assert sha256_of_file(path_in(app.directory / "uploads", url)) == source.sha256
+        assert len(set(app.told("created"))) > 1

@@ -1,0 +1,45 @@
+"""Runs `tusd-py`, and kills it with SIGKILL at an instant that its first argument names. See `INSTANTS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tusd_py.announcing import Announcer
+from tusd_py.cli import main
+from tusd_py.events import EventType
+from tusd_py.storage.file import FileStore
+
+
+def _die_in(where: type[object], name: str, when: Callable[..., bool]) -> None:
+    """Kills this process instead of a call of a method, when its arguments are those."""
+    method: Callable[..., Any] = getattr(where, name)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if when(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*args, **kwargs)
+
+    setattr(where, name, called)
+
+
+def _is_finish(_self: object, event_type: EventType, *_args: object) -> bool:
+    return event_type is EventType.POST_FINISH
+
+
+INSTANTS: dict[str, Callable[[], None]] = {
+    "before the outbox": lambda: _die_in(Announcer, "intend", _is_finish),
+    "before the record": lambda: _die_in(
+        FileStore, "save", lambda _self, info, **_: info.finished_at is not None
+    ),
+    "before the queue": lambda: _die_in(Announcer, "tell", _is_finish),
+    "before the removal": lambda: _die_in(FileStore, "remove", lambda *_: True),
+}
+
+if __name__ == "__main__":
+    INSTANTS[sys.argv[1]]()
+    # What follows is how it would have been run otherwise: python -m tusd_py serve ...
+    sys.exit(main(sys.argv[5:]))

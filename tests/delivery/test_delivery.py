@@ -1,0 +1,323 @@
+"""Delivering one upload's events: what is told, in which order, how often, and what becomes of what cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from tusd_py import intent as intents
+from tusd_py.announcing import Announcer
+from tusd_py.events import DELIVERED, Event, EventType, Hooks, Reject, RequestView
+from tusd_py.intent import Intent
+from tusd_py.storage.base import Upload, UploadInfo
+from tusd_py.storage.file import FileStore
+from tusd_workers.delivery import Delivery, Patience, Rest
+
+REQUEST = RequestView("PATCH", "/files/x", "10.0.0.1:1", {"authorization": "hush"}, "http://h/")
+CREATE, FINISH = EventType.POST_CREATE, EventType.POST_FINISH
+TERMINATE, EXPIRE = EventType.POST_TERMINATE, EventType.POST_EXPIRE
+
+
+class Hook:
+    """Remembers what it is told; `failures`: what is raised next, one a call."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+        self.failures: list[Exception] = []
+
+    async def handle(self, event: Event) -> None:
+        self.told.append(event)
+        if self.failures:
+            raise self.failures.pop(0)
+
+    post_create = post_finish = post_terminate = post_expire = handle
+
+    @property
+    def types(self) -> list[tuple[str, int]]:
+        return [(event.type.value, event.attempt) for event in self.told]
+
+
+@dataclass
+class Post:
+    """A store, what is announced in it, and a worker that delivers it. now: seconds."""
+
+    store: FileStore
+    hooks: dict[str, Hook] = field(default_factory=lambda: {"a": Hook()})
+    now: float = 1e9
+
+    def __post_init__(self) -> None:
+        self.outbox = self.store.outbox
+        both = Hooks(self.hooks.values(), delivered=self.hooks)
+        self.announcer = Announcer(both, self.outbox)
+        self.delivery = self.worker(self.hooks)
+
+    def worker(self, hooks: dict[str, Hook]) -> Delivery:
+        told = Hooks(hooks.values(), delivered=hooks)
+        patience = Patience(3, 10.0)
+        return Delivery(self.store, self.outbox, told, patience, clock=lambda: self.now)
+
+    @property
+    def hook(self) -> Hook:
+        return self.hooks["a"]
+
+    async def upload(self, upload_id: str = "x", created_at: float = 5.25) -> Upload:
+        upload = await self.store.create(UploadInfo(upload_id, 0, created_at=created_at))
+        await self.announcer.intend(CREATE, upload, REQUEST)
+        return upload
+
+    async def finish(self, upload: Upload) -> Upload:
+        finished = upload.with_info(finished_at=6.0)
+        await self.announcer.intend(FINISH, finished, REQUEST)
+        await self.store.save(finished.info)
+        return finished
+
+    async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:
+        async with self.announcer.removing(event_type, [upload], REQUEST):
+            await self.store.remove(upload.id)
+
+    async def deliver(self, upload_id: str = "x") -> Rest:
+        return await self.delivery.in_turn(upload_id, lambda: True)
+
+    async def waiting(self) -> list[str]:
+        events = [intents.parse(kept.content) async for kept in self.outbox.every("waiting")]
+        return [intent.event.type.value for intent in events]
+
+    async def failed(self) -> list[Intent]:
+        return [intents.parse(kept.content) async for kept in self.outbox.every("failed")]
+
+
+@pytest.fixture
+def make_post(tmp_path: Path) -> Callable[..., Post]:
+    def make(*hooks: str) -> Post:
+        store = FileStore(tmp_path / "uploads")
+        store.open()
+        return Post(store, {name: Hook() for name in hooks or ("a",)})
+
+    return make
+
+
+@pytest.fixture
+def post(make_post: Callable[..., Post]) -> Post:
+    return make_post()
+
+
+async def test_a_life_is_told_in_order_without_secrets(post: Post) -> None:
+    await post.remove(await post.finish(await post.upload()))
+    assert await post.deliver() == Rest(None, frozenset())
+    assert post.hook.types == [("post-create", 1), ("post-finish", 1), ("post-terminate", 1)]
+    assert post.hook.told[1].upload.id == "x"
+    assert post.hook.told[1].request.headers == {}
+    assert await post.waiting() == []
+    assert post.delivery.counts == {"delivered": 3}
+
+
+async def test_what_fails_is_tried_again_later_and_holds_up_what_comes_after(post: Post) -> None:
+    await post.finish(await post.upload())
+    post.hook.failures = [ValueError("no"), Reject(503, "busy")]
+    first = (await post.deliver()).next
+    assert first is not None
+    assert 8 <= first - post.now <= 12
+    assert post.hook.types == [("post-create", 1)]
+    # Too early: nothing is done.
+    assert (await post.deliver()).next == first
+    post.now = first
+    second = (await post.deliver()).next
+    assert second is not None
+    assert 24 <= second - post.now <= 36
+    post.now = second
+    assert (await post.deliver()).next is None
+    assert post.hook.types == [*(("post-create", n) for n in (1, 2, 3)), ("post-finish", 1)]
+    assert len({event.id for event in post.hook.told[:3]}) == 1
+
+
+async def test_what_fails_too_often_is_given_up_and_the_next_one_told(post: Post) -> None:
+    await post.finish(await post.upload())
+    post.hook.failures = [ValueError("no")] * 3
+    while (later := (await post.deliver()).next) is not None:
+        post.now = later
+    assert post.hook.types == [*(("post-create", n) for n in (1, 2, 3)), ("post-finish", 1)]
+    [failed] = await post.failed()
+    assert (failed.event.type, failed.attempts, failed.hooks) == (CREATE, 3, ("a",))
+    assert "ValueError('no')" in failed.problem
+    assert post.delivery.counts == {"failed": 3, "given up": 1, "delivered": 1}
+
+
+async def test_an_attempt_in_which_a_worker_dies_counts(post: Post) -> None:
+    await post.upload()
+
+    class Death(BaseException):
+        pass
+
+    post.hook.failures = [Death()] * 3  # type: ignore[list-item]
+    for _ in range(3):
+        with pytest.raises(Death):
+            await post.deliver()
+    assert [attempt for _, attempt in post.hook.types] == [1, 2, 3]
+    await post.deliver()
+    assert len(post.hook.told) == 3
+    [failed] = await post.failed()
+    assert failed.problem == "a worker died in it"
+
+
+async def test_only_the_hook_that_failed_is_told_again(make_post: Callable[..., Post]) -> None:
+    post = make_post("a", "b", "c")
+    await post.upload()
+    post.hooks["b"].failures = [ValueError("no")]
+    later = (await post.deliver()).next
+    assert later is not None
+    post.now = later
+    assert (await post.deliver()).next is None
+    assert {name: len(hook.told) for name, hook in post.hooks.items()} == {"a": 1, "b": 2, "c": 1}
+
+
+async def test_a_worker_without_the_hook_gives_nothing_away(post: Post) -> None:
+    await post.upload()
+    stranger = post.worker({"other": Hook()})
+    assert (await stranger.in_turn("x", lambda: True)).next is not None
+    [intent] = [intents.parse(kept.content) for kept in await post.outbox.of("x")]
+    assert (intent.hooks, intent.attempts) == (("a",), 1)
+    assert "same options" in intent.problem
+
+
+async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
+    upload = await post.upload()
+    finished = upload.with_info(finished_at=6.0)
+    # The server is killed between the two.
+    await post.announcer.intend(FINISH, finished, REQUEST)
+    rest = await post.deliver()
+    assert post.hook.types == [("post-create", 1)]
+    assert rest.next is None
+    assert not await post.delivery.has_news("x", rest.passed_over)
+    [intent] = await post.outbox.of("x")
+    # It comes about later, with the same id.
+    await post.finish(upload)
+    assert await post.waiting() == ["post-finish"]
+    await post.deliver()
+    assert [event.id for event in post.hook.told[1:]] == [intent.event_id]
+
+
+@pytest.mark.parametrize("event_type", [TERMINATE, EXPIRE])
+async def test_a_finish_that_never_came_about_goes_with_the_upload(
+    post: Post, event_type: EventType
+) -> None:
+    upload = await post.upload()
+    await post.announcer.intend(FINISH, upload, REQUEST)
+    await post.remove(upload, event_type)
+    await post.deliver()
+    assert [kind for kind, _ in post.hook.types] == ["post-create", event_type.value]
+    assert await post.waiting() == []
+
+
+async def test_a_removal_that_did_not_come_about_is_not_told(post: Post) -> None:
+    upload = await post.upload()
+    await post.announcer.intend(TERMINATE, upload, REQUEST)
+    finished = await post.finish(upload)
+    await post.deliver()
+    assert post.hook.types == [("post-create", 1), ("post-finish", 1)]
+    # It goes another way in the end: only that is told.
+    await post.remove(finished, EXPIRE)
+    await post.deliver()
+    assert post.hook.types[2:] == [("post-expire", 1)]
+
+
+async def test_what_has_not_happened_for_an_hour_is_forgotten(post: Post) -> None:
+    upload = await post.upload()
+    await post.announcer.intend(TERMINATE, upload, REQUEST)
+    [_, kept] = await post.outbox.of("x")
+    post.now = kept.kept_at + 3590
+    assert len((await post.deliver()).passed_over) == 1
+    post.now += 20
+    assert await post.deliver() == Rest(None, frozenset())
+    assert await post.waiting() == []
+    assert post.hook.types == [("post-create", 1)]
+
+
+async def test_an_id_that_is_used_again_is_another_upload(post: Post) -> None:
+    first = await post.upload(created_at=5.25)
+    await post.remove(await post.finish(first))
+    await post.upload(created_at=7.5)
+    await post.deliver()
+    assert [kind for kind, _ in post.hook.types] == [
+        "post-create",
+        "post-finish",
+        "post-terminate",
+        "post-create",
+    ]
+    assert len({event.id for event in post.hook.told}) == 4
+
+
+async def test_what_was_withdrawn_while_it_was_looked_at_is_not_told(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await post.upload()
+    await post.deliver()
+    await post.announcer.intend(FINISH, upload, REQUEST)
+    load = post.store.load
+
+    async def load_later(upload_id: str) -> Upload:
+        """The upload is removed after the outbox was read and before the upload is looked at."""
+        monkeypatch.setattr(post.store, "load", load)
+        await post.remove(upload)
+        return await load(upload_id)
+
+    monkeypatch.setattr(post.store, "load", load_later)
+    rest = await post.deliver()
+    assert [kind for kind, _ in post.hook.types] == ["post-create"]
+    assert await post.delivery.has_news("x", rest.passed_over)
+
+
+async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
+    upload = await post.upload()
+    await post.outbox.keep("x", "0a", b"{")
+    await post.finish(upload)
+    assert (await post.deliver()).next is None
+    assert post.hook.types == [("post-create", 1), ("post-finish", 1)]
+    [failed] = [kept async for kept in post.outbox.every("failed")]
+    assert (failed.event_id, failed.content) == ("0a", b"{")
+
+
+async def test_without_the_turn_nothing_more_is_told(post: Post) -> None:
+    await post.finish(await post.upload())
+    answers = iter([True, False])
+    rest = await post.delivery.in_turn("x", lambda: next(answers))
+    assert post.hook.types == [("post-create", 1)]
+    assert rest.next is not None
+    assert await post.waiting() == ["post-finish"]
+
+
+async def test_nothing_is_kept_that_nobody_wants(tmp_path: Path) -> None:
+    class Listener:
+        def post_finish(self, event: Event) -> None: ...
+
+        def wants_event(self, event_type: EventType) -> bool:
+            return self.wants
+
+        wants = True
+
+    listener = Listener()
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    announcer = Announcer(Hooks([listener], delivered={"a": listener}), store.outbox)
+    upload = await store.create(UploadInfo("x", 0, created_at=1.0))
+    for event_type in DELIVERED - {FINISH}:
+        await announcer.intend(event_type, upload, REQUEST)
+    listener.wants = False
+    await announcer.intend(FINISH, upload, REQUEST)
+    assert not Path(store.root, ".tusd-py", "outbox").exists()
+    listener.wants = True
+    await announcer.intend(FINISH, upload, REQUEST)
+    assert len(await store.outbox.of("x")) == 1
+
+
+def test_pauses_grow_threefold_to_an_hour_and_differ() -> None:
+    patience = Patience(10, 10.0)
+    for attempts in range(1, 100):
+        pauses = {patience.pause(attempts) for _ in range(20)}
+        expected = min(10.0 * 3 ** min(attempts - 1, 20), 3600.0)
+        assert len(pauses) > 1
+        assert all(0.8 * expected <= pause <= 1.2 * expected for pause in pauses)
+    assert Patience(10, 7200.0).pause(1) > 3600
+    assert replace(patience, first=0.001).pause(1) < 0.01

@@ -1,0 +1,101 @@
+"""What is written down of an event: all that hooks may get, nothing that is secret, the same id whenever it is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tusd_py import intent as intents
+from tusd_py.events import DELIVERED, Event, EventType, RequestView, UploadView
+from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.storage.base import UploadInfo
+
+TEXT = st.text(st.characters(codec="utf-8"))
+UPLOADS = st.builds(
+    UploadView,
+    id=TEXT,
+    length=st.none() | st.integers(0),
+    offset=st.integers(0),
+    metadata=st.dictionaries(TEXT, st.binary()),
+    is_partial=st.booleans(),
+    is_final=st.booleans(),
+    parts=st.lists(TEXT).map(tuple),
+    owner=TEXT,
+    location=st.none() | TEXT,
+)
+REQUESTS = st.builds(
+    RequestView,
+    method=TEXT,
+    path=TEXT,
+    client=TEXT,
+    headers=st.dictionaries(TEXT, TEXT),
+    collection_url=TEXT,
+)
+
+
+@given(
+    st.builds(
+        Intent,
+        event=st.builds(
+            Event,
+            type=st.sampled_from(sorted(DELIVERED)),
+            upload=UPLOADS,
+            request=REQUESTS,
+            id=TEXT,
+        ),
+        created_at=st.floats(0, 1e10),
+        hooks=st.lists(TEXT).map(tuple),
+        not_before=st.floats(0, 1e10),
+        problem=TEXT,
+    )
+)
+def test_it_is_read_as_it_was_written(intent: Intent) -> None:
+    assert intents.parse(intents.serialize(intent)) == intent
+    begun = intent.begun().begun()
+    assert intents.parse(intents.serialize(begun)) == begun
+    assert (begun.attempts, begun.event.attempt) == (2, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"null", b'{"id": "a"}'])
+def test_what_is_none_is_told(content: bytes) -> None:
+    with pytest.raises(MalformedIntent):
+        intents.parse(content)
+
+
+def test_only_what_is_delivered_is_read() -> None:
+    event = Event(EventType.POST_FINISH, UploadView("x", 1, 1, {}), RequestView())
+    document = json.loads(intents.serialize(Intent(event, 1.0, ("a",))))
+    with pytest.raises(MalformedIntent):
+        intents.parse(json.dumps({**document, "type": "pre-create"}).encode())
+
+
+def test_secrets_are_left_out() -> None:
+    kept = {"host": "a", "user-agent": "b", "tus-resumable": "1.0.0", "x-project": "7"}
+    secret = dict.fromkeys(
+        (
+            *("authorization", "proxy-authorization", "cookie", "x-api-key", "upload-token"),
+            *("x-csrf-token", "x-amz-security-token", "x-session-id", "apikey", "referer"),
+            *("x-client-secret", "x-password", "x-auth", "signature"),
+        ),
+        "hush",
+    )
+    request = RequestView("PATCH", "/files/x?token=hush", "10.0.0.1:1", {**kept, **secret}, "u/")
+    safe = intents.without_secrets(request)
+    assert "hush" not in repr(safe)
+    assert safe == RequestView("PATCH", "/files/x", "10.0.0.1:1", kept, "u/")
+
+
+def test_the_id_is_that_of_one_thing_that_happens_once() -> None:
+    info = UploadInfo("x", 1, created_at=1.25)
+    ids = {
+        intents.id_of(event_type, each)
+        for event_type in DELIVERED
+        for each in (info, replace(info, id="y"), replace(info, created_at=1.5))
+    }
+    assert len(ids) == 12
+    again = replace(info, finished_at=3.0, length=2)
+    assert intents.id_of(EventType.POST_FINISH, again) == intents.id_of(EventType.POST_FINISH, info)

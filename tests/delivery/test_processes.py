@@ -1,0 +1,379 @@
+"""Delivery by real servers, workers, schedulers and a real Redis, while endpoints fail and processes die."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.delivery.conftest import House
+from tests.hooks.endpoint import Call, Endpoint, Reply
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, id_of
+from tests.support.waiting import wait_until
+from tests.support.wire import ConnectionEnded
+from tests.workers.commands import command, documents, of
+from tests.workers.test_sweep_command import abandon
+
+SLOW = 40.0
+"""Seconds that something may take that begins a process, on a machine that is busy."""
+
+
+def calls_for(endpoint: Endpoint, path: str) -> list[Call]:
+    return [call for call in endpoint.calls if call.upload["ID"] == id_of(path)]
+
+
+def types(endpoint: Endpoint, path: str) -> list[str]:
+    return [call.type for call in calls_for(endpoint, path)]
+
+
+def wait_for_type(endpoint: Endpoint, path: str, event_type: str) -> list[Call]:
+    """The calls for an upload, as soon as there is one of that type."""
+    wait_until(lambda: event_type in types(endpoint, path), f"{event_type} of {path}", SLOW)
+    return calls_for(endpoint, path)
+
+
+def wait_until_empty(house: House, server: ServerProcess) -> None:
+    wait_until(lambda: house.outbox(server) == [], "an empty outbox", SLOW)
+
+
+def finish(tus: Tus, headers: Mapping[str, str] | None = None) -> str:
+    """A finished upload in one request; its path."""
+    created = tus.create(5, body=b"hello", headers=headers)
+    assert created.status == 201
+    return f"{tus.collection}{created['Location'].rpartition('/')[2]}"
+
+
+# Where nothing is configured
+
+
+def test_with_nothing_configured_a_worker_of_the_server_delivers(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    hook = tmp_path / "hook.py"
+    hook.write_text(
+        """
+import os
+def start(context): print("start", os.getpid(), context.state is not None, flush=True)
+def pre_create(event): print("pre", os.getpid(), flush=True)
+def post_create(event): print("create", os.getpid(), flush=True)
+async def post_finish(event): print("finish", os.getpid(), event.attempt, flush=True)
+def stop(): print("stop", os.getpid(), flush=True)
+"""
+    )
+    server = make_server("--hook", str(hook), env={"TUSD_JOBS": "", "TUSD_DUPLICATES": ""})
+    finish(Tus(server))
+
+    def said(word: str) -> list[list[str]]:
+        return [line.split() for line in server.output if line.startswith(word)]
+
+    wait_until(lambda: len(said("finish")) == 1, "post-finish", SLOW)
+    [[_, asked]] = said("pre")
+    [[_, worker]] = said("create")
+    assert said("finish") == [["finish", worker, "1"]]
+    assert (asked, worker != asked) == (str(server.pid), True)
+    assert server.terminate() == 0
+    assert sorted(said("start")) == sorted([["start", asked, "True"], ["start", worker, "True"]])
+    assert sorted(said("stop")) == sorted([["stop", asked], ["stop", worker]])
+
+
+@pytest.mark.parametrize("flags", [(), ("--hooks-delivery", "server")])
+def test_the_server_delivers_where_there_are_no_workers_or_it_is_told_to(
+    make_server: MakeServer, endpoint: Endpoint, flags: tuple[str, ...]
+) -> None:
+    env = {"TUSD_DUPLICATES": "", "TUSD_JOBS": ""} if flags else {}
+    server = make_server("--hooks-http", endpoint.url, *flags, env=env)
+    finish(Tus(server))
+    [call] = endpoint.wait_for("post-finish")
+    assert call.headers["hook-event-attempt"] == "1"
+    server.terminate()
+    assert not (server.upload_dir / ".tusd-py" / "outbox").exists()
+
+
+def test_without_hooks_nothing_is_kept(house: House) -> None:
+    del house.env["TUSD_HOOKS_HTTP"]
+    server = house.serve()
+    tus = Tus(server)
+    tus.delete(finish(tus))
+    server.terminate()
+    assert not (server.upload_dir / ".tusd-py" / "outbox").exists()
+    assert house.redis.command("KEYS", "rq:*") == []
+
+
+# What is told
+
+
+def test_a_life_is_told_in_order_by_workers_elsewhere(house: House) -> None:
+    server = house.serve()
+    house.work(server, "--concurrency", "2")
+    tus = Tus(server)
+    paths = [finish(tus) for _ in range(10)]
+    for path in paths:
+        assert tus.delete(path).status == 204
+    gone = tus.new(10)
+    abandon(server, gone)
+    assert command("sweep", *of(server), env=house.env).returncode == 0
+    wait_for_type(house.endpoint, gone, "post-expire")
+    for path in paths:
+        wait_for_type(house.endpoint, path, "post-terminate")
+        assert types(house.endpoint, path) == ["post-create", "post-finish", "post-terminate"]
+    assert types(house.endpoint, gone) == ["post-create", "post-expire"]
+    wait_until_empty(house, server)
+    ids = [call.headers["hook-event-id"] for call in house.endpoint.calls]
+    assert len(set(ids)) == len(ids) == 32
+
+
+def test_an_endpoint_that_fails_is_called_again_in_order(house: House) -> None:
+    server = house.serve()
+    house.work(server)
+    house.endpoint.script("post-finish", Reply(500), Reply(404), Reply(cut=True), Reply())
+    tus = Tus(server)
+    path = finish(tus)
+    tus.delete(path)
+    calls = wait_for_type(house.endpoint, path, "post-terminate")
+    assert [call.type for call in calls] == [
+        "post-create",
+        *["post-finish"] * 4,
+        "post-terminate",
+    ]
+    assert [call.headers["hook-event-attempt"] for call in calls] == list("112341")
+    assert len({call.headers["hook-event-id"] for call in calls[1:5]}) == 1
+    wait_until_empty(house, server)
+
+
+def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
+    house.env["TUSD_HOOKS_DELIVERY_ATTEMPTS"] = "2"
+    server = house.serve()
+    house.work(server)
+    house.endpoint.script("post-finish", Reply(503, "not today"))
+    tus = Tus(server)
+    path = finish(tus)
+    tus.delete(path)
+    wait_for_type(house.endpoint, path, "post-terminate")
+    assert types(house.endpoint, path).count("post-finish") == 2
+    [failed] = documents("events", "failed", *of(server), env=house.env)
+    assert (failed["type"], failed["upload"], failed["attempts"]) == (
+        "post-finish",
+        id_of(path),
+        2,
+    )
+    assert "answered 503: 'not today'" in str(failed["problem"])
+    assert documents("events", "list", *of(server), env=house.env) == []
+    table = command("events", "failed", *of(server), env=house.env).stdout
+    assert str(failed["id"]) in table
+    status = command("status", *of(server), env=house.env)
+    assert "PROBLEM    1 events were given up (tusd-py events failed)" in status.stdout
+    assert "events     0 waiting, 1 failed, 2 delivered, 2 failed, 1 given up" in status.stdout
+    house.endpoint.script("post-finish", Reply())
+    done = command("events", "replay", str(failed["id"]), *of(server), env=house.env)
+    assert (done.returncode, done.stdout) == (0, "1 events to be delivered again\n")
+    last = house.endpoint.wait_for("post-finish", 3)[-1]
+    assert last.headers["hook-event-id"] == failed["id"]
+    assert last.headers["hook-event-attempt"] == "1"
+    wait_until_empty(house, server)
+    assert documents("events", "failed", *of(server), env=house.env) == []
+    again = command("events", "replay", id_of(path), *of(server), env=house.env)
+    assert (again.returncode, again.stdout) == (1, "0 events to be delivered again\n")
+    assert "nothing was given up of" in again.stderr
+
+
+def test_what_is_given_up_can_be_dropped(house: House) -> None:
+    house.env["TUSD_HOOKS_DELIVERY_ATTEMPTS"] = "1"
+    server = house.serve()
+    house.work(server)
+    house.endpoint.script("post-create", Reply(400))
+    path = finish(Tus(server))
+    wait_for_type(house.endpoint, path, "post-finish")
+    assert len(house.outbox(server, "outbox-failed")) == 1
+    done = command("events", "drop", "--all", *of(server), env=house.env)
+    assert (done.returncode, done.stdout) == (0, "1 events dropped\n")
+    assert house.outbox(server, "outbox-failed") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "no action was given; give list, failed, replay or drop"),
+        (("fail",), '"fail" is no action; give list, failed, replay or drop; did you mean failed?'),
+        (("list", "x"), 'unexpected argument "x"'),
+        (("replay",), "give ids of events or uploads to replay, or --all"),
+        (("drop", "x", "--all"), "give ids of events or uploads to drop, or --all"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], problem: str) -> None:
+    done = command("events", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem in done.stderr
+
+
+def test_secrets_of_requests_are_not_written_down(house: House) -> None:
+    house.env["TUSD_HOOKS_HTTP_FORWARD_HEADERS"] = "Cookie, X-Project"
+    server = house.serve()
+    server.wait_for_line("--hooks-http-forward-headers: Cookie will not come")
+    secret = ("Authorization", "Cookie", "X-Api-Key", "Upload-Token")
+    headers = {**dict.fromkeys(secret, "hush-hush"), "X-Project": "7"}
+    tus = Tus(server)
+    path = finish(tus, headers)
+    tus.request("DELETE", f"{path}?token=hush-hush", {"Tus-Resumable": "1.0.0", **headers})
+    files = house.outbox(server)
+    assert len(files) == 3
+    for file in files:
+        assert "hush-hush" not in file.read_text()
+        assert json.loads(file.read_text())["request"]["headers"]["x-project"] == "7"
+    house.work(server)
+    for call in wait_for_type(house.endpoint, path, "post-terminate"):
+        assert "hush-hush" not in repr(call)
+        assert call.headers["x-project"] == "7"
+        assert "cookie" not in call.headers
+
+
+# When something is away
+
+
+def test_redis_is_away_at_the_finish(house: House) -> None:
+    server = house.serve()
+    house.work(server)
+    tus = Tus(server)
+    path = tus.new(5)
+    wait_for_type(house.endpoint, path, "post-create")
+    house.redis.stop()
+    assert tus.patch(path, 0, b"hello").status == 204
+    assert len(house.outbox(server)) == 1
+    house.redis.start()
+    wait_for_type(house.endpoint, path, "post-finish")
+    wait_until_empty(house, server)
+
+
+def test_redis_is_emptied_before_the_delivery(house: House) -> None:
+    server = house.serve()
+    path = finish(Tus(server))
+    queue = "rq:queue:tusd-delivery"
+    wait_until(lambda: house.redis.command("LLEN", queue) != 0, "the job", SLOW)
+    house.redis.command("FLUSHALL")
+    house.work(server)
+    wait_for_type(house.endpoint, path, "post-finish")
+
+
+def test_redis_is_emptied_between_two_attempts(house: House) -> None:
+    server = house.serve()
+    house.endpoint.script("post-create", Reply(500), Reply())
+    house.work(server)
+    path = finish(Tus(server))
+    wait_for_type(house.endpoint, path, "post-create")
+    house.redis.command("FLUSHALL")
+    calls = wait_for_type(house.endpoint, path, "post-finish")
+    assert [call.headers["hook-event-attempt"] for call in calls] == list("121")
+
+
+def test_a_worker_without_a_scheduler_tries_again_with_the_next_start(house: House) -> None:
+    server = house.serve()
+    house.endpoint.script("post-create", Reply(500), Reply())
+    first = house.work(server, scheduler=False)
+    path = finish(Tus(server))
+    wait_for_type(house.endpoint, path, "post-create")
+    assert first.end()[0] == 0
+    [waiting, _] = documents("events", "list", *of(server), env=house.env)
+    assert (waiting["attempts"], waiting["next"] is not None) == (1, True)
+    house.redis.command("FLUSHALL")
+    house.work(server)
+    wait_for_type(house.endpoint, path, "post-finish")
+
+
+# When a server is killed
+
+
+def die(server: ServerProcess, tus: Tus) -> str:
+    """Finishes an upload, in which the server dies; its path."""
+    path = tus.new(5)
+    with pytest.raises((ConnectionEnded, ConnectionError)):
+        tus.patch(path, 0, b"hello")
+    server.wait()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("instant", "kept"),
+    [("before the outbox", 1), ("before the record", 2), ("before the queue", 2)],
+)
+def test_a_server_is_killed_while_it_finishes(house: House, instant: str, kept: int) -> None:
+    server = house.serve(dies=instant)
+    path = die(server, Tus(server))
+    before = house.outbox(server)
+    assert len(before) == kept
+    house.redis.command("FLUSHALL")
+    house.work(server)
+    wait_for_type(house.endpoint, path, "post-create")
+    if instant == "before the queue":
+        # It is finished: nobody needs the server for this.
+        wait_for_type(house.endpoint, path, "post-finish")
+    server.prefix = ()
+    server.restart()
+    calls = wait_for_type(house.endpoint, path, "post-finish")
+    wait_until_empty(house, server)
+    # Before it was finished nothing was told.
+    assert [call.type for call in calls] == ["post-create", "post-finish"]
+    names = {file.name.rpartition("-")[2] for file in before}
+    assert {call.headers["hook-event-id"] for call in calls} >= names
+    assert Tus(server).offset(path) == 5
+
+
+def test_what_was_not_finished_is_not_told(house: House) -> None:
+    server = house.serve(dies="before the record")
+    path = die(server, Tus(server))
+    # A sweep would finish it, as all its bytes are there.
+    house.work(server, "--queue", "delivery", scheduler=False)
+    wait_for_type(house.endpoint, path, "post-create")
+    assert command("uploads", "rm", id_of(path), *of(server), env=house.env).returncode == 0
+    wait_for_type(house.endpoint, path, "post-terminate")
+    assert types(house.endpoint, path) == ["post-create", "post-terminate"]
+    wait_until_empty(house, server)
+
+
+def test_a_server_is_killed_while_it_removes(house: House) -> None:
+    server = house.serve(dies="before the removal")
+    tus = Tus(server)
+    path = finish(tus)
+    with pytest.raises((ConnectionEnded, ConnectionError)):
+        tus.delete(path)
+    server.wait()
+    house.work(server)
+    wait_for_type(house.endpoint, path, "post-finish")
+    server.prefix = ()
+    server.restart()
+    assert types(house.endpoint, path) == ["post-create", "post-finish"]
+    assert tus.delete(path).status == 204
+    wait_for_type(house.endpoint, path, "post-terminate")
+    assert types(house.endpoint, path) == ["post-create", "post-finish", "post-terminate"]
+    wait_until_empty(house, server)
+
+
+def test_a_worker_is_killed_while_it_tells(house: House) -> None:
+    server = house.serve()
+    told = threading.Event()
+    house.endpoint.script("post-finish", Reply(hold=told), Reply())
+    worker = house.work(server)
+    path = finish(Tus(server))
+    wait_for_type(house.endpoint, path, "post-finish")
+    worker.process.kill()
+    worker.process.wait()
+    house.work(server, scheduler=False)
+    calls = house.endpoint.wait_for("post-finish", 2)
+    told.set()
+    assert [call.headers["hook-event-attempt"] for call in calls] == ["1", "2"]
+    assert len({call.headers["hook-event-id"] for call in calls}) == 1
+    wait_until_empty(house, server)
+
+
+def test_a_worker_whose_hook_cannot_be_had_says_so(house: House, tmp_path: Path) -> None:
+    server = house.serve()
+    hook = tmp_path / "broken.py"
+    hook.write_text("def start(context): raise OSError('no database')\ndef post_finish(event): ...")
+    worker = house.work(server, "--hook", str(hook), scheduler=False)
+    _, said = worker.process.communicate(timeout=SLOW)
+    assert worker.process.returncode == 2
+    assert "cannot start: no database" in said
+    assert "Traceback" not in said

@@ -1,0 +1,201 @@
+"""The queue in Redis, and whose turn it is: what may be lost there, and what comes when somebody else is at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from redis import Redis
+
+from tests.delivery.test_delivery import CREATE, FINISH, REQUEST, Hook, Post
+from tests.support.redis import RedisServer
+from tusd_hooks.queue import Courier
+from tusd_py.events import Event
+from tusd_py.settings import Settings
+from tusd_py.storage.file import FileStore
+from tusd_workers import delivery as delivery_module
+from tusd_workers.connection import connect
+from tusd_workers.current import Instance
+from tusd_workers.deliveries import Deliveries
+from tusd_workers.desk import Desk
+from tusd_workers.turn import Turn
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")
+
+QUEUE = "rq:queue:tusd-delivery"
+LATER = "rq:scheduler:scheduled_jobs"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def connection(redis: RedisServer) -> Iterator[Redis]:
+    with connect(redis.url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def deliveries(connection: Redis) -> Deliveries:
+    return Deliveries(connection, prefix="tusd:")
+
+
+def queued(connection: Redis) -> int:
+    return cast(int, connection.llen(QUEUE))
+
+
+def put_off(connection: Redis) -> list[float]:
+    """When what was put off is to come."""
+    found = cast("list[tuple[bytes, float]]", connection.zrange(LATER, 0, -1, withscores=True))
+    return [when for _, when in found]
+
+
+def test_only_what_is_missing_is_added(deliveries: Deliveries, connection: Redis) -> None:
+    deliveries.add(["a", "b"])
+    deliveries.add_at("c", time.time() + 60)
+    assert deliveries.add_missing(["a", "b", "c", "d/e"]) == 1
+    assert deliveries.add_missing(["a", "b", "c", "d/e"]) == 0
+    assert queued(connection) == 3
+    connection.flushall()
+    assert deliveries.add_missing(["a", "b", "c"]) == 3
+
+
+def test_what_no_scheduler_has_taken_care_of_is_missing(
+    deliveries: Deliveries, connection: Redis
+) -> None:
+    deliveries.add_at("a", time.time() - 60)
+    assert deliveries.add_missing(["a"]) == 1
+    assert queued(connection) == 1
+
+
+def test_what_is_put_off_to_one_time_is_put_off_once(
+    deliveries: Deliveries, connection: Redis
+) -> None:
+    when = time.time() + 60.5
+    for _ in range(3):
+        deliveries.add_at("a", when)
+    deliveries.add_at("b", when)
+    assert len(put_off(connection)) == 2
+    assert all(when <= each <= when + 1 for each in put_off(connection))
+
+
+def test_instances_that_share_a_redis_do_not_meet(
+    deliveries: Deliveries, connection: Redis
+) -> None:
+    other = Deliveries(connection, prefix="other:")
+    deliveries.add(["a"])
+    deliveries.add_at("b", time.time() + 60)
+    assert other.add_missing(["a", "b"]) == 2
+    assert queued(connection) == 1
+
+
+def test_a_turn_is_one_workers_until_it_ends_or_the_worker_dies(connection: Redis) -> None:
+    mine, other = (Turn(connection, "turn", lease=0.2) for _ in range(2))
+    assert mine.begin()
+    assert not other.begin()
+    assert mine.renew()
+    assert not other.renew()
+    other.end()
+    assert not other.begin()
+    mine.end()
+    assert other.begin()
+    assert not mine.renew()
+    while not mine.begin():
+        time.sleep(0.01)
+    assert not other.renew()
+
+
+class Interrupted(Hook):
+    """Something happens while it is told of a creation. then: what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.then = lambda: None
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if event.type is CREATE:
+            self.then()
+
+    post_create = post_finish = handle
+
+
+@pytest.fixture
+def desk(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    settings = Settings(upload_dir=tmp_path / "uploads", lock_lease=5.0)
+    desk = Desk(Instance(settings, redis.url))
+    desk.open()
+    yield desk
+    desk.close()
+
+
+async def test_a_turn_that_is_taken_is_asked_for_again_after_its_lease(
+    desk: Desk, connection: Redis
+) -> None:
+    connection.set("tusd:turn:{x}", "somebody", px=60_000)
+    before = time.time()
+    desk.deliver("x")
+    [when] = put_off(connection)
+    assert 4 <= when - before <= 7
+
+
+async def test_what_comes_while_it_was_ones_turn_is_not_left(
+    desk: Desk, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brought it was sent away, as it was not their turn."""
+    post = Post(FileStore(desk._settings.upload_dir))
+    desk._delivery = post.delivery
+    upload = await post.upload()
+    rounds: list[list[str]] = []
+    end = Turn.end
+
+    def end_late(turn: Turn) -> None:
+        """Just before the turn ends, after the outbox was read for the last time."""
+        rounds.append([kind for kind, _ in post.hook.types])
+        if len(rounds) == 1:
+            finished = upload.with_info(finished_at=6.0)
+            desk._run(post.announcer.intend(FINISH, finished, REQUEST)).result()
+            desk._run(post.store.save(finished.info)).result()
+        end(turn)
+
+    monkeypatch.setattr(Turn, "end", end_late)
+    desk.deliver("x")
+    assert rounds == [["post-create"], ["post-create", "post-finish"]]
+    assert put_off(connection) == []
+    counts = cast("dict[bytes, bytes]", connection.hgetall("tusd:{deliveries}:counts"))
+    assert counts == {b"delivered": b"2"}
+
+
+async def test_a_courier_passes_on_what_it_is_told_and_what_it_finds(
+    redis: RedisServer, connection: Redis, tmp_path: Path
+) -> None:
+    post = Post(FileStore(tmp_path / "uploads"))
+    post.store.open()
+    courier = Courier(Settings(upload_dir=tmp_path / "uploads"), redis.url)
+    await post.upload("a")
+    await post.upload("b")
+    redis.stop()
+    courier.note("a")
+    await courier.start()
+    assert await courier.look(post.outbox) == 0
+    redis.start()
+    courier.note("a")
+    await courier.stop()
+    assert queued(connection) == 1
+    again = Courier(Settings(upload_dir=tmp_path / "uploads"), redis.url)
+    assert await again.look(post.outbox) == 1
+    await again.stop()
+    assert queued(connection) == 2
+
+
+def test_the_job_is_what_servers_call_it() -> None:
+    module, _, name = "tusd_workers.delivery.deliver".rpartition(".")
+    assert (delivery_module.__name__, delivery_module.deliver.__name__) == (module, name)

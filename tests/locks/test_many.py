@@ -1,0 +1,108 @@
+"""Locks of many uploads at a time, as the sweep wants them: those that are free, without asking and without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.locks.conftest import MakeLocks, MakeShared
+from tests.locks.holding import asked
+from tests.support.redis import RedisServer
+from tusd_py.locks.base import Locks, LocksClosed, LocksUnavailable, LockTimeout
+
+MANY = [f"u{number}" for number in range(100)]
+
+
+async def test_those_that_are_free_are_had_and_let_go(here: Locks, there: Locks) -> None:
+    mine, theirs = (
+        await here.acquire("u1", timeout=10),
+        await there.acquire("u2", timeout=10),
+    )
+    events = asked(mine), asked(theirs)
+    async with here.those_free(MANY) as leases:
+        assert set(leases) == set(MANY) - {"u1", "u2"}
+        assert all(lease.is_held() for lease in leases.values())
+        with pytest.raises(LockTimeout):
+            await there.acquire("u3", timeout=0, ask=False)
+        async with there.those_free(MANY) as others:
+            assert others == {}
+    # Nobody was asked to let go.
+    assert not any(event.is_set() for event in events)
+    assert not leases["u3"].is_held()
+    await mine.release()
+    await theirs.release()
+    async with there.those_free(MANY) as leases:
+        assert set(leases) == set(MANY)
+
+
+async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks) -> None:
+    async with here.those_free(MANY):
+        same = asyncio.create_task(here.acquire("u1", timeout=20))
+        other = asyncio.create_task(there.acquire("u2", timeout=20))
+        done, _ = await asyncio.wait([same, other], timeout=0.2)
+        assert not done
+    async with asyncio.timeout(20):
+        for task in (same, other):
+            assert (await task).is_held()
+            await (await task).release()
+
+
+async def test_one_of_them_may_be_let_go_of_before(here: Locks, there: Locks) -> None:
+    async with here.those_free(["a", "b"]) as leases:
+        await leases["a"].release()
+        lease = await there.acquire("a", timeout=10)
+        assert leases["b"].is_held()
+    assert lease.is_held()
+    await lease.release()
+
+
+async def test_whatever_goes_wrong_inside_they_are_let_go(here: Locks, there: Locks) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with here.those_free(MANY):
+            raise ZeroDivisionError
+    async with there.those_free(MANY) as leases:
+        assert set(leases) == set(MANY)
+
+
+async def test_none_when_closed(here: Locks) -> None:
+    here.close()
+    with pytest.raises(LocksClosed):
+        async with here.those_free(MANY):
+            raise AssertionError
+
+
+async def test_many_cost_two_commands_each_and_few_round_trips(
+    make_locks: MakeLocks, redis_server: RedisServer
+) -> None:
+    locks = await make_locks()
+    async with locks.those_free(["first"]):
+        pass
+    redis_server.reset_counts()
+    async with locks.those_free(MANY) as leases:
+        assert len(leases) == len(MANY)
+    assert redis_server.counts()["evalsha"] == 2 * len(MANY)
+
+
+@pytest.mark.parametrize("kind", ["redis", "shared"])
+async def test_without_redis_there_are_none_and_nothing_stays_locked(
+    make_locks: MakeLocks, make_shared: MakeShared, redis_server: RedisServer, kind: str
+) -> None:
+    make = make_locks if kind == "redis" else make_shared
+    here, there = await make(lease=3.0), await make(lease=3.0)
+    async with here.those_free(MANY):
+        pass
+    redis_server.pause()
+    with pytest.raises(LocksUnavailable):
+        async with here.those_free(MANY):
+            raise AssertionError
+    redis_server.resume()
+    # Those whose fate was not known are let go of as soon as Redis is back, or run out.
+    lease = None
+    async with asyncio.timeout(30):
+        while lease is None:
+            try:
+                lease = await there.acquire("u1", timeout=5, ask=False)
+            except (LocksUnavailable, LockTimeout):
+                await asyncio.sleep(0.05)
+    await lease.release()

@@ -1,0 +1,152 @@
+"""Sweeps of many uploads: all go, slow hooks do not pile up, and without Redis it stops with one word."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import RedisServer
+from tusd_py.events import Event, Hooks
+from tusd_py.locks.base import Locks
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.redis import RedisLocks
+from tusd_py.rules import Rules
+from tusd_py.state import State
+from tusd_py.state.registry import Registry
+from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.file import FileStore
+from tusd_py.sweep import sweep
+from tusd_py.upkeep import Expired, OwnUpkeep, UpkeepFailed
+from tusd_py.uploads import Uploads
+
+COUNT = 1500
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
+    made = FileStore(tmp_path / "uploads")
+    made.open()
+    yield made
+    made.close()
+
+
+async def abandoned(store: FileStore, count: int) -> None:
+    then = time.time() - 1000
+    for number in range(count):
+        info = UploadInfo(id=f"u{number}", length=10, created_at=then)
+        await store.create(info)
+        os.utime(store.data_path(info), (then, then))
+
+
+def uploads(store: FileStore, locks: Locks | None = None, hooks: Hooks | None = None) -> Uploads:
+    return Uploads(store, locks or MemoryLocks(), rules=Rules(expire_after=100.0), hooks=hooks)
+
+
+async def test_all_go_but_those_in_use_and_what_moved(store: FileStore) -> None:
+    await abandoned(store, COUNT)
+    locks = MemoryLocks()
+    lease = await locks.acquire("u7", timeout=0)
+    os.utime(Path(store.root, "u8"))
+    report = await sweep(uploads(store, locks))
+    assert (report.seen, report.expired, report.failed) == (COUNT, COUNT - 2, 0)
+    await lease.release()
+    assert sorted([each async for each in store.ids()]) == ["u7", "u8"]
+
+
+async def test_what_cannot_be_read_or_removed_does_not_keep_the_others(
+    store: FileStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await abandoned(store, 200)
+    Path(store.root, "u5.info").write_text("{")
+    data = Path(store.root, "u6")
+    data.unlink()
+    data.mkdir()
+    os.utime(data, (1.0, 1.0))
+    with caplog.at_level(logging.WARNING):
+        report = await sweep(uploads(store))
+    assert (report.seen, report.expired, report.failed) == (200, 198, 2)
+    assert len([line for line in caplog.messages if "passed" in line]) == 2
+
+
+async def test_slow_hooks_do_not_pile_up(store: FileStore) -> None:
+    """However slow they are, no more than what two batches have wait."""
+    waiting = most = told = 0
+
+    class Slow:
+        async def post_expire(self, _event: Event) -> None:
+            nonlocal waiting, most, told
+            waiting += 1
+            most = max(most, waiting)
+            await asyncio.sleep(0.2)
+            waiting -= 1
+            told += 1
+
+    await abandoned(store, 2 * COUNT)
+    hooks = Hooks([Slow()])
+    await sweep(uploads(store, hooks=hooks))
+    await hooks.drain()
+    assert told == 2 * COUNT
+    assert most <= 1024
+
+
+async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
+    store: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await abandoned(store, 400)
+    with RedisServer(tmp_path / "redis") as redis:
+        state = State(redis.url, timeout=2.0)
+        await state.start()
+        locks = RedisLocks(state)
+        upkeep = OwnUpkeep(uploads(store, locks), Registry(state))
+        seen = 0
+
+        async def tell(_expired: Expired) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 200:
+                redis.stop()
+
+        with caplog.at_level(logging.INFO), pytest.raises(UpkeepFailed) as failed:
+            await upkeep.sweep("all", tell=tell)
+        assert "nobody can tell who holds the uploads' locks" in str(failed.value)
+        assert [record.name for record in caplog.records] == ["tusd_py.state.connection"]
+        left = [each async for each in store.ids()]
+        assert len(left) == 400 - 3 * 64
+        redis.start()
+        async with asyncio.timeout(20):
+            while await state.check() is not None:  # noqa: ASYNC110 - nobody tells when it is back
+                await asyncio.sleep(0.02)
+        report = await upkeep.sweep("all")
+        assert report.expired == len(left)
+        await locks.stop()
+        await state.stop()
+
+
+async def test_the_store_tells_of_each_what_it_tells_of_one(store: FileStore) -> None:
+    await abandoned(store, 3)
+    await store.remove("u2")
+    Path(store.root, "u1.info").write_text("{")
+    names = ["u0", "u1", "u2", "none", "../u0", ""]
+    found = await store.load_each(names)
+    assert [type(each) for each in found] == [
+        Upload,
+        StorageError,
+        UploadGone,
+        UploadNotFound,
+        UploadNotFound,
+        UploadNotFound,
+    ]
+    upload = await store.load("u0")
+    assert found[0] == upload
+    assert await store.remove_each([upload], may_go=lambda _each: False) == [False]
+    assert await store.load("u0") == upload
+    assert await store.remove_each([upload], may_go=lambda each: each == "u0") == [True]
+    with pytest.raises(UploadGone):
+        await store.load("u0")
+    assert not Path(store.root, "u0").exists()

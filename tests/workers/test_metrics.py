@@ -1,0 +1,130 @@
+"""What /metrics tells of the work beside the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import MakeServer
+from tests.support.jobs import Job
+from tests.support.redis import RedisServer
+from tests.support.tus import Tus
+from tests.support.waiting import wait_until
+from tusd_py.state import State
+from tusd_py.state.jobs import JobsReport, QueueStatus
+from tusd_py.state.registry import Registry
+from tusd_py.web.jobs import JobsMetrics
+from tusd_py.web.metrics import Metrics
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+def samples(text: str) -> dict[str, float]:
+    """Every sample by its name with its labels."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+async def test_what_is_reported_is_told_until_it_is_too_old(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(redis.url)
+    await state.start()
+    metrics = Metrics()
+    metrics.jobs = JobsMetrics(state, None, speaks=True)
+
+    def scraped() -> dict[str, float]:
+        return samples(metrics.render(None)[0].decode())
+
+    assert scraped()["tusd_redis_up"] == 1
+    assert "tusd_workers" not in scraped()
+    registry = Registry(state)
+    await registry.update({"a": 1.0, "b": time.time() + 1000})
+    queue = QueueStatus("expiry", waiting=3, running=1, failed=2, oldest=7.5)
+    report = JobsReport(time.time(), [queue], workers=2, busy=1, schedule={"sweep-due": 42.0})
+    redis.command("SET", state.keys.jobs(), report.to_json())
+    redis.command("SET", state.keys.scheduler(), time.time())
+    await metrics.jobs.look()
+    found = scraped()
+    assert (
+        found.items()
+        >= {
+            "tusd_registry_uploads": 2,
+            "tusd_registry_due_uploads": 1,
+            "tusd_registry_whole": 0,
+            "tusd_scheduler_up": 1,
+            "tusd_workers": 2,
+            "tusd_workers_busy": 1,
+            "tusd_queue_jobs{queue=expiry,state=waiting}": 3,
+            "tusd_queue_jobs{queue=expiry,state=failed}": 2,
+            "tusd_queue_oldest_seconds{queue=expiry}": 7.5,
+            "tusd_schedule_next_timestamp_seconds{schedule=sweep-due}": 42,
+        }.items()
+    )
+    # A scheduler of another version is none.
+    redis.command("SET", state.keys.jobs(), '{"queues": [{"age": 1}]}')
+    await metrics.jobs.look()
+    assert "tusd_workers" not in scraped()
+    now = time.monotonic() + 61
+    monkeypatch.setattr("tusd_py.web.jobs.time.monotonic", lambda: now)
+    assert "tusd_registry_uploads" not in scraped()
+    assert scraped()["tusd_redis_up"] == 1
+    await state.stop()
+
+
+@pytest.fixture
+def started() -> Iterator[list[Job]]:
+    jobs: list[Job] = []
+    yield jobs
+    for job in jobs:
+        job.close()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_server_tells_of_worker_and_scheduler(
+    make_server: MakeServer,
+    redis: RedisServer,
+    processes: str,
+    started: list[Job],
+    tmp_path: Path,
+) -> None:
+    env = {"TUSD_REDIS_URL": redis.url}
+    uploads = tmp_path / "uploads"
+    started += [
+        Job(name, "--upload-dir", str(uploads), env=env) for name in ("worker", "scheduler")
+    ]
+
+    def is_reported() -> bool:
+        report = redis.command("GET", "tusd:{registry}:jobs")
+        return isinstance(report, bytes) and b'"workers": 1' in report
+
+    # The server looks when it starts, and then only every quarter of a minute.
+    wait_until(is_reported, "a report", timeout=60)
+    server = make_server("--workers", processes, env=env, upload_dir=uploads)
+    tus = Tus(server)
+
+    def is_told() -> bool:
+        # Whichever process answers.
+        found = [samples(tus.request("GET", "/metrics").text) for _ in range(6)]
+        return all(
+            each.get("tusd_workers") == 1
+            and each.get("tusd_scheduler_up") == 1
+            and each.get("tusd_redis_up") == 1
+            and each.get("tusd_queue_jobs{queue=expiry,state=failed}") == 0
+            for each in found
+        )
+
+    wait_until(is_told, "the metrics", timeout=60)
+    server.terminate()

@@ -1,0 +1,234 @@
+"""`tusd-py adopt`: takes over the uploads that tusd or tuspyserver have kept in a directory.
+
+A server on such a directory does the same, upload by upload, when it is asked for one; this does it for all at once, and says
+beforehand what will not do. Each upload is taken over by one rename of a record that was written and synced before, so
+that the command can be killed and run again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.storage import foreign
+from tusd_py.storage.base import StorageError, Upload
+from tusd_py.storage.file import STATE_DIRECTORY, FileStore
+
+USAGE = "DIR --from tuspyserver|tusd [--dry-run] [--json]"
+ABOUT = """\
+Take over the uploads in DIR that another server has kept there: finished and unfinished ones, partial and final ones, with \
+their metadata and their expiry. Stop that server first. Bytes stay where they are; only the records beside them are written \
+anew, and what stands in a file behind the last byte that its client was told of is cut off. What cannot be trusted is \
+listed with the reason and left as it is. The command can be run again, and nothing happens to what was taken over before.
+
+The exit code is 0 if all uploads are ours now, and 1 if some were left alone.
+"""
+
+_ORIGINS = ("tuspyserver", "tusd")
+_BAR = 30
+_REDRAW = 0.1
+"""Seconds."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Where, from whom, and whether at all."""
+    parser.add_argument("directory", nargs="?", default="", metavar="DIR")
+    parser.option(
+        "--from",
+        "The server that has kept them: tuspyserver or tusd.",
+        section="Adopt",
+        metavar="SERVER",
+        dest="origin",
+    )
+    parser.option(
+        "--dry-run",
+        "Change nothing; say what would be taken over and what would not.",
+        section="Adopt",
+        action="store_true",
+    )
+    parser.option("--json", "Print a JSON object a line.", section="Adopt", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Take over; returns the exit code."""
+    given = vars(arguments)
+    directory, origin = str(arguments.directory), given.get("origin")
+    if not directory:
+        raise UsageError("give the directory of the uploads")
+    if origin not in _ORIGINS:
+        hint = suggestion(str(origin), _ORIGINS) if origin is not None else ""
+        raise UsageError(f"--from: say whose uploads they are, {' or '.join(_ORIGINS)}{hint}")
+    if not Path(directory).is_dir():
+        raise UsageError(f"{json.dumps(directory)} is no directory")
+    try:
+        return asyncio.run(
+            _adopt(
+                FileStore(directory),
+                origin,
+                dry_run="dry_run" in given,
+                output=_Output(as_json="json" in given),
+            )
+        )
+    except StorageError as problem:
+        sys.stderr.write(f"tusd-py adopt: {problem}\n")
+        return 1
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was found. finished, unfinished: taken over. cut: bytes behind what clients were told of. ours: before already."""
+
+    dry_run: bool
+    seen: int = 0
+    finished: int = 0
+    unfinished: int = 0
+    cut: int = 0
+    ours: int = 0
+    left_alone: int = 0
+
+    def __str__(self) -> str:
+        verb = "would be taken over" if self.dry_run else "taken over"
+        taken = self.finished + self.unfinished
+        cut = f" ({self.cut} bytes that no client was told of cut off)" if self.cut else ""
+        return (
+            f"{self.seen} uploads seen: {taken} {verb}, {self.finished} of them finished and "
+            f"{self.unfinished} unfinished{cut}; {self.ours} ours already; {self.left_alone} left alone"
+        )
+
+
+async def _adopt(store: FileStore, origin: str, *, dry_run: bool, output: _Output) -> int:
+    summary = Summary(dry_run)
+    if not dry_run:
+        # Nobody else may be at it; and a directory that is served needs no command.
+        store.open()
+    try:
+        total = await asyncio.to_thread(lambda: sum(1 for _ in _names(store.root)))
+        output.begin(total)
+        async for upload_id in store.ids():
+            summary.seen += 1
+            try:
+                await _adopt_one(store, upload_id, origin, summary)
+            except StorageError as problem:
+                summary.left_alone += 1
+                output.leave(upload_id, str(problem).removeprefix(f"{upload_id}: "))
+            output.step(summary.seen)
+        for name in await asyncio.to_thread(_without_record, store.root):
+            summary.seen += 1
+            summary.left_alone += 1
+            output.leave(name, "there are bytes, but no record")
+    finally:
+        if not dry_run:
+            store.close()
+    output.end(summary)
+    return 1 if summary.left_alone else 0
+
+
+async def _adopt_one(store: FileStore, upload_id: str, origin: str, summary: Summary) -> None:
+    """Raises StorageError where it is left alone, with the reason."""
+    layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
+    if layout == "ours":
+        summary.ours += 1
+        return
+    if layout == "unknown":
+        raise StorageError("its record is none of an upload")
+    if layout != origin:
+        raise StorageError(f"it is of {layout}; adopt it with --from {layout}")
+    upload = await store.load(upload_id)
+    excess = await asyncio.to_thread(_excess, store, upload)
+    if not summary.dry_run:
+        upload = await store.adopt(upload)
+    summary.cut += excess
+    summary.finished += upload.finished
+    summary.unfinished += not upload.finished
+
+
+def _layout(path: str) -> foreign.Layout:
+    try:
+        return foreign.layout_of(json.loads(Path(path).read_bytes()))
+    except (OSError, ValueError):
+        return "unknown"
+
+
+def _excess(store: FileStore, upload: Upload) -> int:
+    """Bytes behind those that count. Raises UploadUntrusted where those are not what the client sent."""
+    if upload.info.counted is None:
+        return 0
+    path = store.data_path(upload.info)
+    foreign.check(upload, path)
+    return os.stat(path).st_size - upload.offset
+
+
+def _names(root: str) -> Iterator[str]:
+    """The records in a directory and those below it."""
+    for directory, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in (STATE_DIRECTORY, foreign.LOCKS)]
+        for name in names:
+            if name.endswith(".info"):
+                yield os.path.join(directory, name)
+
+
+def _without_record(root: str) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if foreign.may_be_upload(entry.name)
+            and entry.is_file(follow_symlinks=False)
+            and not os.path.exists(f"{entry.path}.info")
+        )
+
+
+class _Output:
+    """What is left alone and the summary on standard output; a bar on standard error, where a person looks at it."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._shows_bar = sys.stderr.isatty()
+        self._total = 0
+        self._drawn_at = 0.0
+
+    def begin(self, total: int) -> None:
+        """There are so many uploads."""
+        self._total = total
+        self.step(0)
+
+    def step(self, done: int) -> None:
+        """So many were looked at."""
+        now = time.monotonic()
+        if not self._shows_bar or (now - self._drawn_at < _REDRAW and done < self._total):
+            return
+        self._drawn_at = now
+        share = done / self._total if self._total else 1.0
+        bar = "#" * round(min(share, 1.0) * _BAR)
+        sys.stderr.write(f"\r[{bar:.<{_BAR}}] {done}/{self._total}")
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._shows_bar:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def leave(self, upload_id: str, reason: str) -> None:
+        """One is left alone."""
+        self._clear()
+        line = (
+            json.dumps({"upload": upload_id, "left_alone": reason})
+            if self._as_json
+            else f"left alone: {upload_id}: {reason}"
+        )
+        sys.stdout.write(line + "\n")
+        self._drawn_at = 0.0
+
+    def end(self, summary: Summary) -> None:
+        """That was all."""
+        self._clear()
+        text = json.dumps(asdict(summary)) if self._as_json else str(summary)
+        sys.stdout.write(text + "\n")

@@ -1,0 +1,201 @@
+"""`tusd-py events`: what workers still have to deliver, what they gave up, and a way to have that tried again.
+
+It reads and changes the outbox beside the uploads, whether a server runs or not. A worker is told of what is to be tried
+again; where none can be told now, the next sweep finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from tusd_py import intent as intents
+from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import Box, KeptEvent, Outbox, StorageError
+from tusd_py.storage.file import FileStore
+
+USAGE = "list | failed | replay ID... | drop ID... [--all] [--json] [options of serve]"
+ABOUT = """\
+Print the events that hooks are still to be told of (list) and those that were given up after too many attempts (failed), have \
+the latter delivered once more (replay), or forget them (drop). An ID is that of an event, or of an upload, which means all \
+its events. Give it the same options as the server; the server may run or not.
+
+The exit code is 1 if nothing was found for an ID.
+"""
+
+_ACTIONS = ("list", "failed", "replay", "drop")
+_COLUMNS = ("EVENT", "TYPE", "UPLOAD", "AGE", "ATTEMPTS", "PROBLEM")
+_WIDTHS = (32, 14, 32, 6, 8, 0)
+
+
+def add_arguments(parser: Parser) -> None:
+    """What to do, and all settings."""
+    parser.add_argument("action", nargs="?", default="")
+    parser.add_argument("ids", nargs="*", default=[])
+    for flag, meaning in (
+        ("--all", "Replay or drop all events that were given up."),
+        ("--json", "Print a JSON object a line."),
+    ):
+        parser.option(flag, meaning, section="Events", action="store_true")
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print or change; returns the exit code."""
+    action, ids = str(arguments.action), list(arguments.ids)
+    every = hasattr(arguments, "all")
+    _check(action, ids, every=every)
+    settings = load_arguments(arguments, os.environ).settings
+    outbox = FileStore(settings.upload_dir).outbox
+    try:
+        # A path that was mistyped shall not become an instance.
+        if not settings.upload_dir.is_dir():
+            raise StorageError(f"there are no uploads: {settings.upload_dir} is no directory")
+        if action in ("list", "failed"):
+            box: Box = "waiting" if action == "list" else "failed"
+            return asyncio.run(_list(outbox, box, as_json=hasattr(arguments, "json")))
+        return asyncio.run(_change(settings, outbox, action, None if every else ids))
+    except StorageError as problem:
+        sys.stderr.write(f"tusd-py events: {problem}\n")
+        return 1
+
+
+def _check(action: str, ids: list[str], *, every: bool) -> None:
+    """Raises UsageError."""
+    if action not in _ACTIONS:
+        given = f'"{action}" is no action' if action else "no action was given"
+        raise UsageError(
+            f"{given}; give list, failed, replay or drop{suggestion(action, _ACTIONS)}"
+        )
+    if action in ("list", "failed"):
+        if ids or every:
+            raise UsageError(f'unexpected argument "{ids[0] if ids else "--all"}"')
+    elif bool(ids) == every:
+        raise UsageError(f"give ids of events or uploads to {action}, or --all")
+
+
+async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:
+    count = 0
+    async for kept in outbox.every(box):
+        if as_json:
+            sys.stdout.write(json.dumps(_document(kept)) + "\n")
+        else:
+            if count == 0:
+                _line(_COLUMNS)
+            _line(_row(kept))
+        count += 1
+    return 0
+
+
+async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str] | None) -> int:
+    """Replays or drops what was given up; ids: None for all."""
+    done: list[KeptEvent] = []
+    failed, found = 0, set[str]()
+    async for kept in outbox.every("failed"):
+        if ids is not None and not {kept.event_id, kept.upload_id} & set(ids):
+            continue
+        found |= {kept.event_id, kept.upload_id}
+        try:
+            if action == "replay":
+                await outbox.replay(kept, intents.serialize(_anew(intents.parse(kept.content))))
+            else:
+                await outbox.forget(kept, "failed")
+        except MalformedIntent as problem:
+            failed += 1
+            sys.stderr.write(f"tusd-py events: {kept.event_id} cannot be told again: {problem}\n")
+        else:
+            done.append(kept)
+    for missing in [each for each in ids or [] if each not in found]:
+        failed += 1
+        sys.stderr.write(f"tusd-py events: nothing was given up of {json.dumps(missing)}\n")
+    later = ""
+    if action == "replay" and done and not _pass_on(settings, {each.upload_id for each in done}):
+        later = "; the next sweep will find them"
+    verb = "to be delivered again" if action == "replay" else "dropped"
+    sys.stdout.write(f"{len(done)} events {verb}{later}\n")
+    return 1 if failed else 0
+
+
+def _anew(intent: Intent) -> Intent:
+    return replace(intent, attempts=0, not_before=0.0, problem="")
+
+
+def _pass_on(settings: Settings, upload_ids: set[str]) -> bool:
+    """Tells workers; False if there is nobody to be told now."""
+    # rq: not needed to list.
+    from redis.exceptions import RedisError  # noqa: PLC0415
+
+    from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError  # noqa: PLC0415
+    from tusd_workers.connection import connect, redis_url  # noqa: PLC0415
+    from tusd_workers.deliveries import Deliveries  # noqa: PLC0415
+
+    if settings.redis_url is None and not EmbeddedState(settings.state_dir).directory.is_dir():
+        return False
+    try:
+        with redis_url(settings) as url, connect(url) as connection:
+            Deliveries(connection, prefix=settings.redis_prefix).add(upload_ids)
+    except (RedisError, EmbeddedStateError):
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """What is shown of an event that cannot be read."""
+
+    problem: str
+
+
+def _read(kept: KeptEvent) -> Intent | _Unreadable:
+    try:
+        return intents.parse(kept.content)
+    except MalformedIntent as problem:
+        return _Unreadable(str(problem))
+
+
+def _document(kept: KeptEvent) -> dict[str, object]:
+    shown: dict[str, object] = {
+        "id": kept.event_id,
+        "upload": kept.upload_id,
+        "kept": _time(kept.kept_at),
+    }
+    intent = _read(kept)
+    if isinstance(intent, _Unreadable):
+        return {**shown, "problem": intent.problem}
+    return {
+        **shown,
+        "type": intent.event.type.value,
+        "hooks": list(intent.hooks),
+        "attempts": intent.attempts,
+        "next": _time(intent.not_before) if intent.not_before else None,
+        "problem": intent.problem or None,
+    }
+
+
+def _row(kept: KeptEvent) -> tuple[str, ...]:
+    intent = _read(kept)
+    age = f"{max(0.0, time.time() - kept.kept_at):.0f}s"
+    if isinstance(intent, _Unreadable):
+        return kept.event_id, "?", kept.upload_id, age, "?", intent.problem
+    # A text of somebody else's is not to draw on the operator's terminal.
+    problem = json.dumps(intent.problem)[1:-1]
+    event_type, attempts = intent.event.type.value, str(intent.attempts)
+    return kept.event_id, event_type, kept.upload_id, age, attempts, problem
+
+
+def _line(row: tuple[str, ...]) -> None:
+    cells = (f"{cell:{width}}" for cell, width in zip(row, _WIDTHS, strict=True))
+    sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""Fronts of other servers, on this one's engine."""

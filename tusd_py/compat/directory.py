@@ -1,0 +1,114 @@
+"""The directory that tuspyserver's router keeps, as the router leaves it: reading its records, removing what has expired.
+
+In its format, and under its lock files, while it runs. Not for taking such a directory over (`storage/foreign.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage import foreign
+from tusd_py.storage.base import StorageError, UploadInfo
+from tusd_py.storage.file import STATE_DIRECTORY
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Expired:
+    """What a walk through a directory did. removed: paths. in_use, not_understood: records that were passed over."""
+
+    seen: int = 0
+    removed: list[str] = field(default_factory=list)
+    in_use: int = 0
+    not_understood: int = 0
+
+
+def expire(
+    files_dir: str | os.PathLike[str],
+    *,
+    finished: bool = False,
+    dry_run: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Expired:
+    """Removes what has expired of what tuspyserver's router keeps in a directory and those below it; blocking.
+
+    Each upload goes under the lock that the router itself takes, after a second look. Unfinished uploads and parts go at the
+    time that their record names, finished ones only with `finished`. Whoever kills it leaves nothing that the next run does
+    not remove.
+    """
+    report = Expired()
+    for path in records(os.path.abspath(os.fspath(files_dir))):
+        report.seen += 1
+        try:
+            if not _is_due(path, finished, clock()):
+                continue
+            if not dry_run and not _remove(path, finished, clock):
+                continue
+        except BlockingIOError:
+            report.in_use += 1
+        except (StorageError, OSError) as problem:
+            report.not_understood += 1
+            logger.warning("passed over: %s", problem)
+        else:
+            report.removed.append(path)
+    return report
+
+
+def _remove(path: str, finished: bool, clock: Callable[[], float]) -> bool:
+    """Removes an upload if it is still due. Raises BlockingIOError if it is in use."""
+    directory, name = os.path.split(path)
+    with foreign.locked(directory, name, must_exist=True):
+        # A byte that came in the meantime does not change when it expires; a finish does.
+        if not _is_due(path, finished, clock()):
+            return False
+        for each in (path, f"{path}.info"):
+            with suppress(FileNotFoundError):
+                os.unlink(each)
+    return True
+
+
+def _is_due(path: str, finished: bool, now: float) -> bool:
+    info = read(path, strict=True)
+    if info is None or info.expire_after is None or info.created_at + info.expire_after > now:
+        return False
+    counted = 0 if info.counted is None else info.counted.offset
+    return finished or info.is_partial or counted != info.length
+
+
+def read(path: str, *, strict: bool = False) -> UploadInfo | None:
+    """The router's record of the upload whose bytes lie at `path`; `expire_after` is counted from `created_at`.
+
+    None for one that is not there and, unless `strict`, for one that is not the router's. Raises StorageError then.
+    """
+    try:
+        document = json.loads(Path(f"{path}.info").read_bytes())
+        if foreign.layout_of(document) != "tuspyserver":
+            raise StorageError(f"{path}.info is not a record of tuspyserver's")
+        created = foreign.seconds(document["created_at"]) or 0.0
+        return foreign.read_tuspyservers(
+            document, upload_id=os.path.basename(path), changed_at=created
+        )
+    except FileNotFoundError:
+        return None
+    except (StorageError, ValueError, TypeError, ProtocolError) as problem:
+        if strict:
+            raise StorageError(f"{path}.info: {problem}") from problem
+        return None
+
+
+def records(root: str) -> Iterator[str]:
+    """The paths of all uploads that have a record, without the ending."""
+    for directory, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in (STATE_DIRECTORY, foreign.LOCKS)]
+        for name in names:
+            if name.endswith(".info"):
+                yield os.path.join(directory, name.removesuffix(".info"))

@@ -1,0 +1,157 @@
+"""The uploads of directories, each begun when a request first needs it and ended with the event loop that it runs on.
+
+Whoever includes a router need not know of lifespans. Where the application's lifespan is run, it ends what was begun; where it
+is not (an application mounted in another, tests without a context), the end of the loop does. Not for: what requests mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from weakref import WeakKeyDictionary
+
+from pydantic import SecretStr
+
+from tusd_py.settings.model import Settings
+from tusd_py.state.embedded import EmbeddedState
+from tusd_py.web.app import TusApp
+
+logger = logging.getLogger(__name__)
+
+MOST_READY = 64
+"""Directories beyond which those go that nobody uses."""
+
+
+class Engine:
+    """The uploads of one directory. users: requests that are at it.
+
+    shares: whether other processes of this machine serve it too; then they have a Redis in common that is started for them.
+    """
+
+    def __init__(self, settings: Settings, hook: object, *, shares: bool) -> None:
+        self.users = 0
+        self._settings = settings
+        self._hook = hook
+        self._state = (
+            EmbeddedState(settings.state_dir) if shares and settings.redis_url is None else None
+        )
+        self._watcher: asyncio.Task[None] | None = None
+        self._tus: TusApp | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self) -> TusApp:
+        """The component, begun if it was not yet. Raises StorageError, EmbeddedStateError, HookError, ValueError."""
+        async with self._starting:
+            if self._tus is None:
+                self._tus = await self._begin()
+            return self._tus
+
+    async def _begin(self) -> TusApp:
+        settings = self._settings
+        if self._state is not None:
+            url = await asyncio.to_thread(self._state.start)
+            self._watcher = asyncio.get_running_loop().create_task(self._state.watch())
+            settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+        tus = TusApp(settings, hooks=[self._hook])
+        try:
+            await tus.start()
+        except BaseException:
+            with suppress(RuntimeError):
+                await tus.stop()
+            await self._let_state_go()
+            raise
+        return tus
+
+    async def stop(self) -> None:
+        """Ends it, and lets the directory go."""
+        async with self._starting:
+            tus, self._tus = self._tus, None
+            if tus is not None:
+                await tus.stop()
+            await self._let_state_go()
+
+    async def _let_state_go(self) -> None:
+        if self._state is None:
+            return
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+        await asyncio.to_thread(self._state.stop)
+
+
+class Engines:
+    """The directories that are in use on one event loop, by whichever routers."""
+
+    def __init__(self) -> None:
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._end: AsyncGenerator[None, None] | None = None
+
+    @classmethod
+    def here(cls) -> Engines:
+        """Those of the running loop."""
+        return _by_loop.setdefault(asyncio.get_running_loop(), cls())
+
+    @asynccontextmanager
+    async def using(self, directory: str, make: Callable[[], Engine]) -> AsyncIterator[TusApp]:
+        """The uploads of a directory, an absolute path; they do not end before the block does.
+
+        make: an engine for it, if there is none yet. Raises what `Engine.start` raises.
+        """
+        if self._end is None:
+            self._end = self._until_the_end()
+            await anext(self._end)
+        engine = self._engines.get(directory)
+        if engine is None:
+            engine = self._engines[directory] = make()
+        self._engines.move_to_end(directory)
+        engine.users += 1
+        try:
+            yield await engine.start()
+        finally:
+            engine.users -= 1
+            await self._retire()
+
+    async def _retire(self) -> None:
+        if len(self._engines) <= MOST_READY:
+            return
+        directory = next((name for name, each in self._engines.items() if not each.users), None)
+        if directory is not None:
+            await self._engines[directory].stop()
+            # Who came in the meantime has begun it anew.
+            if not self._engines[directory].users:
+                del self._engines[directory]
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        """Suspended until it is closed: by `stop`, or by the loop, which closes such generators when it ends."""
+        try:
+            yield
+        finally:
+            engines, self._engines = self._engines, OrderedDict()
+            for directory, engine in engines.items():
+                try:
+                    await engine.stop()
+                except Exception:
+                    logger.exception("the uploads of %s did not end cleanly", directory)
+
+    async def stop(self) -> None:
+        """Ends all; whoever comes later begins anew."""
+        end, self._end = self._end, None
+        if end is not None:
+            await end.aclose()
+
+
+_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Engines] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def lifespan(_app: object = None) -> AsyncIterator[None]:
+    """Ends with the application what its requests have begun."""
+    try:
+        yield
+    finally:
+        await Engines.here().stop()

@@ -1,0 +1,637 @@
+"""tuspyserver's router on this server's engine: `from tusd_py.compat.tuspyserver import create_tus_router`.
+
+It takes what theirs takes, resolves dependencies as theirs does and calls hooks with the same arguments at the same moments;
+what becomes of bytes is `TusApp`'s business. Where the two differ is told in docs/from-tuspyserver.md. Needs FastAPI
+(`tusd-py[fastapi]`).
+"""
+
+# No `from __future__ import annotations`: FastAPI reads the annotations of the functions in `_routes`, whose dependencies
+# are local to it.
+
+import asyncio
+import inspect
+import logging
+import multiprocessing
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Protocol, cast
+from urllib.parse import unquote
+from weakref import WeakSet
+
+try:
+    from fastapi import APIRouter, Depends, HTTPException, Request, Response
+    from fastapi.routing import APIRoute
+except ImportError as problem:
+    raise ImportError("the router needs FastAPI: pip install 'tusd-py[fastapi]'") from problem
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.routing import Match
+from starlette.types import Message, Receive, Scope, Send
+
+from tusd_py import reach
+from tusd_py.commandline import UsageError
+from tusd_py.compat.engines import Engine, Engines, lifespan
+from tusd_py.events import Changes, Event
+from tusd_py.protocol import errors, tus
+from tusd_py.protocol.concat import Final
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.headers import Headers
+from tusd_py.settings.load import load
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError, Upload, is_valid_id
+from tusd_py.web.app import TusApp
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_SIZE = 128_849_018_880
+"""Bytes."""
+_DEFAULTS = {
+    "TUSD_DUPLICATES": "off",
+    "TUSD_JOBS": "off",
+    "TUSD_HOOKS_DELIVERY": "server",
+    "TUSD_BEHIND_PROXY": "private",
+}
+"""Settings that are others here than in a server of ours, unless the environment says otherwise: as it is with theirs."""
+_PATIENCE = "1h"
+"""How long hooks of ours may take beside theirs, which have no limit."""
+_ANSWERED = "tusd_py.answered"
+
+Metadata = dict[str, str]
+"""What the client says of its upload: `Upload-Metadata`, its values decoded."""
+OnComplete = Callable[[str, Metadata], object]
+"""Called with the path of the bytes and the metadata when an upload is complete."""
+PreCreate = Callable[[Metadata, dict[str, object]], object]
+"""Called with the metadata, and with `size` (bytes or None), `defer_length` and `expires`, before an upload is created."""
+PlaceOf = Callable[[Metadata], object]
+"""Says where an upload is: a mapping with `files_dir` and, for a new one, `uid`; anything else for the usual place."""
+
+
+class _Located(Protocol):
+    """What is taken of a storage of theirs on a file system."""
+
+    files_dir: str
+
+
+async def noop() -> None:
+    """Lets everybody in."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way through the engine. uid: the id that a new upload is to have. upload_id: the one it has.
+
+    completes: whether the hook of a completion is called by the request itself. on_complete: the plain one of its router.
+    expire_after: seconds without a byte after which a new upload is given up.
+    """
+
+    completes: bool = True
+    on_complete: OnComplete | None = None
+    expire_after: float | None = None
+    uid: str | None = None
+    upload_id: str | None = None
+
+
+_current: ContextVar[_Call | None] = ContextVar("tusd_py_tuspyserver_call", default=None)
+
+
+class _Bridge:
+    """The engine's hook: gives new uploads their ids, and tells of uploads that became complete without their client.
+
+    That is an upload whose last bytes came before a crash: it is finished by whoever looks at it next.
+    """
+
+    def __init__(self, directory: str, on_complete: OnComplete | None) -> None:
+        self._directory = directory
+        self._on_complete = on_complete
+
+    async def pre_create(self, event: Event) -> Changes | None:
+        """Before an upload comes into being."""
+        call = _current.get()
+        if call is None:
+            return None
+        call.upload_id = call.uid or event.upload.id
+        return Changes(id=call.uid, expire_after=call.expire_after)
+
+    async def post_finish(self, event: Event) -> None:
+        """Once it is finished."""
+        call = _current.get()
+        if call is not None and call.completes and call.upload_id == event.upload.id:
+            return
+        on_complete = self._on_complete if call is None else call.on_complete
+        if on_complete is None:
+            logger.warning(
+                "upload %s was finished without a request that could tell upload_complete_dep",
+                event.upload.id,
+            )
+            return
+        path = os.path.join(self._directory, event.upload.location or event.upload.id)
+        await _called(on_complete, path, _texts(event.upload.metadata))
+
+
+class TusRouter(APIRouter):
+    """What `create_tus_router` returns."""
+
+    front: "_Front"
+
+    def remove_expired_files(self) -> None:
+        """Removes now what has expired, in every directory in use. The server does so by itself, every ten minutes.
+
+        For schedulers that run beside the event loop; inside of it, await `sweep`. Raises UpkeepFailed.
+        """
+        asyncio.run(self.front.sweep())
+
+    async def sweep(self) -> None:
+        """Removes now what has expired, in every directory in use. Raises UpkeepFailed."""
+        await self.front.sweep()
+
+
+class _TusRoute(APIRoute):
+    """A route that is chosen by the method that counts, and whose refusals do not wait for a body that nobody wants."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(_with_effective_method(scope))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = _with_effective_method(scope)
+
+        async def send_closing(message: Message) -> None:
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] >= 400
+                and _ANSWERED not in scope
+                and Headers(scope["headers"]).get("content-length", "0") != "0"
+            ):
+                MutableHeaders(scope=message).setdefault("connection", "close")
+            await send(message)
+
+        await super().handle(scope, receive, send_closing)
+
+
+def create_tus_router(  # noqa: PLR0917 - theirs
+    prefix: str = "files",
+    files_dir: str | os.PathLike[str] = "/tmp/files",  # noqa: S108 - theirs
+    max_size: int = DEFAULT_MAX_SIZE,
+    auth: Callable[..., object] | None = noop,
+    days_to_keep: float = 5,
+    on_upload_complete: OnComplete | None = None,
+    upload_complete_dep: Callable[..., object] | None = None,
+    pre_create_hook: PreCreate | None = None,
+    pre_create_dep: Callable[..., object] | None = None,
+    file_dep: Callable[..., object] | None = None,
+    tags: Sequence[str] | None = None,
+    strict_offset_validation: bool = False,
+    storage: object = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+) -> TusRouter:
+    """A FastAPI router that takes uploads under `prefix` and keeps them in `files_dir`; for `app.include_router`.
+
+    max_size: bytes. auth: a dependency that raises an HTTPException for those who may not. days_to_keep: days without a byte
+    after which an unfinished upload is given up. The dependencies return the function that is then called like the hook of
+    that name. strict_offset_validation: offsets are validated strictly with either value. storage: taken as far as it names a
+    directory. settings: further settings of this server by name, such as {"duplicates": "on"}; they may also stand in the
+    environment (TUSD_DUPLICATES).
+
+    Raises ValueError for what cannot be, and TypeError for a storage that is not on a file system.
+    """
+    directory = _directory_of(storage) if storage is not None else os.fspath(files_dir)
+    front = _Front(
+        directory=_absolute(directory),
+        max_size=max_size,
+        days_to_keep=days_to_keep,
+        on_complete=on_upload_complete,
+        settings=dict(settings or {}),
+    )
+
+    async def completion() -> OnComplete | None:
+        return on_upload_complete
+
+    async def creation() -> PreCreate | None:
+        return pre_create_hook
+
+    async def placement() -> None:
+        return None
+
+    return _routes(
+        front,
+        prefix=prefix.strip("/"),
+        tags=list(tags or ["Tus"]),
+        auth=auth or noop,
+        completion=upload_complete_dep or completion,
+        creation=pre_create_dep or creation,
+        placement=file_dep or placement,
+    )
+
+
+def _routes(
+    front: "_Front",
+    *,
+    prefix: str,
+    tags: list[str],
+    auth: Callable[..., object],
+    completion: Callable[..., object],
+    creation: Callable[..., object],
+    placement: Callable[..., object],
+) -> TusRouter:
+    """The routes. Whoever may not is turned away before any other dependency is asked, and before a byte is read."""
+    router = TusRouter(
+        prefix=f"/{prefix}" if prefix else "",
+        route_class=_TusRoute,
+        tags=cast("list[Any]", tags),
+        lifespan=lifespan,
+    )
+    router.front = front
+
+    async def create(
+        request: Request,
+        response: Response,
+        _allowed: Annotated[object, Depends(auth)],
+        on_complete: Annotated[object, Depends(completion)],
+        pre_create: Annotated[object, Depends(creation)],
+        place_of: Annotated[object, Depends(placement)],
+    ) -> Response:
+        """Create an upload."""
+        return await front.create(request, response, on_complete, pre_create, place_of)
+
+    async def append(
+        request: Request,
+        response: Response,
+        upload_id: str,
+        _allowed: Annotated[object, Depends(auth)],
+        on_complete: Annotated[object, Depends(completion)],
+        place_of: Annotated[object, Depends(placement)],
+    ) -> Response:
+        """Add bytes to an upload."""
+        return await front.append(request, response, upload_id, on_complete, place_of)
+
+    async def inspect_upload(
+        request: Request,
+        response: Response,
+        upload_id: str,
+        _allowed: Annotated[object, Depends(auth)],
+        place_of: Annotated[object, Depends(placement)],
+    ) -> Response:
+        """Tell how far an upload has come."""
+        return await front.carry_out(request, response, upload_id, place_of)
+
+    async def terminate(
+        request: Request,
+        response: Response,
+        upload_id: str,
+        _allowed: Annotated[object, Depends(auth)],
+        place_of: Annotated[object, Depends(placement)],
+    ) -> Response:
+        """Remove an upload."""
+        return await front.carry_out(request, response, upload_id, place_of)
+
+    async def capabilities(
+        request: Request, response: Response, _allowed: Annotated[object, Depends(auth)]
+    ) -> Response:
+        """Tell what this server can do."""
+        return await front.capabilities(request, response)
+
+    def add(path: str, endpoint: Callable[..., object], method: str, status: int) -> None:
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            status_code=status,
+            response_model=None,
+            include_in_schema=path != "",
+            openapi_extra={"parameters": _parameters(method)},
+        )
+
+    for path in ("", "/") if prefix else ("/",):
+        add(path, create, "POST", 201)
+        add(path, capabilities, "OPTIONS", 204)
+    add("/{upload_id}", append, "PATCH", 204)
+    add("/{upload_id}", inspect_upload, "HEAD", 200)
+    add("/{upload_id}", terminate, "DELETE", 204)
+    return router
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What the engine wants to be answered."""
+
+    status: int = 500
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes = b""
+
+    async def send(self, message: Message) -> None:
+        """Takes the engine's messages; its answers to these requests are short."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = list(message["headers"])
+        else:
+            self.body += message.get("body", b"")
+
+    def into(self, response: Response) -> Response:
+        """The response that dependencies may have put header fields into, with all of this."""
+        response.status_code = self.status
+        response.body = self.body
+        ours = {name for name, _ in self.headers}
+        response.raw_headers = [
+            *((name, value) for name, value in response.raw_headers if name.lower() not in ours),
+            *self.headers,
+        ]
+        return response
+
+
+class _Front:
+    """From requests whose dependencies are resolved to the engine, and from its answers to hooks and responses."""
+
+    def __init__(
+        self,
+        *,
+        directory: str,
+        max_size: int,
+        days_to_keep: float,
+        on_complete: OnComplete | None,
+        settings: Mapping[str, object],
+    ) -> None:
+        if max_size <= 0 or days_to_keep <= 0:
+            raise ValueError("max_size and days_to_keep have to be more than 0")
+        self._directory = directory
+        self.max_size = max_size
+        self._days_to_keep = days_to_keep
+        self._on_complete = on_complete
+        self._further = settings
+        # So that what cannot be is said where the router is created.
+        self._max_parts = self._settings(directory).max_concat_parts
+        self._directories = {directory}
+        _fronts.add(self)
+
+    def _settings(self, directory: str) -> Settings:
+        flags = {
+            **self._further,
+            "upload_dir": directory,
+            "base_path": "/",
+            # Routers of one application may share a directory, and hold their clients to limits of their own.
+            "max_size": max(front.max_size for front in _fronts | {self}),
+            "expire_after": f"{round(self._days_to_keep * 86_400_000)}ms",
+            "hooks_timeout": self._further.get("hooks_timeout", _PATIENCE),
+            "disable_cors": "true",
+            "disable_download": "true",
+        }
+        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        try:
+            return load(arguments, {**_DEFAULTS, **os.environ}).settings
+        except UsageError as problem:
+            raise ValueError(str(problem)) from None
+
+    def _engine(self, directory: str) -> Engine:
+        settings = self._settings(directory)
+        return Engine(
+            settings,
+            _Bridge(directory, self._on_complete),
+            shares=settings.workers > 1 or _has_siblings(),
+        )
+
+    @asynccontextmanager
+    async def _using(self, directory: str) -> AsyncIterator[TusApp]:
+        self._directories.add(directory)
+        async with Engines.here().using(directory, lambda: self._engine(directory)) as engine:
+            yield engine
+
+    def _call(self, **details: Any) -> _Call:
+        return _Call(
+            on_complete=self._on_complete,
+            expire_after=self._days_to_keep * 86_400,
+            **details,
+        )
+
+    async def sweep(self) -> None:
+        """Removes what has expired. Raises UpkeepFailed."""
+        for directory in sorted(self._directories):
+            async with reach.upkeep(self._settings(directory), may_take=True) as upkeep:
+                await upkeep.sweep("all", dry_run=False, tell=None)
+
+    # Requests
+
+    async def create(
+        self,
+        request: Request,
+        response: Response,
+        on_complete: object,
+        pre_create: object,
+        place_of: object,
+    ) -> Response:
+        """POST. The hook is asked once the request itself is found right, and before anything is kept."""
+        headers = Headers(request.scope["headers"])
+        try:
+            tus.check_version("POST", headers)
+            command = tus.parse_creation(headers, max_parts=self._max_parts)
+            if command.length is not None and command.length > self.max_size:
+                raise errors.max_size_exceeded()
+        except ProtocolError as refusal:
+            raise _as_http(refusal) from None
+        metadata = _texts(command.metadata)
+        if pre_create is not None:
+            await _called(pre_create, metadata, self._upload_info(command, headers))
+        directory, uid = await self._place(place_of, metadata)
+        if uid is not None and not (is_valid_id(uid) and "/" not in uid):
+            raise HTTPException(400, "Invalid upload ID")
+        call = self._call(uid=uid)
+        async with self._using(directory) as engine:
+            if isinstance(command.concat, Final):
+                await _check_parts(engine, command.concat)
+            answer = await self._ask(request, engine, call)
+            if answer.status == 201 and call.upload_id is not None and on_complete is not None:
+                await _tell_if_complete(engine, call.upload_id, on_complete)
+        return answer.into(response)
+
+    def _upload_info(self, command: tus.Creation, headers: Mapping[str, str]) -> dict[str, object]:
+        expires = datetime.now() + timedelta(days=self._days_to_keep)  # noqa: DTZ005 - as theirs
+        return {
+            "size": command.length,
+            "defer_length": "upload-defer-length" in headers,
+            "expires": expires.isoformat(),
+        }
+
+    async def append(
+        self,
+        request: Request,
+        response: Response,
+        upload_id: str,
+        on_complete: object,
+        place_of: object,
+    ) -> Response:
+        """PATCH. Whoever sends the last byte is answered when the hook is done."""
+        directory, _ = await self._place(place_of, {})
+        declared = request.headers.get("upload-length", "")
+        if declared.isdecimal() and int(declared) > self.max_size:
+            raise _as_http(errors.max_size_exceeded())
+        # Of the two, theirs calls the plain one here.
+        hook = self._on_complete or on_complete
+        async with self._using(directory) as engine:
+            answer = await self._ask(request, engine, self._call(upload_id=upload_id))
+            if answer.status == 204 and hook is not None:
+                await _tell_if_complete(engine, upload_id, hook)
+        return answer.into(response)
+
+    async def carry_out(
+        self, request: Request, response: Response, upload_id: str, place_of: object
+    ) -> Response:
+        """HEAD and DELETE."""
+        directory, _ = await self._place(place_of, {})
+        async with self._using(directory) as engine:
+            call = self._call(completes=False, upload_id=upload_id)
+            return (await self._ask(request, engine, call)).into(response)
+
+    async def capabilities(self, request: Request, response: Response) -> Response:
+        """OPTIONS."""
+        async with self._using(self._directory) as engine:
+            answer = await self._ask(request, engine, self._call(completes=False))
+        # A final that waits for its parts would be complete when nobody is there to tell.
+        answer.headers = [
+            (name, value.replace(b",concatenation-unfinished", b""))
+            for name, value in answer.headers
+            if name != b"tus-max-size"
+        ]
+        answer.headers.append((b"tus-max-size", b"%d" % self.max_size))
+        return answer.into(response)
+
+    async def _place(self, place_of: object, metadata: Metadata) -> tuple[str, str | None]:
+        """The directory of an upload, and the id that a new one shall have."""
+        place = None if place_of is None else await _called(place_of, metadata)
+        if not isinstance(place, dict):
+            return self._directory, None
+        directory, uid = place.get("files_dir"), place.get("uid")
+        return (
+            self._directory if directory is None else _absolute(os.fspath(directory)),
+            None if uid is None else str(uid),
+        )
+
+    async def _ask(self, request: Request, engine: TusApp, call: _Call) -> _Answer:
+        """What the engine answers to a request, for which this router is a mount point."""
+        scope = request.scope
+        path, root = scope["path"], scope.get("root_path", "")
+        if root and path.startswith(f"{root}/"):
+            path = path.removeprefix(root)
+        collection = path if "upload_id" not in scope["path_params"] else path.rpartition("/")[0]
+        inner = {**scope, "path": root + path, "root_path": root + collection.rstrip("/")}
+        answer = _Answer()
+        token = _current.set(call)
+        try:
+            await engine(inner, request.receive, answer.send)
+        finally:
+            _current.reset(token)
+        scope[_ANSWERED] = True
+        return answer
+
+
+_fronts: WeakSet[_Front] = WeakSet()
+"""Those of this process."""
+
+
+async def _check_parts(engine: TusApp, final: Final) -> None:
+    """Raises for a part that is not complete: whoever creates the final is told when it is."""
+    for url in final.parts:
+        part_id = unquote(url.rstrip("/").rpartition("/")[2])
+        try:
+            part = await engine.uploads.load(part_id)
+        except StorageError:
+            # It is the engine that says what is wrong with it.
+            return
+        if part.info.is_partial and not part.complete:
+            raise HTTPException(400, f"Partial upload {part_id} is not complete")
+
+
+async def _tell_if_complete(engine: TusApp, upload_id: str, hook: object) -> None:
+    """Calls the hook of a completion if the upload is complete. Raises what the hook raises."""
+    upload: Upload = await engine.uploads.load(upload_id)
+    if upload.finished:
+        path = engine.store.data_path(upload.info)
+        await _called(hook, path, _texts(upload.info.metadata))
+
+
+async def _called(function: object, *arguments: object) -> object:
+    """What a function of the application returns, be it async or not; one that is not runs in a thread."""
+    call = cast("Callable[..., object]", function)
+    if inspect.iscoroutinefunction(call):
+        result: object = call(*arguments)
+    else:
+        result = await run_in_threadpool(call, *arguments)
+    return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+
+
+def _texts(metadata: Mapping[str, bytes]) -> Metadata:
+    """Metadata as theirs hands it over: values that are no text are left out."""
+    found: Metadata = {}
+    for key, value in metadata.items():
+        try:
+            found[key] = value.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+def _as_http(refusal: ProtocolError) -> HTTPException:
+    headers = {"Tus-Resumable": tus.VERSION, **refusal.headers}
+    return HTTPException(refusal.status, f"{refusal.code}: {refusal.message}", headers)
+
+
+def _with_effective_method(scope: Scope) -> Scope:
+    """The request as it is with `X-HTTP-Method-Override`; one that makes no sense is left to the engine."""
+    if scope["type"] != "http":
+        return scope
+    try:
+        method = tus.effective_method(scope["method"], Headers(scope["headers"]))
+    except ProtocolError:
+        return scope
+    return scope if method == scope["method"] else {**scope, "method": method}
+
+
+def _directory_of(storage: object) -> str:
+    """The directory of a storage of theirs. Raises TypeError for one that has none."""
+    directory = getattr(storage, "files_dir", None)
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"storage={type(storage).__name__} is not taken: this router keeps uploads in a directory. Leave storage out and "
+            "give files_dir, or give a LocalFileStorage, whose directory is taken"
+        )
+    return os.fspath(cast(_Located, storage).files_dir)
+
+
+def _absolute(directory: str) -> str:
+    return os.path.abspath(os.path.expanduser(directory))
+
+
+def _has_siblings() -> bool:
+    """Whether this process may be one of several that serve the same application, as uvicorn and others start them."""
+    concurrency = os.environ.get("WEB_CONCURRENCY", "1")
+    return multiprocessing.parent_process() is not None or concurrency not in ("", "0", "1")
+
+
+def _parameters(method: str) -> list[dict[str, object]]:
+    """What OpenAPI tells of the header fields of a method (tus 1.0.0)."""
+    return [
+        {"name": name, "in": "header", "required": required, "schema": {"type": kind}}
+        for name, kind, required in _FIELDS[method]
+    ]
+
+
+_RESUMABLE = ("Tus-Resumable", "string", True)
+_FIELDS: Mapping[str, Sequence[tuple[str, str, bool]]] = {
+    "POST": (
+        _RESUMABLE,
+        ("Upload-Length", "integer", False),
+        ("Upload-Defer-Length", "integer", False),
+        ("Upload-Metadata", "string", False),
+        ("Upload-Concat", "string", False),
+    ),
+    "PATCH": (
+        _RESUMABLE,
+        ("Upload-Offset", "integer", True),
+        ("Upload-Length", "integer", False),
+        ("Upload-Checksum", "string", False),
+    ),
+    "HEAD": (_RESUMABLE,),
+    "DELETE": (_RESUMABLE,),
+    "OPTIONS": (),
+}

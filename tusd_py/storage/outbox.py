@@ -1,0 +1,214 @@
+"""Events that are still to be told, as files beside the uploads: written before what they tell of is recorded, gone when told.
+
+    outbox/<shard>/<upload>.<sequence>-<event>          what waits, in the order of its upload
+    outbox-failed/<shard>/<upload>.<sequence>-<event>   what was given up, until an operator wants it told again
+
+An upload's events lie in one of 256 directories, by a digest of its id, so that those of one upload are found without a look
+at all that waits, and a directory is made once and not for every event. Not for: what an event is, and when it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Protocol
+
+from tusd_py.storage.base import Box, KeptEvent, OutboxCounts
+from tusd_py.storage.problems import translated
+
+_DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+_NAME = re.compile(r"(?P<upload>.+)\.(?P<sequence>[0-9]{6})-(?P<event>[0-9a-f]{1,40})")
+
+
+class Write(Protocol):
+    """Makes a new file with some content, for an upload, and returns its path; it is to be renamed into its place."""
+
+    def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
+
+
+InThread = Callable[[Callable[[], object]], Awaitable[object]]
+
+
+class FileOutbox:
+    """The outbox of one directory. See `Outbox` for what it does, and who may do it when.
+
+    root: where the two directories are made. write: see `Write`. in_thread: runs what blocks. dir_perms: of directories.
+    """
+
+    def __init__(self, root: str, *, write: Write, in_thread: InThread, dir_perms: int) -> None:
+        self._root = root
+        self._write = write
+        self._in_thread = in_thread
+        self._dir_perms = dir_perms
+
+    async def keep(
+        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False
+    ) -> None:
+        with translated(f"keeping an event of {upload_id}"):
+            if sync:
+                await self._in_thread(lambda: self._keep(upload_id, event_id, content, sync=True))
+            else:
+                self._keep(upload_id, event_id, content, sync=False)
+
+    def _keep(self, upload_id: str, event_id: str, content: bytes, *, sync: bool) -> None:
+        others = list(self._names("waiting", upload_id))
+        sequence = 1 + max((kept.sequence for kept in others), default=0)
+        tmp = self._write(upload_id, content, sync=sync)
+        self._place(tmp, "waiting", KeptEvent(upload_id, event_id, sequence, b"", 0.0), sync=sync)
+        for kept in others:
+            # It was about to happen before, and did not. Under another name, as whoever looks at that one may forget it now.
+            if kept.event_id == event_id:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path("waiting", kept))
+
+    async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
+        with translated(f"reading the events of {upload_id}"):
+            names = sorted(
+                self._names(box, upload_id), key=lambda kept: (kept.sequence, kept.event_id)
+            )
+            return [kept for name in names if (kept := self._read(box, name)) is not None]
+
+    async def forget(self, event: KeptEvent, box: Box = "waiting") -> None:
+        with translated(f"forgetting an event of {event.upload_id}"), suppress(FileNotFoundError):
+            os.unlink(self._path(box, event))
+
+    async def replace(self, event: KeptEvent, content: bytes) -> None:
+        with translated(f"changing an event of {event.upload_id}"):
+            tmp = self._write(event.upload_id, content, sync=False)
+            # The time of a file is when its event was kept.
+            os.utime(tmp, (event.kept_at, event.kept_at))
+            self._place(tmp, "waiting", event, sync=False)
+
+    async def give_up(self, event: KeptEvent, content: bytes) -> None:
+        with translated(f"giving an event of {event.upload_id} up"):
+            await self._in_thread(lambda: self._give_up(event, content))
+
+    def _give_up(self, event: KeptEvent, content: bytes) -> None:
+        tmp = self._write(event.upload_id, content, sync=True)
+        os.utime(tmp, (event.kept_at, event.kept_at))
+        self._place(tmp, "failed", event, sync=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._path("waiting", event))
+
+    async def replay(self, event: KeptEvent, content: bytes) -> None:
+        await self.keep(event.upload_id, event.event_id, content, sync=True)
+        await self.forget(event, "failed")
+
+    async def uploads(self) -> AsyncIterator[list[str]]:
+        for shard in _SHARDS:
+            with translated("reading the outbox"):
+                found = {kept.upload_id for kept in self._in_shard("waiting", shard)}
+            if found:
+                yield sorted(found)
+
+    async def every(self, box: Box) -> AsyncIterator[KeptEvent]:
+        for shard in _SHARDS:
+            with translated("reading the outbox"):
+                names = sorted(
+                    self._in_shard(box, shard), key=lambda kept: (kept.upload_id, kept.sequence)
+                )
+            for name in names:
+                with translated("reading the outbox"):
+                    kept = self._read(box, name)
+                if kept is not None:
+                    yield kept
+
+    async def counts(self) -> OutboxCounts:
+        with translated("reading the outbox"):
+            counts = OutboxCounts(0, 0, None)
+
+            def count() -> None:
+                nonlocal counts
+                counts = self._counts()
+
+            await self._in_thread(count)
+            return counts
+
+    def _counts(self) -> OutboxCounts:
+        waiting, failed = 0, 0
+        oldest: float | None = None
+        for shard in _SHARDS:
+            failed += sum(1 for _ in self._in_shard("failed", shard))
+            for kept in self._in_shard("waiting", shard):
+                with suppress(FileNotFoundError):
+                    kept_at = os.stat(self._path("waiting", kept)).st_mtime
+                    oldest = kept_at if oldest is None else min(oldest, kept_at)
+                waiting += 1
+        return OutboxCounts(waiting, failed, oldest)
+
+    # Files
+
+    def _directory(self, box: Box, shard: str) -> str:
+        return f"{self._root}/{_DIRECTORIES[box]}/{shard}"
+
+    def _path(self, box: Box, event: KeptEvent) -> str:
+        directory = self._directory(box, _shard(event.upload_id))
+        return f"{directory}/{_flat(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
+
+    def _place(self, tmp: str, box: Box, event: KeptEvent, *, sync: bool) -> None:
+        """Renames a file into its place."""
+        target = self._path(box, event)
+        directory = os.path.dirname(target)
+        try:
+            try:
+                os.rename(tmp, target)
+            except FileNotFoundError:
+                self._make(directory, sync=sync)
+                os.rename(tmp, target)
+        except OSError:
+            os.unlink(tmp)
+            raise
+        if sync:
+            _sync(directory)
+
+    def _make(self, directory: str, *, sync: bool) -> None:
+        os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+        if sync:
+            _sync(os.path.dirname(directory))
+            _sync(self._root)
+
+    def _names(self, box: Box, upload_id: str) -> Iterator[KeptEvent]:
+        """An upload's events, without their content."""
+        for kept in self._in_shard(box, _shard(upload_id)):
+            if kept.upload_id == upload_id:
+                yield kept
+
+    def _in_shard(self, box: Box, shard: str) -> Iterator[KeptEvent]:
+        try:
+            names = os.listdir(self._directory(box, shard))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if match := _NAME.fullmatch(name):
+                upload_id = match["upload"].replace("%", "/")
+                yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
+
+    def _read(self, box: Box, name: KeptEvent) -> KeptEvent | None:
+        """It with its content; None if it has gone meanwhile."""
+        try:
+            with open(self._path(box, name), "rb") as file:
+                kept_at = os.fstat(file.fileno()).st_mtime
+                return KeptEvent(name.upload_id, name.event_id, name.sequence, file.read(), kept_at)
+        except FileNotFoundError:
+            return None
+
+
+def _flat(upload_id: str) -> str:
+    """The id as a part of a file's name: `%` cannot stand in an id, so no two of them meet."""
+    return upload_id.replace("/", "%")
+
+
+def _shard(upload_id: str) -> str:
+    return hashlib.sha256(upload_id.encode()).hexdigest()[:2]
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

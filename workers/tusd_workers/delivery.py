@@ -1,0 +1,201 @@
+"""The job that delivers: tells the operator's hooks what the outbox says has happened to one upload, in order.
+
+Whether it did happen is asked of the storage. An event is told to each of its hooks until that succeeds or has been tried
+often enough; then it goes, or is put among those that were given up, and the next one's turn comes. Attempts are counted on
+disk before they are made, so that one in which the worker dies counts too. Not for: whose turn it is (`desk.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tusd_py import intent as intents
+from tusd_py import logs
+from tusd_py.events import EventType, HookCrashed, HookFailed, Hooks
+from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import KeptEvent, Outbox, Store, UploadGone, UploadNotFound
+
+logger = logging.getLogger(__name__)
+
+_GROWTH = 3
+_LONGEST = 3600.0
+"""Seconds between two attempts, at most."""
+_ABANDONED = 3600.0
+"""Seconds after which what has not happened will not happen any more, unless it is written down again."""
+_JITTER = 0.2
+"""Part of a pause by which it is longer or shorter, so that not all that failed at once comes back at once."""
+
+
+def deliver(upload_id: str) -> None:
+    """The job. Raises StateUnavailable, StorageError, RedisError; then the sweep sees to it."""
+    # Not before it runs: whoever only puts jobs into the queue needs none of it.
+    from tusd_workers import desk  # noqa: PLC0415
+
+    desk.here().deliver(upload_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often is an event tried to be told, and with which pauses. first: seconds."""
+
+    attempts: int
+    first: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Patience:
+        """The operator's."""
+        return cls(settings.hooks_delivery_attempts, settings.hooks_delivery_backoff)
+
+    def pause(self, attempts: int) -> float:
+        """Seconds after so many failed attempts."""
+        longest = max(self.first, _LONGEST)
+        pause = min(self.first * math.pow(_GROWTH, attempts - 1), longest)
+        return pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- no secret
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a delivery left in the outbox. next: when to go on, in seconds since the epoch; None if there is nothing to go on
+    with. passed_over: ids of events that have not happened (yet)."""
+
+    next: float | None
+    passed_over: frozenset[str]
+
+
+class Delivery:
+    """Delivers from one outbox to hooks that were started. counts: what was done, by `delivered`, `failed`, `given up`."""
+
+    def __init__(
+        self,
+        store: Store,
+        outbox: Outbox,
+        hooks: Hooks,
+        patience: Patience,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._hooks = hooks
+        self._patience = patience
+        self._clock = clock
+        self.counts: Counter[str] = Counter()
+
+    async def in_turn(self, upload_id: str, is_held: Callable[[], bool]) -> Rest:
+        """Tells the events of an upload in order, as far as it comes. is_held: whether the turn still is ours.
+
+        Raises StorageError.
+        """
+        passed_over: set[str] = set()
+        for kept in await self._outbox.of(upload_id):
+            try:
+                intent = intents.parse(kept.content)
+            except MalformedIntent as problem:
+                await self._give_up(kept, kept.content, str(problem))
+                continue
+            if not await self._has_happened(kept, intent):
+                if self._clock() - kept.kept_at > _ABANDONED:
+                    await self._outbox.forget(kept)
+                else:
+                    passed_over.add(kept.event_id)
+                continue
+            if not is_held():
+                return Rest(self._clock(), frozenset(passed_over))
+            next_attempt = await self._tell(kept, intent)
+            if next_attempt is not None:
+                return Rest(next_attempt, frozenset(passed_over))
+        return Rest(None, frozenset(passed_over))
+
+    async def has_news(self, upload_id: str, passed_over: frozenset[str]) -> bool:
+        """Whether something came into the outbox since."""
+        return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
+
+    async def _has_happened(self, kept: KeptEvent, intent: Intent) -> bool:
+        """Whether what was about to happen did: it was written down before."""
+        event_type = intent.event.type
+        if event_type is EventType.POST_CREATE:
+            return True
+        try:
+            upload = await self._store.load(kept.upload_id)
+        except (UploadGone, UploadNotFound):
+            return await self._is_kept(kept)
+        if upload.info.created_at != intent.created_at:
+            # Another one has its id by now.
+            return await self._is_kept(kept)
+        return event_type is EventType.POST_FINISH and upload.finished
+
+    async def _is_kept(self, kept: KeptEvent) -> bool:
+        """Whether it is still there: what had not happened to an upload was withdrawn before that was removed."""
+        return any(each.event_id == kept.event_id for each in await self._outbox.of(kept.upload_id))
+
+    async def _tell(self, kept: KeptEvent, intent: Intent) -> float | None:
+        """Makes an attempt; when to make the next one, None if there is none to be made."""
+        if intent.attempts >= self._patience.attempts:
+            # A worker died in the last of them.
+            await self._give_up(kept, kept.content, intent.problem or "workers died in it")
+            return None
+        if intent.not_before > self._clock():
+            return intent.not_before
+        intent = intent.begun()
+        await self._outbox.replace(
+            kept, intents.serialize(replace(intent, problem="a worker died in it"))
+        )
+        left, problem = await self._attempt(intent)
+        if not left:
+            await self._outbox.forget(kept)
+            self.counts["delivered"] += 1
+            return None
+        self._note_failure(intent, left, problem)
+        intent = replace(intent, hooks=left, problem=problem)
+        if intent.attempts >= self._patience.attempts:
+            await self._give_up(kept, intents.serialize(intent), problem)
+            return None
+        intent = replace(intent, not_before=self._clock() + self._patience.pause(intent.attempts))
+        await self._outbox.replace(kept, intents.serialize(intent))
+        return intent.not_before
+
+    async def _attempt(self, intent: Intent) -> tuple[tuple[str, ...], str]:
+        """Tells each hook that was not told yet; the names of those that failed, and why."""
+        problems: dict[str, str] = {}
+        for name in intent.hooks:
+            try:
+                await self._hooks.deliver(name, intent.event)
+            except HookFailed as problem:
+                problems[name] = str(problem)
+                if isinstance(problem, HookCrashed):
+                    logger.warning("the hook %s failed", name, exc_info=problem.__cause__)
+        return tuple(problems), "; ".join(f"{name}: {text}" for name, text in problems.items())
+
+    async def _give_up(self, kept: KeptEvent, content: bytes, problem: str) -> None:
+        await self._outbox.give_up(kept, content)
+        self.counts["given up"] += 1
+        logs.event(
+            logger,
+            logging.ERROR,
+            "event given up",
+            upload=kept.upload_id,
+            id=kept.event_id,
+            reason=problem,
+        )
+
+    def _note_failure(self, intent: Intent, hooks: tuple[str, ...], reason: str) -> None:
+        self.counts["failed"] += 1
+        event = intent.event
+        logs.event(
+            logger,
+            logging.WARNING,
+            "delivery failed",
+            type=event.type,
+            upload=event.upload.id,
+            id=event.id,
+            attempt=intent.attempts,
+            hooks=", ".join(hooks),
+            reason=reason,
+        )
