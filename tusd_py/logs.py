@@ -18,6 +18,7 @@ import re
 import select
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal, TextIO, TypeAlias
 
@@ -65,11 +66,24 @@ def event(
     """
     if not logger.isEnabledFor(level):
         return
-    record = logger.makeRecord(logger.name, level, "", 0, name, (), _exc_info(exc_info))
+    only = None if exc_info is not None else _only_handler(logger)
     if message is not None:
         fields["message"] = message
+    if only is not None:
+        only.write_event(level, name, fields)
+        return
+    record = logger.makeRecord(logger.name, level, "", 0, name, (), _exc_info(exc_info))
     record.fields = fields
     logger.handle(record)
+
+
+def _only_handler(logger: logging.Logger) -> StderrHandler | None:
+    """Our handler, if nobody else would see what `logger` logs: then no record need be made of it."""
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and not logger.handlers and not logger.filters and logger.propagate:
+        handler = handlers[0]
+        return handler if isinstance(handler, StderrHandler) else None
+    return None
 
 
 def _exc_info(given: BaseException | bool | None) -> ExcInfo | None:
@@ -88,13 +102,17 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._second = (-1, "")
 
-    def _time(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
+    def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
+        """The line of an event. when: seconds since the epoch."""
+        raise NotImplementedError
+
+    def _time(self, when: float) -> str:
+        second = int(when)
         known, text = self._second
         if second != known:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = (second, text)
-        return f"{text}.{int(record.msecs):03d}Z"
+        return f"{text}.{int((when - second) * 1000):03d}Z"
 
     def _traceback(self, record: logging.LogRecord) -> str:
         """The traceback and the stack of a record, "" if it has none; not yet safe to print."""
@@ -112,50 +130,68 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
+        level, message = record.levelname, record.getMessage()
         if fields is None:
-            body = f"{_printable(record.name)}  {_printable(record.getMessage())}"
-        elif "message" in fields:
-            body = _printable(str(fields["message"]))
+            body = f"{_printable(record.name)}  {_printable(message)}"
+            line = self._line(record.created, level, body)
         else:
-            pairs = [
-                f"{_text_value(key)}={_text_value(value)}"
-                for key, value in fields.items()
-                if value is not None
-            ]
-            body = "  ".join([_printable(record.getMessage()), " ".join(pairs)]).rstrip()
-        line = f"{self._time(record)} {_LEVELS.get(record.levelname, record.levelname)} {body}"
+            line = self.format_event(record.created, level, message, fields)
         if record.exc_info or record.stack_info:
             # Indented, so that nothing in an exception's text can look like a line of its own.
             block = self._traceback(record).splitlines()
             line = "\n".join([line, *(f"    {_printable(each)}" for each in block)])
         return line
 
+    def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
+        if "message" in fields:
+            return self._line(when, level, _printable(str(fields["message"])))
+        pairs = [
+            f"{_text_value(key)}={_text_value(value)}"
+            for key, value in fields.items()
+            if value is not None
+        ]
+        return self._line(when, level, "  ".join([_printable(name), " ".join(pairs)]).rstrip())
+
+    def _line(self, when: float, level: str, body: str) -> str:
+        return f"{self._time(when)} {_LEVELS.get(level, level)} {body}"
+
 
 class JSONFormatter(_Formatter):
     """`{"time": "2026-11-22T19:43:01.123Z", "level": "info", "event": "request", "status": 204}`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, str | int | float] = {
-            "time": self._time(record),
-            "level": record.levelname.lower(),
-        }
         fields = _fields(record)
         if fields is None:
-            entry |= {
+            entry: dict[str, str | int | float] = {
+                "time": self._time(record.created),
+                "level": record.levelname.lower(),
                 "event": "log",
                 "logger": record.name,
                 "message": _cut_message(record.getMessage()),
             }
         else:
-            entry["event"] = record.getMessage()
-            for key, value in fields.items():
-                if key == "message":
-                    entry[key] = _cut_message(str(value))
-                elif value is not None:
-                    entry[f"{key}_" if key in _RESERVED else key] = _json_value(value)
+            entry = self._entry(record.created, record.levelname, record.getMessage(), fields)
         if record.exc_info or record.stack_info:
             entry["exception"] = self._traceback(record)
         return _encode(entry)
+
+    def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
+        return _encode(self._entry(when, level, name, fields))
+
+    def _entry(
+        self, when: float, level: str, name: str, fields: Mapping[str, object]
+    ) -> dict[str, str | int | float]:
+        entry: dict[str, str | int | float] = {
+            "time": self._time(when),
+            "level": level.lower(),
+            "event": name,
+        }
+        for key, value in fields.items():
+            if key == "message":
+                entry[key] = _cut_message(str(value))
+            elif value is not None:
+                entry[f"{key}_" if key in _RESERVED else key] = _json_value(value)
+        return entry
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object] | None:
@@ -226,8 +262,10 @@ class StderrHandler(logging.Handler):
     _CHUNK = 4096
     """Bytes that a pipe which is ready takes without blocking (Linux: PIPE_BUF)."""
 
-    def __init__(self) -> None:
+    def __init__(self, format: _Formatter) -> None:
         super().__init__()
+        self.setFormatter(format)
+        self._format = format
         self._stream = sys.stderr
         self._poll = _poll_of(self._stream)
         self._stuck = False
@@ -242,9 +280,25 @@ class StderrHandler(logging.Handler):
             # A field whose text cannot be made, a message whose arguments do not fit: no reason to
             # fail a request.
             line = self._format_plain("a log entry could not be written", error=repr(error))
-        if self._written_after_dropped() and self._write(line):
-            return
-        self._dropped += 1
+        self._write_or_drop(line)
+
+    def write_event(self, level: int, name: str, fields: Mapping[str, object]) -> None:
+        """Write one event that nobody else is to see; never raises."""
+        level_name = logging.getLevelName(level)
+        try:
+            line = self._format.format_event(time.time(), level_name, name, fields)
+        except Exception as error:  # noqa: BLE001
+            # As above.
+            line = self._format_plain("a log entry could not be written", error=repr(error))
+        self.acquire()
+        try:
+            self._write_or_drop(line)
+        finally:
+            self.release()
+
+    def _write_or_drop(self, line: str) -> None:
+        if not (self._written_after_dropped() and self._write(line)):
+            self._dropped += 1
 
     def _written_after_dropped(self) -> bool:
         """Whether nothing was dropped, or a line could be written that says so."""
@@ -255,9 +309,7 @@ class StderrHandler(logging.Handler):
         return True
 
     def _format_plain(self, name: str, **fields: str | int) -> str:
-        record = logging.LogRecord(__name__, logging.WARNING, "", 0, name, (), None)
-        record.fields = fields
-        return self.format(record)
+        return self._format.format_event(time.time(), "WARNING", name, fields)
 
     def _write(self, line: str) -> bool:
         """Whether the whole line was written."""
@@ -306,8 +358,7 @@ def configure(format: Literal["text", "json"], level: str) -> None:
     May be called again, also with other values. uvicorn's own lines come out in the same format,
     but none for requests (the endpoint writes its own) and none for what is ordinary.
     """
-    handler = StderrHandler()
-    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
+    handler = StderrHandler(JSONFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old, StderrHandler):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from typing import Protocol, cast
 
 from tusd_py.events import Event, EventType, Hooks, RequestView, UploadView
@@ -274,7 +275,7 @@ class Reception:
         body = transfer.body
         try:
             if not (
-                isinstance(transfer.writer, WritesInline)
+                _writes_inline(type(transfer.writer))
                 and await body.pour(lambda view: self._take(transfer, view))
             ):
                 await self._stream(transfer)
@@ -377,6 +378,12 @@ def view_of(info: UploadInfo, offset: int) -> UploadView:
         owner=info.owner,
         location=info.location,
     )
+
+
+@cache
+def _writes_inline(kind: type[Writer]) -> bool:
+    # For a protocol, isinstance looks at every one of its attributes each time.
+    return issubclass(kind, WritesInline)
 
 
 def _outcome(problem: ProtocolError | None, body: Body, counts: bool) -> str:

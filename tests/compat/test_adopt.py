@@ -308,7 +308,7 @@ def test_a_record_is_replaced_by_one_that_is_on_disk(
         fdatasync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr("tusd_py.storage.file._sync_data", note_fdatasync)
+    monkeypatch.setattr("tusd_py.storage.syncing.sync_data", note_fdatasync)
     monkeypatch.setattr(os, "rename", note_rename)
     monkeypatch.setattr(os, "ftruncate", note_truncate)
     assert main(["adopt", str(directory), "--from", "tuspyserver"]) == 0

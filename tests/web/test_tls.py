@@ -53,8 +53,9 @@ def test_bodies_of_any_size_arrive(tus: TlsTus) -> None:
 
 
 def test_a_download_that_nobody_reads_ends(tus: TlsTus) -> None:
-    path = tus.finished(os.urandom(1024) * 30_000)
     before = tus.server.open_sockets()
+    path = tus.finished(os.urandom(1024) * 30_000)
+    wait_until(lambda: tus.server.open_sockets() == before, "the upload's connections to end")
     with Connection(tus.server.address, tls=tus.context, receive_buffer=4096) as stalled:
         stalled.send_head("GET", path)
         wait_until(lambda: tus.server.open_sockets() > before, "the connection")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 
 from tusd_py.protocol import checksum as checksums
 from tusd_py.protocol import concat as concats
@@ -212,4 +213,10 @@ def status_headers(status: Status) -> dict[str, str]:
 
 def expires_header(expires: float | None) -> dict[str, str]:
     """`Upload-Expires` as IMF-fixdate, for an upload that will expire at `expires` seconds since the epoch."""
-    return {} if expires is None else {"Upload-Expires": formatdate(expires, usegmt=True)}
+    return {} if expires is None else {"Upload-Expires": _date(int(expires))}
+
+
+@lru_cache(maxsize=64)
+def _date(seconds: int) -> str:
+    # Uploads of the same moment expire at the same moment.
+    return formatdate(seconds, usegmt=True)

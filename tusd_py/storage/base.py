@@ -107,13 +107,15 @@ class Upload:
     """An upload as it stands: what is recorded, and the truth about its bytes.
 
     offset: bytes held and counted. changed_at: when the last of them came, seconds since the epoch. joined: False only for a
-    final whose bytes were not put together yet.
+    final whose bytes were not put together yet. is_cut: there are bytes that do not count, of a chunk that was not verified;
+    `Store.recover` takes them away.
     """
 
     info: UploadInfo
     offset: int
     changed_at: float
     joined: bool = True
+    is_cut: bool = False
 
     @property
     def id(self) -> str:

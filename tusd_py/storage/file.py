@@ -10,9 +10,9 @@
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
-records appear and are replaced by rename; a new upload's record comes before its data file and a removed one's goes before
-it, so that data without a record is never left; a join becomes visible by one rename. Small operations on the page cache run
-inline; syncs, joins, removal and writes to a disk that has turned slow run in threads.
+records are replaced by rename; a new upload's record comes before its data file and a removed one's goes before it, so that
+data without a record is never left, and an upload is there once it has both; a join becomes visible by one rename. Small
+operations on the page cache run inline; syncs, joins, removal and writes to a disk that has turned slow run in threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,11 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.copying import CopyStopped, append_files
+from tusd_py.storage.known import KnownRecords
+from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
+from tusd_py.storage.syncing import GroupSync, start_writing, sync_bytes, sync_path
 
 STATE_DIRECTORY = ".tusd-py"
 
@@ -54,11 +57,14 @@ _SLOW_PERIOD = 1.0
 """Seconds for which writes go through a thread after a slow one."""
 _ABANDONED = 3600.0
 """Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
+_WRITE_BEHIND = 8 * 1024 * 1024
+"""Bytes after which the disk is told to begin with them."""
+_PLENTY = 4 * 1024**3
+"""Bytes of free space that do not go in a moment."""
+_MOMENT = 0.25
+"""Seconds."""
 _SCAN_BATCH = 1000
 _READ_BACK = 1024 * 1024
-
-# macOS has no fdatasync.
-_sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 Guard = Literal["exclusive", "shared", "none"]
 
@@ -67,11 +73,20 @@ T = TypeVar("T")
 
 
 class FileStore:
-    """Uploads under `root`. dir_perms, file_perms: permission bits of what is created."""
+    """Uploads under `root`. dir_perms, file_perms: permission bits of what is created.
+
+    writes_behind: whether the disk shall begin with large bodies while they come in, as they will be synced in the end.
+    """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, dir_perms: int = 0o750, file_perms: int = 0o640
+        self,
+        root: str | os.PathLike[str],
+        *,
+        dir_perms: int = 0o750,
+        file_perms: int = 0o640,
+        writes_behind: bool = False,
     ) -> None:
+        self.writes_behind = writes_behind
         self.root = os.path.abspath(root)
         self._dir_perms = dir_perms
         self._file_perms = file_perms
@@ -87,6 +102,10 @@ class FileStore:
         self._serial = 0
         self._closing = False
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="tusd-store")
+        self._syncs = GroupSync(self.root, self._threads)
+        self._known = KnownRecords()
+        self._free = 0.0, 0
+        self._is_local = False
         self.outbox = FileOutbox(
             state, write=self._write_tmp, in_thread=self._in_thread, dir_perms=dir_perms
         )
@@ -105,6 +124,8 @@ class FileStore:
             for directory in (self.root, self._tmp, self._chunks, self._gone, self._awaiting):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
             self._probe()
+            self._is_local = is_local(self.root)
+            self._syncs.open()
             if guard != "none":
                 self._take(guard)
         except OSError as problem:
@@ -139,6 +160,7 @@ class FileStore:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._syncs.close()
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
@@ -184,13 +206,7 @@ class FileStore:
         data_path = self.data_path(info)
         if "/" in info.id or info.location:
             self._make_parents(info)
-        tmp = self._write_record(info)
-        try:
-            os.link(tmp, self._info_path(info.id))
-        except FileExistsError:
-            raise UploadExists(info.id) from None
-        finally:
-            os.unlink(tmp)
+        self._write_first_record(info)
         if info.is_final:
             return
         try:
@@ -212,26 +228,44 @@ class FileStore:
             except (FileExistsError, NotADirectoryError):
                 raise UploadExists(f"{info.id}: a part of its path is an upload") from None
 
+    def _write_first_record(self, info: UploadInfo) -> None:
+        """In its place at once: nobody was told of the upload, and as long as the record is empty there is none."""
+        path = self._info_path(info.id)
+        try:
+            status = self._write_new(path, records.serialize(info, root=self.root))
+        except FileExistsError:
+            raise UploadExists(info.id) from None
+        self._known.remember(info, status)
+
     def _write_record(self, info: UploadInfo, *, sync: bool = False) -> str:
-        return self._write_tmp(info.id, records.serialize(info, root=self.root), sync=sync)
+        """A record to be renamed into its place."""
+        tmp = self._new_tmp(info.id)
+        status = self._write_new(tmp, records.serialize(info, root=self.root), sync=sync)
+        self._known.remember(info, status)
+        return tmp
 
     def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
-        """A new file with `content`, to be renamed into its place; without it, nothing is left."""
+        """A file with `content`, to be renamed into its place."""
         tmp = self._new_tmp(upload_id)
+        self._write_new(tmp, content, sync=sync)
+        return tmp
+
+    def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
+        """A new file; without all of its content, nothing is left. Raises FileExistsError."""
         descriptor = os.open(
-            tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
+            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
         )
         try:
             if os.write(descriptor, content) != len(content):
                 raise OSError(errno.ENOSPC, "the file was written in part")
             if sync:
                 os.fsync(descriptor)
+            return os.fstat(descriptor)
         except OSError:
-            os.unlink(tmp)
+            os.unlink(path)
             raise
         finally:
             os.close(descriptor)
-        return tmp
 
     async def load(self, upload_id: str) -> Upload:
         return self._load(upload_id)
@@ -243,10 +277,38 @@ class FileStore:
             return self._read(upload_id)
 
     def _read(self, upload_id: str) -> Upload:
+        info = self._record_of(upload_id)
         try:
-            descriptor = os.open(
-                self._info_path(upload_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
+            data = self._status(self.data_path(info))
+        except FileNotFoundError:
+            if info.is_final:
+                return Upload(info, 0, info.created_at, joined=False)
+            raise UploadNotFound(f"{upload_id}: there is a record but no data") from None
+        offset = data.st_size
+        is_cut = False
+        if info.finished_at is None:
+            verified = self._verified_length(upload_id)
+            is_cut = verified is not None
+            # Empty only where a power cut took its content: then nothing says where to cut, and to cut everything would
+            # destroy bytes that were confirmed.
+            offset = min(offset, offset if verified is None else int(verified or offset))
+            if info.foreign:
+                upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
+                return replace(upload, is_cut=is_cut)
+            if info.is_final:
+                # The data file of a final appears whole; its length may not have come into the record any more.
+                info = replace(info, length=offset)
+        return Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
+
+    def _record_of(self, upload_id: str) -> UploadInfo:
+        """What is recorded, read only if that was not done before."""
+        path = self._info_path(upload_id)
+        try:
+            if self._is_local:
+                known = self._known.recall(upload_id, os.stat(path, follow_symlinks=False))
+                if known is not None:
+                    return known
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(f"{self._gone}/{self._flat(upload_id)}"):
                 raise UploadGone(upload_id) from None
@@ -256,43 +318,46 @@ class FileStore:
             content = os.read(descriptor, status.st_size + 1)
         finally:
             os.close(descriptor)
+        if not content:
+            raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
         info = records.parse(
             content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
         )
-        try:
-            data = os.stat(self.data_path(info), follow_symlinks=False)
-        except FileNotFoundError:
-            if info.is_final:
-                return Upload(info, 0, info.created_at, joined=False)
-            raise UploadNotFound(f"{upload_id}: there is a record but no data") from None
-        offset = data.st_size
-        if info.finished_at is None:
-            offset = min(offset, self._verified_length(upload_id, offset))
-            if info.foreign:
-                return foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
-            if info.is_final:
-                # The data file of a final appears whole; its length may not have come into the record any more.
-                info = replace(info, length=offset)
-        return Upload(info, offset, max(data.st_mtime, info.created_at))
+        if not info.foreign:
+            self._known.remember(info, status)
+        return info
 
-    def _verified_length(self, upload_id: str, size: int) -> int:
-        """The bytes that count while a chunk is being verified, or after a crash in the middle of that."""
+    def _status(self, path: str) -> os.stat_result:
+        """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
+        if self._is_local:
+            return os.stat(path, follow_symlinks=False)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            with open(f"{self._chunks}/{self._flat(upload_id)}", "rb") as marker:
-                # Empty only where a power cut took its content: then nothing says where to cut, and to cut everything
-                # would destroy bytes that were confirmed.
-                return int(marker.read() or size)
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _verified_length(self, upload_id: str) -> bytes | None:
+        """The bytes that count, as digits, while a chunk is verified or after a crash in the middle of that; else None."""
+        try:
+            descriptor = os.open(
+                f"{self._chunks}/{self._flat(upload_id)}", os.O_RDONLY | os.O_CLOEXEC
+            )
         except FileNotFoundError:
-            return size
+            return None
+        try:
+            return os.read(descriptor, 32)
+        finally:
+            os.close(descriptor)
 
     async def recover(self, upload: Upload) -> Upload:
         if upload.info.foreign and not upload.finished:
             upload = await self.adopt(upload)
-        marker = f"{self._chunks}/{self._flat(upload.id)}"
-        with _translated(f"recovering {upload.id}"):
-            if not upload.finished and os.path.exists(marker):
+        if upload.is_cut:
+            with _translated(f"recovering {upload.id}"):
                 os.truncate(self.data_path(upload.info), upload.offset)
-                os.unlink(marker)
+                os.unlink(f"{self._chunks}/{self._flat(upload.id)}")
+            upload = replace(upload, is_cut=False)
         return upload
 
     async def adopt(self, upload: Upload) -> Upload:
@@ -313,7 +378,7 @@ class FileStore:
             adopted = upload.with_info(foreign=False, counted=None)
             if upload.joined:
                 foreign.cut(upload, self.data_path(upload.info))
-            self._save(adopted.info, sync=upload.joined)
+            self._save_at_once(adopted.info, sync=upload.joined)
         return adopted
 
     async def open_writer(self, upload: Upload) -> FileWriter:
@@ -334,14 +399,21 @@ class FileStore:
 
     async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
         with _translated(f"recording {info.id}"):
+            tmp = self._write_record(info)
+            try:
+                if sync:
+                    await self._sync_data(info, tmp)
+                os.rename(tmp, self._info_path(info.id))
+            except BaseException:
+                os.unlink(tmp)
+                raise
             if sync:
-                await self._in_thread(self._save, info, sync=True)
-            else:
-                self._save(info, sync=False)
+                await self._syncs.sync(None, *self._directories(info))
 
-    def _save(self, info: UploadInfo, *, sync: bool) -> None:
+    def _save_at_once(self, info: UploadInfo, *, sync: bool) -> None:
+        """As `save`, for a thread, and by itself."""
         if sync:
-            _sync_path(self.data_path(info), data_only=True)
+            sync_path(self.data_path(info), data_only=True)
         tmp = self._write_record(info, sync=sync)
         try:
             os.rename(tmp, self._info_path(info.id))
@@ -349,32 +421,52 @@ class FileStore:
             os.unlink(tmp)
             raise
         if sync:
-            self._sync_directories(info)
+            for directory in self._directories(info):
+                sync_path(directory)
 
     async def sync(self, upload: Upload) -> None:
+        info = upload.info
         with _translated(f"syncing {upload.id}"):
-            await self._in_thread(self._sync, upload.info)
+            await self._sync_data(info, self._info_path(info.id), *self._directories(info))
 
-    def _sync(self, info: UploadInfo) -> None:
-        _sync_path(self.data_path(info), data_only=True)
-        _sync_path(self._info_path(info.id))
-        self._sync_directories(info)
+    async def _sync_data(self, info: UploadInfo, *others: str) -> None:
+        """Makes an upload's bytes durable, and files and directories with them.
 
-    def _sync_directories(self, info: UploadInfo) -> None:
-        pending = {os.path.dirname(self.data_path(info)), os.path.dirname(self._info_path(info.id))}
-        done: set[str] = set()
-        while pending:
-            directory = pending.pop()
-            _sync_path(directory)
-            done.add(directory)
-            # Directories that an id brings with it have entries of their own to be kept.
-            parent = os.path.dirname(directory)
-            if len(directory) > len(self.root) and parent not in done:
-                pending.add(parent)
+        Where that fails the system may have thrown bytes away, and says so only once: a second attempt would find nothing
+        wrong. So none of them counts any more, and the client has to send them again.
+        """
+        path = self.data_path(info)
+        try:
+            await self._syncs.sync(path, *others)
+        except OSError:
+            with suppress(OSError):
+                if info.is_final:
+                    os.unlink(path)
+                else:
+                    os.truncate(path, 0)
+            raise
+
+    def _directories(self, info: UploadInfo) -> list[str]:
+        """Those in which an upload has entries, up to the root."""
+        found: set[str] = set()
+        for path in (self.data_path(info), self._info_path(info.id)):
+            directory = os.path.dirname(path)
+            while directory not in found:
+                found.add(directory)
+                if len(directory) > len(self.root):
+                    # Directories that an id brings with it have entries of their own to be kept.
+                    directory = os.path.dirname(directory)
+        return sorted(found, reverse=True)
 
     async def free_space(self) -> int | None:
-        status = os.statvfs(self.root)
-        return status.f_bavail * status.f_frsize
+        """As it was a moment ago, where it was plenty."""
+        now = time.monotonic()
+        looked_at, free = self._free
+        if free < _PLENTY or now - looked_at > _MOMENT:
+            status = os.statvfs(self.root)
+            free = status.f_bavail * status.f_frsize
+            self._free = now, free
+        return free
 
     async def check(self) -> None:
         with _translated(f"writing to {self.root}"):
@@ -555,6 +647,8 @@ class FileStore:
                 content = Path(path).read_bytes()
             except FileNotFoundError:
                 return False
+            if not content:
+                return self._discard_empty(upload_id, path, changed_at)
             info = records.parse(
                 content, upload_id=upload_id, root=self.root, changed_at=changed_at
             )
@@ -563,6 +657,12 @@ class FileStore:
                 return False
             await self._in_thread(self._remove, upload_id)
             return True
+
+    def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
+        """A record that was never written. With bytes beside it, it is none of ours: ours come first."""
+        if not self._is_abandoned(changed_at) or os.path.lexists(f"{self.root}/{upload_id}"):
+            return False
+        return bool(_unlink(path))
 
     # JoinsParts
 
@@ -632,8 +732,20 @@ class FileWriter:
         self._store = store
         self._marker = marker
         self._slow_until = 0.0
+        self._written_behind = upload.offset
+        self._writing_behind: Future[None] | None = None
         self._descriptor = os.open(
             store.data_path(upload.info), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+
+    def _write_behind(self) -> None:
+        """Lets the disk begin with what it will have to write anyhow, so that the sync at the end is short."""
+        if self._writing_behind is not None and not self._writing_behind.done():
+            return
+        begun, self._written_behind = self._written_behind, self.offset
+        # It waits where the disk's queue is full.
+        self._writing_behind = self._store._threads.submit(
+            start_writing, self._descriptor, begun, self.offset - begun
         )
 
     async def write(self, data: bytes) -> None:
@@ -647,6 +759,8 @@ class FileWriter:
         with _translated("writing"):
             began = time.monotonic()
             self._write(data)
+            if self._store.writes_behind and self.offset - self._written_behind >= _WRITE_BEHIND:
+                self._write_behind()
             quick = time.monotonic() - began <= _SLOW_WRITE
             if not quick:
                 self._slow_until = began + _SLOW_PERIOD
@@ -686,30 +800,33 @@ class FileWriter:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
+        if self._writing_behind is not None and not self._writing_behind.done():
+            await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
         try:
             with _translated("syncing"):
                 if sync:
-                    await self._store._in_thread(_sync_data, descriptor)
+                    await self._store._in_thread(self._sync, descriptor)
                 if self._marker is not None:
                     self._remove_marker()
                     if sync:
-                        await self._store._in_thread(_sync_path, self._store._chunks)
+                        await self._store._in_thread(sync_path, self._store._chunks)
         finally:
             os.close(descriptor)
+
+    def _sync(self, descriptor: int) -> None:
+        try:
+            sync_bytes(descriptor)
+        except OSError:
+            # What was added may be lost, and a second sync would find nothing wrong: it does not count.
+            with suppress(OSError):
+                os.ftruncate(descriptor, self._start)
+            raise
 
     def _remove_marker(self) -> None:
         if self._marker is not None:
             with suppress(FileNotFoundError):
                 os.unlink(self._marker)
             self._marker = None
-
-
-def _sync_path(path: str, *, data_only: bool = False) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        (_sync_data if data_only else os.fsync)(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:

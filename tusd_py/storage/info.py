@@ -72,9 +72,10 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
             "MaxSize": info.max_size,
         },
     }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "replace"
-    )
+    return _encode(document).encode("utf-8", "replace")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> UploadInfo:

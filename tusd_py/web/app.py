@@ -78,7 +78,10 @@ class TusApp:
         self.settings = settings
         self.metrics = Metrics()
         self.store = FileStore(
-            settings.upload_dir, dir_perms=settings.dir_perms, file_perms=settings.file_perms
+            settings.upload_dir,
+            dir_perms=settings.dir_perms,
+            file_perms=settings.file_perms,
+            writes_behind=settings.durability != "none",
         )
         self._child = child
         self._is_server = is_server

@@ -39,6 +39,7 @@ class RequestBody:
         self._exchange = exchange
         self._direct = direct
         self._last = False
+        self._begun = False
         self._waiting: asyncio.Timeout | None = None
         self._transfer: Transfer | None = None
         self._timer: asyncio.TimerHandle
@@ -49,6 +50,14 @@ class RequestBody:
             if self._last:
                 self.end = BodyEnd.COMPLETE
                 break
+            if not self._begun:
+                self._begun = True
+                whole = self._exchange.arrived() if self._exchange is not None else None
+                if whole is not None:
+                    self._last = True
+                    self.way = "stream"
+                    self.received = len(whole)
+                    return whole
             message = await self._next()
             if message is None:
                 continue

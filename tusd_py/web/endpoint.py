@@ -17,7 +17,9 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
+from itertools import count
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -55,6 +57,9 @@ _JITTER = 5000
 """Microseconds at most that are added to it, as timers go by milliseconds."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
+_PROCESS = secrets.token_hex(4)
+_numbers = count(1)
+_TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
 
 @dataclass(slots=True)
@@ -278,9 +283,7 @@ class TusEndpoint:
     # Addresses
 
     def _collection_url(self, request: Request) -> str:
-        path = quote(
-            f"{request.scope.get('root_path', '')}{self._options.base_path}", safe="/~!$&'()*+,;=:@"
-        )
+        path = _quoted(f"{request.scope.get('root_path', '')}{self._options.base_path}")
         if self._options.relative_location:
             return f"{request.external.prefix}{path}"
         return self._proxies.location(request.external, path)
@@ -337,11 +340,11 @@ class TusEndpoint:
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         raw: RawHeaders = [
-            (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+            (_raw_name(name), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
         ]
         if request.method != "OPTIONS":
-            raw.append((b"tus-resumable", tus.VERSION.encode()))
+            raw.append(_TUS_RESUMABLE)
         raw.append((b"x-request-id", request.request_id.encode()))
         if self._cors is not None:
             origin = request.headers.get("origin")
@@ -414,6 +417,16 @@ class TusEndpoint:
         )
 
 
+@lru_cache(maxsize=64)
+def _quoted(path: str) -> str:
+    return quote(path, safe="/~!$&'()*+,;=:@")
+
+
+@lru_cache(maxsize=256)
+def _raw_name(name: str) -> bytes:
+    return name.lower().encode("latin-1")
+
+
 def _shaped(response: Response, wanted: HookResponse | None) -> Response:
     """The response with what a hook wants of it; it cannot take away what the protocol needs."""
     if wanted is None:
@@ -443,8 +456,11 @@ def _exchange(scope: Scope) -> Exchange | None:
 
 
 def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    given = headers.get("x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    # Unique, not secret.
+    return f"{_PROCESS}{next(_numbers):08x}"
 
 
 def _leaves_body(request: Request) -> bool:

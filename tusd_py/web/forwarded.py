@@ -93,11 +93,11 @@ class Proxies:
 
     def external(self, scope: Mapping[str, Any]) -> External:
         """The address of an ASGI request as its client sees it."""
-        fields = _fields(scope["headers"])
-        seen = _seen(scope, fields.get("host"))
         if not self._any or not self._peer_is_trusted(scope):
-            return seen
-        return self._told(fields, seen)
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            return _seen(scope, b", ".join(hosts).decode("latin-1").strip(" \t"))
+        fields = _fields(scope["headers"])
+        return self._told(fields, _seen(scope, fields.get("host")))
 
     def location(self, external: External, path: str) -> str:
         """The absolute URL of `path` (which begins with "/") for whoever sent the request."""
@@ -198,14 +198,19 @@ def _fields(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 def _seen(scope: Mapping[str, Any], host_field: str | None) -> External:
     scheme = "https" if scope.get("scheme") == "https" else "http"
-    host = _host(host_field)
-    if host is None:
-        host = _host_of_server(scope.get("server"), scheme)
-    else:
-        name, port = _split_host(host)
-        host = _with_port(name, port, scheme)
+    host = _normal_host(host_field, scheme) or _host_of_server(scope.get("server"), scheme)
     client = scope.get("client")
     return External(scheme, host, "", _endpoint(client[0], client[1]) if client else "")
+
+
+@lru_cache(maxsize=256)
+def _normal_host(host_field: str | None, scheme: str) -> str | None:
+    """What a `Host` field says, without a port that goes without saying; None if it says nothing that is of use."""
+    host = _host(host_field)
+    if host is None:
+        return None
+    name, port = _split_host(host)
+    return _with_port(name, port, scheme)
 
 
 def _host_of_server(server: Sequence[Any] | None, scheme: str) -> str:

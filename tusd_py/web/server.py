@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import math
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_UNUSABLE = 2
 _BACKLOG = 2048
+_COLLECT_AFTER = 20_000
+"""Objects that came and did not go, after which it is looked for cycles among them."""
 _WATCHDOG_GRACE = 0.5
 
 
@@ -135,6 +138,7 @@ def _serve(
         app.uploads.begin_shutdown()
         _start_watchdog(settings.shutdown_timeout)
 
+    _spare_the_collector()
     server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
     try:
         server.run(sockets or None)
@@ -144,6 +148,13 @@ def _serve(
         sys.stderr.write(f"tusd-py serve: {site.failure}\n")
         return EXIT_UNUSABLE
     return 0
+
+
+def _spare_the_collector() -> None:
+    """What is there now stays; and requests leave little behind that only the collector of cycles could free."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 50)
 
 
 def _start_watchdog(timeout: float) -> None:

@@ -117,6 +117,11 @@ class Exchange:
         """Trailer fields, names in lower case; complete when the last of the body was received."""
         return self._trailers
 
+    def arrived(self) -> bytes | None:
+        """The whole body if it has come in already; then `receive` has nothing more. None if there is more to come, or if it
+        was begun to be received."""
+        return None if self.cycle is None else self.cycle.take_whole()
+
     def transfer(self, take: Take) -> Transfer | None:
         """Lets the body go past the HTTP parser, straight from the socket to `take`.
 
@@ -614,6 +619,14 @@ class _Cycle(RequestResponseCycle):
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
+
+    def take_whole(self) -> bytes | None:
+        """See `Exchange.arrived`."""
+        if self.began_to_receive or self.more_body or self.disconnected or not self.body:
+            return None
+        self.began_to_receive = True
+        body, self.body = bytes(self.body), bytearray()
+        return body
 
     async def receive(self) -> ASGIReceiveEvent:
         self.began_to_receive = True

@@ -1,0 +1,98 @@
+"""A sync that fails is told to the client, and what it may have lost is not taken for stored."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.tus import Tus
+
+FAULTS = """
+import errno, os
+from pathlib import Path
+from tusd_py.storage import syncing
+
+HERE = Path(__file__).parent
+real, real_whole = syncing.sync_data, syncing._syncfs
+
+def fails(descriptor):
+    name = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2]
+    if (HERE / "all").exists() or (HERE / name).exists():
+        raise OSError(errno.EIO, "Input/output error")
+    real(descriptor)
+
+def whole_fails(descriptor):
+    with (HERE / "groups").open("a") as groups:
+        groups.write("x")
+    return -1 if (HERE / "whole").exists() else real_whole(descriptor)
+
+syncing.sync_data, syncing._syncfs = fails, whole_fails
+
+def post_finish(event):
+    with (HERE / "finished").open("a") as finished:
+        finished.write(f"{event.upload.id}\\n")
+"""
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    directory = tmp_path / "faults"
+    directory.mkdir()
+    (directory / "faults.py").write_text(FAULTS)
+    return directory
+
+
+def finished(faults: Path) -> list[str]:
+    told = faults / "finished"
+    return told.read_text().split() if told.exists() else []
+
+
+def test_the_client_is_told_and_sends_again(make_server: MakeServer, faults: Path) -> None:
+    tus = Tus(make_server("--hook", str(faults / "faults.py")))
+    path = tus.new(100_000)
+    (faults / "all").touch()
+    assert tus.patch(path, 0, b"x" * 100_000).status == 500
+    (faults / "all").unlink()
+    # The system says only once that it has thrown bytes away: that the next sync would find nothing wrong proves nothing.
+    assert tus.offset(path) == 0
+    assert tus.get(path).status == 404
+    assert tus.patch(path, 0, b"y" * 100_000).status == 204
+    assert tus.get(path).body == b"y" * 100_000
+    tus.server.terminate()
+    assert len(finished(faults)) == 1
+
+
+def test_what_one_sync_made_durable_stays_if_the_next_fails(
+    make_server: MakeServer, faults: Path
+) -> None:
+    tus = Tus(make_server("--hook", str(faults / "faults.py"), "--durability", "chunk"))
+    path = tus.new(300_000)
+    assert tus.patch(path, 0, b"x" * 100_000).status == 204
+    (faults / "all").touch()
+    assert tus.patch(path, 100_000, b"x" * 100_000).status == 500
+    (faults / "all").unlink()
+    assert tus.offset(path) == 100_000
+    assert tus.patch(path, 100_000, b"y" * 200_000).status == 204
+    assert tus.get(path).body == b"x" * 100_000 + b"y" * 200_000
+
+
+def test_where_a_group_fails_only_those_do_whose_bytes_were_lost(
+    make_server: MakeServer, faults: Path
+) -> None:
+    tus = Tus(make_server("--hook", str(faults / "faults.py")))
+    (faults / "whole").touch()
+    paths = [tus.new(50_000) for _ in range(30)]
+    lost = paths[::10]
+    for path in lost:
+        (faults / path.rpartition("/")[2]).touch()
+    with ThreadPoolExecutor(15) as pool:
+        statuses = list(pool.map(lambda path: tus.patch(path, 0, b"x" * 50_000).status, paths))
+    assert (faults / "groups").exists(), "nothing was synced as a group"
+    assert statuses == [500 if path in lost else 204 for path in paths]
+    for path in lost:
+        assert tus.offset(path) == 0
+    tus.server.terminate()
+    assert len(finished(faults)) == 27

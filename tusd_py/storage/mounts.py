@@ -1,0 +1,29 @@
+"""What kind of file system a directory lies on: what is true of this machine's disks is not always true of a network's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"}
+"""Of these it is known: nobody else writes to them; `syncfs` syncs no more than them, and reports what it could not write."""
+
+
+def is_local(path: str) -> bool:
+    """Whether it is certain that a path lies on a disk of this machine. Raises OSError."""
+    return _kind(path) in _LOCAL
+
+
+def _kind(path: str) -> str:
+    """The kind of the file system that a path lies on; empty where that cannot be told."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return ""
+    kinds = {
+        fields[2]: fields[fields.index("-") + 1] for fields in (line.split() for line in mounts)
+    }
+    # btrfs gives each of its parts a device number that no mount has.
+    return kinds.get(wanted, "")

@@ -1,0 +1,185 @@
+"""Making files durable, those of many uploads at a time where that is cheaper.
+
+One sync costs a wait for the disk, and most of it is the same wait for all. So those that come while others are being synced
+wait for each other, and one `syncfs` then makes all of them durable; a few are synced one by one, side by side. Only for file
+systems of this machine of which it is known that `syncfs` says what went wrong (Linux 5.8 or newer); elsewhere each file is
+synced by itself. Not for: what must be durable before what, which is for the store to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from tusd_py.storage.mounts import is_local
+
+_GROUP = 4
+"""So many that wait are synced together."""
+_SIDE_BY_SIDE = 4
+"""So many are synced one by one at a time, before others have to wait."""
+_START_WRITING = 2
+"""SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""
+
+# macOS has no fdatasync.
+sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(slots=True, eq=False)
+class _Wish:
+    """Paths that somebody waits for to be durable. done: resolved with what went wrong, None if nothing did."""
+
+    data: str | None
+    others: Sequence[str]
+    done: asyncio.Future[OSError | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+
+
+class GroupSync:
+    """Syncs what lies under `root`, in threads of `threads`; its methods are for the event loop."""
+
+    def __init__(self, root: str, threads: Executor) -> None:
+        self._root = root
+        self._threads = threads
+        self._whole = -1
+        self._waiting: list[_Wish] = []
+        self._running = 0
+        self._grouped = False
+
+    def open(self) -> None:
+        """Finds out what the file system can do. Raises OSError."""
+        if _syncs_whole(self._root):
+            # One descriptor for good: what went wrong since it was opened is reported to it.
+            self._whole = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._whole >= 0:
+            os.close(self._whole)
+            self._whole = -1
+
+    async def sync(self, data: str | None, *others: str) -> None:
+        """Returns when the bytes of the file `data`, and the files and directories `others`, are durable. Raises OSError."""
+        wish = _Wish(data, others)
+        self._waiting.append(wish)
+        self._go_on()
+        # Shielded: whoever waits must not go on while a thread still syncs for it.
+        try:
+            problem = await asyncio.shield(wish.done)
+        except asyncio.CancelledError:
+            await asyncio.wait([wish.done])
+            raise
+        if problem is not None:
+            raise problem
+
+    def _go_on(self) -> None:
+        """Begins with as many as may be begun with now."""
+        if not self._waiting or self._grouped:
+            return
+        if self._whole >= 0 and self._running and len(self._waiting) >= _GROUP:
+            group, self._waiting = self._waiting, []
+            self._grouped = True
+            self._begin(self._sync_group, group)
+            return
+        while self._waiting and self._running < _SIDE_BY_SIDE:
+            self._begin(_sync_each, [self._waiting.pop(0)])
+
+    def _begin(
+        self,
+        how: Callable[[Sequence[_Wish]], list[OSError | None]],
+        wishes: Sequence[_Wish],
+    ) -> None:
+        self._running += 1
+        work = asyncio.get_running_loop().run_in_executor(self._threads, how, wishes)
+
+        def end(done: asyncio.Future[list[OSError | None]]) -> None:
+            self._running -= 1
+            if how == self._sync_group:
+                self._grouped = False
+            if done.cancelled():
+                results: list[OSError | None] = [OSError("the server is stopping")] * len(wishes)
+            else:
+                results = done.result()
+            for wish, problem in zip(wishes, results, strict=True):
+                wish.done.set_result(problem)
+            self._go_on()
+
+        work.add_done_callback(end)
+
+    def _sync_group(self, wishes: Sequence[_Wish]) -> list[OSError | None]:
+        try:
+            _call(_syncfs, self._whole)
+        except OSError:
+            # It does not say which of them: each file still knows what went wrong with it.
+            return _sync_each(wishes)
+        return [None] * len(wishes)
+
+
+def _sync_each(wishes: Sequence[_Wish]) -> list[OSError | None]:
+    results: list[OSError | None] = []
+    for wish in wishes:
+        try:
+            if wish.data is not None:
+                sync_path(wish.data, data_only=True)
+            for path in wish.others:
+                sync_path(path)
+        except OSError as problem:
+            results.append(problem)
+        else:
+            results.append(None)
+    return results
+
+
+def sync_bytes(descriptor: int) -> None:
+    """Makes the bytes of an open file durable, and what is needed to read them. Raises OSError."""
+    sync_data(descriptor)
+
+
+def sync_path(path: str, *, data_only: bool = False) -> None:
+    """Makes a file or directory durable; with data_only, of a file what is needed to read its bytes. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        (sync_bytes if data_only else os.fsync)(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def start_writing(descriptor: int, offset: int, count: int) -> None:
+    """Lets the disk begin with these bytes, so that a later sync has less to wait for. It promises nothing, and may wait for
+    the disk's queue."""
+    if _sync_file_range is not None:
+        _sync_file_range(
+            descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(_START_WRITING)
+        )
+
+
+def _function(name: str) -> Callable[..., int] | None:
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    return function
+
+
+_syncfs = _function("syncfs")
+_sync_file_range = _function("sync_file_range")
+
+
+def _call(function: Callable[..., int] | None, *args: int) -> None:
+    if function is None:
+        raise OSError("the system lacks a function")
+    if function(*args) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _syncs_whole(path: str) -> bool:
+    """Whether `syncfs` is to be had here, and does what it has to."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if _syncfs is None or os.uname().sysname != "Linux" or version is None:
+        return False
+    if (int(version[1]), int(version[2])) < (5, 8):
+        return False
+    return is_local(path)
