@@ -458,6 +458,7 @@ export class Upload extends Emitter<UploadEvents> {
     this.#credentials.stop()
     this.#forget()
     await this.#kept()
+    if (this.#state === 'cancelled') return
     this.#release()
     this.emit('progress', this)
     this.#set('completed')

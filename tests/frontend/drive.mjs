@@ -7,10 +7,11 @@
 //   options         of UploadManager (endpoint, concurrency, retry, chunkSize, refreshEvery, …)
 //   metadata        of every upload besides its file's name
 //   store           path of a FileStore, or absent
+//   attempts        how often in a row something may fail before an upload is given up, or absent
 //   answer          about duplicates: resume, force, give-up, or absent
 //
-// Every further line is a command: pause, resume, cancel (for all uploads), list (what can be resumed), offline, online (what
-// there is of a network, as a browser would say), or close.
+// Every further line is a command: pause, resume, restart, cancel (for all uploads), list, discard (what can be resumed),
+// offline, online (what there is of a network, as a browser would say), or close.
 //
 // What it says, each with a key "event":
 //   state {name, state, waitingFor, error, url}   progress {name, sent, total, bytesPerSecond, remainingSeconds}
@@ -44,6 +45,9 @@ const manager = new UploadManager({
     }
     return job.accessTokens[shown]
   },
+  ...(job.attempts
+    ? { shouldRetry: (_error, _upload, failures) => failures < job.attempts }
+    : {}),
   ...(job.answer
     ? {
         onDuplicate(duplicate) {
@@ -80,6 +84,12 @@ if (job.files.length > 0) ended.then(() => job.stay || process.exit(0))
 for await (const command of lines) {
   if (command === 'pause') manager.pause()
   if (command === 'resume') for (const upload of manager.uploads) upload.resume()
+  if (command === 'restart') for (const upload of manager.uploads) upload.restart()
+  if (command === 'discard') {
+    for (const { id, name } of await manager.resumable()) {
+      emit('cancelled', { name, removed: await manager.discard(id) })
+    }
+  }
   if (command === 'list') emit('listed', { uploads: await manager.resumable() })
   if (command === 'cancel') {
     for (const upload of manager.uploads) {

@@ -16,7 +16,9 @@ DRIVER = Path(__file__).parent / "drive.mjs"
 EventName = Literal[
     "state", "progress", "renewed", "asked", "access", "listed", "cancelled", "warning"
 ]
-Command = Literal["pause", "resume", "cancel", "list", "offline", "online", "close"]
+Command = Literal[
+    "pause", "resume", "restart", "cancel", "list", "discard", "offline", "online", "close"
+]
 
 
 class Options(TypedDict, total=False):
@@ -41,6 +43,7 @@ class Job(TypedDict):
     metadata: NotRequired[dict[str, str]]
     store: NotRequired[str]
     answer: NotRequired[Literal["resume", "force", "give-up"]]
+    attempts: NotRequired[int]
     stay: NotRequired[bool]
 
 

@@ -108,6 +108,20 @@ def test_pause_and_resume(
     assert sent < source.size + MIB // 2, "bytes that had arrived were sent again"
 
 
+def test_a_pause_ends_the_request(
+    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
+) -> None:
+    source = make_source(8 * MIB)
+    with FaultProxy(guarded.address, default=Plan(up=Way(rate=1_000_000))) as proxy:
+        run = managed(job(source, proxy.url()))
+        run.wait_for("progress", lambda event: event["sent"] > MIB // 2)
+        run.tell("pause")
+        run.wait_state("paused")
+        link = proxy.link(0)
+        link.wait("closed")
+        assert link.up_bytes < source.size
+
+
 def test_a_new_process_goes_on_where_the_last_one_was_killed(
     guarded: ServerProcess, managed: RunManaged, make_source: MakeSource, tmp_path: Path
 ) -> None:
@@ -120,6 +134,11 @@ def test_a_new_process_goes_on_where_the_last_one_was_killed(
         idle = managed({**what, "files": []})
         idle.tell("list")
         [left] = idle.wait_for("listed")["uploads"]
+        stranger = managed(
+            {**job(source, proxy.url(), namespace="bob"), "store": what["store"], "files": []}
+        )
+        stranger.tell("list")
+        assert stranger.wait_for("listed")["uploads"] == []
         assert (left["name"], left["size"]) == (source.path.name, source.size)
         assert left["url"].endswith(upload_id)
         [url] = managed(what).succeed().values()
@@ -199,6 +218,21 @@ def test_what_is_cancelled_while_the_server_is_away_is_removed_by_the_next_proce
         wait_until(lambda: json.loads(store.read_text()) == [], "it to be forgotten")
         idle.tell("list")
         assert idle.wait_for("listed")["uploads"] == []
+
+
+def test_what_an_earlier_process_left_can_be_discarded(
+    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource, tmp_path: Path
+) -> None:
+    with FaultProxy(guarded.address, default=STALLING) as proxy:
+        what = job(make_source(4 * MIB), proxy.url())
+        what["store"] = str(tmp_path / "uploads.json")
+        run, upload_id = begun(managed, guarded, proxy, what)
+        run.kill()
+        idle = managed({**what, "files": []})
+        idle.tell("discard")
+        assert idle.wait_for("cancelled")["removed"] is True
+    assert upload_id not in Tus(guarded).data_files()
+    assert json.loads((tmp_path / "uploads.json").read_text()) == []
 
 
 def test_only_so_many_run_at_a_time(
@@ -423,6 +457,22 @@ def test_an_upload_that_is_gone(
         assert (end["state"], end["error"]["kind"]) == ("failed", "gone")
 
 
+def test_an_upload_that_is_gone_begins_anew_when_it_is_told_to(
+    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
+) -> None:
+    source = make_source(4 * MIB)
+    with FaultProxy(guarded.address, default=STALLING) as proxy:
+        what = job(source, proxy.url())
+        run, upload_id = begun(managed, guarded, proxy, {**what, "stay": True})
+        path = f"{guarded.base_path}{upload_id}"
+        assert Tus(guarded).delete(path, bearer(access())).status == 204
+        run.wait_state("failed")
+        run.tell("restart")
+        url = run.wait_state("completed")["url"]
+    assert id_of(path_of(url)) != upload_id
+    assert_stored(guarded, url, source)
+
+
 def test_a_file_that_was_changed_meanwhile_is_not_mixed(
     guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
 ) -> None:
@@ -446,6 +496,27 @@ def test_a_connection_that_is_dead_is_left(
         [url] = run.succeed().values()
     assert "waiting" in run.states()
     assert_stored(guarded, url, source)
+
+
+def test_failures_count_in_a_row_as_long_as_nothing_more_arrives(
+    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
+) -> None:
+    source = make_source(4 * MIB)
+    with FaultProxy(guarded.address, default=Plan(up=Way(cut_after=500_000))) as proxy:
+        run = managed({**job(source, proxy.url()), "attempts": 3})
+        [url] = run.succeed().values()
+        assert sum(link.cut.is_set() for link in proxy.links) > 5
+    assert_stored(guarded, url, source)
+
+
+def test_it_is_given_up_when_that_is_wanted(
+    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
+) -> None:
+    with FaultProxy(guarded.address, default=Plan(up=Way(cut_after=0, cut="rst"))) as proxy:
+        run = managed({**job(make_source(1000), proxy.url()), "attempts": 3})
+        [end] = run.finish().values()
+    assert (end["state"], end["error"]["kind"]) == ("failed", "network")
+    assert run.states().count("waiting") == 2
 
 
 def test_without_a_network_nothing_is_tried(
