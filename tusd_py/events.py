@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
-import uuid
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -115,7 +115,7 @@ class Event:
     type: EventType
     upload: UploadView
     request: RequestView
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
     attempt: int = 1
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from typing import Protocol, cast
@@ -226,34 +225,36 @@ class Reception:
         )
         problem: ProtocolError | None = errors.internal()
         try:
-            with self._in_flight(transfer):
+            try:
+                self._begin(transfer)
                 problem = await self._pump(transfer) or await self._verify(transfer)
+            finally:
+                self._end(transfer)
         finally:
             await self._settle(transfer, problem)
         if problem is not None:
             raise problem
-        return replace(upload, offset=writer.offset, changed_at=self._clock())
+        return Upload(upload.info, writer.offset, self._clock(), upload.joined)
 
-    @contextmanager
-    def _in_flight(self, transfer: _Transfer) -> Iterator[None]:
-        """For the time of a body: whoever wants its end can have it, and hooks hear of its progress."""
+    def _begin(self, transfer: _Transfer) -> None:
+        """From now on whoever wants the body's end can have it, and hooks hear of its progress."""
         body = transfer.body
         self._transfers[body] = transfer
         self._observer.uploads_active += 1
-        try:
-            transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
-            if self._closing:
-                body.stop(BodyEnd.SHUTDOWN)
-            # What happened since it was allowed was not told to this transfer, which was not there yet.
-            self._stop_if_refused(transfer)
-            if self._hooks.wants(EventType.POST_RECEIVE):
-                self._tell_progress(transfer, transfer.upload.offset)
-            yield
-        finally:
-            transfer.lease.on_requested(None)
-            if transfer.progress_timer is not None:
-                transfer.progress_timer.cancel()
-            del self._transfers[body]
+        transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
+        if self._closing:
+            body.stop(BodyEnd.SHUTDOWN)
+        # What happened since it was allowed was not told to this transfer, which was not there yet.
+        self._stop_if_refused(transfer)
+        if self._hooks.wants(EventType.POST_RECEIVE):
+            self._tell_progress(transfer, transfer.upload.offset)
+
+    def _end(self, transfer: _Transfer) -> None:
+        """Not any more."""
+        transfer.lease.on_requested(None)
+        if transfer.progress_timer is not None:
+            transfer.progress_timer.cancel()
+        if self._transfers.pop(transfer.body, None) is not None:
             self._observer.uploads_active -= 1
 
     async def _settle(self, transfer: _Transfer, problem: ProtocolError | None) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 
 from tusd_py.announcing import Announcer
 from tusd_py.auth.authority import Authority
@@ -54,6 +55,10 @@ from tusd_py.storage.base import (
 )
 
 logger = logging.getLogger(__name__)
+
+_ID_BYTES = 16
+"""Random bytes of an id: where nobody is authenticated, it is all that keeps strangers away."""
+_NO_CHANGES = Changes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +167,9 @@ class Uploads:
         """
         self._refuse_when_closing()
         owner = self.authority.creator(request.principal, parts)
-        with self._translated():
+        with _translated:
             info = UploadInfo(
-                id=secrets.token_hex(16),
+                id=os.urandom(_ID_BYTES).hex(),
                 length=command.length,
                 metadata=command.metadata,
                 metadata_header=command.metadata_header,
@@ -217,7 +222,7 @@ class Uploads:
         try:
             info = self._changed(info, creation.changes)
             await self._count(info, request)
-            async with self._held_by_creator(info, content, creation.changes) as lease:
+            async with _Holding(self._creators_lease(info, content, creation.changes)) as lease:
                 upload = await self._record(info, sources, request)
                 created = True
                 try:
@@ -230,7 +235,8 @@ class Uploads:
                 await creation.failed()
                 await self._count_no_more(info, request)
             raise
-        return replace(result, response=result.response or creation.changes.response)
+        wanted = creation.changes.response
+        return result if wanted is None or result.response else replace(result, response=wanted)
 
     async def _count(self, info: UploadInfo, request: RequestView) -> None:
         """Raises a 429 if whoever creates this has as many unfinished uploads as they may have."""
@@ -253,6 +259,8 @@ class Uploads:
     @staticmethod
     def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
         """The record of a new upload with what the hooks want of it."""
+        if changes == _NO_CHANGES:
+            return info
         for path in (changes.id, changes.storage_path):
             if path is not None and not is_valid_id(path):
                 logger.error("a pre-create hook chose %r, which cannot name an upload", path)
@@ -321,7 +329,7 @@ class Uploads:
         What a crash left undone between the last byte and the finish is made up for first.
         """
         self._refuse_when_closing()
-        with self._translated():
+        with _translated:
             upload = await self._admitted(upload_id, request, Action.INSPECT)
             await self._ask_for_access(upload, request)
             if upload.finished:
@@ -340,7 +348,7 @@ class Uploads:
         self._refuse_when_closing()
         if not isinstance(self.store, ServesFiles) or not self.rules.downloads:
             raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
-        with self._translated():
+        with _translated:
             try:
                 upload = await self.store.load(upload_id)
                 self._check(upload.info, request, Action.DOWNLOAD)
@@ -358,7 +366,7 @@ class Uploads:
     ) -> Result:
         """Adds the body's bytes at `command.offset` (PATCH). Raises the ProtocolError of a refusal, or of an early end."""
         self._refuse_when_closing()
-        with self._translated():
+        with _translated:
             # Before the holder is asked to let go: who may not write may not disturb either.
             await self._ask_before(upload_id, request, Action.APPEND)
             async with self._held(upload_id) as lease:
@@ -452,7 +460,7 @@ class Uploads:
         self._refuse_when_closing()
         if not isinstance(self.store, RemovesUploads) or not self.rules.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
-        with self._translated():
+        with _translated:
             await self._ask_before(upload_id, request, Action.DELETE)
             async with self._held(upload_id) as lease:
                 upload = await self._admitted(upload_id, request, Action.DELETE)
@@ -475,7 +483,7 @@ class Uploads:
         Raises the ProtocolError of a refusal.
         """
         self._refuse_when_closing()
-        with self._translated():
+        with _translated:
             return await self._admitted(upload_id, request, action)
 
     def review(self) -> None:
@@ -632,37 +640,25 @@ class Uploads:
                 changed_at = max(changed_at, (await self.store.load(part_id)).changed_at)
         return replace(upload, changed_at=changed_at)
 
-    @asynccontextmanager
-    async def _held_by_creator(
+    async def _creators_lease(
         self, info: UploadInfo, content: Content | None, changes: Changes
-    ) -> AsyncIterator[Lease]:
+    ) -> Lease:
         """The lock of an upload that is being created. An id that was just drawn is known to nobody, so that it takes none.
 
         That is unless its bytes come along: others may be told of an upload that was begun. Then the lock is better had, but
         not worth refusing the creation where locks cannot be asked for.
         """
         known = info.is_final or changes.id is not None
-        lease: Lease = UncontestedLease()
         if known or content is not None:
             try:
-                lease = await self._acquire(info.id)
+                return await self._acquire(info.id)
             except ProtocolError as problem:
                 if known or problem.code != "ERR_UNAVAILABLE":
                     raise
-        try:
-            yield lease
-        finally:
-            await lease.release()
+        return UncontestedLease()
 
-    @asynccontextmanager
-    async def _held(
-        self, upload_id: str, *, ask: bool = True, timeout: float | None = None
-    ) -> AsyncIterator[Lease]:
-        lease = await self._acquire(upload_id, ask=ask, timeout=timeout)
-        try:
-            yield lease
-        finally:
-            await lease.release()
+    def _held(self, upload_id: str, *, ask: bool = True, timeout: float | None = None) -> _Holding:
+        return _Holding(self._acquire(upload_id, ask=ask, timeout=timeout))
 
     async def _acquire(
         self, upload_id: str, *, ask: bool = True, timeout: float | None = None
@@ -698,26 +694,60 @@ class Uploads:
             return None
         return upload.offset, upload.finished
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turns what a store raises into the response that it means; the reason stays in the log."""
-        try:
-            yield
-        except UploadUntrusted as problem:
+
+class _Holding:
+    """`async with _Holding(acquiring) as lease:` lets a lease go at the end of the block."""
+
+    __slots__ = ("_acquiring", "_lease")
+
+    def __init__(self, acquiring: Coroutine[None, None, Lease]) -> None:
+        self._acquiring = acquiring
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._acquiring
+        return self._lease
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._lease.release()
+
+
+class _Translation:
+    """Turns what a store raises into the response that it means; the reason stays in the log."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if isinstance(problem, StorageError):
+            raise _meaning(problem) from None
+
+
+_translated = _Translation()
+
+
+def _meaning(problem: StorageError) -> ProtocolError:
+    match problem:
+        case UploadUntrusted():
             logger.warning("not served: %s", problem)
-            raise errors.not_found() from None
-        except UploadNotFound:
-            raise errors.not_found() from None
-        except UploadGone:
-            raise errors.gone() from None
-        except UploadExists:
-            raise errors.id_taken() from None
-        except StorageFull as problem:
+            return errors.not_found()
+        case UploadNotFound():
+            return errors.not_found()
+        case UploadGone():
+            return errors.gone()
+        case UploadExists():
+            return errors.id_taken()
+        case StorageFull():
             logger.warning("the store is full: %s", problem)
-            raise errors.insufficient_storage() from None
-        except StorageError as problem:
-            logger.error("the store failed: %s", problem, exc_info=problem)
-            raise errors.internal() from None
+            return errors.insufficient_storage()
+    logger.error("the store failed: %s", problem, exc_info=problem)
+    return errors.internal()
 
 
 def _least(*infos: UploadInfo) -> int | None:

@@ -7,6 +7,7 @@ true without the file, which is nothing.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 
 from tusd_py.storage.base import UploadInfo
 
@@ -20,14 +21,15 @@ class KnownRecords:
     """The records of the uploads that were asked for last."""
 
     def __init__(self) -> None:
-        self._records: dict[str, tuple[_Sign, UploadInfo]] = {}
+        # A plain dict looks for its first entry past all that were taken out.
+        self._records: OrderedDict[str, tuple[_Sign, UploadInfo]] = OrderedDict()
 
     def remember(self, info: UploadInfo, status: os.stat_result) -> None:
         """The file with this status holds this record."""
         self._records.pop(info.id, None)
         self._records[info.id] = (_sign(status), info)
         if len(self._records) > _MOST:
-            del self._records[next(iter(self._records))]
+            self._records.popitem(last=False)
 
     def recall(self, upload_id: str, status: os.stat_result) -> UploadInfo | None:
         """The record in the file with this status, if it is known."""
