@@ -22,7 +22,7 @@ from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFoun
 from tusd_py.sweep import SweepReport, SweepStopped, sweep, sweep_due
 from tusd_py.uploads import Uploads
 
-_LEASE = 60.0
+_LEASE = 20.0
 """Seconds after which a sweep whose process died is no longer in the way of the next."""
 
 

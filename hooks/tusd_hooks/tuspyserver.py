@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Self, cast
 from weakref import WeakKeyDictionary
 
-from fastapi import HTTPException, Request, Response
+try:
+    from fastapi import HTTPException, Request, Response
+except ImportError as problem:
+    raise ImportError(
+        "these parts need FastAPI: pip install 'tusd-py[tuspyserver]', which brings the router too"
+    ) from problem
 
 from tusd_hooks.duplicates import Duplicates
 from tusd_hooks.fingerprint import Identity

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pty
+import shutil
+import signal
 import subprocess
 import sys
 from email.utils import parsedate_to_datetime
@@ -37,6 +40,8 @@ from tusd_py.cli import main
 from tusd_py.storage.file import FileStore
 
 CUT_OFF, COMPLETE, DEFERRED, PARTIAL, FINAL, EMPTY = (letter * 32 for letter in "abcdef")
+LOCK = ".tusd-py/server.lock"
+"""It says who was here last."""
 CONTENT = os.urandom(3_000_000)
 
 
@@ -44,10 +49,11 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tusd_py", "adopt", *arguments]
 
 
-def adopt(directory: Path, *flags: str, origin: str = "tuspyserver") -> tuple[int, str]:
+def adopt(directory: Path, *flags: str, origin: str | None = "tuspyserver") -> tuple[int, str]:
     """Runs the command; its exit code, and what it printed."""
+    whose = [] if origin is None else ["--from", origin]
     done = subprocess.run(
-        command(str(directory), "--from", origin, *flags),
+        command(str(directory), *whose, *flags),
         env=environment(),
         capture_output=True,
         text=True,
@@ -164,7 +170,7 @@ def untrusted(directory: Path) -> dict[str, str]:
             {"size": 5_000, "offset": 4_000, "upload_chunk_size": 3_000},
             "displaced",
         ),
-        "7": (b"ab", {"size": "many"}, "is not a record of an upload"),
+        "7": (b"ab", {"size": "many"}, "makes no sense: 'many' is no number of bytes"),
     }
     for letter, (data, changes, _) in uploads.items():
         write_as_tuspyserver(directory, letter * 32, data, **changes)
@@ -205,7 +211,7 @@ def test_what_cannot_be_trusted_is_not_served(tmp_path: Path, make_server: MakeS
     before = snapshot(directory)
     server = make_server(upload_dir=directory)
     tus = Tus(server)
-    for letter in "12346":
+    for letter in "1234567":
         # A client that is told this begins anew.
         assert tus.request("HEAD", tus.collection + letter * 32).status == 404, letter
     server.wait_for_line("not served: 1{32}: its record counts 6 bytes")
@@ -243,43 +249,65 @@ def test_the_second_time_nothing_happens(directory: Path) -> None:
     code, text = adopt(directory, "--json")
     assert code == 0
     summary = json.loads(text)
-    assert (summary["seen"], summary["ours"], summary["finished"]) == (6, 6, 0)
+    assert (summary["seen"], summary["done_before"], summary["finished"]) == (6, 6, 0)
     after = snapshot(directory)
-    lock = ".tusd-py/server.lock"
-    assert {**after, lock: before[lock]} == before
+    assert {**after, LOCK: before[LOCK]} == before
 
 
-def test_killed_in_the_middle_it_can_be_run_again(tmp_path: Path) -> None:
-    directory, count = tmp_path / "theirs", 300
-    contents = {f"{number:032x}": os.urandom(100) for number in range(count)}
+KILLED = """
+import os, signal, sys
+
+left = int(sys.argv[1])
+
+def dying(name):
+    real = getattr(os, name)
+    def step(*arguments, **further):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **further)
+    setattr(os, name, step)
+
+for name in ("write", "ftruncate", "fsync", "fdatasync", "rename"):
+    dying(name)
+
+from tusd_py.cli import main
+
+sys.exit(main(["adopt", sys.argv[2], "--from", "tuspyserver"]))
+"""
+
+
+def test_killed_at_any_step_it_can_be_run_again(tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    contents = {CUT_OFF: os.urandom(100), DEFERRED: os.urandom(100)}
     for upload_id, content in contents.items():
         write_as_tuspyserver(
             directory, upload_id, content, size=200, offset=50, upload_chunk_size=50
         )
-
-    def ours() -> int:
-        return sum(owner_of(directory, upload_id) == "ours" for upload_id in contents)
-
-    left = []
-    for target in (20, 120):
-        process = subprocess.Popen(
-            command(str(directory), "--from", "tuspyserver"),
+    origin = tmp_path / "origin"
+    shutil.copytree(directory, origin)
+    seen: set[tuple[str, int]] = set()
+    for steps in itertools.count():
+        # Half of the runs find what the one before has left, half find it as it was.
+        if steps % 2:
+            shutil.rmtree(directory)
+            shutil.copytree(origin, directory)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(steps), str(directory)],
             env=environment(),
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
-        wait_until(lambda: ours() >= target or process.poll() is not None, "some uploads", 60)  # noqa: B023
-        process.kill()
-        process.wait()
-        left.append(count - ours())
         for upload_id, content in contents.items():
-            # Whoever's it is by now, the bytes that were confirmed are there.
+            # Whoever's it is by now, the bytes that were confirmed are there, and ours has no others.
+            size = (directory / upload_id).stat().st_size
             assert (directory / upload_id).read_bytes()[:50] == content[:50]
-            if owner_of(directory, upload_id) == "ours":
-                assert (directory / upload_id).stat().st_size == 50
-    assert left[0] > 0, "nothing was left to be done: the test shows nothing"
-    code, text = adopt(directory)
-    assert code == 0, text
-    assert ours() == count
+            seen.add((owner_of(directory, upload_id), size))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert seen == {("theirs", 100), ("theirs", 50), ("ours", 50)}
 
 
 def test_a_record_is_replaced_by_one_that_is_on_disk(
@@ -344,6 +372,8 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ([str(tmp_path)], "--from: say whose"),
         ([str(tmp_path), "--from", "tuspyservr"], "did you mean tuspyserver?"),
         ([str(tmp_path / "none"), "--from", "tusd"], "is no directory"),
+        ([str(tmp_path), "--to", "tusd"], "tusd understands ours"),
+        ([str(tmp_path), "--to", "tuspyserver", "--from", "tusd"], "not both"),
     ):
         assert main(["adopt", *arguments]) == 2
         assert reason in capsys.readouterr().err
@@ -392,6 +422,57 @@ def test_uploads_of_tusd_are_taken_over(tmp_path: Path) -> None:
     info = json.loads((directory / f"{COMPLETE}.info").read_bytes())
     assert info["MetaData"] == {"filename": "x.txt", "note": "café"}
     assert info["TusdPy"]["FinishedAt"] > 0
+
+
+# And back
+
+
+def test_what_is_ours_is_given_back(directory: Path, make_server: MakeServer) -> None:
+    """To the real one, which goes on with it; and once more the other way."""
+    server = make_server(upload_dir=directory)
+    tus = Tus(server)
+    assert tus.patch(tus.collection + CUT_OFF, 6, b"wor").status == 204
+    joined = tus.create(headers={"Upload-Concat": f"final;{tus.collection}{PARTIAL}"})
+    odd = tus.create(5, headers={"Upload-Metadata": "raw /w=="})
+    waiting = tus.create(4, headers={"Upload-Concat": "partial"})
+    final = tus.create(headers={"Upload-Concat": f"final;{waiting['Location']}"})
+    assert server.terminate() == 0
+
+    before = snapshot(directory)
+    code, text = adopt(directory, "--to", "tuspyserver", "--dry-run", origin=None)
+    assert (code, "would be given back" in text) == (1, True)
+    assert {**snapshot(directory), LOCK: before[LOCK]} == before
+    code, text = adopt(directory, "--to", "tuspyserver", origin=None)
+    names = {
+        kind: answer["Location"].rpartition("/")[2]
+        for kind, answer in (
+            ("joined", joined),
+            ("odd", odd),
+            ("waiting", waiting),
+            ("final", final),
+        )
+    }
+    assert f"left alone: {names['odd']}: its metadata is no text" in text
+    assert f"left alone: {names['final']}: it waits for its parts" in text
+    assert code == 1
+    assert json.loads((directory / f"{COMPLETE}.info").read_bytes()).keys() >= {"offset", "expires"}
+
+    (directory.parent / "app").mkdir()
+    directory.rename(directory.parent / "app" / "uploads")
+    directory = directory.parent / "app" / "uploads"
+    with AppProcess(directory.parent, THEIR_APP, "theirs") as app:
+        collection = f"{app.url}/files/"
+        head = http.head(collection + CUT_OFF)
+        assert (head.headers["upload-offset"], head.headers["upload-length"]) == ("9", "11")
+        assert "upload-expires" not in head.headers
+        assert http.patch(collection + CUT_OFF, 9, b"ld").status_code == 204
+        assert (directory / CUT_OFF).read_bytes() == b"hello world"
+        assert http.head(collection + COMPLETE).headers["upload-offset"] == "8"
+        part = {"Upload-Concat": "partial"}
+        assert http.head(collection + PARTIAL).headers["upload-concat"] == part["Upload-Concat"]
+        assert http.patch(collection + names["waiting"], 0, b"part").status_code == 204
+    code, text = adopt(directory)
+    assert (code, "1 unfinished" in text) == (0, True), text
 
 
 # The servers themselves

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +19,13 @@ from tests.clients.conftest import MakeSource
 from tests.clients.content import sha256_of_file
 from tests.compat import http
 from tests.compat.apps import AppProcess, path_in
+from tests.compat.directories import THEIR_APP, begin, sending
 from tests.compat.test_router import METADATA, RECORDING
+from tests.support.server import environment
 from tests.support.waiting import wait_until
 from tusd_py.compat.engines import Engines
 from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
+from tusd_py.storage.file import FileStore
 
 RESUMABLE = {"Tus-Resumable": "1.0.0"}
 BYTES = {**RESUMABLE, "Content-Type": "application/offset+octet-stream"}
@@ -28,7 +33,7 @@ BYTES = {**RESUMABLE, "Content-Type": "application/offset+octet-stream"}
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUSD_DUPLICATES", "off")
+    monkeypatch.delenv("TUSD_DUPLICATES", raising=False)
 
 
 def application(*routers: TusRouter) -> FastAPI:
@@ -124,6 +129,8 @@ async def test_directories_that_nobody_uses_are_let_go(
             assert path_in(tmp_path / user, url).read_bytes() == b"hi"
         stranger = await client.head(urls["a"], headers={**RESUMABLE, "X-User": "b"})
         assert stranger.status_code == 404
+        # Nor are they for whoever sweeps the directory above.
+        assert [upload_id async for upload_id in FileStore(tmp_path).ids()] == []
     await Engines.here().stop()
 
 
@@ -244,6 +251,53 @@ def test_what_cannot_be_is_said_at_once(given: dict[str, object], reason: str) -
         create_tus_router(**given)  # type: ignore[arg-type]
 
 
+async def test_a_plain_hook_holds_nobody_up(tmp_path: Path) -> None:
+    asked, let_go = threading.Event(), threading.Event()
+
+    def before(_metadata: dict[str, str], _info: dict[str, object]) -> None:
+        asked.set()
+        assert let_go.wait(60)
+
+    router = create_tus_router(files_dir=tmp_path, pre_create_hook=before)
+    async with client_of(application(router)) as client:
+        creation = asyncio.create_task(created(client, 5))
+        assert await asyncio.to_thread(asked.wait, 60)
+        assert (await client.options("/files/")).status_code == 204
+        assert not creation.done()
+        let_go.set()
+        await creation
+    await Engines.here().stop()
+
+
+def test_a_stale_connection_does_not_hold_up_its_own_client(tmp_path: Path) -> None:
+    with AppProcess(tmp_path / "app", THEIR_APP) as app:
+        url = begin(f"{app.url}/files/", 1_000)
+        file = path_in(app.directory / "uploads", url)
+        with sending(url, 0, 1_000, bytes(300)):
+            wait_until(lambda: file.stat().st_size == 300, "the first bytes", 60)
+            assert http.head(url).headers["upload-offset"] == "300"
+            assert http.patch(url, 300, bytes(700)).status_code == 204
+        assert file.stat().st_size == 1_000
+
+
+async def test_what_our_server_can_do_besides_is_a_setting(tmp_path: Path) -> None:
+    heard: list[str] = []
+    router = create_tus_router(
+        files_dir=tmp_path,
+        pre_create_hook=lambda metadata, _info: heard.append(metadata["filename"]),
+        settings={"duplicates": "on"},
+    )
+    async with client_of(application(router)) as client:
+        headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Metadata": "filename YQ=="}
+        assert (await client.post("/files/", headers=headers)).status_code == 201
+        again = await client.post("/files/", headers=headers)
+        assert (again.status_code, again.json()["state"]) == (409, "pending")
+        forced = await client.post("/files/", headers={**headers, "Upload-Force": "true"})
+        assert forced.status_code == 201
+    assert heard == ["a", "a", "a"]
+    await Engines.here().stop()
+
+
 # After a crash
 
 
@@ -344,3 +398,35 @@ def test_several_processes_serve_one_application(tmp_path: Path, make_source: Ma
                 assert http.patch(url, offset, piece).status_code == 204
             assert sha256_of_file(path_in(app.directory / "uploads", url)) == source.sha256
         assert len(set(app.told("created"))) > 1
+
+
+@pytest.mark.parametrize("module", ["tusd_py.compat.tuspyserver", "tusd_hooks.tuspyserver"])
+def test_without_fastapi_it_is_said_what_is_missing(module: str) -> None:
+    code = f"import sys; sys.modules['fastapi'] = None; import {module}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert "FastAPI: pip install 'tusd-py[" in done.stderr.splitlines()[-1]
+
+
+def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: MakeSource) -> None:
+    """Where our protocol class serves the application, past all that lies between the socket and the engine."""
+    source = make_source(30_000_000)
+    code = RECORDING + (
+        "from tusd_py.reception import Reception\n"
+        "take = Reception._take\n"
+        "def counted(self, transfer, view):\n"
+        "    app.state.direct = True\n"
+        "    return take(self, transfer, view)\n"
+        "Reception._take = counted\n"
+        "app.include_router(create_tus_router(files_dir='uploads'))\n"
+        "@app.get('/direct')\n"
+        "def direct() -> bool:\n"
+        "    return getattr(app.state, 'direct', False)\n"
+    )
+    flags = ("--http", "tusd_py.web.uvicorn:UploadProtocol")
+    with AppProcess(tmp_path / "app", code, "ours", *flags) as app:
+        url = http.create(f"{app.url}/files/", source.size, METADATA).headers["location"]
+        assert http.patch(url, 0, source.path.read_bytes()).status_code == 204
+        assert httpx.get(f"{app.url}/direct").json() is True
+    assert sha256_of_file(path_in(tmp_path / "app" / "uploads", url)) == source.sha256

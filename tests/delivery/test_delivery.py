@@ -279,6 +279,17 @@ async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
     assert (failed.event_id, failed.content) == ("0a", b"{")
 
 
+async def test_what_a_power_cut_left_empty_was_never_there(post: Post) -> None:
+    await post.upload()
+    await post.outbox.keep("x", "0a", b"")
+    rest = await post.deliver()
+    assert rest == Rest(None, frozenset(("0a",)))
+    post.now = (await post.outbox.of("x"))[0].kept_at + 3610
+    await post.deliver()
+    counts = await post.outbox.counts()
+    assert (counts.waiting, counts.failed) == (0, 0)
+
+
 async def test_without_the_turn_nothing_more_is_told(post: Post) -> None:
     await post.finish(await post.upload())
     answers = iter([True, False])

@@ -37,6 +37,12 @@ def wait_for_type(endpoint: Endpoint, path: str, event_type: str) -> list[Call]:
     return calls_for(endpoint, path)
 
 
+def wait_for_calls(endpoint: Endpoint, event_type: str, count: int) -> list[Call]:
+    """The calls for events of a type, as soon as there are so many."""
+    wait_until(lambda: len(endpoint.of(event_type)) >= count, f"{count} {event_type}", SLOW)
+    return endpoint.of(event_type)
+
+
 def wait_until_empty(house: House, server: ServerProcess) -> None:
     wait_until(lambda: house.outbox(server) == [], "an empty outbox", SLOW)
 
@@ -81,6 +87,25 @@ def stop(): print("stop", os.getpid(), flush=True)
     assert sorted(said("stop")) == sorted([["stop", asked], ["stop", worker]])
 
 
+def test_with_nothing_configured_a_kill_in_the_middle_costs_nothing(
+    make_server: MakeServer, endpoint: Endpoint
+) -> None:
+    endpoint.script("post-finish", Reply(cut=True), Reply())
+    env = {"TUSD_JOBS": "", "TUSD_DUPLICATES": "", "TUSD_HOOKS_HTTP_RETRY": "1"}
+    backoff = ("--hooks-delivery-backoff", "3s")
+    server = make_server("--hooks-http", endpoint.url, *backoff, env=env)
+    path = finish(Tus(server))
+    wait_for_type(endpoint, path, "post-finish")
+    # Its worker, its scheduler and its Redis go with it.
+    server.kill9()
+    server.restart()
+    calls = wait_for_calls(endpoint, "post-finish", 2)
+    assert [call.headers["hook-event-attempt"] for call in calls] == ["1", "2"]
+    wait_until(
+        lambda: not list((server.upload_dir / ".tusd-py" / "outbox").glob("*/*")), "its end", SLOW
+    )
+
+
 @pytest.mark.parametrize("flags", [(), ("--hooks-delivery", "server")])
 def test_the_server_delivers_where_there_are_no_workers_or_it_is_told_to(
     make_server: MakeServer, endpoint: Endpoint, flags: tuple[str, ...]
@@ -88,7 +113,7 @@ def test_the_server_delivers_where_there_are_no_workers_or_it_is_told_to(
     env = {"TUSD_DUPLICATES": "", "TUSD_JOBS": ""} if flags else {}
     server = make_server("--hooks-http", endpoint.url, *flags, env=env)
     finish(Tus(server))
-    [call] = endpoint.wait_for("post-finish")
+    [call] = wait_for_calls(endpoint, "post-finish", 1)
     assert call.headers["hook-event-attempt"] == "1"
     server.terminate()
     assert not (server.upload_dir / ".tusd-py" / "outbox").exists()
@@ -102,6 +127,17 @@ def test_without_hooks_nothing_is_kept(house: House) -> None:
     server.terminate()
     assert not (server.upload_dir / ".tusd-py" / "outbox").exists()
     assert house.redis.command("KEYS", "rq:*") == []
+
+
+def test_what_was_left_for_workers_is_not_forgotten(house: House) -> None:
+    server = house.serve()
+    path = finish(Tus(server))
+    server.terminate()
+    server.flags = (*server.flags, "--hooks-delivery", "server")
+    server.restart()
+    server.wait_for_line("2 events wait for workers, but this server runs none")
+    house.work(server)
+    wait_for_type(house.endpoint, path, "post-finish")
 
 
 # What is told
@@ -145,6 +181,29 @@ def test_an_endpoint_that_fails_is_called_again_in_order(house: House) -> None:
     wait_until_empty(house, server)
 
 
+def test_executables_are_run_by_workers_until_they_succeed(house: House, tmp_path: Path) -> None:
+    directory = tmp_path / "hooks"
+    directory.mkdir()
+    told = tmp_path / "told"
+    script = directory / "post-finish"
+    script.write_text(
+        f"#!/bin/sh\n"
+        f'echo "$TUS_ID $TUS_EVENT_ID $TUS_EVENT_ATTEMPT" >> {told}\n'
+        f'[ "$TUS_EVENT_ATTEMPT" -ge 3 ]\n'
+    )
+    script.chmod(0o755)
+    del house.env["TUSD_HOOKS_HTTP"]
+    house.env["TUSD_HOOKS_DIR"] = str(directory)
+    server = house.serve()
+    path = finish(Tus(server))
+    # No executable is named after the creation: nothing is written down of that.
+    [kept] = house.outbox(server)
+    house.work(server)
+    wait_until_empty(house, server)
+    event_id = kept.name.rpartition("-")[2]
+    assert told.read_text() == "".join(f"{id_of(path)} {event_id} {n}\n" for n in (1, 2, 3))
+
+
 def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     house.env["TUSD_HOOKS_DELIVERY_ATTEMPTS"] = "2"
     server = house.serve()
@@ -171,7 +230,7 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     house.endpoint.script("post-finish", Reply())
     done = command("events", "replay", str(failed["id"]), *of(server), env=house.env)
     assert (done.returncode, done.stdout) == (0, "1 events to be delivered again\n")
-    last = house.endpoint.wait_for("post-finish", 3)[-1]
+    last = wait_for_calls(house.endpoint, "post-finish", 3)[-1]
     assert last.headers["hook-event-id"] == failed["id"]
     assert last.headers["hook-event-attempt"] == "1"
     wait_until_empty(house, server)
@@ -361,7 +420,7 @@ def test_a_worker_is_killed_while_it_tells(house: House) -> None:
     worker.process.kill()
     worker.process.wait()
     house.work(server, scheduler=False)
-    calls = house.endpoint.wait_for("post-finish", 2)
+    calls = wait_for_calls(house.endpoint, "post-finish", 2)
     told.set()
     assert [call.headers["hook-event-attempt"] for call in calls] == ["1", "2"]
     assert len({call.headers["hook-event-id"] for call in calls}) == 1

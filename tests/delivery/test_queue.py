@@ -10,16 +10,15 @@ from typing import cast
 import pytest
 from redis import Redis
 
-from tests.delivery.test_delivery import CREATE, FINISH, REQUEST, Hook, Post
+from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
 from tusd_hooks.queue import Courier
-from tusd_py.events import Event
 from tusd_py.settings import Settings
 from tusd_py.storage.file import FileStore
 from tusd_workers import delivery as delivery_module
 from tusd_workers.connection import connect
 from tusd_workers.current import Instance
-from tusd_workers.deliveries import Deliveries
+from tusd_workers.deliveries import JOB, Deliveries
 from tusd_workers.desk import Desk
 from tusd_workers.turn import Turn
 
@@ -47,7 +46,7 @@ def deliveries(connection: Redis) -> Deliveries:
 
 
 def queued(connection: Redis) -> int:
-    return cast(int, connection.llen(QUEUE))
+    return connection.llen(QUEUE)
 
 
 def put_off(connection: Redis) -> list[float]:
@@ -111,23 +110,8 @@ def test_a_turn_is_one_workers_until_it_ends_or_the_worker_dies(connection: Redi
     assert not other.renew()
 
 
-class Interrupted(Hook):
-    """Something happens while it is told of a creation. then: what."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.then = lambda: None
-
-    async def handle(self, event: Event) -> None:
-        await super().handle(event)
-        if event.type is CREATE:
-            self.then()
-
-    post_create = post_finish = handle
-
-
 @pytest.fixture
-def desk(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(redis: RedisServer, tmp_path: Path) -> Iterator[Desk]:
     store = FileStore(tmp_path / "uploads")
     store.open()
     settings = Settings(upload_dir=tmp_path / "uploads", lock_lease=5.0)
@@ -175,7 +159,7 @@ async def test_what_comes_while_it_was_ones_turn_is_not_left(
 
 
 async def test_a_courier_passes_on_what_it_is_told_and_what_it_finds(
-    redis: RedisServer, connection: Redis, tmp_path: Path
+    redis: RedisServer, deliveries: Deliveries, tmp_path: Path
 ) -> None:
     post = Post(FileStore(tmp_path / "uploads"))
     post.store.open()
@@ -189,13 +173,12 @@ async def test_a_courier_passes_on_what_it_is_told_and_what_it_finds(
     redis.start()
     courier.note("a")
     await courier.stop()
-    assert queued(connection) == 1
+    assert deliveries.add_missing(["a"]) == 0
     again = Courier(Settings(upload_dir=tmp_path / "uploads"), redis.url)
     assert await again.look(post.outbox) == 1
     await again.stop()
-    assert queued(connection) == 2
+    assert deliveries.add_missing(["a", "b"]) == 0
 
 
 def test_the_job_is_what_servers_call_it() -> None:
-    module, _, name = "tusd_workers.delivery.deliver".rpartition(".")
-    assert (delivery_module.__name__, delivery_module.deliver.__name__) == (module, name)
+    assert f"{delivery_module.deliver.__module__}.{delivery_module.deliver.__name__}" == JOB

@@ -11,7 +11,7 @@ import pytest
 
 from tests.state.conftest import Connections, Log, until
 from tests.support.redis import RedisServer
-from tusd_py.state import Script, State, StateUnavailable
+from tusd_py.state import Part, Script, State, StateUnavailable
 
 ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
 BROKEN = Script("broken", "return redis.call('LPUSH', KEYS[1], 1)")
@@ -39,6 +39,39 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(
     counts = redis_server.counts()
     assert counts["eval"] == 1
     assert counts["evalsha"] == 3
+
+
+async def test_a_script_runs_for_many_in_one_go(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    redis_server.command("SCRIPT", "FLUSH")
+    calls: list[tuple[list[str], list[Part]]] = [
+        ([f"tusd:{number}"], [number]) for number in range(50)
+    ]
+    expected = [[f"tusd:{number}".encode(), b"%d" % number] for number in range(50)]
+    # Whether Redis knows the script or not.
+    for _ in range(2):
+        assert await state.run_each(ECHO, calls) == expected
+    assert await state.run_each(ECHO, []) == []
+
+
+async def test_one_of_many_that_fails_is_told_and_the_connection_goes_on(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    redis_server.command("SET", "tusd:text", "x")
+    for _ in range(2):
+        with pytest.raises(StateUnavailable, match="WRONGTYPE"):
+            await state.run_each(BROKEN, [(["tusd:a"], []), (["tusd:text"], []), (["tusd:b"], [])])
+        assert await state.command("GET", "tusd:text") == b"x"
+    assert state.available
+    redis_server.pause()
+    with pytest.raises(StateUnavailable):
+        await state.run_each(ECHO, [(["tusd:a"], ["a"])] * 3)
+    redis_server.resume()
+    await until(lambda: state.available, "Redis to be back")
+    assert await state.run_each(ECHO, [(["tusd:a"], ["b"])]) == [[b"tusd:a", b"b"]]
 
 
 async def test_running_a_script_is_one_command(

@@ -131,6 +131,7 @@ def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
         stdout=writer,
         stderr=subprocess.PIPE,
         cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if not key.startswith("TUSD_")},
     ) as process:
         os.close(writer)
         _, told = process.communicate(timeout=60)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeServer
+from tests.support.jobs import Job
 from tests.support.redis import RedisServer
+from tests.support.tus import Tus
+from tests.support.waiting import wait_until
+from tests.workers.commands import command, of
 from tusd_py.events import Event, Hooks
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
@@ -126,6 +132,69 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         assert report.expired == len(left)
         await locks.stop()
         await state.stop()
+
+
+async def test_sweeps_that_overlap_remove_each_upload_once(
+    store: FileStore, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Hook:
+        async def post_expire(self, event: Event) -> None:
+            told.append(event.upload.id)
+
+    await abandoned(store, COUNT)
+    for number in range(100):
+        await store.create(UploadInfo(id=f"kept{number}", length=10, created_at=time.time()))
+    with RedisServer(tmp_path / "redis") as redis:
+        states = [State(redis.url, timeout=10.0) for _ in range(3)]
+        for state in states:
+            await state.start()
+        locks = [RedisLocks(state) for state in states]
+        hooks = [Hooks([Hook()]) for _ in states]
+        places = [uploads(store, *both) for both in zip(locks, hooks, strict=True)]
+        reports = await asyncio.gather(
+            *(sweep(place, registry=Registry(states[0])) for place in places)
+        )
+        for each in hooks:
+            await each.drain()
+        for lock in locks:
+            await lock.stop()
+        for state in states:
+            await state.stop()
+    assert sum(report.expired for report in reports) == COUNT
+    assert sum(report.failed for report in reports) == 0
+    assert sorted(told) == sorted(f"u{number}" for number in range(COUNT))
+    assert len([each async for each in store.ids()]) == 100
+
+
+def test_what_a_killed_sweep_left_the_next_one_removes(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        server = make_server("--lock-lease", "1s", env=env)
+        tus = Tus(server)
+        kept = tus.finished(b"hello")
+        store = FileStore(server.upload_dir)
+        asyncio.run(abandoned(store, 2 * COUNT))
+        flags = ("--expire-after", "1s", "--lock-lease", "1s", *of(server))
+        sweeping = Job("sweep", *flags, env=env)
+        first = server.data_file("u0").parent / ".tusd-py" / "gone"
+        wait_until(lambda: len(os.listdir(first)) > 100, "its beginning", timeout=40)
+        sweeping.end(signal.SIGKILL)
+        left = sum(1 for name in os.listdir(server.upload_dir) if name.startswith("u"))
+        assert left > 100
+
+        def are_gone() -> bool:
+            # Locks of the one that was killed run out.
+            assert command("sweep", *flags, env=env).returncode == 0
+            return not any(name.startswith("u") for name in os.listdir(server.upload_dir))
+
+        wait_until(are_gone, "the rest", timeout=60)
+        assert sum((first / name).stat().st_size for name in os.listdir(first)) == 0
+        assert tus.get(kept).body == b"hello"
+        server.terminate()
 
 
 async def test_the_store_tells_of_each_what_it_tells_of_one(store: FileStore) -> None:

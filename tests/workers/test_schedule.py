@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rq import Queue
+from rq.job import Job
 
 from tests.support.redis import RedisServer
 from tusd_py.settings import Settings
@@ -72,6 +73,8 @@ def test_each_time_comes_once_however_many_schedulers_look(redis: RedisServer) -
     due = job_id("tusd:", "sweep-due", round(utc("2026-11-01T02:00:00")))
     full = job_id("tusd:", "sweep-all", round(utc("2026-11-01T02:00:00")))
     assert sorted(queued(redis)) == sorted([due, full])
+    with connect(redis.url) as connection:
+        assert Job.fetch(due, connection=connection).failure_ttl == 86_400
 
 
 def test_the_schedule_comes_back_by_itself(redis: RedisServer) -> None:

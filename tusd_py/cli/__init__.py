@@ -29,7 +29,7 @@ COMMANDS = {
     "events": "Print what hooks are still to be told of, and have told again what was given up.",
     "status": "Print whether workers and the scheduler do what they should.",
     "health": "Find out whether a process does its work, for containers.",
-    "adopt": "Take over what another server has kept in a directory.",
+    "adopt": "Take over what another server has kept in a directory, or give it back.",
     "duplicates": "Print or forget what is remembered of uploads to find duplicates.",
     "keys": "Make a secret for tokens.",
     "token": "Issue, look into and revoke tokens.",

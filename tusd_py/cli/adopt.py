@@ -1,4 +1,4 @@
-"""`tusd-py adopt`: takes over the uploads that tusd or tuspyserver have kept in a directory.
+"""`tusd-py adopt`: takes over the uploads that tusd or tuspyserver have kept in a directory, and gives them back.
 
 A server on such a directory does the same, upload by upload, when it is asked for one; this does it for all at once, and says
 beforehand what will not do. Each upload is taken over by one rename of a record that was written and synced before, so
@@ -16,23 +16,30 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 from tusd_py.commandline import Parser, UsageError, suggestion
 from tusd_py.storage import foreign
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import STATE_DIRECTORY, FileStore
 
-USAGE = "DIR --from tuspyserver|tusd [--dry-run] [--json]"
+USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"
 ABOUT = """\
 Take over the uploads in DIR that another server has kept there: finished and unfinished ones, partial and final ones, with \
 their metadata and their expiry. Stop that server first. Bytes stay where they are; only the records beside them are written \
 anew, and what stands in a file behind the last byte that its client was told of is cut off. What cannot be trusted is \
 listed with the reason and left as it is. The command can be run again, and nothing happens to what was taken over before.
 
-The exit code is 0 if all uploads are ours now, and 1 if some were left alone.
+With --to tuspyserver it goes the other way: ours get the records that tuspyserver understands. (tusd understands ours.)
+
+The exit code is 0 if all uploads were taken over or given back, and 1 if some were left alone.
 """
 
+Direction = Literal["taken over", "given back"]
+
 _ORIGINS = ("tuspyserver", "tusd")
+_EXPIRE_AFTER = 5 * 86_400.0
+"""Seconds; for uploads that expire with the others of a server, which theirs keeps that long."""
 _BAR = 30
 _REDRAW = 0.1
 """Seconds."""
@@ -49,6 +56,13 @@ def add_arguments(parser: Parser) -> None:
         dest="origin",
     )
     parser.option(
+        "--to",
+        "Give them back to this server: tuspyserver.",
+        section="Adopt",
+        metavar="SERVER",
+        dest="target",
+    )
+    parser.option(
         "--dry-run",
         "Change nothing; say what would be taken over and what would not.",
         section="Adopt",
@@ -60,19 +74,23 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Take over; returns the exit code."""
     given = vars(arguments)
-    directory, origin = str(arguments.directory), given.get("origin")
+    directory, origin, target = str(arguments.directory), given.get("origin"), given.get("target")
     if not directory:
         raise UsageError("give the directory of the uploads")
-    if origin not in _ORIGINS:
+    if origin is not None and target is not None:
+        raise UsageError("give --from or --to, not both")
+    if target is None and origin not in _ORIGINS:
         hint = suggestion(str(origin), _ORIGINS) if origin is not None else ""
         raise UsageError(f"--from: say whose uploads they are, {' or '.join(_ORIGINS)}{hint}")
+    if target not in (None, "tuspyserver"):
+        raise UsageError("--to: only tuspyserver needs records of its own; tusd understands ours")
     if not Path(directory).is_dir():
         raise UsageError(f"{json.dumps(directory)} is no directory")
     try:
         return asyncio.run(
-            _adopt(
+            _go_through(
                 FileStore(directory),
-                origin,
+                _Adoption(str(origin)) if target is None else _Return(),
                 dry_run="dry_run" in given,
                 output=_Output(as_json="json" in given),
             )
@@ -84,28 +102,47 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(slots=True)
 class Summary:
-    """What was found. finished, unfinished: taken over. cut: bytes behind what clients were told of. ours: before already."""
+    """What was found. finished, unfinished: that were taken over, or given back. done_before: for which nothing was to do.
 
+    cut: bytes behind what clients were told of.
+    """
+
+    direction: Direction
     dry_run: bool
     seen: int = 0
     finished: int = 0
     unfinished: int = 0
     cut: int = 0
-    ours: int = 0
+    done_before: int = 0
     left_alone: int = 0
 
     def __str__(self) -> str:
-        verb = "would be taken over" if self.dry_run else "taken over"
-        taken = self.finished + self.unfinished
+        verb = f"would be {self.direction}" if self.dry_run else self.direction
+        done = self.finished + self.unfinished
         cut = f" ({self.cut} bytes that no client was told of cut off)" if self.cut else ""
+        whose = "ours" if self.direction == "taken over" else "theirs"
         return (
-            f"{self.seen} uploads seen: {taken} {verb}, {self.finished} of them finished and "
-            f"{self.unfinished} unfinished{cut}; {self.ours} ours already; {self.left_alone} left alone"
+            f"{self.seen} uploads seen: {done} {verb}, {self.finished} of them finished and "
+            f"{self.unfinished} unfinished{cut}; {self.done_before} {whose} already; {self.left_alone} left alone"
         )
 
+    def count(self, upload: Upload) -> None:
+        """It was done for one more."""
+        self.finished += upload.finished
+        self.unfinished += not upload.finished
 
-async def _adopt(store: FileStore, origin: str, *, dry_run: bool, output: _Output) -> int:
-    summary = Summary(dry_run)
+
+class _Work(Protocol):
+    """What is done to every upload."""
+
+    direction: Direction
+
+    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """Does it to one, and counts it. Raises StorageError where it is left alone, with the reason."""
+
+
+async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, output: _Output) -> int:
+    summary = Summary(work.direction, dry_run)
     if not dry_run:
         # Nobody else may be at it; and a directory that is served needs no command.
         store.open()
@@ -115,7 +152,7 @@ async def _adopt(store: FileStore, origin: str, *, dry_run: bool, output: _Outpu
         async for upload_id in store.ids():
             summary.seen += 1
             try:
-                await _adopt_one(store, upload_id, origin, summary)
+                await work.do(store, upload_id, summary)
             except StorageError as problem:
                 summary.left_alone += 1
                 output.leave(upload_id, str(problem).removeprefix(f"{upload_id}: "))
@@ -131,23 +168,54 @@ async def _adopt(store: FileStore, origin: str, *, dry_run: bool, output: _Outpu
     return 1 if summary.left_alone else 0
 
 
-async def _adopt_one(store: FileStore, upload_id: str, origin: str, summary: Summary) -> None:
-    """Raises StorageError where it is left alone, with the reason."""
-    layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
-    if layout == "ours":
-        summary.ours += 1
-        return
-    if layout == "unknown":
-        raise StorageError("its record is none of an upload")
-    if layout != origin:
-        raise StorageError(f"it is of {layout}; adopt it with --from {layout}")
-    upload = await store.load(upload_id)
-    excess = await asyncio.to_thread(_excess, store, upload)
-    if not summary.dry_run:
-        upload = await store.adopt(upload)
-    summary.cut += excess
-    summary.finished += upload.finished
-    summary.unfinished += not upload.finished
+class _Adoption:
+    """Taking over what another server has kept."""
+
+    direction: Direction = "taken over"
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+
+    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """See `_Work`."""
+        layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
+        if layout == "ours":
+            summary.done_before += 1
+            return
+        if layout == "unknown":
+            raise StorageError("its record is none of an upload")
+        if layout != self._origin:
+            raise StorageError(f"it is of {layout}; adopt it with --from {layout}")
+        upload = await store.load(upload_id)
+        excess = await asyncio.to_thread(_excess, store, upload)
+        if not summary.dry_run:
+            upload = await store.adopt(upload)
+        summary.cut += excess
+        summary.count(upload)
+
+
+class _Return:
+    """Giving tuspyserver the records that it understands."""
+
+    direction: Direction = "given back"
+
+    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """See `_Work`."""
+        layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
+        if layout == "tuspyserver":
+            summary.done_before += 1
+            return
+        if layout == "unknown":
+            raise StorageError("its record is none of an upload")
+        upload = await store.load(upload_id)
+        after = _EXPIRE_AFTER if upload.info.expire_after is None else upload.info.expire_after
+        is_kept = (upload.finished and not upload.info.is_partial) or not after
+        expires = None if is_kept else upload.changed_at + after
+        content = foreign.as_tuspyservers(upload, expires=expires)
+        if not summary.dry_run:
+            # A chunk that was not verified to the end does not count.
+            await store.give_back(await store.recover(upload), content)
+        summary.count(upload)
 
 
 def _layout(path: str) -> foreign.Layout:
@@ -169,6 +237,9 @@ def _excess(store: FileStore, upload: Upload) -> int:
 def _names(root: str) -> Iterator[str]:
     """The records in a directory and those below it."""
     for directory, below, names in os.walk(root):
+        if directory != root and STATE_DIRECTORY in below:
+            below.clear()
+            continue
         below[:] = [name for name in below if name not in (STATE_DIRECTORY, foreign.LOCKS)]
         for name in names:
             if name.endswith(".info"):

@@ -104,9 +104,13 @@ class _Bridge:
     That is an upload whose last bytes came before a crash: it is finished by whoever looks at it next.
     """
 
-    def __init__(self, directory: str, on_complete: OnComplete | None) -> None:
+    def __init__(
+        self, directory: str, on_complete: OnComplete | None, *, has_dependency: bool
+    ) -> None:
+        """has_dependency: whether requests know of a hook that nobody else can get at."""
         self._directory = directory
         self._on_complete = on_complete
+        self._has_dependency = has_dependency
 
     async def pre_create(self, event: Event) -> Changes | None:
         """Before an upload comes into being."""
@@ -123,10 +127,11 @@ class _Bridge:
             return
         on_complete = self._on_complete if call is None else call.on_complete
         if on_complete is None:
-            logger.warning(
-                "upload %s was finished without a request that could tell upload_complete_dep",
-                event.upload.id,
-            )
+            if self._has_dependency:
+                logger.warning(
+                    "upload %s was finished without a request that could tell upload_complete_dep",
+                    event.upload.id,
+                )
             return
         path = os.path.join(self._directory, event.upload.location or event.upload.id)
         await _called(on_complete, path, _texts(event.upload.metadata))
@@ -204,6 +209,7 @@ def create_tus_router(  # noqa: PLR0917 - theirs
         max_size=max_size,
         days_to_keep=days_to_keep,
         on_complete=on_upload_complete,
+        has_dependency=upload_complete_dep is not None,
         settings=dict(settings or {}),
     )
 
@@ -352,6 +358,7 @@ class _Front:
         max_size: int,
         days_to_keep: float,
         on_complete: OnComplete | None,
+        has_dependency: bool,
         settings: Mapping[str, object],
     ) -> None:
         if max_size <= 0 or days_to_keep <= 0:
@@ -360,6 +367,7 @@ class _Front:
         self.max_size = max_size
         self._days_to_keep = days_to_keep
         self._on_complete = on_complete
+        self._has_dependency = has_dependency
         self._further = settings
         # So that what cannot be is said where the router is created.
         self._max_parts = self._settings(directory).max_concat_parts
@@ -388,7 +396,7 @@ class _Front:
         settings = self._settings(directory)
         return Engine(
             settings,
-            _Bridge(directory, self._on_complete),
+            _Bridge(directory, self._on_complete, has_dependency=self._has_dependency),
             shares=settings.workers > 1 or _has_siblings(),
         )
 
@@ -481,7 +489,8 @@ class _Front:
         directory, _ = await self._place(place_of, {})
         async with self._using(directory) as engine:
             call = self._call(completes=False, upload_id=upload_id)
-            return (await self._ask(request, engine, call)).into(response)
+            answer = await self._ask(request, engine, call)
+        return answer.into(response)
 
     async def capabilities(self, request: Request, response: Response) -> Response:
         """OPTIONS."""
@@ -521,12 +530,24 @@ class _Front:
             await engine(inner, request.receive, answer.send)
         finally:
             _current.reset(token)
+        if answer.status == 410 and await _is_removed(engine, call.upload_id or ""):
+            # What theirs has removed it does not remember.
+            raise _as_http(errors.not_found())
         scope[_ANSWERED] = True
         return answer
 
 
 _fronts: WeakSet[_Front] = WeakSet()
 """Those of this process."""
+
+
+async def _is_removed(engine: TusApp, upload_id: str) -> bool:
+    """Whether an upload is not only due to go, but gone."""
+    try:
+        await engine.uploads.load(upload_id)
+    except StorageError:
+        return True
+    return False
 
 
 async def _check_parts(engine: TusApp, final: Final) -> None:
@@ -577,13 +598,10 @@ def _as_http(refusal: ProtocolError) -> HTTPException:
 
 
 def _with_effective_method(scope: Scope) -> Scope:
-    """The request as it is with `X-HTTP-Method-Override`; one that makes no sense is left to the engine."""
+    """The request as it is with `X-HTTP-Method-Override`, which theirs believes whatever the method is."""
     if scope["type"] != "http":
         return scope
-    try:
-        method = tus.effective_method(scope["method"], Headers(scope["headers"]))
-    except ProtocolError:
-        return scope
+    method = Headers(scope["headers"]).get("x-http-method-override", scope["method"]).upper()
     return scope if method == scope["method"] else {**scope, "method": method}
 
 

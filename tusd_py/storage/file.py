@@ -107,7 +107,11 @@ class FileStore:
         self._free = 0.0, 0
         self._is_local = False
         self.outbox = FileOutbox(
-            state, write=self._write_tmp, in_thread=self._in_thread, dir_perms=dir_perms
+            state,
+            write=self._write_tmp,
+            in_thread=self._in_thread,
+            sync=self._syncs.sync,
+            dir_perms=dir_perms,
         )
 
     # Opening and closing
@@ -237,11 +241,10 @@ class FileStore:
             raise UploadExists(info.id) from None
         self._known.remember(info, status)
 
-    def _write_record(self, info: UploadInfo, *, sync: bool = False) -> str:
+    def _write_record(self, info: UploadInfo) -> str:
         """A record to be renamed into its place."""
         tmp = self._new_tmp(info.id)
-        status = self._write_new(tmp, records.serialize(info, root=self.root), sync=sync)
-        self._known.remember(info, status)
+        self._known.remember(info, self._write_new(tmp, records.serialize(info, root=self.root)))
         return tmp
 
     def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
@@ -410,11 +413,17 @@ class FileStore:
             if sync:
                 await self._syncs.sync(None, *self._directories(info))
 
-    def _save_at_once(self, info: UploadInfo, *, sync: bool) -> None:
-        """As `save`, for a thread, and by itself."""
+    async def give_back(self, upload: Upload, content: bytes) -> None:
+        """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
+        with _translated(f"giving back {upload.id}"):
+            await self._in_thread(self._save_at_once, upload.info, sync=True, content=content)
+
+    def _save_at_once(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
+        """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
         if sync:
             sync_path(self.data_path(info), data_only=True)
-        tmp = self._write_record(info, sync=sync)
+        content = records.serialize(info, root=self.root) if content is None else content
+        tmp = self._write_tmp(info.id, content, sync=sync)
         try:
             os.rename(tmp, self._info_path(info.id))
         except OSError:
@@ -581,6 +590,9 @@ class FileStore:
         pending = [""]
         while pending:
             prefix = pending.pop()
+            if prefix and os.path.isdir(f"{self.root}/{prefix}{STATE_DIRECTORY}"):
+                # A directory that is served by itself: its uploads are somebody else's to lock.
+                continue
             try:
                 entries = os.scandir(f"{self.root}/{prefix}")
             except FileNotFoundError:

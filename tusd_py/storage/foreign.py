@@ -8,12 +8,13 @@ of. Whatever contradicts itself is not trusted: it is left as it is, for a perso
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Literal, cast
 
 from tusd_py.protocol import metadata
@@ -50,8 +51,15 @@ def read_tuspyservers(
 ) -> UploadInfo:
     """The record of tuspyserver's in `document`; changed_at: when the bytes were, in seconds since the epoch.
 
-    Raises UploadUntrusted for what cannot be taken over without loss, ValueError and TypeError for what is no such record.
+    Raises UploadUntrusted for what makes no sense, or cannot be taken over without loss.
     """
+    try:
+        return _read(document, upload_id, changed_at)
+    except (ValueError, TypeError, OverflowError) as problem:
+        raise UploadUntrusted(f"{upload_id}: its record makes no sense: {problem}") from problem
+
+
+def _read(document: Mapping[str, object], upload_id: str, changed_at: float) -> UploadInfo:
     pairs = {
         str(key): str(value).encode("utf-8")
         for key, value in _mapping(document["metadata"]).items()
@@ -81,6 +89,38 @@ def read_tuspyservers(
             _count(document["offset"]) or 0, _count(document.get("upload_chunk_size")) or 0
         ),
     )
+
+
+def as_tuspyservers(upload: Upload, *, expires: float | None) -> bytes:
+    """The record with which tuspyserver goes on with an upload of ours; expires: seconds since the epoch, None for never.
+
+    Raises UploadUntrusted for what its format has no room for.
+    """
+    info = upload.info
+    if not upload.joined:
+        raise UploadUntrusted(f"{upload.id}: it waits for its parts, which tuspyserver does not")
+    if info.location is not None:
+        raise UploadUntrusted(f"{upload.id}: its bytes lie where tuspyserver does not look")
+    try:
+        texts = {key: value.decode("utf-8") for key, value in info.metadata.items()}
+    except UnicodeDecodeError:
+        raise UploadUntrusted(f"{upload.id}: its metadata is no text") from None
+    document = {
+        "metadata": texts,
+        "size": info.length,
+        "offset": upload.offset,
+        "upload_part": 0,
+        # Local time without a zone, as theirs writes it.
+        "created_at": str(datetime.fromtimestamp(info.created_at)),  # noqa: DTZ006
+        "defer_length": info.length is None,
+        "upload_chunk_size": 0,
+        "expires": None if expires is None else formatdate(expires, usegmt=True),
+        "error": None,
+        "is_partial": info.is_partial,
+        "is_final": info.is_final,
+        "partial_uploads": list(info.parts) or None,
+    }
+    return json.dumps(document, indent=4).encode()
 
 
 def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts
 from tusd_py.storage.problems import translated
+from tusd_py.storage.syncing import sync_path
 
 _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
 _SHARDS = tuple(f"{number:02x}" for number in range(256))
@@ -30,40 +31,53 @@ class Write(Protocol):
     def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
 
 
+class Sync(Protocol):
+    """Returns when the bytes of a file and other files and directories are durable. Raises OSError."""
+
+    def __call__(self, data: str, *others: str) -> Awaitable[None]: ...
+
+
 InThread = Callable[[Callable[[], object]], Awaitable[object]]
 
 
 class FileOutbox:
     """The outbox of one directory. See `Outbox` for what it does, and who may do it when.
 
-    root: where the two directories are made. write: see `Write`. in_thread: runs what blocks. dir_perms: of directories.
+    root: where the two directories are made. write, sync: see `Write` and `Sync`. in_thread: runs what blocks. dir_perms: of
+    directories.
     """
 
-    def __init__(self, root: str, *, write: Write, in_thread: InThread, dir_perms: int) -> None:
+    def __init__(
+        self, root: str, *, write: Write, in_thread: InThread, sync: Sync, dir_perms: int
+    ) -> None:
         self._root = root
         self._write = write
         self._in_thread = in_thread
+        self._sync = sync
         self._dir_perms = dir_perms
 
     async def keep(
         self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False
     ) -> None:
         with translated(f"keeping an event of {upload_id}"):
+            path, made = self._keep(upload_id, event_id, content)
             if sync:
-                await self._in_thread(lambda: self._keep(upload_id, event_id, content, sync=True))
-            else:
-                self._keep(upload_id, event_id, content, sync=False)
+                # Content and name at once: what a power cut leaves empty is of something that was not recorded either.
+                await self._sync(path, os.path.dirname(path), *made)
 
-    def _keep(self, upload_id: str, event_id: str, content: bytes, *, sync: bool) -> None:
+    def _keep(self, upload_id: str, event_id: str, content: bytes) -> tuple[str, list[str]]:
+        """The file, and the directories that changed because it is the first in its own."""
         others = list(self._names("waiting", upload_id))
         sequence = 1 + max((kept.sequence for kept in others), default=0)
-        tmp = self._write(upload_id, content, sync=sync)
-        self._place(tmp, "waiting", KeptEvent(upload_id, event_id, sequence, b"", 0.0), sync=sync)
+        tmp = self._write(upload_id, content, sync=False)
+        event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
+        made = self._place(tmp, "waiting", event)
         for kept in others:
             # It was about to happen before, and did not. Under another name, as whoever looks at that one may forget it now.
             if kept.event_id == event_id:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path("waiting", kept))
+        return self._path("waiting", event), made
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):
@@ -81,7 +95,7 @@ class FileOutbox:
             tmp = self._write(event.upload_id, content, sync=False)
             # The time of a file is when its event was kept.
             os.utime(tmp, (event.kept_at, event.kept_at))
-            self._place(tmp, "waiting", event, sync=False)
+            self._place(tmp, "waiting", event)
 
     async def give_up(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"giving an event of {event.upload_id} up"):
@@ -90,7 +104,9 @@ class FileOutbox:
     def _give_up(self, event: KeptEvent, content: bytes) -> None:
         tmp = self._write(event.upload_id, content, sync=True)
         os.utime(tmp, (event.kept_at, event.kept_at))
-        self._place(tmp, "failed", event, sync=True)
+        made = self._place(tmp, "failed", event)
+        for directory in (os.path.dirname(self._path("failed", event)), *made):
+            sync_path(directory)
         with suppress(FileNotFoundError):
             os.unlink(self._path("waiting", event))
 
@@ -149,27 +165,21 @@ class FileOutbox:
         directory = self._directory(box, _shard(event.upload_id))
         return f"{directory}/{_flat(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
 
-    def _place(self, tmp: str, box: Box, event: KeptEvent, *, sync: bool) -> None:
-        """Renames a file into its place."""
+    def _place(self, tmp: str, box: Box, event: KeptEvent) -> list[str]:
+        """Renames a file into its place; the directories that got new directories by that."""
         target = self._path(box, event)
         directory = os.path.dirname(target)
         try:
             try:
                 os.rename(tmp, target)
             except FileNotFoundError:
-                self._make(directory, sync=sync)
+                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
                 os.rename(tmp, target)
+                return [os.path.dirname(directory), self._root]
         except OSError:
             os.unlink(tmp)
             raise
-        if sync:
-            _sync(directory)
-
-    def _make(self, directory: str, *, sync: bool) -> None:
-        os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
-        if sync:
-            _sync(os.path.dirname(directory))
-            _sync(self._root)
+        return []
 
     def _names(self, box: Box, upload_id: str) -> Iterator[KeptEvent]:
         """An upload's events, without their content."""
@@ -204,11 +214,3 @@ def _flat(upload_id: str) -> str:
 
 def _shard(upload_id: str) -> str:
     return hashlib.sha256(upload_id.encode()).hexdigest()[:2]
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -296,12 +296,27 @@ class TusApp:
     async def _start_courier(self) -> None:
         """Where workers have events to tell, somebody has to tell the workers."""
         url = self._shared.url
+        if self._is_server and not self._child and not self._delivered:
+            await self._warn_of_leftovers()
         if not self._delivered or url is None or not self._hooks.delivers:
             return
         # Not for servers that have nothing to tell: it brings rq with it.
         queue = await asyncio.to_thread(importlib.import_module, "tusd_hooks.queue")
         self._announcer.courier = cast(Courier, queue.Courier(self.settings, url))
         await self._announcer.courier.start()
+
+    async def _warn_of_leftovers(self) -> None:
+        """What workers were to deliver before the settings changed is nobody's business now."""
+        counts = await self.store.outbox.counts()
+        if counts.waiting:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "events left over",
+                message=f"{counts.waiting} events wait for workers, but this server runs none (--hooks-delivery): "
+                "tusd-py worker delivers them",
+                events=counts.waiting,
+            )
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""

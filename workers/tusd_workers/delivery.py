@@ -96,11 +96,11 @@ class Delivery:
         passed_over: set[str] = set()
         for kept in await self._outbox.of(upload_id):
             try:
-                intent = intents.parse(kept.content)
+                intent = _read(kept)
             except MalformedIntent as problem:
                 await self._give_up(kept, kept.content, str(problem))
                 continue
-            if not await self._has_happened(kept, intent):
+            if intent is None or not await self._has_happened(kept, intent):
                 if self._clock() - kept.kept_at > _ABANDONED:
                     await self._outbox.forget(kept)
                 else:
@@ -199,3 +199,8 @@ class Delivery:
             hooks=", ".join(hooks),
             reason=reason,
         )
+
+
+def _read(kept: KeptEvent) -> Intent | None:
+    """None for one whose content a power cut took, before what it tells of was recorded. Raises MalformedIntent."""
+    return intents.parse(kept.content) if kept.content else None

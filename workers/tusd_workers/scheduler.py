@@ -48,6 +48,9 @@ _JOB_TIMEOUT = 6 * 3600
 """Seconds that a sweep may take: those of a million uploads take minutes."""
 _RESULT_TTL = 3600
 """Seconds for which rq remembers that a job was done."""
+_FAILURE_TTL = 86_400
+"""Seconds for which rq remembers that a job failed. A sweep does so only if its worker was killed, and the next one does its
+work; rq's own year would be an alarm for as long."""
 _SHORTEST_TTL = 60.0
 
 
@@ -104,6 +107,17 @@ def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
         day += timedelta(days=1)
 
 
+class _RQScheduler(RQScheduler):  # type: ignore[misc]  # it has no types
+    """rq-scheduler's, whose jobs do not count as failed for a year."""
+
+    def _create_job(self, *args: object, commit: bool = True, **kwargs: object) -> Job:
+        job: Job = super()._create_job(*args, commit=False, **kwargs)
+        job.failure_ttl = _FAILURE_TTL
+        if commit:
+            job.save()
+        return job
+
+
 class Scheduler:
     """Puts jobs into queues at their times. clock: seconds since the epoch, for what comes next."""
 
@@ -115,7 +129,7 @@ class Scheduler:
         prefix: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._rq = RQScheduler(connection=connection, interval=_POLL)
+        self._rq = _RQScheduler(connection=connection, interval=_POLL)
         self._connection = connection
         self._schedules = schedules
         self._prefix = prefix

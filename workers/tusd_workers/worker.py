@@ -36,6 +36,40 @@ _PATIENCE = 86_400.0
 """Seconds for jobs in hand to end after SIGTERM. Whoever has less patience sends SIGKILL: jobs bear it."""
 
 
+class _Outage(logging.Filter):
+    """Says once that Redis went away and once that it is back. rq says so every other second, and at length where Redis
+    went away during a job: as a filter of its log this leaves that out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._away = False
+
+    def begin(self, problem: RedisError) -> None:
+        """It does not answer."""
+        if not self._away:
+            logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
+        self._away = True
+
+    def end(self) -> None:
+        """It does."""
+        if self._away:
+            logs.event(logger, logging.WARNING, "redis back")
+        self._away = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what is about Redis."""
+        told = [record.exc_info[1]] if record.exc_info else []
+        told += [each for each in record.args or () if isinstance(each, RedisError)]
+        for problem in told:
+            if isinstance(problem, RedisError):
+                self.begin(problem)
+                return False
+        return True
+
+
+_outage = _Outage()
+
+
 class _Worker(SimpleWorker):
     """rq's, told apart in that it waits for Redis no longer than need be, and ends even while Redis is away."""
 
@@ -57,6 +91,8 @@ class _Worker(SimpleWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Says that it lives. A Redis that was emptied is told anew who it is: rq does so only once."""
         super().heartbeat(timeout, pipeline)
+        if pipeline is None:
+            _outage.end()
         if pipeline is None and not self.connection.hexists(self.key, "birth"):
             self.connection.delete(self.key)
             self.register_birth()  # type: ignore[no-untyped-call]
@@ -112,7 +148,7 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
 
     names = [queue_name(settings.redis_prefix, queue) for queue in queues]
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
-    away = False
+    logging.getLogger("rq.worker").addFilter(_outage)
     while not told.is_set():
         # rq's own take their place while it works.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,7 +156,6 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
         try:
             worker = _Worker(names, connection=connect(url), worker_ttl=_ALIVE)
             worker.told = told
-            away = _say(away, None)
             try:
                 worker.work(logging_level="WARNING")
             except StopRequested:
@@ -128,16 +163,7 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
             if worker.was_told_to_end:
                 break
         except RedisError as problem:
-            away = _say(away, problem)
+            _outage.begin(problem)
         told.wait(_PAUSE)
     logs.event(logger, logging.INFO, "worker stopped")
     return 0
-
-
-def _say(away: bool, problem: RedisError | None) -> bool:
-    """Logs that Redis went away or came back, once each; returns whether it is away."""
-    if problem is not None and not away:
-        logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
-    if problem is None and away:
-        logs.event(logger, logging.WARNING, "redis back")
-    return problem is not None

@@ -1,0 +1,114 @@
+"""What is written down when, as uploads live: before it happens, and durable before a client is told of a finish."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tests.delivery.test_delivery import Hook
+from tusd_py import intent as intents
+from tusd_py.announcing import Announcer
+from tusd_py.events import Hooks, RequestView
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.protocol.tus import Creation
+from tusd_py.reception import Body, BodyEnd, Take
+from tusd_py.rules import Rules
+from tusd_py.storage.base import StorageFull
+from tusd_py.storage.file import FileStore
+from tusd_py.storage.syncing import GroupSync
+from tusd_py.uploads import Uploads
+
+REQUEST = RequestView("POST", "/files/", "10.0.0.1:1", {}, "http://h/files/")
+
+
+class NoBody(Body):
+    """Nothing comes."""
+
+    end = BodyEnd.COMPLETE
+
+    async def read(self) -> bytes:
+        return b""
+
+    async def pour(self, take: Take) -> bool:
+        return False
+
+    def stop(self, end: BodyEnd) -> None: ...
+
+    def trailers(self) -> dict[str, str]:
+        return {}
+
+
+class Steps:
+    """What gets its name, and what is durable, in order: events in the outbox, their directory, records."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        sync, rename = GroupSync.sync, os.rename
+
+        async def synced(group: GroupSync, data: str | None, *others: str) -> None:
+            await sync(group, data, *others)
+            for path in (data or "", *others):
+                self._note("sync", path)
+
+        def renamed(source: str, target: str) -> None:
+            rename(source, target)
+            self._note("rename", target)
+
+        monkeypatch.setattr(GroupSync, "sync", synced)
+        monkeypatch.setattr(os, "rename", renamed)
+
+    def _note(self, verb: str, path: str) -> None:
+        if "/outbox/" in path:
+            self.seen.append(f"{verb} {'event' if os.path.isfile(path) else 'shard'}")
+        elif path.endswith(".info"):
+            self.seen.append(f"{verb} record")
+
+
+def house(tmp_path: Path, durability: Literal["none", "finish"]) -> tuple[Uploads, FileStore]:
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    hook = Hook()
+    hooks = Hooks([hook], delivered={"a": hook})
+    announcer = Announcer(hooks, store.outbox, durable=durability != "none")
+    rules = Rules(durability=durability)
+    return Uploads(store, MemoryLocks(), rules=rules, hooks=hooks, announcer=announcer), store
+
+
+def empty() -> Creation:
+    return Creation(0, {}, "", None, "", None)
+
+
+@pytest.mark.parametrize("durability", ["none", "finish"])
+async def test_a_finish_is_written_down_before_it_is_recorded(
+    tmp_path: Path, durability: Literal["none", "finish"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    uploads, _ = house(tmp_path, durability)
+    await uploads.create(empty(), (), NoBody(), REQUEST)
+    created, *finished = [step for step in steps.seen if step != "sync record"]
+    assert created == "rename event"
+    if durability == "none":
+        assert finished == ["rename event", "rename record"]
+    else:
+        assert finished == ["rename event", "sync event", "sync shard", "rename record"]
+
+
+async def test_a_full_disk_keeps_nobody_from_making_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, store = house(tmp_path, "none")
+    upload = (await uploads.create(empty(), (), NoBody(), REQUEST)).upload
+    keep = store.outbox.keep
+
+    async def keep_if_there_is_room(*args: object, **options: object) -> None:
+        if os.path.exists(store.data_path(upload.info)):
+            raise StorageFull("no room")
+        await keep(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.outbox, "keep", keep_if_there_is_room)
+    await uploads.terminate(upload.id, REQUEST)
+    kinds = [intents.parse(kept.content).event.type for kept in await store.outbox.of(upload.id)]
+    assert kinds == ["post-create", "post-finish", "post-terminate"]
