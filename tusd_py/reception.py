@@ -67,6 +67,9 @@ NOTHING_COUNTS = {
 }
 """Codes of problems after which no byte of a request counts."""
 
+_UNFORESEEN = errors.internal()
+"""What is assumed of a body's end until it is known; never raised."""
+
 
 Take = Callable[[memoryview], "Awaitable[None] | None"]
 """Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
@@ -223,7 +226,7 @@ class Reception:
             limit=limit,
             over_limit=over_limit,
         )
-        problem: ProtocolError | None = errors.internal()
+        problem: ProtocolError | None = _UNFORESEEN
         try:
             try:
                 self._begin(transfer)

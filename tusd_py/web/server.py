@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import uvicorn
+
 from tusd_py import logs
 from tusd_py.events import HookError
 from tusd_py.protocol import tus
@@ -23,6 +25,7 @@ from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.pooling import clear
+from tusd_py.web.probe import what_works
 from tusd_py.web.supervisor import Supervisor
 from tusd_py.web.uvicorn import Limits, UploadConfig, UploadServer
 
@@ -67,6 +70,18 @@ class _Server(UploadServer):
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
     several = settings.workers > 1
+    works = what_works()
+    if works == "nothing":
+        sys.stderr.write(f"tusd-py serve: it does not work with uvicorn {uvicorn.__version__}\n")
+        return EXIT_UNUSABLE
+    if works == "stream" and not settings.disable_direct_bodies:
+        settings = settings.model_copy(update={"disable_direct_bodies": True})
+        logs.event(
+            logger,
+            logging.WARNING,
+            "direct bodies off",
+            message=f"Bodies cannot go straight into files with uvicorn {uvicorn.__version__}; they take the slower way",
+        )
     try:
         app = TusApp(settings, runs_jobs=not several)
         if several:
