@@ -6,12 +6,15 @@ there are any to rely on. The hooks that belong to the server stay there. Not fo
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
-from tusd_py import events
-from tusd_py.events import HookObserver, Hooks
+from tusd_py.events import EventType, HookError, HookObserver, Hooks, listens
 from tusd_py.intent import is_secret
 from tusd_py.settings.model import Settings
 
@@ -47,7 +50,7 @@ def in_server(
     operators = _operators(settings)
     if delivered:
         _warn_about_secrets(settings)
-    own = [events.load("tusd_hooks.duplicates:Duplicates")] if settings.duplicates != "off" else []
+    own = [_load("tusd_hooks.duplicates:Duplicates")] if settings.duplicates != "off" else []
     return Hooks(
         [*given, *operators.values(), *own],
         timeout=settings.hooks_timeout,
@@ -80,7 +83,7 @@ def _operators(settings: Settings) -> dict[str, object]:
         specifications.append("tusd_hooks.files:FileHooks")
     names = _names(specifications)
     return {
-        name: events.load(specification)
+        name: _load(specification)
         for name, specification in zip(names, specifications, strict=True)
     }
 
@@ -97,3 +100,37 @@ def _names(specifications: Iterable[str]) -> list[str]:
         again = sum(1 for each in names if each.partition("#")[0] == name)
         names.append(f"{name}#{again + 1}" if again else name)
     return names
+
+
+def _load(specification: str) -> object:
+    """The hook that `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name` names; a class is instantiated.
+
+    Raises HookError.
+    """
+    place, separator, name = specification.rpartition(":")
+    if not separator:
+        place, name = specification, ""
+    try:
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+        hook: object = getattr(module, name) if name else module
+        if inspect.isclass(hook):
+            hook = hook()
+    except Exception as problem:
+        raise HookError(
+            f"hook {specification!r} cannot be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
+    if not any(listens(hook, event_type) for event_type in EventType):
+        names = ", ".join(event_type.function for event_type in EventType)
+        raise HookError(f"hook {specification!r} has none of the functions {names}")
+    return hook
+
+
+def _load_file(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"tusd_hook_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

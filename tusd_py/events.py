@@ -9,8 +9,6 @@ of them that workers deliver (`DELIVERED`) are not called here, but by `tusd_wor
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import logging
 import os
@@ -18,8 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
@@ -311,7 +307,7 @@ class Hooks:
             self._listeners[event_type] = [
                 hook
                 for hook in self._hooks
-                if _listens(hook, event_type)
+                if listens(hook, event_type)
                 and not (event_type in DELIVERED and id(hook) in elsewhere)
             ]
 
@@ -333,7 +329,7 @@ class Hooks:
     @property
     def delivers(self) -> bool:
         """Whether there are hooks that workers tell of events."""
-        return any(_listens(hook, each) for hook in self._delivered.values() for each in DELIVERED)
+        return any(listens(hook, each) for hook in self._delivered.values() for each in DELIVERED)
 
     def delivered_to(self, event_type: EventType) -> tuple[str, ...]:
         """The names of the hooks that workers have to tell of an event of this type."""
@@ -342,13 +338,13 @@ class Hooks:
         return tuple(
             name
             for name, hook in self._delivered.items()
-            if _listens(hook, event_type) and _wants_now(hook, event_type)
+            if listens(hook, event_type) and _wants_now(hook, event_type)
         )
 
     async def deliver(self, name: str, event: Event) -> None:
         """Tells one of the hooks of `delivered`. Raises HookFailed, whose text is for the log."""
         hook = self._delivered.get(name)
-        if hook is None or not _listens(hook, event.type):
+        if hook is None or not listens(hook, event.type):
             raise HookFailed(
                 f"there is no hook {name} for it here: workers need the same options as servers"
             )
@@ -493,7 +489,8 @@ async def _awaited(answer: object) -> object:
     return await answer if inspect.isawaitable(answer) else answer
 
 
-def _listens(hook: object, event_type: EventType) -> bool:
+def listens(hook: object, event_type: EventType) -> bool:
+    """Whether a hook has a function for events of this type."""
     return callable(getattr(hook, event_type.function, None))
 
 
@@ -505,37 +502,3 @@ def _wants_now(hook: object, event_type: EventType) -> bool:
 
 def _name(hook: object) -> str:
     return getattr(hook, "__name__", type(hook).__qualname__)
-
-
-def load(specification: str) -> object:
-    """The hook that `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name` names; a class is instantiated.
-
-    Raises HookError.
-    """
-    place, separator, name = specification.rpartition(":")
-    if not separator:
-        place, name = specification, ""
-    try:
-        module = (
-            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-        hook: object = getattr(module, name) if name else module
-        if inspect.isclass(hook):
-            hook = hook()
-    except Exception as problem:
-        raise HookError(
-            f"hook {specification!r} cannot be loaded: {type(problem).__name__}: {problem}"
-        ) from problem
-    if not any(_listens(hook, event_type) for event_type in EventType):
-        names = ", ".join(event_type.function for event_type in EventType)
-        raise HookError(f"hook {specification!r} has none of the functions {names}")
-    return hook
-
-
-def _load_file(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"tusd_hook_{path.stem}", path)
-    if specification is None or specification.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

@@ -36,8 +36,11 @@ class House:
             # What is tried again is tried by workers.
             "TUSD_HOOKS_HTTP_RETRY": "1",
             "TUSD_HOOKS_DELIVERY_BACKOFF": "200ms",
-            "TUSD_LOCK_LEASE": "2s",
         }
+
+    def lose_patience(self) -> None:
+        """From now on those that are killed are not waited for long."""
+        self.env["TUSD_LOCK_LEASE"] = "2s"
 
     def serve(self, *flags: str, dies: str = "") -> ServerProcess:
         """A server; dies: the instant at which it is killed, see `killed.py`."""

@@ -359,6 +359,7 @@ def die(server: ServerProcess, tus: Tus) -> str:
     [("before the outbox", 1), ("before the record", 2), ("before the queue", 2)],
 )
 def test_a_server_is_killed_while_it_finishes(house: House, instant: str, kept: int) -> None:
+    house.lose_patience()
     server = house.serve(dies=instant)
     path = die(server, Tus(server))
     before = house.outbox(server)
@@ -381,6 +382,7 @@ def test_a_server_is_killed_while_it_finishes(house: House, instant: str, kept: 
 
 
 def test_what_was_not_finished_is_not_told(house: House) -> None:
+    house.lose_patience()
     server = house.serve(dies="before the record")
     path = die(server, Tus(server))
     # A sweep would finish it, as all its bytes are there.
@@ -393,6 +395,7 @@ def test_what_was_not_finished_is_not_told(house: House) -> None:
 
 
 def test_a_server_is_killed_while_it_removes(house: House) -> None:
+    house.lose_patience()
     server = house.serve(dies="before the removal")
     tus = Tus(server)
     path = finish(tus)
@@ -411,6 +414,7 @@ def test_a_server_is_killed_while_it_removes(house: House) -> None:
 
 
 def test_a_worker_is_killed_while_it_tells(house: House) -> None:
+    house.lose_patience()
     server = house.serve()
     told = threading.Event()
     house.endpoint.script("post-finish", Reply(hold=told), Reply())

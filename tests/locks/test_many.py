@@ -106,3 +106,23 @@ async def test_without_redis_there_are_none_and_nothing_stays_locked(
             except (LocksUnavailable, LockTimeout):
                 await asyncio.sleep(0.05)
     await lease.release()
+
+
+async def test_one_that_is_held_without_redis_is_not_free_when_redis_is_back(
+    make_shared: MakeShared, redis_server: RedisServer
+) -> None:
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    lease = await here.acquire("u1", timeout=10)
+    redis_server.start()
+    leases: list[str] | None = None
+    async with asyncio.timeout(30):
+        while leases is None:
+            try:
+                async with there.those_free(MANY) as free:
+                    leases = list(free)
+            except LocksUnavailable:
+                await asyncio.sleep(0.05)
+    assert set(leases) == set(MANY) - {"u1"}
+    assert lease.is_held()
+    await lease.release()

@@ -82,23 +82,28 @@ async def test_what_cannot_be_read_or_removed_does_not_keep_the_others(
 
 async def test_slow_hooks_do_not_pile_up(store: FileStore) -> None:
     """However slow they are, no more than what two batches have wait."""
-    waiting = most = told = 0
+    waiting = 0
+    full, go = asyncio.Event(), asyncio.Event()
 
     class Slow:
         async def post_expire(self, _event: Event) -> None:
-            nonlocal waiting, most, told
+            nonlocal waiting
             waiting += 1
-            most = max(most, waiting)
-            await asyncio.sleep(0.2)
-            waiting -= 1
-            told += 1
+            if waiting == 1024:
+                full.set()
+            await go.wait()
 
-    await abandoned(store, 2 * COUNT)
+    await abandoned(store, COUNT + 100)
     hooks = Hooks([Slow()])
-    await sweep(uploads(store, hooks=hooks))
+    sweeping = asyncio.create_task(sweep(uploads(store, hooks=hooks)))
+    async with asyncio.timeout(60):
+        await full.wait()
+    done, _ = await asyncio.wait([sweeping], timeout=0.5)
+    assert (waiting, done) == (1024, set())
+    go.set()
+    await sweeping
     await hooks.drain()
-    assert told == 2 * COUNT
-    assert most <= 1024
+    assert waiting == COUNT + 100
 
 
 async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
