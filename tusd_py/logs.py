@@ -19,6 +19,7 @@ import select
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import Literal, TextIO, TypeAlias
 
@@ -146,7 +147,7 @@ class TextFormatter(_Formatter):
         if "message" in fields:
             return self._line(when, level, _printable(str(fields["message"])))
         pairs = [
-            f"{_text_value(key)}={_text_value(value)}"
+            f"{_text_key(key)}={_text_value(value)}"
             for key, value in fields.items()
             if value is not None
         ]
@@ -210,6 +211,11 @@ def _text_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".")
     return _text_value(_as_text(value))
+
+
+@lru_cache(maxsize=256)
+def _text_key(key: str) -> str:
+    return _text_value(key)
 
 
 def _json_value(value: object) -> str | int | float:
