@@ -388,7 +388,12 @@ def test_what_was_not_finished_is_not_told(house: House) -> None:
     # A sweep would finish it, as all its bytes are there.
     house.work(server, "--queue", "delivery", scheduler=False)
     wait_for_type(house.endpoint, path, "post-create")
-    assert command("uploads", "rm", id_of(path), *of(server), env=house.env).returncode == 0
+
+    def is_removed() -> bool:
+        # As soon as the lock of the server that was killed has run out.
+        return command("uploads", "rm", id_of(path), *of(server), env=house.env).returncode == 0
+
+    wait_until(is_removed, "its removal", timeout=40)
     wait_for_type(house.endpoint, path, "post-terminate")
     assert types(house.endpoint, path) == ["post-create", "post-terminate"]
     wait_until_empty(house, server)

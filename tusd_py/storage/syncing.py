@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from tusd_py.storage.mounts import is_local
 
-_GROUP = 4
+_GROUP = 3
 """So many that wait are synced together."""
-_SIDE_BY_SIDE = 4
+_SIDE_BY_SIDE = 2
 """So many are synced one by one at a time, before others have to wait."""
 _START_WRITING = 2
 """SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""

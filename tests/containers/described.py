@@ -1,0 +1,80 @@
+"""What Dockerfile and docker-compose.yml say, for tests that check it, and do by hand what a container engine would."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tests.support.server import ROOT
+
+DOCKERFILE = ROOT / "Dockerfile"
+COMPOSE = ROOT / "docker-compose.yml"
+PROXY = ROOT / "docker" / "nginx.conf"
+
+Service = Mapping[str, Any]
+_VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+
+
+@cache
+def compose() -> Mapping[str, Any]:
+    """The whole file, with what it repeats filled in and its variables at their defaults."""
+    text = _VARIABLE.sub(r"\2", COMPOSE.read_text())
+    document: Mapping[str, Any] = YAML(typ="safe").load(text)
+    return document
+
+
+def services() -> Mapping[str, Service]:
+    found: Mapping[str, Service] = compose()["services"]
+    return found
+
+
+@cache
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, continued lines joined."""
+    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    return [
+        (word, rest.strip())
+        for word, _, rest in (line.partition(" ") for line in text.split("\n") if line)
+    ]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    """The instructions that the image itself is made by."""
+    found = instructions()
+    begin = max(index for index, (word, _) in enumerate(found) if word == "FROM")
+    return found[begin:]
+
+
+def image_environment() -> dict[str, str]:
+    """The variables that the image sets, but the path of its programs."""
+    pairs = [pair for word, rest in last_stage() if word == "ENV" for pair in shlex.split(rest)]
+    found = dict(pair.split("=", 1) for pair in pairs)
+    assert found.pop("PATH").startswith("/opt/tusd-py/bin:")
+    return found
+
+
+def copied() -> list[str]:
+    """The files and directories of the checkout that are copied for the build."""
+    found: list[str] = []
+    for word, rest in instructions():
+        if word == "COPY" and not rest.startswith("--from"):
+            found += rest.split()[:-1]
+    return found
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """A service's environment as its container has it."""
+    given = {key: str(value) for key, value in services()[name]["environment"].items()}
+    return {**image_environment(), **given}
+
+
+def outer_environment() -> dict[str, str]:
+    """What processes need that stand in for containers, without what a developer has set."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("TUSD_")}
