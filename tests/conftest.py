@@ -12,6 +12,8 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 
 LOG_LINES_SHOWN = 100
+LONG = ("crash", "delivery", "compat", "frontend", "workers", "containers", "durability")
+"""Directories whose modules take longest; begun with first, so that no process is left alone with them at the end."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,12 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
     yield make
     for process in mine:
         process.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(root).parts[0], len(LONG)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
