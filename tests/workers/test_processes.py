@@ -41,7 +41,11 @@ def children(server: ServerProcess) -> dict[str, int]:
     """The process ids of the worker and the scheduler of a server."""
     found: dict[str, int] = {}
     for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended since its parent was asked.
+            continue
         if b"tusd_py" in words:
             found[words[words.index(b"tusd_py") + 1].decode()] = int(pid)
     return found
@@ -50,7 +54,7 @@ def children(server: ServerProcess) -> dict[str, int]:
 def is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
