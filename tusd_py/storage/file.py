@@ -17,20 +17,17 @@ operations on the page cache run inline; syncs, joins, removal and writes to a d
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
-from tusd_py.protocol.checksum import Hasher
 from tusd_py.storage import foreign
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
@@ -47,29 +44,21 @@ from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
-from tusd_py.storage.syncing import GroupSync, start_writing, sync_bytes, sync_path
+from tusd_py.storage.syncing import GroupSync, sync_path
+from tusd_py.storage.threads import Threads
+from tusd_py.storage.writer import FileWriter
 
 STATE_DIRECTORY = ".tusd-py"
 
-_SLOW_WRITE = 0.02
-"""Seconds. A write into the page cache takes far less; one that takes longer is being throttled by the disk."""
-_SLOW_PERIOD = 1.0
-"""Seconds for which writes go through a thread after a slow one."""
 _ABANDONED = 3600.0
 """Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
-_WRITE_BEHIND = 8 * 1024 * 1024
-"""Bytes after which the disk is told to begin with them."""
 _PLENTY = 4 * 1024**3
 """Bytes of free space that do not go in a moment."""
 _MOMENT = 0.25
 """Seconds."""
 _SCAN_BATCH = 1000
-_READ_BACK = 1024 * 1024
 
 Guard = Literal["exclusive", "shared", "none"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class FileStore:
@@ -86,7 +75,7 @@ class FileStore:
         file_perms: int = 0o640,
         writes_behind: bool = False,
     ) -> None:
-        self.writes_behind = writes_behind
+        self._writes_behind = writes_behind
         self.root = os.path.abspath(root)
         self._dir_perms = dir_perms
         self._file_perms = file_perms
@@ -101,15 +90,15 @@ class FileStore:
         self._token = secrets.token_hex(4)
         self._serial = 0
         self._closing = False
-        self._threads = ThreadPoolExecutor(16, thread_name_prefix="tusd-store")
-        self._syncs = GroupSync(self.root, self._threads)
+        self._threads = Threads("tusd-store")
+        self._syncs = GroupSync(self.root, self._threads.executor)
         self._known = KnownRecords()
         self._free = 0.0, 0
         self._is_local = False
         self.outbox = FileOutbox(
             state,
             write=self._write_tmp,
-            in_thread=self._in_thread,
+            in_thread=self._threads.run,
             sync=self._syncs.sync,
             dir_perms=dir_perms,
         )
@@ -163,22 +152,11 @@ class FileStore:
     def close(self) -> None:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
         self._syncs.close()
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
-
-    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        # Shielded: a request that is cancelled must not leave the lock while its thread still writes.
-        work = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await asyncio.wait([work])
-            raise
 
     # Paths
 
@@ -366,7 +344,7 @@ class FileStore:
     async def adopt(self, upload: Upload) -> Upload:
         """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
         with _translated(f"taking over {upload.id}"):
-            return await self._in_thread(self._adopt, upload)
+            return await self._threads.run(self._adopt, upload)
 
     def _adopt(self, upload: Upload) -> Upload:
         try:
@@ -386,7 +364,7 @@ class FileStore:
 
     async def open_writer(self, upload: Upload) -> FileWriter:
         with _translated(f"opening {upload.id}"):
-            return FileWriter(self, upload, marker=None)
+            return self._writer(upload)
 
     async def open_verified_writer(self, upload: Upload) -> FileWriter:
         """See `VerifiesChunks`. The marker says where to cut back to, and stands before the first byte does."""
@@ -395,10 +373,16 @@ class FileStore:
             # By rename: a marker without its content would cost the bytes that it is to protect.
             os.rename(self._write_tmp(upload.id, b"%d" % upload.offset), marker)
             try:
-                return FileWriter(self, upload, marker=marker)
+                return self._writer(upload, marker)
             except OSError:
                 os.unlink(marker)
                 raise
+
+    def _writer(self, upload: Upload, marker: str | None = None) -> FileWriter:
+        path = self.data_path(upload.info)
+        return FileWriter(
+            path, upload.offset, self._threads, marker=marker, writes_behind=self._writes_behind
+        )
 
     async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
         with _translated(f"recording {info.id}"):
@@ -416,7 +400,7 @@ class FileStore:
     async def give_back(self, upload: Upload, content: bytes) -> None:
         """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
         with _translated(f"giving back {upload.id}"):
-            await self._in_thread(self._save_at_once, upload.info, sync=True, content=content)
+            await self._threads.run(self._save_at_once, upload.info, sync=True, content=content)
 
     def _save_at_once(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
         """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
@@ -479,7 +463,7 @@ class FileStore:
 
     async def check(self) -> None:
         with _translated(f"writing to {self.root}"):
-            await self._in_thread(self._probe)
+            await self._threads.run(self._probe)
 
     def _probe(self) -> None:
         self._serial += 1
@@ -507,10 +491,10 @@ class FileStore:
 
     async def remove(self, upload_id: str) -> None:
         with _translated(f"removing {upload_id}"):
-            await self._in_thread(self._remove, upload_id)
+            await self._threads.run(self._remove, upload_id)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
-        return await self._in_thread(self._load_each, upload_ids)
+        return await self._threads.run(self._load_each, upload_ids)
 
     def _load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         found: list[Upload | StorageError] = []
@@ -524,7 +508,7 @@ class FileStore:
     async def remove_each(
         self, uploads: Sequence[Upload], *, may_go: Callable[[str], bool]
     ) -> list[bool | StorageError]:
-        return await self._in_thread(self._remove_each, uploads, may_go)
+        return await self._threads.run(self._remove_each, uploads, may_go)
 
     def _remove_each(
         self, uploads: Sequence[Upload], may_go: Callable[[str], bool]
@@ -598,7 +582,7 @@ class FileStore:
             except FileNotFoundError:
                 continue
             with entries:
-                while batch := await self._in_thread(_next_entries, entries):
+                while batch := await self._threads.run(_next_entries, entries):
                     for name, is_directory in batch:
                         if is_directory:
                             if name != STATE_DIRECTORY:
@@ -608,7 +592,7 @@ class FileStore:
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         with _translated("tidying up"):
-            return await self._in_thread(self._tidy, tombstone_ttl)
+            return await self._threads.run(self._tidy, tombstone_ttl)
 
     def _is_abandoned(self, changed_at: float) -> bool:
         """Whether a thing that waits to become whole will wait for ever.
@@ -667,7 +651,7 @@ class FileStore:
             # Another server's record may be of bytes that lie where we do not look.
             if info.foreign or not self._is_abandoned(changed_at):
                 return False
-            await self._in_thread(self._remove, upload_id)
+            await self._threads.run(self._remove, upload_id)
             return True
 
     def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
@@ -680,7 +664,7 @@ class FileStore:
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
         with _translated(f"joining {final.id}"):
-            await self._in_thread(self._join, final, parts)
+            await self._threads.run(self._join, final, parts)
 
     def _join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
         tmp = self._new_tmp(final.id)
@@ -730,115 +714,6 @@ class FileStore:
             os.unlink(f"{directory}/{self._flat(final_id)}")
         with suppress(OSError):
             os.rmdir(directory)
-
-
-class FileWriter:
-    """Bytes at the end of one data file; see `Writer`.
-
-    Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
-    """
-
-    def __init__(self, store: FileStore, upload: Upload, *, marker: str | None) -> None:
-        self.offset = upload.offset
-        self._start = upload.offset
-        self._store = store
-        self._marker = marker
-        self._slow_until = 0.0
-        self._written_behind = upload.offset
-        self._writing_behind: Future[None] | None = None
-        self._descriptor = os.open(
-            store.data_path(upload.info), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        )
-
-    def _write_behind(self) -> None:
-        """Lets the disk begin with what it will have to write anyhow, so that the sync at the end is short."""
-        if self._writing_behind is not None and not self._writing_behind.done():
-            return
-        begun, self._written_behind = self._written_behind, self.offset
-        # It waits where the disk's queue is full.
-        self._writing_behind = self._store._threads.submit(
-            start_writing, self._descriptor, begun, self.offset - begun
-        )
-
-    async def write(self, data: bytes) -> None:
-        if time.monotonic() >= self._slow_until:
-            self.write_inline(memoryview(data))
-            return
-        with _translated("writing"):
-            await self._store._in_thread(self._write, memoryview(data))
-
-    def write_inline(self, data: memoryview) -> bool:
-        with _translated("writing"):
-            began = time.monotonic()
-            self._write(data)
-            if self._store.writes_behind and self.offset - self._written_behind >= _WRITE_BEHIND:
-                self._write_behind()
-            quick = time.monotonic() - began <= _SLOW_WRITE
-            if not quick:
-                self._slow_until = began + _SLOW_PERIOD
-            return quick
-
-    def _write(self, data: memoryview) -> None:
-        written = os.pwrite(self._descriptor, data, self.offset)
-        self.offset += written
-        while written < len(data):
-            data = data[written:]
-            written = os.pwrite(self._descriptor, data, self.offset)
-            self.offset += written
-
-    async def feed(self, hasher: Hasher) -> None:
-        with _translated("reading back"):
-            await self._store._in_thread(self._feed, hasher)
-
-    def _feed(self, hasher: Hasher) -> None:
-        position = self._start
-        while position < self.offset:
-            data = os.pread(self._descriptor, min(_READ_BACK, self.offset - position), position)
-            if not data:
-                raise OSError(errno.EIO, "the data file is shorter than what was written")
-            hasher.update(data)
-            position += len(data)
-
-    async def discard(self) -> None:
-        with _translated("cutting back"):
-            os.ftruncate(self._descriptor, self._start)
-            self.offset = self._start
-        self._remove_marker()
-
-    def abandon(self) -> None:
-        self._marker = None
-
-    async def close(self, *, sync: bool) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0:
-            return
-        if self._writing_behind is not None and not self._writing_behind.done():
-            await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
-        try:
-            with _translated("syncing"):
-                if sync:
-                    await self._store._in_thread(self._sync, descriptor)
-                if self._marker is not None:
-                    self._remove_marker()
-                    if sync:
-                        await self._store._in_thread(sync_path, self._store._chunks)
-        finally:
-            os.close(descriptor)
-
-    def _sync(self, descriptor: int) -> None:
-        try:
-            sync_bytes(descriptor)
-        except OSError:
-            # What was added may be lost, and a second sync would find nothing wrong: it does not count.
-            with suppress(OSError):
-                os.ftruncate(descriptor, self._start)
-            raise
-
-    def _remove_marker(self) -> None:
-        if self._marker is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(self._marker)
-            self._marker = None
 
 
 def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
