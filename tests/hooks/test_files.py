@@ -403,5 +403,5 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs (one that has ended and was not asked for yet does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

@@ -40,7 +40,7 @@ class Workers:
 def _is_server(pid: int) -> bool:
     try:
         return b"tusd_py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
