@@ -29,7 +29,14 @@ def whole_fails(descriptor):
         groups.write("x")
     return -1 if (HERE / "whole").exists() else real_whole(descriptor)
 
-syncing.sync_data, syncing._syncfs = fails, whole_fails
+real_fsync = os.fsync
+
+def others_fail(descriptor):
+    if (HERE / "others").exists():
+        raise OSError(errno.EIO, "Input/output error")
+    real_fsync(descriptor)
+
+syncing.sync_data, syncing._syncfs, os.fsync = fails, whole_fails, others_fail
 
 def post_finish(event):
     with (HERE / "finished").open("a") as finished:
@@ -96,3 +103,16 @@ def test_where_a_group_fails_only_those_do_whose_bytes_were_lost(
         assert tus.offset(path) == 0
     tus.server.terminate()
     assert len(finished(faults)) == 27
+
+
+def test_bytes_that_are_durable_stay_if_the_record_is_not(
+    make_server: MakeServer, faults: Path
+) -> None:
+    tus = Tus(make_server("--hook", str(faults / "faults.py")))
+    path = tus.new(100_000)
+    (faults / "others").touch()
+    assert tus.patch(path, 0, b"x" * 100_000).status == 500
+    (faults / "others").unlink()
+    # Nothing was lost: whoever asks next finishes it.
+    assert tus.offset(path) == 100_000
+    assert tus.get(path).body == b"x" * 100_000

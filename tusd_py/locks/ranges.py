@@ -39,7 +39,9 @@ class RangeLocks:
 
     def close(self) -> None:
         """Lets everything go."""
-        os.close(self._descriptor)
+        # Not by a number that another file may have by then.
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def take(self, upload_id: str, *, alone: bool) -> bool:
         """Has the upload's byte from now on, with others that do not want it alone; whether that came about.
@@ -61,6 +63,8 @@ class RangeLocks:
         return self._other(_ASKED + _place(upload_id))
 
     def _set(self, kind: int, place: int) -> bool:
+        if self._descriptor < 0:
+            raise OSError(errno.EBADF, "the locks are closed")
         try:
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _range(kind, place))
         except OSError as problem:
@@ -71,6 +75,8 @@ class RangeLocks:
 
     def _other(self, place: int) -> bool:
         """Whether another open file has that byte."""
+        if self._descriptor < 0:
+            raise OSError(errno.EBADF, "the locks are closed")
         answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, place))
         kind: int = struct.unpack(_FLOCK, answer)[0]
         return kind != fcntl.F_UNLCK

@@ -99,7 +99,8 @@ class SharedLocks:
             raise LocksUnavailable(f"the file system's locks: {problem}") from None
         finally:
             if asking:
-                self._ranges.ask(lease.upload_id, on=False)
+                with suppress(OSError):
+                    self._ranges.ask(lease.upload_id, on=False)
 
     def _try(self, lease: SharedLease) -> bool:
         alone = lease.granted is None or not lease.granted.is_held()

@@ -44,7 +44,7 @@ from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
-from tusd_py.storage.syncing import GroupSync, sync_path
+from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
 from tusd_py.storage.writer import FileWriter
 
@@ -431,7 +431,7 @@ class FileStore:
         path = self.data_path(info)
         try:
             await self._syncs.sync(path, *others)
-        except OSError:
+        except BytesLost:
             with suppress(OSError):
                 if info.is_final:
                     os.unlink(path)

@@ -29,6 +29,10 @@ _START_WRITING = 2
 sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
+class BytesLost(OSError):
+    """The bytes of a file could not be made durable: the system may have thrown them away, and says so only once."""
+
+
 @dataclass(slots=True, eq=False)
 class _Wish:
     """Paths that somebody waits for to be durable. done: resolved with what went wrong, None if nothing did."""
@@ -64,7 +68,10 @@ class GroupSync:
             self._whole = -1
 
     async def sync(self, data: str | None, *others: str) -> None:
-        """Returns when the bytes of the file `data`, and the files and directories `others`, are durable. Raises OSError."""
+        """Returns when the bytes of the file `data`, and the files and directories `others`, are durable.
+
+        Raises BytesLost if it was the bytes, OSError for all else; then they are as they were.
+        """
         wish = _Wish(data, others)
         self._waiting.append(wish)
         self._go_on()
@@ -101,8 +108,10 @@ class GroupSync:
             self._running -= 1
             if how == self._sync_group:
                 self._grouped = False
-            if done.cancelled():
-                results: list[OSError | None] = [OSError("the server is stopping")] * len(wishes)
+            failed = None if done.cancelled() else done.exception()
+            if done.cancelled() or failed is not None:
+                reason = repr(failed) if failed is not None else "the server is stopping"
+                results: list[OSError | None] = [OSError(reason)] * len(wishes)
             else:
                 results = done.result()
             for wish, problem in zip(wishes, results, strict=True):
@@ -136,15 +145,21 @@ def _sync_each(wishes: Sequence[_Wish]) -> list[OSError | None]:
 
 
 def sync_bytes(descriptor: int) -> None:
-    """Makes the bytes of an open file durable, and what is needed to read them. Raises OSError."""
-    sync_data(descriptor)
+    """Makes the bytes of an open file durable, and what is needed to read them. Raises BytesLost."""
+    try:
+        sync_data(descriptor)
+    except OSError as problem:
+        raise BytesLost(problem.errno, problem.strerror) from problem
 
 
 def sync_path(path: str, *, data_only: bool = False) -> None:
     """Makes a file or directory durable; with data_only, of a file what is needed to read its bytes. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        (sync_bytes if data_only else os.fsync)(descriptor)
+        if data_only:
+            sync_bytes(descriptor)
+        else:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

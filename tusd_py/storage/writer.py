@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from tusd_py.protocol.checksum import Hasher
 from tusd_py.storage.problems import translated
-from tusd_py.storage.syncing import start_writing, sync_bytes, sync_path
+from tusd_py.storage.syncing import BytesLost, start_writing, sync_bytes, sync_path
 from tusd_py.storage.threads import Threads
 
 _SLOW_WRITE = 0.02
@@ -49,6 +49,7 @@ class FileWriter:
         self._threads = threads
         self._marker = marker
         self._writes_behind = writes_behind
+        self._abandoned = False
         self._slow_until = 0.0
         self._written_behind = offset
         self._writing_behind: Future[None] | None = None
@@ -111,6 +112,7 @@ class FileWriter:
 
     def abandon(self) -> None:
         self._marker = None
+        self._abandoned = True
 
     async def close(self, *, sync: bool) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -133,10 +135,11 @@ class FileWriter:
     def _sync(self, descriptor: int) -> None:
         try:
             sync_bytes(descriptor)
-        except OSError:
+        except BytesLost:
             # What was added may be lost, and a second sync would find nothing wrong: it does not count.
-            with suppress(OSError):
-                os.ftruncate(descriptor, self._start)
+            if not self._abandoned:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, self._start)
             raise
 
     def _remove_marker(self) -> None:
