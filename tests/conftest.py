@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import server as servers
 from tests.support.server import ServerProcess
@@ -14,6 +15,10 @@ from tests.support.tus import Tus
 LOG_LINES_SHOWN = 100
 LONG = ("crash", "delivery", "compat", "frontend", "workers", "containers", "durability")
 """Directories whose modules take longest; begun with first, so that no process is left alone with them at the end."""
+
+# How long an example takes says nothing on a machine that does other things meanwhile.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,9 @@ class Recorder:
     def events(self) -> list[Recorded]:
         if not self.file.exists():
             return []
-        lines = [json.loads(line) for line in self.file.read_text().splitlines()]
+        # The last line may be on its way.
+        whole, _, _ = self.file.read_text().rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [
             Recorded(line["type"], line["upload"], line["offset"], line["length"]) for line in lines
         ]

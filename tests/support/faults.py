@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 BLOCK = 64 * 1024
-WAIT = 20.0
+WAIT = 60.0
 """Seconds that a test waits at most for an event."""
 
 
@@ -148,24 +148,36 @@ class FaultProxy:
         self.port = listener.getsockname()[1]
         self._ready.set()
         tasks: set[asyncio.Task[None]] = set()
-        accepting = asyncio.create_task(self._accept(listener, tasks))
+        clients: list[socket.socket] = []
+        self._loop.add_reader(listener, self._accept, listener, tasks, clients)
         await self._stop.wait()
-        for task in (accepting, *tasks):
+        self._loop.remove_reader(listener)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(accepting, *tasks, return_exceptions=True)
-        listener.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Those of tasks that had not begun.
+        for each in (listener, *clients):
+            each.close()
 
-    async def _accept(self, listener: socket.socket, tasks: set[asyncio.Task[None]]) -> None:
-        while True:
-            client, _ = await self._loop.sock_accept(listener)
-            link = Link(self._plans.popleft() if self._plans else self.default)
-            link._loop = self._loop
-            task = asyncio.create_task(self._pass(client, link))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            with self._accepted:
-                self.links.append(link)
-                self._accepted.notify_all()
+    def _accept(
+        self,
+        listener: socket.socket,
+        tasks: set[asyncio.Task[None]],
+        clients: list[socket.socket],
+    ) -> None:
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        clients.append(client)
+        link = Link(self._plans.popleft() if self._plans else self.default)
+        link._loop = self._loop
+        task = self._loop.create_task(self._pass(client, link))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        with self._accepted:
+            self.links.append(link)
+            self._accepted.notify_all()
 
     async def _pass(self, client: socket.socket, link: Link) -> None:
         server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Generator, Sequence
 from importlib import util
 from pathlib import Path
@@ -26,10 +27,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support import ports
+
 Kind = Literal["valkey", "redis"]
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
 
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 """Seconds for a server to begin to listen; far more than it takes."""
 
 
@@ -77,7 +80,7 @@ class RedisServer:
         self.password = password
         self.persistent = persistent
         self.options = list(options)
-        self.port = free_port() if tcp else 0
+        self.port = self._reserved_port() if tcp else 0
         self.socket = None if tcp else str(directory / "redis.sock")
         self._process: subprocess.Popen[bytes] | None = None
         self._client: redis.Redis | None = None
@@ -169,7 +172,7 @@ class RedisServer:
         """Another client; the caller closes it. It never repeats a command."""
         return redis.Redis.from_url(
             self.url,
-            socket_timeout=10,
+            socket_timeout=60,
             protocol=2,
             driver_info=None,
             retry=Retry(NoBackoff(), 0),
@@ -226,7 +229,8 @@ class RedisServer:
                 yield seen
             finally:
                 self.command("ECHO", mark)
-                collector.join(10)
+                collector.join(60)
+                assert not collector.is_alive()
         client.close()
 
     # Inside
@@ -241,6 +245,13 @@ class RedisServer:
         if self.persistent:
             command += ["--appendonly", "yes", "--appendfsync", "always"]
         return command + self.options
+
+    def _reserved_port(self) -> int:
+        """One that nobody else is given for as long as there is this object."""
+        holder = ports.reserve()
+        weakref.finalize(self, holder.close)
+        port: int = holder.getsockname()[1]
+        return port
 
     def _listens(self) -> bool:
         family = socket.AF_INET if self.socket is None else socket.AF_UNIX

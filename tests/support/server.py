@@ -15,17 +15,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 from urllib.parse import urlsplit
 
+from tests.support import ports
+
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
 """Seconds for a server to begin to listen. Far more than it takes, as test machines are busy."""
 
-STOP_TIMEOUT = 30.0
+STOP_TIMEOUT = 60.0
 
 _URL = re.compile(r"Uploads at (\S+)")
 
@@ -82,6 +86,7 @@ class ServerProcess:
         self._readers: list[threading.Thread] = []
         self._news = threading.Condition()
         self._mark = 0
+        self._let_port_go: Callable[[], object] = lambda: None
 
     # -- starting and ending -------------------------------------------------------------------
 
@@ -123,6 +128,7 @@ class ServerProcess:
         self.launch()
         self.url = self._wait_for_url(mark, timeout)
         self.port = urlsplit(self.url).port or self.port
+        self._let_port_go()
         return self
 
     def kill9(self) -> None:
@@ -155,6 +161,7 @@ class ServerProcess:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
         self._ended(STOP_TIMEOUT)
+        self._let_port_go()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -202,7 +209,7 @@ class ServerProcess:
     def lines_since_mark(self) -> list[str]:
         return self.lines[self._mark :]
 
-    def wait_for_line(self, pattern: str, timeout: float = 10.0, since: int = 0) -> re.Match[str]:
+    def wait_for_line(self, pattern: str, timeout: float = 60.0, since: int = 0) -> re.Match[str]:
         """Wait for a line of standard error that matches, from line number ``since`` on.
 
         Raises ServerFailed when the process ends without it, or when ``timeout`` seconds pass.
@@ -294,6 +301,15 @@ class ServerProcess:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise ServerFailed(f"still running after {timeout} s:\n{self.log()}") from None
+        self._keep_port()
         for reader in self._readers:
             reader.join(timeout)
         return code
+
+    def _keep_port(self) -> None:
+        """Until it listens again, its port is given to nobody else."""
+        self._let_port_go()
+        if self.port and self._listening():
+            with suppress(OSError):
+                holder = ports.reserve(self.host, self.port)
+                self._let_port_go = weakref.finalize(self, holder.close)

@@ -15,7 +15,7 @@ from tests.support.faults import FaultProxy, Plan, Way
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
     with closing(socket.create_server(("127.0.0.1", 0))) as sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         yield sock
 
 
@@ -23,9 +23,9 @@ class Pair:
     """A client's and a server's socket with the proxy between them."""
 
     def __init__(self, proxy: FaultProxy, listener: socket.socket) -> None:
-        self.client = socket.create_connection(proxy.address, timeout=20)
+        self.client = socket.create_connection(proxy.address, timeout=60)
         self.server, _ = listener.accept()
-        self.server.settimeout(20)
+        self.server.settimeout(60)
 
     def close(self) -> None:
         self.client.close()
@@ -111,8 +111,9 @@ def test_half_closes_one_direction_and_keeps_the_other(listener: socket.socket) 
 
 def test_limits_the_rate(listener: socket.socket) -> None:
     with FaultProxy(listener.getsockname(), Plan(up=Way(rate=100_000))) as proxy:
-        pair = Pair(proxy, listener)
+        # The proxy counts from when the connection began.
         began = time.monotonic()
+        pair = Pair(proxy, listener)
         pair.client.sendall(b"x" * 30_000)
         pair.client.shutdown(socket.SHUT_WR)
         assert len(receive_all(pair.server)) == 30_000
@@ -161,6 +162,6 @@ def test_a_server_that_is_gone_ends_the_connection(listener: socket.socket) -> N
     with (
         FaultProxy(address) as proxy,
         pytest.raises(ConnectionResetError),
-        socket.create_connection(proxy.address, timeout=20) as client,
+        socket.create_connection(proxy.address, timeout=60) as client,
     ):
         client.recv(1)

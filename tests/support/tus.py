@@ -11,12 +11,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
 
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_until
-from tests.support.wire import Connection, Response
+from tests.support.wire import TIMEOUT, Connection, Response, chunk
 
 OCTETS = "application/offset+octet-stream"
 
@@ -81,7 +82,7 @@ class Tus:
         self.server = server
         self.collection = server.base_path
 
-    def connect(self, timeout: float = 20.0) -> Connection:
+    def connect(self, timeout: float = TIMEOUT) -> Connection:
         return Connection(self.server.address, timeout=timeout)
 
     def request(
@@ -237,13 +238,12 @@ class OpenPatch:
             self.send(sent)
 
     def send(self, data: bytes) -> None:
-        if self.chunked:
-            self.connection.send_chunk(data)
-        else:
-            self.connection.send(data)
+        # Refused meanwhile, the answer lies in the receive buffer although sending has failed.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(chunk(data) if self.chunked else data)
         self.received_to += len(data)
 
-    def wait_stored(self, timeout: float = 10.0) -> None:
+    def wait_stored(self, timeout: float = TIMEOUT) -> None:
         """Wait until all that was sent so far lies in the data file (without asking the server).
 
         Only for uploads whose bytes go to the file as they come.
@@ -263,7 +263,7 @@ class OpenPatch:
         self.close()
 
 
-def wait_for_size(server: ServerProcess, path: str, size: int, timeout: float = 10.0) -> None:
+def wait_for_size(server: ServerProcess, path: str, size: int, timeout: float = TIMEOUT) -> None:
     """Wait until an upload's data file has (at least) ``size`` bytes.
 
     A file tells nobody that it grew, so this looks again and again, a millisecond apart.

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Return as soon as ``condition()`` holds; fail with ``what`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout} s for {what}")
+    while True:
+        # Asked once more after the deadline: it may be over because this process stood still.
+        is_late = time.monotonic() > deadline
+        if condition():
+            return
+        assert not is_late, f"waited {timeout} s for {what}"
         time.sleep(0.001)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 """Seconds that any single send or receive may take."""
 
 HeaderList = Iterable[tuple[str, str]] | Mapping[str, str]

@@ -27,7 +27,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 log = logging.getLogger("tusd_py.test")
 anything = st.text(st.characters(), max_size=400) | st.binary() | st.integers() | st.floats()
 
-shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """For tests that empty the captured output themselves."""
 
 
