@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import KINDS, Kind, RedisServer
+from tusd_py.locks import redis
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
+from tusd_py.locks.scripts import ACQUIRE, FORGOTTEN, RELEASE, RENEW
 from tusd_py.locks.shared import SharedLocks
-from tusd_py.state import State
+from tusd_py.state import Script, State
+
+LEASE = 60.0
+"""Seconds: nothing is lost, nor renewed, because a test stood still."""
+TIMEOUT = 20.0
+"""Seconds, of a command to Redis. Who stops it gives less."""
 
 MakeLocks = Callable[..., Awaitable[RedisLocks]]
 MakeShared = Callable[..., Awaitable[SharedLocks]]
@@ -29,12 +36,30 @@ def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Red
 
 
 @pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases are renewed much earlier than they have to be."""
+    monkeypatch.setattr(redis, "_RENEWALS", 40)
+
+
+@pytest.fixture
+def by_messages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits and was told nothing asks again too late for any test, and is not forgotten for it."""
+    monkeypatch.setattr(redis, "_POLL", LEASE)
+    spans = f"{FORGOTTEN * 1000:.0f}, {FORGOTTEN * 3000:.0f}\n"
+    longer = f"{LEASE * 3000:.0f}, {LEASE * 9000:.0f}\n"
+    for name, script in (("ACQUIRE", ACQUIRE), ("RENEW", RENEW), ("RELEASE", RELEASE)):
+        assert spans in script.source
+        changed = Script(script.name, script.source.replace(spans, longer))
+        monkeypatch.setattr(redis, name, changed)
+
+
+@pytest.fixture
 async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
     """``await make_locks(lease=…)``: locks as a process of its own would have them, but in this event loop."""
     async with AsyncExitStack() as stack:
 
         async def make(
-            *, lease: float = 10.0, timeout: float = 1.0, patience: float = 3.0
+            *, lease: float = LEASE, timeout: float = TIMEOUT, patience: float = 60.0
         ) -> RedisLocks:
             state = State(redis_server.url, timeout=timeout)
             await state.start()
@@ -51,7 +76,7 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
     """``await make_shared(lease=…)``: locks that outlast Redis, as a process of its own would have them."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, lease: float = 10.0, timeout: float = 1.0) -> SharedLocks:
+        async def make(*, lease: float = LEASE, timeout: float = TIMEOUT) -> SharedLocks:
             state = State(redis_server.url, timeout=timeout)
             await state.start()
             stack.push_async_callback(state.stop)
@@ -62,9 +87,9 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
         yield make
 
 
-def shared(state: State, path: Path, *, lease: float = 10.0) -> SharedLocks:
-    redis = RedisLocks(state, lease=lease, patience=0)
-    return SharedLocks(redis, RangeLocks(str(path)), state)
+def shared(state: State, path: Path, *, lease: float = LEASE) -> SharedLocks:
+    granting = RedisLocks(state, lease=lease, patience=0)
+    return SharedLocks(granting, RangeLocks(str(path)), state)
 
 
 @pytest.fixture(
@@ -83,13 +108,15 @@ async def both(
         return
     server = RedisServer(tmp_path / "redis", kind="redis" if kind == "two on redis" else "valkey")
     with server:
-        states = [State(server.url) for _ in range(1 if kind == "one process" else 2)]
+        states = [
+            State(server.url, timeout=TIMEOUT) for _ in range(1 if kind == "one process" else 2)
+        ]
         for state in states:
             await state.start()
         if kind == "two that share files":
             managers = [shared(state, tmp_path / "locks") for state in states]
         else:
-            managers = [RedisLocks(state) for state in states]
+            managers = [RedisLocks(state, lease=LEASE) for state in states]
         yield managers[0], managers[-1]
         for manager in managers:
             await manager.stop()

@@ -27,9 +27,9 @@ async def add(locks: RedisLocks, file: Path, additions: int) -> None:
 
 
 async def main(url: str, file: str, additions: str) -> None:
-    state = State(url)
+    state = State(url, timeout=20)
     await state.start()
-    locks = RedisLocks(state)
+    locks = RedisLocks(state, lease=60)
     each = int(additions) // TASKS
     await asyncio.gather(*(add(locks, Path(file), each) for _ in range(TASKS)))
     await locks.stop()

@@ -29,7 +29,7 @@ async def write(journal: Path, lease: RedisLease) -> None:
 
 
 async def main(url: str, upload_id: str, duration: str, journal: str = "") -> None:
-    state = State(url)
+    state = State(url, timeout=20)
     await state.start()
     locks = RedisLocks(state, lease=float(duration))
     lease = await locks.acquire(upload_id, timeout=30)

@@ -21,10 +21,13 @@ async def queued(task: asyncio.Task[Lease], seconds: float = 0.05) -> None:
     assert not task.done()
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Returns as soon as something holds that nobody announces."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    while not condition():
-        assert loop.time() < deadline, f"waited {seconds} s for {what}"
+    while True:
+        is_late = loop.time() > deadline
+        if condition():
+            return
+        assert not is_late, f"waited {seconds} s for {what}"
         await asyncio.sleep(0.002)

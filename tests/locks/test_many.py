@@ -38,11 +38,11 @@ async def test_those_that_are_free_are_had_and_let_go(here: Locks, there: Locks)
 
 async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks) -> None:
     async with here.those_free(MANY):
-        same = asyncio.create_task(here.acquire("u1", timeout=20))
-        other = asyncio.create_task(there.acquire("u2", timeout=20))
+        same = asyncio.create_task(here.acquire("u1", timeout=60))
+        other = asyncio.create_task(there.acquire("u2", timeout=60))
         done, _ = await asyncio.wait([same, other], timeout=0.2)
         assert not done
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for task in (same, other):
             assert (await task).is_held()
             await (await task).release()
@@ -75,7 +75,8 @@ async def test_none_when_closed(here: Locks) -> None:
 async def test_many_cost_two_commands_each_and_few_round_trips(
     make_locks: MakeLocks, redis_server: RedisServer
 ) -> None:
-    locks = await make_locks()
+    # Not renewed before the test is over.
+    locks = await make_locks(lease=3600)
     async with locks.those_free(["first"]):
         pass
     redis_server.reset_counts()
@@ -89,9 +90,7 @@ async def test_without_redis_there_are_none_and_nothing_stays_locked(
     make_locks: MakeLocks, make_shared: MakeShared, redis_server: RedisServer, kind: str
 ) -> None:
     make = make_locks if kind == "redis" else make_shared
-    here, there = await make(lease=3.0), await make(lease=3.0)
-    async with here.those_free(MANY):
-        pass
+    here, there = await make(lease=3.0, timeout=1.0), await make(lease=3.0, timeout=1.0)
     redis_server.pause()
     with pytest.raises(LocksUnavailable):
         async with here.those_free(MANY):
@@ -99,7 +98,7 @@ async def test_without_redis_there_are_none_and_nothing_stays_locked(
     redis_server.resume()
     # Those whose fate was not known are let go of as soon as Redis is back, or run out.
     lease = None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while lease is None:
             try:
                 lease = await there.acquire("u1", timeout=5, ask=False)
@@ -116,7 +115,7 @@ async def test_one_that_is_held_without_redis_is_not_free_when_redis_is_back(
     lease = await here.acquire("u1", timeout=10)
     redis_server.start()
     leases: list[str] | None = None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while leases is None:
             try:
                 async with there.those_free(MANY) as free:
