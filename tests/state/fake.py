@@ -5,6 +5,7 @@ broken, or no Redis at all.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +31,7 @@ class FakeRedis:
         self.asked: list[bytes] = []
         self._generation = 0
         self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -51,10 +53,16 @@ class FakeRedis:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         generation = self._generation
+        if task := asyncio.current_task():
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         try:
             while line := await reader.readline():
                 parts: list[bytes] = []
@@ -70,3 +78,5 @@ class FakeRedis:
                 writer.write(reply)
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()

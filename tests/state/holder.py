@@ -44,11 +44,11 @@ class Holder:
     def stop(self) -> None:
         """Let it end in an orderly way."""
         self.begin_to_stop()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0
 
     def kill9(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def __enter__(self) -> Self:
         return self

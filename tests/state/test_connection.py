@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.state.conftest import Connections, Log, until
+from tests.state.conftest import TIMEOUT, Connections, Log, until
 from tests.support.redis import RedisServer
 from tusd_py.state import Part, Script, State, StateUnavailable
 
@@ -66,9 +66,11 @@ async def test_one_of_many_that_fails_is_told_and_the_connection_goes_on(
             await state.run_each(BROKEN, [(["tusd:a"], []), (["tusd:text"], []), (["tusd:b"], [])])
         assert await state.command("GET", "tusd:text") == b"x"
     assert state.available
+    state.timeout = 0.5
     redis_server.pause()
     with pytest.raises(StateUnavailable):
         await state.run_each(ECHO, [(["tusd:a"], ["a"])] * 3)
+    state.timeout = TIMEOUT
     redis_server.resume()
     await until(lambda: state.available, "Redis to be back")
     assert await state.run_each(ECHO, [(["tusd:a"], ["b"])]) == [[b"tusd:a", b"b"]]
@@ -87,7 +89,7 @@ async def test_running_a_script_is_one_command(
 async def test_many_at_a_time_share_a_few_connections(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url, timeout=10)
+    state = await connect(redis_server.url, timeout=100)
     answers = await asyncio.gather(
         *(state.run(ECHO, ["tusd:a"], [number]) for number in range(2000))
     )
@@ -98,7 +100,7 @@ async def test_many_at_a_time_share_a_few_connections(
 async def test_an_answer_goes_to_who_asked_whoever_gives_up(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url, timeout=10)
+    state = await connect(redis_server.url, timeout=100)
 
     async def ask(number: int) -> None:
         for _ in range(20):
@@ -129,7 +131,7 @@ async def test_a_mistake_of_ours_is_told_and_redis_goes_on_being_used(
 
 
 async def test_nothing_is_left_open(redis_server: RedisServer) -> None:
-    state = State(redis_server.url)
+    state = State(redis_server.url, timeout=TIMEOUT)
     await state.start()
     await asyncio.gather(*(state.command("PING") for _ in range(10)))
     await state.stop()
@@ -140,7 +142,7 @@ async def test_nothing_is_left_open(redis_server: RedisServer) -> None:
 
 
 async def test_commands_that_run_while_it_stops_end(redis_server: RedisServer) -> None:
-    state = State(redis_server.url)
+    state = State(redis_server.url, timeout=TIMEOUT)
     await state.start()
     running = [asyncio.create_task(state.run(LONG, ["tusd:a"])) for _ in range(40)]
     await asyncio.sleep(0)
@@ -156,6 +158,8 @@ async def test_a_connection_that_was_closed_while_idle_is_not_noticed_by_callers
     state = await connect(redis_server.url)
     await asyncio.gather(*(state.command("PING") for _ in range(5)))
     redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
+    # The loop has its turn.
     await asyncio.sleep(0.05)
     for _ in range(5):
         assert await state.command("PING") == b"PONG"
