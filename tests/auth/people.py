@@ -30,9 +30,9 @@ def forged(header: Mapping[str, object], claims: Mapping[str, object], key: byte
 
 
 def claims(owner: object = "alice", scope: object = ALL, **more: object) -> dict[str, object]:
-    """Those of a good access token; None takes one away."""
+    """Those of a good access token, for a day, as some are made before the first test; None takes one away."""
     now = int(time.time())
-    found = {"sub": owner, "scope": scope, "iat": now, "exp": now + 600, **more}
+    found = {"sub": owner, "scope": scope, "iat": now, "exp": now + 86_400, **more}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -41,10 +41,10 @@ def access(owner: object = "alice", scope: object = ALL, **more: object) -> str:
     return forged({"alg": "HS256", "typ": "JWT"}, claims(owner, scope, **more), SECRET.encode())
 
 
-def upload_tokens(age: float = 0.0) -> UploadTokens:
-    """What a server with `SECRET` issues, `age` seconds ago."""
+def upload_tokens(age: float = 0.0, now: float | None = None) -> UploadTokens:
+    """What a server with `SECRET` issues, `age` seconds ago; `now`: a clock that stands still."""
     keys = secrets.derived(secrets.parse(SECRET, "the test"))
-    return UploadTokens(keys, ttl=TTL, grace=GRACE, clock=lambda: time.time() - age)
+    return UploadTokens(keys, ttl=TTL, grace=GRACE, clock=lambda: (now or time.time()) - age)
 
 
 def upload_token(upload_id: str, owner: str = "alice", age: float = 0.0) -> str:

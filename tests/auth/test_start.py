@@ -84,9 +84,7 @@ def test_a_server_of_several_processes_asks_for_tokens(make_server: MakeServer) 
     token = bearer(upload_token(id_of(path)))
     body = json.dumps({"upload_id": id_of(path)}).encode()
     assert tus.request("POST", "/auth/revoke", bearer(access()), body).status == 204
-    wait_until(
-        lambda: all(tus.head(path, token).status == 401 for _ in range(8)), "all to know", 2.0
-    )
+    wait_until(lambda: all(tus.head(path, token).status == 401 for _ in range(8)), "all to know")
 
 
 def test_commands_make_tokens_that_a_server_takes(make_server: MakeServer) -> None:
@@ -123,7 +121,7 @@ def test_commands_make_tokens_that_a_server_takes(make_server: MakeServer) -> No
     directory = ("--upload-dir", str(server.upload_dir))
     revoke = ("token", "revoke", "--owner", "alice", *directory)
     assert run(*revoke, TUSD_JWT_SECRET=secret).returncode == 0
-    wait_until(lambda: tus.create(5, headers=bearer(token)).status == 401, "it to be void", 1.0)
+    wait_until(lambda: tus.create(5, headers=bearer(token)).status == 401, "it to be void")
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,14 @@ def test_a_token_is_for_the_upload_that_it_was_issued_for() -> None:
 def test_it_runs_out_and_can_be_renewed_for_a_while(
     age: float, counts: bool, counts_in_grace: bool
 ) -> None:
-    token = upload_token("u1", age=age)
+    now = 1_800_000_000.0
+    token = upload_tokens(age, now).issue("u1", "alice").token
     for grace, expected in ((False, counts), (True, counts_in_grace)):
         if expected:
-            upload_tokens().verify(token, grace=grace)
+            upload_tokens(now=now).verify(token, grace=grace)
         else:
             with pytest.raises(BadToken, match="expired"):
-                upload_tokens().verify(token, grace=grace)
+                upload_tokens(now=now).verify(token, grace=grace)
 
 
 def test_an_access_token_is_no_upload_token() -> None:

@@ -61,7 +61,7 @@ async def test_a_good_token_says_who_it_is() -> None:
     assert principal.owner == "alice"
     assert principal.rights == {Right.CREATE, Right.READ}
     assert principal.limits == Limits(max_upload_size=5)
-    assert principal.issued_at == pytest.approx(time.time(), abs=5)
+    assert principal.issued_at == pytest.approx(time.time(), abs=60)
 
 
 async def test_scopes_may_be_a_list_under_another_name_with_other_names() -> None:
@@ -84,8 +84,9 @@ async def test_owners_of_two_tenants_are_never_the_same() -> None:
     [
         {"exp": int(time.time()) - 60},
         {"exp": None},
-        {"nbf": int(time.time()) + 600},
-        {"iat": int(time.time()) + 600},
+        # They are made long before the test runs.
+        {"nbf": int(time.time()) + 86_400},
+        {"iat": int(time.time()) + 86_400},
         {"sub": None},
         {"sub": ""},
         {"sub": 5},

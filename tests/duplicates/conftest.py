@@ -34,7 +34,7 @@ def redis(shared_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 async def state(redis: RedisServer) -> AsyncIterator[State]:
     """The way to it."""
-    connected = State(redis.url)
+    connected = State(redis.url, timeout=20)
     await connected.start()
     yield connected
     await connected.stop()
@@ -63,7 +63,8 @@ def make_server(make_server: MakeServer) -> MakeServer:
         upload_dir: Path | None = None,
         launch: bool = False,
     ) -> ServerProcess:
-        default = {"TUSD_DUPLICATES": ""}
+        # A Redis that is slow for once shall not count as away.
+        default = {"TUSD_DUPLICATES": "", "TUSD_REDIS_TIMEOUT": "20s"}
         return make_server(
             *flags, env={**default, **(env or {})}, upload_dir=upload_dir, launch=launch
         )

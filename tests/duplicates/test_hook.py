@@ -445,7 +445,7 @@ async def test_finished_sees_what_was_finished_a_moment_ago(make_house: MakeHous
 @pytest.fixture
 async def own_state(own_redis: RedisServer) -> AsyncIterator[State]:
     """The way to a Redis that this test may stop."""
-    state = State(own_redis.url, timeout=2.0)
+    state = State(own_redis.url, timeout=20.0)
     await state.start()
     yield state
     await state.stop()
@@ -498,8 +498,10 @@ async def test_a_redis_that_was_slow_keeps_no_reservation_of_what_was_refused(
 ) -> None:
     house = await make_house(of=own_state, duplicates_when_unavailable="refuse")
     await house.create({"study": b"0"})
+    own_state.timeout = 1.0
     own_redis.pause()
     assert (await refused(house.create())).status == 503
+    own_state.timeout = 20.0
     own_redis.resume()
     await back(own_state)
     await eventually(lambda: len(remembered(own_redis)) == 1, "the release")

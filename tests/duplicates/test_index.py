@@ -37,7 +37,7 @@ async def test_the_first_gets_it_and_the_others_are_told_who(index: DuplicateInd
     assert holder.record.claim == first
     assert holder.record.state == "pending"
     assert holder.record.completed is None
-    assert 0 <= holder.age < 10
+    assert 0 <= holder.age < 100
     assert await index.reserve(OTHER, claim("c"), lasts=LASTS) is None
 
 
@@ -60,9 +60,11 @@ async def test_times_are_those_of_the_server(index: DuplicateIndex) -> None:
 
 
 async def test_a_reservation_ends_by_itself(index: DuplicateIndex, redis: RedisServer) -> None:
+    await index.reserve(OTHER, claim("a"), lasts=LASTS)
+    left = int(str(redis.command("PTTL", f"tusd:duplicate:{{{OTHER}}}")))
+    assert (LASTS - 100) * 1000 < left <= LASTS * 1000
     await index.reserve(PRINT, claim("a"), lasts=0.05)
     key = f"tusd:duplicate:{{{PRINT}}}"
-    assert 0 < int(str(redis.command("PTTL", key))) <= 50
     wait_until(lambda: redis.command("EXISTS", key) == 0, "the reservation's end")
     assert await index.records(PRINT) == []
     assert await index.reserve(PRINT, claim("b"), lasts=LASTS) is None
@@ -71,7 +73,7 @@ async def test_a_reservation_ends_by_itself(index: DuplicateIndex, redis: RedisS
 async def test_of_several_each_ends_by_itself(index: DuplicateIndex) -> None:
     await index.complete(PRINT, claim("a"), lasts=LASTS)
     await index.reserve(PRINT, claim("b"), lasts=0.05, force=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (holder := await index.reserve(PRINT, claim("c"), lasts=LASTS)) is None or (
             holder.record.claim.upload == "b"
         ):
@@ -204,7 +206,7 @@ async def test_odd_text_comes_back_as_it_was(index: DuplicateIndex) -> None:
 async def test_a_scan_finds_all_of_this_prefix_and_nothing_else(
     state: State, redis: RedisServer
 ) -> None:
-    odd = State(redis.url, prefix="a[b]*?:")
+    odd = State(redis.url, prefix="a[b]*?:", timeout=20)
     await odd.start()
     other = DuplicateIndex(odd)
     index = DuplicateIndex(state)

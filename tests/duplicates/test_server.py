@@ -189,7 +189,7 @@ def test_the_sweep_releases(make_server: MakeServer) -> None:
     tus = Tus(make_server("--expire-after", "500ms", "--sweep-interval", "100ms"))
     path = tus.new(10, headers=STUDY)
     wait_until(lambda: tus.head(path).status == 410, "its expiry")
-    wait_until(lambda: tus.create(10, headers=STUDY).status == 201, "its release", timeout=5)
+    wait_until(lambda: tus.create(10, headers=STUDY).status == 201, "its release")
 
 
 def test_a_creation_that_failed_gives_back_what_it_reserved(
@@ -267,7 +267,7 @@ def test_one_script_a_creation_one_a_finish_and_none_a_chunk(
 
     def asked(lines: list[str]) -> list[str]:
         # Now and then a server asks whether its Redis still takes writes, and at most once a second it tells what is due when.
-        upkeep = (":probe", "INFO", "{registry}")
+        upkeep = (":probe", "INFO", "PING", "{registry}")
         return [line.split()[0] for line in lines if not any(word in line for word in upkeep)]
 
     with redis.monitor() as seen:
@@ -296,7 +296,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def test_a_redis_that_stands_still_and_goes_on(make_server: MakeServer, embedded: Look) -> None:
-    server = make_server("--redis-timeout", "2s")
+    server = make_server("--redis-timeout", "4s")
     tus = Tus(server)
     tus.finished(b"x" * 10, headers=STUDY)
     wait_until(lambda: '"complete"' in str(_records(embedded(server))), "the record")
@@ -313,6 +313,7 @@ def test_a_redis_that_stands_still_and_goes_on(make_server: MakeServer, embedded
     wait_until(lambda: str(_records(embedded(server))).count('"complete"') == 3, "all records")
     assert_duplicate(tus.create(10, headers=STUDY), "complete")
     assert_duplicate(tus.create(10, headers=OTHER), "complete")
+    server.wait_for_line("checked for duplicates again; 2 were created unchecked")
     assert server.log().count("cannot be checked for duplicates") == 1
     assert server.log().count("checked for duplicates again; 2 were created unchecked") == 1
     assert tus.delete(other).status == 204

@@ -156,9 +156,12 @@ def remembered(redis: RedisServer) -> list[tuple[str, str]]:
     return found
 
 
-async def eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Returns as soon as a condition holds that nobody announces; fails with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+    while True:
+        is_late = time.monotonic() > deadline
+        if condition():
+            return
+        assert not is_late, f"waited {timeout} s for {what}"
         await asyncio.sleep(0.005)

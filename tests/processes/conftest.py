@@ -22,7 +22,7 @@ class Workers:
     def pids(self) -> list[int]:
         """The processes that serve, as the system knows them."""
         children = Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children")
-        return [pid for pid in map(int, children.read_text().split()) if _is_server(pid)]
+        return [pid for pid in map(int, children.read_text().split()) if is_server(pid)]
 
     def holder_of(self, path: str) -> int:
         """The process that has the upload's data file open, which is the one that writes to it."""
@@ -37,7 +37,8 @@ class Workers:
         return found[0]
 
 
-def _is_server(pid: int) -> bool:
+def is_server(pid: int) -> bool:
+    """Whether a process runs, and is one of a server's."""
     try:
         return b"tusd_py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -50,9 +51,9 @@ def _open_files(pid: int) -> list[Path]:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 files.append(descriptor.readlink())
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         pass
     return files
 
@@ -66,7 +67,9 @@ def make_workers(tmp_path: Path) -> Iterator[MakeWorkers]:
     started: list[ServerProcess] = []
 
     def make(*flags: str) -> Workers:
-        server = ServerProcess(tmp_path / "uploads", "--workers", "3", *flags).start()
+        # What runs out where nobody asks who waits is far longer than what is asked for.
+        env = {"TUSD_LOCK_LEASE": "60s", "TUSD_REDIS_TIMEOUT": "20s"}
+        server = ServerProcess(tmp_path / "uploads", "--workers", "3", *flags, env=env).start()
         started.append(server)
         return Workers(server)
 

@@ -14,7 +14,6 @@ from tests.support.privileges import OBEYING_PERMISSIONS
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, checksum, id_of, metadata, path_of
 from tests.support.waiting import wait_until
-from tests.support.wire import chunk
 
 BODY = bytes(range(256)) * 8_000  # 2 MB
 
@@ -344,7 +343,7 @@ def test_a_disk_that_becomes_full_during_a_chunked_body(make_server: MakeServer)
     path = tus.new(len(BODY))
     limit_file_size(server, 100_000)
     with tus.begin_patch(path, 0, None) as patch:
-        patch.connection.send(chunk(BODY[:150_000]))
+        patch.send(BODY[:150_000])
         assert patch.response().status == 507
     assert tus.offset(path) == 100_000
     assert tus.stored(path) == BODY[:100_000]

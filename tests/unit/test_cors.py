@@ -189,7 +189,7 @@ def test_wrong_settings_are_named() -> None:
 
 def test_a_request_costs_little() -> None:
     policy = cors(r"https://([a-z]+\.)?example\.com")
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(10_000):
         policy.headers_for(b"https://www.example.com", preflight=False)
-    assert time.perf_counter() - began < 1, "10,000 requests take some 20 ms"
+    assert time.thread_time() - began < 1, "10,000 requests take some 20 ms"

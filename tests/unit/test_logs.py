@@ -427,7 +427,7 @@ def test_a_reader_that_does_not_read_delays_the_process_once() -> None:
         lines = stream.read().splitlines()
     assert done.returncode == 0
     # 2,000 waits of 50 ms would be 100 s.
-    assert float(done.stdout) < 10
+    assert float(done.stdout) < 50
     # What fitted into the pipe is whole and in order.
     assert 100 < len(lines) < 2000
     assert [int(line.split("n=")[1].split()[0]) for line in lines] == list(range(len(lines)))

@@ -200,9 +200,9 @@ def test_strangers_cannot_add_names() -> None:
 
 def test_counting_is_cheap() -> None:
     metrics = Metrics()
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(20_000):
         metrics.request("PATCH", 0.02)
         metrics.received(16384, "complete")
         metrics.lock_wait(0.0)
-    assert time.perf_counter() - began < 1, "20,000 requests take some 20 ms"
+    assert time.thread_time() - began < 1, "20,000 requests take some 20 ms"
