@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import MakeServer
-from tests.hooks.endpoint import Endpoint
+from tests.hooks.endpoint import Endpoint, closed_port
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 
@@ -37,10 +37,17 @@ def shared_server(
 
 
 @pytest.fixture
-def endpoint(shared_endpoint: Endpoint) -> Endpoint:
-    """The endpoint, with nothing recorded and nothing to answer but ``{}``."""
-    shared_endpoint.forget()
-    return shared_endpoint
+def endpoint(shared_endpoint: Endpoint) -> Iterator[Endpoint]:
+    """An endpoint of the test's own, so that servers of other tests cannot call it; it records what the shared server tells."""
+    with Endpoint() as running, shared_endpoint.passing_on_to(running):
+        yield running
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The URL of an endpoint that is down."""
+    with closed_port() as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         call = Call(self.path, headers, raw, self.client_address[1], time.monotonic())
         reply = self.server.endpoint.reply_to(call)
         if reply.hold is not None:
-            reply.hold.wait(30)
+            reply.hold.wait(60)
         if reply.cut:
             self.close_connection = True
             return
@@ -112,6 +113,7 @@ class Endpoint:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.calls: list[Call] = []
+        self._now: Endpoint = self
         self._scripts: dict[str, list[Reply]] = {}
         self._news = threading.Condition()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -133,7 +135,18 @@ class Endpoint:
             self.calls.clear()
             self._scripts.clear()
 
+    @contextmanager
+    def passing_on_to(self, other: Endpoint) -> Iterator[None]:
+        """In the meantime `other` records the calls that come in here, and says what is answered."""
+        self._now = other
+        try:
+            yield
+        finally:
+            self._now = self
+
     def reply_to(self, call: Call) -> Reply:
+        if self._now is not self:
+            return self._now.reply_to(call)
         with self._news:
             self.calls.append(call)
             self._news.notify_all()
@@ -163,7 +176,7 @@ class Endpoint:
                 found[:] = [c for c in self.calls if c.type == event_type and where(c)]
                 return len(found) >= count
 
-            assert self._news.wait_for(there, 15), f"{len(found)} of {count} {event_type}"
+            assert self._news.wait_for(there, 30), f"{len(found)} of {count} {event_type}"
             return found
 
     def __enter__(self) -> Self:
@@ -181,9 +194,10 @@ class Endpoint:
         self._thread.join()
 
 
-def closed_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port of this machine at which nobody listens, and nobody else can meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        yield port

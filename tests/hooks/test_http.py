@@ -8,8 +8,10 @@ import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +19,7 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.hooks.conftest import ALL_EVENTS, QUICK, MakeTus
-from tests.hooks.endpoint import Document, Endpoint, Reply, closed_port
+from tests.hooks.endpoint import Call, Document, Endpoint, Reply
 from tests.support.certificate import make_certificate
 from tests.support.server import environment
 from tests.support.tus import Tus, id_of, metadata, path_of
@@ -36,7 +38,8 @@ def uploads(tus: Tus) -> list[str]:
 def logged(tus: Tus, pattern: str) -> None:
     """Wait until the server has logged a line that matches, in this test."""
     server = tus.server
-    server.wait_for_line(pattern, since=len(server.lines) - len(server.lines_since_mark()))
+    since = len(server.lines) - len(server.lines_since_mark())
+    server.wait_for_line(pattern, timeout=30, since=since)
 
 
 def errors_of(tus: Tus, event_type: str) -> int:
@@ -51,6 +54,10 @@ def errors_of(tus: Tus, event_type: str) -> int:
 # --- what is sent ---------------------------------------------------------------------------------
 
 
+def told(calls: Iterable[Call]) -> list[tuple[str, str]]:
+    return [(call.type, call.request["Method"]) for call in calls]
+
+
 def test_every_event_is_told_in_tusds_format(hooked: MakeTus, endpoint: Endpoint) -> None:
     tus = hooked("--hooks-enabled-events", ALL_EVENTS)
     path = tus.finished(b"hello", {**METADATA, "X-Request-ID": "abc"})
@@ -58,18 +65,24 @@ def test_every_event_is_told_in_tusds_format(hooked: MakeTus, endpoint: Endpoint
     tus.get(f"{path}?a=b%20c")
     tus.delete(path)
     endpoint.wait_for("post-terminate")
-    assert [(call.type, call.request["Method"]) for call in endpoint.calls] == [
+    # A post- event may be told while the next request is already under way.
+    assert told(call for call in endpoint.calls if call.type.startswith("pre-")) == [
         ("pre-create", "POST"),
-        ("post-create", "POST"),
         ("pre-access", "PATCH"),
         ("pre-finish", "PATCH"),
-        ("post-finish", "PATCH"),
         ("pre-access", "HEAD"),
         ("pre-access", "GET"),
         ("pre-access", "DELETE"),
         ("pre-terminate", "DELETE"),
+    ]
+    assert told(call for call in endpoint.calls if call.type.startswith("post-")) == [
+        ("post-create", "POST"),
+        ("post-finish", "PATCH"),
         ("post-terminate", "DELETE"),
     ]
+    types = endpoint.types()
+    for what in ("create", "finish", "terminate"):
+        assert types.index(f"pre-{what}") < types.index(f"post-{what}")
     (created,), (finished,) = endpoint.of("pre-create"), endpoint.of("post-finish")
     port = created.request["RemoteAddr"].rpartition(":")[2]
     assert created.raw.decode() == json.dumps(
@@ -131,7 +144,8 @@ def test_lengths_that_are_not_known_and_parts(hooked: MakeTus, endpoint: Endpoin
 
 
 def test_tusds_default_events_are_on_and_no_others(hooked: MakeTus, endpoint: Endpoint) -> None:
-    tus = hooked("--progress-hooks-interval", "1s")
+    # No upload here takes so long that it would come to a post-receive.
+    tus = hooked("--progress-hooks-interval", "1h")
     tus.delete(tus.finished(b"hello"))
     endpoint.wait_for("post-terminate")
     assert endpoint.types() == ["pre-create", "post-create", "post-finish", "post-terminate"]
@@ -201,9 +215,9 @@ def test_cookies_of_an_endpoint_are_not_kept(make_server: MakeServer, endpoint: 
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    hooked: MakeTus, endpoint: Endpoint
+    hooked: MakeTus, endpoint: Endpoint, nobody: str
 ) -> None:
-    tus = hooked(env={"HTTP_PROXY": f"http://127.0.0.1:{closed_port()}"})
+    tus = hooked(env={"HTTP_PROXY": nobody})
     tus.new(5)
     assert endpoint.of("pre-create")
 
@@ -246,7 +260,9 @@ def test_connections_are_used_again(hooked: MakeTus, endpoint: Endpoint) -> None
     tus = hooked("--hooks-enabled-events", "pre-create")
     for _ in range(20):
         tus.new(5)
-    assert len({call.connection for call in endpoint.calls}) == 1
+    for earlier, later in pairwise(endpoint.calls):
+        # The client keeps a connection for 4 seconds; what comes later needs another.
+        assert later.connection == earlier.connection or later.at - earlier.at > 4
 
 
 # --- what an answer can do ------------------------------------------------------------------------
@@ -472,9 +488,9 @@ def test_a_running_upload_is_stopped(hooked: MakeTus, endpoint: Endpoint) -> Non
         def asked_twice() -> bool:
             with suppress(ConnectionError):
                 patch.send(b"x")
-            return len(endpoint.of("post-receive")) == 2
+            return len(endpoint.of("post-receive")) >= 2
 
-        wait_until(asked_twice, "two calls")
+        wait_until(asked_twice, "two calls", 30)
         response = patch.response()
     assert (response.status, response.text) == (410, "the project is gone")
     first = endpoint.of("post-receive")[0]
@@ -494,7 +510,7 @@ def test_a_slow_answer_holds_no_bytes_up(hooked: MakeTus, endpoint: Endpoint) ->
                 patch.send(b"x")
                 return bool(endpoint.of("post-receive"))
 
-            wait_until(asked, "a call")
+            wait_until(asked, "a call", 30)
             patch.send(b"y" * (1_000_000 - patch.received_to))
             assert patch.response().status == 204
         assert len(endpoint.of("post-receive")) == 1
@@ -540,30 +556,31 @@ def test_after_the_last_try_it_is_a_failure(hooked: MakeTus, endpoint: Endpoint)
 def test_nobody_waits_for_ever(hooked: MakeTus, endpoint: Endpoint) -> None:
     never = threading.Event()
     endpoint.script("pre-create", Reply(status=500), Reply(hold=never))
-    tus = hooked("--hooks-http-timeout", "300ms")
+    # It is one time-out for both tries, and must not be over before the second.
+    tus = hooked("--hooks-http-timeout", "3s")
     try:
         assert tus.create(5).status == 500
     finally:
         never.set()
     assert uploads(tus) == []
-    logged(tus, r"no answer within 0.3 s; before that: answered 500")
+    logged(tus, r"no answer within 3 s; before that: answered 500")
 
 
-def test_an_endpoint_that_is_down_refuses_creations(make_server: MakeServer) -> None:
-    url = f"http://127.0.0.1:{closed_port()}/"
-    tus = Tus(make_server("--hooks-http", url, *QUICK))
+def test_an_endpoint_that_is_down_refuses_creations(make_server: MakeServer, nobody: str) -> None:
+    tus = Tus(make_server("--hooks-http", nobody, *QUICK))
     response = tus.create(5)
     assert (response.status, response.code) == (500, "ERR_INTERNAL_SERVER_ERROR")
-    assert url not in response.text
+    assert nobody not in response.text
     assert uploads(tus) == []
     logged(tus, "pre-create hook .* failed .*tried 3 times")
     assert errors_of(tus, "pre-create") == 1
 
 
-def test_an_endpoint_that_is_down_does_not_fail_what_has_happened(make_server: MakeServer) -> None:
-    url = f"http://127.0.0.1:{closed_port()}/"
+def test_an_endpoint_that_is_down_does_not_fail_what_has_happened(
+    make_server: MakeServer, nobody: str
+) -> None:
     events = ("--hooks-enabled-events", "post-create,post-receive,post-finish,post-terminate")
-    tus = Tus(make_server("--hooks-http", url, *QUICK, *events))
+    tus = Tus(make_server("--hooks-http", nobody, *QUICK, *events))
     path = tus.finished(b"hello")
     assert tus.delete(path).status == 204
     for event_type in ("post-create", "post-finish", "post-terminate"):
@@ -666,9 +683,9 @@ def test_several_endpoints_are_asked_in_turn(make_server: MakeServer) -> None:
 
 
 def test_one_endpoint_that_is_down_keeps_nothing_from_the_other(
-    make_server: MakeServer, endpoint: Endpoint
+    make_server: MakeServer, endpoint: Endpoint, nobody: str
 ) -> None:
-    urls = f"http://127.0.0.1:{closed_port()}/,{endpoint.url}"
+    urls = f"{nobody},{endpoint.url}"
     tus = Tus(make_server("--hooks-http", urls, "--hooks-enabled-events", "post-finish", *QUICK))
     tus.finished(b"hello")
     endpoint.wait_for("post-finish")
@@ -714,8 +731,10 @@ def test_what_is_secret_is_not_shown(tmp_path: Path) -> None:
         assert not re.search("pass|token@|0123456789abcdef", done.stdout)
 
 
-def test_the_endpoint_need_not_be_there_at_start(make_server: MakeServer, tmp_path: Path) -> None:
-    server = make_server("--hooks-http", f"http://127.0.0.1:{closed_port()}/")
+def test_the_endpoint_need_not_be_there_at_start(
+    make_server: MakeServer, tmp_path: Path, nobody: str
+) -> None:
+    server = make_server("--hooks-http", nobody)
     assert server.running
     assert urlsplit(server.url).path == "/files/"
     assert tmp_path.exists()
