@@ -23,7 +23,7 @@ from tests.support.tus import Tus, path_of
 # It hands each chunk to aiohttp as one piece of bytes, of which that warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 
-IMPATIENT = aiotus.RetryConfiguration(retry_attempts=100, max_retry_period_seconds=0.1)
+IMPATIENT = aiotus.RetryConfiguration(retry_attempts=600, max_retry_period_seconds=0.1)
 
 METADATA = {"filename": "Röntgen 胸部.dcm".encode(), "raw": bytes(range(256)), "flag": None}
 
@@ -135,6 +135,6 @@ async def test_kill_in_the_middle_of_a_patch(
         proxy.default = Plan()
         link.release()
         server.restart()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             url = await uploading
     assert_stored(server, url, source)

@@ -21,7 +21,7 @@ from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, path_of, wait_for_size
 
-PATIENT = [0, *[100] * 50]
+PATIENT = [0, *[100] * 600]
 """Delays between retries, in ms, for tests in which the server is away for a while."""
 
 STALLING = Plan(up=Way(stall_after=MIB))
@@ -367,7 +367,7 @@ def test_started_again_after_an_abort(
         wait_for_bytes(server, client)
         proxy.default = Plan()
         client.tell("restart")
-        url = client.succeed(timeout=15)
+        url = client.succeed(timeout=30)
     assert client.requests() == [("POST", 201), ("HEAD", 200), ("PATCH", 204)]
     first, second = offsets(client)
     assert first == 0 < second < source.size
@@ -497,7 +497,7 @@ def test_terminate(
         wait_for_bytes(server, client)
         proxy.default = Plan()
         client.tell("terminate")
-        ending = client.finish(timeout=15)
+        ending = client.finish(timeout=30)
     assert ending == {"event": "aborted", "terminated": True}
     assert client.requests() == [("POST", 201), ("DELETE", 204)]
     assert stored_urls(storage) == []
@@ -557,7 +557,7 @@ def test_cuts(
 
 def test_stall(make_server: MakeServer, run_tus_js: RunTusJs, make_source: MakeSource) -> None:
     """The line goes dead: the server ends the request, keeps the bytes, and a retry goes on."""
-    server = make_server("--network-timeout", "1s")
+    server = make_server("--network-timeout", "4s")
     source = make_source(4 * MIB)
     with FaultProxy(server.address, default=Plan(up=Way(stall_after=2 * MIB))) as proxy:
         client = run_tus_js(

@@ -193,7 +193,7 @@ def test_kill_in_the_middle_of_a_patch(
     with FaultProxy(server.address) as proxy:
         proxy.plan(Plan(), Plan(up=Way(stall_after=2 * MIB)))
         uploader = uploader_of(
-            proxy.url(), source.stream(), retries=100, retry_delay=0.1, upload_checksum=checksum
+            proxy.url(), source.stream(), retries=600, retry_delay=0.1, upload_checksum=checksum
         )
         upload = in_background(uploader.upload)
         proxy.link(1).wait("stalled")
@@ -201,7 +201,7 @@ def test_kill_in_the_middle_of_a_patch(
         server.kill9()
         server.restart()
         proxy.link(1).release()
-        upload.result(30)
+        upload.result(60)
         *_, last = proxy.links
         sent_again = last.up_bytes
     assert (sent_again > source.size) is checksum
@@ -229,7 +229,7 @@ def test_several_at_the_same_time(server: ServerProcess, make_source: MakeSource
 
     def upload(source: SourceFile) -> str:
         uploader = uploader_of(server.url, source.stream(), chunk_size=200_000)
-        gate.wait(10)
+        gate.wait(60)
         uploader.upload()
         return uploader.url
 
