@@ -15,7 +15,7 @@ from tests.support.tus import OCTETS, Tus, checksum, id_of
 from tests.support.wire import BadResponse, Connection, ConnectionEnded, chunk, last_chunk
 
 ROUNDS = 250
-PATIENCE = 15.0
+PATIENCE = 40.0
 """Seconds after which an answer that did not come is a hang."""
 
 NUMBERS = [

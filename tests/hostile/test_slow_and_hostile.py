@@ -18,6 +18,8 @@ from tests.support.wire import Connection, ConnectionEnded, Response, chunk, hea
 
 BODY = bytes(range(256)) * 8_000  # 2 MB
 GIGABYTE = 1 << 30
+IMPATIENT = ("--network-timeout", "3s")
+"""Time enough for a test that was stalled itself to send what it has to."""
 
 
 # -- idle --------------------------------------------------------------------------------------
@@ -28,7 +30,7 @@ GIGABYTE = 1 << 30
 def test_a_body_that_stops_coming_is_ended_and_its_bytes_are_kept(
     make_server: MakeServer, framing: str, sent: int
 ) -> None:
-    tus = Tus(make_server("--network-timeout", "300ms"))
+    tus = Tus(make_server(*IMPATIENT))
     path = tus.new(len(BODY))
     length = len(BODY) if framing == "length" else None
     with tus.begin_patch(path, 0, length, BODY[:sent]) as patch:
@@ -43,7 +45,7 @@ def test_a_body_that_stops_coming_is_ended_and_its_bytes_are_kept(
 
 
 def test_a_verified_chunk_that_stops_coming_is_discarded(make_server: MakeServer) -> None:
-    tus = Tus(make_server("--network-timeout", "300ms"))
+    tus = Tus(make_server(*IMPATIENT))
     path = tus.new(len(BODY))
     headers = {"Upload-Checksum": checksum(BODY)}
     with tus.begin_patch(path, 0, len(BODY), BODY[:1000], headers) as patch:
@@ -53,15 +55,15 @@ def test_a_verified_chunk_that_stops_coming_is_discarded(make_server: MakeServer
 
 
 def test_a_body_that_comes_slowly_is_not_ended(make_server: MakeServer) -> None:
-    tus = Tus(make_server("--network-timeout", "500ms"))
-    path = tus.new(600)
-    with FaultProxy(tus.server.address, Plan(up=Way(rate=600))) as proxy:
-        began = time.monotonic()
+    tus = Tus(make_server(*IMPATIENT))
+    path = tus.new(800)
+    with FaultProxy(tus.server.address, Plan(up=Way(rate=200))) as proxy:
         with Connection(proxy.address) as connection:
-            response = connection.request("PATCH", path, tus.patch_headers(0), b"x" * 600)
+            began = time.monotonic()
+            response = connection.request("PATCH", path, tus.patch_headers(0), b"x" * 800)
         assert response.status == 204
         # Longer than the time-out: it is a time without a byte, not a time for the body.
-        assert time.monotonic() - began > 1.0
+        assert time.monotonic() - began > 4.0
 
 
 def test_an_idle_connection_is_closed(make_server: MakeServer) -> None:
@@ -81,7 +83,7 @@ def test_a_connection_that_never_asks_anything_is_closed(make_server: MakeServer
     "begun", [b"P", b"PATCH /files/", b"HEAD /files/x HTTP/1.1\r\nHost: a\r\n"]
 )
 def test_a_head_that_stops_coming_is_ended(make_server: MakeServer, begun: bytes) -> None:
-    tus = Tus(make_server("--network-timeout", "300ms"))
+    tus = Tus(make_server(*IMPATIENT))
     with tus.connect() as connection:
         connection.send(begun)
         answer = connection.read_to_end()
@@ -90,17 +92,16 @@ def test_a_head_that_stops_coming_is_ended(make_server: MakeServer, begun: bytes
 
 def test_a_head_that_trickles_for_ever_is_ended(make_server: MakeServer) -> None:
     tus = Tus(make_server("--network-timeout", "500ms"))
+    # It would take 100 seconds, and we wait for 40.
     request = head_bytes("HEAD", tus.collection, {"X-Padding": "x" * 10_000}, "localhost")
     with (
         FaultProxy(tus.server.address, Plan(up=Way(rate=100))) as proxy,
-        Connection(proxy.address) as connection,
+        Connection(proxy.address, timeout=40) as connection,
     ):
-        began = time.monotonic()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(request)
         with contextlib.suppress(ConnectionResetError):
             connection.read_to_end()
-        assert time.monotonic() - began < 5
 
 
 # -- limits ------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_a_refusal_can_be_read_although_the_body_is_on_its_way(tus: Tus, case: s
         response = connection.read_response(method)
         assert response.status == status
         assert response["Connection"].lower() == "close"
-        assert connection.read_to_end() == b""
+        assert connection.ended()
     assert {name: tus.server.data_file(name).stat().st_size for name in tus.data_files()} == before
 
 
@@ -288,7 +289,8 @@ def test_a_body_on_a_get_is_no_request(tus: Tus) -> None:
         response = connection.request("GET", path, {}, smuggled)
         assert response.status == 200
         connection.half_close()
-        connection.read_to_end()
+        with contextlib.suppress(ConnectionResetError):
+            connection.read_to_end()
     assert tus.offset(victim) == 0
 
 

@@ -123,7 +123,7 @@ def test_T26_a_wrong_checksum_takes_the_whole_chunk_back(
 def test_nobody_waits_for_a_body_that_does_not_come(
     make_server: MakeServer, flags: tuple[str, ...]
 ) -> None:
-    tus = Tus(make_server("--network-timeout", "1s", *flags))
+    tus = Tus(make_server("--network-timeout", "3s", *flags))
     path = tus.new(LARGE)
     with tus.begin_patch(path, 0, LARGE, b"x" * 300_000) as stalled:
         assert stalled.response().code == "ERR_READ_TIMEOUT"

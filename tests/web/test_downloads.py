@@ -277,13 +277,13 @@ class TestTransfers:
             assert read_download(connection, path) == (LARGE, digest)
 
     def test_a_client_that_stalls_is_cut_off(self, make_server: MakeServer) -> None:
-        tus = Tus(make_server("--network-timeout", "500ms"))
+        tus = Tus(make_server("--network-timeout", "3s"))
         path = tus.new(64 * 1024 * 1024)
         for offset in range(0, 64 * 1024 * 1024, 8 * 1024 * 1024):
             assert tus.patch(path, offset, bytes(8 * 1024 * 1024)).status == 204
         with Connection(tus.server.address, receive_buffer=65536) as connection:
             connection.send_head("GET", path)
-            tus.server.wait_for_line("download ended early")
+            tus.server.wait_for_line("download ended early", timeout=30)
             with pytest.raises((ConnectionEnded, ConnectionResetError)):
                 connection.read_response()
         assert tus.options().status == 204
@@ -318,7 +318,8 @@ class TestTransfers:
         with Connection(server.address, receive_buffer=65536) as connection:
             connection.send_head("GET", path)
             assert connection.sock.recv(1000, socket.MSG_PEEK)
-            assert server.terminate(timeout=8) == 0
+            # Well under the 10 seconds that are the default.
+            assert server.terminate(timeout=9) == 0
 
 
 @pytest.fixture(scope="module")

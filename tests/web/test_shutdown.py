@@ -16,8 +16,11 @@ from tests.support.wire import Connection, Response
 
 BODY = bytes(range(256)) * 8_000  # 2 MB
 
-PROMPT = 8.0
-"""Seconds: well under the default ``--shutdown-timeout`` of 10 s. It takes a fraction of one."""
+PATIENT = ("--shutdown-timeout", "60s")
+"""Of a server that ends without using that time up: ``wait`` gives up after 30 s."""
+
+PROMPT = 9.0
+"""Seconds: under the default ``--shutdown-timeout`` of 10 s, for servers that were given less."""
 
 
 def assert_told_of_the_shutdown(response: Response) -> None:
@@ -28,16 +31,14 @@ def assert_told_of_the_shutdown(response: Response) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_ends_at_once(make_server: MakeServer, number: signal.Signals) -> None:
-    server = make_server()
-    began = time.monotonic()
+    server = make_server(*PATIENT)
     server.signal(number)
     assert server.wait() == 0
-    assert time.monotonic() - began < PROMPT
     assert "Traceback" not in server.log()
 
 
 def test_bodies_in_flight_end_and_their_bytes_are_kept(make_server: MakeServer) -> None:
-    server = make_server()
+    server = make_server(*PATIENT)
     tus = Tus(server)
     sent = {"small": 5, "large": 1_000_000, "nothing": 0}
     paths = {name: tus.new(len(BODY)) for name in sent}
@@ -48,13 +49,11 @@ def test_bodies_in_flight_end_and_their_bytes_are_kept(make_server: MakeServer) 
         patch.wait_stored()
     # A request of its own shows that the one without a byte has been accepted too.
     assert tus.options().status == 204
-    began = time.monotonic()
     server.signal(signal.SIGTERM)
     for patch in patches.values():
         assert_told_of_the_shutdown(patch.response())
         patch.close()
     assert server.wait() == 0
-    assert time.monotonic() - began < PROMPT
     server.restart()
     for name, size in sent.items():
         assert tus.offset(paths[name]) == size
@@ -63,7 +62,7 @@ def test_bodies_in_flight_end_and_their_bytes_are_kept(make_server: MakeServer) 
 
 
 def test_chunked_bodies_and_creations_end_too(make_server: MakeServer) -> None:
-    server = make_server()
+    server = make_server(*PATIENT)
     tus = Tus(server)
     path = tus.new(len(BODY))
     with tus.begin_patch(path, 0, None, BODY[:70_000]) as patch, tus.connect() as creation:
@@ -104,7 +103,7 @@ def test_those_who_wait_are_told_and_a_finish_comes_to_its_end(
 ) -> None:
     recorder = Recorder(tmp_path)
     recorder.hold_pre_finish()
-    server = make_server(*recorder.flags, env=recorder.env)
+    server = make_server(*recorder.flags, *PATIENT, env=recorder.env)
     tus = Tus(server)
     path = tus.new(5)
     with tus.begin_patch(path, 0, 5, b"hello") as holder, tus.connect() as waiter:
@@ -134,7 +133,7 @@ def test_what_does_not_end_in_time_does_not_hold_the_exit_up(
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PROMPT
     recorder.hold.unlink()
     server.restart()
     assert tus.offset(path) == 5
@@ -161,23 +160,21 @@ def test_a_hook_that_hangs_does_not_hold_the_exit_up(
         server.signal(signal.SIGTERM)
         # No exit of a healthy server, as something of it had to be abandoned: whatever the code.
         server.wait()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PROMPT
     assert tus.stored(path) == b"hello"
 
 
 def test_idle_connections_do_not_hold_the_exit_up(make_server: MakeServer) -> None:
-    server = make_server()
+    server = make_server(*PATIENT)
     tus = Tus(server)
     with tus.connect() as idle, tus.connect() as silent, tus.connect() as half:
         assert idle.request("OPTIONS", tus.collection).status == 204
         half.send(b"PATCH /files/x HTT")
         assert tus.options().status == 204
-        began = time.monotonic()
         server.signal(signal.SIGTERM)
         assert idle.ended()
         assert silent.ended()
         assert server.wait() == 0
-        assert time.monotonic() - began < PROMPT
 
 
 def test_a_download_that_nobody_reads_does_not_hold_the_exit_up(make_server: MakeServer) -> None:
@@ -190,13 +187,13 @@ def test_a_download_that_nobody_reads_does_not_hold_the_exit_up(make_server: Mak
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PROMPT
 
 
 def test_nobody_new_is_let_in(make_server: MakeServer, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.hold_pre_finish()
-    server = make_server(*recorder.flags, env=recorder.env)
+    server = make_server(*recorder.flags, *PATIENT, env=recorder.env)
     tus = Tus(server)
     path = tus.new(5)
     with tus.begin_patch(path, 0, 5, b"hello") as holder, tus.connect() as early:
@@ -236,18 +233,16 @@ def test_the_port_and_the_directory_are_free_at_once(make_server: MakeServer) ->
 
 
 def test_many_bodies_end_together(make_server: MakeServer) -> None:
-    server = make_server()
+    server = make_server(*PATIENT)
     tus = Tus(server)
     paths = [tus.new(1000) for _ in range(50)]
     patches = [tus.begin_patch(path, 0, 1000, b"x" * 100) for path in paths]
     for patch in patches:
         patch.wait_stored()
-    began = time.monotonic()
     server.signal(signal.SIGTERM)
     for patch in patches:
         assert_told_of_the_shutdown(patch.response())
         patch.close()
     assert server.wait() == 0
-    assert time.monotonic() - began < PROMPT
     server.restart()
     assert [tus.offset(path) for path in paths] == [100] * 50
