@@ -17,7 +17,7 @@ from tests.support.wire import Connection, Response
 
 BODY = bytes(range(256)) * 8_000  # 2 MB
 
-AT_ONCE = 5.0
+AT_ONCE = 15.0
 """Seconds that an answer may take that shall not wait for a time-out (of 20 s and 60 s)."""
 
 held = pytest.mark.parametrize("sent", [5, 1_000_000])
@@ -127,7 +127,9 @@ def test_T38_bodies_at_the_same_time_never_mix(tus: Tus) -> None:
     path = tus.new(len(BODY))
     rivals = [tus.begin_patch(path, 0, len(BODY)) for _ in range(4)]
     for rival in rivals:
-        rival.connection.send(BODY[:500_000])
+        # One that was told to let go may be closed by now.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            rival.connection.send(BODY[:500_000])
     for rival in rivals:
         rival.close()
     offset = tus.offset(path)
@@ -153,7 +155,7 @@ def test_T39_a_holder_that_does_not_let_go_in_time_is_423(
 ) -> None:
     recorder = Recorder(tmp_path)
     recorder.hold_pre_finish()
-    tus = Tus(make_server(*recorder.flags, "--acquire-lock-timeout", "200ms", env=recorder.env))
+    tus = Tus(make_server(*recorder.flags, "--acquire-lock-timeout", "1s", env=recorder.env))
     path = tus.new(5)
     with tus.begin_patch(path, 0, 5, b"hello") as patch:
         recorder.wait_for("pre-finish", id_of(path))
