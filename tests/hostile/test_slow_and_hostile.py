@@ -20,6 +20,8 @@ BODY = bytes(range(256)) * 8_000  # 2 MB
 GIGABYTE = 1 << 30
 IMPATIENT = ("--network-timeout", "3s")
 """Time enough for a test that was stalled itself to send what it has to."""
+UNHURRIED = ("--network-timeout", "10m")
+"""The first of many connections waits for the last, however long that one takes to come."""
 
 
 # -- idle --------------------------------------------------------------------------------------
@@ -447,7 +449,7 @@ def many_files() -> None:
 def test_a_thousand_trickling_connections_take_less_than_20_kib_each(
     make_server: MakeServer,
 ) -> None:
-    server = make_server()
+    server = make_server(*UNHURRIED)
     tus = Tus(server)
     with tus.connect() as connection:
         paths = [path_of(tus.create(100_000, on=connection)["Location"]) for _ in range(TRICKLING)]
@@ -469,7 +471,7 @@ def test_a_thousand_trickling_connections_take_less_than_20_kib_each(
 
 @pytest.mark.usefixtures("many_files")
 def test_what_a_connection_sent_is_not_held_while_it_waits(make_server: MakeServer) -> None:
-    server = make_server()
+    server = make_server(*UNHURRIED)
     tus = Tus(server)
     paths = [tus.new(1_000_000) for _ in range(200)]
     warm_up(tus)
