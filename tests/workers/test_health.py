@@ -65,7 +65,7 @@ def test_worker_and_scheduler_are_well_while_they_run_and_while_redis_is_away(
     for name in ("worker", "scheduler"):
         job = Job(name, *uploads, env=env)
         started.append(job)
-        wait_until(lambda at=name: is_well(at, env), f"the {name}", timeout=40)  # type: ignore[misc]
+        wait_until(lambda at=name: is_well(at, env), f"the {name}", timeout=60)  # type: ignore[misc]
     redis.stop()
     for name in ("worker", "scheduler"):
         away = command("health", name, *uploads, env=env)
@@ -73,7 +73,7 @@ def test_worker_and_scheduler_are_well_while_they_run_and_while_redis_is_away(
     redis.start()
     # What was known is gone with this Redis; the scheduler says so again, and the worker has registered anew.
     for name in ("worker", "scheduler"):
-        wait_until(lambda at=name: is_well(at, env), f"the {name}", timeout=40)  # type: ignore[misc]
+        wait_until(lambda at=name: is_well(at, env), f"the {name}", timeout=60)  # type: ignore[misc]
     assert started[0].end()[0] == 0
     assert not is_well("worker", env)
 

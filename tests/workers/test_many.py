@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
-from tests.support.jobs import Job
 from tests.support.redis import RedisServer
+from tests.support.server import environment
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
@@ -111,7 +113,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
 ) -> None:
     await abandoned(store, 400)
     with RedisServer(tmp_path / "redis") as redis:
-        state = State(redis.url, timeout=2.0)
+        state = State(redis.url, timeout=30.0)
         await state.start()
         locks = RedisLocks(state)
         upkeep = OwnUpkeep(uploads(store, locks), Registry(state))
@@ -130,7 +132,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         left = [each async for each in store.ids()]
         assert len(left) == 400 - 3 * 64
         redis.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await state.check() is not None:  # noqa: ASYNC110 - nobody tells when it is back
                 await asyncio.sleep(0.02)
         report = await upkeep.sweep("all")
@@ -152,7 +154,7 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
     for number in range(100):
         await store.create(UploadInfo(id=f"kept{number}", length=10, created_at=time.time()))
     with RedisServer(tmp_path / "redis") as redis:
-        states = [State(redis.url, timeout=10.0) for _ in range(3)]
+        states = [State(redis.url, timeout=30.0) for _ in range(3)]
         for state in states:
             await state.start()
         locks = [RedisLocks(state) for state in states]
@@ -173,31 +175,58 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
     assert len([each async for each in store.ids()]) == 100
 
 
+KILLED = """
+import os, signal, sys
+
+left, truncate = 500, os.truncate
+
+def end_removal(*arguments):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    truncate(*arguments)
+
+os.truncate = end_removal
+
+from tusd_py.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+"""A command that dies in the middle of a removal, when it has made so many."""
+
+
 def test_what_a_killed_sweep_left_the_next_one_removes(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url}
+        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
         server = make_server("--lock-lease", "1s", env=env)
         tus = Tus(server)
         kept = tus.finished(b"hello")
         store = FileStore(server.upload_dir)
-        asyncio.run(abandoned(store, 2 * COUNT))
+        asyncio.run(abandoned(store, COUNT))
         flags = ("--expire-after", "1s", "--lock-lease", "1s", *of(server))
-        sweeping = Job("sweep", *flags, env=env)
-        first = server.data_file("u0").parent / ".tusd-py" / "gone"
-        wait_until(lambda: len(os.listdir(first)) > 100, "its beginning", timeout=40)
-        sweeping.end(signal.SIGKILL)
-        left = sum(1 for name in os.listdir(server.upload_dir) if name.startswith("u"))
-        assert left > 100
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, "sweep", *flags],
+            env=environment(env),
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        gone = server.upload_dir / ".tusd-py" / "gone"
+        assert sum(file.stat().st_size > 0 for file in gone.iterdir()) == 1
+        left = sum(1 for name in os.listdir(server.upload_dir) if name.endswith(".info"))
+        assert left == 1 + COUNT - 501
 
         def are_gone() -> bool:
             # Locks of the one that was killed run out.
-            assert command("sweep", *flags, env=env).returncode == 0
-            return not any(name.startswith("u") for name in os.listdir(server.upload_dir))
+            done = command("sweep", *flags, env=env)
+            names = os.listdir(server.upload_dir)
+            return done.returncode == 0 and not any(name.startswith("u") for name in names)
 
         wait_until(are_gone, "the rest", timeout=60)
-        assert sum((first / name).stat().st_size for name in os.listdir(first)) == 0
+        assert sum(file.stat().st_size for file in gone.iterdir()) == 0
         assert tus.get(kept).body == b"hello"
         server.terminate()
 

@@ -40,7 +40,7 @@ def samples(text: str) -> dict[str, float]:
 async def test_what_is_reported_is_told_until_it_is_too_old(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = State(redis.url)
+    state = State(redis.url, timeout=30.0)
     await state.start()
     metrics = Metrics()
     metrics.jobs = JobsMetrics(state, None, speaks=True)
@@ -100,7 +100,7 @@ def test_a_server_tells_of_worker_and_scheduler(
     started: list[Job],
     tmp_path: Path,
 ) -> None:
-    env = {"TUSD_REDIS_URL": redis.url}
+    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
     uploads = tmp_path / "uploads"
     started += [
         Job(name, "--upload-dir", str(uploads), env=env) for name in ("worker", "scheduler")

@@ -41,7 +41,7 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def registry(redis: RedisServer) -> AsyncIterator[Registry]:
-    state = State(redis.url)
+    state = State(redis.url, timeout=30.0)
     await state.start()
     yield Registry(state)
     await state.stop()
@@ -176,7 +176,7 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
     writer.note("b", None)
     redis.start()
     task = asyncio.create_task(writer.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with suppress(StateUnavailable):
                 if await registry.due(2.0, 10) == ["a"]:

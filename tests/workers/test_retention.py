@@ -13,6 +13,7 @@ from tests.support.redis import RedisServer
 from tests.support.tus import Tus, id_of, metadata
 from tests.workers.commands import command, documents, of
 from tests.workers.test_registry import Clock
+from tests.workers.test_sweep_command import swept_server
 from tusd_py.events import Event, Hooks, RequestView
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.errors import ProtocolError
@@ -75,7 +76,7 @@ class House:
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     with RedisServer(tmp_path / "redis") as redis:
-        state = State(redis.url)
+        state = State(redis.url, timeout=30.0)
         await state.start()
         made = Registry(state)
         await made.mark_whole(whole=True)
@@ -158,8 +159,9 @@ def test_with_a_server_it_leaves_a_tombstone_and_stays_known_as_a_duplicate(
         "def pre_create(event):\n"
         "    return Changes(retain=0) if b'keep' in event.upload.metadata.values() else None\n"
     )
-    server = make_server(
-        *("--retain-finished", "30d", "--hook", str(hook)), env={"TUSD_DUPLICATES": "on"}
+    server = swept_server(
+        *(make_server, tmp_path / "uploads", "--retain-finished", "30d", "--hook", str(hook)),
+        env={"TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"},
     )
     tus = Tus(server)
     study = {"Upload-Metadata": metadata(study="1")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.conftest import MakeServer
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
+from tests.support.waiting import wait_until
 from tests.workers.commands import command, documents, of
 
 
@@ -23,15 +25,34 @@ def abandon(server: ServerProcess, path: str, days: float = 8) -> str:
     info = server.info_file(upload_id)
     document = json.loads(info.read_text())
     document["TusdPy"]["CreatedAt"] = then
-    info.write_text(json.dumps(document))
+    # At once, as somebody who sweeps may be reading it.
+    beside = server.upload_dir.with_name(f"{upload_id}.info")
+    beside.write_text(json.dumps(document))
+    beside.replace(info)
     os.utime(server.data_file(upload_id), (then, then))
     return upload_id
 
 
+def swept_server(
+    make_server: MakeServer, directory: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> ServerProcess:
+    """A server that has done the sweep of its start, which would take what is meant for another one."""
+    left = directory / ".tusd-py" / "new" / "left-by-a-crash"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (1.0, 1.0))
+    server = make_server(*flags, env=env, upload_dir=directory)
+    # What crashes have left goes last.
+    wait_until(lambda: not left.exists(), "the sweep of its start", timeout=60)
+    return server
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("running", [True, False])
-def test_what_is_abandoned_goes(make_server: MakeServer, running: bool, workers: str) -> None:
-    server = make_server("--workers", workers)
+def test_what_is_abandoned_goes(
+    make_server: MakeServer, tmp_path: Path, running: bool, workers: str
+) -> None:
+    server = swept_server(make_server, tmp_path / "uploads", "--workers", workers)
     tus = Tus(server)
     kept, finished = tus.new(10), tus.finished(b"hello")
     gone = tus.new(10)
@@ -57,8 +78,8 @@ def test_what_is_abandoned_goes(make_server: MakeServer, running: bool, workers:
 
 def test_beside_servers_whose_locks_are_in_redis(make_server: MakeServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url}
-        server = make_server(env=env)
+        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        server = swept_server(make_server, tmp_path / "uploads", env=env)
         tus = Tus(server)
         gone, busy = tus.new(10), tus.new(10)
         with tus.begin_patch(busy, 0, 10, b"abc") as patch:
@@ -72,8 +93,10 @@ def test_beside_servers_whose_locks_are_in_redis(make_server: MakeServer, tmp_pa
         server.terminate()
 
 
-def test_a_server_that_cannot_be_asked_keeps_its_uploads(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_server_that_cannot_be_asked_keeps_its_uploads(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    server = swept_server(make_server, tmp_path / "uploads")
     tus = Tus(server)
     gone_id = abandon(server, tus.new(10))
     (server.upload_dir / ".tusd-py" / "control" / "server.sock").unlink()
@@ -83,8 +106,8 @@ def test_a_server_that_cannot_be_asked_keeps_its_uploads(make_server: MakeServer
     assert server.data_file(gone_id).exists()
 
 
-def test_a_killed_server_is_not_in_the_way(make_server: MakeServer) -> None:
-    server = make_server()
+def test_a_killed_server_is_not_in_the_way(make_server: MakeServer, tmp_path: Path) -> None:
+    server = swept_server(make_server, tmp_path / "uploads")
     tus = Tus(server)
     gone_id = abandon(server, tus.new(10))
     server.kill9()
