@@ -31,6 +31,9 @@ class House:
         self.jobs: list[Job] = []
         self.env = {
             "TUSD_REDIS_URL": redis.url,
+            # Nothing here is about those that are slow to answer.
+            "TUSD_REDIS_TIMEOUT": "10s",
+            "TUSD_HOOKS_HTTP_TIMEOUT": "30s",
             "TUSD_HOOKS_HTTP": endpoint.url,
             "TUSD_HOOKS_ENABLED_EVENTS": ALL,
             # What is tried again is tried by workers.
@@ -40,7 +43,7 @@ class House:
 
     def lose_patience(self) -> None:
         """From now on those that are killed are not waited for long."""
-        self.env["TUSD_LOCK_LEASE"] = "2s"
+        self.env["TUSD_LOCK_LEASE"] = "5s"
 
     def serve(self, *flags: str, dies: str = "") -> ServerProcess:
         """A server; dies: the instant at which it is killed, see `killed.py`."""

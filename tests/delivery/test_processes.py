@@ -19,7 +19,7 @@ from tests.support.wire import ConnectionEnded
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
 
-SLOW = 40.0
+SLOW = 60.0
 """Seconds that something may take that begins a process, on a machine that is busy."""
 
 
@@ -135,7 +135,7 @@ def test_what_was_left_for_workers_is_not_forgotten(house: House) -> None:
     server.terminate()
     server.flags = (*server.flags, "--hooks-delivery", "server")
     server.restart()
-    server.wait_for_line("2 events wait for workers, but this server runs none")
+    server.wait_for_line("2 events wait for workers, but this server runs none", SLOW)
     house.work(server)
     wait_for_type(house.endpoint, path, "post-finish")
 
@@ -213,6 +213,7 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     path = finish(tus)
     tus.delete(path)
     wait_for_type(house.endpoint, path, "post-terminate")
+    wait_until_empty(house, server)
     assert types(house.endpoint, path).count("post-finish") == 2
     [failed] = documents("events", "failed", *of(server), env=house.env)
     assert (failed["type"], failed["upload"], failed["attempts"]) == (
@@ -224,9 +225,14 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     assert documents("events", "list", *of(server), env=house.env) == []
     table = command("events", "failed", *of(server), env=house.env).stdout
     assert str(failed["id"]) in table
-    status = command("status", *of(server), env=house.env)
-    assert "PROBLEM    1 events were given up (tusd-py events failed)" in status.stdout
-    assert "events     0 waiting, 1 failed, 2 delivered, 2 failed, 1 given up" in status.stdout
+
+    def is_counted() -> bool:
+        # When all is told.
+        said = command("status", *of(server), env=house.env).stdout
+        assert "PROBLEM    1 events were given up (tusd-py events failed)" in said
+        return "events     0 waiting, 1 failed, 2 delivered, 2 failed, 1 given up" in said
+
+    wait_until(is_counted, "the counts", SLOW)
     house.endpoint.script("post-finish", Reply())
     done = command("events", "replay", str(failed["id"]), *of(server), env=house.env)
     assert (done.returncode, done.stdout) == (0, "1 events to be delivered again\n")
@@ -272,7 +278,7 @@ def test_mistakes(words: tuple[str, ...], problem: str) -> None:
 def test_secrets_of_requests_are_not_written_down(house: House) -> None:
     house.env["TUSD_HOOKS_HTTP_FORWARD_HEADERS"] = "Cookie, X-Project"
     server = house.serve()
-    server.wait_for_line("--hooks-http-forward-headers: Cookie will not come")
+    server.wait_for_line("--hooks-http-forward-headers: Cookie will not come", SLOW)
     secret = ("Authorization", "Cookie", "X-Api-Key", "Upload-Token")
     headers = {**dict.fromkeys(secret, "hush-hush"), "X-Project": "7"}
     tus = Tus(server)
@@ -299,6 +305,7 @@ def test_redis_is_away_at_the_finish(house: House) -> None:
     tus = Tus(server)
     path = tus.new(5)
     wait_for_type(house.endpoint, path, "post-create")
+    wait_until_empty(house, server)
     house.redis.stop()
     assert tus.patch(path, 0, b"hello").status == 204
     assert len(house.outbox(server)) == 1
@@ -393,7 +400,7 @@ def test_what_was_not_finished_is_not_told(house: House) -> None:
         # As soon as the lock of the server that was killed has run out.
         return command("uploads", "rm", id_of(path), *of(server), env=house.env).returncode == 0
 
-    wait_until(is_removed, "its removal", timeout=40)
+    wait_until(is_removed, "its removal", SLOW)
     wait_for_type(house.endpoint, path, "post-terminate")
     assert types(house.endpoint, path) == ["post-create", "post-terminate"]
     wait_until_empty(house, server)
