@@ -152,7 +152,7 @@ def test_they_expire_when_they_would_have_expired(
     assert "Upload-Expires" in tus.head(tus.collection + PARTIAL)
     # What is finished is nobody's to remove.
     assert tus.get(tus.collection + COMPLETE).body == b"complete"
-    wait_until(lambda: not (directory / DEFERRED).exists(), "the sweep", 30)
+    wait_until(lambda: not (directory / DEFERRED).exists(), "the sweep", 60)
 
 
 def untrusted(directory: Path) -> dict[str, str]:

@@ -285,7 +285,7 @@ async def test_what_our_server_can_do_besides_is_a_setting(tmp_path: Path) -> No
     router = create_tus_router(
         files_dir=tmp_path,
         pre_create_hook=lambda metadata, _info: heard.append(metadata["filename"]),
-        settings={"duplicates": "on"},
+        settings={"duplicates": "on", "redis_timeout": "10s"},
     )
     async with client_of(application(router)) as client:
         headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Metadata": "filename YQ=="}
@@ -318,7 +318,7 @@ async def test_the_hook_is_called_for_what_a_crash_left_complete(tmp_path: Path)
         file.write_bytes(b"hello")
         head = await client.head(url, headers=RESUMABLE)
         assert head.headers["upload-offset"] == "5"
-        assert await asyncio.to_thread(here.wait, 30)
+        assert await asyncio.to_thread(here.wait, 60)
         await client.head(url, headers=RESUMABLE)
     await Engines.here().stop()
     assert told == [(str(file), {"filename": "a"})]
@@ -397,7 +397,13 @@ def test_several_processes_serve_one_application(tmp_path: Path, make_source: Ma
                 piece = content[offset : offset + 500_000]
                 assert http.patch(url, offset, piece).status_code == 204
             assert sha256_of_file(path_in(app.directory / "uploads", url)) == source.sha256
-        assert len(set(app.told("created"))) > 1
+
+        def have_several_answered() -> bool:
+            # Who is asked is up to the system, which asks only those that have started.
+            http.create(f"{app.url}/files/", 1, METADATA)
+            return len(set(app.told("created"))) > 1
+
+        wait_until(have_several_answered, "another process to answer", 60)
 
 
 @pytest.mark.parametrize("module", ["tusd_py.compat.tuspyserver", "tusd_hooks.tuspyserver"])

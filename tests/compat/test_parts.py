@@ -117,7 +117,7 @@ def document_of(answer: httpx.Response) -> dict[str, object]:
 async def test_the_refusal_is_the_one_that_our_server_sends(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
-    server = make_server(env={"TUSD_DUPLICATES": "on"})
+    server = make_server(env={"TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"})
     headers = {"Upload-Metadata": http.encoded(METADATA), "Upload-Length": "5", **RESUMABLE}
     async with httpx.AsyncClient(timeout=60) as client:
         assert (await client.post(server.url, headers=headers)).status_code == 201

@@ -62,8 +62,8 @@ def test_the_example_of_a_basic_setup(
         assert uploader.get_offset() == source.size
         file = path_in(app.directory / "uploads", uploader.url)
         app.wait_for("Upload complete")
-        assert str(file) in app.lines
-        assert str(METADATA) in app.lines
+        for said in (str(file), str(METADATA)):
+            app.wait_for(f"^{re.escape(said)}$")
         preflight = httpx.options(
             f"{app.url}/files/",
             headers={"Origin": "http://page", "Access-Control-Request-Method": "PATCH"},
@@ -155,6 +155,7 @@ def test_the_examples_of_dependencies(router: Router, tmp_path: Path) -> None:
         assert http.create(before_url, 4, METADATA, {"Authorization": "guest"}).status_code == 403
         assert http.create(before_url, 4, METADATA, {"Authorization": "limited"}).status_code == 429
         assert http.create(before_url, 4, METADATA, ann).status_code == 201
+        app.wait_for("^attempt")
         assert [json.loads(line) for line in app.told("attempt")] == [["ann", METADATA, 4, False]]
         # FastAPI's own answer to a dependency that lacks something.
         assert http.create(before_url, 4, METADATA).status_code == 422
@@ -255,7 +256,7 @@ def test_tus_js_client_sends_parts_at_the_same_time(
             }
         )
         url = client.succeed()
-        wait_until(lambda: len(app.told("complete")) == 3, "the parts and the whole", 30)
+        wait_until(lambda: len(app.told("complete")) == 3, "the parts and the whole", 60)
         told = [json.loads(line)[0] for line in app.told("complete")]
         # They are uploads of their own: which of them is told of first is not said.
         assert sorted(told, key=str) == sorted(
