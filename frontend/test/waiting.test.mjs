@@ -14,7 +14,7 @@ test('back-off doubles up to its most, and leaves up to half of it to chance', (
   )
 })
 
-test('a pause ends when it is broken off, and when it is woken', { timeout: 5000 }, async () => {
+test('a pause ends when it is broken off, and when it is woken', { timeout: 60_000 }, async () => {
   const stop = new AbortController()
   const waiting = pause(60_000, stop.signal)
   stop.abort()
@@ -24,7 +24,7 @@ test('a pause ends when it is broken off, and when it is woken', { timeout: 5000
   await pause(60_000, never, Promise.resolve())
 })
 
-test('the network is waited for', { timeout: 5000 }, async () => {
+test('the network is waited for', { timeout: 60_000 }, async () => {
   const listeners = new Set()
   const network = {
     online: false,
@@ -42,7 +42,7 @@ test('the network is waited for', { timeout: 5000 }, async () => {
   assert.equal(listeners.size, 0)
 })
 
-test('places go to who waited longest, of those that come first', { timeout: 5000 }, async () => {
+test('places go to who waited longest, of those that come first', { timeout: 60_000 }, async () => {
   const slots = new Slots(2)
   const order = []
   const take = async (name, priority, signal = never) => {

@@ -15,7 +15,7 @@ from tests.clients.content import SourceFile, write_source
 from tests.conftest import MakeServer
 from tests.frontend.building import CHROMIUM, DIST, build, require
 from tests.frontend.managed import Job, ManagedUploads
-from tests.frontend.pages import FLAGS, Site, UploadPage
+from tests.frontend.pages import FLAGS, WAIT, Site, UploadPage
 from tests.support.server import ServerProcess
 
 MakeSource = Callable[..., SourceFile]
@@ -61,7 +61,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 def checking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One that looks for duplicates, too. Each test uploads what no other does."""
     directory = tmp_path_factory.mktemp("checking") / "uploads"
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on"}
+    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
     with ServerProcess(directory, "--auth", "jwt", env=env) as process:
         yield process
 
@@ -84,7 +84,9 @@ def browser(built: None) -> Iterator[Browser]:
     """Headless Chromium. Tests that use it must not be coroutines."""
     require(CHROMIUM)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(FLAGS), timeout=WAIT
+        )
         yield browser
         browser.close()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -107,6 +108,17 @@ class UploadPage:
             raise AssertionError(
                 f"{condition}\n{story}\n{self.answers[-20:]}\n{self.errors}"
             ) from problem
+
+    def wait_answered(self, condition: Callable[[Sequence[tuple[str, int]]], bool]) -> None:
+        """Waits until it holds for the answers: the browser tells of them on another way than the page."""
+        deadline = monotonic() + WAIT / 1000
+        while not condition(self.answers):
+            assert monotonic() < deadline, self.answers
+            self.page.wait_for_timeout(10)
+
+    def wait_left(self) -> None:
+        """Waits until one upload can be gone on with: that a page before this one is gone is known a little later."""
+        self.wait("() => manager.resumable().then((left) => left.length === 1)")
 
     def wait_state(self, state: str, *, count: int = 1) -> None:
         """Waits until uploads have come to be `state` so often."""

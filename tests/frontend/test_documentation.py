@@ -16,6 +16,7 @@ from tests.frontend.conftest import MakeSource
 from tests.frontend.pages import WAIT, Site
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus
+from tests.support.waiting import wait_until
 
 ENDPOINT = "https://uploads.example/files/"
 
@@ -82,6 +83,7 @@ def test_the_readme(
     context = browser.new_context()
     with Site(tmp_path) as site:
         page = context.new_page()
+        page.set_default_timeout(WAIT)
         page.goto(site.url)
         with page.expect_console_message(
             lambda message: (
@@ -90,6 +92,9 @@ def test_the_readme(
             timeout=WAIT,
         ):
             page.set_input_files("input", str(source.path))
+        # It was sent; that it has arrived is not told.
+        [upload_id] = Tus(guarded).data_files()
+        file = guarded.data_file(upload_id)
+        wait_until(lambda: file.stat().st_size == MIB, "the last bytes", 60)
     context.close()
-    [upload_id] = Tus(guarded).data_files()
-    assert sha256_of_file(guarded.data_file(upload_id)) == source.sha256
+    assert sha256_of_file(file) == source.sha256

@@ -22,6 +22,7 @@ from tests.support.waiting import wait_until
 
 SOON: dict[str, int] = {"min": 50, "max": 400}
 STALLING = Plan(up=Way(stall_after=MIB))
+HEADS = MIB // 16
 
 
 def job(source: SourceFile, endpoint: str, **options: object) -> Job:
@@ -45,13 +46,15 @@ def begun(
     before = set(Tus(server).data_files())
 
     def has_some(upload_id: str) -> bool:
-        return server.data_file(upload_id).stat().st_size >= MIB // 2
+        # All but the requests' heads, which have come this way, too.
+        return server.data_file(upload_id).stat().st_size >= MIB - HEADS
 
     run = managed(what)
     stalled_links(proxy)
     wait_until(
         lambda: any(map(has_some, set(Tus(server).data_files()) - before)),
-        "some bytes to be stored",
+        "all that came to be stored",
+        60,
     )
     [upload_id] = set(Tus(server).data_files()) - before
     proxy.default = Plan()
@@ -59,8 +62,8 @@ def begun(
 
 
 def test_an_upload(guarded: ServerProcess, managed: RunManaged, make_source: MakeSource) -> None:
-    source = make_source(600_000)
-    with FaultProxy(guarded.address, default=Plan(up=Way(rate=400_000))) as proxy:
+    source = make_source(1_500_000)
+    with FaultProxy(guarded.address, default=Plan(up=Way(delay=0.1))) as proxy:
         run = managed(job(source, proxy.url()))
         [url] = run.succeed().values()
     assert run.states() == ["queued", "uploading", "completed"]
@@ -70,7 +73,8 @@ def test_an_upload(guarded: ServerProcess, managed: RunManaged, make_source: Mak
     assert sent == sorted(sent)
     assert (sent[-1], told[-1]["total"]) == (source.size, source.size)
     rates = [event["bytesPerSecond"] for event in told[:-1] if event["bytesPerSecond"] is not None]
-    assert 20_000 < rates[-1] < 1_000_000
+    # Bytes a second, and not a millisecond or a minute; how many is up to the machine.
+    assert 5_000 < rates[-1] < 50_000_000
     assert Tus(guarded).info(path_of(url))["MetaData"] == {"filename": "source.bin"}
 
 
@@ -210,12 +214,12 @@ def test_what_is_cancelled_while_the_server_is_away_is_removed_by_the_next_proce
         proxy.default = Plan(up=Way(cut_after=0, cut="rst"))
         run.tell("cancel")
         run.wait_state("cancelled")
-        wait_until(lambda: json.loads(store.read_text())[0]["cancelled"], "it to be noted")
+        wait_until(lambda: json.loads(store.read_text())[0]["cancelled"], "it to be noted", 60)
         run.kill()
         proxy.default = Plan()
         idle = managed({**what, "files": []})
-        wait_until(lambda: upload_id not in Tus(guarded).data_files(), "it to be removed")
-        wait_until(lambda: json.loads(store.read_text()) == [], "it to be forgotten")
+        wait_until(lambda: upload_id not in Tus(guarded).data_files(), "it to be removed", 60)
+        wait_until(lambda: json.loads(store.read_text()) == [], "it to be forgotten", 60)
         idle.tell("list")
         assert idle.wait_for("listed")["uploads"] == []
 
@@ -343,7 +347,7 @@ def test_pausing_during_the_creation_makes_no_duplicate(
     with FaultProxy(checking.address) as proxy:
         proxy.plan(Plan(down=Way(stall_after=0)))
         run = managed({**job(source, proxy.url()), "answer": "give-up"})
-        wait_until(lambda: len(Tus(checking).data_files()) == before + 1, "the creation")
+        wait_until(lambda: len(Tus(checking).data_files()) == before + 1, "the creation", 60)
         run.tell("pause")
         run.wait_state("paused")
         proxy.link(0).release()
@@ -357,23 +361,25 @@ def test_pausing_during_the_creation_makes_no_duplicate(
 
 
 def test_a_401_is_met_with_a_new_token_and_the_upload_goes_on(
-    guarded: ServerProcess, managed: RunManaged, make_source: MakeSource
+    make_server: MakeServer, managed: RunManaged, make_source: MakeSource
 ) -> None:
     """Everything that its owner had is void; the page gets another access token, and by it an upload token."""
+    # The other token is from after the revocation, whenever that comes.
+    server = make_server("--auth", "jwt", "--jwt-leeway", "10m", env={"TUSD_JWT_SECRET": SECRET})
     source = make_source(4 * MIB)
-    with FaultProxy(guarded.address, default=STALLING) as proxy:
+    with FaultProxy(server.address, default=STALLING) as proxy:
         what = job(source, proxy.url())
-        what["accessTokens"] = [access("dave"), access("dave", iat=int(time.time()) + 20)]
-        run, upload_id = begun(managed, guarded, proxy, what)
+        what["accessTokens"] = [access("dave"), access("dave", iat=int(time.time()) + 300)]
+        run, upload_id = begun(managed, server, proxy, what)
         body = json.dumps({"owner": "dave"}).encode()
         admin = bearer(access("root", "uploads:admin"))
-        assert Tus(guarded).request("POST", "/auth/revoke", admin, body).status == 204
+        assert Tus(server).request("POST", "/auth/revoke", admin, body).status == 204
         [url] = run.succeed().values()
     assert id_of(path_of(url)) == upload_id
     # By the upload token, by the access token, by the other one.
     assert [event["status"] for event in run.all("renewed")] == [401, 401, 200]
     assert len(run.all("access")) == 1
-    assert_stored(guarded, url, source)
+    assert_stored(server, url, source)
 
 
 def test_beyond_the_grace_period_the_access_token_renews_it(
@@ -384,12 +390,17 @@ def test_beyond_the_grace_period_the_access_token_renews_it(
     source = make_source(4 * MIB)
     with FaultProxy(server.address, default=STALLING) as proxy:
         run, upload_id = begun(managed, server, proxy, job(source, proxy.url()))
-        run.wait_for("renewed")
+        run.wait_for("renewed", lambda event: event["status"] == 200)
         run.tell("pause")
         run.wait_state("paused")
-        token = run.all("renewed")[-1]["token"]
         path = f"{server.base_path}{'0' * 32}"
-        wait_until(lambda: Tus(server).head(path, bearer(token)).status == 401, "it to run out")
+
+        def has_run_out() -> bool:
+            # The last one, also of a renewal that was under way when it was paused.
+            tokens = [event["token"] for event in run.all("renewed") if event["status"] == 200]
+            return Tus(server).head(path, bearer(tokens[-1])).status == 401
+
+        wait_until(has_run_out, "it to run out", 60)
         before = len(run.all("renewed"))
         run.tell("resume")
         [url] = run.succeed().values()
