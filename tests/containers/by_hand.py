@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.containers import described
-from tests.support.redis import binary, free_port
+from tests.crash.test_kill9 import quiet_port
+from tests.support.redis import binary
 from tests.support.server import ROOT
 from tests.support.waiting import wait_until
 
@@ -124,9 +125,10 @@ class Stack:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uploads = own(root, "uploads")
-        self.redis_port, self.proxy_port = free_port(), free_port()
+        # Some of them are listened on much later, and again after a kill.
+        self.redis_port, self.proxy_port = quiet_port(), quiet_port()
         self.ports = [
-            free_port() for _ in range(described.services()["server"]["deploy"]["replicas"])
+            quiet_port() for _ in range(described.services()["server"]["deploy"]["replicas"])
         ]
         self.redis = self._redis()
         self.servers = [self._ours("server", f"server-{port}", port) for port in self.ports]

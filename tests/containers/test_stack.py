@@ -18,7 +18,7 @@ import pytest
 
 from tests.containers import described
 from tests.containers.by_hand import Stack, has_mounts_of_its_own, the_image
-from tests.support.redis import free_port
+from tests.crash.test_kill9 import quiet_port
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
@@ -92,7 +92,7 @@ def test_an_upload_goes_on_at_the_other_server_when_its_own_is_killed(
     path = "/files/" + id_of(created["Location"])
     with tus.begin_patch(path, 0, SIZE, content[: SIZE // 2]) as patch:
         # Although the body is not all there: the proxy does not wait for the rest.
-        patch.wait_stored(30)
+        patch.wait_stored(60)
         killed = receiving(stack)
         assert killed is not None
         assert stack.servers[killed].end(signal.SIGKILL) == -signal.SIGKILL
@@ -118,7 +118,7 @@ def test_an_upload_goes_on_at_the_other_server_when_its_own_is_killed(
 
 @pytest.mark.timeout(300)
 def test_the_image_alone_is_a_server_with_all_that_it_needs(root: Path) -> None:
-    port = free_port()
+    port = quiet_port()
     alone = the_image(root, port)
     try:
         alone.start()

@@ -145,7 +145,7 @@ class Fleet:
 
     def wait_until_up(self) -> None:
         """Returns when there is a server to talk to."""
-        assert self._up.wait(60), "the server was away for 60 s"
+        assert self._up.wait(120), "the server was away for 120 s"
         assert not self._given_up, "given up"
 
     def done(self, kind: str, upload: Upload, *, deleted: bool) -> None:
@@ -375,12 +375,12 @@ class Client:
     def _verify(self, upload: Upload) -> None:
         """The upload is complete, and GET gives its bytes."""
         total = str(len(upload.content))
-        for _ in range(200):
+        for _ in range(4000):
             head = self._head(upload)
             assert head["Upload-Length"] == total, head
             if head.get("Upload-Offset") == total:
                 break
-            # Only a final whose parts are being joined may be late.
+            # Only a final whose parts are being joined may be late, and by as often as it is cut short in that.
             assert upload.partials, head
             self._pause.wait(0.05)
         else:
@@ -461,7 +461,7 @@ class Client:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(self.fleet.server.address)
+            self._connection = Connection(self.fleet.server.address, timeout=60)
         return self._connection
 
     def _send_body(

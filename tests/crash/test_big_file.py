@@ -12,6 +12,7 @@ import pytest
 from tests.clients.content import MIB, SourceFile, assert_stored, write_source
 from tests.clients.tus_js import TusJsClient
 from tests.clients.tuspy import uploader_of
+from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -26,15 +27,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SourceFile]:
         yield write_source(Path(directory) / "big.bin", GIB)
 
 
-def kill_half_way(server: ServerProcess) -> None:
-    """Waits until half of the file has arrived, kills the server, and starts it again."""
+def kill_half_way(server: ServerProcess, proxy: FaultProxy | None = None) -> None:
+    """Waits until half of the file has arrived, kills the server, and starts it again; then nothing is in the way."""
 
     def stored() -> int:
         return max(entry.stat().st_size for entry in server.upload_dir.iterdir())
 
-    wait_until(lambda: stored() >= GIB // 2, "half of the file", timeout=60)
+    wait_until(lambda: stored() >= GIB // 2, "half of the file", timeout=120)
     server.kill9()
     assert stored() < GIB, "it was all there before the kill"
+    if proxy is not None:
+        proxy.default = Plan()
     server.restart()
 
 
@@ -44,7 +47,7 @@ def test_tuspy(room: Path, source: SourceFile) -> None:
         source.path.open("rb") as file,
         ThreadPoolExecutor(1) as background,
     ):
-        uploader = uploader_of(server.url, file, chunk_size=64 * MIB, retries=100, retry_delay=0.1)
+        uploader = uploader_of(server.url, file, chunk_size=64 * MIB, retries=600, retry_delay=0.1)
         upload = background.submit(uploader.upload)
         kill_half_way(server)
         upload.result(120)
@@ -54,13 +57,17 @@ def test_tuspy(room: Path, source: SourceFile) -> None:
 def test_tus_js_client(room: Path, source: SourceFile, tus_js_installed: None) -> None:
     """In one PATCH, and after the kill in another one."""
     with ServerProcess(room / "uploads") as server:
-        with TusJsClient(
-            {
-                "source": {"kind": "file", "path": str(source.path)},
-                "options": {"endpoint": server.url, "retryDelays": [0, *[100] * 100]},
-            }
-        ) as client:
-            kill_half_way(server)
+        # It gets no further before the kill, however late that is.
+        with (
+            FaultProxy(server.address, default=Plan(up=Way(stall_after=GIB * 3 // 4))) as proxy,
+            TusJsClient(
+                {
+                    "source": {"kind": "file", "path": str(source.path)},
+                    "options": {"endpoint": proxy.url(), "retryDelays": [0, *[100] * 600]},
+                }
+            ) as client,
+        ):
+            kill_half_way(server, proxy)
             url = client.succeed(timeout=120)
         assert client.requests() == [("POST", 201), ("HEAD", 200), ("PATCH", 204)]
         assert_stored(server, url, source)
