@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.workers.commands import command, of
 from tests.workers.test_processes import make_due, wait_for_first_sweep
 from tests.workers.test_sweep_command import abandon
 
-OUTAGE = {"gone": 8.0, "frozen": 30.0}
+OUTAGE = {"gone": 8.0, "frozen": 40.0}
 """Seconds. Where connections are refused rq-scheduler would end after 3, and a command is tried for one; where nothing answers
 a worker waits for 25 before it knows."""
 QUICK = ("--sweep-interval", "1s")
@@ -103,10 +104,11 @@ def test_server_worker_and_scheduler_outlast_an_outage(
     for job in started:
         code, said = job.end()
         assert (code, "Traceback" in said) == (0, False), said
-        # The process says so, and perhaps a sweep that was under way; nobody goes on about it.
-        away, back = said.count("redis away"), said.count("redis back")
-        assert 1 <= back <= 6, said
-        assert 1 <= away <= back + 2, said
+        # The process says so, once each time, and what a sweep has that was under way; nobody goes on about it.
+        own_away = len(re.findall(r"redis away  reason=", said))
+        own_back = len(re.findall(r"redis back$", said, re.MULTILINE))
+        assert own_away - 1 <= own_back <= 3, said
+        assert 1 <= said.count("redis back") <= said.count("redis away") <= own_away + 4, said
         assert "ERROR" not in said, said
     server.terminate()
 
