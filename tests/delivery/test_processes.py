@@ -64,11 +64,13 @@ def test_with_nothing_configured_a_worker_of_the_server_delivers(
     hook.write_text(
         """
 import os
-def start(context): print("start", os.getpid(), context.state is not None, flush=True)
-def pre_create(event): print("pre", os.getpid(), flush=True)
-def post_create(event): print("create", os.getpid(), flush=True)
-async def post_finish(event): print("finish", os.getpid(), event.attempt, flush=True)
-def stop(): print("stop", os.getpid(), flush=True)
+# In one piece, as server and worker say something at the same time.
+def say(line): print(line, end="", flush=True)
+def start(context): say(f"start {os.getpid()} {context.state is not None}\\n")
+def pre_create(event): say(f"pre {os.getpid()}\\n")
+def post_create(event): say(f"create {os.getpid()}\\n")
+async def post_finish(event): say(f"finish {os.getpid()} {event.attempt}\\n")
+def stop(): say(f"stop {os.getpid()}\\n")
 """
     )
     server = make_server("--hook", str(hook), env={"TUSD_JOBS": "", "TUSD_DUPLICATES": ""})
