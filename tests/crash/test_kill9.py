@@ -33,7 +33,7 @@ SMALL = 64
 LIFE = 0.35
 """Seconds that a server lives at most, once it listens."""
 
-pytestmark = [pytest.mark.xdist_group("crash"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("crash"), pytest.mark.timeout(1200)]
 
 
 def quiet_port() -> int:
