@@ -97,6 +97,48 @@ async def test_many_at_a_time_share_a_few_connections(
     assert len(redis_server.client.client_list()) <= 34
 
 
+async def test_what_is_asked_at_the_same_moment_goes_together(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    before = len(redis_server.client.client_list())
+    answers = await asyncio.gather(*(state.command("INCR", "tusd:a") for _ in range(60)))
+    assert answers == list(range(1, 61))
+    assert len(redis_server.client.client_list()) == before
+    assert (
+        await asyncio.gather(*(state.command("GET", "tusd:a") for _ in range(65))) == [b"60"] * 65
+    )
+    assert len(redis_server.client.client_list()) <= before + 1
+
+
+async def test_of_what_went_together_each_has_its_own_answer(
+    redis_server: RedisServer, connect: Connections
+) -> None:
+    state = await connect(redis_server.url)
+    await state.command("SET", "tusd:text", "x")
+    redis_server.command("SCRIPT", "FLUSH")
+    given_up = asyncio.create_task(state.command("INCR", "tusd:a"))
+    together = asyncio.gather(
+        state.run(ECHO, ["tusd:b"], ["c"]),
+        state.run(BROKEN, ["tusd:text"]),
+        state.command("GET", "tusd:text"),
+        state.command("NONSENSE"),
+        state.command("SET", "tusd:d", [1]),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+    await asyncio.sleep(0)
+    given_up.cancel()
+    echoed, wrong, text, unknown, unfit = await together
+    assert (echoed, text) == ([b"tusd:b", b"c"], b"x")
+    assert isinstance(wrong, StateUnavailable)
+    assert "WRONGTYPE" in str(wrong)
+    assert isinstance(unknown, StateUnavailable)
+    assert "unknown command" in str(unknown)
+    assert isinstance(unfit, Exception)
+    assert given_up.cancelled()
+    assert state.available
+
+
 async def test_an_answer_goes_to_who_asked_whoever_gives_up(
     redis_server: RedisServer, connect: Connections
 ) -> None:

@@ -14,11 +14,11 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict, TypeVar
+from typing import TypeAlias, TypedDict, cast
 
 import hiredis
 from redis.asyncio import (
@@ -50,7 +50,6 @@ from tusd_py.state.scripts import Script
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Part: TypeAlias = bytes | str | int | float
 """A piece of a command. Text is sent as UTF-8."""
 
@@ -58,7 +57,9 @@ OLDEST = (6, 2)
 """The oldest version that is used: Redis 6.2, whose commands Valkey has too."""
 
 _CONNECTIONS = 32
-"""Most commands at a time; more would only wait inside Redis, which runs one after the other."""
+"""Most that are used at a time; more commands would only wait inside Redis, which runs one after the other."""
+_TOGETHER = 64
+"""Most commands that are sent in one go."""
 _IDLE = 10.0
 """Seconds without a command after which a connection is asked whether it still works, because
 firewalls forget connections without telling.
@@ -102,6 +103,26 @@ class _Trouble:
     """By the monotonic clock."""
 
 
+@dataclass(slots=True, eq=False)
+class _Command:
+    """One that is to be sent. packed: as it goes over the wire; script: what an EVALSHA of it means."""
+
+    parts: Sequence[Part]
+    script: Script | None
+    packed: bytes
+    answer: asyncio.Future[object]
+
+    def settle(self, answer: object) -> None:
+        """Tells whoever waits what Redis answered: an exception if that is an error."""
+        if self.answer.done():
+            # They do not wait any more.
+            return
+        if isinstance(answer, Exception):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
+
+
 class State:
     """A Redis and what is known about whether it works. One for each process."""
 
@@ -132,6 +153,8 @@ class State:
         self._memory = memory
         self._secrets = _secrets(self.address)
         self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._waiting: list[_Command] = []
+        self._sent: set[asyncio.Task[None]] = set()
         self._trouble: _Trouble | None = None
         self._logged: bool | None = None
         """Whether the log says that Redis is away; None if it says that it works."""
@@ -195,8 +218,19 @@ class State:
         Returns what it returned for each. Raises StateUnavailable as `command` does, if any of them fails; others may have
         been carried out.
         """
-        batch = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
-        return await self._answer(script.name, lambda: self._exchange_each(batch, script))
+        if not calls:
+            return []
+        answers = [
+            self._queue(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+            for keys, args in calls
+        ]
+        try:
+            await asyncio.wait(answers)
+        finally:
+            failed = [answer for answer in answers if answer.cancel() or answer.exception()]
+        if failed:
+            await self._answered(script.name, failed[0])
+        return [answer.result() for answer in answers]
 
     async def check(self) -> str | None:
         """Ask Redis now whether it works: None, or what is wrong. For health checks."""
@@ -209,16 +243,38 @@ class State:
     # Asking
 
     async def _ask(self, name: str, parts: Sequence[Part], script: Script | None) -> object:
-        return await self._answer(name, lambda: self._exchange(parts, script))
+        return await self._answered(name, self._queue(parts, script))
 
-    async def _answer(self, name: str, exchange: Callable[[], Awaitable[T]]) -> T:
-        """What the exchange gives, before the deadline. Raises StateUnavailable."""
+    def _queue(self, parts: Sequence[Part], script: Script | None) -> asyncio.Future[object]:
+        """Has a command sent, together with all others of the same turn of the event loop; its answer to come."""
+        loop = asyncio.get_running_loop()
+        command = _Command(parts, script, b"", loop.create_future())
         try:
             if self._stopped:
                 raise StateUnavailable("the connection to Redis is closed")
             self._fail_if_away()
-            async with asyncio.timeout(self.timeout):
-                return await exchange()
+            command.packed = _packed(parts)
+        except (StateUnavailable, RedisError) as error:
+            command.settle(error)
+            return command.answer
+        self._waiting.append(command)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._send_waiting)
+        return command.answer
+
+    def _send_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for begin in range(0, len(waiting), _TOGETHER):
+            task = asyncio.get_running_loop().create_task(
+                self._carry_out(waiting[begin : begin + _TOGETHER])
+            )
+            self._sent.add(task)
+            task.add_done_callback(self._sent.discard)
+
+    async def _answered(self, name: str, answer: asyncio.Future[object]) -> object:
+        """What Redis answers. Raises StateUnavailable."""
+        try:
+            return await answer
         except StateUnavailable:
             self._count()
             raise
@@ -232,30 +288,45 @@ class State:
         if trouble is not None and trouble.away:
             raise StateUnavailable(f"Redis is away: {trouble.reason}")
 
-    async def _exchange(self, parts: Sequence[Part], script: Script | None) -> object:
-        async with self._connection() as connection:
-            await connection.send_packed_command(_packed(parts))
-            try:
-                return await connection.read_response()
-            except NoScriptError:
-                if script is None:
-                    raise
-            # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
-            await connection.send_command("EVAL", script.source, *parts[2:])
-            return await connection.read_response()
+    async def _carry_out(self, commands: Sequence[_Command]) -> None:
+        """Sends commands, and tells those who wait before the deadline."""
+        try:
+            async with asyncio.timeout(self.timeout), self._connection() as connection:
+                await self._exchange(connection, commands)
+        except (StateUnavailable, RedisError, OSError) as error:
+            # What was answered stays answered.
+            for command in commands:
+                command.settle(error)
+        finally:
+            # Nobody waits for ever, whatever it was.
+            for command in commands:
+                command.answer.cancel()
 
-    async def _exchange_each(self, batch: Sequence[Sequence[Part]], script: Script) -> list[object]:
-        async with self._connection() as connection:
-            await connection.send_packed_command([_packed(parts) for parts in batch])
-            answers = [await _response_or_error(connection) for _ in batch]
-            for index, parts in enumerate(batch):
-                if isinstance(answers[index], NoScriptError):
-                    await connection.send_command("EVAL", script.source, *parts[2:])
-                    answers[index] = await connection.read_response()
-            for answer in answers:
-                if isinstance(answer, ResponseError):
-                    raise answer
-            return answers
+    @staticmethod
+    async def _exchange(connection: AbstractConnection, commands: Sequence[_Command]) -> None:
+        """Sends commands and settles each. Raises an answer after which the connection is of no use any more."""
+        await connection.send_packed_command([command.packed for command in commands])
+        unknown: list[_Command] = []
+        errors: list[ResponseError] = []
+        for command in commands:
+            answer = await _response_or_error(connection)
+            if isinstance(answer, NoScriptError) and command.script is not None:
+                unknown.append(command)
+                continue
+            if isinstance(answer, ResponseError):
+                errors.append(answer)
+            command.settle(answer)
+        for command in unknown:
+            # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
+            source = cast(Script, command.script).source
+            await connection.send_command("EVAL", source, *command.parts[2:])
+            answer = await _response_or_error(connection)
+            if isinstance(answer, ResponseError):
+                errors.append(answer)
+            command.settle(answer)
+        for error in errors:
+            if _is_away(error) is not None:
+                raise error
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AbstractConnection]:
