@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -115,13 +116,34 @@ class Event:
     attempt: int = 1
 
 
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def _check_response(status: int | None, fields: Iterable[tuple[object, object]]) -> None:
+    """Raises ValueError for what no response can have (RFC 9110, sections 5.1, 5.5 and 15)."""
+    if status is not None and not 200 <= status <= 599:
+        raise ValueError(f"{status!r} is not the status of a response (200 to 599)")
+    for name, value in fields:
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is not the name of a header field")
+        if not isinstance(value, str) or _CONTROL.search(value):
+            raise ValueError(f"the header field {name} cannot have the value {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class HookResponse:
-    """What a hook makes of the response to a success: another status, further header fields, a body."""
+    """What a hook makes of the response to a success: another status, further header fields, a body.
+
+    Raises ValueError for a status and for header fields that no response can have.
+    """
 
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = ""
+
+    def __post_init__(self) -> None:
+        _check_response(self.status, self.headers.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +174,10 @@ class Changes:
 
 
 class Reject(Exception):
-    """Raised by a `pre_` hook: the request is refused with this response. code: for logs and metrics."""
+    """Raised by a `pre_` hook: the request is refused with this response. code: for logs and metrics.
+
+    Raises ValueError for a status and for header fields that no response can have.
+    """
 
     def __init__(
         self,
@@ -167,10 +192,14 @@ class Reject(Exception):
         self.body = body
         self.code = code
         self.headers = dict(headers or {})
+        _check_response(status, self.headers.items())
 
 
 class Stop(Exception):
-    """Raised by a `post_receive` hook: the running request is ended with this response; what arrived is kept."""
+    """Raised by a `post_receive` hook: the running request is ended with this response; what arrived is kept.
+
+    Raises ValueError for a status and for header fields that no response can have.
+    """
 
     def __init__(
         self,
@@ -182,6 +211,7 @@ class Stop(Exception):
         self.status = status
         self.body = body
         self.headers = dict(headers or {})
+        _check_response(status, self.headers.items())
 
 
 class HookFailed(Exception):

@@ -196,6 +196,73 @@ def test_a_hook_shapes_the_responses_of_success(hooked: MakeHooked) -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        ({"headers": {"X-Case": "4711\r\nSet-Cookie: stolen=1"}}, "X-Case cannot have the value"),
+        ({"headers": {"X-Case: 1\r\nSet-Cookie": "a"}}, "is not the name of a header field"),
+        ({"headers": {"Set Cookie": "a"}}, "is not the name of a header field"),
+        ({"headers": {"X-Case": 4711}}, "X-Case cannot have the value 4711"),
+        ({"status": 99}, "99 is not the status of a response"),
+        ({"status": 600}, "600 is not the status of a response"),
+    ],
+)
+@pytest.mark.parametrize(
+    "how", ["return Changes(response=HookResponse(**{}))", "raise Reject(**{})"]
+)
+def test_what_no_response_can_be_is_a_failure_of_the_hook(
+    hooked: MakeHooked, how: str, response: dict[str, object], reason: str
+) -> None:
+    server = hooked(
+        f"""
+        def pre_create(event):
+            {how.format(repr(response))}
+        """
+    )
+    refused = server.tus.create(5)
+    assert (refused.status, refused.code) == (500, "ERR_INTERNAL_SERVER_ERROR")
+    assert "Set-Cookie" not in refused
+    assert not server.tus.data_files()
+    assert reason in server.tus.server.log()
+
+
+def test_where_a_response_ends_is_not_for_hooks_to_say(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        FRAMING = {"Content-Length": "3", "Transfer-Encoding": "chunked", "X-Case": "4711"}
+
+        def pre_create(event):
+            if "x-refuse" in event.request.headers:
+                raise Reject(418, "refused", FRAMING)
+            return Changes(response=HookResponse(headers=FRAMING, body="welcome"))
+        """
+    )
+    created = server.tus.create(5)
+    assert (created.status, created.text, created["X-Case"]) == (201, "welcome", "4711")
+    assert (created.all("Content-Length"), created.all("Transfer-Encoding")) == (["7"], [])
+    refused = server.tus.create(5, headers={"X-Refuse": "yes"})
+    assert (refused.status, refused["X-Case"]) == (418, "4711")
+    assert refused.all("Content-Length") == [str(len(refused.body))]
+
+
+def test_a_hook_may_end_the_connection(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(response=HookResponse(headers={"Connection": event.request.headers["x-how"]}))
+        """
+    )
+    for how, closes in (("close", True), ("x-odd, close", True), ("x-odd", False)):
+        headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "X-How": how}
+        with server.tus.connect() as connection:
+            created = connection.request("POST", "/files/", headers)
+            assert (created.status, created["Connection"]) == (201, how)
+            if closes:
+                assert connection.ended()
+            else:
+                assert connection.request("POST", "/files/", headers).status == 201
+
+
+@pytest.mark.parametrize(
     "failure", ["raise ValueError('secret of the house')", "import time; time.sleep(30)"]
 )
 def test_a_hook_that_fails_is_a_500_and_no_upload_is_left(hooked: MakeHooked, failure: str) -> None:
