@@ -146,8 +146,12 @@ class TextFormatter(_Formatter):
     def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
         if "message" in fields:
             return self._line(when, level, _printable(str(fields["message"])))
+        # All texts are looked at together: mostly there is nothing about any of them.
+        texts = [value for value in fields.values() if type(value) is str]
+        together = "".join(texts)
+        plain = len(together) <= VALUE_LIMIT and "" not in texts and bool(_is_plain(together))
         pairs = [
-            f"{_text_key(key)}={_text_value(value)}"
+            f"{_text_key(key)}={value if plain and type(value) is str else _text_value(value)}"
             for key, value in fields.items()
             if value is not None
         ]

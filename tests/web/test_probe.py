@@ -47,6 +47,8 @@ def test_bodies_take_the_slower_way(make_server: MakeServer, tmp_path: Path) -> 
 def test_a_body_that_would_be_mixed_up_is_found_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # It waits for bytes that never come.
+    monkeypatch.setattr("tusd_py.web.probe._TIMEOUT", 5.0)
     monkeypatch.setattr(
         "tusd_py.web.uvicorn.Transfer.get_buffer",
         lambda self, _hint: memoryview(bytearray(1024)),
@@ -54,8 +56,13 @@ def test_a_body_that_would_be_mixed_up_is_found_too(
     assert what_works() == "stream"
 
 
-def test_where_nothing_works_the_server_does_not_start(tmp_path: Path) -> None:
-    env = changed(tmp_path, "UploadProtocol", "on_headers_complete")
+@pytest.mark.parametrize(
+    ("kind", "name"), [("UploadProtocol", "on_headers_complete"), ("_Cycle", "respond")]
+)
+def test_where_nothing_works_the_server_does_not_start(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    env = changed(tmp_path, kind, name)
     (tmp_path / "uploads").mkdir()
     server = ServerProcess(tmp_path / "uploads", env=env).launch()
     assert server.wait() == 2

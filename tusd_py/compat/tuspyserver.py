@@ -601,7 +601,7 @@ def _with_effective_method(scope: Scope) -> Scope:
     """The request as it is with `X-HTTP-Method-Override`, which theirs believes whatever the method is."""
     if scope["type"] != "http":
         return scope
-    method = Headers(scope["headers"]).get("x-http-method-override", scope["method"]).upper()
+    method = Headers(scope["headers"]).get("x-http-method-override", str(scope["method"])).upper()
     return scope if method == scope["method"] else {**scope, "method": method}
 
 

@@ -5,7 +5,7 @@ Made from ASGI's raw list once a request. Values are decoded as Latin-1, as ASGI
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Header fields as ASGI has them: names in lower case."""
@@ -13,33 +13,20 @@ RawHeaders = list[tuple[bytes, bytes]]
 _MAX_DIGITS = 19
 
 
-class Headers(Mapping[str, str]):
+class Headers(dict[str, str]):
     """Request header fields; names in lower case, repeated fields joined with a comma (RFC 9110, section 5.3).
 
     A field that may stand only once, but came twice, thereby has a value that its parser refuses.
     """
 
-    __slots__ = ("_fields",)
+    __slots__ = ()
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        fields: dict[str, str] = {}
+        super().__init__()
         for raw_name, raw_value in raw:
             name = raw_name.decode("latin-1").lower()
             value = raw_value.decode("latin-1").strip(" \t")
-            fields[name] = f"{fields[name]}, {value}" if name in fields else value
-        self._fields = fields
-
-    def __getitem__(self, name: str) -> str:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._fields
+            self[name] = f"{self[name]}, {value}" if name in self else value
 
 
 def parse_digits(value: str) -> int:

@@ -47,35 +47,36 @@ class _Info(TypedDict, total=False):
 
 def serialize(info: UploadInfo, *, root: str) -> bytes:
     """The file's content; `root` is the absolute path of the upload directory."""
-    document: _Info = {
-        "ID": info.id,
-        "Size": info.length or 0,
-        "SizeIsDeferred": info.length is None and not info.is_final,
-        "Offset": 0,
-        "MetaData": {key: value.decode("utf-8", "replace") for key, value in info.metadata.items()},
-        "IsPartial": info.is_partial,
-        "IsFinal": info.is_final,
-        "PartialUploads": list(info.parts) or None,
-        "Storage": {
-            "InfoPath": f"{root}/{info.id}.info",
-            "Path": f"{root}/{info.location or info.id}",
-            "Type": "filestore",
-        },
-        "TusdPy": {
-            "Metadata": info.metadata_header,
-            "Concat": info.concat_header,
-            "CreatedAt": info.created_at,
-            "FinishedAt": info.finished_at,
-            "ExpireAfter": info.expire_after,
-            "Retain": info.retain,
-            "Owner": info.owner,
-            "MaxSize": info.max_size,
-        },
-    }
-    return _encode(document).encode("utf-8", "replace")
+    # Written out: this is done twice an upload, and takes half as long as json does.
+    pairs = (
+        f"{_text(key)}:{_text(value.decode('utf-8', 'replace'))}"
+        for key, value in info.metadata.items()
+    )
+    path = f"{root}/{info.location or info.id}"
+    return (
+        f'{{"ID":{_text(info.id)},"Size":{info.length or 0}'
+        f',"SizeIsDeferred":{_value(info.length is None and not info.is_final)},"Offset":0'
+        f',"MetaData":{{{",".join(pairs)}}}'
+        f',"IsPartial":{_value(info.is_partial)},"IsFinal":{_value(info.is_final)}'
+        f',"PartialUploads":{_encode(info.parts) if info.parts else "null"}'
+        f',"Storage":{{"InfoPath":{_text(f"{root}/{info.id}.info")},"Path":{_text(path)}'
+        ',"Type":"filestore"}'
+        f',"TusdPy":{{"Metadata":{_text(info.metadata_header)},"Concat":{_text(info.concat_header)}'
+        f',"CreatedAt":{info.created_at!r},"FinishedAt":{_value(info.finished_at)}'
+        f',"ExpireAfter":{_value(info.expire_after)},"Retain":{_value(info.retain)}'
+        f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}}}}}'
+    ).encode("utf-8", "replace")
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_text = json.encoder.encode_basestring
+
+
+def _value(value: float | None) -> str:
+    """A number, a truth value or null."""
+    if value is None:
+        return "null"
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> UploadInfo:

@@ -55,6 +55,8 @@ _STRANGER_STEP = 0.02
 tell an upload of somebody else's from one that there is not."""
 _JITTER = 5000
 """Microseconds at most that are added to it, as timers go by milliseconds."""
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""Fields that say where a response ends: ours to say, whatever a hook thinks."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
 _PROCESS = secrets.token_hex(4)
@@ -85,6 +87,7 @@ class Request:
     route: str
     external: External
     body: RequestBody
+    exchange: Exchange | None
     request_id: str
     upload_id: str = ""
     principal: Principal = ANYBODY
@@ -125,6 +128,7 @@ class TusEndpoint:
         """Answers one request; an ASGI application of type "http"."""
         began = time.perf_counter()
         headers = Headers(scope["headers"])
+        exchange = _exchange(scope)
         request = Request(
             scope=scope,
             receive=receive,
@@ -135,9 +139,10 @@ class TusEndpoint:
             body=RequestBody(
                 receive,
                 idle_timeout=self._options.network_timeout,
-                exchange=_exchange(scope),
+                exchange=exchange,
                 direct=self._options.direct_bodies,
             ),
+            exchange=exchange,
             request_id=_request_id(headers),
         )
         try:
@@ -195,7 +200,7 @@ class TusEndpoint:
         return Response(200, headers, json.dumps(answer.document).encode())
 
     def _options_response(self, request: Request) -> Response:
-        trailers = EXTENSION in request.scope.get("extensions", _EMPTY)
+        trailers = request.exchange is not None
         extensions = self._uploads.extensions(trailers=trailers)
         return Response(204, tus.options_headers(extensions, max_size=self._uploads.rules.max_size))
 
@@ -271,11 +276,7 @@ class TusEndpoint:
 
     @staticmethod
     def _check_trailer(request: Request, content: tus.Content | None) -> None:
-        if (
-            content is not None
-            and content.checksum_in_trailer
-            and EXTENSION not in request.scope.get("extensions", _EMPTY)
-        ):
+        if content is not None and content.checksum_in_trailer and request.exchange is None:
             raise errors.invalid_checksum(
                 "this server does not receive trailers; use a header field"
             )
@@ -342,6 +343,7 @@ class TusEndpoint:
         raw: RawHeaders = [
             (_raw_name(name), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
+            if name.lower() not in _FRAMING
         ]
         if request.method != "OPTIONS":
             raw.append(_TUS_RESUMABLE)
@@ -361,6 +363,8 @@ class TusEndpoint:
         body = b"" if request.method == "HEAD" else response.body
         if response.status != 204 and request.scope["method"] != "HEAD":
             raw.append((b"content-length", str(len(body)).encode()))
+        if request.exchange is not None and request.exchange.respond(response.status, raw, body):
+            return
         await send({"type": "http.response.start", "status": response.status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 

@@ -12,6 +12,7 @@ import asyncio
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
@@ -19,9 +20,15 @@ import httptools
 import uvicorn
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPRequestEvent, HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
+from tusd_py.protocol.headers import RawHeaders
 from tusd_py.web.sendfile import is_supported, sendfile
 
 EXTENSION = "tusd_py"
@@ -121,6 +128,13 @@ class Exchange:
         """The whole body if it has come in already; then `receive` has nothing more. None if there is more to come, or if it
         was begun to be received."""
         return None if self.cycle is None else self.cycle.take_whole()
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> bool:
+        """Writes a whole response at once, as `send` would in two messages; False where it cannot be, and nothing was done.
+
+        headers: ASGI's, in lower case, Content-Length among them where the response has one.
+        """
+        return self.cycle is not None and self.cycle.respond(status, headers, body)
 
     def transfer(self, take: Take) -> Transfer | None:
         """Lets the body go past the HTTP parser, straight from the socket to `take`.
@@ -290,6 +304,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     # With these among them, the attributes of an instance would be more than Python lets instances share a layout for.
     __slots__ = (
+        "_body_length",
         "_connection",
         "_exchange",
         "_fixed_headers",
@@ -302,6 +317,7 @@ class UploadProtocol(HttpToolsProtocol):
         "_refusal",
         "_timer",
         "_unparsed",
+        "_zero_copy",
     )
 
     def __init__(
@@ -320,17 +336,20 @@ class UploadProtocol(HttpToolsProtocol):
         self._exchange = Exchange(self)
         self._in_head = True
         self._head_size = 0
+        self._body_length = b"0"
         self._unparsed = 0
         self._refusal: tuple[int, str, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._lingering = False
         self._lingered = 0
+        self._zero_copy = False
 
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._connection = _Connection(transport, self._close)
+        self._zero_copy = is_supported(transport)
         self._gauge.connections_open = len(self.connections)
         if len(self.connections) > self.limits.connections:
             self._answer(503, "ERR_TOO_MANY_CONNECTIONS", "too many connections; try again later")
@@ -416,6 +435,7 @@ class UploadProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_size = 0
+        self._body_length = b"0"
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -428,10 +448,16 @@ class UploadProtocol(HttpToolsProtocol):
         if self._head_size > self.limits.head_size:
             self._refuse_size()
             raise _RefusedHead
-        if self._in_head:
-            super().on_header(name, value)
-        else:
+        if not self._in_head:
             self._exchange.add_trailer(name, value)
+            return
+        name = name.lower()
+        if name == b"content-length":
+            # The parser refuses all that is no number.
+            self._body_length = value
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def _refuse_size(self) -> None:
         if self._refusal is None:
@@ -464,7 +490,7 @@ class UploadProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self._exchange.cycle = self.cycle
-        self.cycle.body_left = self._body_length()
+        self.cycle.body_left = int(self._body_length)
         if self.cycle.body_left >= _TRANSFER_FROM:
             # What is to go past the parser stays in the socket until the application has accepted it.
             self.flow.pause_reading()
@@ -495,7 +521,7 @@ class UploadProtocol(HttpToolsProtocol):
         scope["query_string"] = url.query or b""
         self._exchange = Exchange(self)
         extensions: dict[str, Any] = {EXTENSION: self._exchange}
-        if is_supported(self.transport):
+        if self._zero_copy:
             extensions["http.response.zerocopysend"] = {}
         scope["extensions"] = extensions
         return scope
@@ -512,14 +538,6 @@ class UploadProtocol(HttpToolsProtocol):
                     "Upgrade cannot be combined with a body here",
                 )
                 raise _RefusedHead
-
-    def _body_length(self) -> int:
-        """Bytes of the body, 0 where the head does not tell them."""
-        for name, value in self.headers:
-            if name == b"content-length":
-                # The parser has refused all that is no number.
-                return int(value)
-        return 0
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
@@ -605,6 +623,39 @@ class UploadProtocol(HttpToolsProtocol):
         self._close()
 
 
+def _head(status: int, headers: RawHeaders, length: int) -> tuple[bytes, bool]:
+    """The head of a response with a body of `length` bytes, but for its last line, and whether it says that it is the last one.
+
+    Empty for one that is not quite ordinary.
+    """
+    parts = [STATUS_LINE[status]]
+    closes = False
+    for name, value in headers:
+        if name == b"connection":
+            closes = value == b"close"
+            if not closes:
+                return b"", False
+        elif not _is_name(name) or (
+            name in _FRAMING and (name != b"content-length" or value != b"%d" % length)
+        ):
+            return b"", False
+        parts += (name, b": ", value, b"\r\n")
+    head = b"".join(parts)
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(headers) + 2:
+        return b"", False
+    return head, closes
+
+
+@lru_cache(maxsize=256)
+def _is_name(name: bytes) -> bool:
+    return HEADER_RE.search(name) is None
+
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"trailer", b"upgrade"})
+_CONTROLS = bytes([*range(9), *range(10, 32), 127])
+"""Characters that no field may have in it, except for the two at its end."""
+
+
 class _Cycle(RequestResponseCycle):
     """One request and its response. body_left: bytes of the body that were not parsed yet, where its length is known."""
 
@@ -627,6 +678,26 @@ class _Cycle(RequestResponseCycle):
         self.began_to_receive = True
         body, self.body = bytes(self.body), bytearray()
         return body
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> bool:
+        """See `Exchange.respond`."""
+        if self.response_started or self.disconnected or self.flow.write_paused:
+            return False
+        head, closes = _head(status, [*self.default_headers, *headers], len(body))
+        if not head:
+            return False
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            head += b"connection: close\r\n"
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(b"%b\r\n%b" % (head, body))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
 
     async def receive(self) -> ASGIReceiveEvent:
         self.began_to_receive = True
