@@ -5,12 +5,37 @@ Made from ASGI's raw list once a request. Values are decoded as Latin-1, as ASGI
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Header fields as ASGI has them: names in lower case."""
 
 _MAX_DIGITS = 19
+
+_ORDINARY = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "origin",
+    "referer",
+    "tus-resumable",
+    "upload-length",
+    "upload-metadata",
+    "upload-offset",
+    "user-agent",
+    "1.0.0",
+    "application/offset+octet-stream",
+    "*/*",
+    "keep-alive",
+]
+_TEXTS = {text.encode(): text for text in _ORDINARY}
+KNOWN: Mapping[bytes, bytes] = {raw: raw for raw in _TEXTS}
+"""Names and values that most requests have: of each, the one that all of thousands of connections hold."""
 
 
 class Headers(dict[str, str]):
@@ -24,8 +49,8 @@ class Headers(dict[str, str]):
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         super().__init__()
         for raw_name, raw_value in raw:
-            name = raw_name.decode("latin-1").lower()
-            value = raw_value.decode("latin-1").strip(" \t")
+            name = _TEXTS.get(raw_name) or raw_name.decode("latin-1").lower()
+            value = _TEXTS.get(raw_value) or raw_value.decode("latin-1").strip(" \t")
             self[name] = f"{self[name]}, {value}" if name in self else value
 
 

@@ -85,12 +85,10 @@ class RequestBody:
         self.way = "direct"
         self._look_for_idleness()
         try:
-            whole = await asyncio.shield(transfer.done)
+            whole = await transfer.done
         except asyncio.CancelledError:
-            transfer.stop()
             # A write may be under way: nobody may close what it goes to.
-            await asyncio.wait([transfer.done])
-            transfer.done.exception()
+            await transfer.abandon()
             raise
         finally:
             self._timer.cancel()

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from tusd_py.protocol.headers import RawHeaders
+from tusd_py.protocol.headers import KNOWN, RawHeaders
 from tusd_py.web.sendfile import is_supported, sendfile
 
 EXTENSION = "tusd_py"
@@ -160,7 +160,8 @@ class Transfer(asyncio.BufferedProtocol):
     """A body on its way past the parser: for this time it is the transport's protocol.
 
     done: resolved when it is over, with True for a whole body and False for one that was cut off or stopped; an exception is
-    what `take` raised. received: bytes that were taken. last_activity: when the last of them came, by the loop's clock.
+    what `take` raised. Who does not want to wait any longer calls `abandon`. received: bytes that were taken. last_activity:
+    when the last of them came, by the loop's clock.
     """
 
     def __init__(self, protocol: UploadProtocol, left: int, parsed: bytes, take: Take) -> None:
@@ -171,6 +172,7 @@ class Transfer(asyncio.BufferedProtocol):
         self._take = take
         self._busy: asyncio.Task[None] | None = None
         self._stopped = False
+        self._over = False
         self.done: asyncio.Future[bool] = self._loop.create_future()
         self.received = 0
         self.last_activity = self._loop.time()
@@ -180,7 +182,7 @@ class Transfer(asyncio.BufferedProtocol):
         if self._parsed:
             parsed, self._parsed = self._parsed, b""
             self._took(memoryview(parsed))
-        if self._busy is None and not self.done.done():
+        if self._busy is None and not self._over:
             self._protocol.flow.resume_reading()
 
     def stop(self) -> None:
@@ -188,6 +190,14 @@ class Transfer(asyncio.BufferedProtocol):
         self._stopped = True
         if self._busy is None:
             self._end(False)
+
+    async def abandon(self) -> None:
+        """Ends it whatever becomes of `done`, and returns when nothing that `take` began is under way any more."""
+        self.stop()
+        if self._busy is not None:
+            await asyncio.wait([self._busy])
+        if self.done.done() and not self.done.cancelled():
+            self.done.exception()
 
     # What the transport calls
 
@@ -249,9 +259,13 @@ class Transfer(asyncio.BufferedProtocol):
             self._protocol.flow.resume_reading()
 
     def _end(self, result: bool | Exception) -> None:
-        if self.done.done():
+        if self._over:
             return
+        self._over = True
         self._protocol.end_transfer(self._left)
+        if self.done.cancelled():
+            # Nobody wants to know.
+            return
         if isinstance(result, Exception):
             self.done.set_exception(result)
         else:
@@ -452,6 +466,7 @@ class UploadProtocol(HttpToolsProtocol):
             self._exchange.add_trailer(name, value)
             return
         name = name.lower()
+        name, value = KNOWN.get(name, name), KNOWN.get(value, value)
         if name == b"content-length":
             # The parser refuses all that is no number.
             self._body_length = value
