@@ -222,7 +222,7 @@ def test_what_no_response_can_be_is_a_failure_of_the_hook(
     assert (refused.status, refused.code) == (500, "ERR_INTERNAL_SERVER_ERROR")
     assert "Set-Cookie" not in refused
     assert not server.tus.data_files()
-    assert reason in server.tus.server.log()
+    server.tus.server.wait_for_line(reason)
 
 
 def test_where_a_response_ends_is_not_for_hooks_to_say(hooked: MakeHooked) -> None:

@@ -105,11 +105,12 @@ class _Trouble:
 
 @dataclass(slots=True, eq=False)
 class _Command:
-    """One that is to be sent. packed: as it goes over the wire; script: what an EVALSHA of it means."""
+    """One that is to be sent. packed: as it goes over the wire; script: what EVALSHA means; deadline: by the loop's clock."""
 
     parts: Sequence[Part]
     script: Script | None
     packed: bytes
+    deadline: float
     answer: asyncio.Future[object]
 
     def settle(self, answer: object) -> None:
@@ -248,7 +249,9 @@ class State:
     def _queue(self, parts: Sequence[Part], script: Script | None) -> asyncio.Future[object]:
         """Has a command sent, together with all others of the same turn of the event loop; its answer to come."""
         loop = asyncio.get_running_loop()
-        command = _Command(parts, script, b"", loop.create_future())
+        command = _Command(
+            parts, script, b"", loop.time() + self.timeout, answer=loop.create_future()
+        )
         try:
             if self._stopped:
                 raise StateUnavailable("the connection to Redis is closed")
@@ -289,9 +292,12 @@ class State:
             raise StateUnavailable(f"Redis is away: {trouble.reason}")
 
     async def _carry_out(self, commands: Sequence[_Command]) -> None:
-        """Sends commands, and tells those who wait before the deadline."""
+        """Sends commands, and tells those who wait before the deadline of the first of them."""
         try:
-            async with asyncio.timeout(self.timeout), self._connection() as connection:
+            async with (
+                asyncio.timeout_at(commands[0].deadline),
+                self._connection() as connection,
+            ):
                 await self._exchange(connection, commands)
         except (StateUnavailable, RedisError, OSError) as error:
             # What was answered stays answered.
