@@ -118,13 +118,15 @@ export function defaultStore(): UploadStore {
 
 /** Sees to it that only one tab of the browser is at an upload. */
 export interface Holding {
-  /** Resolves to what lets go, or to null if another has it. */
+  /** Resolves to what lets go, or to null if another has it and does not let go within a moment. */
   take(id: string): Promise<(() => void) | null>
   /** Those that someone has. */
   taken(): Promise<Set<string>>
 }
 
 const PREFIX = 'tusd-py-upload:'
+/** Milliseconds: a page that was closed or loaded again has its locks a little longer. */
+const PATIENCE = 1000
 
 /** By Web Locks, which the browser gives back when a page goes. Without them (insecure origins) nobody is kept out. */
 export function browserHolding(): Holding {
@@ -133,12 +135,14 @@ export function browserHolding(): Holding {
   return {
     take(id) {
       return new Promise((resolve, reject) => {
+        const patience = new AbortController()
+        const timer = setTimeout(() => patience.abort(), PATIENCE)
         locks
-          .request(PREFIX + id, { ifAvailable: true }, (lock) => {
-            if (!lock) return resolve(null)
+          .request(PREFIX + id, { signal: patience.signal }, () => {
+            clearTimeout(timer)
             return new Promise<void>((release) => resolve(() => release()))
           })
-          .catch(reject)
+          .catch((problem) => (patience.signal.aborted ? resolve(null) : reject(problem)))
       })
     },
     async taken() {
