@@ -79,6 +79,8 @@ class MemoryLocks:
 class MemoryLease:
     """See `Lease`."""
 
+    __slots__ = ("_callback", "_locks", "_requested", "_upload_id", "waiters")
+
     def __init__(self, locks: MemoryLocks, upload_id: str) -> None:
         self._locks = locks
         self._upload_id = upload_id

@@ -35,6 +35,19 @@ class FileWriter:
     Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
     """
 
+    __slots__ = (
+        "_abandoned",
+        "_descriptor",
+        "_marker",
+        "_slow_until",
+        "_start",
+        "_threads",
+        "_writes_behind",
+        "_writing_behind",
+        "_written_behind",
+        "offset",
+    )
+
     def __init__(
         self,
         path: str,

@@ -266,7 +266,11 @@ class TusApp:
             raise RuntimeError(f"uploads come by HTTP, not as {scope['type']!r}")
         if not self._started:
             await self.start()
-        await cast(TusEndpoint, self._endpoint)(scope, receive, send)
+        await self.handle(scope, receive, send)
+
+    def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
+        """Answers a request for uploads, as a call does; for whoever has started it."""
+        return cast(TusEndpoint, self._endpoint)(scope, receive, send)
 
     async def check(self) -> str | None:
         """None if uploads can be stored now, else what is wrong, for the log."""
@@ -406,11 +410,15 @@ class Site:
         self._page_paths = {route.path for route in routes}
         self.failure: str | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
+        # Not a coroutine itself: thousands of slow uploads would each hold one more.
+        if scope["type"] == "http" and self._is_upload(scope["path"]):
+            return self._tus.handle(scope, receive, send)
+        return self._beside_uploads(scope, receive, send)
+
+    async def _beside_uploads(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif scope["type"] == "http" and self._is_upload(scope["path"]):
-            await self._tus(scope, receive, send)
         elif scope["type"] == "http" and _has_body(scope):
             await self._pages(scope, receive, _closing(send))
         else:

@@ -23,6 +23,21 @@ class RequestBody:
     the straight way may be taken. way: "direct" or "stream" once it was taken.
     """
 
+    __slots__ = (
+        "_begun",
+        "_direct",
+        "_exchange",
+        "_idle_timeout",
+        "_last",
+        "_receive",
+        "_timer",
+        "_transfer",
+        "_waiting",
+        "end",
+        "received",
+        "way",
+    )
+
     def __init__(
         self,
         receive: Receive,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -164,6 +165,20 @@ class Transfer(asyncio.BufferedProtocol):
     when the last of them came, by the loop's clock.
     """
 
+    __slots__ = (
+        "_busy",
+        "_left",
+        "_loop",
+        "_over",
+        "_parsed",
+        "_protocol",
+        "_stopped",
+        "_take",
+        "done",
+        "last_activity",
+        "received",
+    )
+
     def __init__(self, protocol: UploadProtocol, left: int, parsed: bytes, take: Take) -> None:
         self._protocol = protocol
         self._loop = protocol.loop
@@ -313,6 +328,15 @@ class _Event(asyncio.Event):
         return True
 
 
+class _Pipeline(list[Any]):
+    """A queue for the few requests that come before their turn; a deque takes 600 bytes of every connection."""
+
+    __slots__ = ()
+
+    def appendleft(self, waiting: object) -> None:
+        self.insert(0, waiting)
+
+
 class UploadProtocol(HttpToolsProtocol):
     """One connection."""
 
@@ -348,6 +372,7 @@ class UploadProtocol(HttpToolsProtocol):
         self._fixed_headers = ours.fixed_headers if ours else {}
         self._connection: _Connection
         self._exchange = Exchange(self)
+        self.pipeline = cast("deque[Any]", _Pipeline())
         self._in_head = True
         self._head_size = 0
         self._body_length = b"0"
