@@ -51,6 +51,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env["TUSD_DUPLICATES"] = "off"
     # Two more processes for every server: those about them ask for them.
     env["TUSD_JOBS"] = "off"
+    # The other way that large bodies may take, for a whole run of the tests.
+    if os.environ.get("TEST_WITHOUT_DIRECT_BODIES"):
+        env["TUSD_DISABLE_DIRECT_BODIES"] = "true"
     env.update(extra or {})
     return env
 
