@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -137,7 +137,9 @@ def test_plans_go_to_connections_in_order_and_then_the_default(listener: socket.
         for expected in (1, 2, 4):
             pair = Pair(proxy, listener)
             pair.client.sendall(b"four")
-            pair.client.shutdown(socket.SHUT_WR)
+            with suppress(OSError):
+                # One that is cut may be over by now.
+                pair.client.shutdown(socket.SHUT_WR)
             assert len(receive_all(pair.server)) == expected
             pair.close()
         assert len(proxy.links) == 3
