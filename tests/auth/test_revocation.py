@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,11 +48,8 @@ def test_a_running_patch_ends_on_every_server(pair: tuple[Tus, Tus]) -> None:
     token = bearer(upload_token(id_of(path)))
     with there.begin_patch(path, 0, 100, b"0123456789", token) as patch:
         patch.wait_stored()
-        began = time.monotonic()
         revoke(here, upload_id=id_of(path))
         response = patch.response()
-        # Before the server gives up a client that sends nothing.
-        assert time.monotonic() - began < 30
     assert response.status == 401
     assert 'error="invalid_token"' in response["WWW-Authenticate"]
     # What arrived is kept, and nobody but an admin goes on.
@@ -64,6 +62,23 @@ def test_a_running_patch_ends_on_every_server(pair: tuple[Tus, Tus]) -> None:
     assert there.head(path, ALICE).status == 200
     assert there.patch(path, 10, b"x", ADMIN).status == 204
     assert there.delete(path, ALICE).status == 204
+
+
+def test_it_is_in_effect_on_every_server_within_a_second(pair: tuple[Tus, Tus]) -> None:
+    here, there = pair
+
+    def seconds() -> float:
+        """How long a running request elsewhere outlives the revocation of its upload."""
+        path = here.new(100, headers=ALICE)
+        with there.begin_patch(path, 0, 100, b"0123456789", ALICE) as patch:
+            patch.wait_stored()
+            began = time.monotonic()
+            revoke(here, upload_id=id_of(path))
+            assert patch.response().status == 403
+            return time.monotonic() - began
+
+    # The machine may stand still at some of them.
+    assert statistics.median(seconds() for _ in range(9)) < 1.0
 
 
 def test_all_that_an_owner_had_is_void_and_others_go_on(pair: tuple[Tus, Tus]) -> None:
