@@ -116,8 +116,9 @@ class Event:
     attempt: int = 1
 
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+"""What a header field of a response may be (RFC 9110, sections 5.1 and 5.5)."""
 
 
 def _check_response(status: int | None, fields: Iterable[tuple[object, object]]) -> None:
@@ -125,9 +126,9 @@ def _check_response(status: int | None, fields: Iterable[tuple[object, object]])
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"{status!r} is not the status of a response (200 to 599)")
     for name, value in fields:
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or FIELD_NAME.fullmatch(name) is None:
             raise ValueError(f"{name!r} is not the name of a header field")
-        if not isinstance(value, str) or _CONTROL.search(value):
+        if not isinstance(value, str) or FIELD_VALUE.fullmatch(value) is None:
             raise ValueError(f"the header field {name} cannot have the value {value!r}")
 
 

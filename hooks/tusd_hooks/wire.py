@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tusd_py.events import (
+    FIELD_NAME,
+    FIELD_VALUE,
     Changes,
     Event,
     EventType,
@@ -27,8 +29,6 @@ from tusd_py.events import (
 from tusd_py.protocol import errors
 from tusd_py.settings.model import WIRE_EVENTS
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _METADATA_KEY = re.compile(r"[!-+\--~]+")
 
 _OF_THE_CONNECTION = frozenset(
@@ -362,9 +362,9 @@ def _status(response: _Object) -> int | None:
 def _headers(response: _Object) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in (response.texts("Header") or {}).items():
-        if not _TOKEN.fullmatch(name):
+        if not FIELD_NAME.fullmatch(name):
             raise MalformedAnswer(f"HTTPResponse.Header has {name!r}, which cannot name a header")
-        if not _FIELD_VALUE.fullmatch(value):
+        if not FIELD_VALUE.fullmatch(value):
             raise MalformedAnswer(f"HTTPResponse.Header.{name} has control characters")
         if name.lower() not in _OF_THE_CONNECTION:
             # Latin-1 is how bytes are carried to the wire, where this is UTF-8.
