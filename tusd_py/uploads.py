@@ -38,6 +38,7 @@ from tusd_py.protocol.tus import Append, Content, Creation
 from tusd_py.reception import NOTHING_COUNTS, Body, Reception, view_of
 from tusd_py.rules import Rules
 from tusd_py.storage.base import (
+    TIME_DIGITS,
     JoinsParts,
     RemovesUploads,
     ServesFiles,
@@ -414,11 +415,11 @@ class Uploads:
                 await self.store.sync(upload)
             event = Event(EventType.PRE_FINISH, view_of(upload.info, upload.offset), request)
             response = (await self.hooks.ask(event)).response
-        finished = upload.with_info(finished_at=self._clock())
+        finished = upload.with_info(finished_at=round(self._clock(), TIME_DIGITS))
         if not upload.info.is_partial:
             await self._announcer.intend(EventType.POST_FINISH, finished, request)
         try:
-            await self.store.save(finished.info, sync=durable)
+            await self.store.finish(finished.info, sync=durable)
         except StorageError:
             with suppress(StorageError):
                 await self.store.save(upload.info)

@@ -32,9 +32,7 @@ def _is_finish(_self: object, event_type: EventType, *_args: object) -> bool:
 
 INSTANTS: dict[str, Callable[[], None]] = {
     "before the outbox": lambda: _die_in(Announcer, "intend", _is_finish),
-    "before the record": lambda: _die_in(
-        FileStore, "save", lambda _self, info, **_: info.finished_at is not None
-    ),
+    "before the record": lambda: _die_in(FileStore, "finish", lambda *_, **__: True),
     "before the queue": lambda: _die_in(Announcer, "tell", _is_finish),
     "before the removal": lambda: _die_in(FileStore, "remove", lambda *_: True),
 }

@@ -71,7 +71,7 @@ class Post:
     async def finish(self, upload: Upload) -> Upload:
         finished = upload.with_info(finished_at=6.0)
         await self.announcer.intend(FINISH, finished, REQUEST)
-        await self.store.save(finished.info)
+        await self.store.finish(finished.info, sync=False)
         return finished
 
     async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:

@@ -219,7 +219,7 @@ def finished_on_disk(uploads: Path) -> set[str]:
         # Sweeps remove what creations have left that were cut short.
         with suppress(FileNotFoundError):
             record = json.loads(file.read_text())
-            if record["TusdPy"]["FinishedAt"] is not None:
+            if record["TusdPy"]["FinishedAt"]:
                 found.add(record["ID"])
     return found
 

@@ -151,7 +151,7 @@ async def test_what_comes_while_it_was_ones_turn_is_not_left(
         if len(rounds) == 1:
             finished = upload.with_info(finished_at=6.0)
             desk._run(post.announcer.intend(FINISH, finished, REQUEST)).result()
-            desk._run(post.store.save(finished.info)).result()
+            desk._run(post.store.finish(finished.info, sync=False)).result()
         end(turn)
 
     monkeypatch.setattr(Turn, "end", end_late)

@@ -46,7 +46,7 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []
-        sync, rename = GroupSync.sync, os.rename
+        sync, rename, pwrite = GroupSync.sync, os.rename, os.pwrite
 
         async def synced(group: GroupSync, data: str | None, *others: str) -> None:
             await sync(group, data, *others)
@@ -57,7 +57,13 @@ class Steps:
             rename(source, target)
             self._note("rename", target)
 
+        def written(descriptor: int, data: bytes, at: int) -> int:
+            count = pwrite(descriptor, data, at)
+            self._note("write", os.readlink(f"/proc/self/fd/{descriptor}"))
+            return count
+
         monkeypatch.setattr(GroupSync, "sync", synced)
+        monkeypatch.setattr(os, "pwrite", written)
         monkeypatch.setattr(os, "rename", renamed)
 
     def _note(self, verb: str, path: str) -> None:
@@ -91,9 +97,9 @@ async def test_a_finish_is_written_down_before_it_is_recorded(
     created, *finished = [step for step in steps.seen if step != "sync record"]
     assert created == "rename event"
     if durability == "none":
-        assert finished == ["rename event", "rename record"]
+        assert finished == ["rename event", "write record"]
     else:
-        assert finished == ["rename event", "sync event", "sync shard", "rename record"]
+        assert finished == ["rename event", "sync event", "sync shard", "write record"]
 
 
 async def test_a_full_disk_keeps_nobody_from_making_room(

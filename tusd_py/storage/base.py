@@ -16,6 +16,8 @@ from typing import Literal, Protocol, runtime_checkable
 from tusd_py.protocol.checksum import Hasher
 
 MAX_ID_BYTES = 200
+TIME_DIGITS = 6
+"""Decimals of a second to which it is recorded when an upload was finished."""
 _ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
 _RESERVED_ENDINGS = (".info", ".part", ".lock")
 
@@ -191,8 +193,14 @@ class Store(Protocol):
     async def open_writer(self, upload: Upload) -> Writer:
         """Opens the end of an upload. Bytes count as they are written."""
 
-    async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
-        """Replaces the record, all or nothing. With `sync`, the bytes are durable before that, and the record after it."""
+    async def save(self, info: UploadInfo) -> None:
+        """Replaces the record, all or nothing."""
+
+    async def finish(self, info: UploadInfo, *, sync: bool) -> None:
+        """Records that an upload is finished, all or nothing; nothing but `finished_at` is new in `info`.
+
+        With `sync`, the bytes are durable before that, and the record after it.
+        """
 
     async def sync(self, upload: Upload) -> None:
         """Returns when the bytes, the record and the directory entries of the upload are durable. Raises StorageError."""

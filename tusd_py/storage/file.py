@@ -10,9 +10,10 @@
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
-records are replaced by rename; a new upload's record comes before its data file and a removed one's goes before it, so that
-data without a record is never left, and an upload is there once it has both; a join becomes visible by one rename. Small
-operations on the page cache run inline; syncs, joins, removal and writes to a disk that has turned slow run in threads.
+records are replaced by rename, or their last bytes by one write; a new upload's record comes before its data file and a removed
+one's goes before it, so that data without a record is never left, and an upload is there once it has both; a join becomes
+visible by one rename. Small operations on the page cache run inline; syncs, joins, removal and writes to a disk that has turned
+slow run in threads.
 """
 
 from __future__ import annotations
@@ -384,18 +385,56 @@ class FileStore:
             path, upload.offset, self._threads, marker=marker, writes_behind=self._writes_behind
         )
 
-    async def save(self, info: UploadInfo, *, sync: bool = False) -> None:
+    async def save(self, info: UploadInfo) -> None:
         with _translated(f"recording {info.id}"):
             tmp = self._write_record(info)
             try:
-                if sync:
-                    await self._sync_data(info, tmp)
                 os.rename(tmp, self._info_path(info.id))
-            except BaseException:
+            except OSError:
                 os.unlink(tmp)
                 raise
+
+    async def finish(self, info: UploadInfo, *, sync: bool) -> None:
+        with _translated(f"finishing {info.id}"):
+            # Where others read over a network, only a rename shows them one record or the other. What a final's record has
+            # of its length is not looked at before it is joined.
+            if not self._is_local or info.is_final:
+                await self._finish_by_rename(info, sync=sync)
+                return
+            record = self._info_path(info.id)
             if sync:
-                await self._syncs.sync(None, *self._directories(info))
+                await self._sync_data(info, record, *self._directories(info))
+            if not self._mark_finished(info, record):
+                await self._finish_by_rename(info, sync=sync)
+            elif sync:
+                await self._syncs.sync(None, record)
+
+    def _mark_finished(self, info: UploadInfo, path: str) -> bool:
+        """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
+            if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
+                return False
+            ending = records.ending(info.finished_at)
+            if os.pwrite(descriptor, ending, at) != len(ending):
+                raise OSError(errno.ENOSPC, "the record was written in part")
+            self._known.remember(info, os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        return True
+
+    async def _finish_by_rename(self, info: UploadInfo, *, sync: bool) -> None:
+        tmp = self._write_record(info)
+        try:
+            if sync:
+                await self._sync_data(info, tmp)
+            os.rename(tmp, self._info_path(info.id))
+        except BaseException:
+            os.unlink(tmp)
+            raise
+        if sync:
+            await self._syncs.sync(None, *self._directories(info))
 
     async def give_back(self, upload: Upload, content: bytes) -> None:
         """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""

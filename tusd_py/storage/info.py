@@ -2,6 +2,10 @@
 
 tusd ignores what it does not know, so a directory can change servers in both directions. Our keys stand in one object,
 `TusdPy`; its absence tells that another server wrote the record last.
+
+`FinishedAt` stands last and is as long before the finish as after it, so that it can be written into the record where it lies:
+an upload that finishes needs no new file. Half of such a write, should anybody ever read it, is a record all the same, of an
+upload that is not finished. A line break follows it, as a file's size tells quicker than its times do that it has changed.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from typing import TypedDict
 
 from tusd_py.protocol import errors, metadata
 from tusd_py.storage import foreign
-from tusd_py.storage.base import StorageError, UploadInfo, is_valid_id
+from tusd_py.storage.base import TIME_DIGITS, StorageError, UploadInfo, is_valid_id
 
 
 class _Storage(TypedDict, total=False):
@@ -25,11 +29,11 @@ class _Ours(TypedDict, total=False):
     Metadata: str
     Concat: str
     CreatedAt: float
-    FinishedAt: float | None
     ExpireAfter: float | None
     Retain: float | None
     Owner: str
     MaxSize: int | None
+    FinishedAt: float | None
 
 
 class _Info(TypedDict, total=False):
@@ -62,10 +66,25 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
         f',"Storage":{{"InfoPath":{_text(f"{root}/{info.id}.info")},"Path":{_text(path)}'
         ',"Type":"filestore"}'
         f',"TusdPy":{{"Metadata":{_text(info.metadata_header)},"Concat":{_text(info.concat_header)}'
-        f',"CreatedAt":{info.created_at!r},"FinishedAt":{_value(info.finished_at)}'
+        f',"CreatedAt":{info.created_at!r}'
         f',"ExpireAfter":{_value(info.expire_after)},"Retain":{_value(info.retain)}'
-        f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}}}}}'
-    ).encode("utf-8", "replace")
+        f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}'
+    ).encode("utf-8", "replace") + ending(info.finished_at)
+
+
+def ending(finished_at: float | None) -> bytes:
+    """The last bytes of a record: those of an unfinished upload, which all have `UNFINISHED`, may be replaced by those of a
+    finished one."""
+    if finished_at is None:
+        return UNFINISHED
+    digits = f"{finished_at:.{TIME_DIGITS}f}".ljust(len(_NEVER), "0")
+    return b',"FinishedAt":%b}}\n' % digits.encode()
+
+
+_NEVER = "0.000000000000000"
+_TOO_LATE = 1e11
+"""Seconds since the epoch. Half of a time and half of `_NEVER` make more than that, or the time but for a part of a second."""
+UNFINISHED = b',"FinishedAt":%b}}' % _NEVER.encode()
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -111,10 +130,9 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         concat_header = "final;" + " ".join(parts)
     deferred = bool(document.get("SizeIsDeferred"))
     size = int(document["Size"])
+    finished_at = _finished_at(ours) if ours else None
     # A final whose parts are still coming has no length yet; tusd has a word for that only where the client defers it.
-    unknown = deferred or (
-        is_final and size == 0 and ours is not None and ours.get("FinishedAt") is None
-    )
+    unknown = deferred or (is_final and size == 0 and ours is not None and finished_at is None)
     return UploadInfo(
         id=upload_id,
         length=None if unknown else size,
@@ -125,7 +143,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         is_final=is_final,
         parts=parts,
         created_at=float(ours.get("CreatedAt", changed_at)) if ours else changed_at,
-        finished_at=ours.get("FinishedAt") if ours else None,
+        finished_at=finished_at,
         expire_after=ours.get("ExpireAfter") if ours else None,
         retain=ours.get("Retain") if ours else None,
         owner=ours.get("Owner", "") if ours else "",
@@ -133,6 +151,11 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         location=_location(document.get("Storage"), upload_id, root),
         foreign=ours is None,
     )
+
+
+def _finished_at(ours: _Ours) -> float | None:
+    written = float(ours.get("FinishedAt") or 0)
+    return written if 0 < written < _TOO_LATE else None
 
 
 def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:
