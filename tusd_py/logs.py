@@ -146,16 +146,16 @@ class TextFormatter(_Formatter):
     def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
         if "message" in fields:
             return self._line(when, level, _printable(str(fields["message"])))
-        # All texts are looked at together: mostly there is nothing about any of them.
-        texts = [value for value in fields.values() if type(value) is str]
-        together = "".join(texts)
-        plain = len(together) <= VALUE_LIMIT and "" not in texts and bool(_is_plain(together))
-        pairs = [
-            f"{_text_key(key)}={value if plain and type(value) is str else _text_value(value)}"
-            for key, value in fields.items()
-            if value is not None
-        ]
-        return self._line(when, level, "  ".join([_printable(name), " ".join(pairs)]).rstrip())
+        pairs: list[str] = []
+        for key, value in fields.items():
+            if value is None:
+                continue
+            if isinstance(value, str) and len(value) <= VALUE_LIMIT and _is_plain(value):
+                text = value
+            else:
+                text = str(value) if type(value) is int else _text_value(value)
+            pairs.append(f"{_text_key(key)}={text}")
+        return self._line(when, level, f"{_printable(name)}  {' '.join(pairs)}".rstrip())
 
     def _line(self, when: float, level: str, body: str) -> str:
         return f"{self._time(when)} {_LEVELS.get(level, level)} {body}"
