@@ -313,10 +313,9 @@ class TusEndpoint:
 
     def _problem(self, request: Request, problem: ProtocolError) -> Response:
         """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
+        wanted = _without_framing(problem.headers)
         if isinstance(problem, RefusedByHook):
-            return Response(
-                problem.status, problem.headers, problem.message.encode(), code=problem.code
-            )
+            return Response(problem.status, wanted, problem.message.encode(), code=problem.code)
         if _wants_problem_details(request.headers.get("accept", "")):
             body = json.dumps(
                 {
@@ -335,7 +334,7 @@ class TusEndpoint:
             "Content-Type": media_type,
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-store",
-            **problem.headers,
+            **wanted,
         }
         return Response(problem.status, headers, body, code=problem.code)
 
@@ -343,7 +342,6 @@ class TusEndpoint:
         raw: RawHeaders = [
             (_raw_name(name), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
-            if name.lower() not in _FRAMING
         ]
         if request.method != "OPTIONS":
             raw.append(_TUS_RESUMABLE)
@@ -439,8 +437,17 @@ def _shaped(response: Response, wanted: HookResponse | None) -> Response:
     status = wanted.status or (200 if wanted.body and response.status == 204 else response.status)
     body = b"" if status == 204 else wanted.body.encode()
     ours = {name.lower() for name in response.headers}
-    theirs = {name: value for name, value in wanted.headers.items() if name.lower() not in ours}
+    theirs = {
+        name: value
+        for name, value in _without_framing(wanted.headers).items()
+        if name.lower() not in ours
+    }
     return Response(status, {**theirs, **response.headers}, body)
+
+
+def _without_framing(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Header fields that a hook may want, without those that are not its to say."""
+    return {name: value for name, value in headers.items() if name.lower() not in _FRAMING}
 
 
 def _route(scope: Scope) -> str:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import urllib.parse
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
 import httptools
@@ -348,7 +348,9 @@ class UploadProtocol(HttpToolsProtocol):
         "_fixed_headers",
         "_gauge",
         "_head_size",
+        "_idle_since",
         "_in_head",
+        "_keep_alive",
         "_limits",
         "_lingered",
         "_lingering",
@@ -379,6 +381,8 @@ class UploadProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._refusal: tuple[int, str, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._keep_alive: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None
         self._lingering = False
         self._lingered = 0
         self._zero_copy = False
@@ -397,6 +401,9 @@ class UploadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._keep_alive is not None:
+            self._keep_alive.cancel()
+            self._keep_alive = None
         super().connection_lost(exc)
         self._gauge.connections_open = len(self.connections)
 
@@ -447,8 +454,32 @@ class UploadProtocol(HttpToolsProtocol):
         if self._lingering:
             # The response said that it is the last one.
             self.pipeline.clear()
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self._keep_alive is None:
+            self._keep_alive = self.loop.call_later(self.timeout_keep_alive, self._close_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Something came: the connection is not idle. Its timer goes on, as most requests are followed by another soon."""
+        self._idle_since = None
+
+    def _close_idle(self) -> None:
+        """Closes the connection if no request came for as long as it may be kept open for the next one."""
+        self._keep_alive = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive = self.loop.call_later(left, self._close_idle)
         else:
-            super().on_response_complete()
+            self.transport.close()
 
     def shutdown(self) -> None:
         if self._lingering:
@@ -516,18 +547,10 @@ class UploadProtocol(HttpToolsProtocol):
         scope = self._complete_scope(http_version)
         waiting = cast("RequestResponseCycle | None", self.cycle)
         self.cycle = _Cycle(
-            protocol=self,
-            scope=scope,
-            transport=cast(asyncio.Transport, self._connection),
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=_Event(),
-            expect_100_continue=self.expect_100_continue,
+            self,
+            scope,
+            cast(asyncio.Transport, self._connection),
             keep_alive=http_version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
         )
         self._exchange.cycle = self.cycle
         self.cycle.body_left = int(self._body_length)
@@ -663,35 +686,47 @@ class UploadProtocol(HttpToolsProtocol):
         self._close()
 
 
-def _head(status: int, headers: RawHeaders, length: int) -> tuple[bytes, bool]:
+def _head(status: int, headers: Iterable[tuple[bytes, bytes]], length: int) -> tuple[bytes, bool]:
     """The head of a response with a body of `length` bytes, but for its last line, and whether it says that it is the last one.
 
     Empty for one that is not quite ordinary.
     """
     parts = [STATUS_LINE[status]]
+    lines = 1
     closes = False
     for name, value in headers:
-        if name == b"connection":
-            closes = value == b"close"
-            if not closes:
+        start = _STARTS.get(name) or _start_of(name)
+        if start is None:
+            if name == b"connection" and value == b"close":
+                closes = True
+            elif name != b"content-length" or value != b"%d" % length:
                 return b"", False
-        elif not _is_name(name) or (
-            name in _FRAMING and (name != b"content-length" or value != b"%d" % length)
-        ):
-            return b"", False
-        parts += (name, b": ", value, b"\r\n")
+            start = name + b": "
+        parts += (start, value, b"\r\n")
+        lines += 1
     head = b"".join(parts)
-    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(headers) + 2:
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * lines:
         return b"", False
     return head, closes
 
 
-@lru_cache(maxsize=256)
-def _is_name(name: bytes) -> bool:
-    return HEADER_RE.search(name) is None
+_STARTS: dict[bytes, bytes] = {}
+"""How lines begin, by the name of the field: of fields that say nothing of the connection, and whose names can be names."""
+_MOST_STARTS = 256
+_OF_THE_CONNECTION = frozenset(
+    {b"content-length", b"transfer-encoding", b"trailer", b"upgrade", b"connection"}
+)
 
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"trailer", b"upgrade"})
+def _start_of(name: bytes) -> bytes | None:
+    if name in _OF_THE_CONNECTION or HEADER_RE.search(name) is not None:
+        return None
+    start = name + b": "
+    if len(_STARTS) < _MOST_STARTS:
+        _STARTS[name] = start
+    return start
+
+
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 """Characters that no field may have in it, except for the two at its end."""
 
@@ -699,8 +734,27 @@ _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 class _Cycle(RequestResponseCycle):
     """One request and its response. body_left: bytes of the body that were not parsed yet, where its length is known."""
 
-    def __init__(self, *, protocol: UploadProtocol, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        protocol: UploadProtocol,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        *,
+        keep_alive: bool,
+    ) -> None:
+        super().__init__(
+            scope,
+            transport,
+            protocol.flow,
+            protocol.logger,
+            protocol.access_logger,
+            False,
+            protocol.server_state.default_headers,
+            _Event(),
+            protocol.expect_100_continue,
+            keep_alive,
+            protocol.on_response_complete,
+        )
         self._protocol = protocol
         self.body_left = 0
         self.began_to_receive = False
@@ -723,7 +777,7 @@ class _Cycle(RequestResponseCycle):
         """See `Exchange.respond`."""
         if self.response_started or self.disconnected or self.flow.write_paused:
             return False
-        head, closes = _head(status, [*self.default_headers, *headers], len(body))
+        head, closes = _head(status, chain(self.default_headers, headers), len(body))
         if not head:
             return False
         if closes:
