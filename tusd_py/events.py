@@ -506,6 +506,12 @@ class Hooks:
         return answer if isinstance(answer, Changes) else None
 
 
+UNASKED = Creation(
+    Hooks(), Event(EventType.PRE_CREATE, UploadView("", None, 0, {}), RequestView(), id="")
+)
+"""Of a creation that no hook was asked about."""
+
+
 def _response_to(wish: Reject | Stop, code: str) -> ProtocolError:
     is_whole = any(name.lower() == "content-type" for name in wish.headers)
     kind = RefusedByHook if is_whole else ProtocolError

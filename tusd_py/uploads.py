@@ -20,7 +20,7 @@ from tusd_py.announcing import Announcer
 from tusd_py.auth.authority import Authority
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
-from tusd_py.events import Changes, Event, EventType, HookResponse, Hooks, RequestView
+from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining
 from tusd_py.locks.base import (
     Lease,
@@ -218,8 +218,10 @@ class Uploads:
     ) -> Result:
         """Lets the hooks have their say, brings the upload into being and adds the bytes that came with it."""
         created = False
-        event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
-        creation = await self.hooks.before_creation(event)
+        creation = UNASKED
+        if self.hooks.wants(EventType.PRE_CREATE):
+            event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
+            creation = await self.hooks.before_creation(event)
         try:
             info = self._changed(info, creation.changes)
             await self._count(info, request)
@@ -260,7 +262,7 @@ class Uploads:
     @staticmethod
     def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
         """The record of a new upload with what the hooks want of it."""
-        if changes == _NO_CHANGES:
+        if changes is UNASKED.changes or changes == _NO_CHANGES:
             return info
         for path in (changes.id, changes.storage_path):
             if path is not None and not is_valid_id(path):

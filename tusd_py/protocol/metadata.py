@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 
 from tusd_py.protocol import errors
@@ -12,6 +13,8 @@ FORCE_KEY = "force_upload"
 
 CONTROL_KEYS = frozenset({FORCE_KEY, "token", "access_token", "upload_token"})
 """Metadata that tells the server what to do, and says nothing about what is uploaded."""
+
+_is_visible = re.compile(r"[!-~]+").fullmatch
 
 
 def parse(value: str) -> dict[str, bytes]:
@@ -28,7 +31,7 @@ def parse(value: str) -> dict[str, bytes]:
         key, separator, encoded = element.strip(" \t").partition(" ")
         if not key:
             raise errors.invalid_metadata(f"pair {position} has no key")
-        if not all("!" <= character <= "~" for character in key):
+        if _is_visible(key) is None:
             raise errors.invalid_metadata(f"the key of pair {position} is not visible ASCII")
         if key in pairs:
             raise errors.invalid_metadata(f"the key of pair {position} was given before")
@@ -51,5 +54,5 @@ def serialize(pairs: Mapping[str, bytes]) -> str:
     return ",".join(
         f"{key} {base64.b64encode(value).decode('ascii')}" if value else key
         for key, value in pairs.items()
-        if key and "," not in key and all("!" <= character <= "~" for character in key)
+        if "," not in key and _is_visible(key) is not None
     )

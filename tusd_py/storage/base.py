@@ -19,6 +19,7 @@ MAX_ID_BYTES = 200
 TIME_DIGITS = 6
 """Decimals of a second to which it is recorded when an upload was finished."""
 _ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
+_is_ordinary_id = re.compile(r"[0-9a-f]{32}").fullmatch
 _RESERVED_ENDINGS = (".info", ".part", ".lock")
 
 
@@ -49,6 +50,8 @@ class StorageFull(StorageError):
 def is_valid_id(upload_id: str) -> bool:
     """Whether `upload_id` may name an upload: at most 200 bytes of UTF-8, relative, its segments (between slashes) not empty,
     not beginning with a dot, without control characters, `\\`, `%` or `:`, and without an ending that the layout uses."""
+    if _is_ordinary_id(upload_id) is not None:
+        return True
     try:
         size = len(upload_id.encode("utf-8"))
     except UnicodeEncodeError:
@@ -143,7 +146,8 @@ class Upload:
 
     def with_info(self, **changes: object) -> Upload:
         """The same bytes with another record."""
-        return replace(self, info=replace(self.info, **changes))  # type: ignore[arg-type]
+        info = replace(self.info, **changes)  # type: ignore[arg-type]
+        return Upload(info, self.offset, self.changed_at, self.joined, self.is_cut)
 
 
 class Writer(Protocol):

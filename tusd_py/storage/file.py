@@ -321,10 +321,11 @@ class FileStore:
 
     def _verified_length(self, upload_id: str) -> bytes | None:
         """The bytes that count, as digits, while a chunk is verified or after a crash in the middle of that; else None."""
+        marker = f"{self._chunks}/{self._flat(upload_id)}"
+        if not os.access(marker, os.F_OK):
+            return None
         try:
-            descriptor = os.open(
-                f"{self._chunks}/{self._flat(upload_id)}", os.O_RDONLY | os.O_CLOEXEC
-            )
+            descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
@@ -604,7 +605,8 @@ class FileStore:
 
     def _forget_tombstone(self, upload_id: str) -> None:
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
-        if os.path.exists(tombstone):
+        # Quicker than `exists` where there is none, as nearly always.
+        if os.access(tombstone, os.F_OK):
             if os.path.getsize(tombstone):
                 self._finish_removal(upload_id, tombstone)
             os.unlink(tombstone)
