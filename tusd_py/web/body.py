@@ -13,7 +13,8 @@ from typing import cast
 from starlette.types import Message, Receive
 
 from tusd_py.reception import BodyEnd, Take
-from tusd_py.web.uvicorn import Exchange, Transfer
+from tusd_py.web.transfer import Transfer
+from tusd_py.web.uvicorn import Exchange
 
 
 class RequestBody:
@@ -116,14 +117,21 @@ class RequestBody:
         return True
 
     def _look_for_idleness(self) -> None:
-        loop = asyncio.get_running_loop()
-        left = self._idle_timeout
-        if self._transfer is not None:
-            left += self._transfer.last_activity - loop.time()
+        left = self._patience_left()
+        if left <= 0 and self._transfer is not None:
+            # What trickles in gathers in the socket for a while.
+            self._transfer.collect()
+            left = self._patience_left()
         if left <= 0:
             self.stop(BodyEnd.TIMED_OUT)
         else:
-            self._timer = loop.call_later(left, self._look_for_idleness)
+            self._timer = asyncio.get_running_loop().call_later(left, self._look_for_idleness)
+
+    def _patience_left(self) -> float:
+        if self._transfer is None:
+            return self._idle_timeout
+        passed = asyncio.get_running_loop().time() - self._transfer.last_activity
+        return self._idle_timeout - passed
 
     async def _next(self) -> Message | None:
         """The next message, or None if the body was ended while waiting for it."""

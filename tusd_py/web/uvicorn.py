@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import urllib.parse
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
@@ -31,6 +31,7 @@ from uvicorn.server import ServerState
 
 from tusd_py.protocol.headers import KNOWN, RawHeaders
 from tusd_py.web.sendfile import is_supported, sendfile
+from tusd_py.web.transfer import TRANSFER_FROM, Collector, Take, Transfer
 
 EXTENSION = "tusd_py"
 """Name of our ASGI extension: `scope["extensions"]["tusd_py"]` is the request's `Exchange`."""
@@ -74,6 +75,7 @@ class UploadConfig(uvicorn.Config):
     ) -> None:
         super().__init__(app, http=UploadProtocol, ws="none", log_config=None, **kwargs)
         self.limits = limits
+        self.collector = Collector()
         self.gauge: ConnectionGauge = gauge or _Gauge()
         self.fixed_headers = dict(fixed_headers or {})
 
@@ -144,147 +146,6 @@ class Exchange:
         `receive` alone, as ever.
         """
         return None if self.cycle is None else self._protocol.begin_transfer(self.cycle, take)
-
-
-Take = Callable[[memoryview], "Awaitable[None] | None"]
-"""Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
-are more. What it raises ends the transfer."""
-
-_TRANSFER_FROM = 64 * 1024
-"""Bytes. Shorter bodies mostly come in with their head."""
-
-_buffer = memoryview(bytearray(1024 * 1024))
-"""What is read goes here and is taken away before anybody else reads: one buffer for all connections."""
-
-
-class Transfer(asyncio.BufferedProtocol):
-    """A body on its way past the parser: for this time it is the transport's protocol.
-
-    done: resolved when it is over, with True for a whole body and False for one that was cut off or stopped; an exception is
-    what `take` raised. Who does not want to wait any longer calls `abandon`. received: bytes that were taken. last_activity:
-    when the last of them came, by the loop's clock.
-    """
-
-    __slots__ = (
-        "_busy",
-        "_left",
-        "_loop",
-        "_over",
-        "_parsed",
-        "_protocol",
-        "_stopped",
-        "_take",
-        "done",
-        "last_activity",
-        "received",
-    )
-
-    def __init__(self, protocol: UploadProtocol, left: int, parsed: bytes, take: Take) -> None:
-        self._protocol = protocol
-        self._loop = protocol.loop
-        self._left = left
-        self._parsed = parsed
-        self._take = take
-        self._busy: asyncio.Task[None] | None = None
-        self._stopped = False
-        self._over = False
-        self.done: asyncio.Future[bool] = self._loop.create_future()
-        self.received = 0
-        self.last_activity = self._loop.time()
-
-    def begin(self) -> None:
-        """Takes what the parser had read already, and reads on."""
-        if self._parsed:
-            parsed, self._parsed = self._parsed, b""
-            self._took(memoryview(parsed))
-        if self._busy is None and not self._over:
-            self._protocol.flow.resume_reading()
-
-    def stop(self) -> None:
-        """Ends the transfer; what was taken stays taken."""
-        self._stopped = True
-        if self._busy is None:
-            self._end(False)
-
-    async def abandon(self) -> None:
-        """Ends it whatever becomes of `done`, and returns when nothing that `take` began is under way any more."""
-        self.stop()
-        if self._busy is not None:
-            await asyncio.wait([self._busy])
-        if self.done.done() and not self.done.cancelled():
-            self.done.exception()
-
-    # What the transport calls
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _buffer[: self._left]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._left -= nbytes
-        self._took(_buffer[:nbytes])
-
-    def eof_received(self) -> None:
-        self._end(False)
-        self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.connection_lost(exc)
-        if self._busy is None:
-            self._end(False)
-        else:
-            self._stopped = True
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
-
-    # Inside
-
-    def _took(self, view: memoryview) -> None:
-        self.last_activity = self._loop.time()
-        try:
-            rest = self._take(view)
-        except Exception as problem:  # noqa: BLE001 - raised again by whoever awaits `done`
-            self._end(problem)
-            return
-        self.received += len(view)
-        if rest is not None:
-            self._protocol.flow.pause_reading()
-            self._busy = self._loop.create_task(self._wait_for(rest))
-        elif not self._left:
-            self._end(True)
-
-    async def _wait_for(self, rest: Awaitable[None]) -> None:
-        problem: Exception | None = None
-        try:
-            await rest
-        except Exception as raised:  # noqa: BLE001 - as above
-            problem = raised
-        self._busy = None
-        self.last_activity = self._loop.time()
-        if problem is not None:
-            self._end(problem)
-        elif not self._left:
-            self._end(True)
-        elif self._stopped:
-            self._end(False)
-        else:
-            self._protocol.flow.resume_reading()
-
-    def _end(self, result: bool | Exception) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._protocol.end_transfer(self._left)
-        if self.done.cancelled():
-            # Nobody wants to know.
-            return
-        if isinstance(result, Exception):
-            self.done.set_exception(result)
-        else:
-            self.done.set_result(result)
 
 
 class _Connection:
@@ -371,6 +232,7 @@ class UploadProtocol(HttpToolsProtocol):
         ours = config if isinstance(config, UploadConfig) else None
         self.limits = ours.limits if ours else Limits()
         self._gauge: ConnectionGauge = ours.gauge if ours else _Gauge()
+        self.collector = ours.collector if ours else Collector()
         self._fixed_headers = ours.fixed_headers if ours else {}
         self._connection: _Connection
         self._exchange = Exchange(self)
@@ -554,7 +416,7 @@ class UploadProtocol(HttpToolsProtocol):
         )
         self._exchange.cycle = self.cycle
         self.cycle.body_left = int(self._body_length)
-        if self.cycle.body_left >= _TRANSFER_FROM:
+        if self.cycle.body_left >= TRANSFER_FROM:
             # What is to go past the parser stays in the socket until the application has accepted it.
             self.flow.pause_reading()
         if waiting is None or waiting.response_complete:
@@ -613,7 +475,7 @@ class UploadProtocol(HttpToolsProtocol):
         """See `Exchange.transfer`."""
         if (
             cycle is not self.cycle
-            or cycle.body_left < _TRANSFER_FROM - len(cycle.body)
+            or cycle.body_left < TRANSFER_FROM - len(cycle.body)
             or cycle.body_left <= 0
             or cycle.disconnected
             or cycle.began_to_receive
