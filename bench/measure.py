@@ -26,7 +26,8 @@ from bench.work import Done, Work
 _SAMPLE = 10_000
 """Of how many known uploads the load generator is told at most."""
 _QUIET = 0.02
-_QUIET_LIMIT = 120.0
+_QUIET_LIMIT = 1800.0
+"""Seconds. A server that meets a million uploads for the first time may look through all of them."""
 _CALM = 0.25
 """Processors that may be busy where the machine counts as calm."""
 
@@ -237,7 +238,7 @@ def _sync(directory: Path) -> None:
 
 
 def _wait_until_quiet(pid: int) -> None:
-    """Until the server has done what it does at its start and after the warm-up."""
+    """Until the server has done what it does at its start and after the warm-up. Raises MeasurementFailed if it never ends."""
     deadline = time.monotonic() + _QUIET_LIMIT
     before = processes.cpu_seconds(pid)
     while time.monotonic() < deadline:
@@ -246,6 +247,7 @@ def _wait_until_quiet(pid: int) -> None:
         if now - before < 0.2 * _QUIET:
             return
         before = now
+    raise MeasurementFailed(f"it was still busy by itself after {_QUIET_LIMIT:.0f} s")
 
 
 def _wait_until_calm(limit: float) -> None:

@@ -21,7 +21,7 @@ from tests.compat import http
 from tests.compat.apps import AppProcess, path_in
 from tests.compat.directories import THEIR_APP, begin, sending
 from tests.compat.test_router import METADATA, RECORDING
-from tests.support.server import environment
+from tests.support.server import WITHOUT_DIRECT_BODIES, environment
 from tests.support.waiting import wait_until
 from tusd_py.compat.engines import Engines
 from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
@@ -415,6 +415,7 @@ def test_without_fastapi_it_is_said_what_is_missing(module: str) -> None:
     assert "FastAPI: pip install 'tusd-py[" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.skipif(WITHOUT_DIRECT_BODIES, reason="this run takes the other way")
 def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: MakeSource) -> None:
     """Where our protocol class serves the application, past all that lies between the socket and the engine."""
     source = make_source(30_000_000)

@@ -31,6 +31,9 @@ START_TIMEOUT = 60.0
 
 STOP_TIMEOUT = 60.0
 
+WITHOUT_DIRECT_BODIES = bool(os.environ.get("TEST_WITHOUT_DIRECT_BODIES"))
+"""Whether large bodies take the other way in this run of the tests; those about the one way then have nothing to look at."""
+
 _URL = re.compile(r"Uploads at (\S+)")
 
 started: list[ServerProcess] = []
@@ -52,7 +55,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     # Two more processes for every server: those about them ask for them.
     env["TUSD_JOBS"] = "off"
     # The other way that large bodies may take, for a whole run of the tests.
-    if os.environ.get("TEST_WITHOUT_DIRECT_BODIES"):
+    if WITHOUT_DIRECT_BODIES:
         env["TUSD_DISABLE_DIRECT_BODIES"] = "true"
     env.update(extra or {})
     return env

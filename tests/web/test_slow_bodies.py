@@ -12,11 +12,15 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.certificate import make_certificate
+from tests.support.server import WITHOUT_DIRECT_BODIES
 from tests.support.tus import OpenPatch, Tus, wait_for_size
 from tests.support.waiting import wait_until
 from tests.support.wire import Connection
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_RCVLOWAT is asked of Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="SO_RCVLOWAT is asked of Linux"),
+    pytest.mark.skipif(WITHOUT_DIRECT_BODIES, reason="this run takes the other way"),
+]
 
 PATIENT = (sys.executable, str(Path(__file__).with_name("patient.py")))
 LENGTH = 1_000_000

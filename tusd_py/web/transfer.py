@@ -12,7 +12,6 @@ import asyncio
 import os
 import socket
 import sys
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -38,7 +37,8 @@ _FAST = 4 * _MARK
 """Bytes in one read that tell that it comes in slowly no longer."""
 _GATHER = 4.0
 """Seconds after which they are taken, however few: as much of its time a slow client loses at most if the server is killed."""
-_TICK = 0.1
+_TURNS = 16
+"""So many times in these seconds some are emptied, as all at once would hold up everybody else."""
 _NEVER = -(2**62)
 
 
@@ -46,33 +46,32 @@ class Collector:
     """Takes what slow bodies have gathered, of many at a time. One for all connections of an event loop."""
 
     def __init__(self) -> None:
-        # Each with the time of its turn, the next one first.
-        self._turns: OrderedDict[Transfer, float] = OrderedDict()
+        # Whose turn is at the same time; an entry of a set is the least that a body can take here.
+        self._turns: list[set[Transfer]] = [set() for _ in range(_TURNS)]
+        self._now = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, transfer: Transfer) -> None:
         """From now on a body gathers in its socket."""
-        loop = asyncio.get_running_loop()
-        self._turns[transfer] = loop.time() + _GATHER
-        if self._timer is None:
-            self._timer = loop.call_later(_GATHER, self._take_turns)
+        min(self._turns, key=len).add(transfer)
+        self._wait()
 
     def discard(self, transfer: Transfer) -> None:
         """Not any more."""
-        self._turns.pop(transfer, None)
+        for turn in self._turns:
+            turn.discard(transfer)
 
-    def _take_turns(self) -> None:
+    def _wait(self) -> None:
+        if self._timer is None and any(self._turns):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_GATHER / _TURNS, self._take_turn)
+
+    def _take_turn(self) -> None:
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        while self._turns:
-            transfer, at = next(iter(self._turns.items()))
-            if at > now:
-                self._timer = loop.call_later(max(at - now, _TICK), self._take_turns)
-                return
-            self._turns[transfer] = now + _GATHER
-            self._turns.move_to_end(transfer)
+        self._now = (self._now + 1) % _TURNS
+        for transfer in list(self._turns[self._now]):
             transfer.collect()
+        self._wait()
 
 
 class Transfer(asyncio.BufferedProtocol):

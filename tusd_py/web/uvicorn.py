@@ -198,6 +198,16 @@ class _Pipeline(list[Any]):
         self.insert(0, waiting)
 
 
+class _NoParser:
+    """In the parser's place from the beginning of a transfer on: what comes after a body that was given up is no request."""
+
+    def feed_data(self, _data: bytes) -> None:
+        raise httptools.HttpParserError("what comes after a body that was given up is no request")
+
+
+_NO_PARSER = cast(httptools.HttpRequestParser, _NoParser())
+
+
 class UploadProtocol(HttpToolsProtocol):
     """One connection."""
 
@@ -263,9 +273,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        if self._keep_alive is not None:
-            self._keep_alive.cancel()
-            self._keep_alive = None
+        self._stop_keep_alive()
         super().connection_lost(exc)
         self._gauge.connections_open = len(self.connections)
 
@@ -331,6 +339,11 @@ class UploadProtocol(HttpToolsProtocol):
     def _unset_keepalive_if_required(self) -> None:
         """Something came: the connection is not idle. Its timer goes on, as most requests are followed by another soon."""
         self._idle_since = None
+
+    def _stop_keep_alive(self) -> None:
+        if self._keep_alive is not None:
+            self._keep_alive.cancel()
+            self._keep_alive = None
 
     def _close_idle(self) -> None:
         """Closes the connection if no request came for as long as it may be kept open for the next one."""
@@ -483,6 +496,11 @@ class UploadProtocol(HttpToolsProtocol):
             or self.transport.is_closing()
         ):
             return None
+        # Thousands of bodies may be under way for hours: what they do not need goes. That is the timer for the next request,
+        # the fields as they came, which the application has read, and the parser, which only waits for the body.
+        self._stop_keep_alive()
+        cycle.scope["headers"] = self.headers = []
+        self.parser = _NO_PARSER
         cycle.continue_if_expected()
         parsed, cycle.body = bytes(cycle.body), bytearray()
         transfer = Transfer(self, cycle.body_left, parsed, take)
@@ -500,7 +518,6 @@ class UploadProtocol(HttpToolsProtocol):
         self.flow.pause_reading()
         self.transport.set_protocol(self)
         if not left:
-            # The old parser still waits for the body.
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self.on_message_complete()
