@@ -32,7 +32,7 @@ _SMALL = 16 * 1024
 _FEW = 4
 """So many small reads in a row tell that a body comes in slowly."""
 _MARK = 32 * 1024
-"""Bytes that a slow body is left to gather in the socket: a quarter of the room there, so that its sender never waits."""
+"""Bytes that a slow body is left to gather in the socket: half of the first window, so that its sender never waits."""
 _FAST = 4 * _MARK
 """Bytes in one read that tell that it comes in slowly no longer."""
 _GATHER = 4.0
@@ -83,6 +83,7 @@ class Transfer(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_behind",
         "_busy",
         "_left",
         "_loop",
@@ -106,6 +107,7 @@ class Transfer(asyncio.BufferedProtocol):
         self._take = take
         self._busy: asyncio.Task[None] | None = None
         self._stopped = False
+        self._behind = False
         self._over = False
         self._small = 0
         # Bytes below which the system keeps quiet; 0 where it tells of every one.
@@ -124,6 +126,8 @@ class Transfer(asyncio.BufferedProtocol):
 
     def stop(self) -> None:
         """Ends the transfer; what was taken stays taken, and what has gathered in the socket is taken first."""
+        # Behind what is just being taken there may be more; but no more than there is now, as its end is wanted.
+        self._behind = self._busy is not None
         self.collect()
         self._stopped = True
         if self._busy is None:
@@ -248,7 +252,11 @@ class Transfer(asyncio.BufferedProtocol):
         elif not self._left:
             self._end(True)
         elif self._stopped:
-            self._end(False)
+            if self._behind:
+                self._behind = False
+                self.collect()
+            if self._busy is None:
+                self._end(False)
         else:
             self._protocol.flow.resume_reading()
 
