@@ -116,11 +116,12 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
 
 def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> UploadInfo:
     ours = document.get("TusdPy")
-    texts = document.get("MetaData") or {}
-    pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
     header = ours.get("Metadata", "") if ours else ""
     if header:
         pairs = metadata.parse(header)
+    else:
+        texts = document.get("MetaData") or {}
+        pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
     parts = tuple(str(part) for part in document.get("PartialUploads") or ())
     is_partial, is_final = bool(document.get("IsPartial")), bool(document.get("IsFinal"))
     concat_header = ours.get("Concat", "") if ours else ""
@@ -161,7 +162,7 @@ def _finished_at(ours: _Ours) -> float | None:
 def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:
     """Where the bytes lie, relative to `root`; None for the usual place, and for one outside of this directory."""
     path = (storage or {}).get("Path")
-    if not path:
+    if not path or path == f"{root}/{upload_id}":
         return None
     try:
         relative = str(PurePosixPath(path).relative_to(root))
