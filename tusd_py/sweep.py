@@ -9,6 +9,7 @@ to Redis, and back.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -70,6 +71,9 @@ class SweepStopped(Exception):
     """The sweep could not go on, as nobody can tell who holds the locks; the text says why."""
 
 
+Rest = Callable[[], float]
+"""Asked after some uploads: for how many times as long as they took the sweep is to pause, for others' sake."""
+
 Found = Callable[[Upload], Awaitable[None]]
 """Awaited with each upload that has expired, before it is removed."""
 
@@ -80,12 +84,13 @@ async def sweep(
     registry: Registry | None = None,
     dry_run: bool = False,
     found: Found | None = None,
+    rest: Rest | None = None,
 ) -> SweepReport:
     """Looks at every upload once, and tidies the store. Raises StorageError where the store as a whole fails, SweepStopped.
 
     registry: built anew on the way. May run at any time, beside requests and beside other sweeps.
     """
-    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found)
+    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found, rest=rest)
     store = uploads.store
     if not isinstance(store, RemovesUploads):
         return looking.report
@@ -110,14 +115,15 @@ async def sweep_due(
     *,
     dry_run: bool = False,
     found: Found | None = None,
+    rest: Rest | None = None,
 ) -> SweepReport:
     """Looks at the uploads that the registry knows to be due; at all of them if it may lack some.
 
     Raises StateUnavailable when Redis cannot be asked, StorageError, SweepStopped.
     """
     if not await registry.is_whole():
-        return await sweep(uploads, registry=registry, dry_run=dry_run, found=found)
-    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found)
+        return await sweep(uploads, registry=registry, dry_run=dry_run, found=found, rest=rest)
+    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found, rest=rest)
     store = uploads.store
     if not isinstance(store, RemovesUploads):
         return looking.report
@@ -141,8 +147,15 @@ class _Sweep:
     """One sweep on its way."""
 
     def __init__(
-        self, uploads: Uploads, registry: Registry | None, *, dry_run: bool, found: Found | None
+        self,
+        uploads: Uploads,
+        registry: Registry | None,
+        *,
+        dry_run: bool,
+        found: Found | None,
+        rest: Rest | None,
     ) -> None:
+        self._rest = rest
         self.report = SweepReport()
         self._uploads = uploads
         self._registry = registry
@@ -157,12 +170,15 @@ class _Sweep:
     async def at(self, store: RemovesUploads, batch: list[str]) -> None:
         """Looks at some uploads, then tells the registry. Raises SweepStopped."""
         announced, self._announced = self._announced, []
+        began = time.monotonic()
         # Not several at a time: threads would spend more time on taking turns than on the disk.
         for at in range(0, len(batch), _TOGETHER):
             if self._uploads.closing or self._stopped:
                 break
             await self._at_some(store, batch[at : at + _TOGETHER])
         await self._tell()
+        if self._rest is not None:
+            await asyncio.sleep(self._rest() * (time.monotonic() - began))
         if self._stopped:
             raise SweepStopped(
                 f"nobody can tell who holds the uploads' locks: {self._stopped} "

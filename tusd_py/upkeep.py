@@ -19,7 +19,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
-from tusd_py.sweep import SweepReport, SweepStopped, sweep, sweep_due
+from tusd_py.sweep import Rest, SweepReport, SweepStopped, sweep, sweep_due
 from tusd_py.uploads import Uploads
 
 _LEASE = 20.0
@@ -56,11 +56,14 @@ class Upkeep(Protocol):
 
 
 class OwnUpkeep:
-    """It is done in this process, whose locks hold for all that serve the uploads. See `Upkeep`."""
+    """It is done in this process, whose locks hold for all that serve the uploads. See `Upkeep`. rest: see `Rest`."""
 
-    def __init__(self, uploads: Uploads, registry: Registry | None) -> None:
+    def __init__(
+        self, uploads: Uploads, registry: Registry | None, *, rest: Rest | None = None
+    ) -> None:
         self._uploads = uploads
         self._registry = registry
+        self._rest = rest
 
     async def sweep(
         self, kind: SweepKind, *, dry_run: bool = False, tell: Tell | None = None
@@ -74,8 +77,12 @@ class OwnUpkeep:
 
         try:
             if kind == "due" and registry is not None:
-                return await sweep_due(uploads, registry, dry_run=dry_run, found=found)
-            return await sweep(uploads, registry=registry, dry_run=dry_run, found=found)
+                return await sweep_due(
+                    uploads, registry, dry_run=dry_run, found=found, rest=self._rest
+                )
+            return await sweep(
+                uploads, registry=registry, dry_run=dry_run, found=found, rest=self._rest
+            )
         except (StorageError, SweepStopped) as problem:
             raise UpkeepFailed(str(problem)) from problem
 

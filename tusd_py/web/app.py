@@ -46,6 +46,8 @@ from tusd_py.web.tokens import TokenDesk
 
 logger = logging.getLogger(__name__)
 
+_REST = 3.0
+"""How much longer than it works a sweep rests while clients are served: a quarter of a processor is enough for it."""
 _OVERDUE = 1.5
 """Times the sweep's interval, after which nobody else is believed to sweep any more."""
 _FULL_SWEEP_OVERDUE = 25 * 3600.0
@@ -107,6 +109,7 @@ class TusApp:
         self._writer: RegistryWriter | None = None
         self._control: ControlServer | None = None
         self._swept_at = 0.0
+        self._served = 0
         self._endpoint: TusEndpoint | None = None
         self._background: list[asyncio.Task[None]] = []
         self._starting = asyncio.Lock()
@@ -349,17 +352,23 @@ class TusApp:
 
     async def _sweep(self, kind: SweepKind) -> SweepReport | None:
         registry = self._registry
+        upkeep = OwnUpkeep(self.uploads, registry, rest=self._rest)
         if registry is not None and self.settings.redis_url is not None:
-            report = await sweep_alone(self.upkeep, registry, kind)
+            report = await sweep_alone(upkeep, registry, kind)
         else:
             # Nobody else can be at it, and what a crash left is made up for at once.
             began = time.time()
-            report = await self.upkeep.sweep(kind)
+            report = await upkeep.sweep(kind)
             if registry is not None:
                 await registry.record_sweep(report.record(kind, began))
         self._swept_at = time.time()
         await self._announcer.look()
         return report
+
+    def _rest(self) -> float:
+        """How long the server's own sweep pauses: only while somebody is served beside it."""
+        served, self._served = self._served, self.metrics.requests()
+        return _REST if served != self._served or self.metrics.uploads_active else 0.0
 
     async def _missing_sweep(self) -> SweepKind | None:
         """The sweep that somebody should have run by now; None if workers or other servers see to it."""

@@ -109,6 +109,10 @@ class Metrics(Collector):
         durations = self._durations
         (durations.get(method) or durations[OTHER_METHOD]).observe(seconds)
 
+    def requests(self) -> int:
+        """How many requests were answered so far."""
+        return sum(seen.count for seen in self._durations.values())
+
     def error(self, status: int, code: str) -> None:
         """A request was refused or failed; `code` is one of the server's own `ERR_…`."""
         key = (status, code)
