@@ -118,7 +118,7 @@ def _slow() -> list[Scenario]:
         Scenario(
             "slow",
             "slow",
-            "1,000 uploads at 1 KiB/s each, 10 seconds",
+            "1,000 uploads at 1 KiB/s each, 10 seconds after the first 5",
             work,
             replace(work, connections=50, seconds=1.0),
             "",
