@@ -51,6 +51,10 @@ class Place:
     def __post_init__(self) -> None:
         self.seeds = Seeds(self.work / "known")
 
+    def cpus_for(self, scenario: Scenario) -> set[int]:
+        """The processors that a server may use."""
+        return self.server_cpus | self.client_cpus if scenario.beside else self.server_cpus
+
 
 class LoadGenerator:
     """The other process: a context manager. See `load.py` for what the two say to each other."""
@@ -123,7 +127,7 @@ def _measure(
         directory.mkdir(parents=True)
     try:
         log = place.work / f"{server.name}.log"
-        with Running(server, directory, cpus=place.server_cpus, log=log) as running:
+        with Running(server, directory, cpus=place.cpus_for(scenario), log=log) as running:
             missing = set(scenario.needs) - running.ask().extensions
             if missing:
                 raise MeasurementFailed(f"does not offer {', '.join(sorted(missing))}")

@@ -30,6 +30,8 @@ class Scenario:
     volume: bool = True
     on_request: bool = False
     """Only when a flag asks for it."""
+    beside: bool = False
+    """Whether the server may use the load generator's processor too: for what servers do in several threads."""
 
 
 def _transfer(length: int, chunk: int, connections: int = 1, *, checksum: bool = False) -> Work:
@@ -70,18 +72,20 @@ def _transfers() -> list[Scenario]:
         Scenario(
             "checksum-1m",
             "checksum",
-            "8 uploads at once by PATCHes of 1 MiB, each with its SHA-256",
+            "8 uploads at once by PATCHes of 1 MiB, each with its SHA-256; on all processors",
             _transfer(64 * MIB, MIB, 8, checksum=True),
             _transfer(2 * MIB, MIB, 8, checksum=True),
             needs=("checksum",),
+            beside=True,
         ),
         Scenario(
             "checksum-64m",
             "checksum",
-            "One upload by PATCHes of 64 MiB, each with its SHA-256",
+            "One upload by PATCHes of 64 MiB, each with its SHA-256; on all processors",
             _transfer(512 * MIB, 64 * MIB, checksum=True),
             _transfer(16 * MIB, 8 * MIB, checksum=True),
             needs=("checksum",),
+            beside=True,
         ),
     ]
 

@@ -29,6 +29,7 @@ from tusd_py.storage.base import (
     Store,
     Upload,
     UploadInfo,
+    VerifiedWriter,
     VerifiesChunks,
     Writer,
     WritesInline,
@@ -109,26 +110,31 @@ class _Ended(Exception):
 class _Transfer:
     """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
-    next_check: the offset at which to look at the free space. stopped: what is said where somebody wanted an end.
+    verified: the writer, if what it writes counts only once it was found right. hasher: of a checksum that was announced in
+    front. next_check: the offset at which to look at the free space. stopped: what is said where somebody wanted an end.
     """
 
     upload: Upload
     content: Content
     body: Body
     writer: Writer
+    verified: VerifiedWriter | None
     lease: Lease
     request: RequestView
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
-    hasher: Hasher | None = field(init=False)
+    hasher: Hasher | None = None
     slow: bool = False
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
-        self.hasher = self.content.checksum.hasher() if self.content.checksum else None
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
+        checksum = self.content.checksum
+        if self.verified is not None and checksum is not None:
+            self.hasher = checksum.hasher()
+            self.verified.follow(self.hasher, beside=not checksum.is_quick)
 
     def stop(self, problem: ProtocolError) -> None:
         """Ends the body because somebody else wants it; `problem` is the response."""
@@ -212,15 +218,16 @@ class Reception:
     ) -> Upload:
         """Brings a body into the store. What arrived counts, however it ends; of a verified chunk all or nothing."""
         limit, over_limit = self._limit(upload)
+        verified = None
         if content.verified and isinstance(self._store, VerifiesChunks):
-            writer = await self._store.open_verified_writer(upload)
-        else:
-            writer = await self._store.open_writer(upload)
+            verified = await self._store.open_verified_writer(upload)
+        writer = verified or await self._store.open_writer(upload)
         transfer = _Transfer(
             upload=upload,
             content=content,
             body=body,
             writer=writer,
+            verified=verified,
             lease=lease,
             request=request,
             limit=limit,
@@ -297,8 +304,6 @@ class Reception:
         while data := await transfer.body.read():
             self._check_piece(transfer, len(data))
             await transfer.writer.write(data)
-            if transfer.hasher is not None:
-                transfer.hasher.update(data)
             # Not held while the next bytes are waited for, as thousands of requests do at any time.
             del data
             if transfer.writer.offset >= transfer.next_check:
@@ -310,8 +315,6 @@ class Reception:
         if transfer.slow:
             return self._take_slowly(transfer, bytes(view))
         transfer.slow = not cast(WritesInline, transfer.writer).write_inline(view)
-        if transfer.hasher is not None:
-            transfer.hasher.update(view)
         return (
             self._check_reserve(transfer) if transfer.writer.offset >= transfer.next_check else None
         )
@@ -320,8 +323,6 @@ class Reception:
         began = time.monotonic()
         await transfer.writer.write(data)
         transfer.slow = time.monotonic() - began > _QUICK
-        if transfer.hasher is not None:
-            transfer.hasher.update(data)
         if transfer.writer.offset >= transfer.next_check:
             await self._check_reserve(transfer)
 
@@ -356,7 +357,7 @@ class Reception:
         """What is wrong with a whole body: another checksum than announced, a trailer that did not come, a lost lock."""
         if not transfer.lease.is_held():
             return errors.interrupted()
-        if not transfer.content.verified:
+        if transfer.verified is None:
             return None
         expected, hasher = transfer.content.checksum, transfer.hasher
         if expected is None or hasher is None:
@@ -365,7 +366,7 @@ class Reception:
             except ProtocolError as problem:
                 return problem
             hasher = expected.hasher()
-            await transfer.writer.feed(hasher)
+        await transfer.verified.feed(hasher)
         return None if expected.matches(hasher) else errors.checksum_mismatch()
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import MakeServer
@@ -42,6 +47,56 @@ def test_T25_a_right_checksum_of_a_large_body(tus: Tus, algorithm: str) -> None:
     response = tus.patch(path, 0, BODY, {"Upload-Checksum": checksum(BODY, algorithm)})
     assert (response.status, response["Upload-Offset"]) == (204, str(len(BODY)))
     assert tus.stored(path) == BODY
+
+
+def large(seed: int, size: int = 24_000_001) -> bytes:
+    """More than what is hashed in one go."""
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha512", "md5", "crc32"])
+def test_T25_T26_checksums_of_bodies_that_are_hashed_beside(tus: Tus, algorithm: str) -> None:
+    data = large(1)
+    path = tus.new(len(data) + 5)
+    tus.patch(path, 0, b"first")
+    for wrong in (data[:-1] + b"?", b"?" + data[1:]):
+        headers = {"Upload-Checksum": checksum(wrong, algorithm)}
+        assert tus.patch(path, 5, data, headers).status == 460
+        assert tus.stored(path) == b"first"
+    assert tus.patch(path, 5, data, {"Upload-Checksum": checksum(data, algorithm)}).status == 204
+    assert tus.stored(path) == b"first" + data
+
+
+def test_T25_T26_checksums_of_many_bodies_at_once(tus: Tus) -> None:
+    """None gets another's bytes into its checksum, and a wrong one is told from those beside it."""
+    data = [large(seed) for seed in range(8)]
+    paths = [tus.new(len(one)) for one in data]
+
+    def send(number: int) -> int:
+        of = data[number] if number % 4 else data[number - 1]
+        headers = {"Upload-Checksum": checksum(of, "sha256")}
+        return tus.patch(paths[number], 0, data[number], headers).status
+
+    with ThreadPoolExecutor(len(data)) as clients:
+        assert list(clients.map(send, range(len(data)))) == [460, 204, 204, 204] * 2
+    for number, path in enumerate(paths):
+        assert tus.stored(path) == (data[number] if number % 4 else b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="asked of the system")
+def test_T25_T26_checksums_on_one_processor(make_server: MakeServer) -> None:
+    one = min(os.sched_getaffinity(0))
+    script = (
+        f"import os, sys; os.sched_setaffinity(0, [{one}]); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    tus = Tus(make_server(prefix=(sys.executable, "-c", script)))
+    data = large(1)
+    path = tus.new(len(data))
+    wrong = {"Upload-Checksum": checksum(data[:-1] + b"?", "sha256")}
+    assert tus.patch(path, 0, data, wrong).status == 460
+    assert tus.offset(path) == 0
+    assert tus.patch(path, 0, data, {"Upload-Checksum": checksum(data, "sha256")}).status == 204
+    assert tus.stored(path) == data
 
 
 def test_T25_a_right_checksum_of_nothing(tus: Tus) -> None:

@@ -158,9 +158,6 @@ class Writer(Protocol):
     async def write(self, data: bytes) -> None:
         """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted) or StorageError."""
 
-    async def feed(self, hasher: Hasher) -> None:
-        """Feeds `hasher` all that this writer added."""
-
     async def discard(self) -> None:
         """Takes back all that this writer added."""
 
@@ -169,6 +166,16 @@ class Writer(Protocol):
 
     async def close(self, *, sync: bool) -> None:
         """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go."""
+
+
+class VerifiedWriter(Writer, Protocol):
+    """Bytes that count only once they were found right."""
+
+    def follow(self, hasher: Hasher, *, beside: bool) -> None:
+        """Feeds `hasher` what is added from now on; beside: better later, in a thread, than while it is being added."""
+
+    async def feed(self, hasher: Hasher) -> None:
+        """Returns when `hasher` has all that this writer added. Raises StorageError."""
 
 
 @runtime_checkable
@@ -220,7 +227,7 @@ class Store(Protocol):
 class VerifiesChunks(Protocol):
     """Bytes can be written so that they count only once they were found right."""
 
-    async def open_verified_writer(self, upload: Upload) -> Writer:
+    async def open_verified_writer(self, upload: Upload) -> VerifiedWriter:
         """Like `open_writer`, but nothing that is written counts before `close`, also across a crash."""
 
 

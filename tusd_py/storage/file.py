@@ -41,6 +41,7 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.copying import CopyStopped, append_files
+from tusd_py.storage.following import hashing_threads
 from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
@@ -92,6 +93,7 @@ class FileStore:
         self._serial = 0
         self._closing = False
         self._threads = Threads("tusd-store")
+        self._hashing = hashing_threads()
         self._syncs = GroupSync(self.root, self._threads.executor)
         self._known = KnownRecords()
         self._free = 0.0, 0
@@ -154,6 +156,7 @@ class FileStore:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
         self._threads.close()
+        self._hashing.shutdown()
         self._syncs.close()
         if self._guard is not None:
             os.close(self._guard)
@@ -383,7 +386,14 @@ class FileStore:
     def _writer(self, upload: Upload, marker: str | None = None) -> FileWriter:
         path = self.data_path(upload.info)
         return FileWriter(
-            path, upload.offset, self._threads, marker=marker, writes_behind=self._writes_behind
+            path,
+            upload.offset,
+            self._threads,
+            # Over a network, what was written may have to come back from there.
+            follows=self._is_local,
+            hashing=self._hashing,
+            marker=marker,
+            writes_behind=self._writes_behind,
         )
 
     async def save(self, info: UploadInfo) -> None:

@@ -6,13 +6,13 @@ Not for: where the file lies, and whose turn it is to write.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 
 from tusd_py.protocol.checksum import Hasher
+from tusd_py.storage.following import Follower
 from tusd_py.storage.problems import translated
 from tusd_py.storage.syncing import BytesLost, start_writing, sync_bytes, sync_path
 from tusd_py.storage.threads import Threads
@@ -23,14 +23,14 @@ _SLOW_PERIOD = 1.0
 """Seconds for which writes go through a thread after a slow one."""
 _WRITE_BEHIND = 8 * 1024 * 1024
 """Bytes after which the disk is told to begin with them."""
-_READ_BACK = 1024 * 1024
 
 
 class FileWriter:
     """Bytes at the end of one data file, from an offset on; see `Writer`.
 
     marker: a file that says where to cut back to, as long as what is written does not count. writes_behind: whether the disk
-    shall begin with large bodies while they come in.
+    shall begin with large bodies while they come in. follows: whether it may be read back meanwhile for a checksum.
+    hashing: threads for that.
 
     Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
     """
@@ -38,6 +38,9 @@ class FileWriter:
     __slots__ = (
         "_abandoned",
         "_descriptor",
+        "_follower",
+        "_follows",
+        "_hashing",
         "_marker",
         "_slow_until",
         "_start",
@@ -54,12 +57,17 @@ class FileWriter:
         offset: int,
         threads: Threads,
         *,
+        follows: bool,
+        hashing: Executor,
         marker: str | None,
         writes_behind: bool,
     ) -> None:
         self.offset = offset
         self._start = offset
         self._threads = threads
+        self._follows = follows
+        self._hashing = hashing
+        self._follower: Follower | None = None
         self._marker = marker
         self._writes_behind = writes_behind
         self._abandoned = False
@@ -81,9 +89,13 @@ class FileWriter:
     async def write(self, data: bytes) -> None:
         if time.monotonic() >= self._slow_until:
             self.write_inline(memoryview(data))
-            return
-        with translated("writing"):
-            await self._threads.run(self._write, memoryview(data))
+        else:
+            with translated("writing"):
+                await self._threads.run(self._write, memoryview(data))
+            self._wrote(memoryview(data))
+        if self._follower is not None:
+            with translated("reading back"):
+                await self._follower.keep_up()
 
     def write_inline(self, data: memoryview) -> bool:
         with translated("writing"):
@@ -94,7 +106,7 @@ class FileWriter:
             quick = time.monotonic() - began <= _SLOW_WRITE
             if not quick:
                 self._slow_until = began + _SLOW_PERIOD
-            return quick
+        return self._wrote(data) and quick
 
     def _write(self, data: memoryview) -> None:
         written = os.pwrite(self._descriptor, data, self.offset)
@@ -104,18 +116,26 @@ class FileWriter:
             written = os.pwrite(self._descriptor, data, self.offset)
             self.offset += written
 
-    async def feed(self, hasher: Hasher) -> None:
+    def _wrote(self, data: memoryview) -> bool:
+        """Whether whoever hashes it keeps up."""
+        if self._follower is None:
+            return True
         with translated("reading back"):
-            await self._threads.run(self._feed, hasher)
+            self._follower.wrote(data, self.offset)
+        return not self._follower.is_far_behind
 
-    def _feed(self, hasher: Hasher) -> None:
-        position = self._start
-        while position < self.offset:
-            data = os.pread(self._descriptor, min(_READ_BACK, self.offset - position), position)
-            if not data:
-                raise OSError(errno.EIO, "the data file is shorter than what was written")
-            hasher.update(data)
-            position += len(data)
+    def follow(self, hasher: Hasher, *, beside: bool) -> None:
+        self._follower = Follower(
+            hasher, self._descriptor, self.offset, self._hashing, beside=beside and self._follows
+        )
+
+    async def feed(self, hasher: Hasher) -> None:
+        if self._follower is None:
+            self._follower = Follower(
+                hasher, self._descriptor, self._start, self._hashing, beside=True
+            )
+        with translated("reading back"):
+            await self._follower.finish(self.offset)
 
     async def discard(self) -> None:
         with translated("cutting back"):
@@ -131,6 +151,8 @@ class FileWriter:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
+        if self._follower is not None:
+            await self._follower.stop()
         if self._writing_behind is not None and not self._writing_behind.done():
             await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
         try:
