@@ -255,14 +255,14 @@ class FileStore:
     async def load(self, upload_id: str) -> Upload:
         return self._load(upload_id)
 
-    def _load(self, upload_id: str) -> Upload:
+    def _load(self, upload_id: str, *, remember: bool = True) -> Upload:
         if not is_valid_id(upload_id):
             raise UploadNotFound(upload_id)
         with _translated(f"reading {upload_id}"):
-            return self._read(upload_id)
+            return self._read(upload_id, remember)
 
-    def _read(self, upload_id: str) -> Upload:
-        info = self._record_of(upload_id)
+    def _read(self, upload_id: str, remember: bool = True) -> Upload:
+        info = self._record_of(upload_id, remember)
         try:
             data = self._status(self.data_path(info))
         except FileNotFoundError:
@@ -285,7 +285,7 @@ class FileStore:
                 info = replace(info, length=offset)
         return Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
 
-    def _record_of(self, upload_id: str) -> UploadInfo:
+    def _record_of(self, upload_id: str, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
         path = self._info_path(upload_id)
         try:
@@ -308,7 +308,7 @@ class FileStore:
         info = records.parse(
             content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
         )
-        if not info.foreign:
+        if remember and not info.foreign:
             self._known.remember(info, status)
         return info
 
@@ -550,7 +550,8 @@ class FileStore:
         found: list[Upload | StorageError] = []
         for upload_id in upload_ids:
             try:
-                found.append(self._load(upload_id))
+                # Whoever goes through all uploads would push out those that clients ask for.
+                found.append(self._load(upload_id, remember=False))
             except StorageError as problem:
                 found.append(problem)
         return found
