@@ -23,8 +23,6 @@ from bench.seeds import Seeds
 from bench.servers import ROOT, HashAlone, Running, Server, StartFailed
 from bench.work import Done, Work
 
-_SAMPLE = 10_000
-"""Of how many known uploads the load generator is told at most."""
 _QUIET = 0.02
 _QUIET_LIMIT = 1800.0
 """Seconds. A server that meets a million uploads for the first time may look through all of them."""
@@ -120,6 +118,8 @@ def _measure(
 ) -> None:
     known = scenario.known
     if known:
+        # The system's caches are to hold what a million uploads are on the disk.
+        place.pool.release_all()
         _seed(place, server, known)
     directory = place.seeds.directory(server, known) if known else place.work / "uploads"
     if not known:
@@ -136,7 +136,7 @@ def _measure(
                 work,
                 port=running.port,
                 base=server.base,
-                paths=random.sample(paths, min(len(paths), _SAMPLE)),
+                paths=random.sample(paths, scenario.asked),
             )
             with LoadGenerator(given, place.client_cpus) as load:
                 _run(place, running, load, scenario, result)
@@ -152,12 +152,16 @@ def _run(
 ) -> None:
     pid = running.pid
     load.expect("ready")
-    _sync(running.directory)
-    _wait_until_quiet(pid)
+    # What was prepared is on the disk then, and nobody is charged for it later.
+    os.sync()
+    # Known uploads are swept at the start, with pauses.
+    _wait_until_quiet(pid, 2.0 if scenario.known else 0.2)
     _wait_until_calm(place.calm)
     processes.forget_peaks(pid)
     memory = processes.memory(pid)
     if scenario.volume:
+        # Whoever came before may have had it all.
+        place.pool.grab()
         place.pool.release()
     before = Snapshot.take(pid)
     load.tell("go")
@@ -230,25 +234,17 @@ def _seed(place: Place, server: Server, count: int) -> None:
     place.seeds.make(server, count, create)
 
 
-def _sync(directory: Path) -> None:
-    """Writes what was prepared to the disk, so that nobody is charged for it later."""
-    for path in directory.rglob("*"):
-        if path.is_file() and path.stat().st_size > 1_000_000:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _wait_until_quiet(pid: int, seconds: float) -> None:
+    """Until the server has done what it does at its start and after the warm-up. Raises MeasurementFailed if it never ends.
 
-
-def _wait_until_quiet(pid: int) -> None:
-    """Until the server has done what it does at its start and after the warm-up. Raises MeasurementFailed if it never ends."""
+    seconds: for how long it must have done nothing.
+    """
     deadline = time.monotonic() + _QUIET_LIMIT
     before = processes.cpu_seconds(pid)
     while time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(seconds)
         now = processes.cpu_seconds(pid)
-        if now - before < 0.2 * _QUIET:
+        if now - before < seconds * _QUIET:
             return
         before = now
     raise MeasurementFailed(f"it was still busy by itself after {_QUIET_LIMIT:.0f} s")

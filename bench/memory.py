@@ -64,6 +64,10 @@ class Pool:
         """Gives the pool free, to be used within the next seconds."""
         self._order("release")
 
+    def release_all(self) -> None:
+        """Gives everything free, for what is slow on a machine that has little memory left to cache files in."""
+        self._order("release all")
+
     def _order(self, order: str) -> None:
         if self._holder is None:
             return
@@ -107,7 +111,8 @@ def _hold(size: int) -> None:
             while _free() > _LEFT + _BLOCK:
                 blocks.append(_block())
         else:
-            for _ in range(min(size // _BLOCK, len(blocks))):
+            wanted = len(blocks) if order == "release all\n" else size // _BLOCK
+            for _ in range(min(wanted, len(blocks))):
                 blocks.pop().close()
         print(len(blocks), flush=True)
 

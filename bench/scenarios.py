@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from bench.work import Work
 
 KIB, MIB, GIB = 1024, 1024 * 1024, 1024 * 1024 * 1024
+_FEW, _WIDE = 10, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +15,8 @@ class Scenario:
     """group: what `--scenario` may name besides the scenario itself.
 
     latency: whose latency is shown. counts: "bytes", "uploads", "requests" or "connections", the units of the work.
-    known: how many uploads are there before. needs: tus extensions without which a server is left out. volume: bytes enough
-    that cold memory would be what is measured.
+    known: how many uploads are there before; asked: how many of these, chosen by chance, are used. needs: tus extensions
+    without which a server is left out. volume: bytes enough that cold memory would be what is measured.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Scenario:
     latency: str = "PATCH"
     counts: str = "bytes"
     known: int = 0
+    asked: int = 0
     needs: tuple[str, ...] = ()
     volume: bool = True
     on_request: bool = False
@@ -139,20 +141,24 @@ def _many() -> list[Scenario]:
         patches = replace(heads, kind="patches", chunk=KIB)
         for work, method, name in ((heads, "HEAD", "head"), (patches, "PATCH", "patch")):
             what = "HEAD" if name == "head" else "PATCH of 1 KiB"
-            found.append(
-                Scenario(
-                    f"many-{name}-{short}",
-                    "many",
-                    f"{what} with {count:,} known uploads, 8 connections",
-                    work,
-                    replace(work, seconds=0.4),
-                    method,
-                    "requests",
-                    known=count,
-                    volume=False,
-                    on_request=count > 10_000,
-                )
-            )
+            # Asked for the same number, so that nothing else differs; and for more, which are never all in a processor's cache.
+            for asked, suffix in ((_FEW, ""), (_WIDE, "-wide")):
+                if asked <= count:
+                    found.append(
+                        Scenario(
+                            f"many-{name}-{short}{suffix}",
+                            "many",
+                            f"{what} to {asked:,} of {count:,} known uploads, 8 connections",
+                            work,
+                            replace(work, seconds=0.4),
+                            method,
+                            "requests",
+                            known=count,
+                            asked=asked,
+                            volume=False,
+                            on_request=count > _WIDE,
+                        )
+                    )
     return found
 
 

@@ -132,7 +132,9 @@ def test_a_million_uploads_are_for_those_who_ask() -> None:
     usual = {scenario.name for scenario in chosen([], million=False)}
     assert {one.name for one in chosen([], million=True)} - usual == {
         "many-head-1m",
+        "many-head-1m-wide",
         "many-patch-1m",
+        "many-patch-1m-wide",
     }
 
 
