@@ -88,7 +88,7 @@ class GroupSync:
         """Begins with as many as may be begun with now."""
         if not self._waiting or self._grouped:
             return
-        if self._whole >= 0 and self._running and len(self._waiting) >= _GROUP:
+        if self._whole >= 0 and len(self._waiting) >= _GROUP:
             group, self._waiting = self._waiting, []
             self._grouped = True
             self._begin(self._sync_group, group)
