@@ -62,3 +62,16 @@ def test_a_download_that_nobody_reads_ends(tus: TlsTus) -> None:
         stalled.send_head("GET", path)
         assert stalled.sock.recv(10) == b"HTTP/1.1 2"
         wait_until(lambda: tus.server.open_sockets() == before, "the server to give up", 30)
+
+
+def test_a_download_that_is_read_late_arrives(tus: TlsTus) -> None:
+    data = random.Random(7).randbytes(30_000_000)
+    path = tus.finished(data)
+    with Connection(tus.server.address, tls=tus.context, receive_buffer=65_536) as late:
+        late.send_head("GET", path, [("Connection", "close")])
+        # It has stopped sending by now, or soon will: nobody has taken more than the first bytes.
+        begin = late.sock.recv(10)
+        assert begin == b"HTTP/1.1 2"
+        head, _, body = (begin + late.read_to_end()).partition(b"\r\n\r\n")
+    assert b"content-length: 30000000" in head.lower()
+    assert hashlib.sha256(body).digest() == hashlib.sha256(data).digest()
