@@ -77,13 +77,12 @@ class File:
         start: int = 0,
         beside: bool = True,
         stored: bool = True,
-        hasher: Slow | None = None,
     ) -> None:
         self.descriptor = os.open(directory / f"data-{start}", os.O_RDWR | os.O_CREAT)
         self.stored = stored
         self.end = start
         self.expected = hashlib.sha256()
-        self.hasher = hasher or Slow(hashlib.sha256())
+        self.hasher = Slow(hashlib.sha256())
         self.follower = Follower(self.hasher, self.descriptor, start, threads, beside=beside)
 
     def add(self, data: bytes) -> None:
@@ -95,6 +94,11 @@ class File:
         view = bytearray(data)
         self.follower.wrote(memoryview(view), self.end)
         view[:] = bytes(len(view))
+
+    def fill(self, mib: int) -> None:
+        """Adds so many MiB, one at a time."""
+        for _ in range(mib):
+            self.add(content(MIB))
 
     def is_far_behind(self) -> bool:
         return self.follower.is_far_behind
@@ -162,8 +166,7 @@ async def test_T25_pieces_of_any_size_make_the_checksum_of_all(
 
 async def test_what_was_copied_is_hashed_without_the_file(tmp_path: Path, held: Held) -> None:
     file = File(tmp_path, held.executor, stored=False)
-    for _ in range(SHARED // MIB):
-        file.add(content(MIB))
+    file.fill(SHARED // MIB)
     held.may.set()
     assert await file.is_right()
     await file.close()
@@ -171,8 +174,7 @@ async def test_what_was_copied_is_hashed_without_the_file(tmp_path: Path, held: 
 
 async def test_what_has_found_no_memory_is_read_back(tmp_path: Path, held: Held) -> None:
     file = File(tmp_path, held.executor)
-    for _ in range(20):
-        file.add(content(MIB))
+    file.fill(20)
     file.add(content(50))
     held.may.set()
     assert await file.is_right()
@@ -182,8 +184,7 @@ async def test_what_has_found_no_memory_is_read_back(tmp_path: Path, held: Held)
 async def test_copies_and_what_is_read_back_alternate(tmp_path: Path, held: Held) -> None:
     """Blocks that come back are used by the next bytes, while earlier ones without are still to be read."""
     file = File(tmp_path, held.executor)
-    for _ in range(20):
-        file.add(content(MIB))
+    file.fill(20)
     file.add(content(50))
     file.hasher.may.clear()
     held.may.set()
@@ -201,8 +202,7 @@ async def test_a_file_that_lacks_what_was_written_is_an_error_and_no_checksum(
     tmp_path: Path, held: Held
 ) -> None:
     file = File(tmp_path, held.executor, stored=False)
-    for _ in range(20):
-        file.add(content(MIB))
+    file.fill(20)
     held.may.set()
     with pytest.raises(OSError, match="shorter than what was written"):
         await file.follower.finish(file.end)
@@ -211,8 +211,7 @@ async def test_a_file_that_lacks_what_was_written_is_an_error_and_no_checksum(
 
 async def test_such_an_error_is_told_to_whoever_writes_on(tmp_path: Path, held: Held) -> None:
     file = File(tmp_path, held.executor, stored=False)
-    for _ in range(70):
-        file.add(content(MIB))
+    file.fill(70)
     held.may.set()
     with pytest.raises(OSError, match="shorter than what was written"):
         await file.follower.keep_up()
@@ -221,26 +220,22 @@ async def test_such_an_error_is_told_to_whoever_writes_on(tmp_path: Path, held: 
 
 async def test_memory_comes_back_from_a_body_that_was_cut(tmp_path: Path, held: Held) -> None:
     cut = File(tmp_path, held.executor)
-    for _ in range(30):
-        cut.add(content(MIB))
+    cut.fill(30)
     await cut.close()
     held.may.set()
-    with ThreadPoolExecutor(1) as threads:
-        await_turn = threading.Event()
-        threads.submit(await_turn.wait, WAIT)
-        file = File(tmp_path, threads, stored=False, start=1)
-        for _ in range(SHARED // MIB):
-            file.add(content(MIB))
-        await_turn.set()
-        assert await file.is_right()
-        await file.close()
+    another = Held()
+    file = File(tmp_path, another.executor, stored=False, start=1)
+    file.fill(SHARED // MIB)
+    another.may.set()
+    assert await file.is_right()
+    await file.close()
+    another.close()
 
 
 async def test_stopped_it_reads_the_file_no_more(tmp_path: Path, threads: Executor) -> None:
     file = File(tmp_path, threads)
     file.hasher.may.clear()
-    for _ in range(4):
-        file.add(content(MIB))
+    file.fill(4)
     await asyncio.to_thread(file.hasher.begun.wait, WAIT)
     stopped = asyncio.create_task(file.follower.stop())
     for _ in range(10):
@@ -254,8 +249,7 @@ async def test_stopped_it_reads_the_file_no_more(tmp_path: Path, threads: Execut
 
 async def test_who_is_far_behind_is_waited_for(tmp_path: Path, held: Held) -> None:
     file = File(tmp_path, held.executor)
-    for _ in range(64):
-        file.add(content(MIB))
+    file.fill(64)
     assert not file.is_far_behind()
     file.add(content(MIB))
     assert file.is_far_behind()
@@ -272,8 +266,7 @@ async def test_who_is_far_behind_is_waited_for(tmp_path: Path, held: Held) -> No
 
 async def test_who_gives_up_waiting_leaves_nothing_behind(tmp_path: Path, held: Held) -> None:
     file = File(tmp_path, held.executor)
-    for _ in range(65):
-        file.add(content(MIB))
+    file.fill(65)
     waiting = asyncio.create_task(file.follower.keep_up())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -299,8 +292,7 @@ async def test_it_hashes_at_once_where_that_is_better(
     """On one processor, and where whoever writes says so, as for a checksum that costs nothing."""
     monkeypatch.setattr(following, "_processors", lambda: processors)
     file = File(tmp_path, NoThreads(), stored=False, beside=processors == 1)
-    for _ in range(10):
-        file.add(content(MIB))
+    file.fill(10)
     assert await file.is_right()
     await file.close()
 

@@ -259,10 +259,10 @@ class FileStore:
         if not is_valid_id(upload_id):
             raise UploadNotFound(upload_id)
         with _translated(f"reading {upload_id}"):
-            return self._read(upload_id, remember)
+            return self._read(upload_id, remember=remember)
 
-    def _read(self, upload_id: str, remember: bool = True) -> Upload:
-        info = self._record_of(upload_id, remember)
+    def _read(self, upload_id: str, *, remember: bool = True) -> Upload:
+        info = self._record_of(upload_id, remember=remember)
         try:
             data = self._status(self.data_path(info))
         except FileNotFoundError:
@@ -285,7 +285,7 @@ class FileStore:
                 info = replace(info, length=offset)
         return Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
 
-    def _record_of(self, upload_id: str, remember: bool) -> UploadInfo:
+    def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
         path = self._info_path(upload_id)
         try:
