@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ MOST = 4
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStore:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
     """One that remembers few, and has written none of them itself."""
     monkeypatch.setattr(known, "_MOST", MOST)
     store = FileStore(tmp_path)
     store.open()
-    return store
+    yield store
+    store.close()
 
 
 @pytest.fixture
