@@ -67,8 +67,14 @@ async def sent(
 # Beginning and ending
 
 
+def store_threads() -> set[threading.Thread]:
+    """Those of all stores of this process: also of tests that ran before, which live until their stores are collected."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("tusd-store")}
+
+
 def test_the_end_of_the_loop_ends_what_requests_began(tmp_path: Path) -> None:
     """Nobody runs a lifespan here. The second run would not get a directory that the first still holds."""
+    before = store_threads()
     app = application(create_tus_router(files_dir=tmp_path / "uploads"))
 
     async def use() -> None:
@@ -78,8 +84,7 @@ def test_the_end_of_the_loop_ends_what_requests_began(tmp_path: Path) -> None:
 
     asyncio.run(use())
     asyncio.run(use())
-    names = {thread.name for thread in threading.enumerate()}
-    assert not [name for name in names if name.startswith("tusd-store")]
+    assert not store_threads() - before
 
 
 def test_each_request_may_have_a_loop_of_its_own(tmp_path: Path) -> None:
@@ -101,12 +106,12 @@ def test_each_request_may_have_a_loop_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_the_lifespan_of_the_application_ends_it(tmp_path: Path) -> None:
+    before = store_threads()
     for _ in range(2):
         app = application(create_tus_router(files_dir=tmp_path / "uploads"))
         async with app.router.lifespan_context(app), client_of(app) as client:
             await created(client, 2)
-        names = {thread.name for thread in threading.enumerate()}
-        assert not [name for name in names if name.startswith("tusd-store")]
+        assert not store_threads() - before
 
 
 async def test_directories_that_nobody_uses_are_let_go(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ IDS = ("0a1b", "2026/11/scan-1.dcm", "a.000001-b", "ä" * 100)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path: Path) -> Iterator[FileStore]:
     store = FileStore(tmp_path / "uploads")
     store.open()
-    return store
+    yield store
+    store.close()
 
 
 @pytest.fixture
