@@ -14,7 +14,7 @@ from tests.auth.conftest import FLAGS
 from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
 from tests.support.redis import RedisServer
-from tests.support.tus import Tus, id_of
+from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
 
 REFRESH, REVOKE = "/auth/refresh-upload-token", "/auth/revoke"
@@ -106,6 +106,16 @@ def test_all_that_an_owner_had_is_void_and_others_go_on(pair: tuple[Tus, Tus]) -
     assert response.status == 200
     fresh = bearer(json.loads(response.body)["upload_token"])
     assert there.patch(mine, 10, b"0", fresh).status == 204
+
+
+def test_a_token_of_the_same_instant_is_void(tus: Tus) -> None:
+    """Of fifty that were issued within the same millisecond as the revocation, or just before it, none counts."""
+    for number in range(50):
+        owner = bearer(access(f"owner-{number}"))
+        answer = tus.create(10, headers=owner)
+        token = bearer(answer["Upload-Token"])
+        revoke(tus, owner=f"owner-{number}")
+        assert tus.head(path_of(answer["Location"]), token).status == 401
 
 
 def test_a_revocation_outlives_servers_and_an_emptied_redis(

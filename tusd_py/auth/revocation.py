@@ -24,15 +24,16 @@ _POLL = 0.4
 _KEPT = 400 * 86_400.0
 """Seconds. Longer than any token lives; an upload that goes on for longer than that has to be revoked again."""
 
-# Redis' clock alone decides the order, so that servers' clocks may differ.
-# KEYS: all, version. ARGV: member, new version, how long it is kept (ms), when it was ('' for now, ms)
+# Redis' clock alone decides the order, so that servers' clocks may differ. It is rounded up, and to microseconds as tokens are
+# dated: rounded down, it would lie before a token of the same millisecond, which would outlive its revocation.
+# KEYS: all, version. ARGV: member, new version, how long it is kept (ms), when it was ('' for now, ms with fractions)
 _REVOKE = Script(
     "revoke",
     """\
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = time[1] * 1000 + (time[2] + 1) / 1000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
-local at = ARGV[4] == '' and string.format('%.0f', now) or ARGV[4]
+local at = ARGV[4] == '' and string.format('%.3f', now) or ARGV[4]
 redis.call('ZADD', KEYS[1], 'GT', at, ARGV[1])
 redis.call('SET', KEYS[2], ARGV[2])
 return at
@@ -139,7 +140,7 @@ class Revocations:
             if at < oldest:
                 del self._known[member]
             elif member not in found:
-                await self._write(member, f"{at * 1000:.0f}")
+                await self._write(member, f"{at * 1000:.3f}")
         self._learn(found)
         self._version, self._loaded = version, True
 

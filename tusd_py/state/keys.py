@@ -78,7 +78,7 @@ class Keys:
         return f"{self.prefix}{{deliveries}}:counts"
 
     def revoked(self) -> str:
-        """Which uploads and owners were revoked, and when (milliseconds since the epoch)."""
+        """Which uploads and owners were revoked, and when (milliseconds since the epoch, to the microsecond)."""
         return f"{self.prefix}{{revoked}}:all"
 
     def revoked_version(self) -> str:
