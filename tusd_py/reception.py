@@ -20,11 +20,11 @@ from tusd_py.events import Event, EventType, Hooks, RequestView, UploadView
 from tusd_py.locks.base import Lease
 from tusd_py.observer import Observer
 from tusd_py.protocol import errors, tus
-from tusd_py.protocol.checksum import Hasher
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.rules import Rules
 from tusd_py.storage.base import (
+    ReceivesInPlace,
     StorageFull,
     Store,
     Upload,
@@ -76,6 +76,9 @@ Take = Callable[[memoryview], "Awaitable[None] | None"]
 """Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
 are more. What it raises ends the body."""
 
+Room = Callable[[], "memoryview | None"]
+"""Where the next bytes are wanted; None where that is no matter. Asked before every read, but not every read finds some."""
+
 
 class Body(Protocol):
     """The body of a request: every way in which it can end looks like its end, and `end` keeps the reason."""
@@ -85,10 +88,10 @@ class Body(Protocol):
     async def read(self) -> bytes:
         """The next bytes; empty at the end, whatever ended it."""
 
-    async def pour(self, take: Take) -> bool:
+    async def pour(self, take: Take, room: Room | None = None) -> bool:
         """Hands the whole body to `take`, on the shortest way there is; False where there is none, and nothing was taken.
 
-        Raises what `take` raises.
+        room: where its pieces shall lie, as far as they did not come in before. Raises what the two raise.
         """
 
     def stop(self, end: BodyEnd) -> None:
@@ -110,8 +113,8 @@ class _Ended(Exception):
 class _Transfer:
     """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
-    verified: the writer, if what it writes counts only once it was found right. hasher: of a checksum that was announced in
-    front. next_check: the offset at which to look at the free space. stopped: what is said where somebody wanted an end.
+    verified: the writer, if what it writes counts only once it was found right. next_check: the offset at which to look at the
+    free space. stopped: what is said where somebody wanted an end.
     """
 
     upload: Upload
@@ -124,17 +127,12 @@ class _Transfer:
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
-    hasher: Hasher | None = None
     slow: bool = False
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
-        checksum = self.content.checksum
-        if self.verified is not None and checksum is not None:
-            self.hasher = checksum.hasher()
-            self.verified.follow(self.hasher, beside=not checksum.is_quick)
 
     def stop(self, problem: ProtocolError) -> None:
         """Ends the body because somebody else wants it; `problem` is the response."""
@@ -220,7 +218,9 @@ class Reception:
         limit, over_limit = self._limit(upload)
         verified = None
         if content.verified and isinstance(self._store, VerifiesChunks):
-            verified = await self._store.open_verified_writer(upload)
+            verified = await self._store.open_verified_writer(
+                upload, content.checksum, length=content.length, is_ours=lease.is_held
+            )
         writer = verified or await self._store.open_writer(upload)
         transfer = _Transfer(
             upload=upload,
@@ -241,7 +241,7 @@ class Reception:
             finally:
                 self._end(transfer)
         finally:
-            await self._settle(transfer, problem)
+            problem = await self._settle(transfer, problem)
         if problem is not None:
             raise problem
         return Upload(upload.info, writer.offset, self._clock(), upload.joined)
@@ -267,8 +267,13 @@ class Reception:
         if self._transfers.pop(transfer.body, None) is not None:
             self._observer.uploads_active -= 1
 
-    async def _settle(self, transfer: _Transfer, problem: ProtocolError | None) -> None:
-        """Lets what arrived count, or takes it back. Without the lock neither: somebody else may be writing by now."""
+    async def _settle(
+        self, transfer: _Transfer, problem: ProtocolError | None
+    ) -> ProtocolError | None:
+        """Lets what arrived count, or takes it back. Without the lock neither: somebody else may be writing by now.
+
+        Returns what is to be said then: `problem`, or that a chunk that was found right does not count all the same.
+        """
         writer, began = transfer.writer, transfer.upload.offset
         counts = problem is None or not (
             transfer.content.verified or problem.code in NOTHING_COUNTS
@@ -277,18 +282,18 @@ class Reception:
         self._observer.received(writer.offset - began, outcome)
         if not transfer.lease.is_held():
             writer.abandon()
+            if transfer.verified is not None:
+                problem = problem or errors.interrupted()
         elif not counts:
             await writer.discard()
         await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
+        return problem
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
         """Moves bytes until the body ends; returns what is wrong with that end, if anything is."""
         body = transfer.body
         try:
-            if not (
-                _writes_inline(type(transfer.writer))
-                and await body.pour(lambda view: self._take(transfer, view))
-            ):
+            if not await self._pour(transfer):
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
@@ -298,6 +303,19 @@ class Reception:
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
         return transfer.stopped or _PROBLEM_OF_END[body.end]()
+
+    async def _pour(self, transfer: _Transfer) -> bool:
+        """The body on the shortest way; False where there is none, and nothing was taken."""
+        writer = transfer.writer
+        if _is(ReceivesInPlace, type(writer)):
+            place = cast(ReceivesInPlace, writer)
+            return await transfer.body.pour(
+                lambda view: self._take_in_place(transfer, place, view), place.room
+            )
+        if _is(WritesInline, type(writer)):
+            inline = cast(WritesInline, writer)
+            return await transfer.body.pour(lambda view: self._take(transfer, inline, view))
+        return False
 
     async def _stream(self, transfer: _Transfer) -> None:
         """The body piece by piece, as any ASGI server hands it over."""
@@ -309,15 +327,27 @@ class Reception:
             if transfer.writer.offset >= transfer.next_check:
                 await self._check_reserve(transfer)
 
-    def _take(self, transfer: _Transfer, view: memoryview) -> Awaitable[None] | None:
+    def _take(
+        self, transfer: _Transfer, writer: WritesInline, view: memoryview
+    ) -> Awaitable[None] | None:
         """The next bytes straight from the socket, written before it returns, unless the disk has turned slow."""
         self._check_piece(transfer, len(view))
         if transfer.slow:
             return self._take_slowly(transfer, bytes(view))
-        transfer.slow = not cast(WritesInline, transfer.writer).write_inline(view)
+        transfer.slow = not writer.write_inline(view)
         return (
             self._check_reserve(transfer) if transfer.writer.offset >= transfer.next_check else None
         )
+
+    def _take_in_place(
+        self, transfer: _Transfer, writer: ReceivesInPlace, view: memoryview
+    ) -> Awaitable[None] | None:
+        """The next bytes straight from the socket, at their place already or to be taken elsewhere."""
+        self._check_piece(transfer, len(view))
+        rest = writer.take(view)
+        if transfer.writer.offset >= transfer.next_check:
+            return self._check_reserve(transfer, rest)
+        return rest
 
     async def _take_slowly(self, transfer: _Transfer, data: bytes) -> None:
         began = time.monotonic()
@@ -333,8 +363,13 @@ class Reception:
         if not transfer.lease.is_held():
             raise _Ended(errors.interrupted())
 
-    async def _check_reserve(self, transfer: _Transfer) -> None:
+    async def _check_reserve(
+        self, transfer: _Transfer, rest: Awaitable[None] | None = None
+    ) -> None:
+        """rest: what else is awaited before there is more."""
         transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
+        if rest is not None:
+            await rest
         if not self._rules.disk_reserve:
             return
         free = await self._store.free_space()
@@ -359,15 +394,16 @@ class Reception:
             return errors.interrupted()
         if transfer.verified is None:
             return None
-        expected, hasher = transfer.content.checksum, transfer.hasher
-        if expected is None or hasher is None:
+        checksum = transfer.content.checksum
+        if checksum is None:
             try:
-                expected = tus.trailing_checksum(transfer.body.trailers())
+                checksum = tus.trailing_checksum(transfer.body.trailers())
             except ProtocolError as problem:
                 return problem
-            hasher = expected.hasher()
-        await transfer.verified.feed(hasher)
-        return None if expected.matches(hasher) else errors.checksum_mismatch()
+        if await transfer.verified.verify(checksum):
+            return None
+        # Without the lock nothing is right.
+        return errors.checksum_mismatch() if transfer.lease.is_held() else errors.interrupted()
 
 
 def view_of(info: UploadInfo, offset: int) -> UploadView:
@@ -386,9 +422,9 @@ def view_of(info: UploadInfo, offset: int) -> UploadView:
 
 
 @cache
-def _writes_inline(kind: type[Writer]) -> bool:
+def _is(what: type, kind: type[Writer]) -> bool:
     # For a protocol, isinstance looks at every one of its attributes each time.
-    return issubclass(kind, WritesInline)
+    return issubclass(kind, what)
 
 
 def _outcome(problem: ProtocolError | None, body: Body, counts: bool) -> str:

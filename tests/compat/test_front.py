@@ -425,12 +425,12 @@ def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: 
     """Where our protocol class serves the application, past all that lies between the socket and the engine."""
     source = make_source(30_000_000)
     code = RECORDING + (
-        "from tusd_py.reception import Reception\n"
-        "take = Reception._take\n"
-        "def counted(self, transfer, view):\n"
+        "from tusd_py.web.transfer import Transfer\n"
+        "begin = Transfer.begin\n"
+        "def noted(self):\n"
         "    app.state.direct = True\n"
-        "    return take(self, transfer, view)\n"
-        "Reception._take = counted\n"
+        "    return begin(self)\n"
+        "Transfer.begin = noted\n"
         "app.include_router(create_tus_router(files_dir='uploads'))\n"
         "@app.get('/direct')\n"
         "def direct() -> bool:\n"

@@ -14,7 +14,7 @@ from tusd_py.announcing import Announcer
 from tusd_py.events import Hooks, RequestView
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.tus import Creation
-from tusd_py.reception import Body, BodyEnd, Take
+from tusd_py.reception import Body, BodyEnd, Room, Take
 from tusd_py.rules import Rules
 from tusd_py.storage.base import StorageFull
 from tusd_py.storage.file import FileStore
@@ -32,7 +32,7 @@ class NoBody(Body):
     async def read(self) -> bytes:
         return b""
 
-    async def pour(self, take: Take) -> bool:
+    async def pour(self, take: Take, room: Room | None = None) -> bool:
         return False
 
     def stop(self, end: BodyEnd) -> None: ...

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.support.wire import Response, chunk, last_chunk
 
 ALGORITHMS = ["sha1", "sha256", "sha512", "md5", "crc32", "crc32c"]
 BODY = bytes(range(256)) * 8_000  # 2 MB
+MIB = 1024 * 1024
 
 sizes = pytest.mark.parametrize("size", [11, len(BODY)])
 
@@ -81,6 +83,57 @@ def test_T25_T26_checksums_of_many_bodies_at_once(tus: Tus) -> None:
         assert list(clients.map(send, range(len(data)))) == [460, 204, 204, 204] * 2
     for number, path in enumerate(paths):
         assert tus.stored(path) == (data[number] if number % 4 else b"")
+
+
+@pytest.mark.parametrize("size", [100_000, MIB - 1, MIB, MIB + 1])
+@pytest.mark.parametrize("flags", [(), ("--disable-direct-bodies",)], ids=["direct", "stream"])
+def test_T25_T26_chunks_that_just_fit_into_memory_and_that_do_not(
+    make_server: MakeServer, flags: tuple[str, ...], size: int
+) -> None:
+    tus = Tus(make_server(*flags))
+    data = large(2, 2 * size)
+    path = tus.new(len(data))
+    for offset in (0, size):
+        chunk_of = data[offset : offset + size]
+        wrong = {"Upload-Checksum": checksum(chunk_of[:-1] + b"?", "sha256")}
+        assert tus.patch(path, offset, chunk_of, wrong).status == 460
+        assert tus.stored(path) == data[:offset]
+        right = {"Upload-Checksum": checksum(chunk_of, "sha256")}
+        assert tus.patch(path, offset, chunk_of, right).status == 204
+    assert tus.stored(path) == data
+
+
+@pytest.mark.parametrize("size", [1000, 500_000, MIB])
+def test_T26_nothing_is_written_of_a_wrong_chunk_that_fits_into_memory(tus: Tus, size: int) -> None:
+    path = tus.new(size)
+    directory = tus.server.upload_dir / ".tusd-py" / "chunks"
+    written = tus.server.data_file(id_of(path)), directory
+    before = [place.stat().st_mtime_ns for place in written]
+    wrong = {"Upload-Checksum": checksum(b"another")}
+    assert tus.patch(path, 0, large(3, size), wrong).status == 460
+    assert [place.stat().st_mtime_ns for place in written] == before
+
+
+def test_T25_clients_that_stand_still_do_not_keep_the_others_from_memory(tus: Tus) -> None:
+    """Sixty of them hold all that there is; each still gets its chunk verified in the end."""
+    data = large(4, MIB)
+    headers = {"Upload-Checksum": checksum(data, "sha256")}
+    with ExitStack() as stack:
+        stalled = [
+            stack.enter_context(tus.begin_patch(tus.new(MIB), 0, MIB, data[:700_000], headers))
+            for _ in range(60)
+        ]
+        path = tus.new(2 * MIB)
+        assert tus.patch(path, 0, data, headers).status == 204
+        other = {"Upload-Checksum": checksum(data[::-1], "sha256")}
+        assert tus.patch(path, MIB, data, other).status == 460
+        assert tus.patch(path, MIB, data, headers).status == 204
+        assert tus.stored(path) == data + data
+        for patch in stalled:
+            patch.send(data[700_000:])
+        assert [patch.response().status for patch in stalled] == [204] * 60
+        for patch in stalled:
+            assert tus.stored(patch.path) == data
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="asked of the system")
@@ -172,7 +225,7 @@ def test_T26_unverified_bytes_do_not_count_after_a_crash(
     tus.patch(path, 0, b"first")
     headers = {"Upload-Checksum": checksum(BODY)}
     with tus.begin_patch(path, 5, len(BODY), BODY[:sent], headers) as patch:
-        patch.wait_stored()
+        patch.wait_stored_in_part()
         server.kill9()
     server.restart()
     assert tus.offset(path) == 5
@@ -303,7 +356,7 @@ def test_T28_a_crash_before_the_trailer_discards_the_chunk(
     tus.patch(path, 0, b"first")
     with begin_with_trailer(tus, path, 5) as patch:
         patch.send(BODY[:size])
-        patch.wait_stored()
+        patch.wait_stored_in_part()
         server.kill9()
     server.restart()
     assert tus.offset(path) == 5

@@ -261,8 +261,8 @@ def test_a_kill_in_the_middle_of_a_verified_chunk_leaves_nothing(make_server: Ma
     path = tus.new(len(BODY))
     tus.patch(path, 0, BODY[:1000])
     headers = {"Upload-Checksum": checksum(BODY[1000:])}
-    with tus.begin_patch(path, 1000, len(BODY) - 1000, BODY[1000:500_000], headers) as patch:
-        patch.wait_stored()
+    with tus.begin_patch(path, 1000, len(BODY) - 1000, BODY[1000:1_600_000], headers) as patch:
+        patch.wait_stored_in_part()
         server.kill9()
     server.restart()
     assert tus.offset(path) == 1000

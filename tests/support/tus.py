@@ -250,6 +250,10 @@ class OpenPatch:
         """
         wait_for_size(self.tus.server, self.path, self.received_to, timeout)
 
+    def wait_stored_in_part(self) -> None:
+        """Wait until some of it lies in the data file, as of more than a MiB does whatever counts of it."""
+        wait_for_size(self.tus.server, self.path, self.offset + 1)
+
     def response(self) -> Response:
         return self.connection.read_response("PATCH")
 

@@ -21,7 +21,7 @@ from tusd_py.locks.redis import RedisLocks
 from tusd_py.locks.shared import SharedLocks
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append, Content
-from tusd_py.reception import BodyEnd, Take
+from tusd_py.reception import BodyEnd, Room, Take
 from tusd_py.rules import Rules
 from tusd_py.state import State
 from tusd_py.storage.base import UploadGone, UploadInfo
@@ -47,7 +47,7 @@ class WholeBody:
             self.end = self.end or BodyEnd.COMPLETE
         return data
 
-    async def pour(self, _take: Take) -> bool:
+    async def pour(self, _take: Take, _room: Room | None = None) -> bool:
         return False
 
     def stop(self, end: BodyEnd) -> None:

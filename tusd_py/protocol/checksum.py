@@ -71,11 +71,6 @@ class Checksum:
     algorithm: str
     digest: bytes
 
-    @property
-    def is_quick(self) -> bool:
-        """Whether it costs less than copying the bytes does, as what processors have an instruction for."""
-        return self.algorithm == "crc32c"
-
     def hasher(self) -> Hasher:
         """A fresh running checksum of this algorithm."""
         return ALGORITHMS[self.algorithm][0]()

@@ -9,11 +9,11 @@ extensions that the server advertises are derived from them.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
-from tusd_py.protocol.checksum import Hasher
+from tusd_py.protocol.checksum import Checksum
 
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
@@ -151,9 +151,11 @@ class Upload:
 
 
 class Writer(Protocol):
-    """Bytes being added to one upload, by the one request that holds its lock. offset: bytes of the upload so far."""
+    """Bytes being added to one upload, by the one request that holds its lock."""
 
-    offset: int
+    @property
+    def offset(self) -> int:
+        """Bytes of the upload so far."""
 
     async def write(self, data: bytes) -> None:
         """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted) or StorageError."""
@@ -169,13 +171,10 @@ class Writer(Protocol):
 
 
 class VerifiedWriter(Writer, Protocol):
-    """Bytes that count only once they were found right."""
+    """Bytes that count only once they were found right. They need not be where they will lie before that."""
 
-    def follow(self, hasher: Hasher, *, beside: bool) -> None:
-        """Feeds `hasher` what is added from now on; beside: better later, in a thread, than while it is being added."""
-
-    async def feed(self, hasher: Hasher) -> None:
-        """Returns when `hasher` has all that this writer added. Raises StorageError."""
+    async def verify(self, checksum: Checksum) -> bool:
+        """Whether all that was added has this checksum. If not, it is to be discarded. Raises StorageFull, StorageError."""
 
 
 @runtime_checkable
@@ -186,6 +185,20 @@ class WritesInline(Protocol):
         """Adds `data` before it returns. False if that took long: the next bytes had better go by `write`, for a while.
 
         Raises StorageFull, StorageError.
+        """
+
+
+@runtime_checkable
+class ReceivesInPlace(Protocol):
+    """A writer that has memory of its own for what comes in, so that it need not be copied there. For the event loop."""
+
+    def room(self) -> memoryview | None:
+        """Where the next bytes are wanted; None where that is no matter. It may be asked for without being used."""
+
+    def take(self, data: memoryview) -> Awaitable[None] | None:
+        """Adds `data`, which lies at the beginning of `room()`, or is only there during the call.
+
+        What it returns, if anything, is awaited before there is more. Both raise StorageFull, StorageError.
         """
 
 
@@ -227,8 +240,19 @@ class Store(Protocol):
 class VerifiesChunks(Protocol):
     """Bytes can be written so that they count only once they were found right."""
 
-    async def open_verified_writer(self, upload: Upload) -> VerifiedWriter:
-        """Like `open_writer`, but nothing that is written counts before `close`, also across a crash."""
+    async def open_verified_writer(
+        self,
+        upload: Upload,
+        checksum: Checksum | None,
+        *,
+        length: int | None,
+        is_ours: Callable[[], bool],
+    ) -> VerifiedWriter:
+        """Like `open_writer`, but nothing that is added counts before `close`, also across a crash.
+
+        checksum: what the bytes will be verified with, if that is known in front. length: how many there will be, likewise.
+        is_ours: whether the upload still is, asked in any thread before bytes are added later than they were given.
+        """
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage import foreign
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
@@ -40,14 +41,16 @@ from tusd_py.storage.base import (
     UploadNotFound,
     is_valid_id,
 )
+from tusd_py.storage.blocks import Blocks
 from tusd_py.storage.copying import CopyStopped, append_files
-from tusd_py.storage.following import hashing_threads
+from tusd_py.storage.datafile import DataFile
 from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
 from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
+from tusd_py.storage.verified import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.writer import FileWriter
 
 STATE_DIRECTORY = ".tusd-py"
@@ -94,6 +97,7 @@ class FileStore:
         self._closing = False
         self._threads = Threads("tusd-store")
         self._hashing = hashing_threads()
+        self._blocks = Blocks()
         self._syncs = GroupSync(self.root, self._threads.executor)
         self._known = KnownRecords()
         self._free = 0.0, 0
@@ -156,7 +160,7 @@ class FileStore:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
         self._threads.close()
-        self._hashing.shutdown()
+        self._hashing.executor.shutdown()
         self._syncs.close()
         if self._guard is not None:
             os.close(self._guard)
@@ -369,30 +373,39 @@ class FileStore:
 
     async def open_writer(self, upload: Upload) -> FileWriter:
         with _translated(f"opening {upload.id}"):
-            return self._writer(upload)
+            return FileWriter(self._data_file(upload), self._threads)
 
-    async def open_verified_writer(self, upload: Upload) -> FileWriter:
-        """See `VerifiesChunks`. The marker says where to cut back to, and stands before the first byte does."""
+    async def open_verified_writer(
+        self,
+        upload: Upload,
+        checksum: Checksum | None,
+        *,
+        length: int | None,
+        is_ours: Callable[[], bool],
+    ) -> VerifiedFileWriter:
+        return VerifiedFileWriter(
+            lambda: self._data_file(upload),
+            upload.offset,
+            self._hashing,
+            self._blocks,
+            mark=lambda: self._mark(upload),
+            checksum=checksum,
+            length=length,
+            is_ours=is_ours,
+        )
+
+    def _mark(self, upload: Upload) -> str:
+        """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
         marker = f"{self._chunks}/{self._flat(upload.id)}"
-        with _translated(f"opening {upload.id}"):
-            # By rename: a marker without its content would cost the bytes that it is to protect.
-            os.rename(self._write_tmp(upload.id, b"%d" % upload.offset), marker)
-            try:
-                return self._writer(upload, marker)
-            except OSError:
-                os.unlink(marker)
-                raise
+        # By rename: a marker without its content would cost the bytes that it is to protect.
+        os.rename(self._write_tmp(upload.id, b"%d" % upload.offset), marker)
+        return marker
 
-    def _writer(self, upload: Upload, marker: str | None = None) -> FileWriter:
-        path = self.data_path(upload.info)
-        return FileWriter(
-            path,
+    def _data_file(self, upload: Upload) -> DataFile:
+        return DataFile(
+            self.data_path(upload.info),
             upload.offset,
             self._threads,
-            # Over a network, what was written may have to come back from there.
-            follows=self._is_local,
-            hashing=self._hashing,
-            marker=marker,
             writes_behind=self._writes_behind,
         )
 

@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Threads:
     """Some threads of a name."""
 
-    def __init__(self, name: str) -> None:
-        self.executor = ThreadPoolExecutor(_MOST, thread_name_prefix=name)
+    def __init__(self, name: str, most: int = _MOST) -> None:
+        self.executor = ThreadPoolExecutor(most, thread_name_prefix=name)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a function returns or raises, called in a thread; whoever is cancelled waits for its end all the same."""

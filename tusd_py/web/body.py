@@ -12,7 +12,7 @@ from typing import cast
 
 from starlette.types import Message, Receive
 
-from tusd_py.reception import BodyEnd, Take
+from tusd_py.reception import BodyEnd, Room, Take
 from tusd_py.web.transfer import Transfer
 from tusd_py.web.uvicorn import Exchange
 
@@ -88,14 +88,15 @@ class RequestBody:
                 return data
         return b""
 
-    async def pour(self, take: Take) -> bool:
+    async def pour(self, take: Take, room: Room | None = None) -> bool:
         """Hands the whole body to `take`, past all that lies between the socket and here; False where that cannot be done.
 
-        Raises what `take` raises. Afterwards `end` tells how it ended, and `read` has nothing more.
+        room: where its pieces shall lie. Raises what the two raise. Afterwards `end` tells how it ended, and `read` has nothing
+        more.
         """
         if self._exchange is None or not self._direct or self.end is not None:
             return False
-        transfer = self._transfer = self._exchange.transfer(take)
+        transfer = self._transfer = self._exchange.transfer(take, room)
         if transfer is None:
             return False
         self.way = "direct"

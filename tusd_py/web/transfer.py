@@ -22,11 +22,14 @@ Take = Callable[[memoryview], "Awaitable[None] | None"]
 """Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
 are more. What it raises ends the transfer."""
 
+Room = Callable[[], "memoryview | None"]
+"""Where the next bytes of a body are wanted; None where that is no matter. Asked before every read."""
+
 TRANSFER_FROM = 64 * 1024
 """Bytes. Shorter bodies mostly come in with their head."""
 
 _buffer = memoryview(bytearray(1024 * 1024))
-"""What is read goes here and is taken away before anybody else reads: one buffer for all connections."""
+"""What is not wanted elsewhere goes here and is taken away before anybody else reads: one buffer for all connections."""
 
 _SMALL = 16 * 1024
 _FEW = 4
@@ -91,20 +94,31 @@ class Transfer(asyncio.BufferedProtocol):
         "_over",
         "_parsed",
         "_protocol",
+        "_room",
         "_small",
         "_stopped",
         "_take",
+        "_view",
         "done",
         "last_activity",
         "received",
     )
 
-    def __init__(self, protocol: UploadProtocol, left: int, parsed: bytes, take: Take) -> None:
+    def __init__(
+        self,
+        protocol: UploadProtocol,
+        left: int,
+        parsed: bytes,
+        take: Take,
+        room: Room | None = None,
+    ) -> None:
         self._protocol = protocol
         self._loop = protocol.loop
         self._left = left
         self._parsed = parsed
         self._take = take
+        self._room = room
+        self._view = _buffer
         self._busy: asyncio.Task[None] | None = None
         self._stopped = False
         self._behind = False
@@ -144,7 +158,10 @@ class Transfer(asyncio.BufferedProtocol):
     # What the transport calls
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _buffer[: self._left]
+        if self._room is not None:
+            room = self._room()
+            self._view = _buffer if room is None else room
+        return self._view[: self._left]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._left -= nbytes
@@ -160,7 +177,7 @@ class Transfer(asyncio.BufferedProtocol):
             self._small += 1
             if self._small == _FEW:
                 self._gather()
-        self._took(_buffer[:nbytes])
+        self._took(self._view[:nbytes])
 
     def eof_received(self) -> None:
         self._end(False)
@@ -189,7 +206,7 @@ class Transfer(asyncio.BufferedProtocol):
             and self._busy is None
             and not self._protocol.transport.is_closing()
         ):
-            wanted = _buffer[: self._left]
+            wanted = self.get_buffer(-1)
             try:
                 count = os.readv(self._socket().fileno(), [wanted])
             except OSError:

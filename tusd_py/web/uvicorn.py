@@ -32,7 +32,7 @@ from uvicorn.server import ServerState
 
 from tusd_py.protocol.headers import KNOWN, RawHeaders
 from tusd_py.web.sendfile import is_supported, sendfile
-from tusd_py.web.transfer import TRANSFER_FROM, Collector, Take, Transfer
+from tusd_py.web.transfer import TRANSFER_FROM, Collector, Room, Take, Transfer
 
 EXTENSION = "tusd_py"
 """Name of our ASGI extension: `scope["extensions"]["tusd_py"]` is the request's `Exchange`."""
@@ -140,13 +140,13 @@ class Exchange:
         """
         return self.cycle is not None and self.cycle.respond(status, headers, body)
 
-    def transfer(self, take: Take) -> Transfer | None:
-        """Lets the body go past the HTTP parser, straight from the socket to `take`.
+    def transfer(self, take: Take, room: Room | None = None) -> Transfer | None:
+        """Lets the body go past the HTTP parser, straight from the socket to `take`, if need be into the `room` for it.
 
         Returns None where the body is too small for that, has no length, or was begun to be received: then it comes by
         `receive` alone, as ever.
         """
-        return None if self.cycle is None else self._protocol.begin_transfer(self.cycle, take)
+        return None if self.cycle is None else self._protocol.begin_transfer(self.cycle, take, room)
 
 
 class _Connection:
@@ -518,7 +518,9 @@ class UploadProtocol(HttpToolsProtocol):
 
     # Bodies past the parser
 
-    def begin_transfer(self, cycle: _Cycle, take: Take) -> Transfer | None:
+    def begin_transfer(
+        self, cycle: _Cycle, take: Take, room: Room | None = None
+    ) -> Transfer | None:
         """See `Exchange.transfer`."""
         if (
             cycle is not self.cycle
@@ -537,7 +539,7 @@ class UploadProtocol(HttpToolsProtocol):
         self.parser = _NO_PARSER
         cycle.continue_if_expected()
         parsed, cycle.body = bytes(cycle.body), bytearray()
-        transfer = Transfer(self, cycle.body_left, parsed, take)
+        transfer = Transfer(self, cycle.body_left, parsed, take, room)
         self.flow.pause_reading()
         self.transport.set_protocol(transfer)
         transfer.begin()

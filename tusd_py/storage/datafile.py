@@ -1,0 +1,100 @@
+"""One data file that is being added to: bytes at their places, a head start for its last sync, and back to where it began.
+
+Not for: when and in which thread that is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import Future
+from contextlib import suppress
+
+from tusd_py.storage.problems import translated
+from tusd_py.storage.syncing import BytesLost, start_writing, sync_bytes
+from tusd_py.storage.threads import Threads
+
+_WRITE_BEHIND = 8 * 1024 * 1024
+"""Bytes after which the disk is told to begin with them."""
+
+
+class DataFile:
+    """The file at `path`, which is added to from `start` on.
+
+    end: where the next bytes go. writes_behind: whether the disk shall begin with large bodies while they come in.
+
+    Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
+    """
+
+    __slots__ = (
+        "_descriptor",
+        "_start",
+        "_threads",
+        "_writes_behind",
+        "_writing_behind",
+        "_written_behind",
+        "end",
+    )
+
+    def __init__(self, path: str, start: int, threads: Threads, *, writes_behind: bool) -> None:
+        self.end = start
+        self._start = start
+        self._threads = threads
+        self._writes_behind = writes_behind
+        self._written_behind = start
+        self._writing_behind: Future[None] | None = None
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def write(self, data: memoryview) -> None:
+        """Adds `data`. Raises OSError, with a prefix of it perhaps added."""
+        written = os.pwrite(self._descriptor, data, self.end)
+        self.end += written
+        while written < len(data):
+            data = data[written:]
+            written = os.pwrite(self._descriptor, data, self.end)
+            self.end += written
+        if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND:
+            self._write_behind()
+
+    def _write_behind(self) -> None:
+        """Lets the disk begin with what it will have to write anyhow, so that the sync at the end is short."""
+        if self._writing_behind is not None and not self._writing_behind.done():
+            return
+        begun, self._written_behind = self._written_behind, self.end
+        # It waits where the disk's queue is full.
+        self._writing_behind = self._threads.executor.submit(
+            start_writing, self._descriptor, begun, self.end - begun
+        )
+
+    def read(self, view: memoryview, at: int) -> int:
+        """Reads back what was added, as far as it fills `view`; returns how many bytes that were."""
+        return os.preadv(self._descriptor, [view], at)
+
+    def cut_back(self) -> None:
+        """Takes back all that was added. Raises OSError."""
+        os.ftruncate(self._descriptor, self._start)
+        self.end = self._start
+
+    async def sync(self, *, ours: bool) -> None:
+        """Returns when what was added is durable. ours: whether it may be cut back otherwise. Raises StorageError."""
+        with translated("syncing"):
+            await self._threads.run(self._sync, ours)
+
+    def _sync(self, ours: bool) -> None:
+        try:
+            sync_bytes(self._descriptor)
+        except BytesLost:
+            # What was added may be lost, and a second sync would find nothing wrong: it does not count.
+            if ours:
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, self._start)
+            raise
+
+    async def settle(self) -> None:
+        """Returns when no thread has to do with the file any more."""
+        if self._writing_behind is not None and not self._writing_behind.done():
+            await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
+
+    def close(self) -> None:
+        """Lets the file go."""
+        os.close(self._descriptor)
