@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from tusd_py.web.transfer import Collector, Take, Transfer
+from tusd_py.web.transfer import Collector, Heads, Take, Transfer
 from tusd_py.web.uvicorn import UploadProtocol
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_RCVLOWAT is asked of Linux")
@@ -54,6 +54,37 @@ class Lender(asyncio.Protocol):
         """Bytes from which on the loop is told of them."""
         sock = self.transport.get_extra_info("socket")
         return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT))
+
+
+class Told:
+    """A protocol that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.of: list[object] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.of.append(data)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self.of.append(problem)
+
+    def pause_writing(self) -> None:
+        self.of.append("pause")
+
+    def resume_writing(self) -> None:
+        self.of.append("resume")
+
+
+def test_what_reads_heads_hands_everything_on() -> None:
+    told = Told()
+    heads = Heads(cast(UploadProtocol, told))
+    heads.get_buffer(-1)[:5] = b"bytes"
+    heads.buffer_updated(5)
+    heads.pause_writing()
+    heads.resume_writing()
+    lost = ConnectionResetError()
+    heads.connection_lost(lost)
+    assert told.of == [b"bytes", "pause", "resume", lost]
 
 
 Scenario = Callable[[Lender, socket.socket], Awaitable[None]]

@@ -72,6 +72,25 @@ def test_requests_follow_each_other_on_one_connection(
 
 
 @BOTH_WAYS
+def test_requests_of_every_size_follow_a_large_body(
+    make_server: MakeServer, flags: tuple[str, ...]
+) -> None:
+    """Heads and bodies that do not come in with one read, as well as those that do."""
+    tus = Tus(make_server(*flags))
+    data = content()
+    path = tus.new(len(data))
+    with tus.connect() as connection:
+        offset = 0
+        for size in (200_000, 100, 65_536, 20_000, 300_000, 65_535, 1_000_000):
+            assert patch(connection, tus, path, offset, data[offset : offset + size]) == 204
+            offset += size
+            response = connection.request("HEAD", path, {"X-Padding": "x" * 40_000})
+            assert response["Upload-Offset"] == str(offset)
+        assert connection.request("HEAD", path, {"X-Padding": "x" * 70_000}).status == 431
+    assert tus.stored(path) == data[:offset]
+
+
+@BOTH_WAYS
 def test_a_request_that_is_sent_right_behind_the_body_is_answered(
     make_server: MakeServer, flags: tuple[str, ...]
 ) -> None:

@@ -64,10 +64,15 @@ def test_a_download_that_nobody_reads_ends(tus: TlsTus) -> None:
         wait_until(lambda: tus.server.open_sockets() == before, "the server to give up", 30)
 
 
-def test_a_download_that_is_read_late_arrives(tus: TlsTus) -> None:
+@pytest.mark.parametrize("behind_an_upload", [False, True])
+def test_a_download_that_is_read_late_arrives(tus: TlsTus, behind_an_upload: bool) -> None:
     data = random.Random(7).randbytes(30_000_000)
     path = tus.finished(data)
     with Connection(tus.server.address, tls=tus.context, receive_buffer=65_536) as late:
+        if behind_an_upload:
+            other = tus.new(1_000_000)
+            response = late.request("PATCH", other, tus.patch_headers(0), data[:1_000_000])
+            assert response.status == 204
         late.send_head("GET", path, [("Connection", "close")])
         # It has stopped sending by now, or soon will: nobody has taken more than the first bytes.
         begin = late.sock.recv(10)

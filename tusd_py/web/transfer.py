@@ -31,6 +31,9 @@ TRANSFER_FROM = 64 * 1024
 _buffer = memoryview(bytearray(1024 * 1024))
 """What is not wanted elsewhere goes here and is taken away before anybody else reads: one buffer for all connections."""
 
+_head_buffer = memoryview(bytearray(16 * 1024))
+"""What is read with the next head goes here likewise."""
+
 _SMALL = 16 * 1024
 _FEW = 4
 """So many small reads in a row tell that a body comes in slowly."""
@@ -294,3 +297,31 @@ class Transfer(asyncio.BufferedProtocol):
             self.done.set_exception(result)
         else:
             self.done.set_result(result)
+
+
+class Heads(asyncio.BufferedProtocol):
+    """In the protocol's place once there was a transfer: reads no more at a time than a head mostly is.
+
+    A body that goes past the parser will most likely be followed by another, of which the less is to be copied, the less was
+    read together with its head.
+    """
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: UploadProtocol) -> None:
+        self._protocol = protocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _head_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._protocol.data_received(bytes(_head_buffer[:nbytes]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()

@@ -32,7 +32,7 @@ from uvicorn.server import ServerState
 
 from tusd_py.protocol.headers import KNOWN, RawHeaders
 from tusd_py.web.sendfile import is_supported, sendfile
-from tusd_py.web.transfer import TRANSFER_FROM, Collector, Room, Take, Transfer
+from tusd_py.web.transfer import TRANSFER_FROM, Collector, Heads, Room, Take, Transfer
 
 EXTENSION = "tusd_py"
 """Name of our ASGI extension: `scope["extensions"]["tusd_py"]` is the request's `Exchange`."""
@@ -552,7 +552,7 @@ class UploadProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.pause_reading()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(Heads(self))
         if not left:
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
