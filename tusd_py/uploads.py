@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 _ID_BYTES = 16
 """Random bytes of an id: where nobody is authenticated, it is all that keeps strangers away."""
 _NO_CHANGES = Changes()
+_UNFINISHED_DUE = 60.0
+"""Seconds after which the sweep looks at an upload that is complete and whose finish did not come to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +412,8 @@ class Uploads:
         """If all bytes are there: makes them durable, lets the hooks agree, records it, announces it. Under the lock, once."""
         if upload.finished or not upload.complete:
             return Result(upload)
+        # Whatever goes wrong from here on, and if the server is killed: the sweep tries again soon.
+        self._timetable.note(upload.id, self._clock() + _UNFINISHED_DUE)
         durable = self.rules.durability != "none"
         response: HookResponse | None = None
         if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
@@ -426,6 +430,8 @@ class Uploads:
             with suppress(StorageError):
                 await self.store.save(upload.info)
             raise
+        # Forgotten first: a later time than the one noted above would be passed by.
+        self._timetable.note(upload.id, None)
         self._timetable.note(upload.id, self.due_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)

@@ -156,11 +156,30 @@ def parts_unfinished() -> ProtocolError:
     )
 
 
-def locked(headers: Mapping[str, str] | None = None) -> ProtocolError:
-    """423: another request holds the upload and did not let go in time, or nobody can tell whether one does."""
+def locked() -> ProtocolError:
+    """423: another request holds the upload and did not let go in time."""
     return ProtocolError(
-        423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again", headers
+        423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again"
     )
+
+
+_RETRY_HEAD_SECONDS = 5
+_INTERRUPTED = "ERR_UPLOAD_INTERRUPTED"
+
+
+def answer_to_head(problem: ProtocolError) -> ProtocolError:
+    """423 with Retry-After in place of a failure that may pass, 5xx or interrupted; any other refusal unchanged.
+
+    Clients take every other failing response to a HEAD for the end of the upload, and send the whole file again. The code
+    stays, for log and metrics: the response has no body.
+    """
+    if problem.status < 500 and problem.code != _INTERRUPTED:
+        return problem
+    names = {name.lower(): value for name, value in problem.headers.items()}
+    headers = {"Retry-After": names.get("retry-after", str(_RETRY_HEAD_SECONDS))}
+    if problem.status == 503:
+        headers["Connection"] = "close"
+    return ProtocolError(423, problem.code, problem.message, headers)
 
 
 def interrupted() -> ProtocolError:
@@ -170,7 +189,7 @@ def interrupted() -> ProtocolError:
     """
     return ProtocolError(
         409,
-        "ERR_UPLOAD_INTERRUPTED",
+        _INTERRUPTED,
         "another request has taken this upload over; what arrived here is kept",
     )
 

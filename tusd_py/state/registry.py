@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
@@ -167,17 +168,17 @@ class RegistryWriter:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._owed: dict[str, float | None] = {}
-        self._recent: set[str] = set()
+        self._recent: dict[str, float] = {}
         self._is_complete = True
 
     def note(self, upload_id: str, due: float | None, /) -> None:
-        """See `Timetable`. An upload that was told within the last minute is not told again, unless it is gone."""
+        """See `Timetable`. An upload of the last minute is not sent again, unless it is gone or due earlier."""
         if due is None:
-            self._recent.discard(upload_id)
-        elif upload_id in self._recent:
+            self._recent.pop(upload_id, None)
+        elif self._recent.get(upload_id, math.inf) <= due:
             return
         else:
-            self._recent.add(upload_id)
+            self._recent[upload_id] = due
         if len(self._owed) >= _MOST_OWED:
             self._owed.clear()
             self._is_complete = False

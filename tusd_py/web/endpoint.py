@@ -148,12 +148,12 @@ class TusEndpoint:
         try:
             response = await self._answer(request)
         except ProtocolError as problem:
-            response = self._problem(request, problem)
+            response = self._refusal(request, problem)
             if problem.status == 404 and self._desk is not None:
                 await asyncio.sleep(_pause_of_a_stranger(time.perf_counter() - began))
         except Exception:
             logger.exception("request %s failed", request.request_id)
-            response = self._problem(request, errors.internal())
+            response = self._refusal(request, errors.internal())
         await self._send(request, response, send)
         self._record(request, response, time.perf_counter() - began)
 
@@ -230,13 +230,7 @@ class TusEndpoint:
         return _shaped(Response(201, headers), created.response)
 
     async def _inspect(self, request: Request) -> Response:
-        try:
-            upload = await self._uploads.inspect(request.upload_id, self._view(request))
-        except ProtocolError as problem:
-            if problem.code == "ERR_UNAVAILABLE":
-                # To whatever else but a 423 there are clients that answer by sending the whole file anew.
-                raise errors.locked(problem.headers) from problem
-            raise
+        upload = await self._uploads.inspect(request.upload_id, self._view(request))
         info = upload.info
         status = tus.Status(
             offset=upload.offset if upload.joined else None,
@@ -310,6 +304,12 @@ class TusEndpoint:
             return concat.upload_id_of(url, path)
 
     # From the uploads to the response
+
+    def _refusal(self, request: Request, problem: ProtocolError) -> Response:
+        """The response to a request that failed as a whole."""
+        if request.method == "HEAD":
+            problem = errors.answer_to_head(problem)
+        return self._problem(request, problem)
 
     def _problem(self, request: Request, problem: ProtocolError) -> Response:
         """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
