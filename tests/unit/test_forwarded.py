@@ -291,10 +291,12 @@ class TestForwardedFamily:
             ("up.example", "https", "443", "up.example"),
             ("up.example", "http", "80", "up.example"),
             ("up.example", "https", "80", "up.example:80"),
-            ("up.example:8080", "https", "443", "up.example"),
+            ("up.example:8080", "https", "443", "up.example:8080"),
+            ("up.example:443", "https", "8443", "up.example"),
+            ("up.example:80", "https", "443", "up.example:80"),
             ("up.example:8443", "https", "", "up.example:8443"),
             ("[2001:db8::1]", "https", "8443", "[2001:db8::1]:8443"),
-            ("[2001:db8::1]:1", "https", "443", "[2001:db8::1]"),
+            ("[2001:db8::1]:1", "https", "443", "[2001:db8::1]:1"),
             ("up.example", "https", "0", "up.example"),
             ("up.example", "https", "65536", "up.example"),
             ("up.example", "https", "+443", "up.example"),
@@ -306,6 +308,10 @@ class TestForwardedFamily:
             ("X-Forwarded-Proto", proto), ("X-Forwarded-Host", host), ("X-Forwarded-Port", port)
         )
         assert got.host == told
+
+    def test_the_port_beside_a_host_that_the_proxy_keeps(self) -> None:
+        got = external(("X-Forwarded-Proto", "https"), ("X-Forwarded-Port", "8443"))
+        assert got.host == "inner:8443"
 
     def test_a_client_cannot_put_itself_in_front(self) -> None:
         got = external(
@@ -430,9 +436,121 @@ class TestBothFamilies:
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "evil" not in caplog.text
 
+    @pytest.mark.parametrize(
+        ("forwarded", "told"),
+        [
+            ("for=198.51.100.7", ("https", "up.example:8443", "198.51.100.7")),
+            ("proto=https", ("https", "up.example:8443", "198.51.100.7")),
+            ('host="up.example:8443"', ("https", "up.example:8443", "198.51.100.7")),
+            ('for="198.51.100.7:9";proto=https', ("https", "up.example:8443", "198.51.100.7:9")),
+            ("for=unknown;proto=https", ("https", "up.example:8443", "198.51.100.7")),
+            ("by=10.0.0.1", ("https", "up.example:8443", "198.51.100.7")),
+        ],
+    )
+    def test_one_that_tells_only_part_contradicts_nothing(
+        self, forwarded: str, told: tuple[str, str, str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        got = external(
+            ("Forwarded", forwarded),
+            ("X-Forwarded-For", "198.51.100.7"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "up.example:8443"),
+        )
+        assert (got.scheme, got.host, got.client) == told
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        "missing", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"]
+    )
+    def test_what_the_others_leave_out_forwarded_tells(
+        self, missing: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        family = {
+            "X-Forwarded-For": "198.51.100.7",
+            "X-Forwarded-Proto": "https",
+            "X-Forwarded-Host": "up.example",
+        }
+        del family[missing]
+        got = external(
+            ("Forwarded", "for=198.51.100.7;proto=https;host=up.example"), *family.items()
+        )
+        assert got == External("https", "up.example", "", "198.51.100.7")
+        assert not caplog.records
+
+    def test_the_same_host_with_and_without_its_schemes_port(self) -> None:
+        got = external(
+            ("Forwarded", "proto=https;host=up.example"),
+            ("X-Forwarded-Host", "up.example:443"),
+        )
+        assert (got.scheme, got.host) == ("https", "up.example")
+
+    def test_a_port_beside_a_host_that_forwarded_tells_without_one(self) -> None:
+        got = external(("Forwarded", "proto=https;host=up.example"), ("X-Forwarded-Port", "8443"))
+        assert got.host == "up.example:8443"
+
     def test_a_malformed_one_leaves_the_other(self) -> None:
         got = external(("Forwarded", 'for="'), ("X-Forwarded-Proto", "https"))
         assert got.scheme == "https"
+
+
+class TestHint:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("Forwarded", "proto=https"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-For", "1.2.3.4"),
+            ("X-Forwarded-Host", "up.example"),
+            ("X-Forwarded-Port", "443"),
+            ("X-Forwarded-Prefix", "/app"),
+        ],
+    )
+    @pytest.mark.parametrize("trusted", [(), ("10.0.0.0/8",)])
+    def test_fields_of_a_peer_that_is_not_trusted_are_told_once(
+        self, trusted: tuple[str, ...], name: str, value: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxies = Proxies(trusted)
+        for _ in range(3):
+            proxies.external(scope(HOST, (name, value), client=("203.0.113.9", 5000)))
+        (record,) = caplog.records
+        assert name in record.message
+        assert "--behind-proxy 203.0.113.9" in record.message
+        assert value not in record.message
+
+    def test_of_a_unix_socket(self, caplog: pytest.LogCaptureFixture) -> None:
+        by_socket = scope(
+            HOST, ("X-Forwarded-Proto", "https"), client=None, server=("/run/tus.sock", None)
+        )
+        Proxies([]).external(by_socket)
+        assert "--behind-proxy unix" in caplog.text
+
+    def test_requests_without_such_fields_and_trusted_peers_bring_none(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Proxies([]).external(scope(HOST))
+        external(("X-Forwarded-Proto", "https"))
+        assert not caplog.records
+
+
+class TestLength:
+    """A field that is longer than chains of proxies make it counts as absent."""
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("Forwarded", "for=198.51.100.7;proto=https, " * 200 + "proto=https"),
+            ("X-Forwarded-For", "198.51.100.7, " * 400),
+            ("X-Forwarded-Proto", "https," * 1000),
+            ("X-Forwarded-Host", "a.example," * 1000),
+            ("X-Forwarded-Host", "a" * 300),
+            ("X-Forwarded-Port", "443," * 2000),
+            ("X-Forwarded-Prefix", "/app, " * 1000),
+        ],
+    )
+    def test_of_one_field_and_of_many(self, name: str, value: str) -> None:
+        assert external((name, value)) == UNTOUCHED
+        if "," in value:
+            assert external(*((name, part) for part in value.split(","))) == UNTOUCHED
 
 
 def test_location() -> None:

@@ -33,12 +33,19 @@ _NAMES = {
     b"x-forwarded-prefix": "prefix",
 }
 _FAMILY = ("for", "proto", "xhost", "port")
+_HINTS = frozenset(_NAMES) - {b"host"}
+_MAX_FIELD_BYTES = 4096
+"""A longer field counts as absent; a chain of fifty proxies takes less."""
+_MAX_HOST_LENGTH = 262
 
+# Blanks are matched in one place for each side of a pair: two neighbours that both match them would try
+# every way to share a run of blanks out between them.
 _PAIR = re.compile(
     r"""[ \t]*(?:(?P<name>[!\#$%&'*+.^_`|~0-9A-Za-z-]+)=
             (?:(?P<token>[!\#$%&'*+.^_`|~0-9A-Za-z-]+)
-              |"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)"))?
-        [ \t]*(?P<end>[;,]|\Z)""",
+              |"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)")
+            [ \t]*)?
+        (?P<end>[;,]|\Z)""",
     re.VERBOSE,
 )
 _NAME_AND_PORT = re.compile(
@@ -74,6 +81,9 @@ class _Hop:
     host: str | None = None
 
 
+_NOTHING = _Hop()
+
+
 class Proxies:
     """The proxies whose word counts.
 
@@ -89,12 +99,14 @@ class Proxies:
         self._any = self._unix or bool(self._networks)
         # An address is looked up for every request of its connections.
         self._is_trusted: Callable[[str], bool] = lru_cache(maxsize=4096)(self._find)
-        self._warned = False
+        self._warned: set[str] = set()
 
     def external(self, scope: Mapping[str, Any]) -> External:
         """The address of an ASGI request as its client sees it."""
         if not self._any or not self._peer_is_trusted(scope):
             hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if "untrusted" not in self._warned:
+                self._hint(scope)
             return _seen(scope, b", ".join(hosts).decode("latin-1").strip(" \t"))
         fields = _fields(scope["headers"])
         return self._told(fields, _seen(scope, fields.get("host")))
@@ -122,32 +134,45 @@ class Proxies:
         return self._unix and server is not None and server[1] is None
 
     def _told(self, fields: Mapping[str, str], seen: External) -> External:
-        # Where the two families contradict each other, one of them came from the client: which one
-        # cannot be told, so neither counts.
-        by_family = self._by_family(fields, seen) if any(k in fields for k in _FAMILY) else None
-        by_rfc = self._by_rfc(fields["forwarded"], seen) if "forwarded" in fields else None
-        told = by_rfc or by_family or seen
-        if by_rfc and by_family and _essence(by_rfc) != _essence(by_family):
-            self._warn_once()
-            told = seen
-        return replace(told, prefix=_prefix(_last(fields.get("prefix", ""))))
+        """The request's address by what trusted proxies wrote; what they leave out is as the server saw it.
 
-    def _by_rfc(self, value: str, seen: External) -> External | None:
-        hops = _parse_forwarded(value)
-        return _apply(self._walk(hops), seen) if hops else None
+        Each family may tell what the other leaves out. Where both tell the same thing differently, one of them came
+        from the client: which one cannot be told, so neither counts.
+        """
+        rfc = self._by_rfc(fields["forwarded"]) if "forwarded" in fields else _NOTHING
+        family, told_port = _NOTHING, None
+        if any(key in fields for key in _FAMILY):
+            family, told_port = self._by_family(fields)
+        scheme = rfc.scheme or family.scheme or seen.scheme
+        prefix = _prefix(_last(fields.get("prefix", "")))
+        if _contradict(rfc, family, scheme):
+            self._warn_once(
+                "contradiction",
+                "Forwarded and X-Forwarded-* of a trusted proxy contradict each other, so neither "
+                "is used; let the proxy remove the one that it does not write itself",
+            )
+            return replace(seen, prefix=prefix)
+        named = rfc.host or family.host
+        name, port = _split_host(named or seen.host)
+        if named is None or port is None:
+            # A port beside the host's name; it does not replace one that the proxy wrote behind the name.
+            port = told_port or port
+        client = rfc.client or family.client or seen.client
+        return External(scheme, _with_port(name, port, scheme), prefix, client)
 
-    def _by_family(self, fields: Mapping[str, str], seen: External) -> External:
-        clients = _split(fields.get("for", ""))
-        believed = self._walk([_Hop(client=_node(client)) for client in clients])
-        depth = max(len(believed), 1)
-        scheme = _scheme(_at(fields.get("proto", ""), depth))
-        host = _host(_at(fields.get("xhost", ""), depth))
-        port = _port(_at(fields.get("port", ""), depth))
-        told = _apply([*believed, _Hop(scheme=scheme, host=host)], seen)
-        if port is not None:
-            name, _ = _split_host(told.host)
-            told = replace(told, host=_with_port(name, port, told.scheme))
-        return told
+    def _by_rfc(self, value: str) -> _Hop:
+        return _merged(self._walk(_parse_forwarded(value) or []))
+
+    def _by_family(self, fields: Mapping[str, str]) -> tuple[_Hop, int | None]:
+        """What X-Forwarded-* tell, and the port, which has a field of its own."""
+        clients = self._walk([_Hop(client=_node(each)) for each in _split(fields.get("for", ""))])
+        depth = max(len(clients), 1)
+        told = _Hop(
+            client=_merged(clients).client,
+            scheme=_scheme(_at(fields.get("proto", ""), depth)),
+            host=_host(_at(fields.get("xhost", ""), depth)),
+        )
+        return told, _port(_at(fields.get("port", ""), depth))
 
     def _walk(self, hops: Sequence[_Hop]) -> list[_Hop]:
         """The hops that trusted proxies wrote, from the nearest to the one that met the client.
@@ -162,13 +187,23 @@ class Proxies:
                 break
         return believed
 
-    def _warn_once(self) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "Forwarded and X-Forwarded-* of a trusted proxy contradict each other, so neither "
-                "is used; let the proxy remove the one that it does not write itself"
-            )
+    def _hint(self, scope: Mapping[str, Any]) -> None:
+        """Tell the operator once of a peer that writes such fields and is not trusted: it may be the proxy."""
+        name = next((name for name, _ in scope["headers"] if name in _HINTS), None)
+        if name is None:
+            return
+        client = scope.get("client")
+        peer = client[0] if client else "unix"
+        self._warn_once(
+            "untrusted",
+            f"{name.decode().title()} of {peer} is ignored, as it is not a trusted proxy; "
+            f"if it is your proxy, start with --behind-proxy {peer}",
+        )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", message)
 
 
 def _network(entry: str) -> _Network:
@@ -187,17 +222,24 @@ def _parse_ip(text: str) -> _Address:
 
 
 def _fields(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    fields: dict[str, str] = {}
+    """The fields that tell of the address, repeated ones joined; those that are too long are left out."""
+    found: dict[str, list[bytes]] = {}
     for raw_name, raw_value in raw:
         name = _NAMES.get(raw_name)
         if name is not None:
-            value = raw_value.decode("latin-1").strip(" \t")
-            fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return fields
+            found.setdefault(name, []).append(raw_value.strip(b" \t"))
+    joined = {name: b", ".join(values) for name, values in found.items()}
+    return {
+        name: value.decode("latin-1")
+        for name, value in joined.items()
+        if len(value) <= _MAX_FIELD_BYTES
+    }
 
 
 def _seen(scope: Mapping[str, Any], host_field: str | None) -> External:
     scheme = "https" if scope.get("scheme") == "https" else "http"
+    if host_field is not None and len(host_field) > _MAX_HOST_LENGTH:
+        host_field = None
     host = _normal_host(host_field, scheme) or _host_of_server(scope.get("server"), scheme)
     client = scope.get("client")
     return External(scheme, host, "", _endpoint(client[0], client[1]) if client else "")
@@ -232,20 +274,30 @@ def _address_of(client: str) -> str:
     return client.partition(":")[0] if client.count(":") == 1 else client
 
 
-def _essence(external: External) -> tuple[str, str, str]:
-    # One family tells ports of clients, the other mostly does not.
-    return external.scheme, external.host.lower(), _address_of(external.client)
+def _contradict(one: _Hop, other: _Hop, scheme: str) -> bool:
+    """Whether both tell a scheme, a host or a client, and not the same. Ports of clients are not compared: one family
+    tells them, the other mostly does not.
+    """
+    pairs = (
+        (one.scheme, other.scheme),
+        (_comparable(one.host, scheme), _comparable(other.host, scheme)),
+        (one.client and _address_of(one.client), other.client and _address_of(other.client)),
+    )
+    return any(this and that and this != that for this, that in pairs)
 
 
-def _apply(hops: Iterable[_Hop], seen: External) -> External:
-    """The address that believed hops tell; the farther one counts, where it tells anything."""
-    client, scheme, host = seen.client, seen.scheme, None
+def _comparable(host: str | None, scheme: str) -> str | None:
+    return None if host is None else _with_port(*_split_host(host.lower()), scheme)
+
+
+def _merged(hops: Iterable[_Hop]) -> _Hop:
+    """What believed hops tell together, from the nearest to the farthest; the farther one counts, where it tells anything."""
+    client = scheme = host = None
     for hop in hops:
         client = hop.client or client
         scheme = hop.scheme or scheme
         host = hop.host or host
-    name, port = _split_host(host or seen.host)
-    return External(scheme, _with_port(name, port, scheme), "", client)
+    return _Hop(client, scheme, host)
 
 
 def _split(value: str) -> list[str]:
@@ -285,7 +337,7 @@ def _host(value: str | None) -> str | None:
     """A host name or address, with its port if it has one; None for what cannot stand in a URL
     there.
     """
-    if not value:
+    if not value or len(value) > _MAX_HOST_LENGTH:
         return None
     match = _NAME_AND_PORT.fullmatch(value) or _IPV6_AND_PORT.fullmatch(value)
     if match is None or (match["port"] is not None and _port(match["port"]) is None):
