@@ -203,6 +203,25 @@ class Uploads:
             )
             return await self._create(info, sources, content, body, request)
 
+    async def find_part(self, ids: Sequence[str], request: RequestView) -> str:
+        """The first of `ids`, the readings of one URL, that names an upload which the client may join. Raises a 404.
+
+        One that stands alone is not looked up here: `create` looks at every part anyway.
+        """
+        if len(ids) == 1:
+            return ids[0]
+        for part_id in ids:
+            with _translated, suppress(UploadNotFound, UploadGone):
+                part = (await self.store.load(part_id)).info
+                try:
+                    self._check(part, request, Action.JOIN)
+                except ProtocolError as problem:
+                    if problem.status == 404:
+                        continue
+                    raise
+                return part_id
+        raise errors.not_found()
+
     def _check_creation(self, info: UploadInfo, content: Content | None) -> None:
         maximum = self.rules.most_bytes(info.max_size)
         if maximum is not None and info.length is not None and info.length > maximum:

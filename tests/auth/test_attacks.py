@@ -217,3 +217,14 @@ def test_replay_after_revocation(secret: Victim) -> None:
         assert tus.request("POST", REFRESH, bearer(token)).status == 401
     admin = bearer(access("root", "uploads:admin", aud=AUDIENCE))
     assert tus.head(path, admin)["Upload-Offset"] == "0"
+
+
+@pytest.mark.parametrize("form", ["{path}", "https://other.example/app{path}", "/files{path}"])
+def test_a_part_of_somebody_else_is_not_joined_by_whatever_url(secret: Victim, form: str) -> None:
+    tus = secret.tus
+    fields = {**bearer(secret.good()), "Upload-Concat": "partial"}
+    part = path_of(tus.create(3, headers=fields, body=b"abc")["Location"])
+    final = {"Upload-Concat": f"final;{form.format(path=part)}"}
+    theirs = access("mallory", aud=AUDIENCE)
+    assert tus.create(headers={**bearer(theirs), **final}).status == 404
+    assert tus.create(headers={**bearer(secret.good()), **final}).status == 201

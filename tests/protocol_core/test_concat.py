@@ -53,15 +53,58 @@ def test_T32_all_else_is_refused_with_400(text: str) -> None:
 
 
 ids = st.text(min_size=1, max_size=20).filter(lambda text: not text.endswith("/"))
+origins = st.sampled_from(
+    [
+        "",
+        "http://host",
+        "https://user@host:8443",
+        "//host",
+        "HTTP://[::1]:80",
+        "https://h/app",
+        "/app",
+    ]
+)
 
 
-@given(ids, st.sampled_from(["", "http://host", "https://user@host:8443", "//host"]))
-def test_T32_absolute_and_relative_urls_name_the_same(upload_id: str, origin: str) -> None:
+@given(ids, origins, st.sampled_from(["", "?x=/files/y", "#/files/y", "/", "//"]))
+def test_T32_absolute_and_relative_urls_name_the_same(
+    upload_id: str, origin: str, end: str
+) -> None:
     try:
         path = quote(upload_id, safe="")
     except UnicodeEncodeError:
         return
-    assert concat.upload_id_of(f"{origin}/files/{path}", "/files/") == upload_id
+    url = f"{origin}/files/{path}{end}"
+    assert concat.upload_ids_of(url, ["/files/"])[-1] == upload_id.rstrip("/")
+    if not origin.endswith("/app"):
+        assert concat.upload_ids_of(url, ["/files/"])[0] == upload_id.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("url", "readings"),
+    [
+        ("/files/a", ["a"]),
+        ("http://other:9/app/files/a", ["a"]),
+        ("http://other:9/deep/er/files/a/b", ["a/b"]),
+        ("/files/files/a", ["files/a", "a"]),
+        ("/app/files/x/files/a", ["a", "x/files/a"]),
+        ("%2Ffiles%2Fa", ["a"]),
+        ("/app%2Ffiles%2fa", ["a"]),
+        ("/files/%252e", ["%2e"]),
+        ("a", ["a"]),
+        ("./a", ["a"]),
+        ("files/a", ["files/a", "a"]),
+        ("../files/a", ["../files/a", "a"]),
+        ("/files/../a", ["../a"]),
+    ],
+)
+def test_T32_the_id_is_what_stands_behind_the_base_path(url: str, readings: list[str]) -> None:
+    assert list(concat.upload_ids_of(url, ["/files/"])) == readings
+
+
+def test_T32_under_the_root_the_id_may_begin_at_each_segment() -> None:
+    assert concat.upload_ids_of("http://h/app/a", ["/"]) == ("app/a", "a")
+    assert len(concat.upload_ids_of("/" + "a/" * 5000, ["/"])) == 8
 
 
 @given(st.text(max_size=40) | urls.map("/files".__add__) | urls.map("http://[".__add__))
@@ -70,9 +113,11 @@ def test_T32_absolute_and_relative_urls_name_the_same(upload_id: str, origin: st
 @example("/files/")
 @example("/files//")
 @example("/filesx/abc")
+@example("/elsewhere/abc")
+@example("")
 def test_T32_what_names_no_upload_is_404(url: str) -> None:
-    found = attempt(concat.upload_id_of, url, "/files/")
+    found = attempt(concat.upload_ids_of, url, ["/files/"])
     if isinstance(found, ProtocolError):
         assert found.status == 404
     else:
-        assert found
+        assert all(found)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import MakeServer
-from tests.support.tus import Tus, path_of
+from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.wire import Connection
 
 TLS_AT_THE_EDGE = {
@@ -154,6 +154,86 @@ class TestWholeUploads:
         assert final.status == 201
         inside = path_of(final["Location"]).removeprefix("/app")
         assert tus.get(inside, PREFIX_TAKEN_OFF).body == b"onetwo"
+
+
+class TestFinals:
+    """Behind a proxy that takes a prefix off and rewrites Location, and says nothing of it."""
+
+    FORMS = (
+        "https://up.example{path}",
+        "https://up.example/app{path}",
+        "http://other.example:8080/deep/er{path}",
+        "//up.example/app{path}",
+        "{path}",
+        "/app{path}",
+        "/app{encoded}",
+        "/files{path}",
+        "https://up.example/app{path}?x=1#y",
+        "{id}",
+        "./{id}",
+    )
+
+    @staticmethod
+    def url(form: str, path: str) -> str:
+        encoded = "".join(f"%{ord(character):02x}" for character in path)
+        return form.format(path=path, encoded=encoded, id=id_of(path))
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_are_joined_by_the_urls_that_the_client_was_told(self, tus: Tus, form: str) -> None:
+        parts = [tus.finished(data, {"Upload-Concat": "partial"}) for data in (b"one", b"two")]
+        urls = " ".join(self.url(form, part) for part in parts)
+        final = tus.create(headers={"Upload-Concat": f"final;{urls}"})
+        assert final.status == 201
+        assert tus.get(path_of(final["Location"])).body == b"onetwo"
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            "https://up.example/app/elsewhere/{id}",
+            "https://up.example/app{path}.info",
+            "https://up.example/app/files/%2e%2e/{id}",
+            "https://up.example/app/files/../files/.tusd-py/{id}",
+            "https://up.example/app/files//{id}",
+            "/app/files/",
+            "https://up.example/app/files/{id}%00",
+        ],
+    )
+    def test_name_nothing_else(self, tus: Tus, form: str) -> None:
+        part = tus.finished(b"one", {"Upload-Concat": "partial"})
+        before = tus.data_files()
+        urls = f"{part} {self.url(form, part)}"
+        assert tus.create(headers={"Upload-Concat": f"final;{urls}"}).status == 404
+        assert tus.data_files() == before
+
+    @pytest.mark.parametrize("prefix", ["", "/app", "/app/files"])
+    def test_of_uploads_under_the_root(self, make_server: MakeServer, prefix: str) -> None:
+        tus = Tus(make_server("--base-path", "/"))
+        part = tus.finished(b"one", {"Upload-Concat": "partial"})
+        final = tus.create(
+            headers={"Upload-Concat": f"final;https://up.example{prefix}{part} {part}"}
+        )
+        assert final.status == 201
+        assert tus.get(path_of(final["Location"])).body == b"oneone"
+
+    def test_of_ids_with_slashes(self, make_server: MakeServer, tmp_path: Path) -> None:
+        """Whose base path stands in the id too: it is looked up which of the readings there is."""
+        hook = tmp_path / "ids.py"
+        hook.write_text(
+            "from tusd_py.events import Changes\n"
+            "async def pre_create(event):\n"
+            "    return Changes(id=event.upload.metadata['id'].decode())\n"
+        )
+        tus = Tus(make_server("--hook", str(hook)))
+        fields = {"Upload-Concat": "partial", "Upload-Metadata": metadata(id="a/files/b")}
+        part = tus.finished(b"one", fields)
+        assert part == "/files/a/files/b"
+        fields = {
+            "Upload-Concat": f"final;https://up.example/app{part} {part}",
+            "Upload-Metadata": metadata(id="whole"),
+        }
+        final = tus.create(headers=fields)
+        assert final.status == 201
+        assert tus.get(path_of(final["Location"])).body == b"oneone"
 
 
 class TestRelativeLocation:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from tusd_py.protocol import errors
 
 _FINAL = "final;"
+_MAX_READINGS = 8
+_AUTHORITY = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^/]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +42,42 @@ def parse(value: str, *, max_parts: int) -> Partial | Final:
     return Final(parts)
 
 
-def upload_id_of(url: str, base_path: str) -> str:
-    """The id of the upload that `url` names, given the path that uploads have in front of their ids.
+def upload_ids_of(url: str, base_paths: Sequence[str]) -> tuple[str, ...]:
+    """The ids that `url` may name, the likeliest first, given the paths that uploads have in front of their ids.
 
-    `url` may be absolute, or a path; scheme and host are not compared, as servers are known under several names. A 404 is
-    raised where it cannot be an upload of this server.
+    `url` may be absolute, a path, or relative to the first of `base_paths`. Scheme, host and port are not compared, as
+    servers are known under several names; nor is what stands before a base path, as proxies put prefixes there. An id may
+    contain slashes, so that a base path that occurs several times leaves several readings. They are not checked: whether
+    one is a valid id, and whose, is for the caller. Raises a 404 for what cannot be an upload of this server.
     """
-    try:
-        path = unquote_to_bytes(urlsplit(url).path).decode("utf-8")
-    except ValueError:
-        raise errors.not_found() from None
-    if not path.startswith(base_path):
+    path = _path_of(url)
+    if "%" in path:
+        try:
+            path = unquote_to_bytes(path).decode("utf-8")
+        except ValueError:
+            raise errors.not_found() from None
+    if not path.startswith("/"):
+        path = base_paths[0] + path.removeprefix("./")
+    path = path.rstrip("/")
+    found: dict[str, None] = {}
+    for base_path in base_paths:
+        if path.startswith(base_path):
+            found[path[len(base_path) :]] = None
+    for base_path in base_paths:
+        # From the end: a prefix is long more often than an id.
+        at = path.rfind(base_path)
+        while at >= 0 and len(found) < _MAX_READINGS:
+            found[path[at + len(base_path) :]] = None
+            at = path.rfind(base_path, 0, at + len(base_path) - 1)
+    found.pop("", None)
+    if not found:
         raise errors.not_found()
-    upload_id = path[len(base_path) :].rstrip("/")
-    if not upload_id:
-        raise errors.not_found()
-    return upload_id
+    return tuple(found)
+
+
+def _path_of(url: str) -> str:
+    """The path of a URL reference (RFC 3986, section 4.1), undecoded; relative if the reference is."""
+    for separator in "#?":
+        url = url.partition(separator)[0]
+    authority = _AUTHORITY.match(url)
+    return url[authority.end() :] or "/" if authority is not None else url

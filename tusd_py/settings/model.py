@@ -142,10 +142,14 @@ class Settings(BaseModel):
         description="Connections open at the same time. Any more are answered with 503.",
     )
     max_header_size: Annotated[int, kinds.size(1024, 16 * 1024**2), LIMITS] = Field(
-        64 * 1024, description="Most that the request line and the headers of a request may take."
+        64 * 1024,
+        description="Most that the request line and the headers of a request may take. Upload-Concat is not "
+        "counted: --max-concat-parts bounds it.",
     )
-    max_concat_parts: Annotated[Count, LIMITS] = Field(
-        10_000, description="Most parts that a final upload may be joined from."
+    max_concat_parts: Annotated[int, kinds.whole(1, 100_000), LIMITS] = Field(
+        10_000,
+        description="Most parts that a final upload may be joined from. Upload-Concat may be as long as that many "
+        "URLs of 128 bytes and the base path.",
     )
 
     network_timeout: Annotated[Duration, TIME] = Field(

@@ -33,7 +33,7 @@ from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.reception import BodyEnd
-from tusd_py.storage.base import Upload
+from tusd_py.storage.base import Upload, is_valid_id
 from tusd_py.uploads import Uploads
 from tusd_py.web.body import RequestBody
 from tusd_py.web.cors import CORS
@@ -207,10 +207,10 @@ class TusEndpoint:
     async def _create(self, request: Request) -> Response:
         command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
         self._check_trailer(request, command.content)
+        view = self._view(request)
         parts: list[str] = []
         if isinstance(command.concat, Final):
-            parts = [self._id_of(request, url) for url in command.concat.parts]
-        view = self._view(request)
+            parts = await self._part_ids(request, command.concat, view)
         created = await self._uploads.create(command, parts, request.body, view)
         upload = created.upload
         request.upload_id = upload.id
@@ -295,13 +295,19 @@ class TusEndpoint:
             principal=request.principal,
         )
 
-    def _id_of(self, request: Request, url: str) -> str:
-        """The id in a URL of `Upload-Concat`: as the client sees it, or as this server does behind its proxy."""
-        path = f"{request.scope.get('root_path', '')}{self._options.base_path}"
-        try:
-            return concat.upload_id_of(url, f"{request.external.prefix}{path}")
-        except ProtocolError:
-            return concat.upload_id_of(url, path)
+    async def _part_ids(self, request: Request, final: Final, view: RequestView) -> list[str]:
+        """The ids in the URLs of `Upload-Concat`: as the client sees them, or as this server does behind its proxy."""
+        base = self._options.base_path
+        inside = f"{request.scope.get('root_path', '')}{base}"
+        # "/" alone stands before every segment: of use only where it is all that there is.
+        paths = dict.fromkeys((f"{request.external.prefix}{inside}", inside, base))
+        bases = [path for path in paths if path != "/"] or ["/"]
+        ids: dict[str, str] = {}
+        for url in final.parts:
+            if url not in ids:
+                readings = [each for each in concat.upload_ids_of(url, bases) if is_valid_id(each)]
+                ids[url] = await self._uploads.find_part(readings, view)
+        return [ids[url] for url in final.parts]
 
     # From the uploads to the response
 

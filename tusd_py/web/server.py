@@ -24,6 +24,7 @@ from tusd_py.protocol import tus
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
+from tusd_py.web import heads
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.pooling import clear
 from tusd_py.web.probe import what_works
@@ -129,6 +130,13 @@ def _serve(
         limits=Limits(
             connections=settings.max_connections,
             head_size=settings.max_header_size,
+            concat_size=0
+            if settings.disable_concatenation
+            else heads.field_size(
+                settings.max_concat_parts,
+                base_path=settings.base_path,
+                head_size=settings.max_header_size,
+            ),
             idle_timeout=settings.network_timeout,
         ),
         gauge=app.metrics,

@@ -31,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from tusd_py.protocol.headers import KNOWN, RawHeaders
+from tusd_py.web import heads
 from tusd_py.web.sendfile import is_supported, sendfile
 from tusd_py.web.transfer import TRANSFER_FROM, Collector, Heads, Room, Take, Transfer
 
@@ -55,10 +56,14 @@ class _Gauge:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What connections may cost: their number, bytes of a request's head, seconds for it to come in, and without progress."""
+    """What connections may cost: their number, bytes of a request's head, seconds for it to come in, and without progress.
+
+    concat_size: bytes of `Upload-Concat`, which are not counted in head_size; 0 counts them like any other field.
+    """
 
     connections: int = 10_000
     head_size: int = 64 * 1024
+    concat_size: int = 0
     idle_timeout: float = 60.0
 
 
@@ -77,6 +82,7 @@ class UploadConfig(uvicorn.Config):
         super().__init__(app, http=UploadProtocol, ws="none", log_config=None, **kwargs)
         self.limits = limits
         self.collector = Collector()
+        self.long_heads = heads.LongHeads(limits.concat_size)
         self.gauge: ConnectionGauge = gauge or _Gauge()
         self.fixed_headers = dict(fixed_headers or {})
 
@@ -247,6 +253,7 @@ class UploadProtocol(HttpToolsProtocol):
     # With these among them, the attributes of an instance would be more than Python lets instances share a layout for.
     __slots__ = (
         "_body_length",
+        "_concat_size",
         "_connection",
         "_exchange",
         "_fixed_headers",
@@ -258,6 +265,8 @@ class UploadProtocol(HttpToolsProtocol):
         "_limits",
         "_lingered",
         "_lingering",
+        "_long_head",
+        "_long_heads",
         "_refusal",
         "_timer",
         "_unparsed",
@@ -276,6 +285,9 @@ class UploadProtocol(HttpToolsProtocol):
         self.limits = ours.limits if ours else Limits()
         self._gauge: ConnectionGauge = ours.gauge if ours else _Gauge()
         self.collector = ours.collector if ours else Collector()
+        self._long_heads = ours.long_heads if ours else heads.LongHeads(0)
+        self._long_head = False
+        self._concat_size = 0
         self._fixed_headers = ours.fixed_headers if ours else {}
         self._connection: _Connection
         self._exchange = Exchange(self)
@@ -308,6 +320,7 @@ class UploadProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_keep_alive()
+        self._release_long_head()
         super().connection_lost(exc)
         self._gauge.connections_open = len(self.connections)
 
@@ -355,6 +368,8 @@ class UploadProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def on_response_complete(self) -> None:
+        if self._unparsed <= self.limits.head_size:
+            self._release_long_head()
         if self._lingering:
             # The response said that it is the last one.
             self.pipeline.clear()
@@ -404,7 +419,11 @@ class UploadProtocol(HttpToolsProtocol):
             return
         self._unparsed += len(data)
         super().data_received(data)
-        if self._unparsed > self.limits.head_size and not self._lingering:
+        if (
+            self._unparsed > self.limits.head_size
+            and not self._may_be_long()
+            and not self._lingering
+        ):
             self._refuse_size()
             self._answer(*cast("tuple[int, str, str]", self._refusal))
         elif self._in_head and self._unparsed and self._timer is None and not self._lingering:
@@ -413,7 +432,7 @@ class UploadProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_size = 0
+        self._head_size = self._concat_size = 0
         self._body_length = b"0"
 
     def on_url(self, url: bytes) -> None:
@@ -423,10 +442,7 @@ class UploadProtocol(HttpToolsProtocol):
             raise _RefusedHead
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self.limits.head_size:
-            self._refuse_size()
-            raise _RefusedHead
+        self._count(name, len(name) + len(value) + 4)
         if not self._in_head:
             self._exchange.add_trailer(name, value)
             return
@@ -439,6 +455,50 @@ class UploadProtocol(HttpToolsProtocol):
             self.expect_100_continue = True
         self.headers.append((name, value))
 
+    def _count(self, name: bytes, size: int) -> None:
+        """Count a field's bytes, a final's list of parts apart. Raises _RefusedHead for a head that is too long."""
+        limits = self.limits
+        if limits.concat_size and self._in_head and name.lower() == heads.FIELD:
+            self._concat_size += size
+        else:
+            self._head_size += size
+        if self._head_size + self._concat_size <= limits.head_size:
+            return
+        if (
+            self._head_size > limits.head_size
+            or self._concat_size > limits.concat_size
+            or not self._acquire_long_head()
+        ):
+            self._refuse_size()
+            raise _RefusedHead
+
+    def _may_be_long(self) -> bool:
+        """Whether a head that has taken more than an ordinary one, and is not complete, may be that of a final."""
+        limits = self.limits
+        return (
+            self._in_head
+            and not self._lingering
+            and 0 < self._unparsed - limits.head_size <= limits.concat_size
+            and self.parser.get_method() == b"POST"
+            and self._acquire_long_head()
+        )
+
+    def _acquire_long_head(self) -> bool:
+        if not self._long_head and self.limits.concat_size:
+            self._long_head = self._long_heads.try_acquire()
+            if not self._long_head:
+                self._refusal = (
+                    503,
+                    "ERR_UNAVAILABLE",
+                    "too many requests with long lists of parts at once; retry later",
+                )
+        return self._long_head
+
+    def _release_long_head(self) -> None:
+        if self._long_head:
+            self._long_head = False
+            self._long_heads.release()
+
     def _refuse_size(self) -> None:
         if self._refusal is None:
             limit = self.limits.head_size
@@ -450,7 +510,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._unparsed = self._head_size = 0
+        self._unparsed = self._head_size = self._concat_size = 0
         self._stop_timer()
         http_version = self.parser.get_http_version()
         scope = self._complete_scope(http_version)

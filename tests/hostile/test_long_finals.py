@@ -1,0 +1,105 @@
+"""Finals of many parts: as many absolute URLs as `--max-concat-parts` allows fit, and strangers gain no memory by that."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.tus import Tus, path_of
+from tests.support.waiting import wait_until
+from tests.support.wire import Connection, head_bytes
+from tusd_py.settings import Settings
+
+DEFAULT_PARTS = int(Settings.model_fields["max_concat_parts"].default)
+HOST = "uploads-of-a-long-name.department.example.org"
+UNHURRIED = ("--network-timeout", "10m")
+
+
+def final_of(urls: list[str]) -> dict[str, str]:
+    return {
+        "Tus-Resumable": "1.0.0",
+        "Content-Length": "0",
+        "Upload-Concat": "final;" + " ".join(urls),
+    }
+
+
+@pytest.mark.parametrize("behind", ["", "/app"])
+def test_as_many_absolute_urls_as_are_allowed_by_default(tus: Tus, behind: str) -> None:
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    url = f"https://{HOST}:8443{behind}{part}"
+    created = tus.create(headers=final_of([url] * DEFAULT_PARTS))
+    assert created.status == 201
+    assert tus.get(path_of(created["Location"])).body == b"x" * DEFAULT_PARTS
+
+
+def test_one_more_is_refused_with_the_limit(tus: Tus) -> None:
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    refused = tus.create(headers=final_of([part] * (DEFAULT_PARTS + 1)))
+    assert (refused.status, refused.code) == (400, "ERR_INVALID_CONCAT")
+    assert str(DEFAULT_PARTS) in refused.text
+
+
+@pytest.mark.parametrize("parts", [1, 40, 2000])
+def test_the_bound_follows_the_setting(make_server: MakeServer, parts: int) -> None:
+    server = make_server("--max-concat-parts", str(parts), "--max-header-size", "2KiB")
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    url = f"https://{HOST}:8443/app{part}"
+    assert tus.create(headers=final_of([url] * parts)).status == 201
+    assert tus.create(headers=final_of([url] * (parts + 1))).status in (400, 431)
+    padded = final_of([url] * parts) | {"X-Padding": "x" * 3000}
+    assert tus.create(headers=padded).status == 431
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("POST", "X-Padding"),
+        ("POST", "Upload-Metadata"),
+        ("PATCH", "Upload-Concat"),
+        ("HEAD", "Upload-Concat"),
+        ("GET", "Upload-Concat"),
+    ],
+)
+def test_other_long_heads_are_refused(tus: Tus, method: str, name: str) -> None:
+    with tus.connect() as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(
+                head_bytes(method, tus.collection, {name: "x" * 1_000_000}, "localhost")
+            )
+        refused = connection.read_response(method)
+    assert refused.status == 431
+
+
+def test_a_list_without_end_is_refused(tus: Tus) -> None:
+    with tus.connect() as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(b"POST /files/ HTTP/1.1\r\nHost: a\r\nUpload-Concat: final;")
+            for _ in range(64):
+                connection.send(b"/files/x " * 7000)
+        assert connection.read_response("POST").status == 431
+
+
+def test_strangers_have_a_few_long_heads_together(make_server: MakeServer) -> None:
+    """However many begin one, and they are free again when these have gone."""
+    server = make_server(*UNHURRIED)
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    whole = final_of([part] * DEFAULT_PARTS)
+    begun = head_bytes("POST", tus.collection, whole, "localhost")[:300_000]
+    before = server.memory()
+    with ExitStack() as open_ones:
+        for _ in range(300):
+            connection = open_ones.enter_context(Connection(server.address))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(begun)
+        refused = tus.create(headers=whole)
+        assert (refused.status, refused.code) == (503, "ERR_UNAVAILABLE")
+        assert refused["Retry-After"]
+        # An ordinary final is joined beside them.
+        assert tus.create(headers=final_of([part] * 100)).status == 201
+        assert server.memory() - before < 64 * 1024**2
+    # The server learns that they have gone when it reads their sockets.
+    wait_until(lambda: tus.create(headers=whole).status == 201, "a long head is taken again")
