@@ -436,7 +436,7 @@ def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: 
         "def direct() -> bool:\n"
         "    return getattr(app.state, 'direct', False)\n"
     )
-    flags = ("--http", "tusd_py.web.uvicorn:UploadProtocol")
+    flags = ("--http", "tusd_py:UploadProtocol")
     with AppProcess(tmp_path / "app", code, "ours", *flags) as app:
         url = http.create(f"{app.url}/files/", source.size, METADATA).headers["location"]
         assert http.patch(url, 0, source.path.read_bytes()).status_code == 204

@@ -46,7 +46,7 @@ def uvicorn(directory: Path, code: str, *flags: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/mounting.md"])
-@pytest.mark.parametrize("flags", [(), ("--http", "tusd_py.web.uvicorn:UploadProtocol")])
+@pytest.mark.parametrize("flags", [(), ("--http", "tusd_py:UploadProtocol")])
 def test_uploads_in_a_fastapi_application(
     tmp_path: Path, page: str, flags: tuple[str, ...]
 ) -> None:
