@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from tusd_py.auth.principal import ANYBODY, Principal
+from tusd_py.background import spawn
 from tusd_py.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -419,7 +420,7 @@ class Hooks:
 
     def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
         before = self._queues.get(event.upload.id)
-        task = asyncio.get_running_loop().create_task(self._announce(event, before, stop))
+        task = spawn(self._announce(event, before, stop), "hooks")
         self._queues[event.upload.id] = task
         task.add_done_callback(lambda done: self._forget(event.upload.id, done))
 

@@ -13,8 +13,10 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from tusd_py.background import keep_running
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
@@ -107,7 +109,7 @@ async def sweep_alone(upkeep: Upkeep, registry: Registry, kind: SweepKind) -> Sw
     token = secrets.token_hex(8)
     if not await registry.lock_sweep(token, lease=_LEASE):
         return None
-    keeping = asyncio.create_task(_keep(registry, token))
+    keeping = keep_running(partial(_keep, registry, token), "sweep lease")
     try:
         began = time.time()
         report = await upkeep.sweep(kind, dry_run=False, tell=None)

@@ -19,6 +19,7 @@ from typing import Literal
 
 from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
+from tusd_py.background import keep_running
 from tusd_py.events import Event, HookContext, Reject, UploadView
 from tusd_py.protocol.metadata import FORCE_KEY
 from tusd_py.state import StateUnavailable
@@ -333,7 +334,7 @@ class _Later:
             del self._owed[next(iter(self._owed))]
         self._owed[key] = change
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = keep_running(self._run, "duplicates")
 
     def hurry(self) -> None:
         """Redis is back: tries at once."""

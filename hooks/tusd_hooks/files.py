@@ -22,6 +22,7 @@ from typing import IO
 from tusd_hooks import wire
 from tusd_hooks.wire import WireHooks
 from tusd_py import logs
+from tusd_py.background import spawn
 from tusd_py.events import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX
 from tusd_py.settings.model import WIRE_EVENTS
@@ -132,9 +133,7 @@ class FileHooks(WireHooks):
 
     def _listen_to(self, process: Popen[bytes], event: Event) -> None:
         """Logs standard error, also of what the hook left running in the background, which may be long after its end."""
-        task = asyncio.get_running_loop().create_task(_log_lines(process, event))
-        self._errors.add(task)
-        task.add_done_callback(self._errors.discard)
+        spawn(_log_lines(process, event), "hook output", self._errors)
 
 
 def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:

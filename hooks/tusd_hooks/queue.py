@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
+from tusd_py.background import keep_running
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Outbox
 from tusd_workers.connection import connect
@@ -45,7 +46,7 @@ class Courier:
 
     async def start(self) -> None:
         """Begins to put into the queue what is noted."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="courier")
+        self._task = keep_running(self._run, "courier")
 
     async def stop(self) -> None:
         """Tries once more."""

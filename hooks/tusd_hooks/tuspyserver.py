@@ -34,6 +34,7 @@ from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.tokens import BadToken
 from tusd_py.auth.verify import AccessTokens
+from tusd_py.background import keep_running
 from tusd_py.commandline import UsageError
 from tusd_py.compat.directory import Expired, expire, read, records
 from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
@@ -330,7 +331,7 @@ async def _until_the_end(
     hook: Duplicates, state: State, embedded: EmbeddedState | None
 ) -> AsyncGenerator[None, None]:
     """Suspended until it is closed, which the loop does when it ends."""
-    watcher = None if embedded is None else asyncio.get_running_loop().create_task(embedded.watch())
+    watcher = None if embedded is None else keep_running(embedded.watch, "embedded redis")
     try:
         yield
     finally:

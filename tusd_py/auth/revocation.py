@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tusd_py import logs
+from tusd_py.background import keep_running
 from tusd_py.state import Script, State, StateUnavailable
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Revocations:
                 "revocations",
                 message="Redis does not tell what was revoked; requests are refused until it does",
             )
-        self._poller = asyncio.get_running_loop().create_task(self._poll())
+        self._poller = keep_running(self._poll, "revocations")
 
     async def stop(self) -> None:
         """Reads no more."""

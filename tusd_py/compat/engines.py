@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import SecretStr
 
+from tusd_py.background import keep_running
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedState
 from tusd_py.web.app import TusApp
@@ -53,7 +54,7 @@ class Engine:
         settings = self._settings
         if self._state is not None:
             url = await asyncio.to_thread(self._state.start)
-            self._watcher = asyncio.get_running_loop().create_task(self._state.watch())
+            self._watcher = keep_running(self._state.watch, "embedded redis")
             settings = settings.model_copy(update={"redis_url": SecretStr(url)})
         tus = TusApp(settings, hooks=[self._hook])
         try:

@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -30,6 +29,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
+from tusd_py.background import keep_running, spawn
 from tusd_py.locks.base import LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.process import ProcessName
 from tusd_py.locks.scripts import ACQUIRE, RELEASE, RENEW
@@ -318,9 +318,7 @@ class RedisLocks:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Does what nobody waits for."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        spawn(work, "locks", self._chores)
 
     def _keys(self, claim: _Claim) -> tuple[str, str]:
         names = self._state.keys
@@ -341,17 +339,10 @@ class RedisLocks:
             return
         # Not earlier: a name must not be shared with the process that we may have been forked from.
         self._process = str(ProcessName.of_this())
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._go_on(work)) for work in (self._keep, self._listen)]
-
-    async def _go_on(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Does what must not end before everything does."""
-        while not self._stopped:
-            try:
-                await work()
-            except Exception as error:  # noqa: BLE001 - the edge of a job
-                logs.event(logger, logging.ERROR, "locks failed", exc_info=error)
-                await asyncio.sleep(_POLL)
+        self._tasks = [
+            keep_running(self._keep, "lock leases"),
+            keep_running(self._listen, "lock requests"),
+        ]
 
     async def _keep(self) -> None:
         """Renews what is held."""

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from tusd_py.background import keep_running
 from tusd_py.locks.base import LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
@@ -114,7 +115,7 @@ class SharedLocks:
         lease.alone = True
         self._alone.add(lease)
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+            self._watcher = keep_running(self._watch, "file locks")
 
     def _uphold(self) -> None:
         """Redis does not answer: what is held is held without it from now on, as long as it is certainly ours."""

@@ -44,6 +44,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tusd_py import logs
+from tusd_py.background import keep_running, spawn
 from tusd_py.settings import redis_url
 from tusd_py.state.keys import DEFAULT_PREFIX, Keys
 from tusd_py.state.scripts import Script
@@ -185,7 +186,7 @@ class State:
         if trouble is not None:
             self._begin(trouble)
             self._say_away(trouble)
-        self._watcher = asyncio.create_task(self._watch(), name="redis")
+        self._watcher = keep_running(self._watch, "redis")
 
     async def stop(self) -> None:
         """Close all connections. Commands fail from now on."""
@@ -268,11 +269,8 @@ class State:
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for begin in range(0, len(waiting), _TOGETHER):
-            task = asyncio.get_running_loop().create_task(
-                self._carry_out(waiting[begin : begin + _TOGETHER])
-            )
-            self._sent.add(task)
-            task.add_done_callback(self._sent.discard)
+            batch = waiting[begin : begin + _TOGETHER]
+            spawn(self._carry_out(batch), "redis commands", self._sent)
 
     async def _answered(self, name: str, answer: asyncio.Future[object]) -> object:
         """What Redis answers. Raises StateUnavailable."""

@@ -208,3 +208,7 @@ class RegistryWriter:
         except StateUnavailable as problem:
             logger.debug("the registry was not told of %d uploads: %s", len(owed), problem)
             self._owed = owed | self._owed
+        except Exception:
+            # Not owed for ever: should one of these be what fails, no others would ever be told.
+            self._is_complete = False
+            raise

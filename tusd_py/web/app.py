@@ -23,6 +23,7 @@ from tusd_py.announcing import Announcer, Courier
 from tusd_py.auth import build
 from tusd_py.auth.gate import Gate
 from tusd_py.auth.quota import OpenUploads
+from tusd_py.background import keep_running, record_failure
 from tusd_py.control import ControlServer
 from tusd_py.rules import Rules
 from tusd_py.settings.model import Settings
@@ -218,21 +219,21 @@ class TusApp:
             )
             await self._start_courier()
             if self._writer is not None:
-                self._begin(self._writer.run())
+                self._begin(self._writer.run, "due index")
             if self._is_server and not self._child:
                 # Of several processes the first one sweeps.
                 await self._listen_for_operators()
-                self._begin(self._sweep_regularly())
+                self._begin(self._sweep_regularly, "sweep")
                 self._start_children()
             if self._is_server:
                 self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
-                self._begin(pool.publish_regularly())
+                self._begin(pool.publish_regularly, "metrics")
             self._started = True
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        self._background.append(asyncio.get_running_loop().create_task(work))
+    def _begin(self, start: Callable[[], Coroutine[None, None, None]], name: str) -> None:
+        self._background.append(keep_running(start, name))
 
     async def stop(self) -> None:
         """Ends the bodies in flight, waits for what was begun, and lets the directory go."""
@@ -298,7 +299,7 @@ class TusApp:
         self.metrics.jobs = JobsMetrics(state, outbox, speaks=not self._child)
         if not self._child:
             # Of several processes the first one looks, and the others add its numbers to theirs.
-            self._begin(self.metrics.jobs.run())
+            self._begin(self.metrics.jobs.run, "metrics of jobs")
 
     async def _start_courier(self) -> None:
         """Where workers have events to tell, somebody has to tell the workers."""
@@ -347,6 +348,10 @@ class TusApp:
                 kind = await self._missing_sweep()
             except (UpkeepFailed, StateUnavailable) as problem:
                 logger.warning("the sweep failed and will be tried again: %s", problem)
+                await asyncio.sleep(self.settings.sweep_interval)
+                kind = "all"
+            except Exception as problem:  # noqa: BLE001 - the edge of a task; not begun again at once, as it may be long
+                record_failure("sweep", problem, "the sweep failed and will be tried again")
                 await asyncio.sleep(self.settings.sweep_interval)
                 kind = "all"
 

@@ -13,10 +13,12 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 from pydantic import SecretStr
 
 from tusd_py import logs
+from tusd_py.background import keep_running
 from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX, catalogue
 from tusd_py.settings.model import Settings
 
@@ -41,8 +43,7 @@ class Children:
 
     def start(self) -> None:
         """Starts them; returns at once."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._keep(command)) for command in COMMANDS]
+        self._tasks = [keep_running(partial(self._keep, each), each) for each in COMMANDS]
 
     async def stop(self, timeout: float) -> None:
         """Ends them: SIGTERM, and SIGKILL for one that has not ended within `timeout` seconds."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tusd_py import logs
+from tusd_py.background import keep_running
 from tusd_py.locks.base import Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
@@ -108,7 +109,7 @@ class Shared:
         if self.state is not None:
             await self.state.start()
         if self._embedded is not None:
-            self._watcher = asyncio.get_running_loop().create_task(self._embedded.watch())
+            self._watcher = keep_running(self._embedded.watch, "embedded redis")
 
     async def stop(self) -> None:
         """Lets everything go; the embedded server ends with the last process that uses it."""

@@ -21,6 +21,7 @@ from jwt.exceptions import PyJWKError, PyJWTError
 
 from tusd_py import logs
 from tusd_py.auth.keys import KeysUnavailable
+from tusd_py.background import spawn
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Jwks:
         if self._keys is None or now - self._loaded > _GOOD:
             await self._refresh(_RETRY)
         elif now - self._loaded > _FRESH and (self._background is None or self._background.done()):
-            self._background = asyncio.get_running_loop().create_task(self._refresh(_PAUSE))
+            self._background = spawn(self._refresh(_PAUSE), "jwks")
         keys = self._keys
         if keys is None or time.monotonic() - self._loaded > _GOOD:
             raise KeysUnavailable(f"no keys from {self._source}")
