@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass, replace
@@ -139,9 +140,31 @@ def parse(content: bytes) -> Intent:
     """What `serialize` wrote. Raises MalformedIntent."""
     try:
         document: _Document = json.loads(content)
-        return _read(document)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        intent = _read(document)
+        _check_values(intent)
+        return intent
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as problem:
         raise MalformedIntent(f"it cannot be read: {problem!r}") from problem
+
+
+def _check_values(intent: Intent) -> None:
+    """Raises ValueError for values by which nobody could decide when to tell it, and whom."""
+    counts = (intent.attempts, intent.event.attempt)
+    if not all(type(each) is int and each >= 0 for each in counts):
+        raise ValueError(f"attempts is {intent.attempts!r:.100}")
+    for name, seconds in (("not_before", intent.not_before), ("created_at", intent.created_at)):
+        if type(seconds) not in (int, float) or not math.isfinite(seconds):
+            raise ValueError(f"{name} is {seconds!r:.100}")
+    texts = (*intent.hooks, intent.problem, intent.event.id, intent.event.upload.id)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("there is something else in place of a text")
 
 
 def _read(document: _Document) -> Intent:

@@ -15,8 +15,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from tusd_py import skipped
 from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.skipped import skip_entry
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind, SweepRecord
 from tusd_py.storage.base import (
@@ -44,7 +46,8 @@ _MOST_LOGGED = 20
 class SweepReport:
     """What a sweep did: counts of uploads, and of remains of crashes. failed: uploads that it had to pass over.
 
-    With a dry run, expired and remains are what would have gone. remains of the store as a whole are then not looked for.
+    skipped: directories and names that it could not read. With a dry run, expired and remains are what would have gone.
+    remains of the store as a whole are then not looked for.
     """
 
     seen: int = 0
@@ -52,6 +55,7 @@ class SweepReport:
     finished: int = 0
     remains: int = 0
     failed: int = 0
+    skipped: int = 0
 
     def record(self, kind: SweepKind, began: float) -> SweepRecord:
         """It as it is remembered; it ends now."""
@@ -95,7 +99,7 @@ async def sweep(
     if not isinstance(store, RemovesUploads):
         return looking.report
     batch: list[str] = []
-    async for upload_id in store.ids():
+    async for upload_id in store.ids(looking.skip):
         if uploads.closing:
             return looking.report
         batch.append(upload_id)
@@ -207,7 +211,9 @@ class _Sweep:
                         await self._found(found)
                 else:
                     self._note(upload_id, await self._look_at(store, upload_id, found))
-            except (StorageError, ProtocolError) as problem:
+            except (LocksClosed, LocksUnavailable):
+                raise
+            except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
                 self._pass_over(upload_id, problem)
             if self._stopped:
                 return
@@ -262,10 +268,16 @@ class _Sweep:
             self._stopped = str(problem)
             return
         self.report.failed += 1
+        skipped.counts["upload"] += 1
         # With a store that is away there would be one for each.
         level = logging.WARNING if self.report.failed <= _MOST_LOGGED else logging.DEBUG
         logger.log(level, "the sweep passed %s over: %s", upload_id, problem)
         self._note(upload_id, self._uploads.now() + _LATER)
+
+    def skip(self, path: str, problem: Exception) -> None:
+        """Passes a directory over, or a name that nobody could be told."""
+        self.report.skipped += 1
+        skip_entry(path, problem)
 
     def _note(self, upload_id: str, due: float | None) -> None:
         """When an upload is to be looked at again; None for never."""

@@ -20,6 +20,7 @@ from tusd_py.announcing import Announcer
 from tusd_py.auth.authority import Authority
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
+from tusd_py.background import spawn
 from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining
 from tusd_py.locks.base import (
@@ -466,9 +467,7 @@ class Uploads:
         if not isinstance(self.store, JoinsParts):
             return
         for final_id in await self.store.finals_awaiting(part_id):
-            task = asyncio.get_running_loop().create_task(self._complete_final(final_id, request))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            spawn(self._complete_final(final_id, request), "join", self._background)
 
     async def _complete_final(self, final_id: str, request: RequestView) -> None:
         try:
@@ -539,9 +538,15 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return [UploadNotFound(upload_id) for upload_id in upload_ids]
         return [
-            await self._as_young_as_its_parts(found) if isinstance(found, Upload) else found
+            await self._with_its_parts_age(found) if isinstance(found, Upload) else found
             for found in await self.store.load_each(upload_ids)
         ]
+
+    async def _with_its_parts_age(self, upload: Upload) -> Upload | StorageError:
+        try:
+            return await self._as_young_as_its_parts(upload)
+        except StorageError as problem:
+            return problem
 
     async def expire_each(self, upload_ids: Sequence[str]) -> dict[str, bool | StorageError]:
         """Removes those that are due, unless somebody holds them or they have moved; whether each went, or what was wrong.

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.skipped import printable
 from tusd_py.storage import foreign
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import STATE_DIRECTORY, FileStore
+from tusd_py.storage.info import MALFORMED
+from tusd_py.storage.record_file import read_record
 
 USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"
 ABOUT = """\
@@ -149,18 +152,21 @@ async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, output: _
     try:
         total = await asyncio.to_thread(lambda: sum(1 for _ in _names(store.root)))
         output.begin(total)
-        async for upload_id in store.ids():
+
+        def leave(name: str, problem: Exception) -> None:
+            summary.left_alone += 1
+            output.leave(printable(name), str(problem).removeprefix(f"{name}: "))
+
+        async for upload_id in store.ids(leave):
             summary.seen += 1
             try:
                 await work.do(store, upload_id, summary)
-            except StorageError as problem:
-                summary.left_alone += 1
-                output.leave(upload_id, str(problem).removeprefix(f"{upload_id}: "))
+            except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others theirs
+                leave(upload_id, problem)
             output.step(summary.seen)
         for name in await asyncio.to_thread(_without_record, store.root):
             summary.seen += 1
-            summary.left_alone += 1
-            output.leave(name, "there are bytes, but no record")
+            leave(name, StorageError("there are bytes, but no record"))
     finally:
         if not dry_run:
             store.close()
@@ -220,8 +226,8 @@ class _Return:
 
 def _layout(path: str) -> foreign.Layout:
     try:
-        return foreign.layout_of(json.loads(Path(path).read_bytes()))
-    except (OSError, ValueError):
+        return foreign.layout_of(json.loads(read_record(path)[0]))
+    except (OSError, StorageError, *MALFORMED):
         return "unknown"
 
 

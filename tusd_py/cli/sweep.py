@@ -84,6 +84,7 @@ async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
             if dry_run
             else f", {report.finished} finished, {report.remains} remains of crashes cleared"
         )
-        failed = f", {report.failed} passed over (the log says why)" if report.failed else ""
+        passed_over = report.failed + report.skipped
+        failed = f", {passed_over} passed over (the log says why)" if passed_over else ""
         sys.stdout.write(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}\n")
     return 1 if report.failed else 0

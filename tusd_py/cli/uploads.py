@@ -24,6 +24,7 @@ from tusd_py.locks.memory import MemoryLocks
 from tusd_py.rules import Rules
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
+from tusd_py.skipped import printable
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
 from tusd_py.storage.file import FileStore
 from tusd_py.uploads import Uploads
@@ -117,10 +118,18 @@ async def _list(reader: _Reader, output: _Output, limit: int, after: str) -> int
 
 async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload]:
     """Uploads in the order of their ids; of a million, no more are held than a page has."""
+    said = set[str]()
+
+    def say_skipped(path: str, problem: Exception) -> None:
+        # The whole storage is walked through for each page.
+        if path not in said:
+            said.add(path)
+            sys.stderr.write(f"tusd-py uploads: {printable(path)} is passed over: {problem}\n")
+
     while limit > 0:
         # A heap of the smallest ids so far, the largest of them on top.
         heap: list[_Reversed] = []
-        async for upload_id in reader.store.ids():
+        async for upload_id in reader.store.ids(say_skipped):
             if upload_id > after:
                 if len(heap) < limit:
                     heapq.heappush(heap, _Reversed(upload_id))
@@ -162,6 +171,9 @@ async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
         except UploadNotFound:
             missing += 1
             sys.stderr.write(f"tusd-py uploads: there is no upload {json.dumps(upload_id)}\n")
+        except StorageError as problem:
+            missing += 1
+            sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)}: {problem}\n")
     return 1 if missing else 0
 
 
@@ -276,4 +288,8 @@ def _printable(text: str) -> str:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        # A file's time may be any, and lie beyond all calendars.
+        return f"{seconds:.0f}"

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.skipped import printable, skip_entry
 from tusd_py.storage import foreign
 from tusd_py.storage.base import StorageError, UploadInfo
 from tusd_py.storage.file import STATE_DIRECTORY
+from tusd_py.storage.info import MALFORMED
+from tusd_py.storage.record_file import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,9 @@ def expire(
                 continue
         except BlockingIOError:
             report.in_use += 1
-        except (StorageError, OSError) as problem:
+        except (StorageError, OSError, UnicodeError) as problem:
             report.not_understood += 1
-            logger.warning("passed over: %s", problem)
+            logger.warning("passed over: %s", printable(str(problem)))
         else:
             report.removed.append(path)
     return report
@@ -90,7 +92,7 @@ def read(path: str, *, strict: bool = False) -> UploadInfo | None:
     None for one that is not there and, unless `strict`, for one that is not the router's. Raises StorageError then.
     """
     try:
-        document = json.loads(Path(f"{path}.info").read_bytes())
+        document = json.loads(read_record(f"{path}.info")[0])
         if foreign.layout_of(document) != "tuspyserver":
             raise StorageError(f"{path}.info is not a record of tuspyserver's")
         created = foreign.seconds(document["created_at"]) or 0.0
@@ -99,15 +101,19 @@ def read(path: str, *, strict: bool = False) -> UploadInfo | None:
         )
     except FileNotFoundError:
         return None
-    except (StorageError, ValueError, TypeError, ProtocolError) as problem:
+    except (StorageError, *MALFORMED, ProtocolError) as problem:
         if strict:
             raise StorageError(f"{path}.info: {problem}") from problem
         return None
 
 
 def records(root: str) -> Iterator[str]:
-    """The paths of all uploads that have a record, without the ending."""
-    for directory, below, names in os.walk(root):
+    """The paths of all uploads that have a record, without the ending. Directories that cannot be read are passed over."""
+
+    def passed_over(problem: OSError) -> None:
+        skip_entry(os.path.relpath(problem.filename, root), problem)
+
+    for directory, below, names in os.walk(root, onerror=passed_over):
         below[:] = [name for name in below if name not in (STATE_DIRECTORY, foreign.LOCKS)]
         for name in names:
             if name.endswith(".info"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from tusd_py.protocol.checksum import Checksum
+from tusd_py.skipped import Skip, skip_entry
 
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
@@ -273,8 +274,11 @@ class RemovesUploads(Protocol):
         may_go: asked with the id just before each, in any thread.
         """
 
-    def ids(self) -> AsyncIterator[str]:
-        """Every upload there is, in no particular order, with memory that does not grow with their number."""
+    def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
+        """Every upload there is, in no particular order, with memory that does not grow with their number.
+
+        skip: told of what cannot be read and is passed over. Raises StorageError if nothing at all can be read.
+        """
 
     async def discard_fragment(self, upload_id: str) -> bool:
         """Removes what a crash left of a creation that nobody was answered, once it is an hour old; returns whether it did."""

@@ -23,13 +23,14 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tusd_py.protocol.checksum import Checksum
+from tusd_py.skipped import Skip, skip_entry
 from tusd_py.storage import foreign
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
@@ -45,9 +46,11 @@ from tusd_py.storage.blocks import Blocks
 from tusd_py.storage.copying import CopyStopped, append_files
 from tusd_py.storage.datafile import DataFile
 from tusd_py.storage.known import KnownRecords
+from tusd_py.storage.listing import Listing, entries_of, files_in
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
+from tusd_py.storage.record_file import read_record
 from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
 from tusd_py.storage.verified import VerifiedFileWriter, hashing_threads
@@ -61,7 +64,6 @@ _PLENTY = 4 * 1024**3
 """Bytes of free space that do not go in a moment."""
 _MOMENT = 0.25
 """Seconds."""
-_SCAN_BATCH = 1000
 
 Guard = Literal["exclusive", "shared", "none"]
 
@@ -292,29 +294,23 @@ class FileStore:
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
         path = self._info_path(upload_id)
-        read_at = time.time_ns()
         try:
             if self._is_local:
-                known = self._known.recall(upload_id, path, os.stat(path, follow_symlinks=False))
+                known = self._known.recall(upload_id, os.stat(path, follow_symlinks=False))
                 if known is not None:
                     return known
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(f"{self._gone}/{self._flat(upload_id)}"):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
-        try:
-            status = os.fstat(descriptor)
-            content = os.read(descriptor, status.st_size + 1)
-        finally:
-            os.close(descriptor)
-        if not records.strip_nuls(content):
+        if not content:
             raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
         info = records.parse(
             content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
         )
         if remember and not info.foreign:
-            self._known.remember(info, status, read_at=read_at)
+            self._known.remember(info, status)
         return info
 
     def _status(self, path: str) -> os.stat_result:
@@ -414,10 +410,8 @@ class FileStore:
         with _translated(f"recording {info.id}"):
             tmp = self._write_record(info)
             try:
-                # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
-                await self._syncs.sync(None, tmp)
                 os.rename(tmp, self._info_path(info.id))
-            except BaseException:
+            except OSError:
                 os.unlink(tmp)
                 raise
 
@@ -434,11 +428,7 @@ class FileStore:
             if not self._mark_finished(info, record):
                 await self._finish_by_rename(info, sync=sync)
             elif sync:
-                try:
-                    await self._syncs.sync(None, record)
-                except BaseException:
-                    self._mark_unfinished(info, record)
-                    raise
+                await self._syncs.sync(None, record)
 
     def _mark_finished(self, info: UploadInfo, path: str) -> bool:
         """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
@@ -454,18 +444,6 @@ class FileStore:
         finally:
             os.close(descriptor)
         return True
-
-    def _mark_unfinished(self, info: UploadInfo, path: str) -> None:
-        """Takes `_mark_finished` back, as far as the disk lets that be done."""
-        marked = records.ending(info.finished_at)
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                at = max(0, os.fstat(descriptor).st_size - len(marked))
-                if os.pread(descriptor, len(marked), at) == marked:
-                    os.pwrite(descriptor, records.UNFINISHED, at)
-            finally:
-                os.close(descriptor)
 
     async def _finish_by_rename(self, info: UploadInfo, *, sync: bool) -> None:
         tmp = self._write_record(info)
@@ -489,7 +467,7 @@ class FileStore:
         if sync:
             sync_path(self.data_path(info), data_only=True)
         content = records.serialize(info, root=self.root) if content is None else content
-        tmp = self._write_tmp(info.id, content, sync=True)
+        tmp = self._write_tmp(info.id, content, sync=sync)
         try:
             os.rename(tmp, self._info_path(info.id))
         except OSError:
@@ -586,6 +564,8 @@ class FileStore:
                 found.append(self._load(upload_id, remember=False))
             except StorageError as problem:
                 found.append(problem)
+            except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
+                found.append(StorageError(f"{upload_id}: {problem!r}"))
         return found
 
     async def remove_each(
@@ -623,8 +603,8 @@ class FileStore:
     ) -> None:
         """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
         if info is None:
-            content = Path(tombstone).read_bytes()
             with suppress(StorageError):
+                content, _ = read_record(tombstone)
                 info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
         for path in (
             f"{self.root}/{upload_id}" if info is None else self.data_path(info),
@@ -654,7 +634,7 @@ class FileStore:
                 self._finish_removal(upload_id, tombstone)
             os.unlink(tombstone)
 
-    async def ids(self) -> AsyncIterator[str]:
+    async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -665,8 +645,14 @@ class FileStore:
                 entries = os.scandir(f"{self.root}/{prefix}")
             except FileNotFoundError:
                 continue
+            except OSError as problem:
+                if not prefix:
+                    raise StorageError(f"reading {self.root}: {problem}") from problem
+                skip(prefix, problem)
+                continue
             with entries:
-                while batch := await self._threads.run(_next_entries, entries):
+                listing = Listing(entries, prefix, skip)
+                while batch := await self._threads.run(listing.next_batch):
                     for name, is_directory in batch:
                         if is_directory:
                             if name != STATE_DIRECTORY:
@@ -690,11 +676,11 @@ class FileStore:
         removed = 0
         now = time.time()
         # Files come and go while they are looked at: one that has gone is nobody's remains.
-        for entry in _files_in(self._tmp):
-            with suppress(FileNotFoundError):
+        for entry in files_in(self._tmp):
+            with suppress(OSError):
                 if self._is_abandoned(entry.stat().st_mtime):
                     removed += _unlink(entry.path)
-        for entry in _files_in(self._gone):
+        for entry in files_in(self._gone):
             # One that cannot be removed now does not keep the others; the next sweep tries again.
             with suppress(OSError):
                 status = entry.stat()
@@ -703,31 +689,32 @@ class FileStore:
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += _unlink(entry.path)
-        for entry in _files_in(self._chunks):
-            if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
-                removed += _unlink(entry.path)
+        for entry in files_in(self._chunks):
+            with suppress(OSError):
+                if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
+                    removed += _unlink(entry.path)
         return removed + self._tidy_awaiting()
 
     def _tidy_awaiting(self) -> int:
         removed = 0
-        with os.scandir(self._awaiting) as parts:
-            for part in parts:
-                for entry in _files_in(part.path):
+        for part in entries_of(self._awaiting):
+            for entry in files_in(part.path):
+                with suppress(OSError):
                     if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                         removed += _unlink(entry.path)
-                with suppress(OSError):
-                    os.rmdir(part.path)
+            with suppress(OSError):
+                os.rmdir(part.path)
         return removed
 
     async def discard_fragment(self, upload_id: str) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
+            path = self._info_path(upload_id)
             try:
-                path = self._info_path(upload_id)
-                changed_at = os.stat(path).st_mtime
-                content = Path(path).read_bytes()
+                content, status = read_record(path)
             except FileNotFoundError:
                 return False
-            if not records.strip_nuls(content):
+            changed_at = status.st_mtime
+            if not content:
                 return self._discard_empty(upload_id, path, changed_at)
             info = records.parse(
                 content, upload_id=upload_id, root=self.root, changed_at=changed_at
@@ -798,20 +785,6 @@ class FileStore:
             os.unlink(f"{directory}/{self._flat(final_id)}")
         with suppress(OSError):
             os.rmdir(directory)
-
-
-def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[tuple[str, bool]]:
-    batch: list[tuple[str, bool]] = []
-    for entry in entries:
-        batch.append((entry.name, entry.is_dir(follow_symlinks=False)))
-        if len(batch) == _SCAN_BATCH:
-            break
-    return batch
-
-
-def _files_in(directory: str) -> Iterator[os.DirEntry[str]]:
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
-        yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
 
 
 def _unlink(path: str) -> int:

@@ -16,8 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
-from tusd_py.storage.base import Box, KeptEvent, OutboxCounts
+from tusd_py.skipped import skip
+from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
+from tusd_py.storage.listing import files_in
 from tusd_py.storage.problems import translated
+from tusd_py.storage.record_file import read_record
 from tusd_py.storage.syncing import sync_path
 
 _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
@@ -188,23 +191,24 @@ class FileOutbox:
                 yield kept
 
     def _in_shard(self, box: Box, shard: str) -> Iterator[KeptEvent]:
-        try:
-            names = os.listdir(self._directory(box, shard))
-        except FileNotFoundError:
-            return
-        for name in names:
-            if match := _NAME.fullmatch(name):
+        for entry in files_in(self._directory(box, shard)):
+            if match := _NAME.fullmatch(entry.name):
                 upload_id = match["upload"].replace("%", "/")
-                yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
+                # Not a name of ours: it could be encoded for nobody who is told of it.
+                if is_valid_id(upload_id):
+                    yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
 
     def _read(self, box: Box, name: KeptEvent) -> KeptEvent | None:
-        """It with its content; None if it has gone meanwhile."""
+        """It with its content; None if it has gone meanwhile, or cannot be read."""
+        path = self._path(box, name)
         try:
-            with open(self._path(box, name), "rb") as file:
-                kept_at = os.fstat(file.fileno()).st_mtime
-                return KeptEvent(name.upload_id, name.event_id, name.sequence, file.read(), kept_at)
+            content, status = read_record(path)
         except FileNotFoundError:
             return None
+        except (OSError, StorageError) as problem:
+            skip("event", path, problem)
+            return None
+        return KeptEvent(name.upload_id, name.event_id, name.sequence, content, status.st_mtime)
 
 
 def _flat(upload_id: str) -> str:

@@ -26,7 +26,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from tusd_py import __version__
+from tusd_py import __version__, background, skipped
 from tusd_py.web.jobs import JobsMetrics
 from tusd_py.web.pooling import Pool
 
@@ -192,6 +192,18 @@ class Metrics(Collector):
             "Creations that were looked up among those before them, by what was found.",
             ["outcome"],
             _single(self._duplicates),
+        )
+        yield _counter(
+            "tusd_background_failures_total",
+            "Tasks in the background that failed (the log says why), by task.",
+            ["task"],
+            _single(background.failures),
+        )
+        yield _counter(
+            "tusd_passed_over_total",
+            "Uploads, entries of directories and events that could not be read and were passed over, by kind.",
+            ["kind"],
+            _single(skipped.counts),
         )
         if self.jobs is not None:
             yield from self.jobs.collect()
