@@ -57,3 +57,26 @@ async def test_a_sweep_does_not_push_out_what_clients_ask_for(
     swept = await store.load_each(ids)
     assert [upload.id for upload in swept if isinstance(upload, Upload)] == ids
     assert (await store.load(ids[0])).info is first.info
+
+
+async def test_a_record_that_had_just_changed_is_looked_at_again(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a file system may stand still for longer than an upload takes: then no time of the file tells."""
+    monkeypatch.setattr(known, "_sign", lambda status: (status.st_ino, status.st_size, 0, 0))
+    other = FileStore(tmp_path)
+    other.open("none")
+    upload = await other.create(UploadInfo(id="a", length=0, created_at=1_700_000_000.0))
+    assert not (await store.load("a")).finished
+    await other.finish(upload.with_info(finished_at=1_732_690_123.5).info, sync=False)
+    assert (await store.load("a")).info.finished_at == 1_732_690_123.5
+    other.close()
+
+
+async def test_one_that_was_left_alone_is_not(
+    store: FileStore, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_COARSEST_CLOCK_NS", 0)
+    first = await store.load(ids[0])
+    monkeypatch.setattr(known, "_ending_of", lambda path, size: pytest.fail("it was read again"))
+    assert (await store.load(ids[0])).info is first.info

@@ -294,9 +294,10 @@ class FileStore:
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
         path = self._info_path(upload_id)
+        read_at = time.time_ns()
         try:
             if self._is_local:
-                known = self._known.recall(upload_id, os.stat(path, follow_symlinks=False))
+                known = self._known.recall(upload_id, path, os.stat(path, follow_symlinks=False))
                 if known is not None:
                     return known
             content, status = read_record(path)
@@ -304,13 +305,13 @@ class FileStore:
             if os.path.exists(f"{self._gone}/{self._flat(upload_id)}"):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
-        if not content:
+        if not records.strip_nuls(content):
             raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
         info = records.parse(
             content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
         )
         if remember and not info.foreign:
-            self._known.remember(info, status)
+            self._known.remember(info, status, read_at=read_at)
         return info
 
     def _status(self, path: str) -> os.stat_result:
@@ -410,8 +411,10 @@ class FileStore:
         with _translated(f"recording {info.id}"):
             tmp = self._write_record(info)
             try:
+                # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
+                await self._syncs.sync(None, tmp)
                 os.rename(tmp, self._info_path(info.id))
-            except OSError:
+            except BaseException:
                 os.unlink(tmp)
                 raise
 
@@ -428,7 +431,11 @@ class FileStore:
             if not self._mark_finished(info, record):
                 await self._finish_by_rename(info, sync=sync)
             elif sync:
-                await self._syncs.sync(None, record)
+                try:
+                    await self._syncs.sync(None, record)
+                except BaseException:
+                    self._mark_unfinished(info, record)
+                    raise
 
     def _mark_finished(self, info: UploadInfo, path: str) -> bool:
         """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
@@ -444,6 +451,18 @@ class FileStore:
         finally:
             os.close(descriptor)
         return True
+
+    def _mark_unfinished(self, info: UploadInfo, path: str) -> None:
+        """Takes `_mark_finished` back, as far as the disk lets that be done."""
+        marked = records.ending(info.finished_at)
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                at = max(0, os.fstat(descriptor).st_size - len(marked))
+                if os.pread(descriptor, len(marked), at) == marked:
+                    os.pwrite(descriptor, records.UNFINISHED, at)
+            finally:
+                os.close(descriptor)
 
     async def _finish_by_rename(self, info: UploadInfo, *, sync: bool) -> None:
         tmp = self._write_record(info)
@@ -467,7 +486,7 @@ class FileStore:
         if sync:
             sync_path(self.data_path(info), data_only=True)
         content = records.serialize(info, root=self.root) if content is None else content
-        tmp = self._write_tmp(info.id, content, sync=sync)
+        tmp = self._write_tmp(info.id, content, sync=True)
         try:
             os.rename(tmp, self._info_path(info.id))
         except OSError:
@@ -714,7 +733,7 @@ class FileStore:
             except FileNotFoundError:
                 return False
             changed_at = status.st_mtime
-            if not content:
+            if not records.strip_nuls(content):
                 return self._discard_empty(upload_id, path, changed_at)
             info = records.parse(
                 content, upload_id=upload_id, root=self.root, changed_at=changed_at

@@ -3,14 +3,19 @@
 tusd ignores what it does not know, so a directory can change servers in both directions. Our keys stand in one object,
 `TusdPy`; its absence tells that another server wrote the record last.
 
-`FinishedAt` stands last and is as long before the finish as after it, so that it can be written into the record where it lies:
-an upload that finishes needs no new file. Half of such a write, should anybody ever read it, is a record all the same, of an
-upload that is not finished. A line break follows it, as a file's size tells quicker than its times do that it has changed.
+`FinishedAt` stands last and is exactly as long before the finish as after it, so that it can be written into the record where
+it lies: an upload that finishes needs no new file, and the record's size never changes, as a power cut may keep a new size
+without its new content. The first and the last byte of the time of a finish differ from those of an unfinished record: a torn
+write, of which only the beginning or only the end is on the disk, still reads as unfinished.
+
+Earlier versions ended the record of a finished upload with a line break, and its time with zeros. Such records are read; NULs
+behind the last brace, which a power cut made of that line break, are ignored until the record is replaced.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath
 from typing import TypedDict
 
@@ -85,17 +90,23 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
 
 def ending(finished_at: float | None) -> bytes:
     """The last bytes of a record: those of an unfinished upload, which all have `UNFINISHED`, may be replaced by those of a
-    finished one."""
+    finished one. All are equally long."""
     if finished_at is None:
         return UNFINISHED
-    digits = f"{finished_at:.{TIME_DIGITS}f}".ljust(len(_NEVER), "0")
-    return b',"FinishedAt":%b}}\n' % digits.encode()
+    # Blanks in the place of zeros: the last byte must not be that of an unfinished record.
+    digits = f"{finished_at:.{TIME_DIGITS}f}".rstrip("0").rstrip(".").ljust(len(_NEVER))
+    return b',"FinishedAt":%b}}' % digits.encode()
 
 
 _NEVER = "0.000000000000000"
 _TOO_LATE = 1e11
-"""Seconds since the epoch. Half of a time and half of `_NEVER` make more than that, or the time but for a part of a second."""
+"""Seconds since the epoch: a later time was not written by a server with a working clock."""
 UNFINISHED = b',"FinishedAt":%b}}' % _NEVER.encode()
+
+_ending = re.compile(
+    rb',"FinishedAt":(?P<time>.{%d})\}\}(?P<line_break>\n?)\Z' % len(_NEVER), re.DOTALL
+).search
+_is_time = re.compile(rb"[1-9][0-9]*(?:\.[0-9]{1,%d})? *" % TIME_DIGITS).fullmatch
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -115,7 +126,7 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
     Raises StorageError for anything that is not such a record.
     """
     try:
-        document = json.loads(content)
+        document = json.loads(_without_torn_finish(strip_nuls(content)))
         if foreign.layout_of(document) == "tuspyserver":
             info = foreign.read_tuspyservers(document, upload_id=upload_id, changed_at=changed_at)
         else:
@@ -126,6 +137,23 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
         raise StorageError(
             f"{upload_id}.info is not a record of an upload: {problem!r}"
         ) from problem
+
+
+def strip_nuls(content: bytes) -> bytes:
+    """A record's content without NULs at its end; nothing is left of a record whose content never reached the disk."""
+    return content.rstrip(b"\0")
+
+
+def _without_torn_finish(content: bytes) -> bytes:
+    """The record with an unfinished ending in the place of one of which a part was written."""
+    found = _ending(content)
+    if found is None:
+        return content
+    time = found["time"]
+    # The versions before wrote zeros at the end of the time, and a line break behind them.
+    if _is_time(time) and (not time.endswith(b"0") or found["line_break"]):
+        return content
+    return content[: found.start()] + UNFINISHED
 
 
 def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> UploadInfo:
