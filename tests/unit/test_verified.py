@@ -95,6 +95,7 @@ class Added:
         length: int | None = None,
         announced: Checksum | None = None,
         kind: type[DataFile] = DataFile,
+        marks_slowly: bool = False,
     ) -> None:
         number = sum(1 for _ in directory.iterdir())
         self.path = directory / f"data-{number}"
@@ -111,6 +112,7 @@ class Added:
             threads,
             blocks or Blocks(),
             mark=self._mark,
+            marks_slowly=marks_slowly,
             checksum=announced,
             length=length,
             is_ours=lambda: self.is_ours,
@@ -120,6 +122,7 @@ class Added:
         return self._kind(str(self.path), len(self.before), self._threads, writes_behind=False)
 
     def _mark(self) -> str:
+        self.marked_in = threading.current_thread()
         self.marker.touch()
         return str(self.marker)
 
@@ -258,6 +261,20 @@ async def test_small_ones_need_no_thread(tmp_path: Path) -> None:
         for _ in range(2):
             await added.add(content(50_000))
         assert await added.is_right()
+        await added.close()
+        assert added.stored() == added.added
+
+
+@pytest.mark.parametrize("length", [50_000, 100 * 1024, MIB, 2 * MIB, None])
+async def test_a_marker_that_has_to_be_synced_is_made_in_a_thread(
+    tmp_path: Path, threads: Threads, length: int | None
+) -> None:
+    """Whether the chunk is small or large, and whether its checksum was announced."""
+    for announced in (None, sha256(content(length or 70_000))):
+        added = Added(tmp_path, threads, length=length, announced=announced, marks_slowly=True)
+        await added.add(content(length or 70_000))
+        assert await added.is_right()
+        assert added.marked_in is not threading.main_thread()
         await added.close()
         assert added.stored() == added.added
 

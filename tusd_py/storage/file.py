@@ -3,7 +3,7 @@
 `<id>` holds the bytes and `<id>.info` the record. Whatever else is kept lies under `.tusd-py/`, a name that no id can have:
 
     new/        records and joined files before they are renamed into their places
-    chunks/     for a chunk that is being verified: the length to cut back to, written before its first byte
+    chunks/     for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
     gone/       tombstones; one that is not empty is a removal that did not come to its end
     awaiting/   <part>/<final>: finals that wait for a part
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
@@ -47,6 +47,7 @@ from tusd_py.storage.copying import CopyStopped, append_files
 from tusd_py.storage.datafile import DataFile
 from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.listing import Listing, entries_of, files_in
+from tusd_py.storage.markers import ChunkMarkers
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
@@ -90,6 +91,7 @@ class FileStore:
         self._tmp = f"{state}/new"
         self._chunks = f"{state}/chunks"
         self._gone = f"{state}/gone"
+        self._markers = ChunkMarkers(self._chunks)
         self._awaiting = f"{state}/awaiting"
         self._guard: int | None = None
         self._opened_at = 0.0
@@ -127,6 +129,7 @@ class FileStore:
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
             self._probe()
             self._is_local = is_local(self.root)
+            self._markers.open()
             self._syncs.open()
             if guard != "none":
                 self._take(guard)
@@ -278,11 +281,10 @@ class FileStore:
         offset = data.st_size
         is_cut = False
         if info.finished_at is None:
-            verified = self._verified_length(upload_id)
+            verified = self._markers.read(self._flat(upload_id))
             is_cut = verified is not None
-            # Empty only where a power cut took its content: then nothing says where to cut, and to cut everything would
-            # destroy bytes that were confirmed.
-            offset = min(offset, offset if verified is None else int(verified or offset))
+            if verified is not None:
+                offset = min(offset, verified)
             if info.foreign:
                 upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
                 return replace(upload, is_cut=is_cut)
@@ -324,27 +326,13 @@ class FileStore:
         finally:
             os.close(descriptor)
 
-    def _verified_length(self, upload_id: str) -> bytes | None:
-        """The bytes that count, as digits, while a chunk is verified or after a crash in the middle of that; else None."""
-        marker = f"{self._chunks}/{self._flat(upload_id)}"
-        if not os.access(marker, os.F_OK):
-            return None
-        try:
-            descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            return os.read(descriptor, 32)
-        finally:
-            os.close(descriptor)
-
     async def recover(self, upload: Upload) -> Upload:
         if upload.info.foreign and not upload.finished:
             upload = await self.adopt(upload)
         if upload.is_cut:
             with _translated(f"recovering {upload.id}"):
                 os.truncate(self.data_path(upload.info), upload.offset)
-                os.unlink(f"{self._chunks}/{self._flat(upload.id)}")
+                os.unlink(self._markers.path(self._flat(upload.id)))
             upload = replace(upload, is_cut=False)
         return upload
 
@@ -387,6 +375,7 @@ class FileStore:
             self._hashing,
             self._blocks,
             mark=lambda: self._mark(upload),
+            marks_slowly=self._markers.is_slow,
             checksum=checksum,
             length=length,
             is_ours=is_ours,
@@ -394,10 +383,7 @@ class FileStore:
 
     def _mark(self, upload: Upload) -> str:
         """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
-        marker = f"{self._chunks}/{self._flat(upload.id)}"
-        # By rename: a marker without its content would cost the bytes that it is to protect.
-        os.rename(self._write_tmp(upload.id, b"%d" % upload.offset), marker)
-        return marker
+        return self._markers.make(self._flat(upload.id), upload.offset, self._new_tmp(upload.id))
 
     def _data_file(self, upload: Upload) -> DataFile:
         return DataFile(
@@ -627,7 +613,7 @@ class FileStore:
                 info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
         for path in (
             f"{self.root}/{upload_id}" if info is None else self.data_path(info),
-            f"{self._chunks}/{self._flat(upload_id)}",
+            self._markers.path(self._flat(upload_id)),
         ):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -708,7 +694,7 @@ class FileStore:
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += _unlink(entry.path)
-        for entry in files_in(self._chunks):
+        for entry in entries_of(self._chunks):
             with suppress(OSError):
                 if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                     removed += _unlink(entry.path)

@@ -9,6 +9,15 @@ _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"}
 """Of these it is known: nobody else writes to them; `syncfs` syncs no more than them, and reports what it could not write."""
 
 
+_KEEPS_ORDER = {"ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs"}
+"""Of these it is known: of changes to names and sizes, none is on the disk before an earlier one."""
+
+
+def keeps_order(path: str) -> bool:
+    """Whether it is certain that names and sizes reach the disk in the order of their changes. Raises OSError."""
+    return _kind(path) in _KEEPS_ORDER
+
+
 def is_local(path: str) -> bool:
     """Whether it is certain that a path lies on a disk of this machine. Raises OSError."""
     return _kind(path) in _LOCAL

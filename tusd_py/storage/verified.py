@@ -55,8 +55,9 @@ class _Piece:
 class VerifiedFileWriter:
     """Bytes at the end of one data file that count once they were found right; see `VerifiedWriter` and `ReceivesInPlace`.
 
-    opened: opens the file. mark: makes the marker, and returns its path. checksum: what was announced in front, if that was so.
-    length: how many bytes are to come, where that is known. is_ours: whether the upload still is, asked before every write.
+    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, which is not for the event
+    loop. checksum: what was announced in front, if that was so. length: how many bytes are to come, where that is known.
+    is_ours: whether the upload still is, asked before every write.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class VerifiedFileWriter:
         "_is_whole",
         "_mark",
         "_marker",
+        "_marks_slowly",
         "_opened",
         "_problem",
         "_slow_until",
@@ -92,6 +94,7 @@ class VerifiedFileWriter:
         blocks: Blocks,
         *,
         mark: Callable[[], str],
+        marks_slowly: bool = False,
         checksum: Checksum | None,
         length: int | None,
         is_ours: Callable[[], bool],
@@ -101,6 +104,7 @@ class VerifiedFileWriter:
         self._start = offset
         self._opened = opened
         self._mark = mark
+        self._marks_slowly = marks_slowly
         self._is_ours = is_ours
         self._threads = threads
         self._blocks = blocks
@@ -180,7 +184,12 @@ class VerifiedFileWriter:
         """Hashes and writes it now, or behind what is under way already."""
         self._spill()
         chain = self._chain
-        if (chain is None or not chain.left) and (began := time.monotonic()) >= self._slow_until:
+        can_mark = self._marker is not None or not self._marks_slowly
+        if (
+            can_mark
+            and (chain is None or not chain.left)
+            and (began := time.monotonic()) >= self._slow_until
+        ):
             self._process(_Piece(data, None))
             if time.monotonic() - began > SLOW_WRITE:
                 self._slow_until = began + SLOW_PERIOD
@@ -244,7 +253,8 @@ class VerifiedFileWriter:
     def _spill(self) -> None:
         """From now on what comes is not kept until all of it was found right. Raises OSError."""
         if not self._is_spilt:
-            self._begin()
+            if not self._marks_slowly:
+                self._begin()
             self._is_spilt, self._is_whole = True, False
             if self._checksum is not None:
                 self._hasher = self._checksum.hasher()
@@ -286,7 +296,7 @@ class VerifiedFileWriter:
     async def _verify_whole(self, checksum: Checksum) -> bool:
         self._blocks.filled(self)
         data = memoryview(b"") if self._block is None else self._block[: self._filled]
-        if len(data) < _WORTHWHILE:
+        if len(data) < _WORTHWHILE and not self._marks_slowly:
             return self._write_if_right(checksum, data)
         return await self._threads.run(self._write_if_right, checksum, data)
 

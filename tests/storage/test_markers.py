@@ -1,0 +1,97 @@
+"""Markers of chunks that are being verified: there is never one that does not tell where to cut back to."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tusd_py.storage import markers, mounts
+from tusd_py.storage.base import UploadInfo
+from tusd_py.storage.file import FileStore
+from tusd_py.storage.markers import ChunkMarkers
+
+OFFSET = 4_194_304
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> ChunkMarkers:
+    directory = tmp_path / "chunks"
+    directory.mkdir()
+    return ChunkMarkers(str(directory))
+
+
+@pytest.fixture
+def tmp(tmp_path: Path) -> str:
+    return str(tmp_path / "tmp")
+
+
+def no_links(_target: str, _path: str) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_marker_tells_what_it_was_made_with(
+    made: ChunkMarkers, tmp: str, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_links)
+    assert made.read("a") is None
+    path = made.make("a", OFFSET, tmp)
+    assert made.read("a") == OFFSET
+    assert os.path.islink(path) == links
+    made.make("a", 0, tmp)
+    assert made.read("a") == 0
+    os.unlink(path)
+    assert made.read("a") is None
+    assert not os.path.lexists(tmp)
+
+
+def test_it_is_there_with_its_number_or_not_at_all(
+    made: ChunkMarkers, tmp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step makes it, so that a power cut cannot come between its name and its number."""
+    steps: list[str] = []
+    symlink = os.symlink
+
+    def link(target: str, path: str) -> None:
+        steps.append(path)
+        symlink(target, path)
+
+    monkeypatch.setattr(os, "symlink", link)
+    monkeypatch.setattr(os, "rename", lambda *_paths: pytest.fail("it was renamed"))
+    monkeypatch.setattr(os, "write", lambda *_: pytest.fail("it was written"))
+    path = made.make("a", OFFSET, tmp)
+    assert steps == [path]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_where_the_order_is_not_known_it_is_on_the_disk_before_the_first_byte(
+    made: ChunkMarkers, tmp: str, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(markers, "sync_path", synced.append)
+    monkeypatch.setattr(mounts, "_kind", lambda _path: "nfs4")
+    if not links:
+        monkeypatch.setattr(os, "symlink", no_links)
+    made.open()
+    assert made.is_slow
+    made.make("a", OFFSET, tmp)
+    assert synced == [made.directory]
+
+
+async def test_markers_of_what_has_gone_are_tidied_away(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.open()
+    upload = await store.create(UploadInfo(id="a", length=10))
+    kept, gone, older = (str(tmp_path / ".tusd-py/chunks" / name) for name in ("a", "b", "c"))
+    os.symlink("0", kept)
+    os.symlink("0", gone)
+    Path(older).write_bytes(b"0")
+    await store.tidy(tombstone_ttl=60.0)
+    assert [os.path.lexists(path) for path in (kept, gone, older)] == [True, False, False]
+    await store.remove(upload.id)
+    assert not os.path.lexists(kept)
+    store.close()
