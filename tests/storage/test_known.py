@@ -1,23 +1,62 @@
-"""Records that are not read again: those that clients ask for, whoever else goes through the directory."""
+"""Records that are not read again: those that clients ask for, in memory that does not grow with what clients send."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeServer
+from tests.support.tus import Tus, id_of, path_of
+from tusd_py.protocol import metadata
 from tusd_py.storage import known
 from tusd_py.storage.base import Upload, UploadInfo
 from tusd_py.storage.file import FileStore
 
 MOST = 4
+MIB = 1024 * 1024
+AGES = 2**63
+"""Nanoseconds since the epoch, long after any file was written: what was read then need not be looked at again."""
+
+
+def long_value(number: int) -> str:
+    """60 KB of metadata in one value."""
+    return f"name{number} " + "QUFB" * 15_000
+
+
+def many_keys(number: int) -> str:
+    """60 KB of metadata in 6,000 keys, which take far more memory than they are long."""
+    return ",".join(f"{number % 1000:03}{key:04}" for key in range(7_500))
+
+
+def beyond_latin(number: int) -> UploadInfo:
+    """Text that takes four bytes a character, as hooks may give an upload."""
+    return UploadInfo(id=f"{number}", length=1, metadata_header="\U0001f600" * 15_000)
+
+
+def many_parts(number: int) -> UploadInfo:
+    """A final of 700 parts."""
+    ids = tuple(f"{number:016}{part:016}" for part in range(700))
+    return UploadInfo(id=f"{number}", length=1, parts=ids, concat_header=" ".join(ids))
+
+
+def of_metadata(header: Callable[[int], str]) -> Callable[[int], UploadInfo]:
+    def make(number: int) -> UploadInfo:
+        text = header(number)
+        pairs = metadata.parse(text)
+        return UploadInfo(id=f"{number}", length=1, metadata=pairs, metadata_header=text)
+
+    return make
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
     """One that remembers few, and has written none of them itself."""
-    monkeypatch.setattr(known, "_MOST", MOST)
+    monkeypatch.setattr(known, "_MAX_BYTES", MOST * known.size_of(UploadInfo(id="00", length=1)))
     store = FileStore(tmp_path)
     store.open()
     yield store
@@ -80,3 +119,76 @@ async def test_one_that_was_left_alone_is_not(
     first = await store.load(ids[0])
     monkeypatch.setattr(known, "_ending_of", lambda path, size: pytest.fail("it was read again"))
     assert (await store.load(ids[0])).info is first.info
+
+
+@pytest.mark.parametrize(
+    "make",
+    [of_metadata(long_value), of_metadata(many_keys), beyond_latin, many_parts],
+    ids=["long value", "many keys", "beyond latin", "many parts"],
+)
+def test_what_a_record_takes_is_estimated_by_its_real_size(
+    make: Callable[[int], UploadInfo],
+) -> None:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        made = [make(number) for number in range(20)]
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    estimate = sum(map(known.size_of, made))
+    assert 0.9 * taken < estimate < 1.5 * taken
+
+
+@pytest.mark.parametrize("make", [of_metadata(long_value), of_metadata(many_keys), many_parts])
+def test_records_are_known_up_to_so_many_bytes(
+    tmp_path: Path, make: Callable[[int], UploadInfo]
+) -> None:
+    status = os.stat(tmp_path)
+    records = known.KnownRecords()
+    count = 2 * known._MAX_BYTES // known.size_of(make(0))
+    for number in range(count):
+        records.remember(make(number), status, read_at=AGES)
+        # The same one again takes no more.
+        records.remember(make(number), status, read_at=AGES)
+    assert 0.9 * known._MAX_BYTES < records.bytes <= known._MAX_BYTES
+    assert records.recall("0", "", status) is None
+    assert records.recall(str(count - 1), "", status) is not None
+
+
+def test_a_huge_record_pushes_no_other_out(tmp_path: Path) -> None:
+    status = os.stat(tmp_path)
+    records = known.KnownRecords()
+    small = UploadInfo(id="small", length=1)
+    records.remember(small, status, read_at=AGES)
+    huge = UploadInfo(id="huge", length=1, metadata={"k": bytes(known._MAX_RECORD_BYTES)})
+    records.remember(UploadInfo(id="huge", length=1), status, read_at=AGES)
+    records.remember(huge, status, read_at=AGES)
+    assert records.recall("huge", "", status) is None
+    assert records.recall("small", "", status) is small
+    assert records.bytes == known.size_of(small)
+
+
+@pytest.mark.parametrize(
+    ("header", "enough", "more"), [(long_value, 500, 1000), (many_keys, 60, 140)]
+)
+def test_metadata_of_many_uploads_does_not_stay_in_memory(
+    make_server: MakeServer, header: Callable[[int], str], enough: int, more: int
+) -> None:
+    """enough: uploads after which as many are known as may be. more: uploads whose records would take 100 MiB."""
+    tus = Tus(make_server("--max-header-size", str(100 * 1024)))
+    with tus.connect() as connection:
+
+        def create(number: int) -> str:
+            headers = {"Upload-Metadata": header(number)}
+            return path_of(tus.create(10, headers=headers, on=connection)["Location"])
+
+        for number in range(enough):
+            create(number)
+        before = tus.server.memory()
+        paths = [create(number) for number in range(enough, enough + more)]
+        for path in paths[::20]:
+            assert tus.head(path).status == 200
+        assert tus.server.memory() - before < 32 * MIB
+    assert tus.server.info_file(id_of(paths[0])).stat().st_size > 60_000

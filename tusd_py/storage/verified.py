@@ -55,7 +55,7 @@ class _Piece:
 class VerifiedFileWriter:
     """Bytes at the end of one data file that count once they were found right; see `VerifiedWriter` and `ReceivesInPlace`.
 
-    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, which is not for the event
+    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, not for the event
     loop. checksum: what was announced in front, if that was so. length: how many bytes are to come, where that is known.
     is_ours: whether the upload still is, asked before every write.
     """

@@ -19,7 +19,13 @@ from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast
 
 import httptools
 import uvicorn
-from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPRequestEvent, HTTPScope
+from uvicorn._types import (
+    ASGI3Application,
+    ASGIReceiveEvent,
+    ASGISendEvent,
+    HTTPRequestEvent,
+    HTTPScope,
+)
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
@@ -733,6 +739,12 @@ class _Cycle(RequestResponseCycle):
         self._protocol = protocol
         self.body_left = 0
         self.began_to_receive = False
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        await super().run_asgi(app)
+        # The scope leads back here. As a cycle of references, what a client sent would stay until the collector comes, which
+        # counts objects and not bytes.
+        self.scope["extensions"] = {}
 
     def continue_if_expected(self) -> None:
         """Sends the 100 that a client waits for before it sends its body."""
