@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from tusd_py import intent as intents
 from tusd_py import logs
 from tusd_py.events import DELIVERED, Event, EventType, Hooks, RequestView
 from tusd_py.intent import Intent, id_of
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.reception import view_of
 from tusd_py.storage.base import Outbox, StorageError, Upload
 
@@ -69,8 +71,13 @@ class Announcer:
         self._outbox = outbox
         self._durable = durable
 
-    async def intend(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
-        """Writes down what is about to happen to an upload, for workers to tell. Under its lock. Raises StorageError."""
+    async def intend(
+        self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
+    ) -> None:
+        """Writes down what is about to happen to an upload, for workers to tell. Under its lock.
+
+        Raises StorageError, LeaseLost.
+        """
         if self._outbox is None:
             return
         hooks = self._hooks.delivered_to(event_type)
@@ -79,7 +86,7 @@ class Announcer:
         event = _event(event_type, upload, intents.without_secrets(request))
         content = intents.serialize(Intent(event, upload.info.created_at, hooks))
         sync = self._durable and event_type is EventType.POST_FINISH
-        await self._outbox.keep(upload.id, event.id, content, sync=sync)
+        await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
     def tell(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
         """It has happened: whoever wants to know of it is told in the background."""
@@ -112,51 +119,66 @@ class Announcer:
                 oldest=round(age),
             )
 
+    async def withdraw(self, event_type: EventType, upload: Upload, fence: Fence) -> None:
+        """Takes back what was about to happen to an upload and did not. Under its lock. Raises StorageError, LeaseLost."""
+        await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
+
     async def announce(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
         """Tells of something that needs no trace before it happened. Raises StorageError."""
-        await self.intend(event_type, upload, request)
+        # It has happened: the next holder of the lock cannot make it untrue.
+        await self.intend(event_type, upload, request, UNFENCED)
         self.tell(event_type, upload, request)
 
     @asynccontextmanager
     async def removing(
-        self, event_type: EventType, uploads: Sequence[Upload], request: RequestView
+        self,
+        event_type: EventType,
+        uploads: Sequence[Upload],
+        request: RequestView,
+        fences: Mapping[str, Fence],
     ) -> AsyncIterator[None]:
-        """Around the removal of uploads, under their locks; `tell` is to follow for each that went.
+        """Around the removal of uploads, under their locks; `tell` is to follow for each that went. fences: of these, by id.
 
         What cannot be written down keeps nobody from removing: on a disk that is full, that makes the room for it.
         """
         late = [
-            each for each in uploads if not await self._intend_removal(event_type, each, request)
+            each
+            for each in uploads
+            if not await self._intend_removal(event_type, each, request, fences[each.id])
         ]
         yield
         for upload in late:
             try:
-                await self.intend(event_type, upload, request)
+                await self.intend(event_type, upload, request, UNFENCED)
             except StorageError as problem:
                 logger.error("%s of %s will not be delivered: %s", event_type, upload.id, problem)
 
     async def _intend_removal(
-        self, event_type: EventType, upload: Upload, request: RequestView
+        self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> bool:
-        """Whether it could be written down."""
+        """Whether it could be written down, if it is ours to remove."""
+        stale = {id_of(each, upload.info) for each in _REMOVALS}
+        if not upload.finished:
+            # Once it is gone, nobody could tell that this did not happen.
+            stale.add(id_of(EventType.POST_FINISH, upload.info))
         try:
-            await self._withdraw(upload)
-            await self.intend(event_type, upload, request)
+            await self._withdraw(upload, stale, fence)
+            await self.intend(event_type, upload, request, fence)
+        except LeaseLost:
+            # Nor will it be removed: that takes the same fence.
+            return True
         except StorageError as problem:
             logger.warning("%s of %s is written down after it: %s", event_type, upload.id, problem)
             return False
         return True
 
-    async def _withdraw(self, upload: Upload) -> None:
-        """Takes back what was about to happen to an upload and did not: once it is gone, nobody could tell."""
+    async def _withdraw(self, upload: Upload, stale: AbstractSet[str], fence: Fence) -> None:
+        """Forgets the events of an upload with these ids."""
         if self._outbox is None or not self._hooks.delivers:
             return
-        stale = {id_of(each, upload.info) for each in _REMOVALS}
-        if not upload.finished:
-            stale.add(id_of(EventType.POST_FINISH, upload.info))
         for kept in await self._outbox.of(upload.id):
             if kept.event_id in stale:
-                await self._outbox.forget(kept)
+                await self._outbox.forget(kept, fence=fence)
 
 
 def _event(event_type: EventType, upload: Upload, request: RequestView) -> Event:

@@ -1,6 +1,7 @@
 """Finals: joining parts, at once or when the last of them is complete (tus 1.0.0, "Concatenation").
 
-Nothing here locks: the caller holds the final's lock. The parts need none, since a complete part never changes any more.
+Nothing here locks: the caller holds the final's lock, and gives its fence. The parts need none, since a complete part never
+changes any more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
+from tusd_py.locks.base import Fence
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.rules import Rules
@@ -68,7 +70,7 @@ class Joining:
         known = [length for length in lengths if length is not None]
         return sum(known) if len(known) == len(lengths) else None
 
-    async def begin(self, final: Upload, parts: Mapping[str, Upload]) -> Upload:
+    async def begin(self, final: Upload, parts: Mapping[str, Upload], fence: Fence) -> Upload:
         """Joins the parts of a new final, or sees to it that it happens when the last of them is complete."""
         if not isinstance(self._store, JoinsParts):
             raise errors.invalid_concat("this server's store cannot join uploads")
@@ -76,9 +78,9 @@ class Joining:
         for part_id in waiting:
             await self._store.await_part(part_id, final.id)
         # Looked at again only now: a part that finished in the meantime either saw the note or is seen complete.
-        return await self.try_join(final)
+        return await self.try_join(final, fence)
 
-    async def try_join(self, final: Upload) -> Upload:
+    async def try_join(self, final: Upload, fence: Fence) -> Upload:
         """The final, joined if all its parts are complete; else with the length that is known by now. Under its lock."""
         if final.joined or not isinstance(self._store, JoinsParts):
             return final
@@ -94,8 +96,9 @@ class Joining:
         if not all(part.complete for part in parts.values()):
             return pending
         await self._check_space(length or 0)
-        await self._store.save(pending.info)
-        await self._store.join(pending.info, [parts[part_id] for part_id in final.info.parts])
+        await self._store.save(pending.info, fence=fence)
+        sources = [parts[part_id] for part_id in final.info.parts]
+        await self._store.join(pending.info, sources, fence=fence)
         for part_id in parts:
             await self._store.forget_awaiting(part_id, final.id)
         return replace(pending, offset=length or 0, joined=True, changed_at=self._clock())

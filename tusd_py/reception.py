@@ -17,7 +17,7 @@ from functools import cache
 from typing import Protocol, cast
 
 from tusd_py.events import Event, EventType, Hooks, RequestView, UploadView
-from tusd_py.locks.base import Lease
+from tusd_py.locks.base import Lease, LeaseLost
 from tusd_py.observer import Observer
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.errors import ProtocolError
@@ -219,9 +219,9 @@ class Reception:
         verified = None
         if content.verified and isinstance(self._store, VerifiesChunks):
             verified = await self._store.open_verified_writer(
-                upload, content.checksum, length=content.length, is_ours=lease.is_held
+                upload, content.checksum, length=content.length, fence=lease.fence
             )
-        writer = verified or await self._store.open_writer(upload)
+        writer = verified or await self._store.open_writer(upload, fence=lease.fence)
         transfer = _Transfer(
             upload=upload,
             content=content,
@@ -270,7 +270,7 @@ class Reception:
     async def _settle(
         self, transfer: _Transfer, problem: ProtocolError | None
     ) -> ProtocolError | None:
-        """Lets what arrived count, or takes it back. Without the lock neither: somebody else may be writing by now.
+        """Lets what arrived count, or takes it back. Without the lock neither: the upload belongs to another holder by now.
 
         Returns what is to be said then: `problem`, or that a chunk that was found right does not count all the same.
         """
@@ -280,13 +280,15 @@ class Reception:
         )
         outcome = _outcome(problem, transfer.body, counts)
         self._observer.received(writer.offset - began, outcome)
-        if not transfer.lease.is_held():
-            writer.abandon()
-            if transfer.verified is not None:
-                problem = problem or errors.interrupted()
-        elif not counts:
-            await writer.discard()
-        await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
+        if not counts:
+            try:
+                await writer.discard()
+            except LeaseLost:
+                writer.abandon()
+        try:
+            await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
+        except LeaseLost:
+            return problem or errors.interrupted()
         return problem
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
@@ -297,6 +299,8 @@ class Reception:
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
+        except LeaseLost:
+            return errors.interrupted()
         except StorageFull as problem:
             logger.warning("the store is full: %s", problem)
             return errors.insufficient_storage()
@@ -400,10 +404,11 @@ class Reception:
                 checksum = tus.trailing_checksum(transfer.body.trailers())
             except ProtocolError as problem:
                 return problem
-        if await transfer.verified.verify(checksum):
-            return None
-        # Without the lock nothing is right.
-        return errors.checksum_mismatch() if transfer.lease.is_held() else errors.interrupted()
+        try:
+            is_right = await transfer.verified.verify(checksum)
+        except LeaseLost:
+            return errors.interrupted()
+        return None if is_right else errors.checksum_mismatch()
 
 
 def view_of(info: UploadInfo, offset: int) -> UploadView:

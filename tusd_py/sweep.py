@@ -232,7 +232,7 @@ class _Sweep:
                 return None
             case UploadNotFound():
                 if not self._dry_run:
-                    report.remains += await store.discard_fragment(upload_id)
+                    report.remains += await uploads.discard_fragment(upload_id)
                 return None
             case StorageError():
                 raise found

@@ -24,7 +24,9 @@ from tusd_py.background import spawn
 from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining
 from tusd_py.locks.base import (
+    Fence,
     Lease,
+    LeaseLost,
     Locks,
     LocksClosed,
     LocksUnavailable,
@@ -248,7 +250,7 @@ class Uploads:
             info = self._changed(info, creation.changes)
             await self._count(info, request)
             async with _Holding(self._creators_lease(info, content, creation.changes)) as lease:
-                upload = await self._record(info, sources, request)
+                upload = await self._record(info, sources, request, lease.fence)
                 created = True
                 try:
                     result = await self._fill(upload, content, body, request, lease)
@@ -302,18 +304,23 @@ class Uploads:
         )
 
     async def _record(
-        self, info: UploadInfo, sources: Mapping[str, Upload], request: RequestView
+        self,
+        info: UploadInfo,
+        sources: Mapping[str, Upload],
+        request: RequestView,
+        fence: Fence,
     ) -> Upload:
         """Brings a new upload into being; a final with the bytes of its parts, if they are there. All or nothing."""
-        upload = await self.store.create(info)
+        upload = await self.store.create(info, fence=fence)
         try:
             if info.is_final:
-                upload = await self._joining.begin(upload, sources)
+                upload = await self._joining.begin(upload, sources, fence)
             elif self.rules.durability == "chunk":
-                await self.store.sync(upload)
-            await self._announcer.intend(EventType.POST_CREATE, upload, request)
+                await self.store.sync(upload, fence=fence)
+            await self._announcer.intend(EventType.POST_CREATE, upload, request, fence)
         except BaseException:
-            await self._take_back(upload)
+            with suppress(LeaseLost):
+                await self._take_back(upload, fence)
             raise
         self._observer.uploads_created += 1
         self._timetable.note(upload.id, self.due_at(upload))
@@ -332,19 +339,22 @@ class Uploads:
         try:
             if content is not None:
                 upload = await self._reception.receive(upload, content, body, lease, request)
-            return await self._finish(upload, request)
+            return await self._finish(upload, request, lease.fence)
+        except LeaseLost:
+            return Result(await self.store.load(upload.id), errors.interrupted())
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # Nothing of it counts and the client was never told where it is: nobody could use it.
-                await self._take_back(upload)
+                await self._take_back(upload, lease.fence)
                 raise
             return Result(await self.store.load(upload.id), problem)
 
-    async def _take_back(self, upload: Upload) -> None:
+    async def _take_back(self, upload: Upload, fence: Fence) -> None:
+        """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
         self._timetable.note(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
-                await self.store.remove(upload.id)
+                await self.store.remove(upload.id, fence=fence)
 
     # Reading about uploads
 
@@ -359,11 +369,12 @@ class Uploads:
             await self._ask_for_access(upload, request)
             if upload.finished:
                 return upload
-            async with self._held(upload_id):
-                upload = await self.store.recover(await self._current(upload_id))
+            async with self._held(upload_id) as lease:
+                fence = lease.fence
+                upload = await self.store.recover(await self._current(upload_id), fence=fence)
                 if upload.info.is_final and not upload.joined:
-                    upload = await self._joining.try_join(upload)
-                return (await self._finish(upload, request)).upload
+                    upload = await self._joining.try_join(upload, fence)
+                return (await self._finish(upload, request, fence)).upload
 
     async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, int]:
         """A finished upload and a descriptor of its bytes, which the caller closes (GET). Needs no lock.
@@ -396,7 +407,7 @@ class Uploads:
             await self._ask_before(upload_id, request, Action.APPEND)
             async with self._held(upload_id) as lease:
                 upload = await self.store.recover(
-                    await self._admitted(upload_id, request, Action.APPEND)
+                    await self._admitted(upload_id, request, Action.APPEND), fence=lease.fence
                 )
                 if upload.info.is_final:
                     raise errors.modify_final()
@@ -406,12 +417,12 @@ class Uploads:
                 self._reception.check(declared, command.content)
                 await self._reception.check_space(command.content.length or 0)
                 if declared.info is not upload.info:
-                    await self.store.save(declared.info)
+                    await self.store.save(declared.info, fence=lease.fence)
                 upload = await self._reception.receive(
                     declared, command.content, body, lease, request
                 )
                 self._timetable.note(upload_id, self.due_at(upload))
-                return await self._finish(upload, request)
+                return await self._finish(upload, request, lease.fence)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
         """The upload with the length that a request declares, if it may ("Creation", Upload-Defer-Length)."""
@@ -428,8 +439,11 @@ class Uploads:
 
     # Finishing
 
-    async def _finish(self, upload: Upload, request: RequestView) -> Result:
-        """If all bytes are there: makes them durable, lets the hooks agree, records it, announces it. Under the lock, once."""
+    async def _finish(self, upload: Upload, request: RequestView, fence: Fence) -> Result:
+        """If all bytes are there: makes them durable, lets the hooks agree, records it, announces it. Under the lock, once.
+
+        The lock may be lost in every wait: whatever is recorded afterwards is recorded within the fence. Raises LeaseLost.
+        """
         if upload.finished or not upload.complete:
             return Result(upload)
         # Whatever goes wrong from here on, and if the server is killed: the sweep tries again soon.
@@ -438,17 +452,19 @@ class Uploads:
         response: HookResponse | None = None
         if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
             if durable:
-                await self.store.sync(upload)
+                await self.store.sync(upload, fence=fence)
+                # Hooks are not asked about an upload that belongs to another holder.
+                with fence():
+                    pass
             event = Event(EventType.PRE_FINISH, view_of(upload.info, upload.offset), request)
             response = (await self.hooks.ask(event)).response
         finished = upload.with_info(finished_at=round(self._clock(), TIME_DIGITS))
         if not upload.info.is_partial:
-            await self._announcer.intend(EventType.POST_FINISH, finished, request)
+            await self._announcer.intend(EventType.POST_FINISH, finished, request, fence)
         try:
-            await self.store.finish(finished.info, sync=durable)
-        except StorageError:
-            with suppress(StorageError):
-                await self.store.save(upload.info)
+            await self.store.finish(finished.info, sync=durable, fence=fence)
+        except (StorageError, LeaseLost):
+            await self._unfinish(upload, fence)
             raise
         # Forgotten first: a later time than the one noted above would be passed by.
         self._timetable.note(upload.id, None)
@@ -459,6 +475,15 @@ class Uploads:
             self._observer.uploads_finished += 1
             self._announcer.tell(EventType.POST_FINISH, finished, request)
         return Result(finished, response=response)
+
+    async def _unfinish(self, upload: Upload, fence: Fence) -> None:
+        """A finish failed: puts the unfinished record back, and takes back what was written down to be announced.
+
+        Another holder that has the upload by now does both by itself, when it finishes or removes the upload.
+        """
+        with suppress(StorageError, LeaseLost):
+            await self.store.save(upload.info, fence=fence)
+            await self._announcer.withdraw(EventType.POST_FINISH, upload, fence)
 
     # Joining
 
@@ -493,10 +518,11 @@ class Uploads:
                 upload = await self._admitted(upload_id, request, Action.DELETE)
                 view = view_of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
-                if not lease.is_held():
-                    raise errors.interrupted()
-                async with self._announcer.removing(EventType.POST_TERMINATE, [upload], request):
-                    await self.store.remove(upload_id)
+                fences = {upload_id: lease.fence}
+                async with self._announcer.removing(
+                    EventType.POST_TERMINATE, [upload], request, fences
+                ):
+                    await self.store.remove(upload_id, fence=lease.fence)
                 self._timetable.note(upload_id, None)
                 self._observer.uploads_terminated += 1
                 self._announcer.tell(EventType.POST_TERMINATE, upload, request)
@@ -565,8 +591,9 @@ class Uploads:
                     outcomes[upload_id] = found
                 elif self.is_due(found):
                     due.append(found)
-            async with self._announcer.removing(EventType.POST_EXPIRE, due, RequestView()):
-                done = await store.remove_each(due, may_go=lambda each: leases[each].is_held())
+            fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
+            async with self._announcer.removing(EventType.POST_EXPIRE, due, RequestView(), fences):
+                done = await store.remove_each(due, fences=fences)
         for upload, outcome in zip(due, done, strict=True):
             outcomes[upload.id] = outcome
             if outcome is True:
@@ -583,13 +610,14 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return False
         try:
-            async with self._held(upload_id, ask=False, timeout=0):
+            async with self._held(upload_id, ask=False, timeout=0) as lease:
                 upload = await self.load(upload_id)
+                fences = {upload_id: lease.fence}
                 async with self._announcer.removing(
-                    EventType.POST_TERMINATE, [upload], RequestView()
+                    EventType.POST_TERMINATE, [upload], RequestView(), fences
                 ):
-                    await self.store.remove(upload_id)
-        except LockTimeout:
+                    await self.store.remove(upload_id, fence=lease.fence)
+        except (LockTimeout, LeaseLost):
             return False
         self._timetable.note(upload_id, None)
         self._observer.uploads_terminated += 1
@@ -599,10 +627,20 @@ class Uploads:
     async def make_up(self, upload_id: str) -> bool:
         """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
         try:
-            async with self._held(upload_id, ask=False, timeout=0):
-                upload = await self._joining.try_join(await self._current(upload_id))
-                return (await self._finish(upload, RequestView())).upload.finished
-        except LockTimeout:
+            async with self._held(upload_id, ask=False, timeout=0) as lease:
+                upload = await self._joining.try_join(await self._current(upload_id), lease.fence)
+                return (await self._finish(upload, RequestView(), lease.fence)).upload.finished
+        except (LockTimeout, LeaseLost):
+            return False
+
+    async def discard_fragment(self, upload_id: str) -> bool:
+        """Removes what a crash left of a creation, unless somebody holds it; returns whether it did. Raises StorageError."""
+        if not isinstance(self.store, RemovesUploads):
+            return False
+        try:
+            async with self._held(upload_id, ask=False, timeout=0) as lease:
+                return await self.store.discard_fragment(upload_id, fence=lease.fence)
+        except (LockTimeout, LeaseLost):
             return False
 
     # Shutting down
@@ -682,7 +720,8 @@ class Uploads:
         not worth refusing the creation where locks cannot be asked for.
         """
         known = info.is_final or changes.id is not None
-        if known or content is not None:
+        # An upload of no bytes is finished by its creation, which waits for hooks while others are told of it.
+        if known or content is not None or info.length == 0:
             try:
                 return await self._acquire(info.id)
             except ProtocolError as problem:
@@ -745,7 +784,7 @@ class _Holding:
 
 
 class _Translation:
-    """Turns what a store raises into the response that it means; the reason stays in the log."""
+    """Turns what a store or a fence raises into the response that it means; the reason stays in the log."""
 
     __slots__ = ()
 
@@ -760,6 +799,9 @@ class _Translation:
     ) -> None:
         if isinstance(problem, StorageError):
             raise _meaning(problem) from None
+        if isinstance(problem, LeaseLost):
+            # Logged by the locks, which know more about it.
+            raise errors.interrupted() from None
 
 
 _translated = _Translation()

@@ -38,6 +38,7 @@ from tests.support.server import environment
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
 from tusd_py.cli import main
+from tusd_py.locks.base import UNFENCED
 from tusd_py.storage.file import FileStore
 
 CUT_OFF, COMPLETE, DEFERRED, PARTIAL, FINAL, EMPTY = (letter * 32 for letter in "abcdef")
@@ -596,6 +597,6 @@ async def test_what_is_taken_over_was_looked_at_under_the_lock(directory: Path) 
     upload = await store.load(CUT_OFF)
     write_as_tuspyserver(directory, CUT_OFF, b"hello wo", size=11, offset=8)
     with pytest.raises(Exception, match="still runs"):
-        await store.adopt(upload)
+        await store.adopt(upload, fence=UNFENCED)
     assert (directory / CUT_OFF).read_bytes() == b"hello wo"
     store.close()

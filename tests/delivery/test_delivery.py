@@ -12,6 +12,7 @@ from tusd_py import intent as intents
 from tusd_py.announcing import Announcer
 from tusd_py.events import DELIVERED, Event, EventType, Hooks, Reject, RequestView
 from tusd_py.intent import Intent
+from tusd_py.locks.base import UNFENCED
 from tusd_py.storage.base import Upload, UploadInfo
 from tusd_py.storage.file import FileStore
 from tusd_workers.delivery import Delivery, Patience, Rest
@@ -65,18 +66,18 @@ class Post:
 
     async def upload(self, upload_id: str = "x", created_at: float = 5.25) -> Upload:
         upload = await self.store.create(UploadInfo(upload_id, 0, created_at=created_at))
-        await self.announcer.intend(CREATE, upload, REQUEST)
+        await self.announcer.intend(CREATE, upload, REQUEST, UNFENCED)
         return upload
 
     async def finish(self, upload: Upload) -> Upload:
         finished = upload.with_info(finished_at=6.0)
-        await self.announcer.intend(FINISH, finished, REQUEST)
-        await self.store.finish(finished.info, sync=False)
+        await self.announcer.intend(FINISH, finished, REQUEST, UNFENCED)
+        await self.store.finish(finished.info, sync=False, fence=UNFENCED)
         return finished
 
     async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:
-        async with self.announcer.removing(event_type, [upload], REQUEST):
-            await self.store.remove(upload.id)
+        async with self.announcer.removing(event_type, [upload], REQUEST, {upload.id: UNFENCED}):
+            await self.store.remove(upload.id, fence=UNFENCED)
 
     async def deliver(self, upload_id: str = "x") -> Rest:
         return await self.delivery.in_turn(upload_id, lambda: True)
@@ -186,7 +187,7 @@ async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
     upload = await post.upload()
     finished = upload.with_info(finished_at=6.0)
     # The server is killed between the two.
-    await post.announcer.intend(FINISH, finished, REQUEST)
+    await post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)
     rest = await post.deliver()
     assert post.hook.types == [("post-create", 1)]
     assert rest.next is None
@@ -204,7 +205,7 @@ async def test_a_finish_that_never_came_about_goes_with_the_upload(
     post: Post, event_type: EventType
 ) -> None:
     upload = await post.upload()
-    await post.announcer.intend(FINISH, upload, REQUEST)
+    await post.announcer.intend(FINISH, upload, REQUEST, UNFENCED)
     await post.remove(upload, event_type)
     await post.deliver()
     assert [kind for kind, _ in post.hook.types] == ["post-create", event_type.value]
@@ -213,7 +214,7 @@ async def test_a_finish_that_never_came_about_goes_with_the_upload(
 
 async def test_a_removal_that_did_not_come_about_is_not_told(post: Post) -> None:
     upload = await post.upload()
-    await post.announcer.intend(TERMINATE, upload, REQUEST)
+    await post.announcer.intend(TERMINATE, upload, REQUEST, UNFENCED)
     finished = await post.finish(upload)
     await post.deliver()
     assert post.hook.types == [("post-create", 1), ("post-finish", 1)]
@@ -225,7 +226,7 @@ async def test_a_removal_that_did_not_come_about_is_not_told(post: Post) -> None
 
 async def test_what_has_not_happened_for_an_hour_is_forgotten(post: Post) -> None:
     upload = await post.upload()
-    await post.announcer.intend(TERMINATE, upload, REQUEST)
+    await post.announcer.intend(TERMINATE, upload, REQUEST, UNFENCED)
     [_, kept] = await post.outbox.of("x")
     post.now = kept.kept_at + 3590
     assert len((await post.deliver()).passed_over) == 1
@@ -254,7 +255,7 @@ async def test_what_was_withdrawn_while_it_was_looked_at_is_not_told(
 ) -> None:
     upload = await post.upload()
     await post.deliver()
-    await post.announcer.intend(FINISH, upload, REQUEST)
+    await post.announcer.intend(FINISH, upload, REQUEST, UNFENCED)
     load = post.store.load
 
     async def load_later(upload_id: str) -> Upload:
@@ -271,7 +272,7 @@ async def test_what_was_withdrawn_while_it_was_looked_at_is_not_told(
 
 async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
     upload = await post.upload()
-    await post.outbox.keep("x", "0a", b"{")
+    await post.outbox.keep("x", "0a", b"{", fence=UNFENCED)
     await post.finish(upload)
     assert (await post.deliver()).next is None
     assert post.hook.types == [("post-create", 1), ("post-finish", 1)]
@@ -281,7 +282,7 @@ async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
 
 async def test_what_a_power_cut_left_empty_was_never_there(post: Post) -> None:
     await post.upload()
-    await post.outbox.keep("x", "0a", b"")
+    await post.outbox.keep("x", "0a", b"", fence=UNFENCED)
     rest = await post.deliver()
     assert rest == Rest(None, frozenset(("0a",)))
     post.now = (await post.outbox.of("x"))[0].kept_at + 3610
@@ -314,12 +315,12 @@ async def test_nothing_is_kept_that_nobody_wants(tmp_path: Path) -> None:
     announcer = Announcer(Hooks([listener], delivered={"a": listener}), store.outbox)
     upload = await store.create(UploadInfo("x", 0, created_at=1.0))
     for event_type in DELIVERED - {FINISH}:
-        await announcer.intend(event_type, upload, REQUEST)
+        await announcer.intend(event_type, upload, REQUEST, UNFENCED)
     listener.wants = False
-    await announcer.intend(FINISH, upload, REQUEST)
+    await announcer.intend(FINISH, upload, REQUEST, UNFENCED)
     assert not Path(store.root, ".tusd-py", "outbox").exists()
     listener.wants = True
-    await announcer.intend(FINISH, upload, REQUEST)
+    await announcer.intend(FINISH, upload, REQUEST, UNFENCED)
     assert len(await store.outbox.of("x")) == 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tusd_py.locks.base import UNFENCED
 from tusd_py.storage.base import KeepsEvents, KeptEvent, Outbox, StorageError
 from tusd_py.storage.file import FileStore
 
@@ -38,29 +39,29 @@ async def test_events_of_an_upload_are_kept_in_order(
     outbox: Outbox, upload_id: str, sync: bool
 ) -> None:
     for event_id in ("c0", "a0", "b0"):
-        await outbox.keep(upload_id, event_id, event_id.encode(), sync=sync)
-        await outbox.keep(f"{upload_id}x", "d0", b"of another one")
+        await outbox.keep(upload_id, event_id, event_id.encode(), sync=sync, fence=UNFENCED)
+        await outbox.keep(f"{upload_id}x", "d0", b"of another one", fence=UNFENCED)
     found = await outbox.of(upload_id)
     assert ids(found) == ["c0", "a0", "b0"]
     assert [event.content for event in found] == [b"c0", b"a0", b"b0"]
     assert {event.upload_id for event in found} == {upload_id}
     await outbox.forget(found[0])
     await outbox.forget(found[0])
-    await outbox.keep(upload_id, "e0", b"")
+    await outbox.keep(upload_id, "e0", b"", fence=UNFENCED)
     assert ids(await outbox.of(upload_id)) == ["a0", "b0", "e0"]
 
 
 async def test_one_that_is_kept_again_goes_to_the_end_under_another_name(outbox: Outbox) -> None:
     for event_id in ("a0", "b0", "a0"):
-        await outbox.keep("x", event_id, b"")
+        await outbox.keep("x", event_id, b"", fence=UNFENCED)
     found = await outbox.of("x")
     assert ids(found) == ["b0", "a0"]
     assert found[1].sequence == 3
 
 
 async def test_what_is_changed_keeps_its_place_and_its_age(outbox: Outbox) -> None:
-    await outbox.keep("x", "a0", b"1")
-    await outbox.keep("x", "b0", b"1")
+    await outbox.keep("x", "a0", b"1", fence=UNFENCED)
+    await outbox.keep("x", "b0", b"1", fence=UNFENCED)
     [first, second] = await outbox.of("x")
     await outbox.replace(first, b"2")
     [changed, other] = await outbox.of("x")
@@ -69,8 +70,8 @@ async def test_what_is_changed_keeps_its_place_and_its_age(outbox: Outbox) -> No
 
 
 async def test_what_is_given_up_can_come_back(outbox: Outbox) -> None:
-    await outbox.keep("x", "a0", b"1")
-    await outbox.keep("x", "b0", b"1")
+    await outbox.keep("x", "a0", b"1", fence=UNFENCED)
+    await outbox.keep("x", "b0", b"1", fence=UNFENCED)
     await outbox.give_up((await outbox.of("x"))[0], b"why")
     assert ids(await outbox.of("x")) == ["b0"]
     [failed] = [event async for event in outbox.every("failed")]
@@ -86,8 +87,8 @@ async def test_what_is_given_up_can_come_back(outbox: Outbox) -> None:
 async def test_all_that_waits_is_found(outbox: Outbox) -> None:
     assert (await outbox.counts()).oldest is None
     for upload_id in IDS:
-        await outbox.keep(upload_id, "a0", b"1")
-        await outbox.keep(upload_id, "b0", b"2")
+        await outbox.keep(upload_id, "a0", b"1", fence=UNFENCED)
+        await outbox.keep(upload_id, "b0", b"2", fence=UNFENCED)
     assert sorted([each async for some in outbox.uploads() for each in some]) == sorted(IDS)
     found = [(event.upload_id, event.event_id) async for event in outbox.every("waiting")]
     assert len(found) == 2 * len(IDS)
@@ -97,7 +98,7 @@ async def test_all_that_waits_is_found(outbox: Outbox) -> None:
 
 
 async def test_what_lies_about_there_is_no_event(store: FileStore, outbox: Outbox) -> None:
-    await outbox.keep("x", "a0", b"1")
+    await outbox.keep("x", "a0", b"1", fence=UNFENCED)
     [file] = Path(store.root, ".tusd-py", "outbox").glob("*/*")
     (file.parent / "x.swp").touch()
     (file.parent / "README").touch()
@@ -111,5 +112,5 @@ async def test_a_disk_that_fails_is_a_failure_of_the_store_and_leaves_nothing(
     state = Path(store.root, ".tusd-py")
     (state / "outbox").write_text("in the way")
     with pytest.raises(StorageError):
-        await outbox.keep("x", "a0", b"1")
+        await outbox.keep("x", "a0", b"1", fence=UNFENCED)
     assert os.listdir(state / "new") == []

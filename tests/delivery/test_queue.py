@@ -13,6 +13,7 @@ from redis import Redis
 from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
 from tusd_hooks.queue import Courier
+from tusd_py.locks.base import UNFENCED
 from tusd_py.settings import Settings
 from tusd_py.storage.file import FileStore
 from tusd_workers import delivery as delivery_module
@@ -150,8 +151,8 @@ async def test_what_comes_while_it_was_ones_turn_is_not_left(
         rounds.append([kind for kind, _ in post.hook.types])
         if len(rounds) == 1:
             finished = upload.with_info(finished_at=6.0)
-            desk._run(post.announcer.intend(FINISH, finished, REQUEST)).result()
-            desk._run(post.store.finish(finished.info, sync=False)).result()
+            desk._run(post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)).result()
+            desk._run(post.store.finish(finished.info, sync=False, fence=UNFENCED)).result()
         end(turn)
 
     monkeypatch.setattr(Turn, "end", end_late)

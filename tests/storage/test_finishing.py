@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tus import Tus, id_of, metadata
+from tusd_py.locks.base import UNFENCED
 from tusd_py.storage import info as records
 from tusd_py.storage.base import StorageError, UploadInfo
 from tusd_py.storage.file import FileStore
@@ -69,7 +70,7 @@ def test_a_record_that_somebody_has_written_anew_is_replaced(tus: Tus) -> None:
 async def test_the_time_is_read_as_it_was_written(store: FileStore) -> None:
     info = record()
     await store.create(info)
-    await store.finish(finished(info), sync=True)
+    await store.finish(finished(info), sync=True, fence=UNFENCED)
     assert (await store.load("a")).info == finished(info)
     store.close()
     again = FileStore(store.root)
@@ -87,7 +88,7 @@ async def test_others_see_it_though_the_file_is_as_old_as_before(store: FileStor
     path = f"{store.root}/a.info"
     os.utime(path, (CREATED, CREATED))
     assert not (await other.load("a")).finished
-    await store.finish(finished(info), sync=False)
+    await store.finish(finished(info), sync=False, fence=UNFENCED)
     os.utime(path, (CREATED, CREATED))
     assert (await other.load("a")).finished
     other.close()
@@ -214,7 +215,7 @@ async def test_a_finish_is_taken_back_if_its_record_cannot_be_synced(
 
     monkeypatch.setattr(store._syncs, "sync", fail_for_the_record)
     with pytest.raises(StorageError):
-        await store.finish(finished(info), sync=True)
+        await store.finish(finished(info), sync=True, fence=UNFENCED)
     assert not (await store.load("a")).finished
     again = FileStore(store.root)
     again.open("shared")

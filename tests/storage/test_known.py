@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.tus import Tus, id_of, path_of
+from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol import metadata
 from tusd_py.storage import known
 from tusd_py.storage.base import Upload, UploadInfo
@@ -107,7 +108,9 @@ async def test_a_record_that_had_just_changed_is_looked_at_again(
     other.open("none")
     upload = await other.create(UploadInfo(id="a", length=0, created_at=1_700_000_000.0))
     assert not (await store.load("a")).finished
-    await other.finish(upload.with_info(finished_at=1_732_690_123.5).info, sync=False)
+    await other.finish(
+        upload.with_info(finished_at=1_732_690_123.5).info, sync=False, fence=UNFENCED
+    )
     assert (await store.load("a")).info.finished_at == 1_732_690_123.5
     other.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tusd_py.locks.base import UNFENCED
 from tusd_py.storage import markers, mounts
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file import FileStore
@@ -92,6 +93,6 @@ async def test_markers_of_what_has_gone_are_tidied_away(tmp_path: Path) -> None:
     Path(older).write_bytes(b"0")
     await store.tidy(tombstone_ttl=60.0)
     assert [os.path.lexists(path) for path in (kept, gone, older)] == [True, False, False]
-    await store.remove(upload.id)
+    await store.remove(upload.id, fence=UNFENCED)
     assert not os.path.lexists(kept)
     store.close()

@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
+from tusd_py.locks.base import HeldFence, LeaseLost
 from tusd_py.protocol.checksum import Checksum, parse
 from tusd_py.storage import verified
 from tusd_py.storage.base import StorageError, StorageFull
@@ -115,15 +116,21 @@ class Added:
             marks_slowly=marks_slowly,
             checksum=announced,
             length=length,
-            is_ours=lambda: self.is_ours,
+            fence=self._fence,
         )
 
     def _open(self) -> DataFile:
-        return self._kind(str(self.path), len(self.before), self._threads, writes_behind=False)
+        return self._kind(
+            str(self.path), len(self.before), self._threads, writes_behind=False, fence=self._fence
+        )
+
+    def _fence(self) -> HeldFence:
+        return HeldFence(lambda: self.is_ours)
 
     def _mark(self) -> str:
         self.marked_in = threading.current_thread()
-        self.marker.touch()
+        with self._fence():
+            self.marker.touch()
         return str(self.marker)
 
     def offer(self, data: bytes, *, in_place: bool = False) -> asyncio.Future[None] | None:
@@ -503,13 +510,34 @@ async def test_without_the_lock_nothing_is_written_and_nothing_is_right(
     data = content(length)
     added = Added(tmp_path, threads, start=5, length=length, announced=sha256(data))
     added.is_ours = False
-    await added.add(data)
-    assert not await added.is_right()
+    with pytest.raises(LeaseLost):
+        await _send(added, data)
     assert added.stored() == added.before
     added.writer.abandon()
     await added.writer.close(sync=False)
-    # Whoever has the lock now finds out what does not count.
-    assert added.marker.exists() is (length > MIB)
+    assert not added.marker.exists()
+
+
+async def _send(added: Added, data: bytes) -> None:
+    await added.add(data)
+    await added.is_right()
+
+
+async def test_what_was_written_with_the_lock_is_neither_cut_nor_counted_without_it(
+    tmp_path: Path, threads: Threads
+) -> None:
+    data = content(8 * MIB)
+    added = Added(tmp_path, threads, start=5, length=len(data), announced=sha256(data))
+    await added.add(data)
+    assert await added.is_right()
+    added.is_ours = False
+    with pytest.raises(LeaseLost):
+        await added.writer.discard()
+    with pytest.raises(LeaseLost):
+        await added.writer.close(sync=True)
+    # The marker tells whoever has the lock now what does not count.
+    assert added.marker.exists()
+    assert added.stored() == added.before + data
 
 
 @pytest.mark.parametrize("size", [5, 200_000, 3 * MIB + 7])

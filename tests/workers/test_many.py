@@ -21,7 +21,7 @@ from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
 from tusd_py.events import Event, Hooks
-from tusd_py.locks.base import Locks
+from tusd_py.locks.base import UNFENCED, HeldFence, Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks
 from tusd_py.rules import Rules
@@ -231,9 +231,14 @@ def test_what_a_killed_sweep_left_the_next_one_removes(
         server.terminate()
 
 
+def _lost() -> HeldFence:
+    """The fence of a lock that was lost."""
+    return HeldFence(lambda: False)
+
+
 async def test_the_store_tells_of_each_what_it_tells_of_one(store: FileStore) -> None:
     await abandoned(store, 3)
-    await store.remove("u2")
+    await store.remove("u2", fence=UNFENCED)
     Path(store.root, "u1.info").write_text("{")
     names = ["u0", "u1", "u2", "none", "../u0", ""]
     found = await store.load_each(names)
@@ -247,9 +252,9 @@ async def test_the_store_tells_of_each_what_it_tells_of_one(store: FileStore) ->
     ]
     upload = await store.load("u0")
     assert found[0] == upload
-    assert await store.remove_each([upload], may_go=lambda _each: False) == [False]
+    assert await store.remove_each([upload], fences={"u0": _lost}) == [False]
     assert await store.load("u0") == upload
-    assert await store.remove_each([upload], may_go=lambda each: each == "u0") == [True]
+    assert await store.remove_each([upload], fences={"u0": UNFENCED}) == [True]
     with pytest.raises(UploadGone):
         await store.load("u0")
     assert not Path(store.root, "u0").exists()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.locks.base import UNFENCED
 from tusd_py.skipped import printable
 from tusd_py.storage import foreign
 from tusd_py.storage.base import StorageError, Upload
@@ -195,7 +196,7 @@ class _Adoption:
         upload = await store.load(upload_id)
         excess = await asyncio.to_thread(_excess, store, upload)
         if not summary.dry_run:
-            upload = await store.adopt(upload)
+            upload = await store.adopt(upload, fence=UNFENCED)
         summary.cut += excess
         summary.count(upload)
 
@@ -220,7 +221,8 @@ class _Return:
         content = foreign.as_tuspyservers(upload, expires=expires)
         if not summary.dry_run:
             # A chunk that was not verified to the end does not count.
-            await store.give_back(await store.recover(upload), content)
+            recovered = await store.recover(upload, fence=UNFENCED)
+            await store.give_back(recovered, content)
         summary.count(upload)
 
 

@@ -10,7 +10,7 @@ once to let go again, so that of many attempts of one client the last one wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -24,6 +24,25 @@ class LocksClosed(Exception):
 
 class LocksUnavailable(Exception):
     """Nobody can tell who holds the lock: where that is kept does not answer. The text is for the log."""
+
+
+class LeaseLost(Exception):
+    """A change was refused because the lock belongs, or may belong, to another holder. The text is for the log."""
+
+
+Fence = Callable[[], AbstractContextManager[None]]
+"""`with fence(): ...` around one change of an upload: the change happens while the lock is certainly held, or not at all.
+
+Entering raises LeaseLost. Cheap enough for every write, usable in every thread, and entered again within itself. The block
+holds the change alone: no await, and no wait that is not the change's own.
+"""
+
+_NO_CHECK: AbstractContextManager[None] = nullcontext()
+
+
+def UNFENCED() -> AbstractContextManager[None]:
+    """The fence of changes that no other holder can meet, for a reason that the caller knows."""
+    return _NO_CHECK
 
 
 class Lease(Protocol):
@@ -40,8 +59,12 @@ class Lease(Protocol):
         """Whether the lock is still ours: locks that live elsewhere can be lost. Asked before bytes are made to count.
 
         Cheap enough for every write. Once False it stays False, and somebody else may be writing: what is in the store is no
-        longer ours, neither to add to nor to cut back.
+        longer ours, neither to add to nor to cut back. True is a hint that may be out of date at the next instruction;
+        changes are made within `fence`.
         """
+
+    def fence(self) -> AbstractContextManager[None]:
+        """Guard one change of the upload. See `Fence`, which this method is a value of."""
 
     async def release(self) -> None:
         """Lets go; whoever waits longest goes on. Never raises: a lock that cannot be let go of runs out."""
@@ -56,7 +79,26 @@ class UncontestedLease:
     def is_held(self) -> bool:
         return True
 
+    def fence(self) -> AbstractContextManager[None]:
+        return UNFENCED()
+
     async def release(self) -> None:
+        pass
+
+
+class HeldFence:
+    """Fence of locks that have nothing but `is_held` to tell whether they are held."""
+
+    __slots__ = ("_is_held",)
+
+    def __init__(self, is_held: Callable[[], bool]) -> None:
+        self._is_held = is_held
+
+    def __enter__(self) -> None:
+        if not self._is_held():
+            raise LeaseLost("the lease is over")
+
+    def __exit__(self, *_error: object) -> None:
         pass
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from tusd_py.locks.base import LocksClosed, LockTimeout
+from tusd_py.locks.base import HeldFence, LocksClosed, LockTimeout
 
 
 class MemoryLocks:
@@ -102,6 +102,9 @@ class MemoryLease:
 
     def is_held(self) -> bool:
         return self._locks._held.get(self._upload_id) is self
+
+    def fence(self) -> HeldFence:
+        return HeldFence(self.is_held)
 
     async def release(self) -> None:
         self.hand_over()

@@ -30,7 +30,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
-from tusd_py.locks.base import LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import HeldFence, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.process import ProcessName
 from tusd_py.locks.scripts import ACQUIRE, RELEASE, RENEW
 from tusd_py.state import Part, Script, State, StateUnavailable
@@ -626,6 +626,9 @@ class RedisLease:
 
     def is_held(self) -> bool:
         return self._claim.lease is self and _now() < self._claim.valid_until
+
+    def fence(self) -> HeldFence:
+        return HeldFence(self.is_held)
 
     async def release(self) -> None:
         await self._claim.release(self)

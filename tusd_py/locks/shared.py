@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from tusd_py.background import keep_running
-from tusd_py.locks.base import LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import HeldFence, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLease, RedisLocks
@@ -216,6 +216,9 @@ class SharedLease:
 
     def is_held(self) -> bool:
         return self.alone or (self.granted is not None and self.granted.is_held())
+
+    def fence(self) -> HeldFence:
+        return HeldFence(self.is_held)
 
     async def release(self) -> None:
         await self._locks.release(self)

@@ -2,17 +2,20 @@
 
 A store knows uploads, not requests: no header, no lock, no rule of a protocol. It is the truth about bytes: the offset that
 it reports is what it really holds, whatever happened before. Its callers hold the upload's lock while they write, join, cut or
-remove; reading needs none. What a store can do beyond the core is told by the small protocols at the end, and the
-extensions that the server advertises are derived from them.
+remove; reading needs none. A lock can be lost at any instant, so every change of an existing upload is made within the `fence`
+of the lock: whichever thread makes it, and however long it waited before, it is refused with LeaseLost once the upload belongs
+to another holder. What a store can do beyond the core is told by the small protocols at the end, and the extensions that the
+server advertises are derived from them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
+from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.skipped import Skip, skip_entry
 
@@ -159,23 +162,29 @@ class Writer(Protocol):
         """Bytes of the upload so far."""
 
     async def write(self, data: bytes) -> None:
-        """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted) or StorageError."""
+        """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted), StorageError or LeaseLost."""
 
     async def discard(self) -> None:
-        """Takes back all that this writer added."""
+        """Takes back all that this writer added. Raises LeaseLost; then the upload is left as it is."""
 
     def abandon(self) -> None:
         """Leaves the upload as it is, because it is no longer ours: `close` then only lets go."""
 
     async def close(self, *, sync: bool) -> None:
-        """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go."""
+        """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go.
+
+        Raises LeaseLost if what was added does not count because another holder has the upload. Lets go in any case.
+        """
 
 
 class VerifiedWriter(Writer, Protocol):
     """Bytes that count only once they were found right. They need not be where they will lie before that."""
 
     async def verify(self, checksum: Checksum) -> bool:
-        """Whether all that was added has this checksum. If not, it is to be discarded. Raises StorageFull, StorageError."""
+        """Whether all that was added has this checksum. If not, it is to be discarded.
+
+        Raises StorageFull, StorageError, LeaseLost.
+        """
 
 
 @runtime_checkable
@@ -185,7 +194,7 @@ class WritesInline(Protocol):
     def write_inline(self, data: memoryview) -> bool:
         """Adds `data` before it returns. False if that took long: the next bytes had better go by `write`, for a while.
 
-        Raises StorageFull, StorageError.
+        Raises StorageFull, StorageError, LeaseLost.
         """
 
 
@@ -199,36 +208,45 @@ class ReceivesInPlace(Protocol):
     def take(self, data: memoryview) -> Awaitable[None] | None:
         """Adds `data`, which lies at the beginning of `room()`, or is only there during the call.
 
-        What it returns, if anything, is awaited before there is more. Both raise StorageFull, StorageError.
+        What it returns, if anything, is awaited before there is more. Both raise StorageFull, StorageError, LeaseLost.
         """
 
 
 class Store(Protocol):
-    """The core that every store has: uploads can be created, with their bytes or before them, and grow."""
+    """The core that every store has: uploads can be created, with their bytes or before them, and grow.
 
-    async def create(self, info: UploadInfo) -> Upload:
-        """Records a new upload without bytes. Raises UploadExists, StorageFull."""
+    fence: of the upload's lock; what takes one raises LeaseLost.
+    """
+
+    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        """Records a new upload without bytes. Raises UploadExists, StorageFull.
+
+        fence: where the id is not just drawn, so that others may know it.
+        """
 
     async def load(self, upload_id: str) -> Upload:
         """The upload as it stands. Raises UploadNotFound, UploadGone. Needs no lock and changes nothing."""
 
-    async def recover(self, upload: Upload) -> Upload:
+    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
         """Under the upload's lock, before it grows: undoes what an earlier holder left half done."""
 
-    async def open_writer(self, upload: Upload) -> Writer:
+    async def open_writer(self, upload: Upload, *, fence: Fence) -> Writer:
         """Opens the end of an upload. Bytes count as they are written."""
 
-    async def save(self, info: UploadInfo) -> None:
-        """Replaces the record, all or nothing."""
+    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
+        """Replaces the record, all or nothing. Never creates one: raises UploadNotFound where there is none."""
 
-    async def finish(self, info: UploadInfo, *, sync: bool) -> None:
+    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         """Records that an upload is finished, all or nothing; nothing but `finished_at` is new in `info`.
 
-        With `sync`, the bytes are durable before that, and the record after it.
+        With `sync`, the bytes are durable before that, and the record after it. Raises UploadNotFound where there is no record.
         """
 
-    async def sync(self, upload: Upload) -> None:
-        """Returns when the bytes, the record and the directory entries of the upload are durable. Raises StorageError."""
+    async def sync(self, upload: Upload, *, fence: Fence) -> None:
+        """Returns when the bytes, the record and the directory entries of the upload are durable. Raises StorageError.
+
+        fence: bytes that the system has thrown away are taken back within it.
+        """
 
     async def free_space(self) -> int | None:
         """Bytes that can still be stored, or None where that has no bound."""
@@ -247,12 +265,11 @@ class VerifiesChunks(Protocol):
         checksum: Checksum | None,
         *,
         length: int | None,
-        is_ours: Callable[[], bool],
+        fence: Fence,
     ) -> VerifiedWriter:
         """Like `open_writer`, but nothing that is added counts before `close`, also across a crash.
 
         checksum: what the bytes will be verified with, if that is known in front. length: how many there will be, likewise.
-        is_ours: whether the upload still is, asked in any thread before bytes are added later than they were given.
         """
 
 
@@ -260,18 +277,18 @@ class VerifiesChunks(Protocol):
 class RemovesUploads(Protocol):
     """Uploads can be removed, and looked for when they are due."""
 
-    async def remove(self, upload_id: str) -> None:
+    async def remove(self, upload_id: str, *, fence: Fence) -> None:
         """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already."""
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         """Every upload as it stands, or what `load` would have raised, in the same order; for many at a time."""
 
     async def remove_each(
-        self, uploads: Sequence[Upload], *, may_go: Callable[[str], bool]
+        self, uploads: Sequence[Upload], *, fences: Mapping[str, Fence]
     ) -> list[bool | StorageError]:
         """Whether each was removed, or why it could not be, in the same order; for many at a time.
 
-        may_go: asked with the id just before each, in any thread.
+        fences: of the locks, by id. False for those whose lock was lost.
         """
 
     def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
@@ -280,7 +297,7 @@ class RemovesUploads(Protocol):
         skip: told of what cannot be read and is passed over. Raises StorageError if nothing at all can be read.
         """
 
-    async def discard_fragment(self, upload_id: str) -> bool:
+    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         """Removes what a crash left of a creation that nobody was answered, once it is an hour old; returns whether it did."""
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
@@ -299,11 +316,15 @@ class ServesFiles(Protocol):
 class JoinsParts(Protocol):
     """Uploads can be joined into one, and a join can wait for parts that are still being uploaded."""
 
-    async def join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         """Puts the bytes of `parts` together in order; the final has all of them or, after a crash, none."""
 
     async def await_part(self, part_id: str, final_id: str) -> None:
-        """Remembers that `final_id` waits for `part_id`."""
+        """Remembers that `final_id` waits for `part_id`.
+
+        Not fenced, nor is `forget_awaiting`: a note that outlives its final is tidied up, and one is forgotten only after the
+        join, which was fenced, when nobody needs it any more.
+        """
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
         """The finals that wait for `part_id`."""
@@ -346,15 +367,20 @@ class Outbox(Protocol):
     """
 
     async def keep(
-        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False
+        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
     ) -> None:
-        """Adds an event behind the others of its upload, or writes one anew that is there already. sync: it is durable then."""
+        """Adds an event behind the others of its upload, or writes one anew that is there already. sync: it is durable then.
+
+        fence: of the upload's lock. Raises LeaseLost: then nothing was added.
+        """
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         """The events of an upload in their order."""
 
-    async def forget(self, event: KeptEvent, box: Box = "waiting") -> None:
-        """It is told, or not to be told any more."""
+    async def forget(
+        self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
+    ) -> None:
+        """It is told, or not to be told any more. fence: of the upload's lock, for those who are not telling it."""
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
         """Writes one that waits anew, all or nothing."""

@@ -10,6 +10,7 @@ import os
 from concurrent.futures import Future
 from contextlib import suppress
 
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.problems import translated
 from tusd_py.storage.syncing import BytesLost, start_writing, sync_bytes
 from tusd_py.storage.threads import Threads
@@ -23,11 +24,12 @@ class DataFile:
 
     end: where the next bytes go. writes_behind: whether the disk shall begin with large bodies while they come in.
 
-    Every write says where it goes, so that a holder that lost its lock could at worst repeat bytes, never displace them.
+    fence: around every write and every cut, so that a holder that lost its lock does neither.
     """
 
     __slots__ = (
         "_descriptor",
+        "_fence",
         "_start",
         "_threads",
         "_writes_behind",
@@ -36,8 +38,11 @@ class DataFile:
         "end",
     )
 
-    def __init__(self, path: str, start: int, threads: Threads, *, writes_behind: bool) -> None:
+    def __init__(
+        self, path: str, start: int, threads: Threads, *, writes_behind: bool, fence: Fence
+    ) -> None:
         self.end = start
+        self._fence = fence
         self._start = start
         self._threads = threads
         self._writes_behind = writes_behind
@@ -46,13 +51,14 @@ class DataFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def write(self, data: memoryview) -> None:
-        """Adds `data`. Raises OSError, with a prefix of it perhaps added."""
-        written = os.pwrite(self._descriptor, data, self.end)
-        self.end += written
-        while written < len(data):
-            data = data[written:]
+        """Adds `data`. Raises OSError, with a prefix of it perhaps added, and LeaseLost."""
+        with self._fence():
             written = os.pwrite(self._descriptor, data, self.end)
             self.end += written
+            while written < len(data):
+                data = data[written:]
+                written = os.pwrite(self._descriptor, data, self.end)
+                self.end += written
         if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND:
             self._write_behind()
 
@@ -71,23 +77,23 @@ class DataFile:
         return os.preadv(self._descriptor, [view], at)
 
     def cut_back(self) -> None:
-        """Takes back all that was added. Raises OSError."""
-        os.ftruncate(self._descriptor, self._start)
+        """Takes back all that was added. Raises OSError, LeaseLost."""
+        with self._fence():
+            os.ftruncate(self._descriptor, self._start)
         self.end = self._start
 
-    async def sync(self, *, ours: bool) -> None:
-        """Returns when what was added is durable. ours: whether it may be cut back otherwise. Raises StorageError."""
+    async def sync(self) -> None:
+        """Returns when what was added is durable; otherwise it is cut back, if it is ours. Raises StorageError."""
         with translated("syncing"):
-            await self._threads.run(self._sync, ours)
+            await self._threads.run(self._sync)
 
-    def _sync(self, ours: bool) -> None:
+    def _sync(self) -> None:
         try:
             sync_bytes(self._descriptor)
         except BytesLost:
             # What was added may be lost, and a second sync would find nothing wrong: it does not count.
-            if ours:
-                with suppress(OSError):
-                    os.ftruncate(self._descriptor, self._start)
+            with suppress(OSError, LeaseLost), self._fence():
+                os.ftruncate(self._descriptor, self._start)
             raise
 
     async def settle(self) -> None:

@@ -23,12 +23,13 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.skipped import Skip, skip_entry
 from tusd_py.storage import foreign
@@ -191,8 +192,8 @@ class FileStore:
 
     # The core
 
-    async def create(self, info: UploadInfo) -> Upload:
-        with _translated(f"creating {info.id}"):
+    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        with _translated(f"creating {info.id}"), fence():
             self._create(info)
         return Upload(info, 0, info.created_at, joined=not info.is_final)
 
@@ -326,24 +327,25 @@ class FileStore:
         finally:
             os.close(descriptor)
 
-    async def recover(self, upload: Upload) -> Upload:
+    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
         if upload.info.foreign and not upload.finished:
-            upload = await self.adopt(upload)
+            upload = await self.adopt(upload, fence=fence)
         if upload.is_cut:
-            with _translated(f"recovering {upload.id}"):
+            with _translated(f"recovering {upload.id}"), fence():
                 os.truncate(self.data_path(upload.info), upload.offset)
                 os.unlink(self._markers.path(self._flat(upload.id)))
             upload = replace(upload, is_cut=False)
         return upload
 
-    async def adopt(self, upload: Upload) -> Upload:
+    async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
         """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
         with _translated(f"taking over {upload.id}"):
-            return await self._threads.run(self._adopt, upload)
+            return await self._threads.run(self._adopt, upload, fence)
 
-    def _adopt(self, upload: Upload) -> Upload:
+    def _adopt(self, upload: Upload, fence: Fence) -> Upload:
         try:
-            return self._adopt_locked(upload)
+            with fence():
+                return self._adopt_locked(upload)
         except BlockingIOError:
             raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
 
@@ -354,12 +356,12 @@ class FileStore:
             adopted = upload.with_info(foreign=False, counted=None)
             if upload.joined:
                 foreign.cut(upload, self.data_path(upload.info))
-            self._save_at_once(adopted.info, sync=upload.joined)
+            self._save_at_once(adopted.info, sync=upload.joined, fence=UNFENCED)
         return adopted
 
-    async def open_writer(self, upload: Upload) -> FileWriter:
+    async def open_writer(self, upload: Upload, *, fence: Fence) -> FileWriter:
         with _translated(f"opening {upload.id}"):
-            return FileWriter(self._data_file(upload), self._threads)
+            return FileWriter(self._data_file(upload, fence), self._threads)
 
     async def open_verified_writer(
         self,
@@ -367,65 +369,87 @@ class FileStore:
         checksum: Checksum | None,
         *,
         length: int | None,
-        is_ours: Callable[[], bool],
+        fence: Fence,
     ) -> VerifiedFileWriter:
         return VerifiedFileWriter(
-            lambda: self._data_file(upload),
+            lambda: self._data_file(upload, fence),
             upload.offset,
             self._hashing,
             self._blocks,
-            mark=lambda: self._mark(upload),
+            mark=lambda: self._mark(upload, fence),
             marks_slowly=self._markers.is_slow,
             checksum=checksum,
             length=length,
-            is_ours=is_ours,
+            fence=fence,
         )
 
-    def _mark(self, upload: Upload) -> str:
+    def _mark(self, upload: Upload, fence: Fence) -> str:
         """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
-        return self._markers.make(self._flat(upload.id), upload.offset, self._new_tmp(upload.id))
+        name, tmp = self._flat(upload.id), self._new_tmp(upload.id)
+        with fence():
+            return self._markers.make(name, upload.offset, tmp)
 
-    def _data_file(self, upload: Upload) -> DataFile:
+    def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
         return DataFile(
             self.data_path(upload.info),
             upload.offset,
             self._threads,
             writes_behind=self._writes_behind,
+            fence=fence,
         )
 
-    async def save(self, info: UploadInfo) -> None:
+    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
             tmp = self._write_record(info)
             try:
                 # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
                 await self._syncs.sync(None, tmp)
-                os.rename(tmp, self._info_path(info.id))
             except BaseException:
                 os.unlink(tmp)
                 raise
+            self._replace_record(info, tmp, fence)
 
-    async def finish(self, info: UploadInfo, *, sync: bool) -> None:
+    def _replace_record(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
+        """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
+        removed."""
+        path = self._info_path(info.id)
+        try:
+            with fence():
+                # Nothing can remove it between these two, as that takes the lock.
+                if not os.access(path, os.F_OK):
+                    raise UploadNotFound(f"{info.id}: its record is gone")
+                os.rename(tmp, path)
+        except BaseException:
+            os.unlink(tmp)
+            raise
+
+    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with _translated(f"finishing {info.id}"):
             # Where others read over a network, only a rename shows them one record or the other. What a final's record has
             # of its length is not looked at before it is joined.
             if not self._is_local or info.is_final:
-                await self._finish_by_rename(info, sync=sync)
+                await self._finish_by_rename(info, sync=sync, fence=fence)
                 return
             record = self._info_path(info.id)
             if sync:
-                await self._sync_data(info, record, *self._directories(info))
-            if not self._mark_finished(info, record):
-                await self._finish_by_rename(info, sync=sync)
+                await self._sync_data(info, record, *self._directories(info), fence=fence)
+            with fence():
+                marked = self._mark_finished(info, record)
+            if not marked:
+                await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
                 try:
                     await self._syncs.sync(None, record)
                 except BaseException:
-                    self._mark_unfinished(info, record)
+                    self._mark_unfinished(info, record, fence)
                     raise
 
     def _mark_finished(self, info: UploadInfo, path: str) -> bool:
         """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise UploadNotFound(f"{info.id}: its record is gone") from None
         try:
             at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
             if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
@@ -438,10 +462,10 @@ class FileStore:
             os.close(descriptor)
         return True
 
-    def _mark_unfinished(self, info: UploadInfo, path: str) -> None:
+    def _mark_unfinished(self, info: UploadInfo, path: str, fence: Fence) -> None:
         """Takes `_mark_finished` back, as far as the disk lets that be done."""
         marked = records.ending(info.finished_at)
-        with suppress(OSError):
+        with suppress(OSError, LeaseLost), fence():
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 at = max(0, os.fstat(descriptor).st_size - len(marked))
@@ -450,44 +474,45 @@ class FileStore:
             finally:
                 os.close(descriptor)
 
-    async def _finish_by_rename(self, info: UploadInfo, *, sync: bool) -> None:
+    async def _finish_by_rename(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         tmp = self._write_record(info)
-        try:
-            if sync:
-                await self._sync_data(info, tmp)
-            os.rename(tmp, self._info_path(info.id))
-        except BaseException:
-            os.unlink(tmp)
-            raise
+        if sync:
+            try:
+                await self._sync_data(info, tmp, fence=fence)
+            except BaseException:
+                os.unlink(tmp)
+                raise
+        self._replace_record(info, tmp, fence)
         if sync:
             await self._syncs.sync(None, *self._directories(info))
 
     async def give_back(self, upload: Upload, content: bytes) -> None:
         """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
         with _translated(f"giving back {upload.id}"):
-            await self._threads.run(self._save_at_once, upload.info, sync=True, content=content)
+            # For the command that has the directory to itself.
+            await self._threads.run(
+                self._save_at_once, upload.info, sync=True, content=content, fence=UNFENCED
+            )
 
-    def _save_at_once(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
+    def _save_at_once(
+        self, info: UploadInfo, *, sync: bool, content: bytes | None = None, fence: Fence
+    ) -> None:
         """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
         if sync:
             sync_path(self.data_path(info), data_only=True)
         content = records.serialize(info, root=self.root) if content is None else content
-        tmp = self._write_tmp(info.id, content, sync=True)
-        try:
-            os.rename(tmp, self._info_path(info.id))
-        except OSError:
-            os.unlink(tmp)
-            raise
+        self._replace_record(info, self._write_tmp(info.id, content, sync=True), fence)
         if sync:
             for directory in self._directories(info):
                 sync_path(directory)
 
-    async def sync(self, upload: Upload) -> None:
+    async def sync(self, upload: Upload, *, fence: Fence) -> None:
         info = upload.info
         with _translated(f"syncing {upload.id}"):
-            await self._sync_data(info, self._info_path(info.id), *self._directories(info))
+            others = (self._info_path(info.id), *self._directories(info))
+            await self._sync_data(info, *others, fence=fence)
 
-    async def _sync_data(self, info: UploadInfo, *others: str) -> None:
+    async def _sync_data(self, info: UploadInfo, *others: str, fence: Fence) -> None:
         """Makes an upload's bytes durable, and files and directories with them.
 
         Where that fails the system may have thrown bytes away, and says so only once: a second attempt would find nothing
@@ -497,7 +522,7 @@ class FileStore:
         try:
             await self._syncs.sync(path, *others)
         except BytesLost:
-            with suppress(OSError):
+            with suppress(OSError, LeaseLost), fence():
                 if info.is_final:
                     os.unlink(path)
                 else:
@@ -554,9 +579,9 @@ class FileStore:
 
     # RemovesUploads
 
-    async def remove(self, upload_id: str) -> None:
+    async def remove(self, upload_id: str, *, fence: Fence) -> None:
         with _translated(f"removing {upload_id}"):
-            await self._threads.run(self._remove, upload_id)
+            await self._threads.run(self._remove, upload_id, fence)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         return await self._threads.run(self._load_each, upload_ids)
@@ -574,34 +599,37 @@ class FileStore:
         return found
 
     async def remove_each(
-        self, uploads: Sequence[Upload], *, may_go: Callable[[str], bool]
+        self, uploads: Sequence[Upload], *, fences: Mapping[str, Fence]
     ) -> list[bool | StorageError]:
-        return await self._threads.run(self._remove_each, uploads, may_go)
+        return await self._threads.run(self._remove_each, uploads, fences)
 
     def _remove_each(
-        self, uploads: Sequence[Upload], may_go: Callable[[str], bool]
+        self, uploads: Sequence[Upload], fences: Mapping[str, Fence]
     ) -> list[bool | StorageError]:
         outcomes: list[bool | StorageError] = []
         for upload in uploads:
-            may = may_go(upload.id)
             try:
                 with _translated(f"removing {upload.id}"):
-                    if may:
-                        self._remove(upload.id, upload.info)
-                outcomes.append(may)
+                    self._remove(upload.id, fences[upload.id], upload.info)
+                outcomes.append(True)
             except StorageError as problem:
                 outcomes.append(problem)
+            except LeaseLost:
+                outcomes.append(False)
         return outcomes
 
-    def _remove(self, upload_id: str, info: UploadInfo | None = None) -> None:
+    def _remove(self, upload_id: str, fence: Fence, info: UploadInfo | None = None) -> None:
         """info: the record, where that is known for certain."""
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
-        try:
-            os.rename(self._info_path(upload_id), tombstone)
-        except FileNotFoundError:
-            return
-        os.utime(tombstone)
-        self._finish_removal(upload_id, tombstone, info)
+        with fence():
+            try:
+                os.rename(self._info_path(upload_id), tombstone)
+            except FileNotFoundError:
+                return
+            os.utime(tombstone)
+        # It is removed. Whoever loses the lock before the rest is done leaves that to the next sweep.
+        with suppress(LeaseLost), fence():
+            self._finish_removal(upload_id, tombstone, info)
 
     def _finish_removal(
         self, upload_id: str, tombstone: str, info: UploadInfo | None = None
@@ -711,7 +739,7 @@ class FileStore:
                 os.rmdir(part.path)
         return removed
 
-    async def discard_fragment(self, upload_id: str) -> bool:
+    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
             path = self._info_path(upload_id)
             try:
@@ -720,14 +748,15 @@ class FileStore:
                 return False
             changed_at = status.st_mtime
             if not records.strip_nuls(content):
-                return self._discard_empty(upload_id, path, changed_at)
+                with fence():
+                    return self._discard_empty(upload_id, path, changed_at)
             info = records.parse(
                 content, upload_id=upload_id, root=self.root, changed_at=changed_at
             )
             # Another server's record may be of bytes that lie where we do not look.
             if info.foreign or not self._is_abandoned(changed_at):
                 return False
-            await self._threads.run(self._remove, upload_id)
+            await self._threads.run(self._remove, upload_id, fence)
             return True
 
     def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
@@ -738,11 +767,11 @@ class FileStore:
 
     # JoinsParts
 
-    async def join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         with _translated(f"joining {final.id}"):
-            await self._threads.run(self._join, final, parts)
+            await self._threads.run(self._join, final, parts, fence)
 
-    def _join(self, final: UploadInfo, parts: Sequence[Upload]) -> None:
+    def _join(self, final: UploadInfo, parts: Sequence[Upload], fence: Fence) -> None:
         tmp = self._new_tmp(final.id)
         target = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
         try:
@@ -754,8 +783,9 @@ class FileStore:
                 finally:
                     os.close(source)
             os.fsync(target)
-            os.rename(tmp, self.data_path(final))
-        except (OSError, CopyStopped) as problem:
+            with fence():
+                os.rename(tmp, self.data_path(final))
+        except (OSError, CopyStopped, LeaseLost) as problem:
             with suppress(FileNotFoundError):
                 os.unlink(tmp)
             if isinstance(problem, CopyStopped):

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
+from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.skipped import skip
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
 from tusd_py.storage.listing import files_in
@@ -60,10 +61,11 @@ class FileOutbox:
         self._dir_perms = dir_perms
 
     async def keep(
-        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False
+        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
     ) -> None:
         with translated(f"keeping an event of {upload_id}"):
-            path, made = self._keep(upload_id, event_id, content)
+            with fence():
+                path, made = self._keep(upload_id, event_id, content)
             if sync:
                 # Content and name at once: what a power cut leaves empty is of something that was not recorded either.
                 await self._sync(path, os.path.dirname(path), *made)
@@ -89,8 +91,14 @@ class FileOutbox:
             )
             return [kept for name in names if (kept := self._read(box, name)) is not None]
 
-    async def forget(self, event: KeptEvent, box: Box = "waiting") -> None:
-        with translated(f"forgetting an event of {event.upload_id}"), suppress(FileNotFoundError):
+    async def forget(
+        self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
+    ) -> None:
+        with (
+            translated(f"forgetting an event of {event.upload_id}"),
+            suppress(FileNotFoundError),
+            fence(),
+        ):
             os.unlink(self._path(box, event))
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
@@ -114,7 +122,8 @@ class FileOutbox:
             os.unlink(self._path("waiting", event))
 
     async def replay(self, event: KeptEvent, content: bytes) -> None:
-        await self.keep(event.upload_id, event.event_id, content, sync=True)
+        # What was given up has happened: no holder of the lock can take it back.
+        await self.keep(event.upload_id, event.event_id, content, sync=True, fence=UNFENCED)
         await self.forget(event, "failed")
 
     async def uploads(self) -> AsyncIterator[list[str]]:

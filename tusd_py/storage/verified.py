@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum, Hasher
 from tusd_py.storage.blocks import LONG, SIZE, Blocks
 from tusd_py.storage.chain import Chain
@@ -55,9 +56,9 @@ class _Piece:
 class VerifiedFileWriter:
     """Bytes at the end of one data file that count once they were found right; see `VerifiedWriter` and `ReceivesInPlace`.
 
-    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, not for the event
-    loop. checksum: what was announced in front, if that was so. length: how many bytes are to come, where that is known.
-    is_ours: whether the upload still is, asked before every write.
+    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, which is not for the
+    event loop. checksum: what was announced in front, if that was so. length: how many bytes are to come, where that is known.
+    fence: of the upload's lock, around the removal of the marker; what `opened` and `mark` give have it already.
     """
 
     __slots__ = (
@@ -67,11 +68,11 @@ class VerifiedFileWriter:
         "_chain",
         "_checksum",
         "_closed",
+        "_fence",
         "_file",
         "_filled",
         "_hasher",
         "_is_fast",
-        "_is_ours",
         "_is_spilt",
         "_is_whole",
         "_mark",
@@ -97,7 +98,7 @@ class VerifiedFileWriter:
         marks_slowly: bool = False,
         checksum: Checksum | None,
         length: int | None,
-        is_ours: Callable[[], bool],
+        fence: Fence,
     ) -> None:
         self.offset = offset
         self.since = 0.0
@@ -105,7 +106,7 @@ class VerifiedFileWriter:
         self._opened = opened
         self._mark = mark
         self._marks_slowly = marks_slowly
-        self._is_ours = is_ours
+        self._fence = fence
         self._threads = threads
         self._blocks = blocks
         self._checksum = checksum
@@ -121,7 +122,7 @@ class VerifiedFileWriter:
         self._file: DataFile | None = None
         self._marker: str | None = None
         self._slow_until = 0.0
-        self._problem: OSError | None = None
+        self._problem: OSError | LeaseLost | None = None
         self._abandoned = False
         self._closed = False
 
@@ -207,7 +208,7 @@ class VerifiedFileWriter:
         self._is_fast = False
         try:
             self._hand_over()
-        except OSError as problem:
+        except (OSError, LeaseLost) as problem:
             self._problem = problem
 
     def _check(self) -> None:
@@ -220,7 +221,7 @@ class VerifiedFileWriter:
     # From blocks into the file
 
     def _hand_over(self) -> None:
-        """Lets a thread have what is in the block. Raises OSError."""
+        """Lets a thread have what is in the block. Raises OSError, LeaseLost."""
         filled, self._filled = self._filled, 0
         block = self._let_go()
         if block is None:
@@ -230,7 +231,7 @@ class VerifiedFileWriter:
             return
         try:
             self._spill()
-        except OSError:
+        except (OSError, LeaseLost):
             self._blocks.give_back(block)
             raise
         self._add(_Piece(block[:filled], block))
@@ -243,7 +244,7 @@ class VerifiedFileWriter:
         return block
 
     def _begin(self) -> DataFile:
-        """The file, in which there may be bytes from now on that do not count. Raises OSError."""
+        """The file, in which there may be bytes from now on that do not count. Raises OSError, LeaseLost."""
         if self._file is None:
             self._file = self._opened()
         if self._marker is None:
@@ -251,7 +252,7 @@ class VerifiedFileWriter:
         return self._file
 
     def _spill(self) -> None:
-        """From now on what comes is not kept until all of it was found right. Raises OSError."""
+        """From now on what comes is not kept until all of it was found right. Raises OSError, LeaseLost."""
         if not self._is_spilt:
             if not self._marks_slowly:
                 self._begin()
@@ -268,9 +269,7 @@ class VerifiedFileWriter:
     def _process(self, piece: _Piece) -> None:
         if self._hasher is not None:
             self._hasher.update(piece.data)
-        # What is not ours any more fails in the end, whatever is left out here.
-        if self._is_ours():
-            self._store(piece.data)
+        self._store(piece.data)
 
     def _store(self, data: memoryview) -> None:
         self._begin().write(data)
@@ -291,7 +290,7 @@ class VerifiedFileWriter:
                 await self._chain.left_are(0)
             if self._hasher is None:
                 self._hasher = await self._threads.run(self._read_back, checksum)
-        return self._is_ours() and checksum.matches(self._hasher)
+        return checksum.matches(self._hasher)
 
     async def _verify_whole(self, checksum: Checksum) -> bool:
         self._blocks.filled(self)
@@ -303,7 +302,7 @@ class VerifiedFileWriter:
     def _write_if_right(self, checksum: Checksum, data: memoryview) -> bool:
         hasher = checksum.hasher()
         hasher.update(data)
-        if not checksum.matches(hasher) or not self._is_ours():
+        if not checksum.matches(hasher):
             return False
         if data:
             self._store(data)
@@ -350,7 +349,7 @@ class VerifiedFileWriter:
         await self._file.settle()
         try:
             if sync:
-                await self._file.sync(ours=not self._abandoned)
+                await self._file.sync()
             if self._marker is not None and not self._abandoned:
                 directory = os.path.dirname(self._marker)
                 self._remove_marker()
@@ -361,7 +360,8 @@ class VerifiedFileWriter:
             self._file.close()
 
     def _remove_marker(self) -> None:
+        """From now on what was added counts. Raises LeaseLost: another holder cut it back, or will."""
         if self._marker is not None:
-            with translated("removing a marker"), suppress(FileNotFoundError):
+            with translated("removing a marker"), suppress(FileNotFoundError), self._fence():
                 os.unlink(self._marker)
             self._marker = None

@@ -20,12 +20,11 @@ SLOW_PERIOD = 1.0
 class FileWriter:
     """Bytes at the end of one data file, from an offset on; see `Writer`."""
 
-    __slots__ = ("_abandoned", "_closed", "_file", "_slow_until", "_threads")
+    __slots__ = ("_closed", "_file", "_slow_until", "_threads")
 
     def __init__(self, file: DataFile, threads: Threads) -> None:
         self._file = file
         self._threads = threads
-        self._abandoned = False
         self._closed = False
         self._slow_until = 0.0
 
@@ -55,7 +54,7 @@ class FileWriter:
             self._file.cut_back()
 
     def abandon(self) -> None:
-        self._abandoned = True
+        """See `Writer`. Nothing is left to be done at the end: each write counted when it was made."""
 
     async def close(self, *, sync: bool) -> None:
         if self._closed:
@@ -64,6 +63,6 @@ class FileWriter:
         await self._file.settle()
         try:
             if sync:
-                await self._file.sync(ours=not self._abandoned)
+                await self._file.sync()
         finally:
             self._file.close()
