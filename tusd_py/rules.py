@@ -10,7 +10,8 @@ from typing import Literal
 class Rules:
     """What the operator allows. Sizes in bytes, times in seconds.
 
-    0 for max_size, disk_reserve, expire_after and retain_finished is none.
+    0 for max_size, disk_reserve, expire_after, retain_finished and max_concat_repeats is none. max_concat_repeats: bytes that
+    parts may add to a final by being named again.
     """
 
     max_size: int = 0
@@ -23,6 +24,8 @@ class Rules:
     progress_interval: float = 1.0
     termination: bool = True
     concatenation: bool = True
+    max_concat_repeats: int = 1024**3
+    remove_parts_when_joined: bool = False
     downloads: bool = True
 
     def most_bytes(self, own: int | None) -> int | None:

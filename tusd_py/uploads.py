@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,7 +22,7 @@ from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import spawn
 from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
-from tusd_py.joining import Joining
+from tusd_py.joining import Joining, final_key
 from tusd_py.locks.base import (
     Fence,
     Lease,
@@ -63,6 +63,10 @@ logger = logging.getLogger(__name__)
 _ID_BYTES = 16
 """Random bytes of an id: where nobody is authenticated, it is all that keeps strangers away."""
 _NO_CHANGES = Changes()
+_KEY_LOCK = ".final/"
+"""Before the key of a final, what is locked while it is created; no upload has such an id."""
+_TOGETHER = 64
+"""Parts that are removed together."""
 _UNFINISHED_DUE = 60.0
 """Seconds after which the sweep looks at an upload that is complete and whose finish did not come to its end."""
 
@@ -114,6 +118,7 @@ class Uploads:
             self.rules,
             load=self._current,
             check_space=self._reception.check_space,
+            on_ready=self._note_soon,
             clock=clock,
         )
         self._background: set[asyncio.Task[None]] = set()
@@ -145,6 +150,8 @@ class Uploads:
 
         Parts expire even when they are complete: by themselves they are of no use to anybody.
         """
+        if upload.expires_at is not None:
+            return None if upload.expires_at == float("inf") else upload.expires_at
         after = upload.info.expire_after
         if after is None:
             after = self.rules.expire_after
@@ -187,24 +194,77 @@ class Uploads:
                 owner=owner,
                 max_size=request.principal.limits.max_upload_size,
             )
-            sources: dict[str, Upload] = {}
             if command.concat is not None and not self.rules.concatenation:
                 raise errors.invalid_concat("concatenation is disabled on this server")
             if info.is_final:
-                sources = await self._joining.parts(
-                    info.parts, lambda part: self._check(part, request, Action.JOIN)
-                )
-                info = replace(
-                    info,
-                    length=self._joining.length_of(info.parts, sources),
-                    max_size=_least(info, *(part.info for part in sources.values())),
-                )
+                return await self._create_final(info, body, request)
             content = command.content
             self._check_creation(info, content)
             await self._reception.check_space(
                 info.length or (content.length if content else None) or 0
             )
-            return await self._create(info, sources, content, body, request)
+            return await self._create(info, content, body, request)
+
+    async def _create_final(self, info: UploadInfo, body: Body, request: RequestView) -> Result:
+        """Creates a final, or finds the one that an earlier request created from the same: its answer may have been lost."""
+        key = final_key(info)
+        try:
+            async with self._held(f"{_KEY_LOCK}{key}", ask=False):
+                found = await self._same_final(key, info)
+                if found is None:
+                    return await self._create_new_final(info, key, body, request)
+        except LockTimeout:
+            # It is being joined.
+            found = await self._same_final(key, info)
+            if found is None:
+                raise errors.locked() from None
+        await self._check_repeat(found, info, request)
+        return Result(found)
+
+    async def _create_new_final(
+        self, info: UploadInfo, key: str, body: Body, request: RequestView
+    ) -> Result:
+        sources = await self._joining.parts(
+            info.parts, lambda part: self._check(part, request, Action.JOIN)
+        )
+        info = replace(
+            info,
+            length=self._joining.length_of(info.parts, sources),
+            max_size=_least(info, *(part.info for part in sources.values())),
+        )
+        self._check_creation(info, None)
+        self._joining.check_repeats(info.parts, sources)
+        await self._reception.check_space(info.length or 0)
+        return await self._create(info, None, body, request, key=key)
+
+    async def _same_final(self, key: str, info: UploadInfo) -> Upload | None:
+        """The final that was created from what `info` says, if it is there."""
+        store = self.store
+        if not isinstance(store, JoinsParts) or (final_id := await store.recall_final(key)) is None:
+            return None
+        try:
+            found = await self.load(final_id)
+        except (UploadNotFound, UploadGone):
+            return None
+        # Another upload may have the id by now.
+        is_same = (found.info.parts, found.info.owner) == (info.parts, info.owner)
+        return found if is_same and not self.is_due(found) else None
+
+    async def _check_repeat(self, found: Upload, info: UploadInfo, request: RequestView) -> None:
+        """Raises what whoever repeats a creation is refused with; that the final is there already is no reason."""
+        if request.principal.owner:
+            self._check(found.info, request, Action.INSPECT)
+        if not self.hooks.wants(EventType.PRE_CREATE):
+            return
+        event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
+        try:
+            creation = await self.hooks.before_creation(event)
+        except ProtocolError as problem:
+            if problem.code != errors.DUPLICATE_UPLOAD:
+                raise
+        else:
+            # Nothing is created: what they reserved for it goes back.
+            await creation.failed()
 
     async def find_part(self, ids: Sequence[str], request: RequestView) -> str:
         """The first of `ids`, the readings of one URL, that names an upload which the client may join. Raises a 404.
@@ -235,12 +295,16 @@ class Uploads:
     async def _create(
         self,
         info: UploadInfo,
-        sources: Mapping[str, Upload],
         content: Content | None,
         body: Body,
         request: RequestView,
+        *,
+        key: str = "",
     ) -> Result:
-        """Lets the hooks have their say, brings the upload into being and adds the bytes that came with it."""
+        """Lets the hooks have their say, brings the upload into being and adds the bytes that came with it.
+
+        key: of a final, by which its creation can be repeated.
+        """
         created = False
         creation = UNASKED
         if self.hooks.wants(EventType.PRE_CREATE):
@@ -250,7 +314,7 @@ class Uploads:
             info = self._changed(info, creation.changes)
             await self._count(info, request)
             async with _Holding(self._creators_lease(info, content, creation.changes)) as lease:
-                upload = await self._record(info, sources, request, lease.fence)
+                upload = await self._record(info, key, request, lease.fence)
                 created = True
                 try:
                     result = await self._fill(upload, content, body, request, lease)
@@ -304,23 +368,26 @@ class Uploads:
         )
 
     async def _record(
-        self,
-        info: UploadInfo,
-        sources: Mapping[str, Upload],
-        request: RequestView,
-        fence: Fence,
+        self, info: UploadInfo, key: str, request: RequestView, fence: Fence
     ) -> Upload:
         """Brings a new upload into being; a final with the bytes of its parts, if they are there. All or nothing."""
+        finals = self.store if key and isinstance(self.store, JoinsParts) else None
+        if finals is not None:
+            # First: a final that nobody finds by its key could be created, joined and announced twice.
+            await finals.remember_final(key, info.id)
         upload = await self.store.create(info, fence=fence)
         try:
             if info.is_final:
-                upload = await self._joining.begin(upload, sources, fence)
+                upload = await self._joining.begin(upload, fence)
             elif self.rules.durability == "chunk":
                 await self.store.sync(upload, fence=fence)
             await self._announcer.intend(EventType.POST_CREATE, upload, request, fence)
         except BaseException:
             with suppress(LeaseLost):
                 await self._take_back(upload, fence)
+            if finals is not None:
+                with suppress(StorageError):
+                    await finals.forget_final(key)
             raise
         self._observer.uploads_created += 1
         self._timetable.note(upload.id, self.due_at(upload))
@@ -422,6 +489,7 @@ class Uploads:
                     declared, command.content, body, lease, request
                 )
                 self._timetable.note(upload_id, self.due_at(upload))
+                await self._joining.grown(upload)
                 return await self._finish(upload, request, lease.fence)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
@@ -447,7 +515,7 @@ class Uploads:
         if upload.finished or not upload.complete:
             return Result(upload)
         # Whatever goes wrong from here on, and if the server is killed: the sweep tries again soon.
-        self._timetable.note(upload.id, self._clock() + _UNFINISHED_DUE)
+        self._note_soon(upload.id)
         durable = self.rules.durability != "none"
         response: HookResponse | None = None
         if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
@@ -474,6 +542,8 @@ class Uploads:
         else:
             self._observer.uploads_finished += 1
             self._announcer.tell(EventType.POST_FINISH, finished, request)
+            if finished.info.is_final and self.rules.remove_parts_when_joined:
+                spawn(self._remove_parts(finished), "removal of parts", self._background)
         return Result(finished, response=response)
 
     async def _unfinish(self, upload: Upload, fence: Fence) -> None:
@@ -484,6 +554,10 @@ class Uploads:
         with suppress(StorageError, LeaseLost):
             await self.store.save(upload.info, fence=fence)
             await self._announcer.withdraw(EventType.POST_FINISH, upload, fence)
+
+    def _note_soon(self, upload_id: str) -> None:
+        """Has the sweep look at an upload soon, should what is being done to it not come to its end."""
+        self._timetable.note(upload_id, self._clock() + _UNFINISHED_DUE)
 
     # Joining
 
@@ -501,6 +575,17 @@ class Uploads:
         except ProtocolError as problem:
             # The next HEAD of the final, or the sweep, tries again.
             logger.warning("final upload %s was not joined yet: %s", final_id, problem)
+
+    async def _remove_parts(self, final: Upload) -> None:
+        """Removes the parts of a finished final that no other final waits for. What fails is left to the sweep."""
+        part_ids = list(dict.fromkeys(final.info.parts))
+        for part_id in part_ids:
+            self._note_soon(part_id)
+        try:
+            for at in range(0, len(part_ids), _TOGETHER):
+                await self.expire_each(part_ids[at : at + _TOGETHER])
+        except (LocksUnavailable, LocksClosed, StorageError) as problem:
+            logger.warning("parts of %s were not removed yet: %s", final.id, problem)
 
     # Ending
 
@@ -564,13 +649,13 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return [UploadNotFound(upload_id) for upload_id in upload_ids]
         return [
-            await self._with_its_parts_age(found) if isinstance(found, Upload) else found
+            await self._with_expiry_or_error(found) if isinstance(found, Upload) else found
             for found in await self.store.load_each(upload_ids)
         ]
 
-    async def _with_its_parts_age(self, upload: Upload) -> Upload | StorageError:
+    async def _with_expiry_or_error(self, upload: Upload) -> Upload | StorageError:
         try:
-            return await self._as_young_as_its_parts(upload)
+            return await self._with_expiry(upload)
         except StorageError as problem:
             return problem
 
@@ -628,7 +713,12 @@ class Uploads:
         """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
         try:
             async with self._held(upload_id, ask=False, timeout=0) as lease:
-                upload = await self._joining.try_join(await self._current(upload_id), lease.fence)
+                upload = await self._current(upload_id)
+                try:
+                    upload = await self._joining.try_join(upload, lease.fence)
+                except UploadGone:
+                    # A part of it was removed: it stays until it expires.
+                    return False
                 return (await self._finish(upload, RequestView(), lease.fence)).upload.finished
         except (LockTimeout, LeaseLost):
             return False
@@ -699,17 +789,13 @@ class Uploads:
             await self._ask_for_access(await self._admitted(upload_id, request, action), request)
 
     async def load(self, upload_id: str) -> Upload:
-        """The upload as the store has it; a final that waits for its parts is as young as the youngest of them."""
-        return await self._as_young_as_its_parts(await self.store.load(upload_id))
+        """The upload as the store has it, with its expiry where other uploads have a say in that."""
+        return await self._with_expiry(await self.store.load(upload_id))
 
-    async def _as_young_as_its_parts(self, upload: Upload) -> Upload:
-        if upload.joined:
+    async def _with_expiry(self, upload: Upload) -> Upload:
+        if upload.joined and not upload.info.is_partial:
             return upload
-        changed_at = upload.changed_at
-        for part_id in set(upload.info.parts):
-            with suppress(UploadNotFound, UploadGone):
-                changed_at = max(changed_at, (await self.store.load(part_id)).changed_at)
-        return replace(upload, changed_at=changed_at)
+        return await self._joining.with_expiry(upload, self.expires_at)
 
     async def _creators_lease(
         self, info: UploadInfo, content: Content | None, changes: Changes

@@ -21,6 +21,7 @@ from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.events import Event, HookContext, Reject, UploadView
+from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.protocol.metadata import FORCE_KEY
 from tusd_py.state import StateUnavailable
 from tusd_py.state.duplicates import Claim, DuplicateIndex, Holder
@@ -437,7 +438,7 @@ def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
         headers = {"Location": url, "Upload-Offset": str(taken.offset)}
         members |= {"location": url, "offset": taken.offset}
     return _problem(
-        409, "duplicate-upload", "ERR_DUPLICATE_UPLOAD", detail, headers=headers, members=members
+        409, "duplicate-upload", DUPLICATE_UPLOAD, detail, headers=headers, members=members
     )
 
 

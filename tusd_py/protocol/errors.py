@@ -130,9 +130,32 @@ def mismatched_offset(actual: int) -> ProtocolError:
     )
 
 
+DUPLICATE_UPLOAD = "ERR_DUPLICATE_UPLOAD"
+"""The code of a refusal because the upload is there already."""
+
+
 def max_size_exceeded() -> ProtocolError:
     """413: the upload is, or would become, larger than the server's maximum."""
     return ProtocolError(413, "ERR_MAX_SIZE_EXCEEDED", "maximum size exceeded")
+
+
+def too_many_repeats(most: int) -> ProtocolError:
+    """413: a final names parts more than once, which together are larger than the server copies again."""
+    return ProtocolError(
+        413,
+        "ERR_MAX_SIZE_EXCEEDED",
+        f"parts that are named more than once would add more than {most} bytes to the final upload",
+    )
+
+
+def too_many_joins() -> ProtocolError:
+    """503: as many finals are being joined as the server takes at a time."""
+    return ProtocolError(
+        503,
+        "ERR_TOO_MANY_JOINS",
+        "too many uploads are being joined; try again later",
+        {"Retry-After": "10"},
+    )
 
 
 def upload_size_exceeded() -> ProtocolError:

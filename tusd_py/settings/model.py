@@ -152,6 +152,11 @@ class Settings(BaseModel):
         "URLs of 128 bytes and the base path.",
     )
 
+    max_concat_repeats: Annotated[Size, LIMITS] = Field(
+        1024**3,
+        description="Most that parts may add to a final upload by being named more than once. 0 is no limit.",
+    )
+
     network_timeout: Annotated[Duration, TIME] = Field(
         60.0,
         description="How long a request may go without receiving a byte of its body. Then it "
@@ -212,6 +217,11 @@ class Settings(BaseModel):
     )
     disable_concatenation: Annotated[Flag, PROTOCOL] = Field(
         False, description="Do not join uploads from parts."
+    )
+
+    remove_parts_when_joined: Annotated[Flag, PROTOCOL] = Field(
+        False,
+        description="Remove parts as soon as every final upload that lists them is joined and finished.",
     )
 
     disable_direct_bodies: Annotated[Flag, PROTOCOL] = Field(

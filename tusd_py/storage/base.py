@@ -117,7 +117,8 @@ class Upload:
 
     offset: bytes held and counted. changed_at: when the last of them came, seconds since the epoch. joined: False only for a
     final whose bytes were not put together yet. is_cut: there are bytes that do not count, of a chunk that was not verified;
-    `Store.recover` takes them away.
+    `Store.recover` takes them away. expires_at: when it is to be removed, in seconds since the epoch, where others decide that
+    and not its age: a part lives as long as the finals that list it; None as a rule.
     """
 
     info: UploadInfo
@@ -125,6 +126,7 @@ class Upload:
     changed_at: float
     joined: bool = True
     is_cut: bool = False
+    expires_at: float | None = None
 
     @property
     def id(self) -> str:
@@ -317,20 +319,32 @@ class JoinsParts(Protocol):
     """Uploads can be joined into one, and a join can wait for parts that are still being uploaded."""
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
-        """Puts the bytes of `parts` together in order; the final has all of them or, after a crash, none."""
+        """Puts the bytes of `parts` together in order; the final has all of them or, after a crash, none.
 
-    async def await_part(self, part_id: str, final_id: str) -> None:
-        """Remembers that `final_id` waits for `part_id`.
+        Raises UploadNotFound for a part that is gone by then.
+        """
 
-        Not fenced, nor is `forget_awaiting`: a note that outlives its final is tidied up, and one is forgotten only after the
-        join, which was fenced, when nobody needs it any more.
+    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        """Records that `final_id` lists these parts, and is not joined yet.
+
+        Not fenced, nor is `forget_awaiting`: what outlives its final is tidied up, and is forgotten only after the join, which
+        was fenced, when nobody needs it any more.
         """
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
-        """The finals that wait for `part_id`."""
+        """The finals for which `await_parts` recorded that they list `part_id`."""
 
-    async def forget_awaiting(self, part_id: str, final_id: str) -> None:
-        """Forgets what `await_part` remembered."""
+    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        """Takes back what `await_parts` recorded."""
+
+    async def remember_final(self, key: str, final_id: str) -> None:
+        """Records which final was created from what `key` stands for, a digest in hexadecimal; before the final is created."""
+
+    async def forget_final(self, key: str) -> None:
+        """Takes back what `remember_final` recorded."""
+
+    async def recall_final(self, key: str) -> str | None:
+        """The id that was recorded last for `key`, for some days at least. The final need not be there any more."""
 
 
 Box = Literal["waiting", "failed"]

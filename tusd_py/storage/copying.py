@@ -1,4 +1,4 @@
-"""Joining files without their bytes passing through this process where the kernel can do that.
+"""Copying between files without their bytes passing through this process where the kernel can do that.
 
 Blocking calls: they belong in a thread.
 """
@@ -8,37 +8,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
 
-_STEP = 64 * 1024 * 1024
 _PLAIN_STEP = 1024 * 1024
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
-class CopyStopped(Exception):
-    """The caller asked for an end before all bytes were copied."""
+def copy_some(source: int, target: int, count: int, offset: int) -> int:
+    """Appends at most `count` bytes of the descriptor `source`, from `offset` on, to `target`; returns how many, at least one.
 
-
-def append_files(
-    target: int, sources: Sequence[tuple[int, int]], stopped: Callable[[], bool]
-) -> int:
-    """Appends `(descriptor, bytes)` sources to the descriptor `target`, in order; returns the number of bytes.
-
-    By `copy_file_range`, which shares blocks on file systems that can; by reading and writing elsewhere. `stopped` is asked
-    between steps. Raises OSError, and OSError(EIO) for a source that is shorter than announced; CopyStopped.
+    By `copy_file_range`, which shares blocks on file systems that can; by reading and writing elsewhere. Raises OSError, and
+    OSError(EIO) for a source that has no such bytes.
     """
-    total = 0
-    for source, size in sources:
-        offset = 0
-        while offset < size:
-            if stopped():
-                raise CopyStopped
-            copied = _copy(source, target, min(_STEP, size - offset), offset)
-            if copied == 0:
-                raise OSError(errno.EIO, "a part is shorter than its length")
-            offset += copied
-        total += size
-    return total
+    copied = _copy(source, target, count, offset)
+    if copied == 0:
+        raise OSError(errno.EIO, "a part is shorter than its length")
+    return copied
 
 
 def _copy(source: int, target: int, count: int, offset: int) -> int:

@@ -5,7 +5,8 @@
     new/        records and joined files before they are renamed into their places
     chunks/     for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
     gone/       tombstones; one that is not empty is a removal that did not come to its end
-    awaiting/   <part>/<final>: finals that wait for a part
+    awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
+    finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
@@ -26,7 +27,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
@@ -44,8 +44,9 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.blocks import Blocks
-from tusd_py.storage.copying import CopyStopped, append_files
 from tusd_py.storage.datafile import DataFile
+from tusd_py.storage.finals import FinalRecords
+from tusd_py.storage.joining import FileJoiner
 from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.listing import Listing, entries_of, files_in
 from tusd_py.storage.markers import ChunkMarkers
@@ -93,7 +94,6 @@ class FileStore:
         self._chunks = f"{state}/chunks"
         self._gone = f"{state}/gone"
         self._markers = ChunkMarkers(self._chunks)
-        self._awaiting = f"{state}/awaiting"
         self._guard: int | None = None
         self._opened_at = 0.0
         # Not the process's id: in containers that share a directory, each server may have the same.
@@ -102,6 +102,14 @@ class FileStore:
         self._closing = False
         self._threads = Threads("tusd-store")
         self._hashing = hashing_threads()
+        self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
+        self._finals = FinalRecords(
+            state,
+            write=self._write_tmp,
+            has_record=lambda upload_id: os.path.exists(self._info_path(upload_id)),
+            dir_perms=dir_perms,
+            file_perms=file_perms,
+        )
         self._blocks = Blocks()
         self._syncs = GroupSync(self.root, self._threads.executor)
         self._known = KnownRecords()
@@ -126,7 +134,13 @@ class FileStore:
         Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
         """
         try:
-            for directory in (self.root, self._tmp, self._chunks, self._gone, self._awaiting):
+            for directory in (
+                self.root,
+                self._tmp,
+                self._chunks,
+                self._gone,
+                *self._finals.directories,
+            ):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
             self._probe()
             self._is_local = is_local(self.root)
@@ -165,6 +179,7 @@ class FileStore:
     def close(self) -> None:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
+        self._joiner.close()
         self._threads.close()
         self._hashing.executor.shutdown()
         self._syncs.close()
@@ -645,8 +660,8 @@ class FileStore:
         ):
             with suppress(FileNotFoundError):
                 os.unlink(path)
-        for part_id in info.parts if info else ():
-            self._forget_awaiting(part_id, upload_id)
+        self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
+        self._finals.forget_part(upload_id)
         os.truncate(tombstone, 0)
         self._remove_empty_parents(upload_id)
 
@@ -726,18 +741,13 @@ class FileStore:
             with suppress(OSError):
                 if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                     removed += _unlink(entry.path)
-        return removed + self._tidy_awaiting()
+        return removed + self._finals.tidy(self._is_finished)
 
-    def _tidy_awaiting(self) -> int:
-        removed = 0
-        for part in entries_of(self._awaiting):
-            for entry in files_in(part.path):
-                with suppress(OSError):
-                    if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
-                        removed += _unlink(entry.path)
-            with suppress(OSError):
-                os.rmdir(part.path)
-        return removed
+    def _is_finished(self, upload_id: str) -> bool:
+        try:
+            return self._load(upload_id, remember=False).finished
+        except StorageError:
+            return False
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
@@ -769,57 +779,42 @@ class FileStore:
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         with _translated(f"joining {final.id}"):
-            await self._threads.run(self._join, final, parts, fence)
-
-    def _join(self, final: UploadInfo, parts: Sequence[Upload], fence: Fence) -> None:
-        tmp = self._new_tmp(final.id)
-        target = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
-        try:
-            for part in parts:
-                # One descriptor at a time: a final may have thousands of parts.
-                source = os.open(self.data_path(part.info), os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    append_files(target, [(source, part.offset)], lambda: self._closing)
-                finally:
-                    os.close(source)
-            os.fsync(target)
-            with fence():
-                os.rename(tmp, self.data_path(final))
-        except (OSError, CopyStopped, LeaseLost) as problem:
-            with suppress(FileNotFoundError):
+            tmp = self._new_tmp(final.id)
+            sources = [(part.id, self.data_path(part.info), part.offset) for part in parts]
+            await self._joiner.join(tmp, sources)
+            try:
+                await self._threads.run(self._place_join, tmp, final, fence)
+            except BaseException:
                 os.unlink(tmp)
-            if isinstance(problem, CopyStopped):
-                raise StorageError("stopped by the server's end") from problem
-            raise
-        finally:
-            os.close(target)
+                raise
 
-    async def await_part(self, part_id: str, final_id: str) -> None:
-        directory = f"{self._awaiting}/{self._flat(part_id)}"
-        with _translated(f"waiting for {part_id}"):
-            while True:
-                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
-                # Whoever tidies may take the directory away as long as it is empty.
-                with suppress(FileNotFoundError):
-                    Path(directory, self._flat(final_id)).touch(mode=self._file_perms)
-                    return
+    def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
+        with fence():
+            os.rename(tmp, self.data_path(final))
+
+    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        with _translated(f"waiting with {final_id}"):
+            await self._threads.run(self._finals.await_parts, part_ids, final_id)
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
-        try:
-            names = os.listdir(f"{self._awaiting}/{self._flat(part_id)}")
-        except FileNotFoundError:
-            return []
-        return [name.replace("%", "/") for name in names]
+        with _translated(f"looking who lists {part_id}"):
+            return self._finals.awaiting(part_id)
 
-    async def forget_awaiting(self, part_id: str, final_id: str) -> None:
-        self._forget_awaiting(part_id, final_id)
+    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        with _translated(f"joining {final_id}"):
+            await self._threads.run(self._finals.forget_awaiting, part_ids, final_id)
 
-    def _forget_awaiting(self, part_id: str, final_id: str) -> None:
-        directory = f"{self._awaiting}/{self._flat(part_id)}"
-        with suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{self._flat(final_id)}")
-        with suppress(OSError):
-            os.rmdir(directory)
+    async def remember_final(self, key: str, final_id: str) -> None:
+        with _translated(f"creating {final_id}"):
+            self._finals.remember(key, final_id)
+
+    async def forget_final(self, key: str) -> None:
+        with _translated("forgetting a final"):
+            self._finals.forget(key)
+
+    async def recall_final(self, key: str) -> str | None:
+        with _translated("looking for a final"):
+            return self._finals.recall(key)
 
 
 def _unlink(path: str) -> int:

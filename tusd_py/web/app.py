@@ -497,6 +497,8 @@ def _rules(settings: Settings) -> Rules:
         progress_interval=settings.progress_hooks_interval,
         termination=not settings.disable_termination,
         concatenation=not settings.disable_concatenation,
+        max_concat_repeats=settings.max_concat_repeats,
+        remove_parts_when_joined=settings.remove_parts_when_joined,
         downloads=not settings.disable_download,
     )
 

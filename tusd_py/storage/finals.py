@@ -1,0 +1,173 @@
+"""What a directory remembers of finals: which of them list a part, and which one was created from a list of parts.
+
+    awaiting/<part>/<final>   a final that lists the part and is not joined yet
+    finals/<key>              the id of the final that was created from what the key stands for
+
+Neither is the truth: a final is there if it has a record, and its record names its parts. Blocking calls on small files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+_KEPT_SECONDS = 7 * 86_400.0
+"""Seconds for which the creation of a final can be repeated: longer than any client tries."""
+
+
+class Write(Protocol):
+    """Makes a new file with some content, for an upload, and returns its path; it is to be renamed into its place."""
+
+    def __call__(self, upload_id: str, content: bytes) -> str: ...
+
+
+class FinalRecords:
+    """See the module. root: where the two directories are. write: see `Write`. has_record: whether an upload is recorded."""
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        write: Write,
+        has_record: Callable[[str], bool],
+        dir_perms: int,
+        file_perms: int,
+    ) -> None:
+        self._awaiting = f"{root}/awaiting"
+        self._finals = f"{root}/finals"
+        self._write = write
+        self._has_record = has_record
+        self._dir_perms = dir_perms
+        self._file_perms = file_perms
+
+    @property
+    def directories(self) -> tuple[str, str]:
+        """Those that have to be there."""
+        return self._awaiting, self._finals
+
+    # Which finals list a part
+
+    def await_parts(self, part_ids: Iterable[str], final_id: str) -> None:
+        """Records that the final lists these parts. Raises OSError."""
+        for part_id in part_ids:
+            self._await_part(f"{self._awaiting}/{_flat(part_id)}", _flat(final_id))
+
+    def _await_part(self, directory: str, name: str) -> None:
+        while True:
+            os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+            # Whoever tidies may take the directory away as long as it is empty.
+            with suppress(FileNotFoundError):
+                Path(directory, name).touch(mode=self._file_perms)
+                return
+
+    def awaiting(self, part_id: str) -> list[str]:
+        """The finals that list a part."""
+        try:
+            names = os.listdir(f"{self._awaiting}/{_flat(part_id)}")
+        except FileNotFoundError:
+            return []
+        return [_id_of(name) for name in names]
+
+    def forget_awaiting(self, part_ids: Iterable[str], final_id: str) -> None:
+        """Takes back what `await_parts` recorded. Raises OSError."""
+        for part_id in part_ids:
+            directory = f"{self._awaiting}/{_flat(part_id)}"
+            with suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{_flat(final_id)}")
+            with suppress(OSError):
+                os.rmdir(directory)
+
+    def forget_part(self, part_id: str) -> None:
+        """The part is gone: nothing lists it any more. Raises OSError."""
+        directory = f"{self._awaiting}/{_flat(part_id)}"
+        with suppress(FileNotFoundError):
+            for name in os.listdir(directory):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{directory}/{name}")
+            os.rmdir(directory)
+
+    # Which final was created from what
+
+    def remember(self, key: str, final_id: str) -> None:
+        """Records which final has a key. Raises OSError."""
+        tmp = self._write(final_id, final_id.encode())
+        try:
+            os.rename(tmp, f"{self._finals}/{key}")
+        except OSError:
+            os.unlink(tmp)
+            raise
+
+    def forget(self, key: str) -> None:
+        """Takes back what `remember` recorded. Raises OSError."""
+        _unlink(f"{self._finals}/{key}")
+
+    def recall(self, key: str) -> str | None:
+        """The final that has a key. Raises OSError."""
+        try:
+            return Path(f"{self._finals}/{key}").read_bytes().decode()
+        except FileNotFoundError:
+            return None
+
+    # Tidying
+
+    def tidy(self, is_finished: Callable[[str], bool]) -> int:
+        """Removes what belongs to no upload any more, and old keys of finished finals; returns how many things went."""
+        return self._tidy_awaiting() + self._tidy_keys(is_finished)
+
+    def _tidy_awaiting(self) -> int:
+        removed = 0
+        for part in _names(self._awaiting):
+            directory = f"{self._awaiting}/{part}"
+            part_is_there = self._has_record(_id_of(part))
+            for final in _names(directory):
+                if not part_is_there or not self._has_record(_id_of(final)):
+                    with suppress(OSError):
+                        removed += _unlink(f"{directory}/{final}")
+            with suppress(OSError):
+                os.rmdir(directory)
+        return removed
+
+    def _tidy_keys(self, is_finished: Callable[[str], bool]) -> int:
+        removed = 0
+        for key in _names(self._finals):
+            path = f"{self._finals}/{key}"
+            with suppress(OSError):
+                old = time.time() - os.stat(path).st_mtime > _KEPT_SECONDS
+                final_id = Path(path).read_bytes().decode("utf-8", "replace")
+                is_there = self._has_record(final_id)
+                # A creation records its key before its upload.
+                if (old and is_finished(final_id)) if is_there else self._is_old(path):
+                    removed += _unlink(path)
+        return removed
+
+    @staticmethod
+    def _is_old(path: str) -> bool:
+        return time.time() - os.stat(path).st_mtime > 60.0
+
+
+def _names(directory: str) -> Sequence[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _unlink(path: str) -> int:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return 1
+
+
+def _flat(upload_id: str) -> str:
+    """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
+    return upload_id.replace("/", "%")
+
+
+def _id_of(name: str) -> str:
+    return name.replace("%", "/")
