@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from tusd_py.events import EventType, HookError, HookObserver, Hooks, listens
+from tusd_py.counters import Counters
+from tusd_py.events import EventType, HookError, Hooks, listens
 from tusd_py.intent import is_secret
 from tusd_py.settings.model import Settings
 
@@ -40,7 +41,7 @@ def are_delivered(settings: Settings, *, runs_jobs: bool, has_state: bool) -> bo
 
 
 def in_server(
-    settings: Settings, observer: HookObserver, *, given: Iterable[object] = (), delivered: bool
+    settings: Settings, counters: Counters, *, given: Iterable[object] = (), delivered: bool
 ) -> Hooks:
     """All hooks, those that come with the server last: they judge what the others have made of an upload. Raises HookError.
 
@@ -54,7 +55,7 @@ def in_server(
     return Hooks(
         [*given, *operators.values(), *own],
         timeout=settings.hooks_timeout,
-        observer=observer,
+        counters=counters,
         delivered=operators if delivered else None,
     )
 

@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tusd_py.auth.principal import ANYBODY, Principal
 from tusd_py.background import spawn
+from tusd_py.counters import Counters
 from tusd_py.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -231,27 +232,6 @@ class HookError(Exception):
 HookFunction = Callable[[Event], "Awaitable[Changes | None] | Changes | None"]
 
 
-class HookObserver(Protocol):
-    """Who is told about hooks that run, for metrics."""
-
-    def hook(self, hooktype: str, /) -> None:
-        """One is called for an event of this type."""
-
-    def hook_error(self, hooktype: str, /) -> None:
-        """One failed."""
-
-    def duplicate(self, outcome: str, /) -> None:
-        """A creation was looked up among those before it, with this outcome."""
-
-
-class _Nobody:
-    def hook(self, _hooktype: str, /) -> None: ...
-
-    def hook_error(self, _hooktype: str, /) -> None: ...
-
-    def duplicate(self, _outcome: str, /) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class HookContext:
     """What a hook may want to know of the server that it runs in; given to its `start`.
@@ -262,7 +242,7 @@ class HookContext:
     settings: Settings
     state: State | None
     offset_of: Callable[[str], Awaitable[tuple[int, bool] | None]]
-    observer: HookObserver
+    counters: Counters
 
 
 class Creation:
@@ -309,11 +289,11 @@ class Hooks:
         hooks: Iterable[object] = (),
         *,
         timeout: float = 30.0,
-        observer: HookObserver | None = None,
+        counters: Counters | None = None,
         delivered: Mapping[str, object] | None = None,
     ) -> None:
         self._timeout = timeout
-        self._observer = observer or _Nobody()
+        self._counters = counters or Counters()
         self._hooks = list(hooks)
         self._delivered = dict(delivered or {})
         self._listeners: dict[EventType, list[object]] = {}
@@ -484,7 +464,7 @@ class Hooks:
         function: HookFunction | None = getattr(hook, event.type.function, None)
         if function is None:
             return None
-        self._observer.hook(event.type.value)
+        self._counters.hook(event.type.value)
         # Nobody waits for a post- hook but the next event of its upload: copying a large file away may take its time.
         patient = event.type.startswith("post-")
         seconds = max(self._timeout, _POST_TIMEOUT) if patient else self._timeout
@@ -498,7 +478,7 @@ class Hooks:
         except (Reject, Stop):
             raise
         except Exception as problem:
-            self._observer.hook_error(event.type.value)
+            self._counters.hook_error(event.type.value)
             if limit.expired():
                 raise HookFailed(f"it took longer than {seconds:g} s") from None
             if isinstance(problem, HookFailed):

@@ -16,9 +16,9 @@ from enum import Enum
 from functools import cache
 from typing import Protocol, cast
 
+from tusd_py.counters import Counters
 from tusd_py.events import Event, EventType, Hooks, RequestView, UploadView
 from tusd_py.locks.base import Lease, LeaseLost
-from tusd_py.observer import Observer
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
@@ -148,7 +148,7 @@ class Reception:
         store: Store,
         rules: Rules,
         hooks: Hooks,
-        observer: Observer,
+        counters: Counters,
         clock: Callable[[], float],
         *,
         objection: Callable[[UploadInfo, RequestView], ProtocolError | None],
@@ -156,7 +156,7 @@ class Reception:
         self._store = store
         self._rules = rules
         self._hooks = hooks
-        self._observer = observer
+        self._counters = counters
         self._clock = clock
         self._objection = objection
         self._transfers: dict[Body, _Transfer] = {}
@@ -250,7 +250,7 @@ class Reception:
         """From now on whoever wants the body's end can have it, and hooks hear of its progress."""
         body = transfer.body
         self._transfers[body] = transfer
-        self._observer.uploads_active += 1
+        self._counters.uploads_active += 1
         transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
         if self._closing:
             body.stop(BodyEnd.SHUTDOWN)
@@ -265,7 +265,7 @@ class Reception:
         if transfer.progress_timer is not None:
             transfer.progress_timer.cancel()
         if self._transfers.pop(transfer.body, None) is not None:
-            self._observer.uploads_active -= 1
+            self._counters.uploads_active -= 1
 
     async def _settle(
         self, transfer: _Transfer, problem: ProtocolError | None
@@ -279,7 +279,7 @@ class Reception:
             transfer.content.verified or problem.code in NOTHING_COUNTS
         )
         outcome = _outcome(problem, transfer.body, counts)
-        self._observer.received(writer.offset - began, outcome)
+        self._counters.received(writer.offset - began, outcome)
         if not counts:
             try:
                 await writer.discard()

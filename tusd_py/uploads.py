@@ -21,6 +21,7 @@ from tusd_py.auth.authority import Authority
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import spawn
+from tusd_py.counters import Counters
 from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
 from tusd_py.joining import Joining, final_key
 from tusd_py.locks.base import (
@@ -33,7 +34,7 @@ from tusd_py.locks.base import (
     LockTimeout,
     UncontestedLease,
 )
-from tusd_py.observer import CountingObserver, NoTimetable, Observer, Timetable
+from tusd_py.observer import NoTimetable, Timetable
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
 from tusd_py.protocol.errors import ProtocolError
@@ -94,7 +95,7 @@ class Uploads:
         rules: Rules | None = None,
         hooks: Hooks | None = None,
         announcer: Announcer | None = None,
-        observer: Observer | None = None,
+        counters: Counters | None = None,
         timetable: Timetable | None = None,
         authority: Authority | None = None,
         open_uploads: OpenUploads | None = None,
@@ -107,11 +108,11 @@ class Uploads:
         self.hooks = hooks or Hooks()
         self._announcer = announcer or Announcer(self.hooks)
         self._locks = locks
-        self._observer: Observer = observer or CountingObserver()
+        self._counters = counters or Counters()
         self._timetable: Timetable = timetable or NoTimetable()
         self._clock = clock
         self._reception = Reception(
-            store, self.rules, self.hooks, self._observer, clock, objection=self._objection
+            store, self.rules, self.hooks, self._counters, clock, objection=self._objection
         )
         self._joining = Joining(
             store,
@@ -389,7 +390,7 @@ class Uploads:
                 with suppress(StorageError):
                     await finals.forget_final(key)
             raise
-        self._observer.uploads_created += 1
+        self._counters.uploads_created += 1
         self._timetable.note(upload.id, self.due_at(upload))
         self._announcer.tell(EventType.POST_CREATE, upload, request)
         return upload
@@ -540,7 +541,7 @@ class Uploads:
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:
-            self._observer.uploads_finished += 1
+            self._counters.uploads_finished += 1
             self._announcer.tell(EventType.POST_FINISH, finished, request)
             if finished.info.is_final and self.rules.remove_parts_when_joined:
                 spawn(self._remove_parts(finished), "removal of parts", self._background)
@@ -609,7 +610,7 @@ class Uploads:
                 ):
                     await self.store.remove(upload_id, fence=lease.fence)
                 self._timetable.note(upload_id, None)
-                self._observer.uploads_terminated += 1
+                self._counters.uploads_terminated += 1
                 self._announcer.tell(EventType.POST_TERMINATE, upload, request)
                 return changes.response
 
@@ -683,7 +684,7 @@ class Uploads:
             outcomes[upload.id] = outcome
             if outcome is True:
                 self._timetable.note(upload.id, None)
-                self._observer.uploads_expired += 1
+                self._counters.uploads_expired += 1
                 self._announcer.tell(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
@@ -705,7 +706,7 @@ class Uploads:
         except (LockTimeout, LeaseLost):
             return False
         self._timetable.note(upload_id, None)
-        self._observer.uploads_terminated += 1
+        self._counters.uploads_terminated += 1
         self._announcer.tell(EventType.POST_TERMINATE, upload, RequestView())
         return True
 
@@ -829,14 +830,14 @@ class Uploads:
         except LockTimeout:
             if not ask:
                 raise
-            self._observer.lock_timeout()
+            self._counters.lock_timeouts += 1
             raise errors.locked() from None
         except LocksClosed:
             raise errors.shutting_down() from None
         except LocksUnavailable as problem:
             logger.warning("no lock for %s: %s", upload_id, problem)
             raise errors.unavailable() from None
-        self._observer.lock_wait(time.monotonic() - began)
+        self._counters.lock_waits.observe(time.monotonic() - began)
         return lease
 
     async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:

@@ -257,7 +257,7 @@ class Duplicates:
         return max(self._window(), self._context.settings.expire_after + _EXPIRY_MARGIN)
 
     def _count(self, outcome: str) -> None:
-        self._context.observer.duplicate(outcome)
+        self._context.counters.duplicate(outcome)
 
 
 class _Outage:

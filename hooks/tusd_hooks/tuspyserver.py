@@ -37,6 +37,7 @@ from tusd_py.auth.verify import AccessTokens
 from tusd_py.background import keep_running
 from tusd_py.commandline import UsageError
 from tusd_py.compat.directory import Expired, expire, read, records
+from tusd_py.counters import Counters
 from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
@@ -85,14 +86,6 @@ def _let_problems_be_answered(request: Request) -> None:
 
 
 # Duplicates
-
-
-class _Unobserved:
-    def hook(self, _hooktype: str, /) -> None: ...
-
-    def hook_error(self, _hooktype: str, /) -> None: ...
-
-    def duplicate(self, _outcome: str, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -313,7 +306,7 @@ class DuplicateCheck(_Shared):
                 settings=settings,
                 state=state,
                 offset_of=self._offset_of,
-                observer=_Unobserved(),
+                counters=Counters(),
             )
         )
         end = _until_the_end(hook, state, embedded)

@@ -12,6 +12,7 @@ from typing import cast
 
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
+from tusd_py.counters import Counters
 from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
 from tusd_py.settings import Settings
 from tusd_py.state import State
@@ -21,20 +22,6 @@ STUDY: Mapping[str, bytes] = {"study": b"17", "filename": b"a.dcm"}
 LENGTH = 100
 
 _numbers = itertools.count(1)
-
-
-class Observer:
-    """Remembers the outcomes."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[str] = []
-
-    def hook(self, _hooktype: str, /) -> None: ...
-
-    def hook_error(self, _hooktype: str, /) -> None: ...
-
-    def duplicate(self, outcome: str, /) -> None:
-        self.outcomes.append(outcome)
 
 
 @dataclass
@@ -48,10 +35,10 @@ class House:
     views: dict[str, UploadView] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
-    observer: Observer = field(default_factory=Observer)
+    counters: Counters = field(default_factory=Counters)
 
     async def start(self) -> None:
-        await self.hook.start(HookContext(self.settings, self.state, self.offset_of, self.observer))
+        await self.hook.start(HookContext(self.settings, self.state, self.offset_of, self.counters))
 
     async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
         self.asked.append(upload_id)

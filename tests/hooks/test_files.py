@@ -17,6 +17,7 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 from tusd_hooks.files import FileHooks
+from tusd_py.counters import Counters
 from tusd_py.events import (
     Changes,
     Event,
@@ -330,16 +331,8 @@ async def started(scripts: Scripts) -> FileHooks:
 
     settings = Settings(hooks_dir=scripts.directory, upload_dir=scripts.notes)
     hooks = FileHooks()
-    await hooks.start(HookContext(settings, None, nothing, CountingHooks()))
+    await hooks.start(HookContext(settings, None, nothing, Counters()))
     return hooks
-
-
-class CountingHooks:
-    def hook(self, hooktype: str, /) -> None: ...
-
-    def hook_error(self, hooktype: str, /) -> None: ...
-
-    def duplicate(self, outcome: str, /) -> None: ...
 
 
 CREATION = Event(EventType.PRE_CREATE, UploadView("x", 5, 0, {}), RequestView())

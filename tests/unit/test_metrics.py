@@ -21,22 +21,23 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 def exercised() -> Metrics:
     metrics = Metrics()
+    counters = metrics.counters
     for method, seconds in (("POST", 0.002), ("PATCH", 40.0), ("PATCH", 4000.0), ("BREW", 0.0)):
-        metrics.request(method, seconds)
-    metrics.error(404, "ERR_UPLOAD_NOT_FOUND")
-    metrics.error(404, "ERR_UPLOAD_NOT_FOUND")
-    metrics.error(409, "ERR_MISMATCHED_OFFSET")
-    metrics.received(2**40 + 2, "complete")
-    metrics.received(7, "disconnected")
-    metrics.lock_wait(0.0)
-    metrics.lock_wait(0.3)
-    metrics.lock_timeout()
-    metrics.hook("pre-create")
-    metrics.hook("pre-create")
-    metrics.hook_error("pre-create")
-    metrics.uploads_created, metrics.uploads_finished = 5, 4
-    metrics.uploads_terminated, metrics.uploads_expired = 3, 2
-    metrics.uploads_active, metrics.connections_open = 11, 12
+        counters.request(method, seconds)
+    counters.error(404, "ERR_UPLOAD_NOT_FOUND")
+    counters.error(404, "ERR_UPLOAD_NOT_FOUND")
+    counters.error(409, "ERR_MISMATCHED_OFFSET")
+    counters.received(2**40 + 2, "complete")
+    counters.received(7, "disconnected")
+    counters.lock_waits.observe(0.0)
+    counters.lock_waits.observe(0.3)
+    counters.lock_timeouts += 1
+    counters.hook("pre-create")
+    counters.hook("pre-create")
+    counters.hook_error("pre-create")
+    counters.uploads_created, counters.uploads_finished = 5, 4
+    counters.uploads_terminated, counters.uploads_expired = 3, 2
+    counters.uploads_active, counters.connections_open = 11, 12
     return metrics
 
 
@@ -108,7 +109,7 @@ def test_latencies_are_cumulative_histograms() -> None:
 
 def test_a_bound_belongs_to_its_bucket() -> None:
     metrics = Metrics()
-    metrics.request("GET", 0.01)
+    metrics.counters.request("GET", 0.01)
     labels = (("le", "0.01"), ("method", "GET"))
     assert samples(metrics)[("tusd_request_duration_seconds_bucket", labels)] == 1
 
@@ -183,7 +184,7 @@ def test_the_process_is_measured_too() -> None:
 
 def test_servers_do_not_share_numbers() -> None:
     one, other = Metrics(), Metrics()
-    one.request("GET", 1)
+    one.counters.request("GET", 1)
     assert samples(one)[("tusd_requests_total", (("method", "GET"),))] == 1
     assert samples(other)[("tusd_requests_total", (("method", "GET"),))] == 0
 
@@ -191,8 +192,8 @@ def test_servers_do_not_share_numbers() -> None:
 def test_strangers_cannot_add_names() -> None:
     metrics = Metrics()
     for number in range(1000):
-        metrics.request(f"M{number}", 0.1)
-    metrics.request("get", 0.1)
+        metrics.counters.request(f"M{number}", 0.1)
+    metrics.counters.request("get", 0.1)
     got = samples(metrics)
     assert got[("tusd_requests_total", (("method", "OTHER"),))] == 1001
     assert sum(name == "tusd_requests_total" for name, _ in got) == 7
@@ -202,7 +203,7 @@ def test_counting_is_cheap() -> None:
     metrics = Metrics()
     began = time.thread_time()
     for _ in range(20_000):
-        metrics.request("PATCH", 0.02)
-        metrics.received(16384, "complete")
-        metrics.lock_wait(0.0)
+        metrics.counters.request("PATCH", 0.02)
+        metrics.counters.received(16384, "complete")
+        metrics.counters.lock_waits.observe(0.0)
     assert time.thread_time() - began < 1, "20,000 requests take some 20 ms"

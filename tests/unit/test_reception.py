@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tusd_py.counters import Counters
 from tusd_py.events import Hooks, RequestView
 from tusd_py.locks.base import UncontestedLease
-from tusd_py.observer import CountingObserver
 from tusd_py.protocol import errors
 from tusd_py.protocol.checksum import parse
 from tusd_py.protocol.errors import ProtocolError
@@ -65,7 +65,7 @@ async def test_T26_a_lock_that_is_lost_while_a_checksum_is_computed(
     store = FileStore(tmp_path / "uploads")
     store.open()
     reception = Reception(
-        store, Rules(), Hooks([]), CountingObserver(), time.time, objection=lambda *_: None
+        store, Rules(), Hooks([]), Counters(), time.time, objection=lambda *_: None
     )
     data = bytes(size)
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()

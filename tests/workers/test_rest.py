@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file import FileStore
@@ -39,12 +40,13 @@ async def test_a_servers_own_sweep_rests_while_others_are_served(
     store.close()
     app = TusApp(Settings(upload_dir=tmp_path, duplicates="off"))
     app.open()
+    sweeps = RegularSweeps(app.instance)
     try:
-        assert await app._sweep("all") is not None
+        assert await sweeps.sweep("all") is not None
         assert not any(pauses)
-        app.metrics.uploads_active = 1
+        app.counters.uploads_active = 1
         began = time.monotonic()
-        report = await app._sweep("all")
+        report = await sweeps.sweep("all")
         took = time.monotonic() - began
         assert report is not None
         assert report.seen == UPLOADS
@@ -54,7 +56,7 @@ async def test_a_servers_own_sweep_rests_while_others_are_served(
         assert took < sum(rests) <= 3 * took
         pauses.clear()
         # An operator's does not.
-        assert (await app.upkeep.sweep("all")).seen == UPLOADS
+        assert (await app.instance.maintenance.sweep("all")).seen == UPLOADS
         assert not any(pauses)
     finally:
-        app.store.close()
+        app.instance.store.close()

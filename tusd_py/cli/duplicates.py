@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 
 from tusd_py.cli.state import NoState, redis_of
 from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.service.backends import redis_client
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.state import State, StateUnavailable
+from tusd_py.state import StateUnavailable
 from tusd_py.state.duplicates import DuplicateIndex, Record
 from tusd_py.state.embedded import EmbeddedStateError
 
@@ -91,7 +92,7 @@ def _limit(text: str | None) -> int | None:
 async def _act(
     url: str, settings: Settings, arguments: argparse.Namespace, limit: int | None
 ) -> int:
-    state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+    state = redis_client(settings, url)
     await state.start()
     try:
         index, output = DuplicateIndex(state), _Output(as_json=hasattr(arguments, "json"))

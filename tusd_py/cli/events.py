@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from tusd_py import intent as intents
 from tusd_py.commandline import Parser, UsageError, suggestion
 from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.service.backends import file_store
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Box, KeptEvent, Outbox, StorageError
-from tusd_py.storage.file import FileStore
 
 USAGE = "list | failed | replay ID... | drop ID... [--all] [--json] [options of serve]"
 ABOUT = """\
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     every = hasattr(arguments, "all")
     _check(action, ids, every=every)
     settings = load_arguments(arguments, os.environ).settings
-    outbox = FileStore(settings.upload_dir).outbox
+    outbox = file_store(settings).outbox
     try:
         # A path that was mistyped shall not become an instance.
         if not settings.upload_dir.is_dir():

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    from tusd_py import reach  # noqa: PLC0415
+    from tusd_py.service import connect as reach  # noqa: PLC0415
     from tusd_py.upkeep import Expired  # noqa: PLC0415
 
     async def tell(expired: Expired) -> None:

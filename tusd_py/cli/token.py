@@ -24,10 +24,11 @@ from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.state import NoState, redis_of
 from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.service.backends import redis_client
 from tusd_py.settings import units
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.state import State, StateUnavailable
+from tusd_py.state import StateUnavailable
 from tusd_py.state.embedded import EmbeddedStateError
 
 USAGE = "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]"
@@ -197,7 +198,7 @@ def _revoke(settings: Settings, given: Mapping[str, object]) -> int:
 
 
 async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) -> None:
-    state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+    state = redis_client(settings, url)
     await state.start()
     try:
         revocations = Revocations(state, on_change=lambda: None)

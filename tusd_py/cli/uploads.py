@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 
 from tusd_py import logs
 from tusd_py.commandline import Parser, UsageError, suggestion
-from tusd_py.locks.memory import MemoryLocks
-from tusd_py.rules import Rules
+from tusd_py.service.backends import file_store
+from tusd_py.service.instance import reader
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 from tusd_py.skipped import printable
@@ -102,10 +102,8 @@ class _Reader:
 
 
 def _reader(settings: Settings) -> _Reader:
-    store = FileStore(settings.upload_dir)
-    rules = Rules(expire_after=settings.expire_after, retain_finished=settings.retain_finished)
-    # What only reads needs no locks; these are never asked for.
-    return _Reader(store, Uploads(store, MemoryLocks(), rules=rules))
+    store = file_store(settings)
+    return _Reader(store, reader(settings, store))
 
 
 async def _list(reader: _Reader, output: _Output, limit: int, after: str) -> int:
@@ -179,7 +177,7 @@ async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
 
 async def _remove(settings: Settings, ids: list[str]) -> int:
     # The server's parts: the other actions do without.
-    from tusd_py import reach  # noqa: PLC0415
+    from tusd_py.service import connect as reach  # noqa: PLC0415
     from tusd_py.upkeep import UpkeepFailed  # noqa: PLC0415
 
     failures = 0

@@ -32,7 +32,6 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py import reach
 from tusd_py.commandline import UsageError
 from tusd_py.compat.engines import Engine, Engines, lifespan
 from tusd_py.events import Changes, Event
@@ -40,6 +39,7 @@ from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
+from tusd_py.service import connect as reach
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, is_valid_id
@@ -567,7 +567,7 @@ async def _tell_if_complete(engine: TusApp, upload_id: str, hook: object) -> Non
     """Calls the hook of a completion if the upload is complete. Raises what the hook raises."""
     upload: Upload = await engine.uploads.load(upload_id)
     if upload.finished:
-        path = engine.store.data_path(upload.info)
+        path = engine.instance.store.data_path(upload.info)
         await _called(hook, path, _texts(upload.info.metadata))
 
 

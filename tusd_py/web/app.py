@@ -1,12 +1,10 @@
-"""The server's parts put together from settings: as a component for any ASGI application, and as a site of its own."""
+"""Uploads over HTTP as ASGI applications: `TusApp`, a component to mount, and `Site`, the whole server with its pages."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,22 +16,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py import __version__, configured_hooks, events, logs
-from tusd_py.announcing import Announcer, Courier
-from tusd_py.auth import build
-from tusd_py.auth.gate import Gate
-from tusd_py.auth.quota import OpenUploads
-from tusd_py.background import keep_running, record_failure
+from tusd_py import __version__, configured_hooks, events
+from tusd_py.background import keep_running
 from tusd_py.control import ControlServer
-from tusd_py.rules import Rules
+from tusd_py.counters import Counters
+from tusd_py.service.instance import Instance
+from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.settings.model import Settings
-from tusd_py.state import StateUnavailable
-from tusd_py.state.registry import Registry, RegistryWriter, SweepKind
 from tusd_py.state.sockets import EmbeddedStateError
 from tusd_py.storage.base import StorageError
-from tusd_py.storage.file import FileStore
-from tusd_py.sweep import SweepReport
-from tusd_py.upkeep import OwnUpkeep, UpkeepFailed, sweep_alone
 from tusd_py.uploads import Uploads
 from tusd_py.web.children import Children
 from tusd_py.web.cors import CORS
@@ -42,17 +33,9 @@ from tusd_py.web.forwarded import Proxies
 from tusd_py.web.health import Health
 from tusd_py.web.jobs import JobsMetrics
 from tusd_py.web.metrics import Metrics
-from tusd_py.web.shared import Shared
 from tusd_py.web.tokens import TokenDesk
 
 logger = logging.getLogger(__name__)
-
-_REST = 3.0
-"""How much longer than it works a sweep rests while clients are served: a quarter of a processor is enough for it."""
-_OVERDUE = 1.5
-"""Times the sweep's interval, after which nobody else is believed to sweep any more."""
-_FULL_SWEEP_OVERDUE = 25 * 3600.0
-"""Seconds after which somebody should have walked through the whole storage again."""
 
 
 class TusApp:
@@ -67,82 +50,52 @@ class TusApp:
         settings: Settings,
         *,
         child: int | None = None,
-        is_server: bool = True,
         runs_jobs: bool = False,
         hooks: Iterable[object] = (),
     ) -> None:
         """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS, proxies or tokens that make no sense.
 
-        child: the number of this process, where a parent runs several that serve the same uploads. is_server: False for a
-        command or a job that works on the uploads for a while; it does nothing by itself. runs_jobs: whether a worker and a
-        scheduler are run beside it, if the settings want that. hooks: objects that are called as hooks, before those of the
-        settings.
+        child: the number of this process, where a parent runs several that serve the same uploads. runs_jobs: whether a worker
+        and a scheduler are run beside it, if the settings want that. hooks: objects that are called as hooks, before those of
+        the settings.
         """
         self.settings = settings
-        self.metrics = Metrics()
-        self.store = FileStore(
-            settings.upload_dir,
-            dir_perms=settings.dir_perms,
-            file_perms=settings.file_perms,
-            writes_behind=settings.durability != "none",
+        self.counters = Counters()
+        self.metrics = Metrics(self.counters)
+        self.instance = Instance(
+            settings,
+            counters=self.counters,
+            hooks=hooks,
+            child=child is not None,
+            runs_jobs=runs_jobs and not child,
         )
         self._child = child
-        self._is_server = is_server
         self._runs_jobs = runs_jobs and not child
         self._children: Children | None = None
-        # What only works on the uploads meets nobody whom it could ask.
-        self._verifier = build.access_tokens(settings) if is_server else None
-        self._gate: Gate | None = None
         self._proxies = Proxies(settings.behind_proxy)
         self._cors = _cors(settings)
-        self._shared = Shared(
-            settings, child=child is not None, on_failure=self.metrics.state_failure
-        )
-        self._delivered = configured_hooks.are_delivered(
-            settings, runs_jobs=runs_jobs or not is_server, has_state=self._shared.has_state
-        )
-        self._hooks = configured_hooks.in_server(
-            settings, self.metrics, given=hooks, delivered=self._delivered
-        )
-        self._announcer = self._make_announcer()
-        self._uploads: Uploads | None = None
-        self._registry: Registry | None = None
-        self._writer: RegistryWriter | None = None
         self._control: ControlServer | None = None
-        self._swept_at = 0.0
-        self._served = 0
         self._endpoint: TusEndpoint | None = None
         self._background: list[asyncio.Task[None]] = []
         self._starting = asyncio.Lock()
         self._started = False
 
-    def open(self) -> None:
-        """Takes the upload directory, and starts the embedded state where that is needed; blocking.
+    @property
+    def uploads(self) -> Uploads:
+        """The uploads; there after `open`."""
+        return self.instance.uploads
 
-        Raises StorageError and EmbeddedStateError where they cannot be had.
+    def open(self) -> None:
+        """Lock the upload directory, and start the embedded Redis where it is needed; blocking.
+
+        Raises StorageError, EmbeddedStateError, ValueError.
         """
         if self._endpoint is not None:
             return
         settings = self.settings
-        self.store.open(self._shared.guard)
-        self._shared.open()
-        if self._shared.state is not None:
-            self._registry = Registry(self._shared.state)
-            self._writer = RegistryWriter(self._registry)
-        self._gate = self._make_gate()
-        self._uploads = Uploads(
-            self.store,
-            self._shared.locks,
-            rules=_rules(settings),
-            hooks=self._hooks,
-            announcer=self._announcer,
-            observer=self.metrics,
-            timetable=self._writer,
-            authority=None if self._gate is None else self._gate.authority,
-            open_uploads=None if self._shared.state is None else OpenUploads(self._shared.state),
-        )
+        self.instance.open()
         self._endpoint = TusEndpoint(
-            self._uploads,
+            self.uploads,
             options=EndpointOptions(
                 base_path=settings.base_path,
                 relative_location=settings.relative_location,
@@ -152,52 +105,18 @@ class TusApp:
             ),
             proxies=self._proxies,
             cors=self._cors,
-            metrics=self.metrics,
-            desk=self._make_desk(self._uploads),
+            counters=self.counters,
+            desk=self._token_routes(),
         )
 
-    def _make_announcer(self) -> Announcer:
-        outbox = self.store.outbox if self._delivered else None
-        return Announcer(self._hooks, outbox, durable=self.settings.durability != "none")
-
-    def _make_gate(self) -> Gate | None:
-        state = self._shared.state
-        if self._verifier is None or state is None:
+    def _token_routes(self) -> TokenDesk | None:
+        gate, state = self.instance.gate, self.instance.state
+        if gate is None or state is None:
             return None
-        return build.gate(self.settings, self._verifier, state, on_revocation=self._review)
-
-    def _review(self) -> None:
-        self.uploads.review()
-
-    def _make_desk(self, uploads: Uploads) -> TokenDesk | None:
-        state = self._shared.state
-        if self._gate is None or state is None:
-            if self._verifier is not None:
-                raise RuntimeError(
-                    "tokens are asked for, but there is no Redis for what is revoked"
-                )
-            return None
-        return TokenDesk(self._gate, uploads, state, refreshes=self.settings.upload_token_refreshes)
-
-    @property
-    def uploads(self) -> Uploads:
-        """The uploads; there after `open`."""
-        if self._uploads is None:
-            raise RuntimeError("the uploads are not open yet")
-        return self._uploads
-
-    @property
-    def registry(self) -> Registry | None:
-        """When uploads are due, where there is a Redis to remember it; there after `open`."""
-        return self._registry
-
-    @property
-    def upkeep(self) -> OwnUpkeep:
-        """What operators and workers may want of the uploads; there after `open`."""
-        return OwnUpkeep(self.uploads, self._registry)
+        return TokenDesk(gate, self.uploads, state, refreshes=self.settings.upload_token_refreshes)
 
     async def start(self) -> None:
-        """Opens, lets the hooks get ready and begins to look for what has expired.
+        """Open, start the hooks and begin to sweep.
 
         Raises StorageError, EmbeddedStateError, HookError.
         """
@@ -206,27 +125,13 @@ class TusApp:
                 return
             if self._endpoint is None:
                 await asyncio.to_thread(self.open)
-            await self._shared.start()
-            if self._gate is not None:
-                await self._gate.start()
-            await self._hooks.start(
-                events.HookContext(
-                    settings=self.settings,
-                    state=self._shared.state,
-                    offset_of=self.uploads.offset_of,
-                    observer=self.metrics,
-                )
-            )
-            await self._start_courier()
-            if self._writer is not None:
-                self._begin(self._writer.run, "due index")
-            if self._is_server and not self._child:
+            await self.instance.start()
+            if not self._child:
                 # Of several processes the first one sweeps.
                 await self._listen_for_operators()
-                self._begin(self._sweep_regularly, "sweep")
+                self._begin(RegularSweeps(self.instance).run, "sweep")
                 self._start_children()
-            if self._is_server:
-                self._watch_jobs()
+            self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly, "metrics")
@@ -236,7 +141,7 @@ class TusApp:
         self._background.append(keep_running(start, name))
 
     async def stop(self) -> None:
-        """Ends the bodies in flight, waits for what was begun, and lets the directory go."""
+        """End the bodies in flight, wait for what was begun, and release the upload directory."""
         self.uploads.begin_shutdown()
         if self._children is not None:
             # Before the Redis goes that they need.
@@ -244,17 +149,10 @@ class TusApp:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self.uploads.drain()
+        await self.instance.drain()
         if self._control is not None:
             await self._control.stop()
-        await self._hooks.stop()
-        await self._announcer.courier.stop()
-        if self._writer is not None:
-            await self._writer.flush()
-        if self._gate is not None:
-            await self._gate.stop()
-        await self._shared.stop()
-        await asyncio.to_thread(self.store.close)
+        await self.instance.stop()
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -279,7 +177,7 @@ class TusApp:
     async def check(self) -> str | None:
         """None if uploads can be stored now, else what is wrong, for the log."""
         try:
-            await self.store.check()
+            await self.instance.store.check()
         except StorageError as problem:
             return str(problem)
         return None
@@ -287,118 +185,29 @@ class TusApp:
     def _start_children(self) -> None:
         settings = self.settings
         wanted = configured_hooks.runs_workers(settings)
-        if self._runs_jobs and wanted and self._shared.state is not None:
+        if self._runs_jobs and wanted and self.instance.state is not None:
             self._children = Children(settings)
             self._children.start()
 
     def _watch_jobs(self) -> None:
-        state = self._shared.state
+        state = self.instance.state
         if state is None or not self.settings.expose_metrics:
             return
-        outbox = self.store.outbox if self._delivered else None
-        self.metrics.jobs = JobsMetrics(state, outbox, speaks=not self._child)
+        self.metrics.jobs = JobsMetrics(state, self.instance.outbox, speaks=not self._child)
         if not self._child:
             # Of several processes the first one looks, and the others add its numbers to theirs.
             self._begin(self.metrics.jobs.run, "metrics of jobs")
-
-    async def _start_courier(self) -> None:
-        """Where workers have events to tell, somebody has to tell the workers."""
-        url = self._shared.url
-        if self._is_server and not self._child and not self._delivered:
-            await self._warn_of_leftovers()
-        if not self._delivered or url is None or not self._hooks.delivers:
-            return
-        # Not for servers that have nothing to tell: it brings rq with it.
-        queue = await asyncio.to_thread(importlib.import_module, "tusd_hooks.queue")
-        self._announcer.courier = cast(Courier, queue.Courier(self.settings, url))
-        await self._announcer.courier.start()
-
-    async def _warn_of_leftovers(self) -> None:
-        """What workers were to deliver before the settings changed is nobody's business now."""
-        counts = await self.store.outbox.counts()
-        if counts.waiting:
-            logs.event(
-                logger,
-                logging.WARNING,
-                "events left over",
-                message=f"{counts.waiting} events wait for workers, but this server runs none (--hooks-delivery): "
-                "tusd-py worker delivers them",
-                events=counts.waiting,
-            )
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""
         if self.settings.redis_url is not None:
             return
-        self._control = ControlServer(self.upkeep, self.settings.state_dir)
+        self._control = ControlServer(self.instance.maintenance, self.settings.state_dir)
         try:
             await self._control.start()
         except (OSError, EmbeddedStateError) as problem:
             logger.warning("commands and workers cannot reach this server: %s", problem)
             self._control = None
-
-    async def _sweep_regularly(self) -> None:
-        """Sweeps at the start, and then as long as no worker does."""
-        kind: SweepKind | None = "all"
-        while True:
-            try:
-                if kind is not None:
-                    _say(await self._sweep(kind))
-                await asyncio.sleep(self.settings.sweep_interval)
-                kind = await self._missing_sweep()
-            except (UpkeepFailed, StateUnavailable) as problem:
-                logger.warning("the sweep failed and will be tried again: %s", problem)
-                await asyncio.sleep(self.settings.sweep_interval)
-                kind = "all"
-            except Exception as problem:  # noqa: BLE001 - the edge of a task; not begun again at once, as it may be long
-                record_failure("sweep", problem, "the sweep failed and will be tried again")
-                await asyncio.sleep(self.settings.sweep_interval)
-                kind = "all"
-
-    async def _sweep(self, kind: SweepKind) -> SweepReport | None:
-        registry = self._registry
-        upkeep = OwnUpkeep(self.uploads, registry, rest=self._rest)
-        if registry is not None and self.settings.redis_url is not None:
-            report = await sweep_alone(upkeep, registry, kind)
-        else:
-            # Nobody else can be at it, and what a crash left is made up for at once.
-            began = time.time()
-            report = await upkeep.sweep(kind)
-            if registry is not None:
-                await registry.record_sweep(report.record(kind, began))
-        self._swept_at = time.time()
-        await self._announcer.look()
-        return report
-
-    def _rest(self) -> float:
-        """How long the server's own sweep pauses: only while somebody is served beside it."""
-        served, self._served = self._served, self.metrics.requests()
-        return _REST if served != self._served or self.metrics.uploads_active else 0.0
-
-    async def _missing_sweep(self) -> SweepKind | None:
-        """The sweep that somebody should have run by now; None if workers or other servers see to it."""
-        if self._registry is None:
-            return "all"
-        now, overdue = time.time(), _OVERDUE * self.settings.sweep_interval
-        ended = {record.kind: record.ended for record in await self._registry.sweeps()}
-        if now - ended.get("all", 0.0) > _FULL_SWEEP_OVERDUE:
-            return "all"
-        last = max(ended.values())
-        return None if last > self._swept_at and now - last < overdue else "due"
-
-
-def _say(report: SweepReport | None) -> None:
-    """Logs what a sweep did, if it did anything."""
-    if report is not None and (report.expired or report.finished or report.remains):
-        logs.event(
-            logger,
-            logging.INFO,
-            "sweep",
-            seen=report.seen,
-            expired=report.expired,
-            finished=report.finished,
-            remains=report.remains,
-        )
 
 
 class Site:
@@ -483,24 +292,6 @@ def metrics_directory(settings: Settings) -> Path:
     """Where the processes of one server tell each other what they have counted."""
     # The state directory may be shared with servers on other machines, and on other ports.
     return settings.state_dir / "metrics" / f"{socket.gethostname()}-{settings.port}"
-
-
-def _rules(settings: Settings) -> Rules:
-    return Rules(
-        max_size=settings.max_size,
-        disk_reserve=settings.disk_reserve,
-        durability=settings.durability,
-        expire_after=settings.expire_after,
-        retain_finished=settings.retain_finished,
-        tombstone_ttl=settings.tombstone_ttl,
-        acquire_lock_timeout=settings.acquire_lock_timeout,
-        progress_interval=settings.progress_hooks_interval,
-        termination=not settings.disable_termination,
-        concatenation=not settings.disable_concatenation,
-        max_concat_repeats=settings.max_concat_repeats,
-        remove_parts_when_joined=settings.remove_parts_when_joined,
-        downloads=not settings.disable_download,
-    )
 
 
 def _cors(settings: Settings) -> CORS | None:

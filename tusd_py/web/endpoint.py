@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from tusd_py import logs
 from tusd_py.auth.principal import ANYBODY, Principal
+from tusd_py.counters import Counters
 from tusd_py.events import HookResponse, RefusedByHook, RequestView
 from tusd_py.protocol import concat, errors, tus
 from tusd_py.protocol.concat import Final
@@ -39,7 +40,6 @@ from tusd_py.web.body import RequestBody
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.forwarded import External, Proxies
-from tusd_py.web.metrics import Metrics
 from tusd_py.web.tokens import TokenDesk
 from tusd_py.web.uvicorn import EXTENSION, Exchange
 
@@ -114,14 +114,14 @@ class TusEndpoint:
         options: EndpointOptions | None = None,
         proxies: Proxies | None = None,
         cors: CORS | None = None,
-        metrics: Metrics | None = None,
+        counters: Counters | None = None,
         desk: TokenDesk | None = None,
     ) -> None:
         self._uploads = uploads
         self._options = options or EndpointOptions()
         self._proxies = proxies or Proxies([])
         self._cors = cors
-        self._metrics = metrics or Metrics()
+        self._counters = counters or Counters()
         self._desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -404,11 +404,11 @@ class TusEndpoint:
             os.close(response.descriptor)
 
     def _record(self, request: Request, response: Response, seconds: float) -> None:
-        self._metrics.request(request.method, seconds)
+        self._counters.request(request.method, seconds)
         if request.body.way is not None:
-            self._metrics.body(request.body.way)
+            self._counters.body(request.body.way)
         if response.code is not None:
-            self._metrics.error(response.status, response.code)
+            self._counters.error(response.status, response.code)
         logs.event(
             logger,
             logging.INFO,

@@ -91,7 +91,7 @@ def run(settings: Settings) -> int:
         app = TusApp(settings, runs_jobs=not several)
         if several:
             # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
-            app.store.open("exclusive" if settings.redis_url is None else "shared")
+            app.instance.lock_directory()
             clear(metrics_directory(settings))
         else:
             app.open()
@@ -139,7 +139,7 @@ def _serve(
             ),
             idle_timeout=settings.network_timeout,
         ),
-        gauge=app.metrics,
+        gauge=app.counters,
         fixed_headers={"Tus-Resumable": tus.VERSION},
         uds=str(settings.unix_sock) if settings.unix_sock else None,
         backlog=_BACKLOG,

@@ -20,10 +20,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tusd_py import configured_hooks
-from tusd_py.events import HookContext, HookObserver
+from tusd_py.counters import Counters
+from tusd_py.events import HookContext
+from tusd_py.service.backends import file_store, redis_client
 from tusd_py.state import Keys, State
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
-from tusd_py.storage.file import FileStore
 from tusd_workers.connection import connect
 from tusd_workers.current import Instance
 from tusd_workers.deliveries import Deliveries
@@ -66,9 +67,7 @@ class Desk:
         self._settings = settings
         self._url = instance.redis_url
         self._keys = Keys(settings.redis_prefix)
-        self._store = FileStore(
-            settings.upload_dir, dir_perms=settings.dir_perms, file_perms=settings.file_perms
-        )
+        self._store = file_store(settings)
         self._hooks = configured_hooks.in_worker(settings)
         self._delivery = Delivery(
             self._store, self._store.outbox, self._hooks, Patience.of(settings)
@@ -90,14 +89,14 @@ class Desk:
 
     async def _start(self) -> None:
         settings = self._settings
-        self._state = State(self._url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+        self._state = redis_client(settings, self._url)
         await self._state.start()
         await self._hooks.start(
             HookContext(
                 settings=settings,
                 state=self._state,
                 offset_of=self._offset_of,
-                observer=_Unobserved(),
+                counters=Counters(),
             )
         )
 
@@ -186,13 +185,3 @@ class Desk:
             for what, count in counts.items():
                 pipeline.hincrby(key, what, count)
             pipeline.execute()
-
-
-class _Unobserved(HookObserver):
-    """What hooks do in a worker is told by the log and by `tusd-py status`."""
-
-    def hook(self, _hooktype: str, /) -> None: ...
-
-    def hook_error(self, _hooktype: str, /) -> None: ...
-
-    def duplicate(self, _outcome: str, /) -> None: ...

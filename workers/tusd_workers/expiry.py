@@ -2,7 +2,7 @@
 
 They hold one lock among them, so that jobs that come faster than they are done do not pile up: one that finds a sweep running
 ends at once, as the next one comes anyhow. What is removed, and how, is said by `tusd_py.sweep`; who may do it, by
-`tusd_py.reach`. On the way it is seen to that what waits in the outbox is delivered.
+`tusd_py.service.connect`. On the way it is seen to that what waits in the outbox is delivered.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tusd_py import logs, reach
+from tusd_py import logs
 from tusd_py.compat.directory import expire
-from tusd_py.state import State, StateUnavailable
+from tusd_py.service import connect as reach
+from tusd_py.service.backends import file_store, redis_client
+from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
-from tusd_py.storage.file import FileStore
 from tusd_py.upkeep import UpkeepFailed, sweep_alone
 from tusd_workers import current
 from tusd_workers.connection import connect
@@ -61,7 +62,7 @@ def _run(kind: SweepKind) -> None:
 async def _pass_on(instance: Instance) -> None:
     """Sees that somebody delivers what waits in the outbox, whatever became of those who were to."""
     settings = instance.settings
-    outbox = FileStore(settings.upload_dir).outbox
+    outbox = file_store(settings).outbox
     waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
     if not waiting:
         return
@@ -74,7 +75,7 @@ async def _pass_on(instance: Instance) -> None:
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
     """Raises UpkeepFailed, StateUnavailable."""
     settings = instance.settings
-    state = State(instance.redis_url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+    state = redis_client(settings, instance.redis_url)
     await state.start()
     try:
         # A directory that is taken here is one on which a server cannot start.

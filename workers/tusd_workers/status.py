@@ -10,11 +10,11 @@ from typing import cast
 
 from redis import Redis
 
+from tusd_py.service.backends import file_store, redis_client
 from tusd_py.settings.model import Settings
-from tusd_py.state import Keys, State
+from tusd_py.state import Keys
 from tusd_py.state.jobs import QueueStatus
 from tusd_py.state.registry import Registry, RegistryCounts, SweepRecord
-from tusd_py.storage.file import FileStore
 from tusd_workers import jobs
 from tusd_workers.connection import connect
 from tusd_workers.jobs import WorkerStatus
@@ -85,7 +85,7 @@ def collect(settings: Settings, url: str) -> Status:
 
 
 async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[SweepRecord]]:
-    state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+    state = redis_client(settings, url)
     await state.start()
     try:
         registry = Registry(state)
@@ -95,7 +95,7 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
 
 
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
-    counts = asyncio.run(FileStore(settings.upload_dir).outbox.counts())
+    counts = asyncio.run(file_store(settings).outbox.counts())
     found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
     return EventsStatus(
         waiting=counts.waiting,

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 
 from tusd_py.control import find_server
 from tusd_py.events import HookError
+from tusd_py.service.instance import Instance
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
 from tusd_py.upkeep import Upkeep, UpkeepFailed
-from tusd_py.web.app import TusApp
 
 
 @asynccontextmanager
@@ -36,8 +36,11 @@ async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Upkeep]
         # A path that was mistyped shall not become an instance.
         if not settings.upload_dir.is_dir():
             raise UpkeepFailed(f"there are no uploads: {settings.upload_dir} is no directory")
-        app = TusApp(settings, is_server=False)
-        async with app.lifespan():
-            yield app.upkeep
+        instance = Instance(settings, is_server=False)
+        await instance.start()
+        try:
+            yield instance.maintenance
+        finally:
+            await instance.stop()
     except (StorageError, EmbeddedStateError, HookError, ValueError, OSError) as problem:
         raise UpkeepFailed(str(problem)) from problem

@@ -1,6 +1,7 @@
-"""What the processes and machines of one service have to agree on, as the settings ask for it: state and locks.
+"""The store, the locks and the Redis that settings ask for; the only place where they are put together.
 
-One process alone needs no Redis for its locks; several do. Without a Redis of the operator's, an embedded one is started.
+Locks live in memory where one process serves an upload directory, and in Redis where several do. Without a Redis of the
+operator's, an embedded one is started.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from tusd_py import logs
 from tusd_py.background import keep_running
@@ -20,16 +22,48 @@ from tusd_py.locks.shared import SharedLocks
 from tusd_py.settings.model import Settings
 from tusd_py.state import State
 from tusd_py.state.embedded import EmbeddedState
-from tusd_py.storage.file import STATE_DIRECTORY, Guard
+from tusd_py.storage.file import STATE_DIRECTORY, FileStore, Guard
 
 logger = logging.getLogger(__name__)
 
 
-class Shared:
-    """One process's share. `state` and the `url` of its Redis are None where nothing needs it; they and `locks` are there
-    after `open`.
+def file_store(settings: Settings) -> FileStore:
+    """The store of an upload directory, not yet open: enough for reading, and for the outbox."""
+    return FileStore(
+        settings.upload_dir,
+        dir_perms=settings.dir_perms,
+        file_perms=settings.file_perms,
+        writes_behind=settings.durability != "none",
+    )
 
-    child: whether this is one of several processes of one server, whose parent has taken the upload directory.
+
+def redis_client(
+    settings: Settings,
+    url: str,
+    *,
+    on_failure: Callable[[], None] | None = None,
+    memory: Path | None = None,
+) -> State:
+    """A client of the Redis at `url`, not yet started; see `State` for the other arguments."""
+    return State(
+        url,
+        prefix=settings.redis_prefix,
+        timeout=settings.redis_timeout,
+        on_failure=on_failure,
+        memory=memory,
+    )
+
+
+def embedded_redis(settings: Settings) -> EmbeddedState:
+    """The embedded Redis of an instance, not yet started."""
+    return EmbeddedState(settings.state_dir)
+
+
+class Backends:
+    """The backends of one process. `state`, the Redis client, and its `url` are None where nothing needs a Redis; they and
+    `locks` are there after `open`.
+
+    child: whether this is one of several processes of one server, whose parent has locked the upload directory.
     """
 
     def __init__(self, settings: Settings, *, child: bool, on_failure: Callable[[], None]) -> None:
@@ -71,18 +105,14 @@ class Shared:
         if not self.has_state:
             return
         if settings.redis_url is None:
-            self._embedded = EmbeddedState(settings.state_dir)
+            self._embedded = embedded_redis(settings)
             url = self._embedded.start()
         else:
             url = settings.redis_url.get_secret_value()
         self.url = url
         settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-        self.state = State(
-            url,
-            prefix=settings.redis_prefix,
-            timeout=settings.redis_timeout,
-            on_failure=self._on_failure,
-            memory=settings.state_dir / "redis-seen",
+        self.state = redis_client(
+            settings, url, on_failure=self._on_failure, memory=settings.state_dir / "redis-seen"
         )
         if self._locks_are_shared:
             self.locks = self._open_locks(self.state)

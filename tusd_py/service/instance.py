@@ -1,0 +1,224 @@
+"""One set of uploads put together from settings: store, locks, Redis, authentication, hooks, outbox, index of what is due.
+
+A server, a worker's sweep and a command all start from here, so that each of them works by the same rules. Not for: HTTP,
+processes, and what a server does at intervals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from tusd_py import configured_hooks, logs
+from tusd_py.announcing import Announcer, Courier
+from tusd_py.auth import build
+from tusd_py.auth.gate import Gate
+from tusd_py.auth.quota import OpenUploads
+from tusd_py.background import keep_running
+from tusd_py.counters import Counters
+from tusd_py.events import HookContext
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.rules import Rules
+from tusd_py.service.backends import Backends, file_store
+from tusd_py.settings.model import Settings
+from tusd_py.state import State
+from tusd_py.state.registry import Registry, RegistryWriter
+from tusd_py.storage.base import Outbox
+from tusd_py.storage.file import FileStore
+from tusd_py.upkeep import OwnUpkeep
+from tusd_py.uploads import Uploads
+
+logger = logging.getLogger(__name__)
+
+
+class Instance:
+    """The uploads of one set of settings. `uploads`, `due_index`, `gate` and `maintenance` are there after `open`.
+
+    counters: where it counts. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
+    of several processes of one server. is_server: False for a command or a job that works on the uploads for a while; it
+    authenticates nobody. runs_jobs: whether a worker and a scheduler run beside it, if the settings ask for them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        counters: Counters | None = None,
+        hooks: Iterable[object] = (),
+        child: bool = False,
+        is_server: bool = True,
+        runs_jobs: bool = False,
+    ) -> None:
+        """Raises HookError for a hook that cannot be loaded, ValueError for settings of tokens that make no sense."""
+        self.settings = settings
+        self.counters = counters or Counters()
+        self.store = file_store(settings)
+        self._is_server = is_server
+        self._is_child = child
+        self._verifier = build.access_tokens(settings) if is_server else None
+        self._backends = Backends(settings, child=child, on_failure=self.counters.redis_failure)
+        self.outbox_delivered_by_workers = configured_hooks.are_delivered(
+            settings,
+            runs_jobs=runs_jobs or not is_server,
+            has_state=self._backends.has_state,
+        )
+        self._hooks = configured_hooks.in_server(
+            settings, self.counters, given=hooks, delivered=self.outbox_delivered_by_workers
+        )
+        self.publisher = Announcer(self._hooks, self.outbox, durable=settings.durability != "none")
+        self.on_revocation: Callable[[], None] | None = None
+        self.gate: Gate | None = None
+        self.due_index: Registry | None = None
+        self._due_marks: RegistryWriter | None = None
+        self._uploads: Uploads | None = None
+        self._background: list[asyncio.Task[None]] = []
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """Events that workers deliver; None where the server calls all hooks itself."""
+        return self.store.outbox if self.outbox_delivered_by_workers else None
+
+    @property
+    def state(self) -> State | None:
+        """The Redis client; None where nothing needs a Redis."""
+        return self._backends.state
+
+    @property
+    def uploads(self) -> Uploads:
+        """The uploads; there after `open`."""
+        if self._uploads is None:
+            raise RuntimeError("the instance is not open yet")
+        return self._uploads
+
+    @property
+    def maintenance(self) -> OwnUpkeep:
+        """Sweeps and removals in this process; there after `open`."""
+        return OwnUpkeep(self.uploads, self.due_index)
+
+    def lock_directory(self) -> None:
+        """Lock the upload directory for child processes that each open it. Raises StorageError."""
+        self.store.open("exclusive" if self.settings.redis_url is None else "shared")
+
+    def open(self) -> None:
+        """Lock the upload directory, start the embedded Redis where it is needed, put the uploads together; blocking.
+
+        Raises StorageError, EmbeddedStateError, ValueError.
+        """
+        if self._uploads is not None:
+            return
+        self.store.open(self._backends.guard)
+        self._backends.open()
+        state = self._backends.state
+        if state is not None:
+            self.due_index = Registry(state)
+            self._due_marks = RegistryWriter(self.due_index)
+        if self._verifier is not None:
+            if state is None:
+                raise RuntimeError("access tokens need a Redis for revocations")
+            self.gate = build.gate(
+                self.settings, self._verifier, state, on_revocation=self._recheck_access
+            )
+        self._uploads = Uploads(
+            self.store,
+            self._backends.locks,
+            rules=_rules(self.settings),
+            hooks=self._hooks,
+            announcer=self.publisher,
+            counters=self.counters,
+            timetable=self._due_marks,
+            authority=None if self.gate is None else self.gate.authority,
+            open_uploads=None if state is None else OpenUploads(state),
+        )
+
+    def _recheck_access(self) -> None:
+        self.uploads.review()
+
+    async def start(self) -> None:
+        """Open, connect, and start the hooks. Raises StorageError, EmbeddedStateError, HookError."""
+        if self._uploads is None:
+            await asyncio.to_thread(self.open)
+        await self._backends.start()
+        if self.gate is not None:
+            await self.gate.start()
+        await self._hooks.start(
+            HookContext(
+                settings=self.settings,
+                state=self._backends.state,
+                offset_of=self.uploads.offset_of,
+                counters=self.counters,
+            )
+        )
+        await self._start_relay()
+        if self._due_marks is not None:
+            self._background.append(keep_running(self._due_marks.run, "due index"))
+
+    async def _start_relay(self) -> None:
+        """Connect the outbox to the queue of the workers, where hooks are called by workers."""
+        url = self._backends.url
+        if self._is_server and not self._is_child and not self.outbox_delivered_by_workers:
+            await self._warn_of_leftovers()
+        if not self.outbox_delivered_by_workers or url is None or not self._hooks.delivers:
+            return
+        # Not for servers that have no events to deliver: it loads rq.
+        queue = await asyncio.to_thread(importlib.import_module, "tusd_hooks.queue")
+        self.publisher.courier = cast(Courier, queue.Courier(self.settings, url))
+        await self.publisher.courier.start()
+
+    async def _warn_of_leftovers(self) -> None:
+        """Warn of events that workers were to deliver before the settings changed: nobody delivers them now."""
+        counts = await self.store.outbox.counts()
+        if counts.waiting:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "events left over",
+                message=f"{counts.waiting} events wait for workers, but this server runs none (--hooks-delivery): "
+                "tusd-py worker delivers them",
+                events=counts.waiting,
+            )
+
+    async def drain(self) -> None:
+        """Return when nothing is under way in the background any more."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.uploads.drain()
+
+    async def stop(self) -> None:
+        """End the bodies in flight, wait for what was begun, and release the upload directory."""
+        self.uploads.begin_shutdown()
+        await self.drain()
+        await self._hooks.stop()
+        await self.publisher.courier.stop()
+        if self._due_marks is not None:
+            await self._due_marks.flush()
+        if self.gate is not None:
+            await self.gate.stop()
+        await self._backends.stop()
+        await asyncio.to_thread(self.store.close)
+
+
+def reader(settings: Settings, store: FileStore) -> Uploads:
+    """The uploads of a store for reading alone: without locks, whether a server runs on it or not."""
+    return Uploads(store, MemoryLocks(), rules=_rules(settings))
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        max_size=settings.max_size,
+        disk_reserve=settings.disk_reserve,
+        durability=settings.durability,
+        expire_after=settings.expire_after,
+        retain_finished=settings.retain_finished,
+        tombstone_ttl=settings.tombstone_ttl,
+        acquire_lock_timeout=settings.acquire_lock_timeout,
+        progress_interval=settings.progress_hooks_interval,
+        termination=not settings.disable_termination,
+        concatenation=not settings.disable_concatenation,
+        max_concat_repeats=settings.max_concat_repeats,
+        remove_parts_when_joined=settings.remove_parts_when_joined,
+        downloads=not settings.disable_download,
+    )

@@ -1,0 +1,101 @@
+"""The sweeps of a server itself: one at its start, and further ones as long as no worker does them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from tusd_py import logs
+from tusd_py.background import record_failure
+from tusd_py.service.instance import Instance
+from tusd_py.state import StateUnavailable
+from tusd_py.state.registry import SweepKind
+from tusd_py.sweep import SweepReport
+from tusd_py.upkeep import OwnUpkeep, UpkeepFailed, sweep_alone
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_FACTOR = 3.0
+"""Seconds of pause per second of sweeping while clients are served: a duty cycle of 25 %."""
+_OVERDUE_FACTOR = 1.5
+"""Multiple of the sweep interval after which no worker or other server is assumed to sweep."""
+_FULL_SWEEP_OVERDUE_SECONDS = 25 * 3600.0
+"""Time after which the whole storage should have been swept again."""
+
+
+class RegularSweeps:
+    """Sweeps one instance at intervals, until `run` is cancelled."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._swept_at = 0.0
+        self._served = 0
+
+    async def run(self) -> None:
+        """Sweep the whole storage, then what is due whenever nobody else has swept for too long."""
+        interval = self._instance.settings.sweep_interval
+        kind: SweepKind | None = "all"
+        while True:
+            try:
+                if kind is not None:
+                    _log(await self.sweep(kind))
+                await asyncio.sleep(interval)
+                kind = await self._missing_sweep()
+            except (UpkeepFailed, StateUnavailable) as problem:
+                logger.warning("the sweep failed and will be tried again: %s", problem)
+                await asyncio.sleep(interval)
+                kind = "all"
+            except Exception as problem:  # noqa: BLE001 - the edge of a task; not started again at once, as it may be long
+                record_failure("sweep", problem, "the sweep failed and will be tried again")
+                await asyncio.sleep(interval)
+                kind = "all"
+
+    async def sweep(self, kind: SweepKind) -> SweepReport | None:
+        """Sweep once; None if another process is sweeping. Raises UpkeepFailed, StateUnavailable."""
+        instance = self._instance
+        due_index = instance.due_index
+        maintenance = OwnUpkeep(instance.uploads, due_index, rest=self._pause_factor)
+        if due_index is not None and instance.settings.redis_url is not None:
+            report = await sweep_alone(maintenance, due_index, kind)
+        else:
+            # No other process can sweep: what a crash left behind is recovered at once.
+            began = time.time()
+            report = await maintenance.sweep(kind)
+            if due_index is not None:
+                await due_index.record_sweep(report.record(kind, began))
+        self._swept_at = time.time()
+        await instance.publisher.look()
+        return report
+
+    def _pause_factor(self) -> float:
+        """How long to pause, in seconds per second of sweeping: only while clients are served."""
+        counters = self._instance.counters
+        served, self._served = self._served, counters.requests()
+        return _PAUSE_FACTOR if served != self._served or counters.uploads_active else 0.0
+
+    async def _missing_sweep(self) -> SweepKind | None:
+        """The sweep that should have run by now; None if workers or other servers see to it."""
+        instance = self._instance
+        if instance.due_index is None:
+            return "all"
+        now, overdue = time.time(), _OVERDUE_FACTOR * instance.settings.sweep_interval
+        ended = {record.kind: record.ended for record in await instance.due_index.sweeps()}
+        if now - ended.get("all", 0.0) > _FULL_SWEEP_OVERDUE_SECONDS:
+            return "all"
+        last = max(ended.values())
+        return None if last > self._swept_at and now - last < overdue else "due"
+
+
+def _log(report: SweepReport | None) -> None:
+    """Log what a sweep did, if it did anything."""
+    if report is not None and (report.expired or report.finished or report.remains):
+        logs.event(
+            logger,
+            logging.INFO,
+            "sweep",
+            seen=report.seen,
+            expired=report.expired,
+            finished=report.finished,
+            remains=report.remains,
+        )
