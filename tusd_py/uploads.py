@@ -43,6 +43,7 @@ from tusd_py.reception import NOTHING_COUNTS, Body, Reception, view_of
 from tusd_py.rules import Rules
 from tusd_py.storage.base import (
     TIME_DIGITS,
+    BytesNotKept,
     JoinsParts,
     RemovesUploads,
     ServesFiles,
@@ -908,6 +909,9 @@ def _meaning(problem: StorageError) -> ProtocolError:
         case StorageFull():
             logger.warning("the store is full: %s", problem)
             return errors.insufficient_storage()
+        case BytesNotKept():
+            logger.error("the store lost bytes: %s", problem)
+            return errors.bytes_lost()
     logger.error("the store failed: %s", problem, exc_info=problem)
     return errors.internal()
 

@@ -10,12 +10,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 _SIZE = 512 * 1024 * 1024
+_FAILING_SIZE = 100 * 1024 * 1024
 
 
 class Volume:
@@ -45,6 +46,76 @@ class Volume:
         copy.unlink()
 
 
+class FailingVolume:
+    """A file system on a disk that can be made to lose what is written to its free blocks, as a thin pool that is full does.
+
+    The disk is a file in a tmpfs: its free blocks are punched out of it, and the tmpfs is filled up, so that they cannot be
+    written. No journal: all that a test writes must have its metadata on the disk before.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "mounted"
+        self._back = directory / "back"
+        self._loop = ""
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Made and mounted."""
+        for place in (self._back, self.root):
+            place.mkdir(parents=True)
+        _run("mount", "-t", "tmpfs", "-o", "size=130m", "tmpfs", str(self._back))
+        try:
+            with (self._back / "disk").open("wb") as disk:
+                disk.write(bytes(_FAILING_SIZE))
+            self._loop = _run("losetup", "-f", "--show", str(self._back / "disk")).strip()
+            try:
+                options = "lazy_itable_init=0,nodiscard"
+                features = "^has_journal,^uninit_bg,^flex_bg"
+                _run("mkfs.ext4", "-qF", "-b4096", "-O", features, "-E", options, self._loop)
+                _run("mount", "-o", "errors=continue,nodiscard", self._loop, str(self.root))
+                try:
+                    yield
+                finally:
+                    _run("umount", str(self.root))
+            finally:
+                _run("losetup", "-d", self._loop)
+        finally:
+            _run("umount", str(self._back))
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """What is written to free blocks meanwhile is lost once the system writes it out, which it has done at the end."""
+        os.sync()
+        for first, last in self._free_blocks():
+            where = ["-o", str(first * 4096), "-l", str((last - first + 1) * 4096)]
+            _run("fallocate", "-p", *where, str(self._back / "disk"))
+        filler = self._back / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(65536)):
+                pass
+        yield
+        os.sync()
+        filler.unlink()
+
+    def _free_blocks(self) -> Iterator[tuple[int, int]]:
+        """Large runs of them, so that small files still find room."""
+        for line in _run("dumpe2fs", self._loop).splitlines():
+            name, _, runs = line.strip().partition(": ")
+            if name == "Free blocks" and runs:
+                for run in runs.split(", "):
+                    first, _, last = run.partition("-")
+                    if int(last or first) - int(first) > 512:
+                        yield int(first), int(last)
+
+    def on_disk(self, file: Path) -> bytes:
+        """What the disk has of a file, whatever the system has in memory."""
+        return subprocess.run(
+            ["dd", f"if={file}", "iflag=direct", "bs=1M", "status=none"],
+            check=True,
+            capture_output=True,
+        ).stdout
+
+
 @contextmanager
 def _mounted(disk: Path, root: Path, options: str) -> Iterator[None]:
     root.mkdir(parents=True)
@@ -55,18 +126,20 @@ def _mounted(disk: Path, root: Path, options: str) -> Iterator[None]:
         _run("umount", str(root))
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def require_mounts(directory: Path) -> None:
-    """Skips where this process may not mount anything, as in most containers."""
+    """Skips where this process may not mount anything, as in most containers; with CI=true that is a failure."""
+    # Where nobody reads that tests were skipped, they have to run.
+    refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     if os.geteuid() != 0 or not all(map(shutil.which, ("mount", "umount", "mkfs.ext4"))):
-        pytest.skip("only root can mount a file system")
+        refuse("only root can mount a file system, with the programs mount, umount and mkfs.ext4")
     probe = Volume(directory / "probe")
     probe.root.parent.mkdir()
     try:
         with probe.mounted():
             pass
     except subprocess.CalledProcessError as refused:
-        pytest.skip(f"no file system can be mounted here: {refused.stderr.decode().strip()}")
+        refuse(f"no file system can be mounted here: {refused.stderr.decode().strip()}")

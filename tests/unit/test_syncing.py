@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from tusd_py.storage import syncing
-from tusd_py.storage.syncing import GroupSync
+from tusd_py.storage.syncing import BytesLost, GroupSync
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,13 +46,23 @@ class Calls:
         monkeypatch.setattr(syncing, "_syncs_whole", lambda path: True)
         monkeypatch.setattr(syncing, "_syncfs", self._whole)
         monkeypatch.setattr(syncing, "sync_path", self._one)
+        monkeypatch.setattr(syncing, "_report_loss", self._report)
+        self.reported: list[str] = []
+        self.lost: set[str] = set()
 
     def _whole(self, descriptor: int) -> int:
         self.made.append("*")
-        return 0
+        return -1 if "*" in self.lost else 0
+
+    def _report(self, path: str) -> None:
+        self.reported.append(path)
+        if path in self.lost:
+            raise BytesLost(errno.EIO, "Input/output error")
 
     def _one(self, path: str, *, data_only: bool = False) -> None:
         self.made.append(path)
+        if path in self.lost:
+            raise BytesLost(errno.EIO, "Input/output error")
 
 
 @pytest.fixture
@@ -64,7 +77,7 @@ def disk() -> Disk:
 
 @pytest.fixture
 async def group(tmp_path: Path, disk: Disk, calls: Calls) -> AsyncIterator[GroupSync]:
-    group = GroupSync(str(tmp_path), disk)
+    group = GroupSync(str(tmp_path), disk, on_loss=lambda: calls.made.append("!"))
     group.open()
     yield group
     # Whoever still waits would wait for ever, also to be cancelled.
@@ -129,3 +142,100 @@ async def test_a_group_never_covers_who_came_after_it_began(
     await disk.end_first()
     assert late.done()
     assert calls.made == ["a", "b", "*", "f"]
+
+
+async def outcomes(tasks: list[asyncio.Task[None]]) -> list[bool]:
+    """Whether each was told that its bytes were lost."""
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    return [isinstance(outcome, BytesLost) for outcome in found]
+
+
+async def test_each_file_of_a_group_is_asked_for_its_own_error(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    """Another group may have been told of it by `syncfs`."""
+    tasks = await arrive(group, "abcde")
+    calls.lost = {"d"}
+    for _ in range(3):
+        await disk.end_first()
+    assert calls.reported == ["c", "d", "e"]
+    assert await outcomes(tasks) == [False, False, False, True, False]
+    assert "!" in calls.made
+
+
+async def test_what_a_group_is_told_is_recorded_though_none_of_its_own_files_lost_bytes(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    tasks = await arrive(group, "abcde")
+    calls.lost = {"*"}
+    for _ in range(3):
+        await disk.end_first()
+    assert await outcomes(tasks) == [False] * 5
+    assert calls.made == ["a", "b", "*", "!", "c", "d", "e"]
+
+
+async def test_one_alone_that_lost_bytes_is_recorded(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    """And what the next group would be told of the same is taken now."""
+    tasks = await arrive(group, "a")
+    calls.lost = {"a"}
+    await disk.end_first()
+    assert await outcomes(tasks) == [True]
+    assert calls.made == ["a", "*", "!"]
+
+
+async def test_one_whose_bytes_came_with_several_requests_is_synced_with_everything(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    task = asyncio.create_task(group.sync("a", whole=True))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await disk.end_first()
+    await task
+    assert calls.made == ["*"]
+
+
+def failing_fsync(number: int) -> Callable[[int], None]:
+    def fsync(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fsync
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_directory_that_cannot_be_synced_is_passed_over_and_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    syncing._say_once.cache_clear()
+    monkeypatch.setattr(os, "fsync", failing_fsync(number))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            syncing.sync_path(str(tmp_path))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "directories cannot be synced" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_an_error_of_a_directory_that_can_be_synced_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing_fsync(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        syncing.sync_path(str(tmp_path))
+
+
+@pytest.mark.parametrize("data_only", [True, False])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_that_cannot_be_synced_is_an_error_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, data_only: bool
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(os, "fsync", failing_fsync(number))
+    monkeypatch.setattr(syncing, "sync_data", failing_fsync(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        syncing.sync_path(str(file), data_only=data_only)

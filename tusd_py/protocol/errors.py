@@ -262,6 +262,15 @@ def insufficient_storage() -> ProtocolError:
     )
 
 
+def bytes_lost() -> ProtocolError:
+    """500: the disk could not keep bytes that it had taken; the offset tells what is left of them."""
+    return ProtocolError(
+        500,
+        "ERR_BYTES_LOST",
+        "the disk could not keep all bytes of this upload; ask for the offset and send again from there",
+    )
+
+
 def internal() -> ProtocolError:
     """500: something failed that is not the client's doing; the log has the reason."""
     return ProtocolError(

@@ -34,6 +34,7 @@ def file_store(settings: Settings) -> FileStore:
         dir_perms=settings.dir_perms,
         file_perms=settings.file_perms,
         writes_behind=settings.durability != "none",
+        syncs_chunks=settings.durability == "chunk",
     )
 
 

@@ -51,6 +51,10 @@ class StorageFull(StorageError):
     """There is no room left. What was written before counts."""
 
 
+class BytesNotKept(StorageError):
+    """The disk could not keep bytes that it had taken. What may be lost does not count any more."""
+
+
 def is_valid_id(upload_id: str) -> bool:
     """Whether `upload_id` may name an upload: at most 200 bytes of UTF-8, relative, its segments (between slashes) not empty,
     not beginning with a dot, without control characters, `\\`, `%` or `:`, and without an ending that the layout uses."""

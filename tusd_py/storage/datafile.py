@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from concurrent.futures import Future
 from contextlib import suppress
 
 from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.storage.losses import LossWatch
 from tusd_py.storage.problems import translated
 from tusd_py.storage.syncing import BytesLost, start_writing, sync_bytes
 from tusd_py.storage.threads import Threads
@@ -23,6 +25,7 @@ class DataFile:
     """The file at `path`, which is added to from `start` on.
 
     end: where the next bytes go. writes_behind: whether the disk shall begin with large bodies while they come in.
+    watch: looks out for bytes that the disk loses meanwhile.
 
     fence: around every write and every cut, so that a holder that lost its lock does neither.
     """
@@ -32,6 +35,7 @@ class DataFile:
         "_fence",
         "_start",
         "_threads",
+        "_watch",
         "_writes_behind",
         "_writing_behind",
         "_written_behind",
@@ -39,8 +43,16 @@ class DataFile:
     )
 
     def __init__(
-        self, path: str, start: int, threads: Threads, *, writes_behind: bool, fence: Fence
+        self,
+        path: str,
+        start: int,
+        threads: Threads,
+        *,
+        writes_behind: bool,
+        fence: Fence,
+        watch: LossWatch | None = None,
     ) -> None:
+        self._watch = watch
         self.end = start
         self._fence = fence
         self._start = start
@@ -51,7 +63,9 @@ class DataFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def write(self, data: memoryview) -> None:
-        """Adds `data`. Raises OSError, with a prefix of it perhaps added, and LeaseLost."""
+        """Adds `data`. Raises OSError, with a prefix of it perhaps added; BytesLost if earlier bytes may be lost; LeaseLost."""
+        if self._watch is not None:
+            self._watch.check(self._descriptor)
         with self._fence():
             written = os.pwrite(self._descriptor, data, self.end)
             self.end += written
@@ -76,11 +90,19 @@ class DataFile:
         """Reads back what was added, as far as it fills `view`; returns how many bytes that were."""
         return os.preadv(self._descriptor, [view], at)
 
+    @property
+    def sound_length(self) -> int:
+        """The length to which the file is sound if what was added is taken back."""
+        if self._watch is not None and self._watch.is_lost and not self._watch.written.starts_sound:
+            return 0
+        return self._start
+
     def cut_back(self) -> None:
-        """Takes back all that was added. Raises OSError, LeaseLost."""
+        """Takes back all that was added, and what was there before if that may be lost. Raises OSError, LeaseLost."""
+        length = self.sound_length
         with self._fence():
-            os.ftruncate(self._descriptor, self._start)
-        self.end = self._start
+            os.ftruncate(self._descriptor, length)
+        self.end = length
 
     async def sync(self) -> None:
         """Returns when what was added is durable; otherwise it is cut back, if it is ours. Raises StorageError."""
@@ -88,12 +110,31 @@ class DataFile:
             await self._threads.run(self._sync)
 
     def _sync(self) -> None:
+        end = self.end
         try:
             sync_bytes(self._descriptor)
         except BytesLost:
             # What was added may be lost, and a second sync would find nothing wrong: it does not count.
+            if self._watch is not None:
+                self._watch.failed()
             with suppress(OSError, LeaseLost), self._fence():
-                os.ftruncate(self._descriptor, self._start)
+                os.ftruncate(self._descriptor, self.sound_length)
+            raise
+        if self._watch is not None and self._watch.written.starts_sound:
+            self._watch.written.durable_to = end
+
+    async def check_losses(self) -> None:
+        """Cuts back what the disk may have lost meanwhile, if it is ours, and raises the StorageError of that."""
+        if self._watch is not None and self._watch.is_due():
+            with translated("writing"):
+                await self._threads.run(self._check_losses, self._watch)
+
+    def _check_losses(self, watch: LossWatch) -> None:
+        try:
+            watch.look(self._descriptor)
+        except BytesLost:
+            with suppress(OSError, LeaseLost), self._fence():
+                os.ftruncate(self._descriptor, self.sound_length)
             raise
 
     async def settle(self) -> None:
@@ -104,3 +145,5 @@ class DataFile:
     def close(self) -> None:
         """Lets the file go."""
         os.close(self._descriptor)
+        if self._watch is not None:
+            self._watch.written.closed_at = time.monotonic()

@@ -7,6 +7,7 @@
     gone/       tombstones; one that is not empty is a removal that did not come to its end
     awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
     finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
+    write-back-failed   its time of change tells when the disk was last found to have lost bytes (`losses.py`)
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
@@ -49,6 +50,7 @@ from tusd_py.storage.finals import FinalRecords
 from tusd_py.storage.joining import FileJoiner
 from tusd_py.storage.known import KnownRecords
 from tusd_py.storage.listing import Listing, entries_of, files_in
+from tusd_py.storage.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.markers import ChunkMarkers
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
@@ -75,6 +77,7 @@ class FileStore:
     """Uploads under `root`. dir_perms, file_perms: permission bits of what is created.
 
     writes_behind: whether the disk shall begin with large bodies while they come in, as they will be synced in the end.
+    syncs_chunks: whether every writer will be closed with a sync.
     """
 
     def __init__(
@@ -84,8 +87,10 @@ class FileStore:
         dir_perms: int = 0o750,
         file_perms: int = 0o640,
         writes_behind: bool = False,
+        syncs_chunks: bool = False,
     ) -> None:
         self._writes_behind = writes_behind
+        self._syncs_chunks = syncs_chunks
         self.root = os.path.abspath(root)
         self._dir_perms = dir_perms
         self._file_perms = file_perms
@@ -111,7 +116,9 @@ class FileStore:
             file_perms=file_perms,
         )
         self._blocks = Blocks()
-        self._syncs = GroupSync(self.root, self._threads.executor)
+        self._losses = Losses(f"{state}/write-back-failed", file_perms)
+        self._written = WrittenUploads(syncs_chunks=syncs_chunks)
+        self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
         self._known = KnownRecords()
         self._free = 0.0, 0
         self._is_local = False
@@ -307,6 +314,8 @@ class FileStore:
             if info.is_final:
                 # The data file of a final appears whole; its length may not have come into the record any more.
                 info = replace(info, length=offset)
+            elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
+                offset, is_cut = 0, True
         return Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
@@ -348,7 +357,8 @@ class FileStore:
         if upload.is_cut:
             with _translated(f"recovering {upload.id}"), fence():
                 os.truncate(self.data_path(upload.info), upload.offset)
-                os.unlink(self._markers.path(self._flat(upload.id)))
+                with suppress(FileNotFoundError):
+                    os.unlink(self._markers.path(self._flat(upload.id)))
             upload = replace(upload, is_cut=False)
         return upload
 
@@ -411,6 +421,7 @@ class FileStore:
             self._threads,
             writes_behind=self._writes_behind,
             fence=fence,
+            watch=LossWatch(self._losses, self._written.begin(upload.id, upload.offset)),
         )
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
@@ -534,8 +545,17 @@ class FileStore:
         wrong. So none of them counts any more, and the client has to send them again.
         """
         path = self.data_path(info)
+        written = self._written.of(info.id)
+        is_sure = (
+            info.is_final
+            or not info.length
+            or self._syncs_chunks
+            or (written is not None and written.has_witness)
+        )
         try:
-            await self._syncs.sync(path, *others)
+            await self._syncs.sync(path, *others, whole=not is_sure)
+            if not is_sure:
+                self._check_trust(path, written)
         except BytesLost:
             with suppress(OSError, LeaseLost), fence():
                 if info.is_final:
@@ -543,6 +563,15 @@ class FileStore:
                 else:
                     os.truncate(path, 0)
             raise
+
+    def _check_trust(self, path: str, written: Written | None) -> None:
+        """Raises BytesLost if the disk lost bytes of any file since those of this one began to come."""
+        last_loss = self._losses.last()
+        if last_loss and (
+            os.stat(path).st_mtime_ns <= last_loss
+            or (written is not None and written.began_at <= last_loss)
+        ):
+            raise untrusted()
 
     def _directories(self, info: UploadInfo) -> list[str]:
         """Those in which an upload has entries, up to the root."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from types import TracebackType
 
-from tusd_py.storage.base import StorageError, StorageFull
+from tusd_py.storage.base import BytesNotKept, StorageError, StorageFull
+from tusd_py.storage.syncing import BytesLost
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -31,5 +32,11 @@ class translated:
         _trace: TracebackType | None,
     ) -> None:
         if isinstance(problem, OSError):
-            meaning = StorageFull if problem.errno in _NO_ROOM else StorageError
-            raise meaning(f"{self._what}: {problem}") from problem
+            raise _meaning(problem)(f"{self._what}: {problem}") from problem
+
+
+def _meaning(problem: OSError) -> type[StorageError]:
+    # First: that a disk was full when it wrote out what it had taken does not mean that what it had taken is kept.
+    if isinstance(problem, BytesLost):
+        return BytesNotKept
+    return StorageFull if problem.errno in _NO_ROOM else StorageError

@@ -348,6 +348,7 @@ class VerifiedFileWriter:
             return
         await self._file.settle()
         try:
+            await self._file.check_losses()
             if sync:
                 await self._file.sync()
             if self._marker is not None and not self._abandoned:

@@ -62,6 +62,7 @@ class FileWriter:
         self._closed = True
         await self._file.settle()
         try:
+            await self._file.check_losses()
             if sync:
                 await self._file.sync()
         finally:

@@ -1,0 +1,131 @@
+"""A disk that loses what it has taken: whoever is told of it first, no upload is finished with bytes that are not there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.durability.volume import FailingVolume, require_mounts
+from tests.support.tus import Tus, checksum, id_of
+
+MIB = 1024 * 1024
+DATA = random.Random(6).randbytes(12 * MIB)
+SENT = 10 * MIB
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[FailingVolume]:
+    require_mounts(tmp_path)
+    volume = FailingVolume(tmp_path)
+    with volume.mounted():
+        yield volume
+
+
+@pytest.fixture
+def tus(make_server: MakeServer, volume: FailingVolume) -> Iterator[Tus]:
+    tus = Tus(make_server(upload_dir=volume.root / "uploads"))
+    # Directories and inodes have their blocks.
+    for number in range(20):
+        tus.finished(b"%d" % number)
+    yield tus
+    tus.server.close()
+
+
+def finish_many(tus: Tus, paths: list[str]) -> list[int]:
+    """Finishes uploads of a few bytes at the same moment, so that they are synced as groups; the statuses."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda path: tus.patch(path, 0, b"x" * 4096).status, paths))
+
+
+def forget_caches() -> None:
+    """Makes the system forget which files have lost bytes, as it does when it needs the memory."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def send_to_its_end(tus: Tus, volume: FailingVolume, path: str) -> None:
+    """Goes on as a client does: from the offset that it is told, until it is finished, with the right bytes on the disk."""
+    answers = []
+    while (offset := tus.offset(path)) < len(DATA):
+        answers.append(tus.patch(path, offset, DATA[offset:]).status)
+        assert len(answers) < 4, answers
+    assert tus.get(path).body == DATA
+    file = tus.server.data_file(id_of(path))
+    assert volume.on_disk(file) == DATA
+    tus.server.kill9()
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_an_error_that_another_group_was_told_of_is_not_missed(
+    tus: Tus, volume: FailingVolume, verified: bool
+) -> None:
+    path, small = tus.new(len(DATA)), [tus.new(4096) for _ in range(60)]
+    headers = {"Upload-Checksum": checksum(DATA[:SENT])} if verified else None
+    with volume.losing():
+        assert tus.patch(path, 0, DATA[:SENT], headers).status == 204
+    # Nothing of theirs was lost: they came later.
+    assert set(finish_many(tus, small)) == {204}
+    assert tus.offset(path) == 0
+    send_to_its_end(tus, volume, path)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_restart_does_not_hide_it(
+    tus: Tus, volume: FailingVolume, told: bool, forgotten: bool
+) -> None:
+    """told: another upload's sync was told of it before. forgotten: the system knows of it by the file system alone."""
+    path, small = tus.new(len(DATA)), [tus.new(4096) for _ in range(20)]
+    with volume.losing():
+        assert tus.patch(path, 0, DATA[:SENT]).status == 204
+    if told:
+        assert set(finish_many(tus, small)) == {204}
+    tus.server.kill9()
+    if forgotten:
+        forget_caches()
+    tus.server.restart()
+    assert tus.offset(path) == (0 if told else SENT)
+    send_to_its_end(tus, volume, path)
+
+
+def test_one_that_is_finished_alone_is_told_though_the_system_forgot_its_file(
+    tus: Tus, volume: FailingVolume
+) -> None:
+    path = tus.new(len(DATA))
+    with volume.losing():
+        assert tus.patch(path, 0, DATA[:SENT]).status == 204
+    forget_caches()
+    answer = tus.patch(path, SENT, DATA[SENT:])
+    assert (answer.status, answer.code) == (500, "ERR_BYTES_LOST")
+    assert b"kept" not in answer.body
+    send_to_its_end(tus, volume, path)
+
+
+def test_an_upload_that_is_being_sent_meanwhile_is_cut_back(
+    tus: Tus, volume: FailingVolume
+) -> None:
+    path, small = tus.new(len(DATA)), [tus.new(4096) for _ in range(20)]
+    with volume.losing():
+        patch = tus.begin_patch(path, 0, len(DATA), DATA[:SENT])
+        patch.wait_stored()
+    with patch:
+        assert set(finish_many(tus, small)) == {204}
+        # Whatever the server has of it by the time at which the connection ends.
+        patch.send(DATA[SENT : SENT + MIB])
+    send_to_its_end(tus, volume, path)
+
+
+def test_what_came_in_one_request_and_is_on_the_disk_stays(tus: Tus, volume: FailingVolume) -> None:
+    """Others' losses cost those nothing whose own files are sound, and finished uploads nothing at all."""
+    before = tus.finished(DATA)
+    lost, sound = tus.new(len(DATA)), [tus.new(4096) for _ in range(20)]
+    with volume.losing():
+        assert tus.patch(lost, 0, DATA[:SENT]).status == 204
+    assert set(finish_many(tus, sound)) == {204}
+    assert tus.get(before).body == DATA
+    assert {len(tus.get(path).body) for path in sound} == {4096}
+    assert tus.offset(lost) == 0
