@@ -440,3 +440,26 @@ def test_a_prefix_that_a_proxy_takes_off_is_in_the_urls(router: Router, tmp_path
     with AppProcess(tmp_path / "app", code, router) as app:
         created = http.create(f"{app.url}/files/", 5, METADATA)
         assert created.headers["location"].startswith(f"{app.url}/behind/files/")
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\u00b2", "-1", "1" * 20])
+def test_a_length_that_is_no_number_fails_nothing(length: str, tmp_path: Path) -> None:
+    code = (
+        "from fastapi import FastAPI\n"
+        "from tuspyserver import create_tus_router\n"
+        "app = FastAPI()\n"
+        "app.include_router(create_tus_router(files_dir='./uploads'))\n"
+    )
+    with AppProcess(tmp_path / "app", code, "ours") as app:
+        created = http.create(f"{app.url}/files/", 10)
+        answer = httpx.patch(
+            created.headers["Location"],
+            headers={
+                b"Tus-Resumable": b"1.0.0",
+                b"Upload-Offset": b"0",
+                b"Content-Type": b"application/offset+octet-stream",
+                b"Upload-Length": length.encode("latin-1"),
+            },
+            content=b"x",
+        )
+        assert answer.status_code == 400

@@ -14,7 +14,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -38,7 +38,7 @@ from tusd_py.events import Changes, Event
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import Headers
+from tusd_py.protocol.headers import Headers, parse_digits
 from tusd_py.service import connect as reach
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
@@ -472,8 +472,10 @@ class _Front:
         """PATCH. Whoever sends the last byte is answered when the hook is done."""
         directory, _ = await self._place(place_of, {})
         declared = request.headers.get("upload-length", "")
-        if declared.isdecimal() and int(declared) > self.max_size:
-            raise _as_http(errors.max_size_exceeded())
+        # What is no number is refused by the engine.
+        with suppress(ValueError):
+            if parse_digits(declared) > self.max_size:
+                raise _as_http(errors.max_size_exceeded())
         # Of the two, theirs calls the plain one here.
         hook = self._on_complete or on_complete
         async with self._using(directory) as engine:

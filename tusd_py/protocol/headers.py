@@ -48,10 +48,18 @@ class Headers(dict[str, str]):
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         super().__init__()
+        repeated: dict[str, list[str]] | None = None
         for raw_name, raw_value in raw:
             name = _TEXTS.get(raw_name) or raw_name.decode("latin-1").lower()
             value = _TEXTS.get(raw_value) or raw_value.decode("latin-1").strip(" \t")
-            self[name] = f"{self[name]}, {value}" if name in self else value
+            if name not in self:
+                self[name] = value
+                continue
+            # Joined at the end: thousands of the same field would be copied again with each.
+            repeated = {} if repeated is None else repeated
+            repeated.setdefault(name, [self[name]]).append(value)
+        for name, values in (repeated or {}).items():
+            self[name] = ", ".join(values)
 
 
 def parse_digits(value: str) -> int:

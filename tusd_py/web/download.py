@@ -42,7 +42,8 @@ _RESERVED = re.compile(r'[<>:"|?*\x7f]')
 _NOT_IN_FALLBACK = re.compile(r"[^A-Za-z0-9 !#$&'()+,.=@^_`{}~\[\]-]+")
 _UNRESERVED = "!#$&+-.^_`|~"  # attr-char of RFC 8187 that quote() would escape
 
-_ENTITY_TAG = re.compile(r'[ \t]*,*[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=,|\Z)')
+# One class for all that may stand before a tag: neighbours that share blanks would be tried in every division.
+_ENTITY_TAG = re.compile(r'[ \t,]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=,|\Z)')
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)
 _FAR = 10**19  # more than any file has
 

@@ -36,7 +36,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from tusd_py.protocol.headers import KNOWN, RawHeaders
+from tusd_py.protocol.headers import KNOWN, Headers, RawHeaders
 from tusd_py.web import heads
 from tusd_py.web.sendfile import is_supported, sendfile
 from tusd_py.web.transfer import TRANSFER_FROM, Collector, Heads, Room, Take, Transfer
@@ -129,16 +129,15 @@ class Exchange:
 
     def __init__(self, protocol: UploadProtocol) -> None:
         self._protocol = protocol
-        self._trailers: dict[str, str] = {}
+        self._trailers: RawHeaders = []
         self.cycle: _Cycle | None = None
 
     def add_trailer(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")
-        self._trailers[key] = f"{self._trailers[key]}, {text}" if key in self._trailers else text
+        self._trailers.append((name, value))
 
     def trailers(self) -> Mapping[str, str]:
         """Trailer fields, names in lower case; complete when the last of the body was received."""
-        return self._trailers
+        return Headers(self._trailers)
 
     def arrived(self) -> bytes | None:
         """The whole body if it has come in already; then `receive` has nothing more. None if there is more to come, or if it

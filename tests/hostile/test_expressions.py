@@ -1,0 +1,362 @@
+"""Nothing that reads a client's bytes takes more than linear time, whatever the bytes are.
+
+Expressions and header fields are found in the source. A new expression fails the first test until it says how hostile input
+reaches its repetitions, or that no client's bytes reach it; a new header field is tried without a word. What is measured is
+processor time, so that a machine that stands still proves nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import inspect
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.auth.people import SECRET, access, bearer
+from tests.conftest import MakeServer
+from tests.hostile.expressions import Expression, header_fields, in_source, modules
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, merged, metadata
+from tests.support.wire import Connection, head_bytes
+from tusd_py.auth.tokens import BadToken
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.headers import Headers
+from tusd_py.web.download import plan_download
+
+OPERATORS = {
+    "tusd_py.cli.": "the command line",
+    "tusd_py.settings.": "settings",
+    "tusd_py.state.": "answers of Redis",
+    "tusd_py.storage.syncing.": "the kernel's version",
+    "tusd_py.web.metrics.": "our own metrics",
+    "tusd_py.web.cors._TOKEN": "settings",
+    "tusd_py.web.cors:None": "the operator's expression, on at most 512 bytes (test_an_origin_is_bounded)",
+    "tusd_workers.queues._FOREIGN": "names of this machine",
+}
+"""Expressions that no client's bytes reach, by the beginning of their names, and what does."""
+
+REACHED_BY: Mapping[str, tuple[str, ...]] = {
+    "tusd_py.auth.gate._BEARER": ("bearer", "bearer "),
+    "tusd_py.events.FIELD_NAME": ("",),
+    "tusd_py.events.FIELD_VALUE": ("",),
+    "tusd_py.intent._SECRET": ("",),
+    "tusd_py.logs._is_plain": ("",),
+    "tusd_py.protocol.concat._AUTHORITY": ("", "http:", "http://", "//"),
+    "tusd_py.protocol.metadata._is_visible": ("",),
+    "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
+    "tusd_py.storage.base._is_ordinary_id": ("",),
+    "tusd_py.storage.outbox._NAME": ("", "a.000001-"),
+    "tusd_py.web.cors._ORIGIN": ("",),
+    "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
+    "tusd_py.web.download._PLAIN_TEXT": (
+        "text/plain",
+        "text/plain;",
+        "text/plain;charset=",
+        "text/plain;charset=a",
+    ),
+    "tusd_py.web.download._RESERVED": ("",),
+    "tusd_py.web.download._NOT_IN_FALLBACK": ("",),
+    "tusd_py.web.download._ENTITY_TAG": ("", '"', 'W/"', '"a"'),
+    "tusd_py.web.download._RANGE": ("bytes=", "bytes=1", "bytes=-", "bytes=1-1"),
+    "tusd_py.web.download._DATES": ("Mon, ", "Monday", "Mon Jan "),
+    "tusd_py.web.download.text": ("",),
+    "tusd_py.web.endpoint._REQUEST_ID": ("",),
+    "tusd_py.web.forwarded._PAIR": ("", "for=a", 'for="', 'for="a"', "for="),
+    "tusd_py.web.forwarded._NAME_AND_PORT": ("", "a", "a:"),
+    "tusd_py.web.forwarded._IPV6_AND_PORT": ("[", "[::]", "[::]:"),
+    "tusd_py.web.forwarded._PREFIX": ("", "/", "/a"),
+    r"tusd_py.web.forwarded:'\\\\(.)'": ("",),
+    "tusd_hooks.wire._METADATA_KEY": ("",),
+}
+"""For each other expression: beginnings after which hostile bytes meet each of its repetitions."""
+
+PUMPS = (
+    *' \t,;aA09./-_:="\\%[]!~\xe9\x00',
+    *("a ", ", ", " ,", "; ", "a,", "a;", "a=b;", "a=b,", 'a="b"; ', "\\a", "a.", "/a", "/."),
+    *("//", "/../", "a-", "0-0,", '"a",', '"a" ', '""', 'W/"', "a:", "%41", "a YQ==,", "[::1]"),
+)
+ENDS = ("", "x", "\x00", '"', "\n")
+SIZES = (24, 48, 400, 10_000)
+"""The smallest ones stop what is exponential before it takes for ever, the middle one what is cubic."""
+MOST_SECONDS = 0.1
+"""Of the processor. What is linear takes a thousandth of it; blanks in two neighbouring repetitions take a second."""
+FIELD_SIZE = 60_000
+GOOD_HEAD = '{"alg":"HS256"}'
+MOST_SECONDS_OF_A_REQUEST = 0.5
+
+
+@cache
+def found() -> list[Expression]:
+    return [each for module, tree in modules() for each in in_source(module, tree)]
+
+
+def clients() -> list[Expression]:
+    """Expressions that clients' bytes may reach."""
+    return [each for each in found() if not each.name.startswith(tuple(OPERATORS))]
+
+
+def hostile(beginning: str, size: int) -> Iterator[str]:
+    for pump in PUMPS:
+        for end in ENDS:
+            yield beginning + pump * (size // len(pump)) + end
+
+
+def seconds(work: Callable[[str], object], beginnings: tuple[str, ...]) -> tuple[float, str]:
+    """The processor's time for the worst input, and its beginning; ends with the first that takes too long."""
+    worst, worst_text = 0.0, ""
+    for size in SIZES:
+        for beginning in beginnings:
+            for text in hostile(beginning, size):
+                began = time.thread_time()
+                work(text)
+                took = time.thread_time() - began
+                if took > worst:
+                    worst, worst_text = took, f"{text[:40]!r}... ({len(text)} characters)"
+                if worst > MOST_SECONDS:
+                    return worst, worst_text
+    return worst, worst_text
+
+
+def using(pattern: str | bytes, flags: int, method: str) -> Callable[[str], object]:
+    """A function that applies an expression by one of its methods."""
+    if isinstance(pattern, bytes):
+        of_bytes = re.compile(pattern, flags)
+        return lambda text: getattr(of_bytes, method)(text.encode("latin-1"))
+    of_text = re.compile(pattern, flags)
+    if method in ("sub", "subn"):
+        return lambda text: of_text.sub("_", text)
+    if method == "finditer":
+        return lambda text: list(of_text.finditer(text))
+    found: Callable[[str], object] = getattr(of_text, method)
+    return found
+
+
+def test_every_expression_is_known() -> None:
+    """Say in OPERATORS or REACHED_BY what reaches a new expression; and take out what is gone."""
+    names = {each.name for each in clients()}
+    assert names == set(REACHED_BY)
+    everything = [each.name for each in found()]
+    for beginning in OPERATORS:
+        assert any(name.startswith(beginning) for name in everything), beginning
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [each for each in clients() if each.name in REACHED_BY],
+    ids=lambda each: each.name,
+)
+def test_expressions_are_linear(expression: Expression) -> None:
+    assert expression.pattern is not None, "say what it is at run time"
+    for method in sorted(expression.methods):
+        work = using(expression.pattern, expression.flags, method)
+        took, text = seconds(work, REACHED_BY[expression.name])
+        assert took <= MOST_SECONDS, f"{expression.name}.{method} takes {took:.2f} s for {text}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "beginning"),
+    [
+        (r"[ \t]*(?:a=b)?[ \t]*[;,]", ""),
+        (r'[ \t]*,*[ \t]*"[^"]*"', ""),
+        (r"bytes=[0-9]*[0-9]*-", "bytes="),
+        (r"(?:/?[a-z]+)*!", ""),
+        (r"(?:a|a)*!", ""),
+    ],
+)
+def test_what_is_not_linear_is_found(pattern: str, beginning: str) -> None:
+    took, _ = seconds(using(pattern, 0, "match"), (beginning,))
+    assert took > MOST_SECONDS
+
+
+# -- parsers -----------------------------------------------------------------------------------
+
+PARSERS = tuple(
+    name
+    for name, _ in modules()
+    if name.startswith(("tusd_py.protocol.", "tusd_py.web.forwarded", "tusd_py.web.download"))
+)
+MORE: Mapping[str, Mapping[str, object]] = {
+    "tusd_py.protocol.concat.parse": {"max_parts": 10_000},
+    "tusd_py.protocol.concat.upload_ids_of": {"base_paths": ["/files/"]},
+}
+"""Arguments that parsers take besides the text."""
+NAMED = re.compile(
+    r"_?parse\w*|_entity_tags|_host|_node|_prefix|_split|_split_host|upload_ids_of|_path_of|_port"
+)
+
+
+def parsers() -> Iterator[tuple[str, Callable[..., object]]]:
+    """Functions that parse a text."""
+    for name in PARSERS:
+        module: ModuleType = importlib.import_module(name)
+        for function in vars(module).values():
+            if not inspect.isfunction(function) or function.__module__ != name:
+                continue
+            first = next(iter(inspect.signature(function).parameters.values()), None)
+            takes = "" if first is None else str(first.annotation)
+            if NAMED.fullmatch(function.__name__) and takes in ("str", "str | None"):
+                yield f"{name}.{function.__name__}", function
+
+
+FOUND_PARSERS = dict(parsers())
+
+
+@pytest.mark.parametrize("name", FOUND_PARSERS)
+def test_parsers_are_linear(name: str) -> None:
+    parse = FOUND_PARSERS[name]
+
+    def work(text: str) -> None:
+        with suppress(ProtocolError, BadToken, ValueError):
+            parse(text, **MORE.get(name, {}))
+
+    beginnings = ("", "final;", "sha1 ", "a ", "bytes=", 'for="', "[", "//")
+    took, text = seconds(work, beginnings)
+    assert took <= MOST_SECONDS, f"{name} takes {took:.2f} s for {text}"
+
+
+def test_a_field_that_is_repeated_is_joined_once() -> None:
+    began = time.thread_time()
+    joined = Headers([(b"x", b"y")] * 100_000)["x"]
+    assert time.thread_time() - began < 1.0
+    assert joined == ", ".join("y" * 100_000)
+
+
+@pytest.mark.parametrize("key", ["filename", "filetype"])
+def test_file_names_and_types_of_downloads(key: str) -> None:
+    def work(text: str) -> None:
+        pairs = {key: text.encode("utf-8")}
+        plan_download({}, size=1, etag='"x"', last_modified=0, metadata=pairs, method="GET")
+
+    took, text = seconds(work, ("image/",) if key == "filetype" else ("",))
+    assert took <= MOST_SECONDS, f"{took:.2f} s for {text}"
+
+
+# -- header fields, by the front ---------------------------------------------------------------
+
+
+def cpu_seconds(server: ServerProcess) -> float:
+    """The processor's time that the server has taken."""
+    numbers = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tus]:
+    """A server that believes everybody's Forwarded and asks for tokens."""
+    flags = ("--auth", "jwt", "--behind-proxy", "127.0.0.1")
+    directory = tmp_path_factory.mktemp("hostile") / "uploads"
+    with ServerProcess(directory, *flags, env={"TUSD_JWT_SECRET": SECRET}) as server:
+        yield Tus(server)
+
+
+def encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode("latin-1")).rstrip(b"=").decode()
+
+
+def values(field: str) -> Iterator[str]:
+    """Hostile values of a header field: what may stand on a line."""
+    beginnings = {
+        "authorization": ("Bearer ", "Bearer a.b."),
+        "forwarded": ("for=a;", 'for="', "for=192.0.2.1;"),
+        "range": ("bytes=", "bytes=0-"),
+        "upload-concat": ("final;", "final;/files/"),
+        "upload-checksum": ("sha1 ",),
+        "upload-metadata": ("a ", "filename "),
+        "if-none-match": ('"a"',),
+        "if-match": ('"a"',),
+    }.get(field, ("",))
+    for pump in PUMPS:
+        if pump != "\x00":
+            for beginning in beginnings:
+                yield beginning + pump * (FIELD_SIZE // len(pump)) + "x"
+    if field in ("authorization", "upload-token"):
+        scheme = "Bearer " if field == "authorization" else ""
+        for nested in ("[" * 5000, '{"a":' * 1000, "9" * 5000, "-" * 100, '"\\ud800"', "1e400"):
+            for document in (nested, f'{{"alg":"HS256","x":{nested}}}', f'{{"exp":{nested}}}'):
+                yield f"{scheme}{encoded(document)}.{encoded(document)}.e30"
+                yield f"{scheme}{encoded(GOOD_HEAD)}.{encoded(document)}.e30"
+
+
+@pytest.mark.parametrize("field", sorted(header_fields() - {"message", "for", "port", "prefix"}))
+def test_header_fields_are_read_in_linear_time(guarded: Tus, field: str) -> None:
+    good = bearer(access())
+    path = guarded.new(5, headers=good, body=b"hello")
+    requests: tuple[tuple[str, str, dict[str, str]], ...] = (
+        ("POST", guarded.collection, {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}),
+        ("PATCH", path, guarded.patch_headers(5, {"Content-Length": "0"})),
+        ("HEAD", path, {}),
+        ("GET", path, {}),
+        ("OPTIONS", path, {"Origin": "https://page.example"}),
+        ("POST", "/auth/refresh-upload-token", {"Content-Length": "0"}),
+        ("GET", "/metrics", {}),
+    )
+    for value in values(field):
+        before = cpu_seconds(guarded.server)
+        for method, target, headers in requests:
+            fields = merged({**good, **headers}, {field: value})
+            with Connection(guarded.server.address) as connection:
+                head = head_bytes(method, target, list(fields.items()), "localhost")
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection.send(head)
+                    connection.half_close()
+                with suppress(ConnectionResetError):
+                    answer = connection.read_to_end()
+                    assert not answer.startswith(b"HTTP/1.1 50"), (method, value[:60], answer[:200])
+        took = cpu_seconds(guarded.server) - before
+        most = MOST_SECONDS_OF_A_REQUEST * len(requests)
+        assert took < most, f"{field}: {value[:40]!r}... takes {took:.2f} s"
+    assert "Traceback" not in guarded.server.log()
+
+
+@pytest.mark.parametrize("pump", ["a", "/", "%2f", "../", "%2e%2e/", "%", ";", "a?", "%00", "\xe9"])
+def test_paths_are_read_in_linear_time(guarded: Tus, pump: str) -> None:
+    good = bearer(access())
+    before = cpu_seconds(guarded.server)
+    for method in ("HEAD", "GET", "PATCH", "DELETE", "POST", "OPTIONS"):
+        target = guarded.collection + pump * (16_000 // len(pump))
+        with Connection(guarded.server.address) as connection:
+            connection.send(head_bytes(method, target, list(good.items()), "localhost"))
+            connection.half_close()
+            assert not connection.read_to_end().startswith(b"HTTP/1.1 5")
+    assert cpu_seconds(guarded.server) - before < MOST_SECONDS_OF_A_REQUEST * 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 60_000, b'{"a":' * 10_000, b"9" * 60_000, b'{"upload_id":"' + b"\\u0061" * 9_000],
+)
+@pytest.mark.parametrize("route", ["/auth/refresh-upload-token", "/auth/revoke"])
+def test_documents_are_read_in_linear_time(guarded: Tus, route: str, body: bytes) -> None:
+    before = cpu_seconds(guarded.server)
+    refused = guarded.request("POST", route, bearer(access()), body)
+    assert refused.status == 400
+    assert cpu_seconds(guarded.server) - before < MOST_SECONDS_OF_A_REQUEST
+
+
+def test_metadata_of_what_is_downloaded(guarded: Tus) -> None:
+    good = bearer(access())
+    for pump in PUMPS:
+        text = pump * (FIELD_SIZE // 6 // len(pump))
+        pairs = metadata(filename=text, filetype=text)
+        path = guarded.new(1, headers={**good, "Upload-Metadata": pairs}, body=b"x")
+        before = cpu_seconds(guarded.server)
+        assert guarded.get(path, good).status == 200
+        assert cpu_seconds(guarded.server) - before < MOST_SECONDS_OF_A_REQUEST
+
+
+def test_an_origin_is_bounded(make_server: MakeServer) -> None:
+    """The operator's expression sees no more than a host name needs."""
+    tus = Tus(make_server("--cors-allow-origin", r"https?://[a-z.]*[a-z.]*\.example\.org"))
+    for size, allowed in ((100, True), (600, False)):
+        origin = f"https://{'a.' * (size // 2)}example.org"
+        answer = tus.options(headers={"Origin": origin})
+        assert ("Access-Control-Allow-Origin" in answer) is allowed
