@@ -16,16 +16,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import unquote
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
 from tusd_hooks import wire
 from tusd_hooks.wire import MalformedAnswer, WireHooks
-from tusd_py import __version__, logs
+from tusd_py import logs
 from tusd_py.events import Changes, Event, EventType, HookContext, HookFailed
+from tusd_py.outgoing import USER_AGENT, proxy_for, without_credentials
 from tusd_py.settings.model import Settings
 
 logger = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class HTTPHooks(WireHooks):
         headers = {
             **to.headers,
             **self._forwarded(event.request.headers),
-            "User-Agent": f"tusd-py/{__version__}",
+            "User-Agent": USER_AGENT,
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
@@ -242,8 +241,8 @@ def signature(secret: bytes, timestamp: int, body: bytes) -> str:
 
 def endpoint(url: str) -> Endpoint:
     """The endpoint at a URL, which may have a name and a password in it (RFC 7617) and is otherwise sent as it stands."""
-    bare, auth = _without_credentials(URL(url, encoded=True).with_fragment(None))
-    proxy, proxy_auth = _proxy_for(bare)
+    bare, auth = without_credentials(URL(url, encoded=True).with_fragment(None))
+    proxy, proxy_auth = proxy_for(bare)
     return Endpoint(
         url=bare,
         name=str(bare.with_query(None)),
@@ -251,24 +250,6 @@ def endpoint(url: str) -> Endpoint:
         proxy=proxy,
         proxy_auth=proxy_auth,
     )
-
-
-def _without_credentials(url: URL) -> tuple[URL, aiohttp.BasicAuth | None]:
-    if url.raw_user is None:
-        return url, None
-    auth = aiohttp.BasicAuth(
-        unquote(url.raw_user), unquote(url.raw_password or ""), encoding="utf-8"
-    )
-    return url.with_user(None), auth
-
-
-def _proxy_for(url: URL) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-    """The proxy that the environment names for a URL; none for this machine, which a proxy would take for itself."""
-    host = url.host or ""
-    if host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host):
-        return None, None
-    proxy = getproxies().get(url.scheme)
-    return _without_credentials(URL(proxy)) if proxy else (None, None)
 
 
 def _forwarded(names: str) -> Callable[[Mapping[str, str]], dict[str, str]]:

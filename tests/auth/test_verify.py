@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.auth.people import ALL, SECRET, access, claims, forged, upload_token
 from tusd_py.auth.keys.jwks import Jwks
-from tusd_py.auth.keys.secrets import Secret, SharedSecrets, parse
+from tusd_py.auth.keys.secrets import Secret, SharedSecrets, parse, read
 from tusd_py.auth.principal import Limits, Right
 from tusd_py.auth.tokens import BadToken
 from tusd_py.auth.verify import AccessTokens, Expectations
@@ -89,7 +89,11 @@ async def test_owners_of_two_tenants_are_never_the_same() -> None:
         {"iat": int(time.time()) + 86_400},
         {"sub": None},
         {"sub": ""},
-        {"sub": 5},
+        {"sub": True},
+        {"sub": 5.0},
+        {"sub": 10**50},
+        {"sub": ["alice"]},
+        {"sub": {"id": 5}},
         {"sub": "a\nb"},
         {"sub": "\ud800"},
         {"sub": "a" * 300},
@@ -105,6 +109,27 @@ async def test_a_token_is_refused_that_has_run_out_or_cannot_be_understood(
 ) -> None:
     with pytest.raises(BadToken):
         await with_secret().verify(access(**more))
+
+
+@pytest.mark.parametrize(
+    ("sub", "owner"),
+    [(5, "5"), (0, "0"), (-7, "-7"), (2**64, "18446744073709551616"), ("5", "5")],
+)
+async def test_a_number_is_an_owner_as_its_digits(sub: object, owner: str) -> None:
+    assert (await with_secret().verify(access(sub))).owner == owner
+    both = with_secret(owner_claims=("tenant", "sub"))
+    assert (await both.verify(access(sub, tenant=12))).owner == f"12/{owner}"
+
+
+@pytest.mark.parametrize("sub", [5.0, True, [5], {}])
+async def test_an_owner_that_is_no_text_is_refused_with_the_claims_name(sub: object) -> None:
+    token = forged({"alg": "HS256"}, {**claims(), "sub": sub}, SECRET.encode())
+    with pytest.raises(BadToken, match="sub"):
+        await with_secret().verify(token)
+
+
+async def test_a_number_may_name_a_token() -> None:
+    assert (await with_secret().verify(access(jti=17))).owner == "alice"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +181,18 @@ def test_a_weak_or_unclear_secret_is_refused_and_not_quoted(text: str) -> None:
         parse(text, "the file")
     assert SECRET not in str(raised.value)
     assert "short" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["{secret}", "{secret}\r\n", "old {secret}\r\nnew {secret}2\r\n"])
+def test_a_byte_order_mark_is_no_part_of_a_secret(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(b"\xef\xbb\xbf" + text.format(secret=SECRET).encode())
+    plain = tmp_path / "plain"
+    plain.write_text(text.format(secret=SECRET), encoding="utf-8")
+    found = read(file, "the file")
+    assert found == read(plain, "the file")
+    assert found[0].value == SECRET.encode()
+    assert found[0].kid in (None, "old")
 
 
 # Public keys

@@ -183,7 +183,8 @@ def _from_file(
 
 def _read_toml(path: Path, label: str) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # A byte order mark, as editors on Windows write it, is no part of the text.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -18,10 +18,12 @@ from typing import cast
 import aiohttp
 from jwt import PyJWK
 from jwt.exceptions import PyJWKError, PyJWTError
+from yarl import URL
 
 from tusd_py import logs
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.background import spawn
+from tusd_py.outgoing import USER_AGENT, proxy_for
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,16 @@ _RETRY = 1.0
 """Seconds: when a set is looked at again; until when it is used without that; between two looks for unknown keys; and between
 two looks while there are no keys at all."""
 _TIMEOUT = 5.0
+"""Seconds for all of it, redirects included."""
 _MAX_BYTES = 512 * 1024
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_FIELDS = {
+    "User-Agent": USER_AGENT,
+    "Accept": "application/jwk-set+json, application/json",
+    # Nothing is unpacked: a small answer could become a large one.
+    "Accept-Encoding": "identity",
+}
 _MAX_CANDIDATES = 8
 
 ALGORITHMS: Mapping[str, tuple[str, str]] = {
@@ -153,16 +164,46 @@ class Jwks:
     async def _read(self) -> bytes:
         if not self._source.startswith(("http://", "https://")):
             return await asyncio.to_thread(Path(self._source).read_bytes)
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(self._source, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers=_FIELDS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        ) as session:
+            return await asyncio.wait_for(_fetch(session, URL(self._source)), _TIMEOUT)
+
+
+async def _fetch(session: aiohttp.ClientSession, url: URL) -> bytes:
+    """The document at a URL, by way of the proxy that the environment names. Raises ValueError for what is not taken."""
+    for _ in range(_MAX_REDIRECTS + 1):
+        proxy, proxy_auth = proxy_for(url)
+        async with session.get(
+            url, allow_redirects=False, proxy=proxy, proxy_auth=proxy_auth
+        ) as response:
+            if response.status == 200:
+                return await _document(response)
+            if response.status not in _REDIRECTS:
                 raise ValueError(f"it was answered with {response.status}")
-            document = await response.content.read(_MAX_BYTES + 1)
-            while len(document) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES)):
-                document += more
+            url = _redirected(url, response.headers.get("Location", ""))
+    raise ValueError(f"it was redirected more than {_MAX_REDIRECTS} times")
+
+
+async def _document(response: aiohttp.ClientResponse) -> bytes:
+    document = b""
+    while more := await response.content.read(_MAX_BYTES + 1 - len(document)):
+        document += more
         if len(document) > _MAX_BYTES:
-            raise ValueError("it is too large")
-        return document
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+    return document
+
+
+def _redirected(url: URL, location: str) -> URL:
+    """Where a redirect leads. Raises ValueError unless that is by HTTPS, or by HTTP from HTTP."""
+    if not location:
+        raise ValueError("it was redirected nowhere")
+    target = url.join(URL(location))
+    if target.scheme not in ("http", "https") or target.raw_user is not None or not target.host:
+        raise ValueError("it was redirected to what is no plain HTTP URL")
+    if url.scheme == "https" and target.scheme != "https":
+        raise ValueError("it was redirected from HTTPS to HTTP")
+    return target

@@ -60,7 +60,8 @@ def parse(text: str, source: str) -> tuple[Secret, ...]:
 def read(path: Path, source: str) -> tuple[Secret, ...]:
     """The secrets in a file; blocking. Raises ValueError."""
     try:
-        return parse(path.read_text(encoding="utf-8"), source)
+        # Editors on Windows begin files with a byte order mark, which is no part of the first word.
+        return parse(path.read_text(encoding="utf-8-sig"), source)
     except (OSError, UnicodeDecodeError) as problem:
         raise ValueError(f"{source} cannot be read: {type(problem).__name__}") from None
 
