@@ -197,6 +197,7 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
     samples = {
         "host": "::1",
         "unix_sock": str(tmp_path / "s"),
+        "unix_sock_perms": "0600",
         "base_path": "/uploads/",
         "behind_proxy": "10.0.0.0/8,unix",
         "tls_certificate": existing,
@@ -239,8 +240,12 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
     setting = next(each for each in catalogue(Settings) if each.name == name)
     bare = {"true": "false", "false": "true"}.get(setting.default, "2000")
     text = samples.get(name, bare)
-    partner = {"tls_certificate": "--tls-key", "tls_key": "--tls-certificate"}.get(name)
-    rest = [partner, existing] if partner else []
+    partners = {
+        "tls_certificate": ["--tls-key", existing],
+        "tls_key": ["--tls-certificate", existing],
+        "cors_allow_credentials": ["--cors-allow-origin", "https://a"],
+    }
+    rest = partners.get(name, [])
 
     file = tmp_path / "given.toml"
     file.write_text(f"{name} = {json.dumps(text)}", encoding="utf-8")
@@ -461,6 +466,49 @@ def test_what_does_not_fit_together_is_named(argv: list[str], told: str, tmp_pat
     file = toml(tmp_path, "")
     given_argv = [argument.format(file=file) for argument in argv]
     assert problem(*given_argv).startswith(told.format(file=file))
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        [],
+        ["--cors-allow-origin=.*"],
+        ["--cors-allow-origin=^.+$"],
+        ["--cors-allow-origin=(.*)"],
+        ["--cors-allow-origin=https?://.*"],
+        ["--cors-allow-origin=http://.*"],
+        ["--cors-allow-origin=https://[^/]+"],
+        ["--cors-allow-origin=https://app.example.org|.*"],
+        ["--cors-allow-origin=[\\s\\S]*"],
+        ["--cors-allow-origin=https://.*:8443"],
+    ],
+)
+def test_credentials_are_not_for_pages_of_any_origin(origins: list[str]) -> None:
+    told = problem("--cors-allow-credentials", *origins)
+    assert told.startswith('--cors-allow-credentials "true" with --cors-allow-origin ')
+    assert r"--cors-allow-origin 'https://app\.example\.org'" in told
+    assert load(["--cors-allow-credentials", "--disable-cors", *origins], {}).settings.disable_cors
+    assert not load(origins, {}).settings.cors_allow_credentials
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"https://app\.example\.org",
+        r"https://([a-z]+\.)?example\.org(:\d+)?",
+        r"http://localhost(:\d+)?",
+        "null",
+    ],
+)
+def test_credentials_are_for_pages_of_origins_that_are_named(pattern: str) -> None:
+    argv = ["--cors-allow-credentials", f"--cors-allow-origin={pattern}"]
+    assert load(argv, {}).settings.cors_allow_credentials
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "tusd.toml"
+    file.write_bytes(b"\xef\xbb\xbfport = 81\r\n")
+    assert load(["--config", str(file)], {}).settings.port == 81
 
 
 def test_a_conflict_names_each_setting_where_it_was_given(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -130,11 +131,25 @@ class TestSettings:
                 assert cors_fields(response) == []
 
     def test_credentials(self, make_server: MakeServer) -> None:
-        tus = Tus(make_server("--cors-allow-credentials"))
+        known = ("--cors-allow-origin", re.escape(ORIGIN))
+        tus = Tus(make_server("--cors-allow-credentials", *known))
         for response in (tus.options(headers=PREFLIGHT), tus.create(1, headers=PAGE)):
             assert response["Access-Control-Allow-Origin"] == ORIGIN
             assert response["Access-Control-Allow-Credentials"] == "true"
             assert response["Vary"] == "Origin"
+
+    def test_a_private_network(self, make_server: MakeServer) -> None:
+        name = "Access-Control-Allow-Private-Network"
+        asking = {**PREFLIGHT, "Access-Control-Request-Private-Network": "true"}
+        tus = Tus(make_server("--cors-allow-private-network", "--cors-allow-origin", ORIGIN))
+        assert tus.options(headers=asking)[name] == "true"
+        assert name not in tus.options(headers=PREFLIGHT)
+        assert name not in tus.options(headers={**asking, "Origin": "https://evil.example"})
+        assert name not in tus.create(1, headers={**PAGE, **asking})
+
+    def test_a_private_network_is_not_allowed_by_itself(self, tus: Tus) -> None:
+        asking = {**PREFLIGHT, "Access-Control-Request-Private-Network": "true"}
+        assert "Access-Control-Allow-Private-Network" not in tus.options(headers=asking)
 
     def test_further_names(self, make_server: MakeServer) -> None:
         tus = Tus(

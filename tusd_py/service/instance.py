@@ -100,7 +100,10 @@ class Instance:
 
     def lock_directory(self) -> None:
         """Lock the upload directory for child processes that each open it. Raises StorageError."""
-        self.store.open("exclusive" if self.settings.redis_url is None else "shared")
+        self.store.open(
+            "exclusive" if self.settings.redis_url is None else "shared",
+            wait=self.settings.wait_for_directory,
+        )
 
     def open(self) -> None:
         """Lock the upload directory, start the embedded Redis where it is needed, put the uploads together; blocking.
@@ -109,7 +112,8 @@ class Instance:
         """
         if self._uploads is not None:
             return
-        self.store.open(self._backends.guard)
+        wait = self.settings.wait_for_directory if self._is_server else 0.0
+        self.store.open(self._backends.guard, wait=wait)
         self._backends.open()
         state = self._backends.state
         if state is not None:

@@ -7,6 +7,7 @@ the directories can be used is found out by the server at start.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -46,6 +47,14 @@ STATE_USE = Shown("Redis")
 OPERATION = Shown("Operation")
 TOKENS = Shown("Tokens")
 
+_STRANGERS = (
+    "https://a-stranger.invalid",
+    "http://a-stranger.invalid",
+    "https://a-stranger.invalid:8443",
+    "https://pages.a-stranger.invalid",
+)
+"""Origins that no operator names."""
+
 WIRE_EVENTS = (
     "pre-create",
     "post-create",
@@ -79,6 +88,10 @@ class Settings(BaseModel):
     unix_sock: Annotated[Path | None, kinds.OPTIONAL_SOCKET, NETWORK] = Field(
         None, description="Listen on this Unix socket instead of an address and a port."
     )
+    unix_sock_perms: Annotated[int, kinds.perms(0o600), NETWORK] = Field(
+        0o660,
+        description="Permissions of the Unix socket: whoever may write to it can connect.",
+    )
     base_path: Annotated[str, kinds.BASE_PATH, NETWORK] = Field(
         "/files/",
         description="Path of the URL under which uploads are created. The closing slash may be "
@@ -109,6 +122,11 @@ class Settings(BaseModel):
     upload_dir: Annotated[Path, kinds.DIRECTORY, STORAGE] = Field(
         Path("./data"),
         description="Where uploads are kept. Created if missing. One server serves one directory.",
+    )
+    wait_for_directory: Annotated[DurationOrZero, STORAGE] = Field(
+        0.0,
+        description="How long to wait at the start for another server to release the upload directory, such as the "
+        "one that this one replaces. 0 gives up at once.",
     )
     state_dir: Annotated[
         Path, kinds.DIRECTORY, Shown("Storage", default="<upload-dir>/.tusd-py")
@@ -240,6 +258,11 @@ class Settings(BaseModel):
         False,
         description="Let pages send cookies and other credentials. Say with --cors-allow-origin "
         "which pages.",
+    )
+    cors_allow_private_network: Annotated[Flag, CORS] = Field(
+        False,
+        description="Let pages of public addresses reach this server at a private one "
+        "(Access-Control-Allow-Private-Network).",
     )
     cors_allow_methods: Annotated[Methods, CORS] = Field(
         "", description="Further methods that pages may use."
@@ -496,6 +519,12 @@ class Settings(BaseModel):
         """
         if self.unix_sock is not None and "port" in self.model_fields_set:
             yield "{unix_sock} and {port} exclude each other; leave one out", "unix_sock", "port"
+        if self.cors_allow_credentials and not self.disable_cors and self._allows_any_origin():
+            sentence = (
+                "{cors_allow_credentials} with {cors_allow_origin} lets every page in the world act in the name of "
+                "whoever looks at it; name the origins, such as --cors-allow-origin 'https://app\\.example\\.org'"
+            )
+            yield sentence, "cors_allow_credentials", "cors_allow_origin"
         if self.tls_certificate is not None and self.tls_key is None:
             yield "{tls_certificate} needs {tls_key} too", "tls_certificate", "tls_key"
         if self.tls_key is not None and self.tls_certificate is None:
@@ -518,6 +547,11 @@ class Settings(BaseModel):
             yield sentence, "metrics_path", "base_path"
         if self.base_path in ("/healthz/", "/readyz/"):
             yield "{base_path} must be neither /healthz/ nor /readyz/", "base_path"
+
+    def _allows_any_origin(self) -> bool:
+        """Whether the expression lets strangers in; it is tried, as there are many ways to write that."""
+        pattern = re.compile(self.cors_allow_origin)
+        return any(pattern.fullmatch(origin) is not None for origin in _STRANGERS)
 
     def _metrics_path_is_free(self) -> bool:
         path = self.metrics_path.removesuffix("/") + "/"

@@ -21,7 +21,6 @@ slow run in threads.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import time
@@ -34,6 +33,7 @@ from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.skipped import Skip, skip_entry
 from tusd_py.storage import foreign
+from tusd_py.storage import guard as guards
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
     StorageError,
@@ -132,11 +132,12 @@ class FileStore:
 
     # Opening and closing
 
-    def open(self, guard: Guard = "exclusive") -> None:
+    def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
         """Makes the directories and takes the directory; blocking, for the start.
 
         guard: "exclusive" keeps every other server away, as locks in one process's memory need it; "shared" only those that
-        want it for themselves; "none" is for a process whose parent has taken it.
+        want it for themselves; "none" is for a process whose parent has taken it. wait: seconds for which to wait for
+            another process to release it.
 
         Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
         """
@@ -154,31 +155,27 @@ class FileStore:
             self._markers.open()
             self._syncs.open()
             if guard != "none":
-                self._take(guard)
+                self._take(guard, wait)
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
             ) from problem
 
-    def _take(self, guard: Guard) -> None:
-        self._guard = os.open(
-            f"{self.root}/{STATE_DIRECTORY}/server.lock",
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-            self._file_perms,
-        )
+    def _take(self, guard: Guard, wait: float) -> None:
         exclusive = guard == "exclusive"
         try:
-            fcntl.flock(
-                self._guard, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+            self._guard = guards.acquire(
+                f"{self.root}/{STATE_DIRECTORY}/server.lock",
+                exclusive=exclusive,
+                perms=self._file_perms,
+                wait=wait,
             )
-        except BlockingIOError:
-            holder = os.pread(self._guard, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        except guards.DirectoryHeld as holder:
             raise StorageError(
                 f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
-                "or let all servers of this directory use one Redis (TUSD_REDIS_URL)"
+                "let all servers of this directory use one Redis (TUSD_REDIS_URL), or wait for its end "
+                "(--wait-for-directory)"
             ) from None
-        os.ftruncate(self._guard, 0)
-        os.pwrite(self._guard, str(os.getpid()).encode(), 0)
         if exclusive:
             # By the file system's clock, which is the one that files will be compared by.
             self._opened_at = os.fstat(self._guard).st_mtime

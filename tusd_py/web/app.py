@@ -300,6 +300,7 @@ def _cors(settings: Settings) -> CORS | None:
     return CORS(
         allow_origin=settings.cors_allow_origin,
         allow_credentials=settings.cors_allow_credentials,
+        allow_private_network=settings.cors_allow_private_network,
         allow_methods=settings.cors_allow_methods,
         allow_headers=settings.cors_allow_headers,
         expose_headers=settings.cors_expose_headers,

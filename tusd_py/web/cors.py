@@ -95,7 +95,8 @@ class CORS:
 
     allow_origin: regular expression that the whole `Origin` must match. allow_methods,
     allow_headers, expose_headers: comma lists of names besides the usual ones. max_age: seconds, as
-    digits, for which a browser may keep a preflight's answer.
+    digits, for which a browser may keep a preflight's answer. allow_private_network: whether pages of
+    public addresses may reach this server at a private one (Private Network Access).
 
     Raises ValueError, with a sentence that names what is wrong, for an expression that does not
     compile, a name that no header or method can have, and a max_age that is not a number.
@@ -106,6 +107,7 @@ class CORS:
         *,
         allow_origin: str,
         allow_credentials: bool,
+        allow_private_network: bool = False,
         allow_methods: str,
         allow_headers: str,
         expose_headers: str,
@@ -123,6 +125,7 @@ class CORS:
         allowed = _joined(ALLOWED_HEADERS, allow_headers)
         exposed = _joined(EXPOSED_HEADERS, expose_headers)
         both: RawHeaders = [(b"vary", b"Origin")]
+        self._private_network = allow_private_network
         if allow_credentials:
             both.append((b"access-control-allow-credentials", b"true"))
         self._actual: RawHeaders = [*both, (b"access-control-expose-headers", exposed)]
@@ -134,21 +137,27 @@ class CORS:
             (b"access-control-max-age", max_age.encode()),
         ]
 
-    def headers_for(self, origin: bytes | None, *, preflight: bool) -> RawHeaders:
+    def headers_for(
+        self, origin: bytes | None, *, preflight: bool, private_network: bool = False
+    ) -> RawHeaders:
         """The fields of a response to a request from `origin` (the value of its `Origin`), none
         where it is not allowed.
 
         The origin is named, never `*`: with credentials a browser takes nothing else, and an
-        operator who narrows the expression later changes nothing but that.
+        operator who narrows the expression later changes nothing but that. private_network: whether
+        the preflight asks for access from a public address to a private one.
         """
         if origin is None or _ORIGIN.fullmatch(origin) is None:
             return []
         if self._pattern.fullmatch(origin.decode("ascii")) is None:
             return []
-        return [
+        allowed = [
             (b"access-control-allow-origin", origin),
             *(self._preflight if preflight else self._actual),
         ]
+        if preflight and private_network and self._private_network:
+            allowed.append((b"access-control-allow-private-network", b"true"))
+        return allowed
 
 
 def _joined(usual: tuple[str, ...], additional: str) -> bytes:

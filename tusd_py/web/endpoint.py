@@ -357,6 +357,7 @@ class TusEndpoint:
             raw += self._cors.headers_for(
                 None if origin is None else origin.encode("latin-1"),
                 preflight=request.method == "OPTIONS",
+                private_network="access-control-request-private-network" in request.headers,
             )
         if response.status == 503 or _leaves_body(request):
             raw.append((b"connection", b"close"))

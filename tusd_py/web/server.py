@@ -24,7 +24,7 @@ from tusd_py.protocol import tus
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
-from tusd_py.web import heads
+from tusd_py.web import heads, unix_socket
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.pooling import clear
 from tusd_py.web.probe import what_works
@@ -95,7 +95,11 @@ def run(settings: Settings) -> int:
             clear(metrics_directory(settings))
         else:
             app.open()
-        sockets = [] if settings.unix_sock else _listen(settings.host, settings.port)
+        sockets = (
+            [unix_socket.bind(settings.unix_sock, settings.unix_sock_perms)]
+            if settings.unix_sock
+            else _listen(settings.host, settings.port)
+        )
     except (StorageError, EmbeddedStateError, HookError, ValueError, OSError) as problem:
         sys.stderr.write(f"tusd-py serve: {problem}\n")
         return EXIT_UNUSABLE
@@ -141,7 +145,6 @@ def _serve(
         ),
         gauge=app.counters,
         fixed_headers={"Tus-Resumable": tus.VERSION},
-        uds=str(settings.unix_sock) if settings.unix_sock else None,
         backlog=_BACKLOG,
         interface="asgi3",
         lifespan="on",
@@ -170,7 +173,7 @@ def _serve(
     _keep_memory()
     server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
     try:
-        server.run(sockets or None)
+        server.run(sockets)
     except SystemExit:
         if site.failure is None:
             raise

@@ -1,0 +1,58 @@
+"""The lock on an upload directory, for one process or several; the kernel releases it when a process ends."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+
+from tusd_py import logs
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+
+
+class DirectoryHeld(Exception):
+    """Another process has the directory. The text is its process id, if that is known."""
+
+
+def acquire(path: str, *, exclusive: bool, perms: int, wait: float) -> int:
+    """Lock the file at `path` and record this process in it; blocking. Returns its descriptor, which holds the lock.
+
+    wait: seconds for which another process may go on holding it. Raises DirectoryHeld, OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, kind: int, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DirectoryHeld(holder) from None
+        else:
+            return
+        if not told:
+            told = True
+            logs.event(
+                logger,
+                logging.INFO,
+                "waiting for the directory",
+                message=f"Waiting up to {wait:g} s for process {holder} to release the upload directory",
+            )
+        time.sleep(min(_POLL_SECONDS, left))
