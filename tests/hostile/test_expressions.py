@@ -37,6 +37,7 @@ OPERATORS = {
     "tusd_py.settings.": "settings",
     "tusd_py.state.": "answers of Redis",
     "tusd_py.storage.syncing.": "the kernel's version",
+    "tusd_py.storage.info.": "records, which we have written ourselves",
     "tusd_py.web.metrics.": "our own metrics",
     "tusd_py.web.cors._TOKEN": "settings",
     "tusd_py.web.cors:None": "the operator's expression, on at most 512 bytes (test_an_origin_is_bounded)",
