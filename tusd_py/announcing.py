@@ -123,11 +123,11 @@ class Announcer:
         """Takes back what was about to happen to an upload and did not. Under its lock. Raises StorageError, LeaseLost."""
         await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
 
-    async def announce(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
-        """Tells of something that needs no trace before it happened. Raises StorageError."""
+    async def announce_taken_back(self, upload: Upload, request: RequestView) -> None:
+        """Tells that an upload was removed whose creation was refused in the end."""
         # It has happened: the next holder of the lock cannot make it untrue.
-        await self.intend(event_type, upload, request, UNFENCED)
-        self.tell(event_type, upload, request)
+        await self._intend_late(EventType.POST_TERMINATE, upload, request)
+        self.tell(EventType.POST_TERMINATE, upload, request)
 
     @asynccontextmanager
     async def removing(
@@ -148,10 +148,15 @@ class Announcer:
         ]
         yield
         for upload in late:
-            try:
-                await self.intend(event_type, upload, request, UNFENCED)
-            except StorageError as problem:
-                logger.error("%s of %s will not be delivered: %s", event_type, upload.id, problem)
+            await self._intend_late(event_type, upload, request)
+
+    async def _intend_late(
+        self, event_type: EventType, upload: Upload, request: RequestView
+    ) -> None:
+        try:
+            await self.intend(event_type, upload, request, UNFENCED)
+        except StorageError as problem:
+            logger.error("%s of %s will not be delivered: %s", event_type, upload.id, problem)
 
     async def _intend_removal(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence

@@ -67,6 +67,8 @@ _ID_BYTES = 16
 _NO_CHANGES = Changes()
 _KEY_LOCK = ".final/"
 """Before the key of a final, what is locked while it is created; no upload has such an id."""
+_UNANSWERED = {"ERR_CONNECTION_RESET", "ERR_READ_TIMEOUT", "ERR_UPLOAD_INTERRUPTED"}
+"""Codes of ends of a creation's body that its client does not hear of: it finds what arrived by asking again."""
 _TOGETHER = 64
 """Parts that are removed together."""
 _UNFINISHED_DUE = 60.0
@@ -321,13 +323,16 @@ class Uploads:
                 try:
                     result = await self._fill(upload, content, body, request, lease)
                 except ProtocolError:
-                    await self._announcer.announce(EventType.POST_TERMINATE, upload, request)
+                    await self._announcer.announce_taken_back(upload, request)
                     raise
-        except BaseException:
-            if not created:
+        except BaseException as problem:
+            # Before the answer: what was reserved must not stand in the way of the next attempt.
+            if not created or isinstance(problem, ProtocolError | StorageError):
                 await creation.failed()
                 await self._count_no_more(info, request)
             raise
+        if result.problem is not None and result.problem.code not in _UNANSWERED:
+            await creation.failed()
         wanted = creation.changes.response
         return result if wanted is None or result.response else replace(result, response=wanted)
 
@@ -417,13 +422,15 @@ class Uploads:
                 await self._take_back(upload, lease.fence)
                 raise
             return Result(await self.store.load(upload.id), problem)
+        except StorageError as problem:
+            return Result(await self.store.load(upload.id), _meaning(problem))
 
     async def _take_back(self, upload: Upload, fence: Fence) -> None:
         """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
         self._timetable.note(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
-                await self.store.remove(upload.id, fence=fence)
+                await self.store.remove(upload.id, fence=fence, remembered=False)
 
     # Reading about uploads
 

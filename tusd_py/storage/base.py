@@ -283,8 +283,11 @@ class VerifiesChunks(Protocol):
 class RemovesUploads(Protocol):
     """Uploads can be removed, and looked for when they are due."""
 
-    async def remove(self, upload_id: str, *, fence: Fence) -> None:
-        """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already."""
+    async def remove(self, upload_id: str, *, fence: Fence, remembered: bool = True) -> None:
+        """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already.
+
+        remembered: False where no client was told of it, so that nobody will ask.
+        """
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         """Every upload as it stands, or what `load` would have raised, in the same order; for many at a time."""

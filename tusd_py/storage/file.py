@@ -65,6 +65,8 @@ STATE_DIRECTORY = ".tusd-py"
 
 _ABANDONED = 3600.0
 """Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
+_ATTEMPTS = 20
+"""Times that a directory is made anew which others remove because it is empty."""
 _PLENTY = 4 * 1024**3
 """Bytes of free space that do not go in a moment."""
 _MOMENT = 0.25
@@ -218,12 +220,29 @@ class FileStore:
 
     def _create(self, info: UploadInfo) -> None:
         self._forget_tombstone(info.id)
-        data_path = self.data_path(info)
-        if "/" in info.id or info.location:
+        if "/" not in info.id and not info.location:
+            self._create_files(info)
+            return
+        try:
+            self._create_with_parents(info)
+        except BaseException:
+            self._remove_empty_parents(info.id, info.location)
+            raise
+
+    def _create_with_parents(self, info: UploadInfo) -> None:
+        """Whoever removes the last upload of a directory may take it away as long as it is empty."""
+        for _ in range(_ATTEMPTS):
             self._make_parents(info)
+            with suppress(FileNotFoundError):
+                self._create_files(info)
+                return
+        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
+
+    def _create_files(self, info: UploadInfo) -> None:
         self._write_first_record(info)
         if info.is_final:
             return
+        data_path = self.data_path(info)
         try:
             os.close(
                 os.open(
@@ -620,9 +639,9 @@ class FileStore:
 
     # RemovesUploads
 
-    async def remove(self, upload_id: str, *, fence: Fence) -> None:
+    async def remove(self, upload_id: str, *, fence: Fence, remembered: bool = True) -> None:
         with _translated(f"removing {upload_id}"):
-            await self._threads.run(self._remove, upload_id, fence)
+            await self._threads.run(self._remove, upload_id, fence, remembered=remembered)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         return await self._threads.run(self._load_each, upload_ids)
@@ -659,8 +678,15 @@ class FileStore:
                 outcomes.append(False)
         return outcomes
 
-    def _remove(self, upload_id: str, fence: Fence, info: UploadInfo | None = None) -> None:
-        """info: the record, where that is known for certain."""
+    def _remove(
+        self,
+        upload_id: str,
+        fence: Fence,
+        info: UploadInfo | None = None,
+        *,
+        remembered: bool = True,
+    ) -> None:
+        """info: the record, where that is known for certain. remembered: see `RemovesUploads.remove`."""
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
         with fence():
             try:
@@ -671,6 +697,8 @@ class FileStore:
         # It is removed. Whoever loses the lock before the rest is done leaves that to the next sweep.
         with suppress(LeaseLost), fence():
             self._finish_removal(upload_id, tombstone, info)
+            if not remembered:
+                os.unlink(tombstone)
 
     def _finish_removal(
         self, upload_id: str, tombstone: str, info: UploadInfo | None = None
@@ -689,16 +717,20 @@ class FileStore:
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
         self._finals.forget_part(upload_id)
         os.truncate(tombstone, 0)
-        self._remove_empty_parents(upload_id)
+        self._remove_empty_parents(upload_id, info.location if info else None)
 
-    def _remove_empty_parents(self, upload_id: str) -> None:
-        directory = os.path.dirname(upload_id)
-        while directory:
-            try:
-                os.rmdir(f"{self.root}/{directory}")
-            except OSError:
-                return
-            directory = os.path.dirname(directory)
+    def _remove_empty_parents(self, *paths: str | None) -> None:
+        """Removes the directories of ids and locations, as far as they are empty."""
+        for path in paths:
+            directory = os.path.dirname(path or "")
+            while directory:
+                try:
+                    os.rmdir(f"{self.root}/{directory}")
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    break
+                directory = os.path.dirname(directory)
 
     def _forget_tombstone(self, upload_id: str) -> None:
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
@@ -816,7 +848,12 @@ class FileStore:
 
     def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
         with fence():
-            os.rename(tmp, self.data_path(final))
+            try:
+                os.rename(tmp, self.data_path(final))
+            except FileNotFoundError:
+                # Its directory was empty until now, so that another upload's removal may have taken it away.
+                os.makedirs(os.path.dirname(self.data_path(final)), self._dir_perms, exist_ok=True)
+                os.rename(tmp, self.data_path(final))
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
         with _translated(f"waiting with {final_id}"):
