@@ -22,9 +22,11 @@ from tusd_py.skipped import skip_entry
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind, SweepRecord
 from tusd_py.storage.base import (
+    BytesMissing,
     RemovesUploads,
     StorageError,
     Upload,
+    UploadDamaged,
     UploadGone,
     UploadNotFound,
 )
@@ -205,10 +207,11 @@ class _Sweep:
         expired: list[str] = []
         for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
             try:
-                if isinstance(found, Upload) and uploads.is_due(found):
+                upload = found.upload if isinstance(found, UploadDamaged) else found
+                if isinstance(upload, Upload) and uploads.is_due(upload):
                     expired.append(upload_id)
                     if self._found is not None:
-                        await self._found(found)
+                        await self._found(upload)
                 else:
                     self._note(upload_id, await self._look_at(store, upload_id, found))
             except (LocksClosed, LocksUnavailable):
@@ -233,6 +236,9 @@ class _Sweep:
             case UploadNotFound():
                 if not self._dry_run:
                     report.remains += await uploads.discard_fragment(upload_id)
+                return None
+            case BytesMissing() if not self._dry_run and await uploads.expire_missing(upload_id):
+                report.expired += 1
                 return None
             case StorageError():
                 raise found

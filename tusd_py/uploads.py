@@ -43,6 +43,7 @@ from tusd_py.reception import NOTHING_COUNTS, Body, Reception, view_of
 from tusd_py.rules import Rules
 from tusd_py.storage.base import (
     TIME_DIGITS,
+    BytesMissing,
     BytesNotKept,
     JoinsParts,
     RemovesUploads,
@@ -51,6 +52,7 @@ from tusd_py.storage.base import (
     StorageFull,
     Store,
     Upload,
+    UploadDamaged,
     UploadExists,
     UploadGone,
     UploadInfo,
@@ -156,12 +158,14 @@ class Uploads:
         """
         if upload.expires_at is not None:
             return None if upload.expires_at == float("inf") else upload.expires_at
-        after = upload.info.expire_after
-        if after is None:
-            after = self.rules.expire_after
+        after = self.expire_after(upload.info)
         if not after or (upload.finished and not upload.info.is_partial):
             return None
         return upload.changed_at + after
+
+    def expire_after(self, info: UploadInfo) -> float:
+        """Seconds without a byte after which an unfinished upload is given up; 0 for never."""
+        return self.rules.expire_after if info.expire_after is None else info.expire_after
 
     def due_at(self, upload: Upload) -> float | None:
         """When an upload is to be removed, in seconds since the epoch: it expires, or its time as a finished one is over."""
@@ -462,7 +466,11 @@ class Uploads:
             raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
         with _translated:
             try:
-                upload = await self.store.load(upload_id)
+                try:
+                    upload = await self.store.load(upload_id)
+                except (UploadDamaged, BytesMissing) as problem:
+                    self._check(problem.upload.info, request, Action.DOWNLOAD)
+                    raise
                 self._check(upload.info, request, Action.DOWNLOAD)
                 if not upload.finished or self.is_due(upload):
                     raise errors.not_served()
@@ -681,7 +689,9 @@ class Uploads:
         async with self._locks.those_free(upload_ids) as leases:
             held = list(leases)
             for upload_id, found in zip(held, await self.load_each(held), strict=True):
-                if isinstance(found, StorageError):
+                if isinstance(found, UploadDamaged) and self.is_due(found.upload):
+                    due.append(found.upload)
+                elif isinstance(found, StorageError):
                     outcomes[upload_id] = found
                 elif self.is_due(found):
                     due.append(found)
@@ -699,23 +709,58 @@ class Uploads:
     async def discard(self, upload_id: str) -> bool:
         """Removes an upload because the operator wants it, finished or not; returns False if somebody is writing to it.
 
-        Raises UploadNotFound, UploadGone.
+        One that is damaged, or whose bytes are missing, goes as well. Raises UploadNotFound, UploadGone.
         """
-        if not isinstance(self.store, RemovesUploads):
-            return False
         try:
             async with self._held(upload_id, ask=False, timeout=0) as lease:
-                upload = await self.load(upload_id)
-                fences = {upload_id: lease.fence}
-                async with self._announcer.removing(
-                    EventType.POST_TERMINATE, [upload], RequestView(), fences
-                ):
-                    await self.store.remove(upload_id, fence=lease.fence)
+                try:
+                    upload = await self.load(upload_id)
+                except (UploadDamaged, BytesMissing) as problem:
+                    upload = problem.upload
+                removed = await self._remove_held(upload, EventType.POST_TERMINATE, lease)
         except (LockTimeout, LeaseLost):
             return False
-        self._timetable.note(upload_id, None)
-        self._counters.uploads_terminated += 1
-        self._announcer.tell(EventType.POST_TERMINATE, upload, RequestView())
+        self._counters.uploads_terminated += removed
+        return removed
+
+    async def expire_missing(self, upload_id: str) -> bool:
+        """Removes an upload whose bytes have been missing for as long as one is kept without a byte; whether it went.
+
+        Not one that was finished: nobody was to send anything more, so that no time makes up for what cannot be found.
+        """
+        try:
+            async with self._held(upload_id, ask=False, timeout=0) as lease:
+                try:
+                    await self.load(upload_id)
+                except BytesMissing as problem:
+                    upload = problem.upload
+                    after = self.expire_after(upload.info)
+                    if upload.finished or not after:
+                        return False
+                    if await self._missing_since(upload_id) + after > self._clock():
+                        return False
+                    removed = await self._remove_held(upload, EventType.POST_EXPIRE, lease)
+                else:
+                    return False
+        except (LockTimeout, LeaseLost):
+            return False
+        self._counters.uploads_expired += removed
+        return removed
+
+    async def _missing_since(self, upload_id: str) -> float:
+        if not isinstance(self.store, RemovesUploads):
+            return self._clock()
+        return await self.store.missing_since(upload_id)
+
+    async def _remove_held(self, upload: Upload, event_type: EventType, lease: Lease) -> bool:
+        """Removes an upload that is locked, and announces that; whether the store can do so."""
+        if not isinstance(self.store, RemovesUploads):
+            return False
+        fences = {upload.id: lease.fence}
+        async with self._announcer.removing(event_type, [upload], RequestView(), fences):
+            await self.store.remove(upload.id, fence=lease.fence)
+        self._timetable.note(upload.id, None)
+        self._announcer.tell(event_type, upload, RequestView())
         return True
 
     async def make_up(self, upload_id: str) -> bool:
@@ -776,6 +821,12 @@ class Uploads:
             if not self.authority.knows_of(request.principal, upload_id):
                 raise errors.not_found() from None
             raise
+        except (UploadDamaged, BytesMissing) as problem:
+            self._check(problem.upload.info, request, action)
+            if action is not Action.DELETE or isinstance(problem, BytesMissing):
+                raise
+            # Its owner may be rid of it.
+            upload = problem.upload
         self._check(upload.info, request, action)
         if self.is_due(upload):
             raise errors.gone()
@@ -913,6 +964,12 @@ def _meaning(problem: StorageError) -> ProtocolError:
             return errors.gone()
         case UploadExists():
             return errors.id_taken()
+        case UploadDamaged():
+            logger.error("not served: %s", problem)
+            return errors.damaged()
+        case BytesMissing():
+            logger.error("not served now: %s", problem)
+            return errors.bytes_missing()
         case StorageFull():
             logger.warning("the store is full: %s", problem)
             return errors.insufficient_storage()

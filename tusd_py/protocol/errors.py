@@ -188,6 +188,7 @@ def locked() -> ProtocolError:
 
 _RETRY_HEAD_SECONDS = 5
 _INTERRUPTED = "ERR_UPLOAD_INTERRUPTED"
+_DAMAGED = "ERR_UPLOAD_DAMAGED"
 
 
 def answer_to_head(problem: ProtocolError) -> ProtocolError:
@@ -196,7 +197,7 @@ def answer_to_head(problem: ProtocolError) -> ProtocolError:
     Clients take every other failing response to a HEAD for the end of the upload, and send the whole file again. The code
     stays, for log and metrics: the response has no body.
     """
-    if problem.status < 500 and problem.code != _INTERRUPTED:
+    if problem.code == _DAMAGED or (problem.status < 500 and problem.code != _INTERRUPTED):
         return problem
     names = {name.lower(): value for name, value in problem.headers.items()}
     headers = {"Retry-After": names.get("retry-after", str(_RETRY_HEAD_SECONDS))}
@@ -275,6 +276,23 @@ def internal() -> ProtocolError:
     """500: something failed that is not the client's doing; the log has the reason."""
     return ProtocolError(
         500, "ERR_INTERNAL_SERVER_ERROR", "internal server error; the operator's log has the reason"
+    )
+
+
+def damaged() -> ProtocolError:
+    """500: what is stored of the upload is not what was sent, and will not be by itself; to a HEAD as well."""
+    return ProtocolError(
+        500, _DAMAGED, "the stored upload is damaged; the operator's log has the reason"
+    )
+
+
+def bytes_missing() -> ProtocolError:
+    """503: the upload is known, but its bytes cannot be reached now."""
+    return ProtocolError(
+        503,
+        "ERR_UPLOAD_OUT_OF_REACH",
+        "the upload cannot be reached now; nothing is given up, try again later",
+        {"Retry-After": "30"},
     )
 
 

@@ -160,6 +160,27 @@ class Upload:
         return Upload(info, self.offset, self.changed_at, self.joined, self.is_cut)
 
 
+class UploadDamaged(StorageError):
+    """The bytes of an upload are not what its record tells, for good; the text says how. upload: as they are."""
+
+    def __init__(self, message: str, upload: Upload) -> None:
+        super().__init__(message)
+        self.upload = upload
+
+
+class BytesMissing(StorageError):
+    """There is a record, but not its bytes: a volume may be away, so they may come back. info: what is recorded."""
+
+    def __init__(self, message: str, info: UploadInfo) -> None:
+        super().__init__(message)
+        self.info = info
+
+    @property
+    def upload(self) -> Upload:
+        """The upload as far as it is known."""
+        return Upload(self.info, 0, self.info.created_at)
+
+
 class Writer(Protocol):
     """Bytes being added to one upload, by the one request that holds its lock."""
 
@@ -308,6 +329,9 @@ class RemovesUploads(Protocol):
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         """Removes what a crash left of a creation that nobody was answered, once it is an hour old; returns whether it did."""
+
+    async def missing_since(self, upload_id: str) -> float:
+        """When this was asked first since the bytes of an upload went missing (BytesMissing), in seconds since the epoch."""
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         """Removes what crashes left behind and tombstones older than `tombstone_ttl` seconds; returns how many things went."""

@@ -8,14 +8,15 @@
     awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
     finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
     write-back-failed   its time of change tells when the disk was last found to have lost bytes (`losses.py`)
+    missing/    empty files for unfinished uploads whose bytes are not there, as old as that is known
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
 
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
-records are replaced by rename, or their last bytes by one write; a new upload's record comes before its data file and a removed
-one's goes before it, so that data without a record is never left, and an upload is there once it has both; a join becomes
-visible by one rename. Small operations on the page cache run inline; syncs, joins, removal and writes to a disk that has turned
-slow run in threads.
+records are replaced by rename, or their last bytes by one write; a new upload's record is made before its data file and filled
+after it, and a removed one's goes before it, so that data without a record is never left, and an upload is there once its
+record has content; a join becomes visible by one rename. Small operations on the page cache run inline; syncs, joins, removal
+and writes to a disk that has turned slow run in threads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,8 +38,10 @@ from tusd_py.storage import foreign
 from tusd_py.storage import guard as guards
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
+    BytesMissing,
     StorageError,
     Upload,
+    UploadDamaged,
     UploadExists,
     UploadGone,
     UploadInfo,
@@ -56,6 +60,7 @@ from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.problems import translated as _translated
 from tusd_py.storage.record_file import read_record
+from tusd_py.storage.soundness import check_bytes
 from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
 from tusd_py.storage.verified import VerifiedFileWriter, hashing_threads
@@ -101,6 +106,7 @@ class FileStore:
         self._chunks = f"{state}/chunks"
         self._gone = f"{state}/gone"
         self._markers = ChunkMarkers(self._chunks)
+        self._missing = f"{state}/missing"
         self._guard: int | None = None
         self._opened_at = 0.0
         # Not the process's id: in containers that share a directory, each server may have the same.
@@ -239,21 +245,33 @@ class FileStore:
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
 
     def _create_files(self, info: UploadInfo) -> None:
-        self._write_first_record(info)
-        if info.is_final:
-            return
         data_path = self.data_path(info)
         try:
-            os.close(
-                os.open(
-                    data_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
-                )
-            )
+            record = self._open_new(self._info_path(info.id))
+        except FileExistsError:
+            raise UploadExists(info.id) from None
+        made = [self._info_path(info.id)]
+        content = records.serialize(info, root=self.root)
+        try:
+            if info.location:
+                # Whoever clears away half a creation would not know where else to look for its bytes.
+                _write_all(record, content)
+            if not info.is_final:
+                os.close(self._open_new(data_path))
+                made.append(data_path)
+            if not info.location:
+                # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
+                _write_all(record, content)
+            self._known.remember(info, os.fstat(record))
         except OSError as problem:
-            os.unlink(self._info_path(info.id))
+            for path in made:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
             if isinstance(problem, FileExistsError):
                 raise UploadExists(info.id) from None
             raise
+        finally:
+            os.close(record)
 
     def _make_parents(self, info: UploadInfo) -> None:
         for path in (self._info_path(info.id), self.data_path(info)):
@@ -262,14 +280,9 @@ class FileStore:
             except (FileExistsError, NotADirectoryError):
                 raise UploadExists(f"{info.id}: a part of its path is an upload") from None
 
-    def _write_first_record(self, info: UploadInfo) -> None:
-        """In its place at once: nobody was told of the upload, and as long as the record is empty there is none."""
-        path = self._info_path(info.id)
-        try:
-            status = self._write_new(path, records.serialize(info, root=self.root))
-        except FileExistsError:
-            raise UploadExists(info.id) from None
-        self._known.remember(info, status)
+    def _open_new(self, path: str) -> int:
+        """A descriptor of a new file. Raises FileExistsError."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
 
     def _write_record(self, info: UploadInfo) -> str:
         """A record to be renamed into its place."""
@@ -285,12 +298,9 @@ class FileStore:
 
     def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
         """A new file; without all of its content, nothing is left. Raises FileExistsError."""
-        descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
-        )
+        descriptor = self._open_new(path)
         try:
-            if os.write(descriptor, content) != len(content):
-                raise OSError(errno.ENOSPC, "the file was written in part")
+            _write_all(descriptor, content)
             if sync:
                 os.fsync(descriptor)
             return os.fstat(descriptor)
@@ -313,10 +323,8 @@ class FileStore:
         info = self._record_of(upload_id, remember=remember)
         try:
             data = self._status(self.data_path(info))
-        except FileNotFoundError:
-            if info.is_final:
-                return Upload(info, 0, info.created_at, joined=False)
-            raise UploadNotFound(f"{upload_id}: there is a record but no data") from None
+        except (FileNotFoundError, NotADirectoryError):
+            return self._without_bytes(info)
         offset = data.st_size
         is_cut = False
         if info.finished_at is None:
@@ -332,7 +340,17 @@ class FileStore:
                 info = replace(info, length=offset)
             elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
                 offset, is_cut = 0, True
-        return Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
+        upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
+        check_bytes(upload, data)
+        return upload
+
+    def _without_bytes(self, info: UploadInfo) -> Upload:
+        """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
+        if info.is_final and info.finished_at is None:
+            return Upload(info, 0, info.created_at, joined=False)
+        if not os.path.lexists(self._info_path(info.id)):
+            self._record_of(info.id, remember=False)
+        raise BytesMissing(f"the bytes of {info.id} are not at {self.data_path(info)}", info)
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
@@ -361,7 +379,12 @@ class FileStore:
         """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
         if self._is_local:
             return os.stat(path, follow_symlinks=False)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as problem:
+            if problem.errno != errno.ELOOP:
+                raise
+            return os.stat(path, follow_symlinks=False)
         try:
             return os.fstat(descriptor)
         finally:
@@ -631,11 +654,18 @@ class FileStore:
     async def open_file(self, upload: Upload) -> int:
         with _translated(f"opening {upload.id}"):
             try:
-                return os.open(
+                descriptor = os.open(
                     self.data_path(upload.info), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 )
             except FileNotFoundError:
-                raise UploadNotFound(upload.id) from None
+                self._without_bytes(upload.info)
+                raise
+            try:
+                check_bytes(upload, os.fstat(descriptor))
+            except UploadDamaged:
+                os.close(descriptor)
+                raise
+            return descriptor
 
     # RemovesUploads
 
@@ -799,7 +829,7 @@ class FileStore:
             with suppress(OSError):
                 if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                     removed += _unlink(entry.path)
-        return removed + self._finals.tidy(self._is_finished)
+        return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
 
     def _is_finished(self, upload_id: str) -> bool:
         try:
@@ -818,20 +848,41 @@ class FileStore:
             if not records.strip_nuls(content):
                 with fence():
                     return self._discard_empty(upload_id, path, changed_at)
-            info = records.parse(
-                content, upload_id=upload_id, root=self.root, changed_at=changed_at
-            )
-            # Another server's record may be of bytes that lie where we do not look.
-            if info.foreign or not self._is_abandoned(changed_at):
-                return False
-            await self._threads.run(self._remove, upload_id, fence)
-            return True
+            return False
 
     def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
-        """A record that was never written. With bytes beside it, it is none of ours: ours come first."""
-        if not self._is_abandoned(changed_at) or os.path.lexists(f"{self.root}/{upload_id}"):
+        """A record that was never written. With bytes beside it, it is none of a creation that did not come to its end."""
+        if not self._is_abandoned(changed_at):
             return False
-        return bool(_unlink(path))
+        data = f"{self.root}/{upload_id}"
+        with suppress(FileNotFoundError):
+            status = os.lstat(data)
+            if not stat.S_ISREG(status.st_mode) or status.st_size:
+                return False
+        removed = _unlink(path)
+        _unlink(data)
+        return bool(removed)
+
+    async def missing_since(self, upload_id: str) -> float:
+        mark = f"{self._missing}/{self._flat(upload_id)}"
+        with _translated(f"marking {upload_id}"):
+            with suppress(FileExistsError):
+                os.makedirs(self._missing, mode=self._dir_perms, exist_ok=True)
+                os.close(self._open_new(mark))
+            return os.stat(mark).st_mtime
+
+    def _tidy_missing(self) -> int:
+        """Forgets that bytes were missing which are there again, or whose upload is gone."""
+        removed = 0
+        for entry in files_in(self._missing):
+            try:
+                self._load(entry.name.replace("%", "/"), remember=False)
+            except BytesMissing:
+                continue
+            except StorageError:
+                pass
+            removed += _unlink(entry.path)
+        return removed
 
     # JoinsParts
 
@@ -878,6 +929,11 @@ class FileStore:
     async def recall_final(self, key: str) -> str | None:
         with _translated("looking for a final"):
             return self._finals.recall(key)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    if os.write(descriptor, content) != len(content):
+        raise OSError(errno.ENOSPC, "the file was written in part")
 
 
 def _unlink(path: str) -> int:

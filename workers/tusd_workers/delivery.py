@@ -20,7 +20,15 @@ from tusd_py import logs
 from tusd_py.events import EventType, HookCrashed, HookFailed, Hooks
 from tusd_py.intent import Intent, MalformedIntent
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import KeptEvent, Outbox, Store, UploadGone, UploadNotFound
+from tusd_py.storage.base import (
+    BytesMissing,
+    KeptEvent,
+    Outbox,
+    Store,
+    UploadDamaged,
+    UploadGone,
+    UploadNotFound,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +37,8 @@ _LONGEST = 3600.0
 """Seconds between two attempts, at most."""
 _ABANDONED = 3600.0
 """Seconds after which what has not happened will not happen any more, unless it is written down again."""
+_UNSOUND_PAUSE = 600.0
+"""Seconds until it is looked again whether an upload that was damaged, or whose bytes were missing, is as it should be."""
 _JITTER = 0.2
 """Part of a pause by which it is longer or shorter, so that not all that failed at once comes back at once."""
 
@@ -100,7 +110,13 @@ class Delivery:
             except MalformedIntent as problem:
                 await self._give_up(kept, kept.content, str(problem))
                 continue
-            if intent is None or not await self._has_happened(kept, intent):
+            try:
+                has_happened = intent is not None and await self._has_happened(kept, intent)
+            except (UploadDamaged, BytesMissing) as problem:
+                # Nobody is told of bytes that are not those that were sent.
+                logger.error("%s waits: %s", kept.event_id, problem)
+                return Rest(self._clock() + _UNSOUND_PAUSE, frozenset(passed_over))
+            if intent is None or not has_happened:
                 if self._clock() - kept.kept_at > _ABANDONED:
                     await self._outbox.forget(kept)
                 else:
