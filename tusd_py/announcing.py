@@ -16,10 +16,9 @@ from typing import Protocol
 
 from tusd_py import intent as intents
 from tusd_py import logs
-from tusd_py.events import DELIVERED, Event, EventType, Hooks, RequestView
+from tusd_py.events import DELIVERED, Event, EventType, Hooks, RequestView, UploadView
 from tusd_py.intent import Intent, id_of
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
-from tusd_py.reception import view_of
 from tusd_py.storage.base import Outbox, StorageError, Upload
 
 logger = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ class Announcer:
 
 
 def _event(event_type: EventType, upload: Upload, request: RequestView) -> Event:
-    view = view_of(upload.info, upload.offset)
+    view = UploadView.of(upload.info, upload.offset)
     if event_type in DELIVERED:
         return Event(event_type, view, request, id=id_of(event_type, upload.info))
     return Event(event_type, view, request)

@@ -28,6 +28,7 @@ from tusd_py.protocol.errors import ProtocolError
 if TYPE_CHECKING:
     from tusd_py.settings.model import Settings
     from tusd_py.state import State
+    from tusd_py.storage.base import UploadInfo
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,21 @@ class UploadView:
     parts: tuple[str, ...] = ()
     owner: str = ""
     location: str | None = None
+
+    @classmethod
+    def of(cls, info: UploadInfo, offset: int) -> UploadView:
+        """The view of an upload with this record and this offset, in bytes."""
+        return cls(
+            id=info.id,
+            length=info.length,
+            offset=offset,
+            metadata=info.metadata,
+            is_partial=info.is_partial,
+            is_final=info.is_final,
+            parts=info.parts,
+            owner=info.owner,
+            location=info.location,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -384,7 +384,7 @@ class Reception:
         """Tells hooks how far the upload has come, if it has come further than `told`, and again after the interval."""
         offset = transfer.writer.offset
         if offset != told:
-            view = view_of(transfer.upload.info, offset)
+            view = UploadView.of(transfer.upload.info, offset)
             self._hooks.progress(
                 Event(EventType.POST_RECEIVE, view, transfer.request), transfer.stop
             )
@@ -409,21 +409,6 @@ class Reception:
         except LeaseLost:
             return errors.interrupted()
         return None if is_right else errors.checksum_mismatch()
-
-
-def view_of(info: UploadInfo, offset: int) -> UploadView:
-    """An upload as hooks see it."""
-    return UploadView(
-        id=info.id,
-        length=info.length,
-        offset=offset,
-        metadata=info.metadata,
-        is_partial=info.is_partial,
-        is_final=info.is_final,
-        parts=info.parts,
-        owner=info.owner,
-        location=info.location,
-    )
 
 
 @cache

@@ -22,7 +22,16 @@ from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import spawn
 from tusd_py.counters import Counters
-from tusd_py.events import UNASKED, Changes, Event, EventType, HookResponse, Hooks, RequestView
+from tusd_py.events import (
+    UNASKED,
+    Changes,
+    Event,
+    EventType,
+    HookResponse,
+    Hooks,
+    RequestView,
+    UploadView,
+)
 from tusd_py.joining import Joining, final_key
 from tusd_py.locks.base import (
     Fence,
@@ -39,7 +48,7 @@ from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append, Content, Creation
-from tusd_py.reception import NOTHING_COUNTS, Body, Reception, view_of
+from tusd_py.reception import NOTHING_COUNTS, Body, Reception
 from tusd_py.rules import Rules
 from tusd_py.storage.base import (
     TIME_DIGITS,
@@ -264,7 +273,7 @@ class Uploads:
             self._check(found.info, request, Action.INSPECT)
         if not self.hooks.wants(EventType.PRE_CREATE):
             return
-        event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
+        event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
         try:
             creation = await self.hooks.before_creation(event)
         except ProtocolError as problem:
@@ -316,7 +325,7 @@ class Uploads:
         created = False
         creation = UNASKED
         if self.hooks.wants(EventType.PRE_CREATE):
-            event = Event(EventType.PRE_CREATE, view_of(info, 0), request)
+            event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self.hooks.before_creation(event)
         try:
             info = self._changed(info, creation.changes)
@@ -541,7 +550,7 @@ class Uploads:
                 # Hooks are not asked about an upload that belongs to another holder.
                 with fence():
                     pass
-            event = Event(EventType.PRE_FINISH, view_of(upload.info, upload.offset), request)
+            event = Event(EventType.PRE_FINISH, UploadView.of(upload.info, upload.offset), request)
             response = (await self.hooks.ask(event)).response
         finished = upload.with_info(finished_at=round(self._clock(), TIME_DIGITS))
         if not upload.info.is_partial:
@@ -618,7 +627,7 @@ class Uploads:
             await self._ask_before(upload_id, request, Action.DELETE)
             async with self._held(upload_id) as lease:
                 upload = await self._admitted(upload_id, request, Action.DELETE)
-                view = view_of(upload.info, upload.offset)
+                view = UploadView.of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
                 fences = {upload_id: lease.fence}
                 async with self._announcer.removing(
@@ -901,7 +910,7 @@ class Uploads:
 
     async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:
         if self.hooks.wants(EventType.PRE_ACCESS):
-            view = view_of(upload.info, upload.offset)
+            view = UploadView.of(upload.info, upload.offset)
             await self.hooks.ask(Event(EventType.PRE_ACCESS, view, request))
 
     async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,7 +26,6 @@ from tusd_py.settings.model import Settings
 from tusd_py.state.sockets import EmbeddedStateError
 from tusd_py.storage.base import StorageError
 from tusd_py.uploads import Uploads
-from tusd_py.web.children import Children
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.forwarded import Proxies
@@ -36,6 +35,16 @@ from tusd_py.web.metrics import Metrics
 from tusd_py.web.tokens import TokenDesk
 
 logger = logging.getLogger(__name__)
+
+
+class Sidecars(Protocol):
+    """Processes beside the server that end with it."""
+
+    def start(self) -> None:
+        """Start them; return at once."""
+
+    async def stop(self, timeout: float) -> None:
+        """End them within `timeout` seconds."""
 
 
 class TusApp:
@@ -50,14 +59,14 @@ class TusApp:
         settings: Settings,
         *,
         child: int | None = None,
-        runs_jobs: bool = False,
+        sidecars: Sidecars | None = None,
         hooks: Iterable[object] = (),
     ) -> None:
         """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS, proxies or tokens that make no sense.
 
-        child: the number of this process, where a parent runs several that serve the same uploads. runs_jobs: whether a worker
-        and a scheduler are run beside it, if the settings want that. hooks: objects that are called as hooks, before those of
-        the settings.
+        child: the number of this process, where a parent runs several that serve the same uploads. sidecars: the worker and the
+        scheduler that run beside the server, if the settings ask for them. hooks: objects that are called as hooks, before
+        those of the settings.
         """
         self.settings = settings
         self.counters = Counters()
@@ -67,11 +76,11 @@ class TusApp:
             counters=self.counters,
             hooks=hooks,
             child=child is not None,
-            runs_jobs=runs_jobs and not child,
+            runs_jobs=sidecars is not None and not child,
         )
         self._child = child
-        self._runs_jobs = runs_jobs and not child
-        self._children: Children | None = None
+        self._sidecars = None if child else sidecars
+        self._running_sidecars: Sidecars | None = None
         self._proxies = Proxies(settings.behind_proxy)
         self._cors = _cors(settings)
         self._control: ControlServer | None = None
@@ -130,7 +139,7 @@ class TusApp:
                 # Of several processes the first one sweeps.
                 await self._listen_for_operators()
                 self._begin(RegularSweeps(self.instance).run, "sweep")
-                self._start_children()
+                self._start_sidecars()
             self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
@@ -143,9 +152,9 @@ class TusApp:
     async def stop(self) -> None:
         """End the bodies in flight, wait for what was begun, and release the upload directory."""
         self.uploads.begin_shutdown()
-        if self._children is not None:
-            # Before the Redis goes that they need.
-            await self._children.stop(self.settings.shutdown_timeout / 2)
+        if self._running_sidecars is not None:
+            # Before the Redis stops that they need.
+            await self._running_sidecars.stop(self.settings.shutdown_timeout / 2)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -182,12 +191,11 @@ class TusApp:
             return str(problem)
         return None
 
-    def _start_children(self) -> None:
-        settings = self.settings
-        wanted = configured_hooks.runs_workers(settings)
-        if self._runs_jobs and wanted and self.instance.state is not None:
-            self._children = Children(settings)
-            self._children.start()
+    def _start_sidecars(self) -> None:
+        wanted = configured_hooks.runs_workers(self.settings)
+        if self._sidecars is not None and wanted and self.instance.state is not None:
+            self._running_sidecars = self._sidecars
+            self._running_sidecars.start()
 
     def _watch_jobs(self) -> None:
         state = self.instance.state

@@ -26,6 +26,7 @@ from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
 from tusd_py.web import heads, unix_socket
 from tusd_py.web.app import Site, TusApp, metrics_directory
+from tusd_py.web.children import Children
 from tusd_py.web.pooling import clear
 from tusd_py.web.probe import what_works
 from tusd_py.web.supervisor import Supervisor
@@ -88,7 +89,7 @@ def run(settings: Settings) -> int:
             message=f"Bodies cannot go straight into files with uvicorn {uvicorn.__version__}; they take the slower way",
         )
     try:
-        app = TusApp(settings, runs_jobs=not several)
+        app = TusApp(settings, sidecars=None if several else Children(settings))
         if several:
             # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
             app.instance.lock_directory()
@@ -109,7 +110,7 @@ def run(settings: Settings) -> int:
         return _serve(settings, app, sockets)
 
     def serve(index: int) -> int:
-        app = TusApp(settings, child=index, runs_jobs=True)
+        app = TusApp(settings, child=index, sidecars=Children(settings))
         return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
 
     supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
