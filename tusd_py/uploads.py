@@ -650,6 +650,15 @@ class Uploads:
         with _translated:
             return await self._admitted(upload_id, request, action)
 
+    async def watch(self, upload_id: str, request: RequestView) -> Upload:
+        """An upload as it stands, for whoever may ask for its offset. Takes no lock: whoever is writing to it goes on.
+
+        Raises the ProtocolError of a refusal.
+        """
+        upload = await self.look_up(upload_id, request, Action.INSPECT)
+        await self._ask_for_access(upload, request)
+        return upload
+
     def review(self) -> None:
         """Something was revoked: requests that may not go on any more are ended; what arrived is kept."""
         self._reception.review()

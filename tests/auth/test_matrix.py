@@ -14,6 +14,7 @@ from tests.auth.people import claims as good_claims
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.wire import Response
+from tusd_py.web.progress import MEDIA_TYPE
 
 CONTENT = b"a study that is nobody else's business"
 SECRETS = ("Upload-Offset", "Upload-Length", "Upload-Metadata", "Location", "Upload-Token")
@@ -57,6 +58,7 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "POST": (401, 401, 401, 201, 403, 201, 403, 403, 401, 401, 401, 201),
     "POST final": (401, 401, 401, 404, 403, 201, 201, 403, 401, 401, 401, 201),
     "HEAD": (401, 401, 401, 404, 403, 200, 200, 404, 401, 401, 401, 200),
+    "GET progress": (401, 401, 401, 404, 403, 200, 200, 404, 401, 401, 401, 200),
     "PATCH": (401, 401, 401, 404, 403, 204, 204, 404, 401, 401, 401, 204),
     "GET": (401, 401, 401, 404, 403, 200, 403, 404, 401, 401, 401, 200),
     "DELETE": (401, 401, 401, 404, 403, 204, 204, 404, 401, 401, 401, 204),
@@ -100,6 +102,8 @@ def asked(tus: Tus, what: str, target: Target, headers: dict[str, str]) -> Respo
             return tus.create(headers={**headers, "Upload-Concat": final})
         case "PATCH":
             return tus.patch(target.path, 5, b"56789", headers)
+        case "GET progress":
+            return tus.get(target.path, {**headers, "Accept": MEDIA_TYPE})
         case "refresh":
             return tus.request("POST", REFRESH, headers, document)
         case "revoke":
@@ -135,7 +139,9 @@ def test_who_may_do_what(
         assert 'error="insufficient_scope"' in response["WWW-Authenticate"]
 
 
-@pytest.mark.parametrize("what", ["HEAD", "PATCH", "GET", "DELETE", "refresh", "revoke"])
+@pytest.mark.parametrize(
+    "what", ["HEAD", "GET progress", "PATCH", "GET", "DELETE", "refresh", "revoke"]
+)
 def test_someone_elses_upload_looks_like_none(tus: Tus, what: str) -> None:
     target = target_for(tus, what)
     none = Target(f"{tus.collection}{'0' * 32}", target.other)

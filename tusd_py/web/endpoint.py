@@ -36,6 +36,7 @@ from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.reception import BodyEnd
 from tusd_py.storage.base import Upload, is_valid_id
 from tusd_py.uploads import Uploads
+from tusd_py.web import progress
 from tusd_py.web.body import RequestBody
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
@@ -184,6 +185,8 @@ class TusEndpoint:
             shaped = await self._uploads.terminate(request.upload_id, self._view(request))
             return _shaped(Response(204), shaped)
         if request.method == "GET":
+            if progress.is_wanted(request.headers.get("accept", "")):
+                return await self._progress(request)
             return await self._download(request)
         raise errors.method_not_allowed(_UPLOAD_METHODS)
 
@@ -253,6 +256,17 @@ class TusEndpoint:
             **tus.expires_header(self._uploads.expires_at(result.upload)),
         }
         return _shaped(Response(204, headers), result.response)
+
+    async def _progress(self, request: Request) -> Response:
+        upload = await self._uploads.watch(request.upload_id, self._view(request))
+        headers = {
+            "Content-Type": progress.MEDIA_TYPE,
+            "Cache-Control": "no-store",
+            "Vary": "Accept",
+            "X-Content-Type-Options": "nosniff",
+        }
+        body = progress.document(upload, self._uploads.expires_at(upload))
+        return Response(200, headers, body)
 
     async def _download(self, request: Request) -> Response:
         upload, descriptor = await self._uploads.open_download(
