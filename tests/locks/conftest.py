@@ -11,6 +11,7 @@ import pytest
 from tests.support.redis import KINDS, Kind, RedisServer
 from tusd_py.locks import redis
 from tusd_py.locks.base import Locks
+from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
@@ -89,7 +90,10 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
 
 def shared(state: State, path: Path, *, lease: float = LEASE) -> SharedLocks:
     granting = RedisLocks(state, lease=lease, patience=0)
-    return SharedLocks(granting, RangeLocks(str(path)), state)
+    directory = path.with_name("epochs")
+    directory.mkdir(exist_ok=True)
+    epochs = Epochs(str(directory), is_local=True)
+    return SharedLocks(granting, RangeLocks(str(path)), epochs, state)
 
 
 @pytest.fixture(

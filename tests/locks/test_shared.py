@@ -16,8 +16,9 @@ import pytest
 from tests.locks.conftest import MakeShared
 from tests.locks.holding import asked, queued, until
 from tests.support.redis import RedisServer
-from tusd_py.locks.base import Lease, LockTimeout
+from tusd_py.locks.base import Lease, LeaseLost, LockTimeout
 from tusd_py.locks.ranges import RangeLocks
+from tusd_py.locks.shared import SharedLease, SharedLocks
 
 
 async def test_without_redis_locks_are_granted_and_kept(
@@ -90,21 +91,140 @@ async def test_what_redis_granted_outlasts_its_lease_while_redis_is_away(
     await (await there.acquire("study", timeout=60)).release()
 
 
-async def test_who_was_not_upheld_has_lost_it(
-    redis_server: RedisServer, make_shared: MakeShared, tmp_path: Path
+async def test_a_holder_has_the_byte_alone_though_redis_granted_the_lock(
+    make_shared: MakeShared, tmp_path: Path
 ) -> None:
-    here = await make_shared(lease=1.0)
+    here = await make_shared()
     holder = await here.acquire("study", timeout=60)
-    # Somebody else has the byte with us: Redis gave the lock to them as well, for all that we know.
+    assert holder.granted is not None
     other = RangeLocks(str(tmp_path / "locks"))
-    assert other.take("study", alone=False)
+    assert not other.take("study", alone=False)
+    await holder.release()
+    assert other.take("study", alone=True)
+    other.close()
+
+
+async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    """The holder learns of it when it renews, is asked to end, and may still make changes until it does."""
+    here, there = await make_shared(lease=8.0), await make_shared(lease=8.0)
+    holder = await here.acquire("study", timeout=60)
     wanted = asked(holder)
-    redis_server.kill9()
+    await there._state.client.flushall()
+    newcomer = asyncio.create_task(there.acquire("study", timeout=60))
     async with asyncio.timeout(30):
         await wanted.wait()
-    assert not holder.is_held()
+    assert holder.is_held()
+    with holder.fence():
+        pass
+    await queued(newcomer)
     await holder.release()
-    other.close()
+    async with asyncio.timeout(30):
+        lease = await newcomer
+    assert lease._byte == "study"
+    await lease.release()
+
+
+async def lost(here: SharedLocks, there: SharedLocks) -> tuple[SharedLease, SharedLease]:
+    """A holder that does not release, and the newcomer that gave it up."""
+    holder = await here.acquire("study", timeout=60)
+    await there._state.client.flushall()
+    async with asyncio.timeout(60):
+        return holder, await there.acquire("study", timeout=50)
+
+
+async def test_a_holder_that_does_not_release_is_given_up_and_changes_nothing_from_then_on(
+    make_shared: MakeShared,
+) -> None:
+    here, there = await make_shared(lease=2.0), await make_shared(lease=2.0)
+    holder, newcomer = await lost(here, there)
+    with newcomer.fence():
+        pass
+    # Nothing has told the holder yet but the fence.
+    assert holder.is_held()
+    with pytest.raises(LeaseLost), holder.fence():
+        pytest.fail("a change was made by a holder that was given up")
+    assert not holder.is_held()
+    async with asyncio.timeout(30):
+        await asked(holder).wait()
+    await holder.release()
+    with newcomer.fence():
+        pass
+    await newcomer.release()
+    # All go by the new epoch from now on.
+    lease = await here.acquire("study", timeout=0)
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=0, ask=False)
+    await lease.release()
+
+
+async def test_a_holder_is_not_given_up_in_the_middle_of_a_change(make_shared: MakeShared) -> None:
+    here, there = await make_shared(lease=2.0), await make_shared(lease=2.0)
+    holder = await here.acquire("study", timeout=60)
+    await there._state.client.flushall()
+    with holder.fence():
+        with pytest.raises(LockTimeout):
+            await there.acquire("study", timeout=3)
+        # Another thread of the same request comes and goes meanwhile.
+        await asyncio.to_thread(lambda: holder.fence().__enter__())
+        holder.fence().__exit__(None, None, None)
+        with pytest.raises(LockTimeout):
+            await there.acquire("study", timeout=0.5)
+    async with asyncio.timeout(60):
+        newcomer = await there.acquire("study", timeout=50)
+    assert newcomer.is_held()
+    with pytest.raises(LeaseLost), holder.fence():
+        pytest.fail("a change was made by a holder that was given up")
+    await newcomer.release()
+    await holder.release()
+
+
+async def test_nobody_is_given_up_without_redis_nor_by_those_who_do_not_ask(
+    redis_server: RedisServer, make_shared: MakeShared
+) -> None:
+    here, there = await make_shared(lease=0.5), await make_shared(lease=0.5)
+    holder = await here.acquire("study", timeout=60)
+    await there._state.client.flushall()
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=1.0, ask=False)
+    redis_server.kill9()
+    with pytest.raises(LockTimeout):
+        await there.acquire("study", timeout=1.0)
+    with holder.fence():
+        pass
+    await holder.release()
+
+
+async def test_of_two_that_give_a_holder_up_one_gets_the_upload(make_shared: MakeShared) -> None:
+    """Redis loses its data twice, so that both were granted the lock."""
+    here, there, elsewhere = [await make_shared(lease=4.0) for _ in range(3)]
+    holder = await here.acquire("study", timeout=60)
+    leases: list[SharedLease] = []
+
+    async def come(locks: SharedLocks) -> None:
+        leases.append(await locks.acquire("study", timeout=50))
+
+    comers = []
+    for locks in (there, elsewhere):
+        await there._state.client.flushall()
+        comers.append(asyncio.create_task(come(locks)))
+        await queued(comers[-1], 0.5)  # type: ignore[arg-type]
+    await until(lambda: bool(leases), "the first")
+    for lease in leases[:-1]:
+        with pytest.raises(LeaseLost):
+            lease.fence().__enter__()
+    with leases[-1].fence():
+        pass
+    with pytest.raises(LeaseLost):
+        holder.fence().__enter__()
+    await leases[0].release()
+    async with asyncio.timeout(60):
+        await asyncio.gather(*comers)
+    with leases[-1].fence():
+        pass
+    await leases[-1].release()
+    await holder.release()
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same process", "another process"])
@@ -202,7 +322,7 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
         assert holders[name] == 0
         holders[name] += 1
         granted += 1
-        without_redis += lease.alone
+        without_redis += lease.granted is None
         with suppress(TimeoutError):
             async with asyncio.timeout(dice.random() * 0.02):
                 await asked(lease).wait()

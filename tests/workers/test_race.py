@@ -15,6 +15,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.events import RequestView
 from tusd_py.locks.base import Locks
+from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
@@ -109,8 +110,10 @@ def locks_of(kind: str, states: list[State], path: Path) -> list[Locks]:
     each = [RedisLocks(state) for state in states]
     if kind == "redis":
         return list(each)
+    directory = path.with_name("epochs")
+    directory.mkdir()
     return [
-        SharedLocks(redis, RangeLocks(str(path)), state)
+        SharedLocks(redis, RangeLocks(str(path)), Epochs(str(directory), is_local=True), state)
         for redis, state in zip(each, states, strict=True)
     ]
 

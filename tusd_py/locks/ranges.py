@@ -2,7 +2,8 @@
 
 Every upload has a byte of that file, at an offset made of its id; nothing is ever written there. A byte may be had by many at
 a time or by one alone. They are had by an open file, so all that one process holds goes with it, whatever it dies of. A second
-byte an upload tells that somebody waits for it who asks. On NFS (version 4) other machines see them too.
+byte an upload tells that somebody waits for it who asks, a third is had during each change (`fence.py`). On NFS (version 4)
+other machines see them too.
 
 Not for: requests of one process, which share the open file; macOS, where such locks belong to a process as a whole.
 """
@@ -19,6 +20,8 @@ _FLOCK = "@hhqqi0q"
 """What the system calls struct flock: kind, whence, start, length, process (0 for locks of an open file)."""
 _ASKED = 1 << 56
 """Where the second bytes begin."""
+_CHANGE = 1 << 57
+"""Where the third bytes begin."""
 _REFUSED = {errno.EAGAIN, errno.EACCES}
 
 
@@ -48,25 +51,30 @@ class RangeLocks:
 
         What was had before of it is kept otherwise. Raises OSError.
         """
-        return self._set(fcntl.F_WRLCK if alone else fcntl.F_RDLCK, _place(upload_id))
+        return self.set(_range(fcntl.F_WRLCK if alone else fcntl.F_RDLCK, _place(upload_id)))
 
     def let_go(self, upload_id: str) -> None:
         """Has the upload's byte no more."""
-        self._set(fcntl.F_UNLCK, _place(upload_id))
+        self.set(_range(fcntl.F_UNLCK, _place(upload_id)))
+
+    def change_byte(self, upload_id: str) -> ChangeByte:
+        """The byte that is had during each change."""
+        return ChangeByte(self, _CHANGE + _place(upload_id))
 
     def ask(self, upload_id: str, *, on: bool) -> None:
         """Tells other processes that somebody here waits and asks for the byte, or does no more."""
-        self._set(fcntl.F_RDLCK if on else fcntl.F_UNLCK, _ASKED + _place(upload_id))
+        self.set(_range(fcntl.F_RDLCK if on else fcntl.F_UNLCK, _ASKED + _place(upload_id)))
 
     def is_asked(self, upload_id: str) -> bool:
         """Whether somebody in another process waits and asks for the byte."""
         return self._other(_ASKED + _place(upload_id))
 
-    def _set(self, kind: int, place: int) -> bool:
+    def set(self, lock: bytes) -> bool:
+        """Does what a struct flock says, at once; whether that came about. Raises OSError."""
         if self._descriptor < 0:
             raise OSError(errno.EBADF, "the locks are closed")
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _range(kind, place))
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, lock)
         except OSError as problem:
             if problem.errno in _REFUSED:
                 return False
@@ -80,6 +88,25 @@ class RangeLocks:
         answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, place))
         kind: int = struct.unpack(_FLOCK, answer)[0]
         return kind != fcntl.F_UNLCK
+
+
+class ChangeByte:
+    """One byte that is had alone for short, with what the system is told of it made once."""
+
+    __slots__ = ("_free", "_ranges", "_taken")
+
+    def __init__(self, ranges: RangeLocks, place: int) -> None:
+        self._ranges = ranges
+        self._taken = _range(fcntl.F_WRLCK, place)
+        self._free = _range(fcntl.F_UNLCK, place)
+
+    def take(self) -> bool:
+        """Has it alone from now on; whether that came about. Raises OSError."""
+        return self._ranges.set(self._taken)
+
+    def let_go(self) -> None:
+        """Has it no more. Raises OSError."""
+        self._ranges.set(self._free)
 
 
 def _range(kind: int, place: int) -> bytes:

@@ -81,6 +81,8 @@ class RedisLocks:
     ) -> None:
         self.on_silence: Callable[[], None] | None = None
         """Called when Redis does not answer while leases are to be renewed, before they run out."""
+        self.duration = lease
+        """Seconds of a lease."""
         self._state = state
         self._lease = lease
         self._patience = patience
@@ -398,11 +400,11 @@ class RedisLocks:
                 self._lose(claim, "it was not renewed in time")
             case _:
                 claim.recorded = False
-                self._lose(claim, "somebody else has it")
+                self._lose(claim, "somebody else has it", taken=True)
 
-    def _lose(self, claim: _Claim, reason: str) -> None:
+    def _lose(self, claim: _Claim, reason: str, *, taken: bool = False) -> None:
         logs.event(logger, logging.WARNING, "lock lost", upload=claim.upload_id, reason=reason)
-        claim.lose()
+        claim.lose(taken=taken)
 
     async def _settle_leftovers(self) -> bool:
         for batch in _batches(list(self._leftovers)):
@@ -531,9 +533,10 @@ class _Claim:
             self._asked = True
             self.lease.request()
 
-    def lose(self) -> None:
-        """The lock is not ours any more; the one who thought so is told."""
+    def lose(self, *, taken: bool) -> None:
+        """The lock is not ours any more; the one who thought so is told. taken: whether somebody else has it."""
         self.valid_until = 0.0
+        self.lease.taken = taken
         self.disband()
         self.lease.request()
 
@@ -604,12 +607,13 @@ class _Claim:
 
 
 class RedisLease:
-    """See `Lease`."""
+    """See `Lease`. taken: whether the lock was lost to somebody else; otherwise it ran out, and nobody may have it."""
 
-    __slots__ = ("_callback", "_claim", "_requested")
+    __slots__ = ("_callback", "_claim", "_requested", "taken")
 
     def __init__(self, claim: _Claim) -> None:
         self._claim = claim
+        self.taken = False
         self._requested = False
         self._callback: Callable[[], None] | None = None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.locks.base import Locks
+from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
 from tusd_py.locks.redis import RedisLocks
@@ -23,6 +24,7 @@ from tusd_py.settings.model import Settings
 from tusd_py.state import State
 from tusd_py.state.embedded import EmbeddedState
 from tusd_py.storage.file import STATE_DIRECTORY, FileStore, Guard
+from tusd_py.storage.mounts import is_local
 
 logger = logging.getLogger(__name__)
 
@@ -123,17 +125,26 @@ class Backends:
         settings = self._settings
         directory = settings.upload_dir / STATE_DIRECTORY
         try:
-            directory.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+            epochs = directory / "epochs"
+            epochs.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
             ranges = RangeLocks(str(directory / "locks"), perms=settings.file_perms)
         except OSError as problem:
             logs.event(
                 logger,
                 logging.WARNING,
                 "uploads will stand still while Redis is away",
-                reason=f"the upload directory has no locks of its own: {problem}",
+                message="the upload directory has no locks of its own: uploads will stand still while Redis is away, and a "
+                "server that stands still for longer than --lock-lease may write over what came meanwhile, as may two "
+                "servers that a Redis without its data granted one lock",
+                reason=str(problem),
             )
             return RedisLocks(state, lease=settings.lock_lease)
-        return SharedLocks(RedisLocks(state, lease=settings.lock_lease, patience=0), ranges, state)
+        return SharedLocks(
+            RedisLocks(state, lease=settings.lock_lease, patience=0),
+            ranges,
+            Epochs(str(epochs), is_local=is_local(str(epochs)), perms=settings.file_perms),
+            state,
+        )
 
     async def start(self) -> None:
         """Connects, and looks after the embedded server from now on."""
