@@ -72,6 +72,12 @@ bench-sweep: $(DEV)
 	$(PY) -m bench.sweep $(ARGS)
 endif
 
+ifneq ($(wildcard tests),)
+.PHONY: stops
+stops: $(DEV) ## stop servers in the middle of requests, many times: make stops ARGS="--count 1000 --seed 7"
+	$(PY) -m tests.crash.stops $(ARGS)
+endif
+
 # The later files are held to the versions of the earlier ones, so that one environment can take all three.
 LOCK := build/lock
 UV = $(LOCK)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \

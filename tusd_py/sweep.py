@@ -110,7 +110,7 @@ async def sweep(
             batch.clear()
     await looking.at(store, batch)
     if not dry_run:
-        looking.report.remains += await store.tidy(tombstone_ttl=uploads.rules.tombstone_ttl)
+        looking.report.remains += await uploads.tidy()
         await looking.end()
     return looking.report
 

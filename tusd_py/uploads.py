@@ -724,6 +724,23 @@ class Uploads:
                 self._announcer.tell(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
+    async def tidy(self) -> int:
+        """Removes what crashes left behind, and what is kept about uploads that are gone; how many things went."""
+        if not isinstance(self.store, RemovesUploads):
+            return 0
+        removed = await self.store.tidy(tombstone_ttl=self.rules.tombstone_ttl)
+        return removed + await self._locks.tidy(self._is_gone)
+
+    async def _is_gone(self, upload_id: str) -> bool:
+        """Whether nothing is left of an upload, not even its tombstone."""
+        try:
+            await self.store.load(upload_id)
+        except UploadNotFound:
+            return True
+        except StorageError:
+            return False
+        return False
+
     async def discard(self, upload_id: str) -> bool:
         """Removes an upload because the operator wants it, finished or not; returns False if somebody is writing to it.
 

@@ -48,8 +48,10 @@ class Steps:
         self.seen: list[str] = []
         sync, rename, pwrite = GroupSync.sync, os.rename, os.pwrite
 
-        async def synced(group: GroupSync, data: str | None, *others: str) -> None:
-            await sync(group, data, *others)
+        async def synced(
+            group: GroupSync, data: str | None, *others: str, whole: bool = False
+        ) -> None:
+            await sync(group, data, *others, whole=whole)
             for path in (data or "", *others):
                 self._note("sync", path)
 

@@ -347,3 +347,31 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
             await until(lambda locks=locks: locks._state.available, "Redis to be back")  # type: ignore[misc]
     stop.set()
     await asyncio.gather(*comers)
+
+
+async def test_an_epoch_is_forgotten_once_its_upload_is_gone_and_nobody_was_given_up_in_it(
+    make_shared: MakeShared, tmp_path: Path
+) -> None:
+    async def gone(_upload_id: str) -> bool:
+        return True
+
+    async def there_still(_upload_id: str) -> bool:
+        return False
+
+    here, there = await make_shared(lease=2.0), await make_shared(lease=2.0)
+    holder, newcomer = await lost(here, there)
+    file = tmp_path / "epochs" / "study"
+    assert file.exists()
+    # It is held, in the current epoch and by the one that was given up.
+    assert await there.tidy(gone) == 0
+    await newcomer.release()
+    assert await there.tidy(gone) == 0
+    await holder.release()
+    assert await there.tidy(there_still) == 0
+    assert file.exists()
+    assert await there.tidy(gone) == 1
+    assert not file.exists()
+    lease = await here.acquire("study", timeout=0)
+    with lease.fence():
+        pass
+    await lease.release()

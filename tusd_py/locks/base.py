@@ -9,7 +9,7 @@ once to let go again, so that of many attempts of one client the last one wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -118,6 +118,9 @@ class Locks(Protocol):
 
         Nobody is asked and nobody waits. Entering raises LocksClosed, LocksUnavailable; then none is held.
         """
+
+    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
+        """Removes what is kept about uploads that are gone, as `is_gone` tells; returns how many things went."""
 
     def close(self) -> None:
         """Lets everybody who waits fail with LocksClosed, and grants no more. What is held stays held."""

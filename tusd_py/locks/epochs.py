@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -19,6 +20,8 @@ FIRST = ""
 """The epoch of uploads whose holders were never given up."""
 
 _TOKEN_BYTES = 16
+_ABANDONED = 3600.0
+"""Seconds after which a file that is not in its place yet was left by a crash."""
 _MOST = 64
 
 
@@ -91,6 +94,20 @@ class Epochs:
         for name in os.listdir(self._directory):
             if not name.startswith("."):
                 yield name.replace("%", "/")
+
+    def remove_remains(self) -> int:
+        """Remove what crashes left of epochs that were never begun; how many. Raises OSError."""
+        removed = 0
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if (
+                        entry.name.startswith(".")
+                        and time.time() - entry.stat().st_mtime > _ABANDONED
+                    ):
+                        os.unlink(entry.path)
+                        removed += 1
+        return removed
 
     def _path(self, upload_id: str) -> str:
         return f"{self._directory}/{_name(upload_id)}"

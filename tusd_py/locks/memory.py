@@ -6,7 +6,7 @@ Not for: several processes that serve the same uploads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tusd_py.locks.base import HeldFence, LocksClosed, LockTimeout
@@ -63,6 +63,10 @@ class MemoryLocks:
         holder = self._held.get(upload_id)
         if holder is not None:
             holder.waiters = [entry for entry in holder.waiters if entry[0] is not waiter]
+
+    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
+        """Nothing is kept here that does not run out by itself."""
+        return 0
 
     def close(self) -> None:
         self._closed = True

@@ -6,7 +6,8 @@ before anybody else can begin. While Redis is away what is held stays held until
 
 Within a process, requests for one upload hand its lock over without asking Redis, as long as nobody elsewhere waits for it.
 Who waits elsewhere is told when it is its turn; a message that gets lost costs a second. Not for: keeping a process that
-stands still in the middle of a write from finishing it later, which only the storage could do.
+stands still in the middle of a write from finishing it later, and Redis that lost its data from granting a lock twice. Only the
+storage can do that (`shared.py`), so these locks are used by themselves only where its file system has no locks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import time
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -138,6 +140,10 @@ class RedisLocks:
             yield {claim.upload_id: lease for claim, lease in leases.items() if claim.valid_until}
         finally:
             await self._end_all([claim for claim, lease in leases.items() if claim.let_go(lease)])
+
+    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
+        """Nothing is kept here that does not run out by itself."""
+        return 0
 
     def close(self) -> None:
         self._closed = True

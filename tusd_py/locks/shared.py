@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
 from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.locks.base import LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
-from tusd_py.locks.epochs import Epochs, place_name
+from tusd_py.locks.epochs import FIRST, Epochs, place_name
 from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ranges import RangeLocks
@@ -237,6 +237,39 @@ class SharedLocks:
             self._ranges.let_go(byte)
         await lease.mine.release()
         return True
+
+    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
+        """Puts uploads that are gone back into their first epoch, unless a holder may live that was given up in it."""
+        removed = 0
+        with suppress(OSError):
+            removed += self._epochs.remove_remains()
+            for upload_id in self._epochs.ids():
+                if not await is_gone(upload_id):
+                    continue
+                with suppress(LockTimeout, LocksClosed):
+                    mine = await self._memory.acquire(upload_id, timeout=0, ask=False)
+                    try:
+                        removed += self._forget_epoch(upload_id)
+                    finally:
+                        await mine.release()
+        return removed
+
+    def _forget_epoch(self, upload_id: str) -> bool:
+        """Whether that was possible: with the bytes of the current and of the first epoch. Others never count again."""
+        epoch = self._epochs.read(upload_id)
+        taken: list[str] = []
+        try:
+            for name in (place_name(upload_id, FIRST), place_name(upload_id, epoch)):
+                if not self._ranges.take(name, alone=True):
+                    return False
+                taken.append(name)
+            if self._epochs.read(upload_id) != epoch:
+                return False
+            self._epochs.forget(upload_id)
+            return True
+        finally:
+            for name in taken:
+                self._ranges.let_go(name)
 
     def close(self) -> None:
         self._closed = True

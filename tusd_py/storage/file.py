@@ -11,6 +11,7 @@
     missing/    empty files for unfinished uploads whose bytes are not there, as old as that is known
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
     locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
+    epochs/     for uploads that were taken over from a holder that stood still: whose changes count (`locks/epochs.py`)
 
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
 records are replaced by rename, or their last bytes by one write; a new upload's record is made before its data file and filled

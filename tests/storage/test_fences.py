@@ -1,0 +1,143 @@
+"""Changes of the store are refused once the lock is lost, and a record is replaced but never created."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
+from tusd_py import intent as intents
+from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
+from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.file import FileStore
+
+INFO = UploadInfo("a", 0, created_at=1_700_000_000.0)
+FINISHED = UploadInfo("a", 0, created_at=1_700_000_000.0, finished_at=1_700_000_001.0)
+FINAL = UploadInfo("f", 0, is_final=True, parts=("a",), created_at=1_700_000_000.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FileStore]:
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    yield store
+    store.close()
+
+
+def lost() -> HeldFence:
+    return HeldFence(lambda: False)
+
+
+async def write(store: FileStore, upload: Upload, fence: Fence) -> None:
+    writer = await store.open_writer(upload, fence=fence)
+    try:
+        await writer.write(b"x")
+    finally:
+        await writer.close(sync=False)
+
+
+async def discard(store: FileStore, upload: Upload, fence: Fence) -> None:
+    writer = await store.open_writer(upload, fence=fence)
+    try:
+        await writer.discard()
+    finally:
+        await writer.close(sync=False)
+
+
+async def recover(store: FileStore, upload: Upload, fence: Fence) -> None:
+    writer = await store.open_verified_writer(upload, None, length=None, fence=UNFENCED)
+    await writer.write(b"of a chunk that was never verified")
+    writer.abandon()
+    await writer.close(sync=False)
+    cut = await store.load(upload.id)
+    assert cut.is_cut
+    await store.recover(cut, fence=fence)
+
+
+CHANGES: dict[str, Callable[[FileStore, Upload, Fence], Awaitable[object]]] = {
+    "write": write,
+    "discard": discard,
+    "recover": recover,
+    "save": lambda store, upload, fence: store.save(upload.info, fence=fence),
+    "finish": lambda store, _, fence: store.finish(FINISHED, sync=False, fence=fence),
+    "finish durably": lambda store, _, fence: store.finish(FINISHED, sync=True, fence=fence),
+    "remove": lambda store, upload, fence: store.remove(upload.id, fence=fence),
+    "join": lambda store, upload, fence: store.join(FINAL, [upload], fence=fence),
+    "keep": lambda store, upload, fence: store.outbox.keep(upload.id, "e0", b"{}", fence=fence),
+}
+
+
+def everything(store: FileStore) -> dict[str, bytes]:
+    """Every file but those of the server's own, and what each holds."""
+    found: dict[str, bytes] = {}
+    for directory, _, names in os.walk(store.root):
+        for name in names:
+            path = Path(directory, name)
+            if name not in ("server.lock", "redis-seen") and not path.is_symlink():
+                found[str(path)] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("change", [*CHANGES])
+async def test_without_the_lock_nothing_changes(store: FileStore, change: str) -> None:
+    upload = await store.create(INFO)
+    before = everything(store)
+    with pytest.raises(LeaseLost):
+        await CHANGES[change](store, upload, lost)
+    after = everything(store)
+    if change == "recover":
+        assert after.pop(f"{store.root}/a") == b"of a chunk that was never verified"
+        before.pop(f"{store.root}/a")
+    assert after == before
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
+async def test_what_was_removed_does_not_come_back(
+    store: FileStore, sync: bool, is_local: bool
+) -> None:
+    store._is_local = is_local
+    await store.create(INFO)
+    await store.remove("a", fence=UNFENCED)
+    with pytest.raises(UploadNotFound):
+        await store.save(INFO, fence=UNFENCED)
+    with pytest.raises(StorageError):
+        await store.finish(FINISHED, sync=sync, fence=UNFENCED)
+    with pytest.raises(UploadGone):
+        await store.load("a")
+    assert os.listdir(f"{store.root}/.tusd-py/new") == []
+
+
+async def test_what_was_to_be_announced_of_a_finish_that_failed_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, store = house(tmp_path, "finish")
+    failing = True
+    finish = store.finish
+
+    async def finish_or_fail(info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        if failing:
+            kinds.append(await waiting(store))
+            raise StorageError("the disk is gone")
+        await finish(info, sync=sync, fence=fence)
+
+    kinds: list[list[str]] = []
+    monkeypatch.setattr(store, "finish", finish_or_fail)
+    assert (await uploads.create(empty(), (), NoBody(), REQUEST)).problem is not None
+    assert kinds == [["post-create", "post-finish"]]
+    assert await waiting(store) == ["post-create"]
+    failing = False
+    [upload_id] = [each async for each in store.ids()]
+    assert (await uploads.inspect(upload_id, REQUEST)).finished
+    assert await waiting(store) == ["post-create", "post-finish"]
+
+
+async def waiting(store: FileStore) -> list[str]:
+    """What the events are of that wait to be told, in order."""
+    [upload_id] = [each async for each in store.ids()]
+    return [
+        str(intents.parse(kept.content).event.type) for kept in await store.outbox.of(upload_id)
+    ]
