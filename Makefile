@@ -36,7 +36,7 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv test lint fmt lock clean
+.PHONY: help serve venv test torture lint fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
@@ -57,6 +57,9 @@ lint: $(DEV) $(if $(FRONTEND_BUILT),$(FRONTEND_NODE)) ## style, types, and wheth
 	$(PY) -m mypy
 	$(PIP) check
 	$(if $(FRONTEND_BUILT),$(NPM) run lint)
+
+torture: $(DEV) ## cut the power under uploads, as root: make torture ARGS="--cuts 100 --filesystem xfs --durability chunk --seed 7"
+	$(PY) -m tests.durability.power_cuts $(ARGS)
 
 fmt: $(DEV) ## format and mend what can be mended by machine
 	$(PY) -m ruff check --fix --exit-zero $(SOURCES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -25,7 +26,7 @@ class DataFile:
     """The file at `path`, which is added to from `start` on.
 
     end: where the next bytes go. writes_behind: whether the disk shall begin with large bodies while they come in.
-    watch: looks out for bytes that the disk loses meanwhile.
+    watch: looks out for bytes that the disk loses meanwhile. on_durable: called in a thread after each sync.
 
     fence: around every write and every cut, so that a holder that lost its lock does neither.
     """
@@ -33,6 +34,7 @@ class DataFile:
     __slots__ = (
         "_descriptor",
         "_fence",
+        "_on_durable",
         "_start",
         "_threads",
         "_watch",
@@ -51,8 +53,10 @@ class DataFile:
         writes_behind: bool,
         fence: Fence,
         watch: LossWatch | None = None,
+        on_durable: Callable[[DataFile], None] | None = None,
     ) -> None:
         self._watch = watch
+        self._on_durable = on_durable
         self.end = start
         self._fence = fence
         self._start = start
@@ -122,6 +126,13 @@ class DataFile:
             raise
         if self._watch is not None and self._watch.written.starts_sound:
             self._watch.written.durable_to = end
+        if self._on_durable is not None:
+            self._on_durable(self)
+
+    @property
+    def ends_in_zero(self) -> bool:
+        """Whether the last byte is a zero. Raises OSError."""
+        return os.pread(self._descriptor, 1, max(0, self.end - 1)) == b"\0"
 
     async def check_losses(self) -> None:
         """Cuts back what the disk may have lost meanwhile, if it is ours, and raises the StorageError of that."""

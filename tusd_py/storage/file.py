@@ -7,6 +7,8 @@
     gone/       tombstones; one that is not empty is a removal that did not come to its end
     awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
     finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
+    sound/      for durable bytes that end in a zero, with durability chunk: their length (`powercuts.py`)
+    session     its time of change tells when the file system was mounted, as far as is known
     write-back-failed   its time of change tells when the disk was last found to have lost bytes (`losses.py`)
     missing/    empty files for unfinished uploads whose bytes are not there, as old as that is known
     outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
@@ -59,6 +61,7 @@ from tusd_py.storage.losses import Losses, LossWatch, Written, WrittenUploads, u
 from tusd_py.storage.markers import ChunkMarkers
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
+from tusd_py.storage.powercuts import Session, sound_length
 from tusd_py.storage.problems import translated as _translated
 from tusd_py.storage.record_file import read_record
 from tusd_py.storage.soundness import check_bytes
@@ -108,6 +111,8 @@ class FileStore:
         self._gone = f"{state}/gone"
         self._markers = ChunkMarkers(self._chunks)
         self._missing = f"{state}/missing"
+        self._sound = ChunkMarkers(f"{state}/sound")
+        self._session = Session(f"{state}/session")
         self._guard: int | None = None
         self._opened_at = 0.0
         # Not the process's id: in containers that share a directory, each server may have the same.
@@ -155,6 +160,7 @@ class FileStore:
                 self.root,
                 self._tmp,
                 self._chunks,
+                self._sound.directory,
                 self._gone,
                 *self._finals.directories,
             ):
@@ -162,6 +168,7 @@ class FileStore:
             self._probe()
             self._is_local = is_local(self.root)
             self._markers.open()
+            self._session.open()
             self._syncs.open()
             if guard != "none":
                 self._take(guard, wait)
@@ -329,7 +336,8 @@ class FileStore:
         offset = data.st_size
         is_cut = False
         if info.finished_at is None:
-            verified = self._markers.read(self._flat(upload_id))
+            flat = self._flat(upload_id)
+            verified = self._markers.read(flat)
             is_cut = verified is not None
             if verified is not None:
                 offset = min(offset, verified)
@@ -341,6 +349,10 @@ class FileStore:
                 info = replace(info, length=offset)
             elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
                 offset, is_cut = 0, True
+            elif offset and self._is_local and self._session.is_older(data):
+                sound = max(sound_length(self.data_path(info)), self._sound.read(flat) or 0)
+                is_cut = is_cut or sound < offset
+                offset = min(offset, sound)
         upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
         check_bytes(upload, data)
         return upload
@@ -397,8 +409,11 @@ class FileStore:
         if upload.is_cut:
             with _translated(f"recovering {upload.id}"), fence():
                 os.truncate(self.data_path(upload.info), upload.offset)
+                flat = self._flat(upload.id)
                 with suppress(FileNotFoundError):
-                    os.unlink(self._markers.path(self._flat(upload.id)))
+                    os.unlink(self._markers.path(flat))
+                if (self._sound.read(flat) or 0) > upload.offset:
+                    os.unlink(self._sound.path(flat))
             upload = replace(upload, is_cut=False)
         return upload
 
@@ -462,7 +477,14 @@ class FileStore:
             writes_behind=self._writes_behind,
             fence=fence,
             watch=LossWatch(self._losses, self._written.begin(upload.id, upload.offset)),
+            on_durable=lambda file: self._mark_sound(upload, file),
         )
+
+    def _mark_sound(self, upload: Upload, file: DataFile) -> None:
+        """Durable bytes that end in a zero look like what a power cut left: from now on they count all the same."""
+        if file.ends_in_zero:
+            self._sound.make(self._flat(upload.id), file.end, self._new_tmp(upload.id))
+            sync_path(self._sound.directory)
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
@@ -742,6 +764,7 @@ class FileStore:
         for path in (
             f"{self.root}/{upload_id}" if info is None else self.data_path(info),
             self._markers.path(self._flat(upload_id)),
+            self._sound.path(self._flat(upload_id)),
         ):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -826,7 +849,7 @@ class FileStore:
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += _unlink(entry.path)
-        for entry in entries_of(self._chunks):
+        for entry in (*entries_of(self._chunks), *entries_of(self._sound.directory)):
             with suppress(OSError):
                 if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                     removed += _unlink(entry.path)

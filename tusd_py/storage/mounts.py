@@ -23,16 +23,28 @@ def is_local(path: str) -> bool:
     return _kind(path) in _LOCAL
 
 
+def mount_of(path: str) -> str:
+    """Which mount of which device a path lies on, as this machine counts them since it was started. Raises OSError."""
+    device = os.stat(path).st_dev
+    return f"{device} {' '.join(_fields_of(path)[:1])}"
+
+
 def _kind(path: str) -> str:
     """The kind of the file system that a path lies on; empty where that cannot be told."""
+    fields = _fields_of(path)
+    return fields[fields.index("-") + 1] if fields else ""
+
+
+def _fields_of(path: str) -> list[str]:
+    """What mountinfo says of the file system that a path lies on; nothing where that cannot be told."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
-        return ""
-    kinds = {
-        fields[2]: fields[fields.index("-") + 1] for fields in (line.split() for line in mounts)
-    }
+        return []
     # btrfs gives each of its parts a device number that no mount has.
-    return kinds.get(wanted, "")
+    for line in reversed(mounts):
+        if (fields := line.split())[2] == wanted:
+            return fields
+    return []

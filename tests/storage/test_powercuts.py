@@ -1,0 +1,117 @@
+"""Unfinished uploads after a power cut: zeros that the file system made of what it had not written do not count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.tus import Tus, id_of
+from tusd_py.storage import powercuts
+from tusd_py.storage.powercuts import Session, sound_length
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def another_boot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    boot_id = tmp_path_factory.mktemp("boot") / "boot_id"
+    boot_id.write_text("another\n")
+    return boot_id
+
+
+def cut_power(tus: Tus) -> None:
+    """What is recorded is of the time before the machine was started anew."""
+    tus.server.kill9()
+    session = tus.server.upload_dir / ".tusd-py" / "session"
+    assert session.read_text().strip()
+    session.write_text("of another boot")
+
+
+@pytest.mark.parametrize(
+    ("data", "sound"),
+    [
+        (b"", 0),
+        (b"x", 1),
+        (b"x" * 1500 + bytes(1500), 1500),
+        (b"x" * 1500 + bytes(BLOCK - 1500), 1500),
+        (b"x" * BLOCK + bytes(10), BLOCK),
+        (b"x" * 1500 + bytes(10) + b"x", 1511),
+        (bytes(BLOCK) + b"x", BLOCK + 1),
+        (bytes(10), 0),
+    ],
+)
+def test_zeros_at_the_end_of_the_last_block_do_not_count(
+    tmp_path: Path, data: bytes, sound: int
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    assert sound_length(str(file)) == sound
+
+
+def test_nothing_counts_behind_a_hole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.write(b"x" * BLOCK)
+        file.seek(1024 * 1024)
+        file.write(b"x")
+        os.fsync(file.fileno())
+    assert sound_length(str(path)) == BLOCK
+
+
+def test_a_session_lasts_until_the_machine_or_the_file_system_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_boot: Path
+) -> None:
+    path = tmp_path / "session"
+    first, second, third = (Session(str(path)) for _ in range(3))
+    first.open()
+    os.utime(path, ns=(first.began_at - 10**9, first.began_at - 10**9))
+    second.open()
+    assert second.began_at == first.began_at - 10**9
+    monkeypatch.setattr(powercuts, "_BOOT_ID", another_boot)
+    third.open()
+    assert third.began_at >= first.began_at
+
+
+@pytest.fixture
+def tus(make_server: MakeServer) -> Tus:
+    return Tus(make_server())
+
+
+def test_what_is_killed_loses_no_zeros(tus: Tus) -> None:
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+
+
+def test_an_upload_goes_on_where_its_bytes_end_after_a_power_cut(tus: Tus) -> None:
+    path, finished = tus.new(5000), tus.finished(b"x" * 10 + bytes(10))
+    assert tus.patch(path, 0, b"x" * 1000).status == 204
+    with tus.server.data_file(id_of(path)).open("ab") as file:
+        file.write(bytes(500))
+    cut_power(tus)
+    # Also if it is not looked at before the next restart.
+    tus.server.restart()
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.offset(path) == 1000
+    assert tus.patch(path, 1000, b"y" * 4000).status == 204
+    assert tus.get(path).body == b"x" * 1000 + b"y" * 4000
+    assert tus.get(finished).body == b"x" * 10 + bytes(10)
+
+
+def test_zeros_that_were_acknowledged_as_durable_count(make_server: MakeServer) -> None:
+    tus = Tus(make_server("--durability", "chunk"))
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    with tus.server.data_file(id_of(path)).open("ab") as file:
+        file.write(bytes(500))
+    cut_power(tus)
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+    assert tus.delete(path).status == 204
+    assert list((tus.server.upload_dir / ".tusd-py" / "sound").iterdir()) == []
