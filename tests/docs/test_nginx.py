@@ -1,4 +1,4 @@
-"""Each configuration of nginx that we give takes `Forwarded` of clients away: nginx passes it on, and we would believe nginx."""
+"""Each configuration of nginx that we give takes `Forwarded` of clients away, which it would pass on as its own."""
 
 from __future__ import annotations
 
