@@ -40,7 +40,7 @@ OPERATORS = {
     "tusd_py.storage.info.": "records, which we have written ourselves",
     "tusd_py.web.metrics.": "our own metrics",
     "tusd_py.web.cors._TOKEN": "settings",
-    "tusd_py.web.cors:None": "the operator's expression, on at most 512 bytes (test_an_origin_is_bounded)",
+    "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
     "tusd_workers.queues._FOREIGN": "names of this machine",
 }
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""

@@ -505,6 +505,34 @@ def test_credentials_are_for_pages_of_origins_that_are_named(pattern: str) -> No
     assert load(argv, {}).settings.cors_allow_credentials
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"https?://([a-z]+\.?)*example\.org",
+        r"(.*)*x",
+        r"https://((a|a)*)\.org",
+        r"https://([a-z0-9-]*\.?)*\.example\.org",
+        r"(([a-z.-])+)+\.example\.org",
+    ],
+)
+def test_an_expression_that_strangers_could_stop_the_server_with_is_refused(pattern: str) -> None:
+    told = problem(f"--cors-allow-origin={pattern}")
+    assert "twice as long with each character" in told
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"https?://([a-z0-9-]+\.)*example\.org(:[0-9]+)?",
+        ".*",
+        r"https://(a|b)\.org",
+        r"(https://.*)?",
+    ],
+)
+def test_ordinary_expressions_are_taken(pattern: str) -> None:
+    assert load([f"--cors-allow-origin={pattern}"], {}).settings.cors_allow_origin == pattern
+
+
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "tusd.toml"
     file.write_bytes(b"\xef\xbb\xbfport = 81\r\n")

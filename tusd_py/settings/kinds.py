@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import sys
+import time
 import zoneinfo
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -278,13 +279,34 @@ OPTIONAL_FILE = Kind("FILE", _optional(_parse_file))
 OPTIONAL_SOCKET = Kind("PATH", _optional(_parse_socket))
 
 
+_MOST_REGEX_SECONDS = 0.1
+"""Of the processor, for a text of some twenty characters: others take microseconds."""
+
+
 def _parse_regex(value: object) -> str:
     pattern = _text(value, "give a regular expression")
     try:
-        re.compile(pattern)
+        compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"give a regular expression; this one is wrong: {error}") from error
+    if _is_exponential(compiled):
+        raise ValueError(
+            "give a regular expression in which repetitions do not contain each other: this one "
+            "takes twice as long with each character, and anybody could stop the server with it"
+        )
     return pattern
+
+
+def _is_exponential(pattern: re.Pattern[str]) -> bool:
+    """Whether matching an origin takes exponential time; tried with growing texts, so that it is found out quickly."""
+    for count in range(8, 27, 2):
+        for unit in ("a", "a.", "a-", "0", ".", "-", "/"):
+            for scheme in ("https://", "http://", ""):
+                began = time.thread_time()
+                pattern.fullmatch(f"{scheme}{unit * count}!")
+                if time.thread_time() - began > _MOST_REGEX_SECONDS:
+                    return True
+    return False
 
 
 REGEX = Kind("REGEX", _parse_regex)

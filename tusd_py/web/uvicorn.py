@@ -447,7 +447,9 @@ class UploadProtocol(HttpToolsProtocol):
             raise _RefusedHead
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name, len(name) + len(value) + 4)
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > self.limits.head_size + self._concat_size:
+            self._check_head_size(name, value)
         if not self._in_head:
             self._exchange.add_trailer(name, value)
             return
@@ -460,17 +462,14 @@ class UploadProtocol(HttpToolsProtocol):
             self.expect_100_continue = True
         self.headers.append((name, value))
 
-    def _count(self, name: bytes, size: int) -> None:
-        """Count a field's bytes, a final's list of parts apart. Raises _RefusedHead for a head that is too long."""
+    def _check_head_size(self, name: bytes, value: bytes) -> None:
+        """Take a final's list of parts out of the count. Raises _RefusedHead for a head that is too long without it."""
         limits = self.limits
-        if limits.concat_size and self._in_head and name.lower() == heads.FIELD:
-            self._concat_size += size
-        else:
-            self._head_size += size
-        if self._head_size + self._concat_size <= limits.head_size:
-            return
+        if limits.concat_size and self._in_head:
+            fields = (*self.headers, (name.lower(), value))
+            self._concat_size = sum(len(n) + len(v) + 4 for n, v in fields if n == heads.FIELD)
         if (
-            self._head_size > limits.head_size
+            self._head_size - self._concat_size > limits.head_size
             or self._concat_size > limits.concat_size
             or not self._acquire_long_head()
         ):
