@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from types import TracebackType
+from typing import NoReturn
 
 from tusd_py.locks.base import LeaseLost
 from tusd_py.locks.ranges import ChangeByte
@@ -35,29 +36,38 @@ class ChangeFence:
         self._inside = 0
 
     def __enter__(self) -> None:
+        # Around every write: as few calls as can be.
         with self._lock:
             if not self._inside:
-                self._begin()
+                try:
+                    self._byte.take()
+                    if not self._is_current():
+                        self._refuse("another server took the upload over")
+                except BlockingIOError:
+                    self._refuse("another server is taking the upload over")
+                except (OSError, ValueError) as problem:
+                    self._refuse(f"the file system's locks: {problem}")
             self._inside += 1
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                # A file that was closed meanwhile has let it go.
-                with suppress(OSError):
-                    self._byte.let_go()
+                self._let_go()
 
-    def _begin(self) -> None:
+    def _let_go(self) -> None:
         try:
-            if not self._byte.take():
-                reason = "another server is taking the upload over"
-            elif self._is_current():
-                return
-            else:
-                self._byte.let_go()
-                reason = "another server took the upload over"
-        except OSError as problem:
-            reason = f"the file system's locks: {problem}"
+            self._byte.let_go()
+        except (OSError, ValueError):
+            # Only of a file that was closed meanwhile, which has let it go.
+            return
+
+    def _refuse(self, reason: str) -> NoReturn:
+        self._let_go()
         self._on_loss(reason)
         raise LeaseLost(reason)

@@ -22,6 +22,8 @@ _ASKED = 1 << 56
 """Where the second bytes begin."""
 _CHANGE = 1 << 57
 """Where the third bytes begin."""
+_fcntl = fcntl.fcntl
+_SET = getattr(fcntl, "F_OFD_SETLK", -1)
 _REFUSED = {errno.EAGAIN, errno.EACCES}
 
 
@@ -32,18 +34,18 @@ class RangeLocks:
         """Opens the file. Raises OSError where there can be no such locks."""
         if not hasattr(fcntl, "F_OFD_SETLK"):
             raise OSError(errno.ENOTSUP, "the system has no locks of open files")
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
         try:
             # Some file systems say only now that they have none.
             self._other(0)
         except OSError:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
             raise
 
     def close(self) -> None:
         """Lets everything go."""
         # Not by a number that another file may have by then.
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
 
     def take(self, upload_id: str, *, alone: bool) -> bool:
@@ -51,11 +53,11 @@ class RangeLocks:
 
         What was had before of it is kept otherwise. Raises OSError.
         """
-        return self.set(_range(fcntl.F_WRLCK if alone else fcntl.F_RDLCK, _place(upload_id)))
+        return self._set(_range(fcntl.F_WRLCK if alone else fcntl.F_RDLCK, _place(upload_id)))
 
     def let_go(self, upload_id: str) -> None:
         """Has the upload's byte no more."""
-        self.set(_range(fcntl.F_UNLCK, _place(upload_id)))
+        self._set(_range(fcntl.F_UNLCK, _place(upload_id)))
 
     def change_byte(self, upload_id: str) -> ChangeByte:
         """The byte that is had during each change."""
@@ -63,18 +65,18 @@ class RangeLocks:
 
     def ask(self, upload_id: str, *, on: bool) -> None:
         """Tells other processes that somebody here waits and asks for the byte, or does no more."""
-        self.set(_range(fcntl.F_RDLCK if on else fcntl.F_UNLCK, _ASKED + _place(upload_id)))
+        self._set(_range(fcntl.F_RDLCK if on else fcntl.F_UNLCK, _ASKED + _place(upload_id)))
 
     def is_asked(self, upload_id: str) -> bool:
         """Whether somebody in another process waits and asks for the byte."""
         return self._other(_ASKED + _place(upload_id))
 
-    def set(self, lock: bytes) -> bool:
+    def _set(self, lock: bytes) -> bool:
         """Does what a struct flock says, at once; whether that came about. Raises OSError."""
-        if self._descriptor < 0:
+        if self.descriptor < 0:
             raise OSError(errno.EBADF, "the locks are closed")
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, lock)
+            fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
         except OSError as problem:
             if problem.errno in _REFUSED:
                 return False
@@ -83,9 +85,9 @@ class RangeLocks:
 
     def _other(self, place: int) -> bool:
         """Whether another open file has that byte."""
-        if self._descriptor < 0:
+        if self.descriptor < 0:
             raise OSError(errno.EBADF, "the locks are closed")
-        answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, place))
+        answer = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, place))
         kind: int = struct.unpack(_FLOCK, answer)[0]
         return kind != fcntl.F_UNLCK
 
@@ -100,13 +102,16 @@ class ChangeByte:
         self._taken = _range(fcntl.F_WRLCK, place)
         self._free = _range(fcntl.F_UNLCK, place)
 
-    def take(self) -> bool:
-        """Has it alone from now on; whether that came about. Raises OSError."""
-        return self._ranges.set(self._taken)
+    def take(self) -> None:
+        """Has it alone from now on. Raises BlockingIOError where another open file has it, OSError.
+
+        Both raise ValueError once the file is closed.
+        """
+        _fcntl(self._ranges.descriptor, _SET, self._taken)
 
     def let_go(self) -> None:
         """Has it no more. Raises OSError."""
-        self._ranges.set(self._free)
+        _fcntl(self._ranges.descriptor, _SET, self._free)
 
 
 def _range(kind: int, place: int) -> bytes:

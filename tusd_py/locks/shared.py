@@ -148,7 +148,7 @@ class SharedLocks:
             name,
             ChangeFence(
                 self._ranges.change_byte(name),
-                lambda: self._epochs.read(upload_id) == epoch,
+                self._epochs.is_current(upload_id, epoch),
                 lease.lose,
             ),
         )
@@ -160,7 +160,9 @@ class SharedLocks:
             return False
         epoch = self._epochs.read(upload_id)
         change = self._ranges.change_byte(place_name(upload_id, epoch))
-        if not change.take():
+        try:
+            change.take()
+        except (BlockingIOError, PermissionError):
             return False
         try:
             if self._epochs.read(upload_id) != epoch or not granted.is_held():
