@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,14 +31,11 @@ from tusd_py.storage.base import (
     VerifiedWriter,
     VerifiesChunks,
     Writer,
-    WritesInline,
 )
 
 logger = logging.getLogger(__name__)
 
 _SPACE_CHECK_INTERVAL = 16 * 1024 * 1024
-_QUICK = 0.005
-"""Seconds. A write through a thread that is quicker tells that the disk no longer throttles its writers."""
 
 
 class BodyEnd(Enum):
@@ -127,7 +123,6 @@ class _Transfer:
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
-    slow: bool = False
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
@@ -316,9 +311,6 @@ class Reception:
             return await transfer.body.pour(
                 lambda view: self._take_in_place(transfer, place, view), place.room
             )
-        if _is(WritesInline, type(writer)):
-            inline = cast(WritesInline, writer)
-            return await transfer.body.pour(lambda view: self._take(transfer, inline, view))
         return False
 
     async def _stream(self, transfer: _Transfer) -> None:
@@ -331,18 +323,6 @@ class Reception:
             if transfer.writer.offset >= transfer.next_check:
                 await self._check_reserve(transfer)
 
-    def _take(
-        self, transfer: _Transfer, writer: WritesInline, view: memoryview
-    ) -> Awaitable[None] | None:
-        """The next bytes straight from the socket, written before it returns, unless the disk has turned slow."""
-        self._check_piece(transfer, len(view))
-        if transfer.slow:
-            return self._take_slowly(transfer, bytes(view))
-        transfer.slow = not writer.write_inline(view)
-        return (
-            self._check_reserve(transfer) if transfer.writer.offset >= transfer.next_check else None
-        )
-
     def _take_in_place(
         self, transfer: _Transfer, writer: ReceivesInPlace, view: memoryview
     ) -> Awaitable[None] | None:
@@ -352,13 +332,6 @@ class Reception:
         if transfer.writer.offset >= transfer.next_check:
             return self._check_reserve(transfer, rest)
         return rest
-
-    async def _take_slowly(self, transfer: _Transfer, data: bytes) -> None:
-        began = time.monotonic()
-        await transfer.writer.write(data)
-        transfer.slow = time.monotonic() - began > _QUICK
-        if transfer.writer.offset >= transfer.next_check:
-            await self._check_reserve(transfer)
 
     @staticmethod
     def _check_piece(transfer: _Transfer, size: int) -> None:

@@ -17,10 +17,10 @@ import pytest
 
 from tusd_py.locks.base import HeldFence, LeaseLost
 from tusd_py.protocol.checksum import Checksum, parse
-from tusd_py.storage import verified
 from tusd_py.storage.base import StorageError, StorageFull
 from tusd_py.storage.blocks import Blocks
 from tusd_py.storage.datafile import DataFile
+from tusd_py.storage.disk import Disk
 from tusd_py.storage.threads import Threads
 from tusd_py.storage.verified import VerifiedFileWriter
 
@@ -55,6 +55,20 @@ class NoThreads(Threads):
 class _NoExecutor(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         raise AssertionError("a thread was asked for")
+
+
+class SteadyDisk(Disk):
+    """One that is quick until it is said to be slow, however long anything takes on a busy machine."""
+
+    def __init__(self) -> None:
+        super().__init__(NoThreads())
+        self.slow = False
+
+    def is_quick(self) -> bool:
+        return not self.slow
+
+    async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
 
 
 @pytest.fixture
@@ -97,6 +111,7 @@ class Added:
         announced: Checksum | None = None,
         kind: type[DataFile] = DataFile,
         marks_slowly: bool = False,
+        disk: Disk | None = None,
     ) -> None:
         number = sum(1 for _ in directory.iterdir())
         self.path = directory / f"data-{number}"
@@ -112,6 +127,7 @@ class Added:
             start,
             threads,
             blocks or Blocks(),
+            disk or SteadyDisk(),
             mark=self._mark,
             marks_slowly=marks_slowly,
             checksum=announced,
@@ -429,12 +445,11 @@ async def test_what_comes_in_slowly_waits_for_what_a_thread_has(tmp_path: Path, 
     assert added.stored() == added.added
 
 
-async def test_a_slow_disk_is_written_to_by_a_thread(
-    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verified, "SLOW_WRITE", -1.0)
-    added = Added(tmp_path, held, announced=sha256(b"onetwothree"))
+async def test_a_slow_disk_is_written_to_by_a_thread(tmp_path: Path, held: Held) -> None:
+    disk = SteadyDisk()
+    added = Added(tmp_path, held, announced=sha256(b"onetwothree"), disk=disk)
     assert added.offer(b"one") is None
+    disk.slow = True
     waits = added.offer(b"two")
     assert waits is not None
     await a_few_turns()

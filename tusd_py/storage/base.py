@@ -215,17 +215,6 @@ class VerifiedWriter(Writer, Protocol):
 
 
 @runtime_checkable
-class WritesInline(Protocol):
-    """A writer that can take bytes in the event loop, because they go into memory that the system writes out later."""
-
-    def write_inline(self, data: memoryview) -> bool:
-        """Adds `data` before it returns. False if that took long: the next bytes had better go by `write`, for a while.
-
-        Raises StorageFull, StorageError, LeaseLost.
-        """
-
-
-@runtime_checkable
 class ReceivesInPlace(Protocol):
     """A writer that has memory of its own for what comes in, so that it need not be copied there. For the event loop."""
 
@@ -442,8 +431,8 @@ class Outbox(Protocol):
     def every(self, box: Box) -> AsyncIterator[KeptEvent]:
         """Every event there, those of one upload in order."""
 
-    async def counts(self) -> OutboxCounts:
-        """How many there are."""
+    async def counts(self, *, exact: bool = False) -> OutboxCounts:
+        """How many there are. Where many thousands wait, an estimate that costs the same however many, unless `exact`."""
 
 
 @runtime_checkable

@@ -18,12 +18,13 @@
 Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
 records are replaced by rename, or their last bytes by one write; a new upload's record is made before its data file and filled
 after it, and a removed one's goes before it, so that data without a record is never left, and an upload is there once its
-record has content; a join becomes visible by one rename. Small operations on the page cache run inline; syncs, joins, removal
-and writes to a disk that has turned slow run in threads.
+record has content; a join becomes visible by one rename. Small operations run inline as long as the disk is quick
+(`disk.py`); syncs, joins and removal run in threads.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -32,6 +33,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import Literal
 
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
@@ -53,6 +55,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.blocks import Blocks
 from tusd_py.storage.datafile import DataFile
+from tusd_py.storage.disk import Disk
 from tusd_py.storage.finals import FinalRecords
 from tusd_py.storage.joining import FileJoiner
 from tusd_py.storage.known import KnownRecords
@@ -80,6 +83,8 @@ _PLENTY = 4 * 1024**3
 """Bytes of free space that do not go in a moment."""
 _MOMENT = 0.25
 """Seconds."""
+_PROBE_SECONDS = 2.0
+"""A disk that takes longer for a few bytes is not ready, for whoever sends clients here."""
 
 Guard = Literal["exclusive", "shared", "none"]
 
@@ -117,9 +122,10 @@ class FileStore:
         self._opened_at = 0.0
         # Not the process's id: in containers that share a directory, each server may have the same.
         self._token = secrets.token_hex(4)
-        self._serial = 0
+        self._serials = count(1)
         self._closing = False
         self._threads = Threads("tusd-store")
+        self._disk = Disk(self._threads)
         self._hashing = hashing_threads()
         self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
         self._finals = FinalRecords(
@@ -136,10 +142,12 @@ class FileStore:
         self._known = KnownRecords()
         self._free = 0.0, 0
         self._is_local = False
+        self._probing: asyncio.Future[None] | None = None
         self.outbox = FileOutbox(
             state,
             write=self._write_tmp,
-            in_thread=self._threads.run,
+            threads=self._threads,
+            disk=self._disk,
             sync=self._syncs.sync,
             dir_perms=dir_perms,
         )
@@ -200,6 +208,7 @@ class FileStore:
         """Lets the directory go. Joins in flight stop at their next step."""
         self._closing = True
         self._joiner.close()
+        self._disk.close()
         self._threads.close()
         self._hashing.executor.shutdown()
         self._syncs.close()
@@ -222,17 +231,20 @@ class FileStore:
         return upload_id.replace("/", "%")
 
     def _new_tmp(self, upload_id: str) -> str:
-        self._serial += 1
-        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{self._token}.{self._serial}"
+        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{self._token}.{next(self._serials)}"
 
     # The core
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
-        with _translated(f"creating {info.id}"), fence():
-            self._create(info)
+        with _translated(f"creating {info.id}"):
+            await self._disk.change(self._create, info, fence)
         return Upload(info, 0, info.created_at, joined=not info.is_final)
 
-    def _create(self, info: UploadInfo) -> None:
+    def _create(self, info: UploadInfo, fence: Fence) -> None:
+        with fence():
+            self._create_anew(info)
+
+    def _create_anew(self, info: UploadInfo) -> None:
         self._forget_tombstone(info.id)
         if "/" not in info.id and not info.location:
             self._create_files(info)
@@ -319,7 +331,7 @@ class FileStore:
             os.close(descriptor)
 
     async def load(self, upload_id: str) -> Upload:
-        return self._load(upload_id)
+        return await self._disk.read(self._load, upload_id)
 
     def _load(self, upload_id: str, *, remember: bool = True) -> Upload:
         if not is_valid_id(upload_id):
@@ -407,15 +419,19 @@ class FileStore:
         if upload.info.foreign and not upload.finished:
             upload = await self.adopt(upload, fence=fence)
         if upload.is_cut:
-            with _translated(f"recovering {upload.id}"), fence():
-                os.truncate(self.data_path(upload.info), upload.offset)
-                flat = self._flat(upload.id)
-                with suppress(FileNotFoundError):
-                    os.unlink(self._markers.path(flat))
-                if (self._sound.read(flat) or 0) > upload.offset:
-                    os.unlink(self._sound.path(flat))
+            with _translated(f"recovering {upload.id}"):
+                await self._disk.change(self._cut_back, upload, fence)
             upload = replace(upload, is_cut=False)
         return upload
+
+    def _cut_back(self, upload: Upload, fence: Fence) -> None:
+        with fence():
+            os.truncate(self.data_path(upload.info), upload.offset)
+            flat = self._flat(upload.id)
+            with suppress(FileNotFoundError):
+                os.unlink(self._markers.path(flat))
+            if (self._sound.read(flat) or 0) > upload.offset:
+                os.unlink(self._sound.path(flat))
 
     async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
         """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
@@ -441,7 +457,8 @@ class FileStore:
 
     async def open_writer(self, upload: Upload, *, fence: Fence) -> FileWriter:
         with _translated(f"opening {upload.id}"):
-            return FileWriter(self._data_file(upload, fence), self._threads)
+            file = await self._disk.read(self._data_file, upload, fence)
+            return FileWriter(file, self._disk)
 
     async def open_verified_writer(
         self,
@@ -456,6 +473,7 @@ class FileStore:
             upload.offset,
             self._hashing,
             self._blocks,
+            self._disk,
             mark=lambda: self._mark(upload, fence),
             marks_slowly=self._markers.is_slow,
             checksum=checksum,
@@ -488,14 +506,14 @@ class FileStore:
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
-            tmp = self._write_record(info)
+            tmp = await self._disk.change(self._write_record, info)
             try:
                 # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
                 await self._syncs.sync(None, tmp)
             except BaseException:
-                os.unlink(tmp)
+                await self._disk.change(os.unlink, tmp)
                 raise
-            self._replace_record(info, tmp, fence)
+            await self._disk.change(self._replace_record, info, tmp, fence)
 
     def _replace_record(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
         """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
@@ -521,19 +539,21 @@ class FileStore:
             record = self._info_path(info.id)
             if sync:
                 await self._sync_data(info, record, *self._directories(info), fence=fence)
-            with fence():
-                marked = self._mark_finished(info, record)
-            if not marked:
+            if not await self._disk.change(self._mark_finished, info, record, fence):
                 await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
                 try:
                     await self._syncs.sync(None, record)
                 except BaseException:
-                    self._mark_unfinished(info, record, fence)
+                    await self._disk.change(self._mark_unfinished, info, record, fence)
                     raise
 
-    def _mark_finished(self, info: UploadInfo, path: str) -> bool:
+    def _mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
         """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
+        with fence():
+            return self._write_ending(info, path)
+
+    def _write_ending(self, info: UploadInfo, path: str) -> bool:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -563,14 +583,14 @@ class FileStore:
                 os.close(descriptor)
 
     async def _finish_by_rename(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
-        tmp = self._write_record(info)
+        tmp = await self._disk.change(self._write_record, info)
         if sync:
             try:
                 await self._sync_data(info, tmp, fence=fence)
             except BaseException:
-                os.unlink(tmp)
+                await self._disk.change(os.unlink, tmp)
                 raise
-        self._replace_record(info, tmp, fence)
+        await self._disk.change(self._replace_record, info, tmp, fence)
         if sync:
             await self._syncs.sync(None, *self._directories(info))
 
@@ -617,13 +637,9 @@ class FileStore:
         try:
             await self._syncs.sync(path, *others, whole=not is_sure)
             if not is_sure:
-                self._check_trust(path, written)
+                await self._disk.read(self._check_trust, path, written)
         except BytesLost:
-            with suppress(OSError, LeaseLost), fence():
-                if info.is_final:
-                    os.unlink(path)
-                else:
-                    os.truncate(path, 0)
+            await self._disk.change(self._discard_lost, info, fence)
             raise
 
     def _check_trust(self, path: str, written: Written | None) -> None:
@@ -634,6 +650,14 @@ class FileStore:
             or (written is not None and written.began_at <= last_loss)
         ):
             raise untrusted()
+
+    def _discard_lost(self, info: UploadInfo, fence: Fence) -> None:
+        path = self.data_path(info)
+        with suppress(OSError, LeaseLost), fence():
+            if info.is_final:
+                os.unlink(path)
+            else:
+                os.truncate(path, 0)
 
     def _directories(self, info: UploadInfo) -> list[str]:
         """Those in which an upload has entries, up to the root."""
@@ -652,18 +676,25 @@ class FileStore:
         now = time.monotonic()
         looked_at, free = self._free
         if free < _PLENTY or now - looked_at > _MOMENT:
-            status = os.statvfs(self.root)
+            status = await self._disk.read(os.statvfs, self.root)
             free = status.f_bavail * status.f_frsize
             self._free = now, free
         return free
 
     async def check(self) -> None:
+        if self._probing is None:
+            self._probing = asyncio.ensure_future(self._disk.change(self._probe))
+        probing = self._probing
+        # One that hangs is waited for by all: each further one would cost a thread.
+        done, _ = await asyncio.wait([probing], timeout=_PROBE_SECONDS)
+        if not done:
+            raise StorageError(f"writing to {self.root}: the disk stands still")
+        self._probing = None
         with _translated(f"writing to {self.root}"):
-            await self._threads.run(self._probe)
+            probing.result()
 
     def _probe(self) -> None:
-        self._serial += 1
-        probe = f"{self._tmp}/probe.{self._token}.{self._serial}"
+        probe = f"{self._tmp}/probe.{self._token}.{next(self._serials)}"
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
             os.write(descriptor, b"probe")
@@ -677,8 +708,9 @@ class FileStore:
     async def open_file(self, upload: Upload) -> int:
         with _translated(f"opening {upload.id}"):
             try:
-                descriptor = os.open(
-                    self.data_path(upload.info), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                path = self.data_path(upload.info)
+                descriptor = await self._disk.read(
+                    os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 )
             except FileNotFoundError:
                 self._without_bytes(upload.info)
@@ -798,11 +830,12 @@ class FileStore:
         pending = [""]
         while pending:
             prefix = pending.pop()
-            if prefix and os.path.isdir(f"{self.root}/{prefix}{STATE_DIRECTORY}"):
+            state = f"{self.root}/{prefix}{STATE_DIRECTORY}"
+            if bool(prefix) and await self._disk.read(os.path.isdir, state):
                 # A directory that is served by itself: its uploads are somebody else's to lock.
                 continue
             try:
-                entries = os.scandir(f"{self.root}/{prefix}")
+                entries = await self._disk.read(os.scandir, f"{self.root}/{prefix}")
             except FileNotFoundError:
                 continue
             except OSError as problem:
@@ -863,16 +896,18 @@ class FileStore:
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
-            path = self._info_path(upload_id)
-            try:
-                content, status = read_record(path)
-            except FileNotFoundError:
-                return False
-            changed_at = status.st_mtime
-            if not records.strip_nuls(content):
-                with fence():
-                    return self._discard_empty(upload_id, path, changed_at)
+            return await self._threads.run(self._discard_fragment, upload_id, fence)
+
+    def _discard_fragment(self, upload_id: str, fence: Fence) -> bool:
+        path = self._info_path(upload_id)
+        try:
+            content, status = read_record(path)
+        except FileNotFoundError:
             return False
+        if not records.strip_nuls(content):
+            with fence():
+                return self._discard_empty(upload_id, path, status.st_mtime)
+        return False
 
     def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
         """A record that was never written. With bytes beside it, it is none of a creation that did not come to its end."""
@@ -888,12 +923,15 @@ class FileStore:
         return bool(removed)
 
     async def missing_since(self, upload_id: str) -> float:
-        mark = f"{self._missing}/{self._flat(upload_id)}"
         with _translated(f"marking {upload_id}"):
-            with suppress(FileExistsError):
-                os.makedirs(self._missing, mode=self._dir_perms, exist_ok=True)
-                os.close(self._open_new(mark))
-            return os.stat(mark).st_mtime
+            return await self._disk.change(self._missing_since, upload_id)
+
+    def _missing_since(self, upload_id: str) -> float:
+        mark = f"{self._missing}/{self._flat(upload_id)}"
+        with suppress(FileExistsError):
+            os.makedirs(self._missing, mode=self._dir_perms, exist_ok=True)
+            os.close(self._open_new(mark))
+        return os.stat(mark).st_mtime
 
     def _tidy_missing(self) -> int:
         """Forgets that bytes were missing which are there again, or whose upload is gone."""
@@ -918,7 +956,7 @@ class FileStore:
             try:
                 await self._threads.run(self._place_join, tmp, final, fence)
             except BaseException:
-                os.unlink(tmp)
+                await self._disk.change(os.unlink, tmp)
                 raise
 
     def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
@@ -936,7 +974,7 @@ class FileStore:
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
         with _translated(f"looking who lists {part_id}"):
-            return self._finals.awaiting(part_id)
+            return await self._disk.read(self._finals.awaiting, part_id)
 
     async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
         with _translated(f"joining {final_id}"):

@@ -21,10 +21,10 @@ from tusd_py.protocol.checksum import Checksum, Hasher
 from tusd_py.storage.blocks import LONG, SIZE, Blocks
 from tusd_py.storage.chain import Chain
 from tusd_py.storage.datafile import DataFile
+from tusd_py.storage.disk import Disk
 from tusd_py.storage.problems import translated
 from tusd_py.storage.syncing import sync_path
 from tusd_py.storage.threads import Threads
-from tusd_py.storage.writer import SLOW_PERIOD, SLOW_WRITE
 
 _WORTHWHILE = 128 * 1024
 """Bytes that are left to a thread; the way into it costs as much as hashing some tens of KiB."""
@@ -68,6 +68,7 @@ class VerifiedFileWriter:
         "_chain",
         "_checksum",
         "_closed",
+        "_disk",
         "_fence",
         "_file",
         "_filled",
@@ -80,7 +81,6 @@ class VerifiedFileWriter:
         "_marks_slowly",
         "_opened",
         "_problem",
-        "_slow_until",
         "_start",
         "_threads",
         "offset",
@@ -93,6 +93,7 @@ class VerifiedFileWriter:
         offset: int,
         threads: Threads,
         blocks: Blocks,
+        disk: Disk,
         *,
         mark: Callable[[], str],
         marks_slowly: bool = False,
@@ -109,6 +110,7 @@ class VerifiedFileWriter:
         self._fence = fence
         self._threads = threads
         self._blocks = blocks
+        self._disk = disk
         self._checksum = checksum
         self._hasher: Hasher | None = None
         # Whether all of it fits into a block, and stays there until it was found right.
@@ -121,7 +123,6 @@ class VerifiedFileWriter:
         self._chain: Chain[_Piece] | None = None
         self._file: DataFile | None = None
         self._marker: str | None = None
-        self._slow_until = 0.0
         self._problem: OSError | LeaseLost | None = None
         self._abandoned = False
         self._closed = False
@@ -186,14 +187,8 @@ class VerifiedFileWriter:
         self._spill()
         chain = self._chain
         can_mark = self._marker is not None or not self._marks_slowly
-        if (
-            can_mark
-            and (chain is None or not chain.left)
-            and (began := time.monotonic()) >= self._slow_until
-        ):
+        if can_mark and (chain is None or not chain.left) and self._disk.is_quick():
             self._process(_Piece(data, None))
-            if time.monotonic() - began > SLOW_WRITE:
-                self._slow_until = began + SLOW_PERIOD
             return None
         chain = self._add(_Piece(memoryview(bytes(data)), None))
         return self._wait_for(chain, 0)
@@ -254,7 +249,7 @@ class VerifiedFileWriter:
     def _spill(self) -> None:
         """From now on what comes is not kept until all of it was found right. Raises OSError, LeaseLost."""
         if not self._is_spilt:
-            if not self._marks_slowly:
+            if not self._marks_slowly and self._disk.is_quick():
                 self._begin()
             self._is_spilt, self._is_whole = True, False
             if self._checksum is not None:
@@ -272,7 +267,11 @@ class VerifiedFileWriter:
         self._store(piece.data)
 
     def _store(self, data: memoryview) -> None:
-        self._begin().write(data)
+        began = time.monotonic()
+        try:
+            self._begin().write(data)
+        finally:
+            self._disk.observe_change(began)
 
     def _release(self, piece: _Piece) -> None:
         if piece.block is not None:
@@ -296,7 +295,7 @@ class VerifiedFileWriter:
         self._blocks.filled(self)
         data = memoryview(b"") if self._block is None else self._block[: self._filled]
         if len(data) < _WORTHWHILE and not self._marks_slowly:
-            return self._write_if_right(checksum, data)
+            return await self._disk.change(self._write_if_right, checksum, data)
         return await self._threads.run(self._write_if_right, checksum, data)
 
     def _write_if_right(self, checksum: Checksum, data: memoryview) -> bool:
@@ -328,8 +327,8 @@ class VerifiedFileWriter:
             await self._chain.stop()
         with translated("cutting back"):
             if self._file is not None:
-                self._file.cut_back()
-            self._remove_marker()
+                await self._disk.change(self._file.cut_back)
+            await self._disk.change(self._remove_marker)
         self.offset = self._start
 
     def abandon(self) -> None:
@@ -353,7 +352,7 @@ class VerifiedFileWriter:
                 await self._file.sync()
             if self._marker is not None and not self._abandoned:
                 directory = os.path.dirname(self._marker)
-                self._remove_marker()
+                await self._disk.change(self._remove_marker)
                 if sync:
                     with translated("syncing"):
                         await self._threads.run(sync_path, directory)

@@ -95,7 +95,7 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
 
 
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
-    counts = asyncio.run(file_store(settings).outbox.counts())
+    counts = asyncio.run(file_store(settings).outbox.counts(exact=True))
     found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
     return EventsStatus(
         waiting=counts.waiting,
