@@ -128,7 +128,7 @@ def test_without_hooks_nothing_is_kept(house: House) -> None:
     tus.delete(finish(tus))
     server.terminate()
     assert not (server.upload_dir / ".tusd-py" / "outbox").exists()
-    assert house.redis.command("KEYS", "rq:*") == []
+    assert house.redis.command("KEYS", "tusd:rq:*delivery*") == []
 
 
 def test_what_was_left_for_workers_is_not_forgotten(house: House) -> None:
@@ -319,7 +319,7 @@ def test_redis_is_away_at_the_finish(house: House) -> None:
 def test_redis_is_emptied_before_the_delivery(house: House) -> None:
     server = house.serve()
     path = finish(Tus(server))
-    queue = "rq:queue:tusd-delivery"
+    queue = "tusd:rq:queue:delivery"
     wait_until(lambda: house.redis.command("LLEN", queue) != 0, "the job", SLOW)
     house.redis.command("FLUSHALL")
     house.work(server)

@@ -16,17 +16,16 @@ from tusd_hooks.queue import Courier
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings import Settings
 from tusd_py.storage.file import FileStore
-from tusd_workers import delivery as delivery_module
 from tusd_workers.connection import connect
 from tusd_workers.current import Instance
-from tusd_workers.deliveries import JOB, Deliveries
+from tusd_workers.deliveries import Deliveries
 from tusd_workers.desk import Desk
 from tusd_workers.turn import Turn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")
 
-QUEUE = "rq:queue:tusd-delivery"
-LATER = "rq:scheduler:scheduled_jobs"
+QUEUE = "tusd:rq:queue:delivery"
+LATER = "tusd:rq:scheduler:scheduled_jobs"
 
 
 @pytest.fixture
@@ -183,7 +182,3 @@ async def test_a_courier_passes_on_what_it_is_told_and_what_it_finds(
     assert await again.look(post.outbox) == 1
     await again.stop()
     assert deliveries.add_missing(["a", "b"]) == 0
-
-
-def test_the_job_is_what_servers_call_it() -> None:
-    assert f"{delivery_module.deliver.__module__}.{delivery_module.deliver.__name__}" == JOB

@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from rq import Queue
-from rq.job import Job
 
 from tests.support.redis import RedisServer
 from tusd_py.settings import Settings
 from tusd_workers.connection import connect
-from tusd_workers.queues import EXPIRY, job_id, queue_name
+from tusd_workers.queues import EXPIRY, QueueKeys, job_id
+from tusd_workers.rq_classes import job_class
 from tusd_workers.scheduler import Scheduler, next_daily, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")
@@ -61,7 +60,7 @@ def scheduler(redis: RedisServer, clock: Clock, prefix: str = "tusd:") -> Schedu
 
 def queued(redis: RedisServer, prefix: str = "tusd:") -> list[str]:
     with connect(redis.url) as connection:
-        return Queue(queue_name(prefix, EXPIRY), connection=connection).job_ids
+        return [each.decode() for each in connection.lrange(QueueKeys(prefix).queue(EXPIRY), 0, -1)]
 
 
 def test_each_time_comes_once_however_many_schedulers_look(redis: RedisServer) -> None:
@@ -70,11 +69,11 @@ def test_each_time_comes_once_however_many_schedulers_look(redis: RedisServer) -
     both = [scheduler(redis, clock), scheduler(redis, clock)]
     for each in both * 3:
         each.poll()
-    due = job_id("tusd:", "sweep-due", round(utc("2026-11-01T02:00:00")))
-    full = job_id("tusd:", "sweep-all", round(utc("2026-11-01T02:00:00")))
+    due = job_id("sweep-due", round(utc("2026-11-01T02:00:00")))
+    full = job_id("sweep-all", round(utc("2026-11-01T02:00:00")))
     assert sorted(queued(redis)) == sorted([due, full])
     with connect(redis.url) as connection:
-        assert Job.fetch(due, connection=connection).failure_ttl == 86_400
+        assert job_class("tusd:").fetch(due, connection=connection).failure_ttl == 86_400
 
 
 def test_the_schedule_comes_back_by_itself(redis: RedisServer) -> None:
@@ -98,6 +97,4 @@ def test_instances_that_share_a_redis_do_not_meet(redis: RedisServer) -> None:
     prefixes = ("tusd:", "a:", "a-", "a")
     for prefix in prefixes:
         scheduler(redis, clock, prefix).poll()
-    names = {queue_name(prefix, EXPIRY) for prefix in prefixes}
-    assert len(names) == len(prefixes)
     assert all(len(set(queued(redis, prefix))) == 2 for prefix in prefixes)

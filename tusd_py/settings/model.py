@@ -469,7 +469,8 @@ class Settings(BaseModel):
     redis_url: Annotated[SecretStr | None, kinds.OPTIONAL_REDIS_URL, STATE] = Field(
         None,
         description="Redis (6.2 or newer) or Valkey to keep in what several servers share: "
-        "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix:///PATH. It is never "
+        "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, unix:///PATH, or "
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB. It is never "
         "shown. Without it the server starts one of its own beside the uploads.",
     )
     redis_timeout: Annotated[Duration, STATE_USE] = Field(

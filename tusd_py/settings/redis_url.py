@@ -1,4 +1,4 @@
-"""The address of a Redis as users write it: redis://, rediss:// or unix://.
+"""The address of a Redis as users write it: redis://, rediss://, unix://, or redis+sentinel:// to ask Sentinels for it.
 
 Read here and not by redis-py, so that a mistake is told when settings are read, in a sentence, and
 without the password. Nothing here connects to anything or imports redis-py.
@@ -9,15 +9,35 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TypedDict
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-EXPECTED = "give redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS) or unix:///PATH?db=DB"
+EXPECTED = (
+    "give redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS), unix:///PATH?db=DB or "
+    "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+)
+_EXPECTED_SENTINELS = (
+    "give redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB, or rediss+sentinel:// for TLS"
+)
 
 _ENCODED = 'a "#" in a password is written %23, a "?" is %3F, a "/" in a password is %2F'
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _OPTIONS = ("db", "username", "password")
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+_SENTINEL_PORT = 26379
 _MAX_DATABASE = 2**31 - 1
+
+
+class TlsOptions(TypedDict, total=False):
+    """What redis-py is told about TLS."""
+
+    ssl: bool
+    ssl_ca_certs: str | None
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    ssl_cert_reqs: str
+    ssl_check_hostname: bool
 
 
 @dataclass(frozen=True)
@@ -38,17 +58,47 @@ class Address:
     key: str | None = None
     verify: bool = True
     """Whether the certificate must be valid and for this host."""
+    sentinels: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports of Sentinels, which are asked for the primary; `host` and `port` mean nothing then."""
+    service: str = ""
+    """What Sentinels call the primary with its replicas."""
+    sentinel_username: str | None = field(default=None, repr=False)
+    sentinel_password: str | None = field(default=None, repr=False)
+
+    def tls_options(self) -> TlsOptions:
+        """redis-py's options for TLS; empty without it."""
+        if not self.tls:
+            return {}
+        return TlsOptions(
+            ssl=True,
+            ssl_ca_certs=self.ca_file,
+            ssl_certfile=self.certificate,
+            ssl_keyfile=self.key,
+            ssl_cert_reqs="required" if self.verify else "none",
+            ssl_check_hostname=self.verify,
+        )
 
     def __str__(self) -> str:
         database = f"?db={self.db}" if self.db else ""
+        if self.sentinels:
+            scheme = "rediss" if self.tls else "redis"
+            hosts = ",".join(f"{_bracketed(host)}:{port}" for host, port in self.sentinels)
+            return f"{scheme}+sentinel://{hosts}/{quote(self.service)}/{self.db}"
         if self.path is not None:
             return f"unix://{quote(self.path)}{database}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+        return (
+            f"{'rediss' if self.tls else 'redis'}://{_bracketed(self.host)}:{self.port}/{self.db}"
+        )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def parse(url: str) -> Address:
     """The address that a URL gives. Raises ValueError: a sentence, without the password."""
+    if re.match(r"rediss?\+sentinel:", url, re.IGNORECASE):
+        return _parse_sentinels(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -58,7 +108,7 @@ def parse(url: str) -> Address:
         raise ValueError(EXPECTED)
     if parts.fragment:
         raise ValueError(_ENCODED)
-    options = _options(parts)
+    options = _options(parts, is_tls=parts.scheme == "rediss")
     username = _decoded(parts.username) or options.get("username")
     password = _decoded(parts.password) or options.get("password")
     if parts.scheme == "unix":
@@ -84,13 +134,59 @@ def parse(url: str) -> Address:
     )
 
 
+def _parse_sentinels(url: str) -> Address:
+    """Raises ValueError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(f"the URL is wrong; {_EXPECTED_SENTINELS}; {_ENCODED}") from None
+    if parts.fragment:
+        raise ValueError(_ENCODED)
+    is_tls = parts.scheme == "rediss+sentinel"
+    options = _options(parts, more=_SENTINEL_OPTIONS, is_tls=is_tls)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    service, _, database = parts.path.lstrip("/").partition("/")
+    if not service:
+        raise ValueError(f"the name of the service is missing; {_EXPECTED_SENTINELS}")
+    return Address(
+        db=_database(options.get("db") or database.strip("/") or "0"),
+        username=_decoded(username) or options.get("username"),
+        password=_decoded(password) or options.get("password"),
+        tls=is_tls,
+        ca_file=options.get("ssl_ca_certs"),
+        certificate=options.get("ssl_certfile"),
+        key=options.get("ssl_keyfile"),
+        verify=_verify(options.get("ssl_cert_reqs", "required")),
+        sentinels=tuple(_sentinel(host) for host in hosts.split(",")),
+        service=unquote(service),
+        sentinel_username=options.get("sentinel_username"),
+        sentinel_password=options.get("sentinel_password"),
+    )
+
+
+def _sentinel(text: str) -> tuple[str, int]:
+    """The host and port of one Sentinel. Raises ValueError."""
+    try:
+        # By itself it is a URL's host like any other.
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"a host or a port is wrong; {_EXPECTED_SENTINELS}; {_ENCODED}") from None
+    if not parts.hostname or parts.path:
+        raise ValueError(f"a host is missing; {_EXPECTED_SENTINELS}")
+    return unquote(parts.hostname), _SENTINEL_PORT if port is None else port
+
+
 def _decoded(text: str | None) -> str | None:
     return unquote(text) if text else None
 
 
-def _options(parts: SplitResult) -> dict[str, str]:
-    known = list(_OPTIONS)
-    if parts.scheme == "rediss":
+def _options(
+    parts: SplitResult, *, more: tuple[str, ...] = (), is_tls: bool = False
+) -> dict[str, str]:
+    known = [*_OPTIONS, *more]
+    if is_tls:
         known += [*_TLS_FILES, "ssl_cert_reqs"]
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

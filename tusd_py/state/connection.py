@@ -30,6 +30,7 @@ from redis.asyncio import (
 )
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
@@ -372,6 +373,8 @@ class State:
         text = str(error) or type(error).__name__
         if isinstance(error, ReadOnlyError) and "READONLY" not in text:
             text = f"READONLY {text}"
+        if isinstance(error, NoPermissionError) and "NOPERM" not in text:
+            text = f"NOPERM {text}"
         for secret in self._secrets:
             text = text.replace(secret, "********")
         return text
@@ -379,6 +382,9 @@ class State:
     def _report_error(self, name: str, reason: str) -> None:
         """An error that says nothing about Redis as a whole, such as a mistake in a script."""
         key, now = (name, reason[:80]), time.monotonic()
+        if reason.startswith("NOPERM") and key in self._reported:
+            # A user whom nobody will let do it within a minute.
+            return
         if now - self._reported.get(key, -_REPEAT_ERROR) >= _REPEAT_ERROR:
             if len(self._reported) > 100:
                 self._reported.clear()
@@ -482,7 +488,10 @@ class State:
             mark = secrets.token_hex(8)
             keys = (self.keys.probe(), self.keys.since())
             await connection.send_command("EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL)
-            found = await connection.read_response()
+            try:
+                found = await connection.read_response()
+            except NoPermissionError as error:
+                raise NoPermissionError(f"EVAL of SET and GET of {keys[0]}: {error}") from None
         except ResponseError:
             await connection.disconnect(nowait=True)
             raise
@@ -526,7 +535,7 @@ async def _response_or_error(connection: AbstractConnection) -> object:
         return error
 
 
-class _Pool(ConnectionPool):
+class _Droppable(ConnectionPool):
     """Connections that can be dropped while others are taken and given back."""
 
     async def take(self) -> AbstractConnection:
@@ -544,6 +553,14 @@ class _Pool(ConnectionPool):
                 await connection.disconnect(nowait=True)
 
 
+class _Pool(_Droppable):
+    """To one server."""
+
+
+class _SentinelPool(_Droppable, SentinelConnectionPool):
+    """To the primary that Sentinels name, asked with every new connection."""
+
+
 class _Common(TypedDict):
     """Options of redis-py for connections of every kind."""
 
@@ -559,7 +576,7 @@ class _Common(TypedDict):
     retry: Retry
 
 
-def _pool(address: redis_url.Address, timeout: float) -> _Pool:
+def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
     """Connections as we want them; redis-py's own defaults wait and repeat far longer."""
     common = _Common(
         db=address.db,
@@ -579,6 +596,8 @@ def _pool(address: redis_url.Address, timeout: float) -> _Pool:
         # by a new connection. Commands do not go this way and are never repeated.
         retry=Retry(NoBackoff(), 1),
     )
+    if address.sentinels:
+        return _sentinel_pool(address, timeout, common)
     if address.path is not None:
         return _Pool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
     host, port = address.host, address.port
@@ -597,6 +616,26 @@ def _pool(address: redis_url.Address, timeout: float) -> _Pool:
         ssl_cert_reqs="required" if address.verify else "none",
         ssl_check_hostname=address.verify,
         **common,
+    )
+
+
+def _sentinel_pool(address: redis_url.Address, timeout: float, common: _Common) -> _SentinelPool:
+    # All of them have to fit into the deadline of a command: those that are asked first may be gone.
+    each = timeout / (len(address.sentinels) + 1)
+    tls = address.tls_options()
+    sentinel = Sentinel(
+        address.sentinels,
+        sentinel_kwargs={
+            "username": address.sentinel_username,
+            "password": address.sentinel_password,
+            "socket_connect_timeout": each,
+            "socket_timeout": each,
+            "retry": Retry(NoBackoff(), 0),
+            **tls,
+        },
+    )
+    return _SentinelPool(  # type: ignore[no-untyped-call]  # its base has no types
+        address.service, sentinel, socket_keepalive=True, **tls, **common
     )
 
 
@@ -628,7 +667,7 @@ def _too_old(info: object) -> str | None:
 
 
 def _secrets(address: redis_url.Address) -> tuple[str, ...]:
-    return (address.password,) if address.password else ()
+    return tuple(filter(None, (address.password, address.sentinel_password)))
 
 
 def _read(path: Path) -> str | None:

@@ -12,24 +12,22 @@ import math
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
+from typing import cast
 
 from redis import Redis
 from rq import Queue
 
-from tusd_workers import later
-from tusd_workers.queues import DELIVERY, job_prefix, queue_name
+from tusd_workers import job_table
+from tusd_workers.later import PutOff
+from tusd_workers.queues import DELIVERY, QueueKeys
+from tusd_workers.rq_classes import queue_class, set_aside_unless
 
-JOB = "tusd_workers.delivery.deliver"
-"""By name, as servers put into the queue what only workers can do."""
-
-_TIMEOUT = 6 * 3600
-"""Seconds. What a hook may take has limits of its own."""
-_FAILURE_TTL = 3600
-"""Seconds for which rq remembers a job that failed. The outbox knows better."""
 _AT_ONCE = 500
 """Jobs in one command."""
 _LATE = 30.0
 """Seconds after which a job that was to be put into the queue is no longer believed to be by a scheduler."""
+_PREFIX = "deliver-"
+"""What the ids of these jobs begin with."""
 
 
 class Deliveries:
@@ -37,21 +35,22 @@ class Deliveries:
 
     def __init__(self, connection: Redis, *, prefix: str) -> None:
         self._connection = connection
-        self._name = queue_name(prefix, DELIVERY)
-        self._prefix = job_prefix(prefix, "deliver")
-        self._queue = Queue(self._name, connection=connection)
+        self._keys = QueueKeys(prefix)
+        self._queue = queue_class(prefix)(DELIVERY, connection=connection)
+        self._put_off = PutOff(connection, prefix)
 
     def add(self, upload_ids: Collection[str]) -> None:
         """Has a worker look at these uploads, as soon as one is free."""
+        kind = job_table.KINDS[job_table.DELIVER]
         for some in _batches(upload_ids):
             self._queue.enqueue_many(
                 [
                     Queue.prepare_data(
-                        JOB,
+                        kind.name,
                         (upload_id,),
-                        timeout=_TIMEOUT,
+                        timeout=kind.timeout,
                         result_ttl=0,
-                        failure_ttl=_FAILURE_TTL,
+                        failure_ttl=kind.failure_ttl,
                         description="delivery",
                         job_id=self._job_id(upload_id),
                     )
@@ -61,15 +60,13 @@ class Deliveries:
 
     def add_at(self, upload_id: str, when: float) -> None:
         """Has a worker look at an upload at that time, in seconds since the epoch."""
-        later.enqueue_at(
-            self._connection,
+        self._put_off.add(
             math.ceil(when),
-            JOB,
-            upload_id,
+            job_table.DELIVER,
+            (upload_id,),
             # The same for the same time, so that several that see to the same do not become ever more.
-            job_id=f"{self._prefix}{_digest(upload_id)}-{math.ceil(when)}",
-            queue=self._name,
-            timeout=_TIMEOUT,
+            job_id=f"{_PREFIX}{_digest(upload_id)}-{math.ceil(when)}",
+            queue=DELIVERY,
         )
 
     def add_missing(self, upload_ids: Collection[str]) -> int:
@@ -82,14 +79,16 @@ class Deliveries:
     def _known(self) -> set[str]:
         """Digests of the uploads for which there are jobs."""
         late = time.time() - _LATE
-        ids = [*self._queue.get_job_ids()]
-        ids += [job for job, when in later.scheduled(self._connection).items() if when > late]
-        length = len(self._prefix)
-        return {job[length:].partition("-")[0] for job in ids if job.startswith(self._prefix)}
+        set_aside_unless(self._connection, self._keys, self._queue.key, "list")
+        queued = cast("list[bytes]", self._connection.lrange(self._queue.key, 0, -1))
+        ids = [each.decode("ascii", "replace") for each in queued]
+        ids += [job for job, when in self._put_off.times().items() if when > late]
+        length = len(_PREFIX)
+        return {job[length:].partition("-")[0] for job in ids if job.startswith(_PREFIX)}
 
     def _job_id(self, upload_id: str) -> str:
         """Another one each time: rq forgets a job by its id when it is done, and must not forget the one that came after."""
-        return f"{self._prefix}{_digest(upload_id)}-{secrets.token_hex(6)}"
+        return f"{_PREFIX}{_digest(upload_id)}-{secrets.token_hex(6)}"
 
 
 def _digest(upload_id: str) -> str:

@@ -1,10 +1,10 @@
-"""When jobs run: the one place, beside `later.py`, that knows of rq-scheduler.
+"""When jobs run.
 
 A job is scheduled once for each of its times, under an id that is made of that time, so any number of schedulers arrive at the
 same jobs. It is looked at every few seconds whether the next ones are there: whatever takes them away (a Redis that was
 emptied or restarted, a scheduler killed in the middle of a step), they are back at once. rq-scheduler's own repetitions are not
 used: a job that is repeated under one id vanishes with its result, and its cron knows no time zone. Nor is its loop, which
-does not outlive an outage of Redis.
+does not outlive an outage of Redis. What others keep in the same Redis is neither read nor touched.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from zoneinfo import ZoneInfo
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.job import Job
-from rq_scheduler import Scheduler as RQScheduler
 
 from tusd_py import logs
 from tusd_py.settings.model import Settings
 from tusd_py.state import Keys
 from tusd_py.state.jobs import JobsReport
-from tusd_workers import ending, expiry, jobs
-from tusd_workers.connection import connect, redis_url
-from tusd_workers.queues import EXPIRY, job_id, queue_name
+from tusd_workers import ending, job_table, jobs
+from tusd_workers.connection import Refusals, connect, redis_url
+from tusd_workers.later import PutOff
+from tusd_workers.legacy_jobs import LegacyJobs
+from tusd_workers.queues import EXPIRY, QueueKeys, job_id
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,6 @@ _POLL = 2
 """Seconds between looks at what has to be put into a queue."""
 _ALIVE = 30
 """Seconds after which a scheduler that said nothing is taken for dead."""
-_JOB_TIMEOUT = 6 * 3600
-"""Seconds that a sweep may take: those of a million uploads take minutes."""
-_RESULT_TTL = 3600
-"""Seconds for which rq remembers that a job was done."""
-_FAILURE_TTL = 86_400
-"""Seconds for which rq remembers that a job failed. A sweep does so only if its worker was killed, and the next one does its
-work; rq's own year would be an alarm for as long."""
 _SHORTEST_TTL = 60.0
 
 
@@ -58,12 +51,13 @@ _SHORTEST_TTL = 60.0
 class Schedule:
     """Something that is done again and again. next: the first time after a time, both in seconds since the epoch.
 
-    lasts: seconds after which a job that nobody has begun is left out, as the next one does its work.
+    job: its name in `job_table`. lasts: seconds after which a job that nobody has begun is left out, as the next one does its
+    work.
     """
 
     name: str
     queue: str
-    job: Callable[[], None]
+    job: str
     next: Callable[[float], float]
     lasts: float
 
@@ -72,18 +66,18 @@ def schedules(settings: Settings) -> list[Schedule]:
     """What there is to be done at which times."""
     interval = max(1.0, settings.sweep_interval)
 
-    def every_interval(name: str, job: Callable[[], None]) -> Schedule:
+    def every_interval(job: str) -> Schedule:
         lasts = max(_SHORTEST_TTL, 2 * interval)
-        return Schedule(name, EXPIRY, job, lambda now: (now // interval + 1) * interval, lasts)
+        return Schedule(job, EXPIRY, job, lambda now: (now // interval + 1) * interval, lasts)
 
-    theirs = [every_interval("sweep-tuspyservers", expiry.sweep_tuspyservers)]
+    theirs = [every_interval(job_table.SWEEP_TUSPYSERVERS)]
     return [
-        every_interval("sweep-due", expiry.sweep_due),
+        every_interval(job_table.SWEEP_DUE),
         *(theirs if settings.tuspyserver_dirs else []),
         Schedule(
-            "sweep-all",
+            job_table.SWEEP_ALL,
             EXPIRY,
-            expiry.sweep_all,
+            job_table.SWEEP_ALL,
             lambda now: next_daily(now, settings.time_zone),
             86_400.0,
         ),
@@ -107,17 +101,6 @@ def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
         day += timedelta(days=1)
 
 
-class _RQScheduler(RQScheduler):  # type: ignore[misc]  # it has no types
-    """rq-scheduler's, whose jobs do not count as failed for a year."""
-
-    def _create_job(self, *args: object, commit: bool = True, **kwargs: object) -> Job:
-        job: Job = super()._create_job(*args, commit=False, **kwargs)
-        job.failure_ttl = _FAILURE_TTL
-        if commit:
-            job.save()
-        return job
-
-
 class Scheduler:
     """Puts jobs into queues at their times. clock: seconds since the epoch, for what comes next."""
 
@@ -129,7 +112,8 @@ class Scheduler:
         prefix: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._rq = _RQScheduler(connection=connection, interval=_POLL)
+        self._put_off = PutOff(connection, prefix)
+        self._keys = QueueKeys(prefix)
         self._connection = connection
         self._schedules = schedules
         self._prefix = prefix
@@ -140,12 +124,7 @@ class Scheduler:
         self._connection.set(Keys(self._prefix).scheduler(), self._clock(), ex=_ALIVE)
         for schedule in self._schedules:
             self._ensure(schedule)
-        # Another scheduler that is at it does the same.
-        if self._rq.acquire_lock():
-            try:
-                self._rq.enqueue_jobs()
-            finally:
-                self._rq.remove_lock()
+        self._put_off.enqueue_due(time.time())
 
     def report(self) -> None:
         """Tells servers what there is to know about jobs. Raises RedisError."""
@@ -161,30 +140,52 @@ class Scheduler:
 
     def _ensure(self, schedule: Schedule) -> None:
         when = schedule.next(self._clock())
-        identity = job_id(self._prefix, schedule.name, round(when))
+        identity = job_id(schedule.name, round(when))
         # One that is on its way already is known as a job, though no longer as one to come.
-        if identity in self._rq or Job.exists(identity, connection=self._connection):
+        if self._put_off.time_of(identity) is not None:
             return
-        self._rq.enqueue_at(
-            # rq-scheduler wants times in UTC without saying so.
-            datetime.fromtimestamp(when, UTC).replace(tzinfo=None),
+        if self._connection.exists(self._keys.job(identity)):
+            return
+        self._put_off.add(
+            when,
             schedule.job,
             job_id=identity,
-            queue_name=queue_name(self._prefix, schedule.queue),
-            timeout=_JOB_TIMEOUT,
-            job_result_ttl=_RESULT_TTL,
-            job_ttl=round(schedule.lasts),
+            queue=schedule.queue,
+            ttl=round(schedule.lasts),
         )
 
     def upcoming(self) -> dict[str, float]:
         """When each schedule's next job is due, as Redis has it. Raises RedisError."""
         found: dict[str, float] = {}
         for schedule in self._schedules:
-            identity = job_id(self._prefix, schedule.name, round(schedule.next(self._clock())))
-            score = self._connection.zscore(self._rq.scheduled_jobs_key, identity)
-            if score is not None:
-                found[schedule.name] = score
+            identity = job_id(schedule.name, round(schedule.next(self._clock())))
+            when = self._put_off.time_of(identity)
+            if when is not None:
+                found[schedule.name] = when
         return found
+
+
+class _Troubles:
+    """Logs once that something is wrong with Redis, and once that it works again."""
+
+    def __init__(self) -> None:
+        self._refusals = Refusals()
+        self._is_away = False
+
+    def begin(self, problem: RedisError) -> None:
+        """A command failed."""
+        if self._refusals.report(problem):
+            return
+        if not self._is_away:
+            logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
+        self._is_away = True
+
+    def end(self) -> None:
+        """All commands worked."""
+        self._refusals.clear()
+        if self._is_away:
+            logs.event(logger, logging.WARNING, "redis back")
+        self._is_away = False
 
 
 def run(settings: Settings) -> int:
@@ -198,24 +199,30 @@ def run(settings: Settings) -> int:
         signal.signal(number, end)
     ending.follow_parent()
     with redis_url(settings) as url:
-        scheduler = Scheduler(connect(url), schedules(settings), prefix=settings.redis_prefix)
+        connection = connect(url)
+        scheduler = Scheduler(connection, schedules(settings), prefix=settings.redis_prefix)
+        legacy = LegacyJobs(connection, settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
-        away = False
-        report_at = 0.0
-        while not told.is_set():
-            try:
-                scheduler.poll()
-                if time.monotonic() >= report_at:
-                    scheduler.report()
-                    report_at = time.monotonic() + _REPORT
-            except RedisError as problem:
-                if not away:
-                    logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
-                away = True
-            else:
-                if away:
-                    logs.event(logger, logging.WARNING, "redis back")
-                away = False
-            told.wait(_POLL)
+        _schedule(scheduler, legacy, told)
     logs.event(logger, logging.INFO, "scheduler stopped")
     return 0
+
+
+def _schedule(scheduler: Scheduler, legacy: LegacyJobs, told: threading.Event) -> None:
+    troubles = _Troubles()
+    report_at = 0.0
+    while not told.is_set():
+        try:
+            scheduler.poll()
+            if time.monotonic() >= report_at:
+                legacy.remove_put_off()
+                scheduler.report()
+                report_at = time.monotonic() + _REPORT
+        except RedisError as problem:
+            troubles.begin(problem)
+        except Exception as problem:  # noqa: BLE001 -- the edge of a job; without it nothing would be scheduled ever again
+            logs.event(logger, logging.ERROR, "scheduling failed", exc_info=problem)
+            told.wait(_REPORT)
+        else:
+            troubles.end()
+        told.wait(_POLL)

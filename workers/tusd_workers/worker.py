@@ -1,7 +1,9 @@
 """A worker: takes jobs from the queues and does them, one at a time in a process, until it is told to end.
 
 It is rq's, in the process itself (a fork would cost more than most jobs), and goes on through outages of Redis: what rq gives
-up is begun anew here. SIGTERM lets it finish the job in hand; a second one does not.
+up is begun anew here. SIGTERM lets it finish the job in hand; a second one does not. Of rq's own features only the loop, the
+queues and the list of workers are used: what would let others direct a worker through Redis (commands, suspension, callbacks,
+dependencies, results) is left out.
 """
 
 from __future__ import annotations
@@ -9,22 +11,34 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from types import FrameType
+from typing import cast
 
+from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
-from rq import SimpleWorker
+from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
+from rq.utils import now
+from rq.worker import WorkerStatus
 
 from tusd_py import logs
 from tusd_py.events import HookError
 from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError
 from tusd_py.web.supervisor import Supervisor
 from tusd_workers import current, desk, ending
-from tusd_workers.connection import connect, redis_url
-from tusd_workers.queues import DELIVERY, QUEUES, queue_name
+from tusd_workers.connection import Refusals, connect, redis_url
+from tusd_workers.legacy_jobs import LegacyJobs
+from tusd_workers.queues import DELIVERY, QUEUES, QueueKeys
+from tusd_workers.rq_classes import TableJob, job_class, queue_class, set_aside_unless
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +57,12 @@ class _Outage(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._away = False
+        self._refusals = Refusals()
 
     def begin(self, problem: RedisError) -> None:
-        """It does not answer."""
+        """It does not answer, or refuses."""
+        if self._refusals.report(problem):
+            return
         if not self._away:
             logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
         self._away = True
@@ -58,13 +75,16 @@ class _Outage(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for what is about Redis."""
-        told = [record.exc_info[1]] if record.exc_info else []
-        told += [each for each in record.args or () if isinstance(each, RedisError)]
-        for problem in told:
-            if isinstance(problem, RedisError):
-                self.begin(problem)
-                return False
-        return True
+        told: list[object] = [record.exc_info[1]] if record.exc_info else []
+        told += record.args or ()
+        return not any(self.is_told_of(problem) for problem in told)
+
+    def is_told_of(self, problem: object) -> bool:
+        """Whether this is about Redis; then it has been said."""
+        if isinstance(problem, RedisError):
+            self.begin(problem)
+            return True
+        return False
 
 
 _outage = _Outage()
@@ -75,8 +95,13 @@ class _Worker(SimpleWorker):
 
     max_connection_wait_time = 2.0
     log_result_lifespan = False
+    keys: QueueKeys
     told: threading.Event
     """Set by a signal that came before rq listened to any."""
+    on_idle: Callable[[], None]
+    """Called before each wait for a job."""
+
+    # Its life
 
     @property
     def was_told_to_end(self) -> bool:
@@ -95,7 +120,25 @@ class _Worker(SimpleWorker):
             _outage.end()
         if pipeline is None and not self.connection.hexists(self.key, "birth"):
             self.connection.delete(self.key)
-            self.register_birth()  # type: ignore[no-untyped-call]
+            self.register_birth()
+
+    def register_birth(self) -> None:
+        """Put itself on the list of workers."""
+        self.birth_date = self.last_heartbeat = now()
+        set_aside_unless(self.connection, self.keys, self.keys.workers(), "set")
+        with self.connection.pipeline() as pipeline:
+            pipeline.delete(self.key)
+            pipeline.hset(self.key, mapping=self.serialize())
+            pipeline.expire(self.key, self.worker_ttl + 60)
+            pipeline.sadd(self.keys.workers(), self.key)
+            pipeline.execute()
+
+    def register_death(self) -> None:
+        """Take itself off the list of workers."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.srem(self.keys.workers(), self.key)
+            pipeline.delete(self.key)
+            pipeline.execute()
 
     def set_shutdown_requested_date(self) -> None:
         """For others to see only: not worth failing the job in hand."""
@@ -106,6 +149,102 @@ class _Worker(SimpleWorker):
         """Takes itself off the list of workers; while Redis is away it is forgotten there by itself."""
         with suppress(RedisError):
             super().teardown()  # type: ignore[no-untyped-call]
+
+    @property
+    def executions_key(self) -> str:
+        """Of no use here; rq prolongs it with each heartbeat."""
+        return f"{self.key}:executions"
+
+    # What others cannot do to it
+
+    def subscribe(self) -> None:
+        """Listen to no channel: whoever can publish in Redis could end this worker, or its job."""
+
+    def unsubscribe(self) -> None:
+        """There is nothing to end."""
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Never: rq's mark of a suspension is one for all that use the Redis."""
+
+    def _set_ip_address(self, _connection: Redis) -> None:
+        self.ip_address = "unknown"
+
+    def get_redis_server_version(self) -> tuple[int, int, int]:
+        """The oldest one that is used; nothing here needs to know."""
+        return (6, 2, 0)
+
+    # Jobs
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Waits for a job."""
+        self.on_idle()
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+
+    def run_maintenance_tasks(self) -> None:
+        """Forget jobs that failed or were begun long ago."""
+        for queue in self.queue_names():
+            for key in (self.keys.failed(queue), self.keys.running(queue)):
+                set_aside_unless(self.connection, self.keys, key, "zset")
+                self.connection.zremrangebyscore(key, "-inf", time.time())
+        self.last_cleaned_at = now()  # type: ignore[assignment]  # rq's own does so too
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Carry out a job. Raises RedisError if Redis cannot be told of its begin or end."""
+        job = cast(TableJob, job)
+        self._begin(job, queue.name)
+        try:
+            with self.death_penalty_class(job.kind.timeout, JobTimeoutException, job_id=job.id):
+                job.perform()
+        except Exception as problem:  # noqa: BLE001 -- the edge of a job
+            if not _outage.is_told_of(problem):
+                reason = f"{type(problem).__name__}: {problem}"
+                logs.event(
+                    logger, logging.ERROR, "job failed", job=job.id, reason=reason, exc_info=problem
+                )
+            self._end(job, queue.name, failed=True)
+        else:
+            self._end(job, queue.name, failed=False)
+
+    def _begin(self, job: TableJob, queue: str) -> None:
+        lasts = job.kind.timeout + 60
+        with self.connection.pipeline() as pipeline:
+            self.set_state(WorkerStatus.BUSY, pipeline=pipeline)
+            pipeline.hset(self.key, "current_job", job.id)
+            self.heartbeat(lasts, pipeline=pipeline)
+            pipeline.zadd(self.keys.running(queue), {job.id: time.time() + lasts})
+            # Until it is done: there is no second one of the same id.
+            pipeline.expire(job.key, lasts)
+            pipeline.execute()
+
+    def _end(self, job: TableJob, queue: str, *, failed: bool) -> None:
+        lasts = job.kind.failure_ttl if failed else job.kind.result_ttl
+        with self.connection.pipeline() as pipeline:
+            pipeline.zrem(self.keys.running(queue), job.id)
+            if failed:
+                pipeline.zadd(self.keys.failed(queue), {job.id: time.time() + lasts})
+            pipeline.expire(job.key, lasts)
+            pipeline.hdel(self.key, "current_job")
+            self.set_state(WorkerStatus.IDLE, pipeline=pipeline)
+            pipeline.execute()
+
+
+@lru_cache
+def _worker_class(prefix: str) -> type[_Worker]:
+    """rq's class of the workers of an instance; prefix: of its keys."""
+    keys = QueueKeys(prefix)
+    return type(
+        "PrefixedWorker",
+        (_Worker,),
+        {
+            "keys": keys,
+            "redis_worker_namespace_prefix": keys.worker(""),
+            "redis_workers_keys": keys.workers(),
+            "queue_class": queue_class(prefix),
+            "job_class": job_class(prefix),
+        },
+    )
 
 
 def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int = 1) -> int:
@@ -146,7 +285,6 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
     def end(_number: int, _frame: FrameType | None) -> None:
         told.set()
 
-    names = [queue_name(settings.redis_prefix, queue) for queue in queues]
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
     logging.getLogger("rq.worker").addFilter(_outage)
     while not told.is_set():
@@ -154,7 +292,7 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         try:
-            worker = _Worker(names, connection=connect(url), worker_ttl=_ALIVE)
+            worker = _made(settings, url, queues)
             worker.told = told
             try:
                 worker.work(logging_level="WARNING")
@@ -167,3 +305,25 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
         told.wait(_PAUSE)
     logs.event(logger, logging.INFO, "worker stopped")
     return 0
+
+
+def _made(settings: Settings, url: str, queues: Sequence[str]) -> _Worker:
+    connection = connect(url)
+    legacy = LegacyJobs(connection, settings.redis_prefix)
+    worker = _worker_class(settings.redis_prefix)(
+        list(queues), connection=connection, worker_ttl=_ALIVE, serializer=JSONSerializer
+    )
+
+    def look_anew() -> None:
+        if DELIVERY in queues:
+            desk.here().look()
+
+    def replace_older() -> None:
+        try:
+            legacy.replace_queued(look_anew)
+        except StorageError as problem:
+            # They stay where they are until the outbox can be read.
+            logs.event(logger, logging.WARNING, "older jobs not replaced", reason=str(problem))
+
+    worker.on_idle = replace_older
+    return worker
