@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from tusd_py.background import keep_running
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Outbox
-from tusd_workers.connection import connect
+from tusd_workers.connection import Refusals, connect
 from tusd_workers.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Courier:
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._connection = connect(url)
+        self._refusals = Refusals()
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
         self._noted: dict[str, None] = {}
         self._news = asyncio.Event()
@@ -73,7 +74,8 @@ class Courier:
         try:
             return await self._in_thread(lambda: self._deliveries.add_missing(waiting))
         except RedisError as problem:
-            logger.debug("the outbox was not passed on: %s", problem)
+            if not self._refusals.report(problem):
+                logger.debug("the outbox was not passed on: %s", problem)
             return 0
 
     async def _run(self) -> None:
@@ -94,9 +96,11 @@ class Courier:
         try:
             await self._in_thread(lambda: self._deliveries.add(noted))
         except RedisError as problem:
-            logger.debug("%d uploads wait to be delivered: %s", len(noted), problem)
+            if not self._refusals.report(problem):
+                logger.debug("%d uploads wait to be delivered: %s", len(noted), problem)
             self._noted = noted | self._noted
             return False
+        self._refusals.clear()
         return True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

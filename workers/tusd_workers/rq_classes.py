@@ -162,7 +162,7 @@ class InstanceQueue(Queue):
                 if not _is_wrong_type(problem):
                     raise
                 for key in by_key:
-                    _set_aside_unless(connection, cls.keys, key.decode(), b"list")
+                    set_aside_unless(connection, cls.keys, key.decode(), "list")
                 continue
             if found is None:
                 raise DequeueTimeout(timeout, [queue.key for queue in by_key.values()])
@@ -265,15 +265,11 @@ def refuse(connection: Redis, keys: QueueKeys, job_id: str, reason: str) -> None
 
 
 def set_aside_unless(connection: Redis, keys: QueueKeys, key: str, kind: str) -> None:
-    """Put out of the way what lies under a key of ours and is of another type. Raises RedisError."""
-    _set_aside_unless(connection, keys, key, kind.encode())
-
-
-def _set_aside_unless(connection: Redis, keys: QueueKeys, key: str, kind: bytes) -> None:
-    found = cast(bytes, connection.type(key))
-    if found not in (kind, b"none"):
+    """Put out of the way what lies under a key of ours and is of another type than `kind`. Raises RedisError."""
+    found = cast(bytes, connection.type(key)).decode()
+    if found not in (kind, "none"):
         _set_aside(connection, keys, key)
-        _record_refusal(connection, keys, key, f"it is a {found.decode()}, not a {kind.decode()}")
+        _record_refusal(connection, keys, key, f"it is a {found}, not a {kind}")
 
 
 def _set_aside(connection: Redis, keys: QueueKeys, key: str) -> None:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _ALIVE = 30
 """Seconds in which a worker says that it lives, and another minute after which it is taken for dead."""
+_IDLE_INTERVAL = 10.0
+"""Seconds between looks for jobs of an older version."""
 _PAUSE = 1.0
 """Seconds between attempts while Redis is away."""
 _PATIENCE = 86_400.0
@@ -99,7 +101,8 @@ class _Worker(SimpleWorker):
     told: threading.Event
     """Set by a signal that came before rq listened to any."""
     on_idle: Callable[[], None]
-    """Called before each wait for a job."""
+    """Called from time to time, between jobs."""
+    _idle_at = 0.0
 
     # Its life
 
@@ -121,6 +124,9 @@ class _Worker(SimpleWorker):
         if pipeline is None and not self.connection.hexists(self.key, "birth"):
             self.connection.delete(self.key)
             self.register_birth()
+        if pipeline is None and time.monotonic() >= self._idle_at:
+            self._idle_at = time.monotonic() + _IDLE_INTERVAL
+            self.on_idle()
 
     def register_birth(self) -> None:
         """Put itself on the list of workers."""
@@ -174,13 +180,6 @@ class _Worker(SimpleWorker):
         return (6, 2, 0)
 
     # Jobs
-
-    def dequeue_job_and_maintain_ttl(
-        self, timeout: int | None, max_idle_time: int | None = None
-    ) -> tuple[Job, Queue] | None:
-        """Waits for a job."""
-        self.on_idle()
-        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
     def run_maintenance_tasks(self) -> None:
         """Forget jobs that failed or were begun long ago."""
