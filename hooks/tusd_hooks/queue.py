@@ -37,7 +37,7 @@ class Courier:
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._connection = connect(url)
-        self._refusals = Refusals()
+        self._refusals = Refusals(url)
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
         self._noted: dict[str, None] = {}
         self._news = asyncio.Event()
@@ -100,7 +100,6 @@ class Courier:
                 logger.debug("%d uploads wait to be delivered: %s", len(noted), problem)
             self._noted = noted | self._noted
             return False
-        self._refusals.clear()
         return True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

@@ -9,10 +9,11 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -29,6 +30,8 @@ from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError
 
 STARTERS = 8
 REDIS_SERVER = binary("redis")
+# Found before a test takes them off the path.
+MOUNT, UMOUNT = (shutil.which(name) or name for name in ("mount", "umount"))
 
 
 @pytest.fixture(params=KINDS)
@@ -608,6 +611,203 @@ def test_data_that_are_damaged_are_set_aside(
     state.stop()
     with client(state.start()) as redis:
         assert redis.get("b") == b"1"
+
+
+def remove_base(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.unlink()
+
+
+def fill_base_with_zeroes(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.write_bytes(bytes(base.stat().st_size))
+
+
+def cut_base(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.write_bytes(base.read_bytes()[:20])
+
+
+def empty_base(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.write_bytes(b"")
+
+
+def make_base_of_another_version(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])
+
+
+def make_base_a_directory(data: Path) -> None:
+    [base] = data.glob("*.base.*")
+    base.unlink()
+    base.mkdir()
+
+
+def remove_log(data: Path) -> None:
+    [log_file] = data.glob("*.incr.aof")
+    log_file.unlink()
+
+
+def spoil_manifest(data: Path) -> None:
+    [manifest] = data.glob("*.manifest")
+    manifest.write_bytes(b"\0" * 100)
+
+
+def empty_manifest(data: Path) -> None:
+    [manifest] = data.glob("*.manifest")
+    manifest.write_bytes(b"")
+
+
+def make_a_file_of_it(data: Path) -> None:
+    shutil.rmtree(data)
+    data.write_text("no directory")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_base,
+        fill_base_with_zeroes,
+        cut_base,
+        empty_base,
+        make_base_of_another_version,
+        make_base_a_directory,
+        remove_log,
+        spoil_manifest,
+        empty_manifest,
+        make_a_file_of_it,
+    ],
+)
+def test_whatever_happened_to_the_data_it_starts(
+    damage: Callable[[Path], None], engine: Kind, tmp_path: Path, embedded: Places, log: Log
+) -> None:
+    state = embedded(tmp_path)
+    with client(state.start()) as redis:
+        redis.set("a", 1)
+    state.stop()
+    damage(state.directory / "appendonlydir")
+    with client(state.start()) as redis:
+        redis.set("b", 1)
+    state.stop()
+    aside = list(state.directory.glob("unreadable-*/appendonlydir"))
+    assert len(aside) == log.names().count("embedded redis emptied") <= 1
+    assert list(state.directory.glob("trial-*")) == []
+    with client(state.start()) as redis:
+        assert redis.get("b") == b"1"
+
+
+def test_data_stay_where_no_server_would_start_without_them_either(
+    engine: Kind, tmp_path: Path, embedded: Places, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """It is not their fault."""
+    state = embedded(tmp_path)
+    with client(state.start()) as redis:
+        redis.set("a", 1)
+    state.stop()
+    with monkeypatch.context() as patched:
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        (broken / "redis-server").write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = --version ]; then echo "Redis server v=7.0.0"; exit; fi\n'
+            "mkdir -p appendonlydir; echo begun > appendonlydir/x; echo no; exit 1\n"
+        )
+        (broken / "redis-server").chmod(0o755)
+        patched.setenv("PATH", f"{broken}:/bin:/usr/bin")
+        patched.setattr(binaries, "_NAMES", ("redis-server",))
+        patched.setattr("importlib.util.find_spec", lambda _name: None)
+        with pytest.raises(EmbeddedStateError, match="does not start"):
+            state.start()
+    assert list(state.directory.glob("unreadable-*")) == []
+    assert list(state.directory.glob("trial-*")) == []
+    with client(state.start()) as redis:
+        assert redis.get("a") == b"1"
+    assert "embedded redis emptied" not in log.names()
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_death_in_the_middle_of_setting_aside(
+    has_begun: bool, engine: Kind, tmp_path: Path, embedded: Places, log: Log
+) -> None:
+    state = embedded(tmp_path)
+    with client(state.start()) as redis:
+        redis.set("a", 1)
+    state.stop()
+    trial = state.directory / "trial-20260101T000000Z"
+    trial.mkdir()
+    (state.directory / "appendonlydir").rename(trial / "appendonlydir")
+    if has_begun:
+        (state.directory / "appendonlydir").mkdir()
+    with client(state.start()) as redis:
+        assert redis.get("a") == (None if has_begun else b"1")
+    assert log.names().count("embedded redis emptied") == has_begun
+    assert len(list(state.directory.glob("unreadable-*"))) == has_begun
+    assert list(state.directory.glob("trial-*")) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_data_of_another_user_are_not_set_aside(
+    engine: Kind, tmp_path: Path, embedded: Places
+) -> None:
+    state = embedded(tmp_path)
+    with client(state.start()) as redis:
+        redis.set("a", 1)
+    state.stop()
+    [base] = (state.directory / "appendonlydir").glob("*.base.*")
+    base.chmod(0)
+    with pytest.raises(EmbeddedStateError, match="may not read and write"):
+        state.start()
+    base.chmod(0o600)
+    with client(state.start()) as redis:
+        assert redis.get("a") == b"1"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk of its own of 8 MB; it is filled by the test."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = os.geteuid() == 0 and not subprocess.call(
+        [MOUNT, "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)],
+        stderr=subprocess.DEVNULL,
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run([UMOUNT, "-l", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    filling = place / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(64 * 1024))
+    with filling.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"0")
+    return filling
+
+
+@pytest.mark.parametrize("has_data", [False, True])
+def test_it_starts_on_a_full_disk_and_keeps_what_there_is(
+    has_data: bool, engine: Kind, full_disk: Path, embedded: Places, log: Log
+) -> None:
+    state = embedded(full_disk)
+    if has_data:
+        with client(state.start()) as redis:
+            redis.set("a", 1)
+        state.stop()
+    filling = fill(full_disk)
+    with client(state.start()) as redis:
+        assert redis.ping()
+    state.stop()
+    assert list(state.directory.glob("unreadable-*")) == []
+    filling.unlink()
+    with client(state.start()) as redis:
+        assert redis.get("a") == (b"1" if has_data else None)
+        redis.set("b", 1)
+    assert "embedded redis emptied" not in log.names()
 
 
 def test_an_end_that_was_torn_off_costs_nothing_else(

@@ -47,6 +47,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
 from tusd_py.settings import redis_url
+from tusd_py.state import permissions
 from tusd_py.state.keys import DEFAULT_PREFIX, Keys
 from tusd_py.state.scripts import Script
 
@@ -382,8 +383,10 @@ class State:
     def _report_error(self, name: str, reason: str) -> None:
         """An error that says nothing about Redis as a whole, such as a mistake in a script."""
         key, now = (name, reason[:80]), time.monotonic()
-        if reason.startswith("NOPERM") and key in self._reported:
-            # A user whom nobody will let do it within a minute.
+        if reason.startswith("NOPERM"):
+            # A script is refused for a command in it, which the log has by now.
+            if not permissions.is_reported(str(self.address)):
+                permissions.report(str(self.address), name, reason.removeprefix("NOPERM "))
             return
         if now - self._reported.get(key, -_REPEAT_ERROR) >= _REPEAT_ERROR:
             if len(self._reported) > 100:
@@ -485,6 +488,7 @@ class State:
                     problem = _too_old(await connection.read_response())
                     if problem is not None:
                         return _Trouble(problem, True, time.monotonic())
+                await self._check_permissions(connection)
             mark = secrets.token_hex(8)
             keys = (self.keys.probe(), self.keys.since())
             await connection.send_command("EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL)
@@ -501,6 +505,15 @@ class State:
         if isinstance(found, bytes):
             await self._recognise(found.decode("ascii", "replace"))
         return None
+
+    async def _check_permissions(self, connection: AbstractConnection) -> None:
+        """Log, once each, the commands that are needed and that this user may not run."""
+        asked = permissions.questions(self.keys)
+        sent = [("MULTI",), *asked, ("DISCARD",)]
+        await connection.send_packed_command([_packed(question) for question in sent])
+        answers = [await _response_or_error(connection) for _ in sent]
+        for command, reason in permissions.refused(sent[:-1], answers[:-1]):
+            permissions.report(str(self.address), command, reason)
 
     async def _recognise(self, found: str) -> None:
         """Notice that this Redis is not the one that it was, or has lost what it knew."""

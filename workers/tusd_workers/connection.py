@@ -5,28 +5,28 @@ It is the operator's, or the embedded one, which is started unless it runs and l
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from tusd_py import logs
 from tusd_py.settings import redis_url as addresses
 from tusd_py.settings.model import Settings
+from tusd_py.state import Keys, permissions
 from tusd_py.state.embedded import EmbeddedState
-
-logger = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
 """Seconds."""
 _HEALTH_CHECK = 30
 """Seconds without a command after which a connection is asked whether it still works: firewalls forget without telling."""
+_PROTOCOL = 2
+"""Nothing of the newer one is needed, nor the commands that it begins with."""
 _LONGEST_REASON = 200
 """Characters of a refusal that are logged: those of a pipeline repeat the whole command."""
 
@@ -52,7 +52,7 @@ class Client(Redis):
         try:
             answer: object = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except NoPermissionError as problem:
-            raise NoPermissionError(f"{args[0]}: {problem}") from None
+            raise NoPermissionError(f"NOPERM {args[0]}: {problem}") from None
         return answer
 
 
@@ -70,6 +70,8 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
             # Or commands would wait for ever where the network swallows everything.
             socket_timeout=timeout,
             health_check_interval=_HEALTH_CHECK,
+            protocol=_PROTOCOL,
+            driver_info=None,
             retry=retry,
         )
     tls = address.tls_options()
@@ -94,43 +96,51 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             health_check_interval=_HEALTH_CHECK,
+            protocol=_PROTOCOL,
+            driver_info=None,
             retry=retry,
             **tls,
         ),
     )
 
 
-class Refusals:
-    """Logs once for each command that the Redis user may not run it, until it may."""
+def refused_commands(connection: Redis, prefix: str) -> list[tuple[str, str]]:
+    """The commands that the Redis user lacks, and what Redis says. prefix: of the instance's keys. Raises RedisError."""
+    asked = permissions.questions(Keys(prefix))
+    sent = [("MULTI",), *asked, ("DISCARD",)]
+    # Not by a pipeline of redis-py, which takes "QUEUED" for an answer of each command.
+    raw = connection.connection_pool.get_connection()
+    answers: list[object] = []
+    try:
+        raw.send_packed_command(raw.pack_commands(sent))
+        for _ in sent:
+            try:
+                answers.append(raw.read_response())
+            except ResponseError as problem:
+                answers.append(problem)
+    finally:
+        connection.connection_pool.release(raw)
+    return permissions.refused(sent[:-1], answers[:-1])
 
-    def __init__(self) -> None:
-        self._told: set[str] = set()
+
+class Refusals:
+    """Logs once for each command that the Redis user may not run it. url: of the Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._server = str(addresses.parse(url))
 
     def report(self, problem: object) -> bool:
         """Log a refusal that was not logged before. Returns False if `problem` is none."""
         if not isinstance(problem, NoPermissionError):
             return False
         reason = str(problem)[:_LONGEST_REASON]
-        # The name of the command, or its place in a pipeline and its name.
-        command = reason.partition(":")[0].partition(") of pipeline")[0]
-        command = command.rpartition("(")[2].split(" ")[0] or "a command"
-        if command not in self._told:
-            self._told.add(command)
-            logs.event(
-                logger,
-                logging.ERROR,
-                "redis refused",
-                command=command,
-                reason=f"NOPERM {reason}",
-                message="The Redis user may not run this command on the keys of this instance "
-                "(docs/state.md lists what it needs)",
-            )
+        # After its place, in a pipeline.
+        found = re.match(r"(?:NOPERM |Command # \d+ \()([A-Za-z]+)", reason)
+        command = found[1] if found else "a command"
+        permissions.report(self._server, command, reason.removeprefix("NOPERM "))
         return True
 
-    def report_cause(self, problem: RedisError) -> str:
-        """A word for what is wrong: the class of the error, or NOPERM."""
-        return "NOPERM" if self.report(problem) else type(problem).__name__
-
-    def clear(self) -> None:
-        """Commands are carried out again."""
-        self._told.clear()
+    def check(self, connection: Redis, prefix: str) -> None:
+        """Log every command that is refused, of those that an instance needs. prefix: of its keys. Raises RedisError."""
+        for command, reason in refused_commands(connection, prefix):
+            permissions.report(self._server, command, reason)

@@ -119,6 +119,10 @@ class Scheduler:
         self._prefix = prefix
         self._clock = clock
 
+    def check_permissions(self, refusals: Refusals) -> None:
+        """Log what the Redis user lacks. Raises RedisError."""
+        refusals.check(self._connection, self._prefix)
+
     def poll(self) -> None:
         """Sees that the next job of each schedule is there, and puts into queues what is due. Raises RedisError."""
         self._connection.set(Keys(self._prefix).scheduler(), self._clock(), ex=_ALIVE)
@@ -168,13 +172,13 @@ class Scheduler:
 class _Troubles:
     """Logs once that something is wrong with Redis, and once that it works again."""
 
-    def __init__(self) -> None:
-        self._refusals = Refusals()
+    def __init__(self, url: str) -> None:
+        self.refusals = Refusals(url)
         self._is_away = False
 
     def begin(self, problem: RedisError) -> None:
         """A command failed."""
-        if self._refusals.report(problem):
+        if self.refusals.report(problem):
             return
         if not self._is_away:
             logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
@@ -182,7 +186,6 @@ class _Troubles:
 
     def end(self) -> None:
         """All commands worked."""
-        self._refusals.clear()
         if self._is_away:
             logs.event(logger, logging.WARNING, "redis back")
         self._is_away = False
@@ -203,16 +206,21 @@ def run(settings: Settings) -> int:
         scheduler = Scheduler(connection, schedules(settings), prefix=settings.redis_prefix)
         legacy = LegacyJobs(connection, settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
-        _schedule(scheduler, legacy, told)
+        _schedule(scheduler, legacy, _Troubles(url), told)
     logs.event(logger, logging.INFO, "scheduler stopped")
     return 0
 
 
-def _schedule(scheduler: Scheduler, legacy: LegacyJobs, told: threading.Event) -> None:
-    troubles = _Troubles()
+def _schedule(
+    scheduler: Scheduler, legacy: LegacyJobs, troubles: _Troubles, told: threading.Event
+) -> None:
     report_at = 0.0
+    is_checked = False
     while not told.is_set():
         try:
+            if not is_checked:
+                scheduler.check_permissions(troubles.refusals)
+                is_checked = True
             scheduler.poll()
             if time.monotonic() >= report_at:
                 legacy.remove_put_off()

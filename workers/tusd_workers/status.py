@@ -16,7 +16,7 @@ from tusd_py.state import Keys
 from tusd_py.state.jobs import QueueStatus
 from tusd_py.state.registry import Registry, RegistryCounts, SweepRecord
 from tusd_workers import jobs
-from tusd_workers.connection import connect
+from tusd_workers.connection import connect, refused_commands
 from tusd_workers.jobs import WorkerStatus
 from tusd_workers.queues import DELIVERY
 from tusd_workers.scheduler import Scheduler, schedules
@@ -47,9 +47,13 @@ class Status:
     scheduler: float | None
     schedule: dict[str, float]
     events: EventsStatus
+    refused: list[str]
+    """What the Redis user may not do, and needs."""
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """What an operator has to look at, in words."""
+        for command in self.refused:
+            yield f"the Redis user may not run {command} (docs/state.md)"
         if not self.workers:
             yield "no worker runs"
         if self.scheduler is None:
@@ -81,6 +85,7 @@ def collect(settings: Settings, url: str) -> Status:
             scheduler=time.time() - float(looked) if isinstance(looked, bytes) else None,
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
             events=_events(settings, connection),
+            refused=[name for name, _ in refused_commands(connection, prefix)],
         )
 
 

@@ -59,11 +59,12 @@ class _Outage(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._away = False
-        self._refusals = Refusals()
+        self.refusals: Refusals | None = None
+        """Of the Redis for which this process works."""
 
     def begin(self, problem: RedisError) -> None:
         """It does not answer, or refuses."""
-        if self._refusals.report(problem):
+        if self.refusals is not None and self.refusals.report(problem):
             return
         if not self._away:
             logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
@@ -286,12 +287,14 @@ def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
 
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
     logging.getLogger("rq.worker").addFilter(_outage)
+    _outage.refusals = refusals = Refusals(url)
     while not told.is_set():
         # rq's own take their place while it works.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         try:
             worker = _made(settings, url, queues)
+            refusals.check(worker.connection, settings.redis_prefix)
             worker.told = told
             try:
                 worker.work(logging_level="WARNING")
