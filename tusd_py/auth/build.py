@@ -105,7 +105,7 @@ def gate(
     on_revocation: Callable[[], None],
 ) -> Gate:
     """The gate. on_revocation: called whenever more became known of what was revoked. Raises ValueError."""
-    revocations = Revocations(state, on_change=on_revocation)
+    revocations = Revocations(state, on_change=on_revocation, kept=settings.revocation_ttl)
     return Gate(
         verifier,
         upload_tokens(settings),

@@ -23,11 +23,21 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.4
 _KEPT = 400 * 86_400.0
-"""Seconds. Longer than any token lives; an upload that goes on for longer than that has to be revoked again."""
+"""Seconds, unless the settings say otherwise. Longer than any token lives."""
+_PRUNE = 3600.0
+"""Seconds between looks for revocations that are too old to matter."""
+_LOGGED = 4000
+"""Revocations that are told by themselves; a process that missed more than these reads all."""
 
 # Redis' clock alone decides the order, so that servers' clocks may differ. It is rounded up, and to microseconds as tokens are
 # dated: rounded down, it would lie before a token of the same millisecond, which would outlive its revocation.
-# KEYS: all, version. ARGV: member, new version, how long it is kept (ms), when it was ('' for now, ms with fractions)
+#
+# A version is GENERATION.NUMBER.RANDOM. The log has the members that changed in a generation, each under its last number, so
+# that a process reads what came after the number that it knows. What it cannot tell by that (another generation, as after an
+# emptied Redis or a write of an older version of this program; a number that is not higher, as after a failover; a log that was
+# cut) it reads whole. The random part tells two changes apart that have one number.
+# KEYS: all, version, log. ARGV: member, a new generation, how long it is kept (ms), when it was ('' for now, ms with
+# fractions), how much of the log is kept
 _REVOKE = Script(
     "revoke",
     """\
@@ -36,12 +46,21 @@ local now = time[1] * 1000 + (time[2] + 1) / 1000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
 local at = ARGV[4] == '' and string.format('%.3f', now) or ARGV[4]
 redis.call('ZADD', KEYS[1], 'GT', at, ARGV[1])
-redis.call('SET', KEYS[2], ARGV[2])
+local generation, number = string.match(redis.call('GET', KEYS[2]) or '', '^(%x+)%.(%d+)%.')
+if not generation then
+  generation, number = ARGV[2], 0
+  redis.call('DEL', KEYS[3])
+end
+number = string.format('%.0f', number + 1)
+redis.call('ZADD', KEYS[3], number, ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -1 - ARGV[5])
+redis.call('SET', KEYS[2], generation .. '.' .. number .. '.' .. ARGV[2])
 return at
 """,
 )
 
-# KEYS: all, version. ARGV: the version that is known. Nothing where that is still so.
+# KEYS: all, version, log. ARGV: the version that is known, how much of the log is kept. Nothing where that is still so;
+# otherwise the version, whether it is all that there is, and members with their times.
 _NEWS = Script(
     "news of revocations",
     """\
@@ -49,16 +68,36 @@ local version = redis.call('GET', KEYS[2]) or ''
 if version == ARGV[1] then
   return false
 end
-return { version, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') }
+local pattern = '^(%x+)%.(%d+)%.'
+local generation, number = string.match(version, pattern)
+local known, seen = string.match(ARGV[1], pattern)
+if generation and generation == known and tonumber(number) > tonumber(seen) then
+  local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+  local is_whole = redis.call('ZCARD', KEYS[3]) < tonumber(ARGV[2])
+  if first[2] and (is_whole or tonumber(first[2]) <= seen + 1) then
+    local members, pairs = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. seen, '+inf'), {}
+    for _, member in ipairs(members) do
+      local at = redis.call('ZSCORE', KEYS[1], member)
+      if at then
+        table.insert(pairs, member)
+        table.insert(pairs, at)
+      end
+    end
+    return { version, 0, pairs }
+  end
+end
+return { version, 1, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') }
 """,
 )
 
 
 class Revocations:
-    """What was revoked, as this process knows it. on_change: called whenever more became known."""
+    """What was revoked, as this process knows it. on_change: called whenever more became known. kept: seconds for which a
+    revocation is remembered."""
 
-    def __init__(self, state: State, *, on_change: Callable[[], None]) -> None:
+    def __init__(self, state: State, *, on_change: Callable[[], None], kept: float = _KEPT) -> None:
         self._state = state
+        self._kept = kept
         self._on_change = on_change
         self._known: dict[str, float] = {}
         self._version = secrets.token_hex(8)
@@ -108,42 +147,60 @@ class Revocations:
     async def _revoke(self, member: str) -> None:
         self._learn({member: await self._write(member, "")})
 
-    async def _write(self, member: str, at: str) -> float:
+    def _keys(self) -> list[str]:
         keys = self._state.keys
+        return [keys.revoked(), keys.revoked_version(), keys.revoked_log()]
+
+    async def _write(self, member: str, at: str) -> float:
         answer = await self._state.run(
             _REVOKE,
-            [keys.revoked(), keys.revoked_version()],
-            (member, secrets.token_hex(8), int(_KEPT * 1000), at),
+            self._keys(),
+            (member, secrets.token_hex(8), int(self._kept * 1000), at, _LOGGED),
         )
         return _seconds(answer)
 
     async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        prune_at = loop.time() + _PRUNE
         while True:
             await asyncio.sleep(_POLL)
             await self._look()
+            if loop.time() >= prune_at:
+                prune_at = loop.time() + _PRUNE
+                await self._prune()
 
     async def _look(self) -> None:
         """Takes note of what is new. While Redis is away, nothing is."""
-        keys = self._state.keys
         with suppress(StateUnavailable):
-            answer = await self._state.run(
-                _NEWS, [keys.revoked(), keys.revoked_version()], (self._version,)
-            )
+            answer = await self._state.run(_NEWS, self._keys(), (self._version, _LOGGED))
             match answer:
-                case [bytes(version), [*flat]]:
+                case [bytes(version), int(is_all), [*flat]]:
                     members = [_text(member) for member in flat[::2]]
                     found = dict(zip(members, map(_seconds, flat[1::2]), strict=True))
-                    await self._take(found, version.decode())
+                    if is_all:
+                        await self._tell_what_is_missing(found)
+                    self._learn(found)
+                    self._version, self._loaded = version.decode(), True
 
-    async def _take(self, found: dict[str, float], version: str) -> None:
-        oldest = time.time() - _KEPT
+    async def _tell_what_is_missing(self, found: dict[str, float]) -> None:
+        """Writes what a Redis that was emptied does not know. found: all that it knows."""
+        self._forget_old()
         for member, at in list(self._known.items()):
-            if at < oldest:
-                del self._known[member]
-            elif member not in found:
+            if member not in found:
                 await self._write(member, f"{at * 1000:.3f}")
-        self._learn(found)
-        self._version, self._loaded = version, True
+
+    async def _prune(self) -> None:
+        """Drops what no token can outlive, here and in Redis."""
+        self._forget_old()
+        oldest = (time.time() - self._kept) * 1000
+        with suppress(StateUnavailable):
+            await self._state.command(
+                "ZREMRANGEBYSCORE", self._state.keys.revoked(), "-inf", f"{oldest:.0f}"
+            )
+
+    def _forget_old(self) -> None:
+        oldest = time.time() - self._kept
+        self._known = {member: at for member, at in self._known.items() if at >= oldest}
 
     def _learn(self, found: dict[str, float]) -> None:
         news = {

@@ -201,7 +201,7 @@ async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) 
     state = redis_client(settings, url)
     await state.start()
     try:
-        revocations = Revocations(state, on_change=lambda: None)
+        revocations = Revocations(state, on_change=lambda: None, kept=settings.revocation_ttl)
         if "upload" in given:
             await revocations.revoke_upload(str(given["upload"]))
         else:

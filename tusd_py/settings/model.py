@@ -465,6 +465,11 @@ class Settings(BaseModel):
     upload_token_refreshes: Annotated[Count, TOKENS] = Field(
         60, description="How often the token of one upload may be renewed within a minute."
     )
+    revocation_ttl: Annotated[Duration, TOKENS] = Field(
+        34_560_000.0,
+        description="How long what was revoked is remembered: longer than an access token lives, and "
+        "longer than an upload may go on. All servers have to be given the same.",
+    )
 
     redis_url: Annotated[SecretStr | None, kinds.OPTIONAL_REDIS_URL, STATE] = Field(
         None,

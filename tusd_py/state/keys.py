@@ -85,6 +85,10 @@ class Keys:
         """Changes with every revocation."""
         return f"{self.prefix}{{revoked}}:version"
 
+    def revoked_log(self) -> str:
+        """What was revoked last, by the number of the change."""
+        return f"{self.prefix}{{revoked}}:log"
+
     def refreshes(self, upload_id: str) -> str:
         """How often an upload's token was renewed in the last minute; goes after it."""
         return f"{self.prefix}refreshes:{{{upload_id}}}"

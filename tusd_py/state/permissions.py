@@ -46,7 +46,6 @@ _ON_KEYS = {
     "ZADD": ("1", "a"),
     "ZCARD": (),
     "ZCOUNT": ("0", "0"),
-    "ZMSCORE": ("a",),
     "ZRANGE": ("0", "0"),
     "ZRANGEBYSCORE": ("0", "0"),
     "ZREM": ("a",),

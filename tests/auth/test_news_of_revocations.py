@@ -1,0 +1,166 @@
+"""What processes read of revocations: what is new, or all where that cannot be told; and what they forget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis import RedisServer
+from tusd_py.auth import revocation
+from tusd_py.auth.revocation import Revocations
+from tusd_py.state import State
+
+VERSION, LOG, ALL = "tusd:{revoked}:version", "tusd:{revoked}:log", "tusd:{revoked}:all"
+
+
+class Recording(Revocations):
+    """Records how many revocations each answer of Redis had."""
+
+    def __init__(self, state: State, *, kept: float = 1e6) -> None:
+        super().__init__(state, on_change=lambda: None, kept=kept)
+        self.sizes: list[int] = []
+
+    def _learn(self, found: dict[str, float]) -> None:
+        self.sizes.append(len(found))
+        super()._learn(found)
+
+    def knows(self, *uploads: str) -> bool:
+        return all(self.has_upload(upload) for upload in uploads)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+Make = Callable[[], Awaitable[Recording]]
+
+
+@pytest.fixture
+async def make(redis: RedisServer) -> AsyncIterator[Make]:
+    """A process that has read the list; it looks when told to."""
+    states: list[State] = []
+
+    async def made() -> Recording:
+        state = State(redis.url, timeout=30.0)
+        states.append(state)
+        await state.start()
+        found = Recording(state)
+        await found._look()
+        return found
+
+    yield made
+    for state in states:
+        await state.stop()
+
+
+async def test_only_what_is_new_is_read(make: Make) -> None:
+    writer, reader = await make(), await make()
+    for number in range(300):
+        await writer.revoke_upload(f"x{number}")
+    await reader._look()
+    reader.sizes.clear()
+    await writer.revoke_upload("y")
+    await writer.revoke_owner("alice")
+    await reader._look()
+    await reader._look()
+    assert reader.sizes == [2]
+    assert reader.knows("y", "x0", "x299")
+    assert reader.owner_since("alice") is not None
+    late = await make()
+    assert late.sizes == [302]
+
+
+async def test_one_that_is_revoked_again_is_told_again(make: Make) -> None:
+    writer, reader = await make(), await make()
+    await writer.revoke_owner("alice")
+    await reader._look()
+    before = reader.owner_since("alice")
+    await writer.revoke_owner("alice")
+    await reader._look()
+    after = reader.owner_since("alice")
+    assert before is not None
+    assert after is not None
+    assert after > before
+
+
+async def test_who_missed_more_than_the_log_has_reads_all(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "_LOGGED", 5)
+    writer, behind, close = await make(), await make(), await make()
+    await writer.revoke_upload("first")
+    for each in (behind, close):
+        await each._look()
+    for number in range(6):
+        await writer.revoke_upload(f"x{number}")
+        if number == 0:
+            await close._look()
+    close.sizes.clear()
+    behind.sizes.clear()
+    await behind._look()
+    await close._look()
+    assert (behind.sizes, close.sizes) == ([7], [5])
+    assert behind.knows("first", *(f"x{number}" for number in range(6)))
+
+
+async def test_what_an_older_version_writes_is_read(make: Make, redis: RedisServer) -> None:
+    """It adds to the list and sets the version to something of its own."""
+    writer, reader = await make(), await make()
+    await writer.revoke_upload("a")
+    await reader._look()
+    redis.command("ZADD", ALL, time.time() * 1000, "u:older")
+    redis.command("SET", VERSION, "0123456789abcdef")
+    # One that looks between, and one that does not before the next is written.
+    await writer._look()
+    await writer.revoke_upload("b")
+    await reader._look()
+    assert reader.knows("a", "older", "b")
+    assert writer.knows("a", "older", "b")
+
+
+async def test_a_redis_that_was_emptied_or_fell_back_is_told_again(
+    make: Make, redis: RedisServer
+) -> None:
+    writer, reader = await make(), await make()
+    await writer.revoke_upload("a")
+    await reader._look()
+    kept = {key: redis.command("DUMP", key) for key in (ALL, VERSION, LOG)}
+    await writer.revoke_upload("b")
+    await reader._look()
+    # A replica that had not heard of it.
+    for key, value in kept.items():
+        assert isinstance(value, bytes)
+        redis.command("RESTORE", key, 0, value, "REPLACE")
+    other = await make()
+    assert not other.knows("b")
+    await other.revoke_upload("c")
+    await reader._look()
+    assert reader.knows("a", "b", "c")
+    await other._look()
+    assert other.knows("a", "b", "c")
+    redis.command("FLUSHALL")
+    for each in (reader, other):
+        await each._look()
+    late = await make()
+    assert late.knows("a", "b", "c")
+
+
+async def test_what_no_token_can_outlive_is_dropped(redis: RedisServer) -> None:
+    state = State(redis.url, timeout=30.0)
+    await state.start()
+    found = Recording(state, kept=3600.0)
+    await found._look()
+    old = (time.time() - 3601) * 1000
+    redis.command("ZADD", ALL, old, "u:old", time.time() * 1000, "u:new")
+    redis.command("SET", VERSION, "anything")
+    await found._look()
+    assert found.knows("old", "new")
+    await found._prune()
+    assert (found.knows("new"), found.knows("old")) == (True, False)
+    assert redis.command("ZRANGE", ALL, 0, -1) == [b"u:new"]
+    await state.stop()
