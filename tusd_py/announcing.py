@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
 from typing import Protocol
 
 from tusd_py import intent as intents
 from tusd_py import logs
 from tusd_py.events import DELIVERED, Event, EventType, Hooks, RequestView, UploadView
 from tusd_py.intent import Intent, id_of
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
-from tusd_py.storage.base import Outbox, StorageError, Upload
+from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, UntoldRemoval, Upload
 
 logger = logging.getLogger(__name__)
 
@@ -122,40 +121,43 @@ class Announcer:
         """Takes back what was about to happen to an upload and did not. Under its lock. Raises StorageError, LeaseLost."""
         await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
 
-    async def announce_taken_back(self, upload: Upload, request: RequestView) -> None:
-        """Tells that an upload was removed whose creation was refused in the end."""
-        # It has happened: the next holder of the lock cannot make it untrue.
-        await self._intend_late(EventType.POST_TERMINATE, upload, request)
-        self.tell(EventType.POST_TERMINATE, upload, request)
+    @property
+    def delivers(self) -> bool:
+        """Whether workers are told of anything."""
+        return self._outbox is not None and self._hooks.delivers
 
-    @asynccontextmanager
-    async def removing(
+    def note(self, upload_id: str) -> None:
+        """Has workers look at the events of an upload."""
+        self.courier.note(upload_id)
+
+    async def intend_removals(
         self,
         event_type: EventType,
         uploads: Sequence[Upload],
         request: RequestView,
         fences: Mapping[str, Fence],
-    ) -> AsyncIterator[None]:
-        """Around the removal of uploads, under their locks; `tell` is to follow for each that went. fences: of these, by id.
+    ) -> dict[str, RemovalEvent]:
+        """Writes down that uploads are about to be removed, under their locks. fences: of these, by id.
 
-        What cannot be written down keeps nobody from removing: on a disk that is full, that makes the room for it.
+        Returns, by id, the events that could not be written down. They keep nobody from removing: on a disk that is full, that
+        makes the room for them.
         """
-        late = [
-            each
+        return {
+            each.id: RemovalEvent(id_of(event_type, each.info), each.offset)
             for each in uploads
             if not await self._intend_removal(event_type, each, request, fences[each.id])
-        ]
-        yield
-        for upload in late:
-            await self._intend_late(event_type, upload, request)
+        }
 
-    async def _intend_late(
-        self, event_type: EventType, upload: Upload, request: RequestView
-    ) -> None:
-        try:
-            await self.intend(event_type, upload, request, UNFENCED)
-        except StorageError as problem:
-            logger.error("%s of %s will not be delivered: %s", event_type, upload.id, problem)
+    async def intend_late(
+        self, removal: UntoldRemoval, request: RequestView, fence: Fence
+    ) -> EventType | None:
+        """Writes down a removal after it. Returns what it was, None if it was none of ours. Raises StorageError, LeaseLost."""
+        info = removal.upload.info
+        for event_type in _REMOVALS:
+            if id_of(event_type, info) == removal.event.event_id:
+                await self.intend(event_type, removal.upload, request, fence)
+                return event_type
+        return None
 
     async def _intend_removal(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence

@@ -78,6 +78,8 @@ class OwnUpkeep:
                 await tell(Expired(upload.id, upload.offset, since))
 
         try:
+            if not dry_run:
+                await uploads.recover_removals()
             if kind == "due" and registry is not None:
                 return await sweep_due(
                     uploads, registry, dry_run=dry_run, found=found, rest=self._rest

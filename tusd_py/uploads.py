@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -34,6 +34,7 @@ from tusd_py.events import (
 )
 from tusd_py.joining import Joining, final_key
 from tusd_py.locks.base import (
+    UNFENCED,
     Fence,
     Lease,
     LeaseLost,
@@ -55,11 +56,13 @@ from tusd_py.storage.base import (
     BytesMissing,
     BytesNotKept,
     JoinsParts,
+    RemovalEvent,
     RemovesUploads,
     ServesFiles,
     StorageError,
     StorageFull,
     Store,
+    UntoldRemoval,
     Upload,
     UploadDamaged,
     UploadExists,
@@ -333,11 +336,7 @@ class Uploads:
             async with _Holding(self._creators_lease(info, content, creation.changes)) as lease:
                 upload = await self._record(info, key, request, lease.fence)
                 created = True
-                try:
-                    result = await self._fill(upload, content, body, request, lease)
-                except ProtocolError:
-                    await self._announcer.announce_taken_back(upload, request)
-                    raise
+                result = await self._fill(upload, content, body, request, lease)
         except BaseException as problem:
             # Before the answer: what was reserved must not stand in the way of the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
@@ -432,18 +431,28 @@ class Uploads:
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # Nothing of it counts and the client was never told where it is: nobody could use it.
-                await self._take_back(upload, lease.fence)
+                await self._remove_unfilled(upload, request, lease)
                 raise
             return Result(await self.store.load(upload.id), problem)
         except StorageError as problem:
             return Result(await self.store.load(upload.id), _meaning(problem))
 
-    async def _take_back(self, upload: Upload, fence: Fence) -> None:
+    async def _remove_unfilled(self, upload: Upload, request: RequestView, lease: Lease) -> None:
+        """Takes an upload back of which hooks were told already."""
+        kind, fences = EventType.POST_TERMINATE, {upload.id: lease.fence}
+        untold = await self._announcer.intend_removals(kind, [upload], request, fences)
+        await self._take_back(upload, lease.fence, untold.get(upload.id))
+        await self._record_late(untold, [upload], request, remembered=False)
+        self._announcer.tell(kind, upload, request)
+
+    async def _take_back(
+        self, upload: Upload, fence: Fence, untold: RemovalEvent | None = None
+    ) -> None:
         """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
         self._timetable.note(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
-                await self.store.remove(upload.id, fence=fence, remembered=False)
+                await self.store.remove(upload.id, fence=fence, remembered=False, untold=untold)
 
     # Reading about uploads
 
@@ -630,10 +639,11 @@ class Uploads:
                 view = UploadView.of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
                 fences = {upload_id: lease.fence}
-                async with self._announcer.removing(
+                untold = await self._announcer.intend_removals(
                     EventType.POST_TERMINATE, [upload], request, fences
-                ):
-                    await self.store.remove(upload_id, fence=lease.fence)
+                )
+                await self.store.remove(upload_id, fence=lease.fence, untold=untold.get(upload_id))
+                await self._record_late(untold, [upload], request)
                 self._timetable.note(upload_id, None)
                 self._counters.uploads_terminated += 1
                 self._announcer.tell(EventType.POST_TERMINATE, upload, request)
@@ -714,8 +724,12 @@ class Uploads:
                 elif self.is_due(found):
                     due.append(found)
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
-            async with self._announcer.removing(EventType.POST_EXPIRE, due, RequestView(), fences):
-                done = await store.remove_each(due, fences=fences)
+            untold = await self._announcer.intend_removals(
+                EventType.POST_EXPIRE, due, RequestView(), fences
+            )
+            done = await store.remove_each(due, fences=fences, untold=untold)
+            removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
+            await self._record_late(untold, removed, RequestView())
         for upload, outcome in zip(due, done, strict=True):
             outcomes[upload.id] = outcome
             if outcome is True:
@@ -792,11 +806,57 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return False
         fences = {upload.id: lease.fence}
-        async with self._announcer.removing(event_type, [upload], RequestView(), fences):
-            await self.store.remove(upload.id, fence=lease.fence)
+        untold = await self._announcer.intend_removals(event_type, [upload], RequestView(), fences)
+        await self.store.remove(upload.id, fence=lease.fence, untold=untold.get(upload.id))
+        await self._record_late(untold, [upload], RequestView())
         self._timetable.note(upload.id, None)
         self._announcer.tell(event_type, upload, RequestView())
         return True
+
+    async def _record_late(
+        self,
+        untold: Mapping[str, RemovalEvent],
+        uploads: Sequence[Upload],
+        request: RequestView,
+        *,
+        remembered: bool = True,
+    ) -> None:
+        """Writes down the removals for which there was no room before they made some."""
+        for upload in uploads:
+            if event := untold.get(upload.id):
+                # It has happened: the next holder of the lock cannot make it untrue.
+                await self._tell_removal(
+                    UntoldRemoval(upload, event, remembered), request, UNFENCED
+                )
+
+    async def _tell_removal(
+        self, removal: UntoldRemoval, request: RequestView, fence: Fence
+    ) -> None:
+        if not isinstance(self.store, RemovesUploads):
+            return
+        try:
+            await self._announcer.intend_late(removal, request, fence)
+            await self.store.forget_removal(removal, fence=fence)
+        except StorageError as problem:
+            logger.warning("the removal of %s is told later: %s", removal.upload.id, problem)
+        else:
+            self._announcer.note(removal.upload.id)
+
+    async def recover_removals(self) -> None:
+        """Sees that removals are told for which there was no room, or whose server died. Raises StorageError."""
+        store = self.store
+        if not isinstance(store, RemovesUploads) or not self._announcer.delivers:
+            return
+        for removal in await store.untold_removals():
+            try:
+                async with self._held(removal.upload.id, ask=False, timeout=0) as lease:
+                    await store.finish_removal(removal, fence=lease.fence)
+                    await self._tell_removal(removal, RequestView(), lease.fence)
+            except (LockTimeout, LeaseLost):
+                # Whoever holds it sees to it, or the next attempt does.
+                continue
+            except ProtocolError:
+                return
 
     async def make_up(self, upload_id: str) -> bool:
         """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""

@@ -76,8 +76,9 @@ class Post:
         return finished
 
     async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:
-        async with self.announcer.removing(event_type, [upload], REQUEST, {upload.id: UNFENCED}):
-            await self.store.remove(upload.id, fence=UNFENCED)
+        fences = {upload.id: UNFENCED}
+        assert not await self.announcer.intend_removals(event_type, [upload], REQUEST, fences)
+        await self.store.remove(upload.id, fence=UNFENCED)
 
     async def deliver(self, upload_id: str = "x") -> Rest:
         return await self.delivery.in_turn(upload_id, lambda: True)

@@ -181,6 +181,23 @@ class BytesMissing(StorageError):
         return Upload(self.info, 0, self.info.created_at)
 
 
+@dataclass(frozen=True, slots=True)
+class RemovalEvent:
+    """The event of a removal that could not be recorded before it. offset: bytes that the upload has."""
+
+    event_id: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class UntoldRemoval:
+    """An upload that was removed and whose event is not recorded yet. remembered: see `RemovesUploads.remove`."""
+
+    upload: Upload
+    event: RemovalEvent
+    remembered: bool
+
+
 class Writer(Protocol):
     """Bytes being added to one upload, by the one request that holds its lock."""
 
@@ -293,21 +310,42 @@ class VerifiesChunks(Protocol):
 class RemovesUploads(Protocol):
     """Uploads can be removed, and looked for when they are due."""
 
-    async def remove(self, upload_id: str, *, fence: Fence, remembered: bool = True) -> None:
+    async def remove(
+        self,
+        upload_id: str,
+        *,
+        fence: Fence,
+        remembered: bool = True,
+        untold: RemovalEvent | None = None,
+    ) -> None:
         """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already.
 
-        remembered: False where no client was told of it, so that nobody will ask.
+        remembered: False where no client was told of it, so that nobody will ask. untold: kept, without needing room, until
+        `forget_removal`.
         """
+
+    async def untold_removals(self) -> list[UntoldRemoval]:
+        """The removals that were given an event that is still to be recorded."""
+
+    async def finish_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        """Frees what a crash in the removal has left."""
+
+    async def forget_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        """The event of a removal is recorded."""
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         """Every upload as it stands, or what `load` would have raised, in the same order; for many at a time."""
 
     async def remove_each(
-        self, uploads: Sequence[Upload], *, fences: Mapping[str, Fence]
+        self,
+        uploads: Sequence[Upload],
+        *,
+        fences: Mapping[str, Fence],
+        untold: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
         """Whether each was removed, or why it could not be, in the same order; for many at a time.
 
-        fences: of the locks, by id. False for those whose lock was lost.
+        fences: of the locks, by id. untold: as of `remove`, by id. False for those whose lock was lost.
         """
 
     def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:

@@ -5,6 +5,7 @@
     new/        records and joined files before they are renamed into their places
     chunks/     for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
     gone/       tombstones; one that is not empty is a removal that did not come to its end
+    untold/     records of removed uploads whose event could not be recorded yet (`untold.py`)
     awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
     finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
     sound/      for durable bytes that end in a zero, with durability chunk: their length (`powercuts.py`)
@@ -44,7 +45,9 @@ from tusd_py.storage import guard as guards
 from tusd_py.storage import info as records
 from tusd_py.storage.base import (
     BytesMissing,
+    RemovalEvent,
     StorageError,
+    UntoldRemoval,
     Upload,
     UploadDamaged,
     UploadExists,
@@ -70,6 +73,7 @@ from tusd_py.storage.record_file import read_record
 from tusd_py.storage.soundness import check_bytes
 from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
+from tusd_py.storage.untold import UntoldRemovals
 from tusd_py.storage.verified import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.writer import FileWriter
 
@@ -128,6 +132,7 @@ class FileStore:
         self._disk = Disk(self._threads)
         self._hashing = hashing_threads()
         self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
+        self._untold = UntoldRemovals(state, root=self.root)
         self._finals = FinalRecords(
             state,
             write=self._write_tmp,
@@ -170,6 +175,7 @@ class FileStore:
                 self._chunks,
                 self._sound.directory,
                 self._gone,
+                self._untold.directory,
                 *self._finals.directories,
             ):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
@@ -388,7 +394,8 @@ class FileStore:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
-            if os.path.exists(f"{self._gone}/{self._flat(upload_id)}"):
+            is_gone = os.path.exists(f"{self._gone}/{self._flat(upload_id)}")
+            if is_gone or self._untold.has(upload_id):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
         if not records.strip_nuls(content):
@@ -724,9 +731,41 @@ class FileStore:
 
     # RemovesUploads
 
-    async def remove(self, upload_id: str, *, fence: Fence, remembered: bool = True) -> None:
+    async def remove(
+        self,
+        upload_id: str,
+        *,
+        fence: Fence,
+        remembered: bool = True,
+        untold: RemovalEvent | None = None,
+    ) -> None:
         with _translated(f"removing {upload_id}"):
-            await self._threads.run(self._remove, upload_id, fence, remembered=remembered)
+            await self._threads.run(
+                self._remove, upload_id, fence, remembered=remembered, untold=untold
+            )
+
+    async def untold_removals(self) -> list[UntoldRemoval]:
+        with _translated("looking for removals that are to be told"):
+            return await self._threads.run(self._untold.all)
+
+    async def finish_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        info = removal.upload.info
+
+        def finish() -> None:
+            # Another upload may have the id by now, and its data.
+            with fence():
+                if not os.path.lexists(self._info_path(info.id)):
+                    self._free_all(info.id, info)
+
+        with _translated(f"removing {info.id}"):
+            await self._threads.run(finish)
+
+    async def forget_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        upload_id = removal.upload.id
+        lives = os.path.lexists(self._info_path(upload_id))
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        with _translated(f"removing {upload_id}"), fence():
+            self._untold.forget(removal, tombstone if removal.remembered and not lives else None)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         return await self._threads.run(self._load_each, upload_ids)
@@ -744,18 +783,27 @@ class FileStore:
         return found
 
     async def remove_each(
-        self, uploads: Sequence[Upload], *, fences: Mapping[str, Fence]
+        self,
+        uploads: Sequence[Upload],
+        *,
+        fences: Mapping[str, Fence],
+        untold: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
-        return await self._threads.run(self._remove_each, uploads, fences)
+        return await self._threads.run(self._remove_each, uploads, fences, untold or {})
 
     def _remove_each(
-        self, uploads: Sequence[Upload], fences: Mapping[str, Fence]
+        self,
+        uploads: Sequence[Upload],
+        fences: Mapping[str, Fence],
+        untold: Mapping[str, RemovalEvent],
     ) -> list[bool | StorageError]:
         outcomes: list[bool | StorageError] = []
         for upload in uploads:
             try:
                 with _translated(f"removing {upload.id}"):
-                    self._remove(upload.id, fences[upload.id], upload.info)
+                    self._remove(
+                        upload.id, fences[upload.id], upload.info, untold=untold.get(upload.id)
+                    )
                 outcomes.append(True)
             except StorageError as problem:
                 outcomes.append(problem)
@@ -770,9 +818,20 @@ class FileStore:
         info: UploadInfo | None = None,
         *,
         remembered: bool = True,
+        untold: RemovalEvent | None = None,
     ) -> None:
-        """info: the record, where that is known for certain. remembered: see `RemovesUploads.remove`."""
+        """info: the record, where that is known for certain. remembered, untold: see `RemovesUploads.remove`."""
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        if untold is not None:
+            kept = self._untold.path(upload_id, untold, remembered=remembered)
+            with fence():
+                try:
+                    os.rename(self._info_path(upload_id), kept)
+                except FileNotFoundError:
+                    return
+            with suppress(LeaseLost), fence():
+                self._free_all(upload_id, info or self._parsed(kept, upload_id))
+            return
         with fence():
             try:
                 os.rename(self._info_path(upload_id), tombstone)
@@ -790,9 +849,18 @@ class FileStore:
     ) -> None:
         """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
         if info is None:
-            with suppress(StorageError):
-                content, _ = read_record(tombstone)
-                info = records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
+            info = self._parsed(tombstone, upload_id)
+        self._free_all(upload_id, info)
+        os.truncate(tombstone, 0)
+
+    def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
+        with suppress(StorageError):
+            content, _ = read_record(path)
+            return records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
+        return None
+
+    def _free_all(self, upload_id: str, info: UploadInfo | None) -> None:
+        """Frees all of a removed upload but its record."""
         for path in (
             f"{self.root}/{upload_id}" if info is None else self.data_path(info),
             self._markers.path(self._flat(upload_id)),
@@ -802,7 +870,6 @@ class FileStore:
                 os.unlink(path)
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
         self._finals.forget_part(upload_id)
-        os.truncate(tombstone, 0)
         self._remove_empty_parents(upload_id, info.location if info else None)
 
     def _remove_empty_parents(self, *paths: str | None) -> None:

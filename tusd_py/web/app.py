@@ -36,6 +36,9 @@ from tusd_py.web.tokens import TokenDesk
 
 logger = logging.getLogger(__name__)
 
+_RECOVER_REMOVALS_SECONDS = 5.0
+"""Seconds between two looks for removals that are still to be told."""
+
 
 class Sidecars(Protocol):
     """Processes beside the server that end with it."""
@@ -139,12 +142,22 @@ class TusApp:
                 # Of several processes the first one sweeps.
                 await self._listen_for_operators()
                 self._begin(RegularSweeps(self.instance).run, "sweep")
+                self._begin(self._recover_removals, "removals")
                 self._start_sidecars()
             self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly, "metrics")
             self._started = True
+
+    async def _recover_removals(self) -> None:
+        """Tells removals for which there was no room when they happened, as soon as there is."""
+        while True:
+            try:
+                await self.uploads.recover_removals()
+            except StorageError as problem:
+                logger.warning("removals that are to be told cannot be found: %s", problem)
+            await asyncio.sleep(_RECOVER_REMOVALS_SECONDS)
 
     def _begin(self, start: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         self._background.append(keep_running(start, name))
