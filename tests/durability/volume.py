@@ -31,7 +31,7 @@ class Volume:
         """Made and mounted. Its own commits, every five seconds as a rule, do not come between a test and its disk."""
         with self._disk.open("wb") as disk:
             disk.truncate(_SIZE)
-        _run("mkfs.ext4", "-q", "-F", str(self._disk))
+        run_tool("mkfs.ext4", "-q", "-F", str(self._disk))
         with _mounted(self._disk, self.root, "loop,commit=600"):
             yield
 
@@ -40,7 +40,7 @@ class Volume:
         """What the disk holds now, mounted below `place`."""
         place.mkdir(parents=True)
         copy = place / "disk"
-        _run("cp", "--sparse=always", str(self._disk), str(copy))
+        run_tool("cp", "--sparse=always", str(self._disk), str(copy))
         with _mounted(copy, place / "mounted", "loop"):
             yield place / "mounted"
         copy.unlink()
@@ -63,24 +63,24 @@ class FailingVolume:
         """Made and mounted."""
         for place in (self._back, self.root):
             place.mkdir(parents=True)
-        _run("mount", "-t", "tmpfs", "-o", "size=130m", "tmpfs", str(self._back))
+        run_tool("mount", "-t", "tmpfs", "-o", "size=130m", "tmpfs", str(self._back))
         try:
             with (self._back / "disk").open("wb") as disk:
                 disk.write(bytes(_FAILING_SIZE))
-            self._loop = _run("losetup", "-f", "--show", str(self._back / "disk")).strip()
+            self._loop = run_tool("losetup", "-f", "--show", str(self._back / "disk")).strip()
             try:
                 options = "lazy_itable_init=0,nodiscard"
                 features = "^has_journal,^uninit_bg,^flex_bg"
-                _run("mkfs.ext4", "-qF", "-b4096", "-O", features, "-E", options, self._loop)
-                _run("mount", "-o", "errors=continue,nodiscard", self._loop, str(self.root))
+                run_tool("mkfs.ext4", "-qF", "-b4096", "-O", features, "-E", options, self._loop)
+                run_tool("mount", "-o", "errors=continue,nodiscard", self._loop, str(self.root))
                 try:
                     yield
                 finally:
-                    _run("umount", str(self.root))
+                    run_tool("umount", str(self.root))
             finally:
-                _run("losetup", "-d", self._loop)
+                run_tool("losetup", "-d", self._loop)
         finally:
-            _run("umount", str(self._back))
+            run_tool("umount", str(self._back))
 
     @contextmanager
     def losing(self) -> Iterator[None]:
@@ -88,7 +88,7 @@ class FailingVolume:
         os.sync()
         for first, last in self._free_blocks():
             where = ["-o", str(first * 4096), "-l", str((last - first + 1) * 4096)]
-            _run("fallocate", "-p", *where, str(self._back / "disk"))
+            run_tool("fallocate", "-p", *where, str(self._back / "disk"))
         filler = self._back / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(65536)):
@@ -99,7 +99,7 @@ class FailingVolume:
 
     def _free_blocks(self) -> Iterator[tuple[int, int]]:
         """Large runs of them, so that small files still find room."""
-        for line in _run("dumpe2fs", self._loop).splitlines():
+        for line in run_tool("dumpe2fs", self._loop).splitlines():
             name, _, runs = line.strip().partition(": ")
             if name == "Free blocks" and runs:
                 for run in runs.split(", "):
@@ -119,14 +119,14 @@ class FailingVolume:
 @contextmanager
 def _mounted(disk: Path, root: Path, options: str) -> Iterator[None]:
     root.mkdir(parents=True)
-    _run("mount", "-o", options, str(disk), str(root))
+    run_tool("mount", "-o", options, str(disk), str(root))
     try:
         yield
     finally:
-        _run("umount", str(root))
+        run_tool("umount", str(root))
 
 
-def _run(*command: str) -> str:
+def run_tool(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -23,8 +23,10 @@ from tusd_py.locks.shared import SharedLocks
 from tusd_py.settings.model import Settings
 from tusd_py.state import State
 from tusd_py.state.embedded import EmbeddedState
+from tusd_py.state.sockets import EmbeddedStateError
 from tusd_py.storage.file import STATE_DIRECTORY, FileStore, Guard
 from tusd_py.storage.mounts import is_local
+from tusd_py.storage.problems import takes_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,43 @@ def redis_client(
 def embedded_redis(settings: Settings) -> EmbeddedState:
     """The embedded Redis of an instance, not yet started."""
     return EmbeddedState(settings.state_dir)
+
+
+def _started(embedded: EmbeddedState) -> str:
+    """The URL of the embedded Redis, started unless there is no room for it. Raises EmbeddedStateError.
+
+    Without room the uploads do without it, as they do while a Redis is away, and it is started once there is some: a server
+    that does not start cannot make any.
+    """
+    try:
+        return embedded.start()
+    except EmbeddedStateError as problem:
+        reason = _takes_nothing(embedded.directory)
+        if reason is None:
+            raise
+        logs.event(
+            logger,
+            logging.WARNING,
+            "embedded redis not started",
+            message=f"The embedded Redis is not started, as nothing can be stored in {embedded.directory} ({reason}); it will "
+            "be once there is room",
+            reason=str(problem),
+        )
+        return embedded.url
+
+
+def _takes_nothing(directory: Path) -> str | None:
+    """Why nothing can be stored in a directory, if it is for want of room or as the file system is read-only."""
+    probe = directory / "probe"
+    try:
+        # More than is free in the last block of a file.
+        probe.write_bytes(b"\0" * 65_536)
+    except OSError as problem:
+        return problem.strerror if takes_nothing(problem) else None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
 
 
 class Backends:
@@ -109,11 +148,13 @@ class Backends:
             return
         if settings.redis_url is None:
             self._embedded = embedded_redis(settings)
-            url = self._embedded.start()
+            url = _started(self._embedded)
         else:
             url = settings.redis_url.get_secret_value()
         self.url = url
-        settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+        with suppress(OSError):
+            # What lies there is only remembered; without room nothing is.
+            settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
         self.state = redis_client(
             settings, url, on_failure=self._on_failure, memory=settings.state_dir / "redis-seen"
         )

@@ -119,6 +119,11 @@ class EmbeddedState:
         """What the server says."""
         return self.directory / _LOG
 
+    @property
+    def url(self) -> str:
+        """The URL of the server, whether it runs or not. Raises EmbeddedStateError."""
+        return f"unix://{quote(sockets.path_for(self.directory))}"
+
     def start(self) -> str:
         """The URL of the server, which is started unless it runs. Raises EmbeddedStateError."""
         self._stopped = False

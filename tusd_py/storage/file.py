@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -37,6 +38,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Literal
 
+from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.skipped import Skip, skip_entry
@@ -68,6 +70,7 @@ from tusd_py.storage.markers import ChunkMarkers
 from tusd_py.storage.mounts import is_local
 from tusd_py.storage.outbox import FileOutbox
 from tusd_py.storage.powercuts import Session, sound_length
+from tusd_py.storage.problems import takes_nothing
 from tusd_py.storage.problems import translated as _translated
 from tusd_py.storage.record_file import read_record
 from tusd_py.storage.soundness import check_bytes
@@ -76,6 +79,8 @@ from tusd_py.storage.threads import Threads
 from tusd_py.storage.untold import UntoldRemovals
 from tusd_py.storage.verified import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.writer import FileWriter
+
+logger = logging.getLogger(__name__)
 
 STATE_DIRECTORY = ".tusd-py"
 
@@ -166,8 +171,25 @@ class FileStore:
         want it for themselves; "none" is for a process whose parent has taken it. wait: seconds for which to wait for
             another process to release it.
 
+        A disk that is full or read-only is said in the log: what it has can be served, and room be made by removing it.
+
         Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
         """
+        try:
+            self._make_directories()
+            self._is_local = is_local(self.root)
+            self._markers.open()
+            self._session.open()
+            self._syncs.open()
+            if guard != "none":
+                self._take(guard, wait)
+        except OSError as problem:
+            raise StorageError(
+                f"cannot use {self.root} for uploads: {problem.strerror or problem}"
+            ) from problem
+
+    def _make_directories(self) -> None:
+        """Makes them, and finds out whether something can be written. Raises OSError."""
         try:
             for directory in (
                 self.root,
@@ -180,16 +202,17 @@ class FileStore:
             ):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
             self._probe()
-            self._is_local = is_local(self.root)
-            self._markers.open()
-            self._session.open()
-            self._syncs.open()
-            if guard != "none":
-                self._take(guard, wait)
         except OSError as problem:
-            raise StorageError(
-                f"cannot use {self.root} for uploads: {problem.strerror or problem}"
-            ) from problem
+            if not takes_nothing(problem) or not os.path.isdir(self.root):
+                raise
+            logs.event(
+                logger,
+                logging.WARNING,
+                "nothing can be stored",
+                message=f"Nothing can be stored in {self.root} now: {problem.strerror}; uploads that are there are served, "
+                "and sweeps and removals make room",
+                reason=problem.strerror,
+            )
 
     def _take(self, guard: Guard, wait: float) -> None:
         exclusive = guard == "exclusive"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import time
+from contextlib import suppress
 
 from tusd_py import logs
 
@@ -23,11 +25,19 @@ def acquire(path: str, *, exclusive: bool, perms: int, wait: float) -> int:
 
     wait: seconds for which another process may go on holding it. Raises DirectoryHeld, OSError.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
+    except OSError as problem:
+        if problem.errno != errno.EROFS:
+            raise
+        # The file of an earlier start can be locked all the same.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with suppress(OSError):
+            # Without room, or where nothing can be written, others are not told who holds it.
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except BaseException:
         os.close(descriptor)
         raise

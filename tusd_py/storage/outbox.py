@@ -25,7 +25,7 @@ from tusd_py.skipped import skip
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
 from tusd_py.storage.disk import Disk
 from tusd_py.storage.listing import entries_of, files_in
-from tusd_py.storage.problems import translated
+from tusd_py.storage.problems import takes_nothing, translated
 from tusd_py.storage.record_file import read_record
 from tusd_py.storage.syncing import sync_path
 from tusd_py.storage.threads import Threads
@@ -139,17 +139,48 @@ class FileOutbox:
             await self._disk.change(self._replace, event, content)
 
     def _replace(self, event: KeptEvent, content: bytes) -> None:
-        tmp = self._write(event.upload_id, content, sync=False)
+        try:
+            tmp = self._write(event.upload_id, content, sync=False)
+        except OSError as problem:
+            if not takes_nothing(problem) or not self._overwrite(event, content):
+                raise
+            return
         # The time of a file is when its event was kept.
         os.utime(tmp, (event.kept_at, event.kept_at))
         self._place(tmp, "waiting", event)
+
+    def _overwrite(self, event: KeptEvent, content: bytes) -> bool:
+        """Writes an event anew where it lies, on a disk that has no room for another file; False where it does not fit.
+
+        By one write within blocks that it has already, and never shorter: blanks behind JSON mean nothing.
+        """
+        descriptor = os.open(self._path("waiting", event), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            if len(content) > status.st_blocks * 512:
+                return False
+            content = content.ljust(status.st_size)
+            written = os.pwrite(descriptor, content, 0)
+            os.utime(descriptor, (event.kept_at, event.kept_at))
+            return written == len(content)
+        finally:
+            os.close(descriptor)
 
     async def give_up(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"giving an event of {event.upload_id} up"):
             await self._threads.run(self._give_up, event, content)
 
     def _give_up(self, event: KeptEvent, content: bytes) -> None:
-        tmp = self._write(event.upload_id, content, sync=True)
+        try:
+            tmp = self._write(event.upload_id, content, sync=True)
+        except OSError as problem:
+            if not takes_nothing(problem):
+                raise
+            # As it was written last: there is no room for what became of the last attempt.
+            target = self._path("failed", event)
+            os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+            os.rename(self._path("waiting", event), target)
+            return
         os.utime(tmp, (event.kept_at, event.kept_at))
         self._place(tmp, "failed", event)
         for directory in self._ancestors(self._path("failed", event)):

@@ -9,6 +9,12 @@ from tusd_py.storage.base import BytesNotKept, StorageError, StorageFull
 from tusd_py.storage.syncing import BytesLost
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TAKES_NOTHING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def takes_nothing(problem: OSError) -> bool:
+    """Whether a write failed as the disk is full, a quota used up, or the file system read-only: what is there can be read."""
+    return problem.errno in _TAKES_NOTHING
 
 
 class translated:

@@ -36,7 +36,10 @@ class Pool(Collector):
         self._directory = directory
         self._path = directory / f"{index}.json"
         self._own = own
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            logger.warning("metrics of this process cannot be shared: %s", problem)
         self._before = _read(self._path, gauges=False)
 
     def collect(self) -> Iterator[Metric]:

@@ -24,6 +24,7 @@ from tusd_py.storage.base import (
     BytesMissing,
     KeptEvent,
     Outbox,
+    StorageFull,
     Store,
     UploadDamaged,
     UploadGone,
@@ -160,9 +161,7 @@ class Delivery:
         if intent.not_before > self._clock():
             return intent.not_before
         intent = intent.begun()
-        await self._outbox.replace(
-            kept, intents.serialize(replace(intent, problem="a worker died in it"))
-        )
+        await self._record_attempt(kept, replace(intent, problem="a worker died in it"))
         left, problem = await self._attempt(intent)
         if not left:
             await self._outbox.forget(kept)
@@ -174,8 +173,15 @@ class Delivery:
             await self._give_up(kept, intents.serialize(intent), problem)
             return None
         intent = replace(intent, not_before=self._clock() + self._patience.pause(intent.attempts))
-        await self._outbox.replace(kept, intents.serialize(intent))
+        await self._record_attempt(kept, intent)
         return intent.not_before
+
+    async def _record_attempt(self, kept: KeptEvent, intent: Intent) -> None:
+        """Records how far the delivery of an event has come. A full disk keeps nobody from being told."""
+        try:
+            await self._outbox.replace(kept, intents.serialize(intent))
+        except StorageFull as problem:
+            logger.warning("an attempt to deliver %s is not counted: %s", kept.event_id, problem)
 
     async def _attempt(self, intent: Intent) -> tuple[tuple[str, ...], str]:
         """Tells each hook that was not told yet; the names of those that failed, and why."""

@@ -1,0 +1,54 @@
+"""A small file system of a test's own that can be filled up, emptied, and made read-only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.durability.volume import run_tool
+
+
+class SmallDisk:
+    """root: where it is mounted. kind: tmpfs, or ext4 on a loop device."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        self.root = directory / "small"
+        self._image = directory / "image"
+        self._kind = kind
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Made and mounted; a test without the right to do so is skipped."""
+        self.root.mkdir()
+        if self._kind == "tmpfs":
+            run_tool("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(self.root))
+        else:
+            with self._image.open("wb") as image:
+                image.truncate(40 * 1024 * 1024)
+            run_tool("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
+            run_tool("mount", "-o", "loop", str(self._image), str(self.root))
+        try:
+            yield
+        finally:
+            run_tool("umount", "-l", str(self.root))
+
+    def fill(self) -> None:
+        """Somebody else takes all the room there is, to the last block and the last inode's directory entry."""
+        for size in (1 << 20, 4096, 1):
+            with (
+                (self.root / f"filler-{size}").open("ab", buffering=0) as filler,
+                suppress(OSError),
+            ):
+                while os.write(filler.fileno(), b"x" * size):
+                    pass
+
+    def empty(self) -> None:
+        """That goes again."""
+        for filler in self.root.glob("filler-*"):
+            filler.unlink()
+
+    def make_read_only(self) -> None:
+        """As after an error of the disk."""
+        run_tool("mount", "-o", "remount,ro", str(self.root))
