@@ -246,13 +246,13 @@ def test_a_record_cannot_point_outside_of_the_directory(
 
 
 def remains(server: ServerProcess) -> list[str]:
-    """What lies in the server's own directory beside its lock and tombstones."""
+    """What lies in the server's own directory beside its lock, tombstones and the mark of this mount."""
     state = server.upload_dir / ".tusd-py"
     return [
         str(file.relative_to(state))
         for file in state.rglob("*")
         if (file.is_file() or file.is_symlink())
-        and file.name != "server.lock"
+        and file.name not in {"server.lock", "session"}
         and "gone" not in file.parts
     ]
 
