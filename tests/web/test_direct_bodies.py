@@ -99,7 +99,7 @@ def test_a_request_that_is_sent_right_behind_the_body_is_answered(
     path = tus.new(len(data))
     pairs = {**tus.patch_headers(0), "Content-Length": str(len(data))}
     head = "".join(f"{name}: {value}\r\n" for name, value in pairs.items())
-    first = f"PATCH {path} HTTP/1.1\r\n{head}\r\n".encode()
+    first = f"PATCH {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode()
     second = f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with tus.connect() as connection:
         connection.send(first + data + second)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import re
+import socket
 import ssl
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.certificate import make_certificate
+from tests.support.events import Recorder
 from tests.support.server import WITHOUT_DIRECT_BODIES
-from tests.support.tus import Tus, path_of
+from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Connection
 
@@ -80,3 +83,69 @@ def test_a_download_that_is_read_late_arrives(tus: TlsTus, behind_an_upload: boo
         head, _, body = (begin + late.read_to_end()).partition(b"\r\n\r\n")
     assert b"content-length: 30000000" in head.lower()
     assert hashlib.sha256(body).digest() == hashlib.sha256(data).digest()
+
+
+def test_a_client_that_ends_its_sending_side_gets_what_it_asked_for(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    recorder = Recorder(tmp_path)
+    certificate, key = make_certificate(tmp_path)
+    flags = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    tus = TlsTus(make_server(*flags, *recorder.flags, env=recorder.env))
+    tus.context = ssl.create_default_context(cafile=str(certificate))
+    recorder.hold_pre_finish()
+    path = tus.new(5)
+    with tus.connect() as connection:
+        headers = tus.patch_headers(0, {"Content-Length": "5"})
+        connection.send_head("PATCH", path, headers)
+        connection.send(b"hello")
+        recorder.wait_for("pre-finish", id_of(path))
+        # Only the socket's: an SSLSocket forgets its keys when it is shut down.
+        socket.socket.shutdown(connection.sock, socket.SHUT_WR)
+        assert tus.options().status == 204
+        recorder.let_go()
+        assert connection.read_response("PATCH")["Upload-Offset"] == "5"
+        connection.read_to_end()
+    data = random.Random(3).randbytes(10_000_000)
+    path = tus.finished(data)
+    with Connection(tus.server.address, tls=tus.context, receive_buffer=65_536) as late:
+        late.send_head("GET", path)
+        begin = late.sock.recv(10)
+        socket.socket.shutdown(late.sock, socket.SHUT_WR)
+        assert hashlib.sha256((begin + late.read_to_end())[-len(data) :]).digest() == (
+            hashlib.sha256(data).digest()
+        )
+
+
+def test_connections_that_never_begin_are_counted_and_ended(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    flags = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    server = make_server(*flags, "--max-connections", "4", "--network-timeout", "5s")
+    tus = TlsTus(server)
+    tus.context = ssl.create_default_context(cafile=str(certificate))
+    before = server.open_sockets()
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(Connection(server.address)) for _ in range(4)]
+        wait_until(lambda: server.open_sockets() == before + 4, "the connections")
+        refused = tus.options()
+        assert (refused.status, refused["Retry-After"]) == (503, "5")
+        # Of as many as anybody likes to open only so many stay.
+        more = [stack.enter_context(Connection(server.address)) for _ in range(100)]
+        assert all(connection.ended() for connection in more[20:])
+        assert all(connection.ended() for connection in silent)
+    wait_until(lambda: server.open_sockets() == before, "their end")
+    assert tus.options().status == 204
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01", b"\x00"])
+def test_what_is_no_handshake_ends_without_news(tus: TlsTus, sent: bytes) -> None:
+    lines = len(tus.server.lines)
+    with Connection(tus.server.address) as stranger:
+        stranger.send(sent)
+        stranger.half_close()
+        with contextlib.suppress(ConnectionResetError):
+            stranger.read_to_end()
+    assert tus.options().status == 204
+    assert not [line for line in tus.server.lines[lines:] if "request" not in line]

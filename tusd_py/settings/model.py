@@ -157,7 +157,7 @@ class Settings(BaseModel):
     )
     max_connections: Annotated[Count, LIMITS] = Field(
         10_000,
-        description="Connections open at the same time. Any more are answered with 503.",
+        description="Connections open at the same time. Any more are answered with 503, HEAD with 423.",
     )
     max_header_size: Annotated[int, kinds.size(1024, 16 * 1024**2), LIMITS] = Field(
         64 * 1024,

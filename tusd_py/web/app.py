@@ -20,6 +20,8 @@ from tusd_py import __version__, configured_hooks, events
 from tusd_py.background import keep_running
 from tusd_py.control import ControlServer
 from tusd_py.counters import Counters
+from tusd_py.protocol import tus
+from tusd_py.protocol.headers import RawHeaders
 from tusd_py.service.instance import Instance
 from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.settings.model import Settings
@@ -126,6 +128,18 @@ class TusApp:
         if gate is None or state is None:
             return None
         return TokenDesk(gate, self.uploads, state, refreshes=self.settings.upload_token_refreshes)
+
+    def refusal_headers(self, origin: bytes | None, whole: bool) -> RawHeaders:
+        """Fields of responses that are sent before a request reaches this application, or after it has failed.
+
+        origin: the request's `Origin`. whole: whether its head came in whole, so that None means that it has none.
+        """
+        headers: RawHeaders = [(b"tus-resumable", tus.VERSION.encode())]
+        if self._cors is None:
+            return headers
+        if origin is None and not whole:
+            return headers + self._cors.headers_for_unknown()
+        return headers + self._cors.headers_for(origin, preflight=False)
 
     async def start(self) -> None:
         """Open, start the hooks and begin to sweep.

@@ -88,6 +88,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # An origin is echoed into the response, so nothing but visible ASCII passes, and no more of it than
 # a host name needs.
 _ORIGIN = re.compile(rb"[\x21-\x7e]{1,512}")
+_ANY_ORIGINS = ("null", "http://a.invalid", "https://a.invalid:1")
+"""Origins that an expression matches which matches all of them."""
 
 
 class CORS:
@@ -129,6 +131,13 @@ class CORS:
         if allow_credentials:
             both.append((b"access-control-allow-credentials", b"true"))
         self._actual: RawHeaders = [*both, (b"access-control-expose-headers", exposed)]
+        # Where nobody knows whose page it is: without credentials, and only where every origin may read everything anyway.
+        self._of_unknown: RawHeaders = []
+        if all(self._pattern.fullmatch(origin) for origin in _ANY_ORIGINS):
+            self._of_unknown = [
+                (b"access-control-allow-origin", b"*"),
+                (b"access-control-expose-headers", exposed),
+            ]
         # A page may also ask with OPTIONS itself, what the server can, and wants to read the answer.
         self._preflight: RawHeaders = [
             *self._actual,
@@ -158,6 +167,10 @@ class CORS:
         if preflight and private_network and self._private_network:
             allowed.append((b"access-control-allow-private-network", b"true"))
         return allowed
+
+    def headers_for_unknown(self) -> RawHeaders:
+        """The fields of a response to a request that was refused before its `Origin` was read."""
+        return self._of_unknown
 
 
 def _joined(usual: tuple[str, ...], additional: str) -> bytes:

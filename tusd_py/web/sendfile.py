@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
-import struct
-import termios
 import time
+
+from tusd_py.web.linger import unacknowledged
 
 # What one call hands to the kernel: some 0.2 ms of copying, after which other connections have
 # their turn.
@@ -244,9 +243,5 @@ class _Transfer:
         Room in the socket does not do: it is announced only once a third of a buffer of megabytes
         is free, which on a slow link takes longer than any time-out.
         """
-        try:
-            queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            queued = bytes(4)
-        waiting = self._transport.get_write_buffer_size() + struct.unpack("i", queued)[0]
+        waiting = self._transport.get_write_buffer_size() + unacknowledged(self._socket)
         return self._sent, waiting

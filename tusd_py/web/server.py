@@ -20,7 +20,6 @@ import uvicorn
 
 from tusd_py import logs
 from tusd_py.events import HookError
-from tusd_py.protocol import tus
 from tusd_py.settings.model import Settings
 from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
@@ -145,7 +144,7 @@ def _serve(
             idle_timeout=settings.network_timeout,
         ),
         gauge=app.counters,
-        fixed_headers={"Tus-Resumable": tus.VERSION},
+        refusal_headers=app.refusal_headers,
         backlog=_BACKLOG,
         interface="asgi3",
         lifespan="on",
@@ -273,9 +272,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _raise_descriptor_limit(connections: int) -> None:
-    """A connection needs a descriptor, and while it uploads a second one."""
+    """A connection needs a descriptor, an upload two, a download three: the file's, and that of the connection twice."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + 256
+    wanted = 3 * Limits(connections).most_accepted + 256
     if soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -183,8 +183,8 @@ class Transfer(asyncio.BufferedProtocol):
         self._took(self._view[:nbytes])
 
     def eof_received(self) -> None:
+        # In the middle of the body: the rest never comes, and the transport closes.
         self._end(False)
-        self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
@@ -316,6 +316,9 @@ class Heads(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._protocol.data_received(bytes(_head_buffer[:nbytes]))
+
+    def eof_received(self) -> bool:
+        return self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
