@@ -558,6 +558,13 @@ def test_T13_a_chunked_body_that_becomes_too_long_is_refused(tus: Tus, length: i
 # -- T14 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", ["/files/", "/files/unknown"])
+def test_T1_answers_to_options_carry_the_version(tus: Tus, path: str) -> None:
+    page = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+    for headers in ({}, {"Tus-Resumable": "9"}, page):
+        assert tus.options(path, headers)["Tus-Resumable"] == "1.0.0"
+
+
 @pytest.mark.parametrize("version", [None, "1.0.0", "0.0.1", "nonsense"])
 @pytest.mark.parametrize("where", ["collection", "upload", "without the slash"])
 def test_T14_options_is_answered_whatever_the_version(

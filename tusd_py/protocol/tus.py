@@ -16,6 +16,7 @@ from tusd_py.protocol import concat as concats
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.concat import Final, Partial
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import parse_digits
 
 VERSION = "1.0.0"
@@ -46,7 +47,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """POST: a new upload. length is None for a deferred length and for a final; content is None without a body."""
+    """POST: a new upload. length is None for a deferred length and for a final; content is None without a body.
+
+    unwanted_body: what a body means that is no content of the upload, where the header fields do not tell whether it is empty.
+    """
 
     length: int | None
     metadata: dict[str, bytes]
@@ -54,6 +58,7 @@ class Creation:
     concat: Partial | Final | None
     concat_header: str
     content: Content | None
+    unwanted_body: ProtocolError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +106,16 @@ def parse_creation(headers: Mapping[str, str], *, max_parts: int) -> Creation:
     """The command of a POST ("Creation", "Creation With Upload", "Concatenation"). Raises 400, 415."""
     concat_header = headers.get("upload-concat", "")
     concat = concats.parse(concat_header, max_parts=max_parts) if concat_header else None
+    final = isinstance(concat, Final)
     metadata_header = headers.get("upload-metadata", "")
     return Creation(
-        length=_length_of_creation(headers, final=isinstance(concat, Final)),
+        length=_length_of_creation(headers, final=final),
         metadata=metadata.parse(metadata_header),
         metadata_header=metadata_header,
         concat=concat,
         concat_header=concat_header,
-        content=_content_of_creation(headers, final=isinstance(concat, Final)),
+        content=_content_of_creation(headers, final=final),
+        unwanted_body=_unwanted_body(headers, final=final),
     )
 
 
@@ -161,11 +168,21 @@ def _content_of_creation(headers: Mapping[str, str], *, final: bool) -> Content 
     if _media_type(headers) == MEDIA_TYPE and not final:
         return _content(headers)
     # Bytes that would silently be dropped are refused: the client would take them for stored.
-    if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
-        if final:
-            raise errors.invalid_concat("the creation of a final upload has no body")
-        raise errors.invalid_content_type()
+    if headers.get("content-length", "0") != "0":
+        raise _refused_body(final=final)
     return None
+
+
+def _unwanted_body(headers: Mapping[str, str], *, final: bool) -> ProtocolError | None:
+    if "transfer-encoding" in headers and (final or _media_type(headers) != MEDIA_TYPE):
+        return _refused_body(final=final)
+    return None
+
+
+def _refused_body(*, final: bool) -> ProtocolError:
+    if final:
+        return errors.invalid_concat("the creation of a final upload has no body")
+    return errors.invalid_content_type()
 
 
 def _content(headers: Mapping[str, str]) -> Content:

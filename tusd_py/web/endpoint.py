@@ -210,6 +210,8 @@ class TusEndpoint:
     async def _create(self, request: Request) -> Response:
         command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
         self._check_trailer(request, command.content)
+        if command.unwanted_body is not None:
+            await self._expect_no_body(request, command.unwanted_body)
         view = self._view(request)
         parts: list[str] = []
         if isinstance(command.concat, Final):
@@ -281,6 +283,24 @@ class TusEndpoint:
             method=request.method,
         )
         return Response(plan.status, download=plan, descriptor=descriptor)
+
+    @staticmethod
+    async def _expect_no_body(request: Request, refusal: ProtocolError) -> None:
+        """Raises `refusal` for a chunked body that is not empty, as its bytes would silently be dropped.
+
+        A client that waits for permission to send has something to send.
+        """
+        if "expect" in request.headers or await request.body.read():
+            raise refusal
+        match request.body.end:
+            case BodyEnd.TIMED_OUT:
+                raise errors.read_timeout()
+            case BodyEnd.SHUTDOWN:
+                raise errors.shutting_down()
+            case BodyEnd.DISCONNECTED | BodyEnd.INTERRUPTED:
+                raise errors.connection_reset()
+            case _:
+                pass
 
     @staticmethod
     def _check_trailer(request: Request, content: tus.Content | None) -> None:
@@ -363,8 +383,7 @@ class TusEndpoint:
             (_raw_name(name), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
         ]
-        if request.method != "OPTIONS":
-            raw.append(_TUS_RESUMABLE)
+        raw.append(_TUS_RESUMABLE)
         raw.append((b"x-request-id", request.request_id.encode()))
         if self._cors is not None:
             origin = request.headers.get("origin")
