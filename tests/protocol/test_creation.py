@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.events import Recorder
 from tests.support.tus import Tus, id_of, metadata, path_of
-from tests.support.wire import Connection
+from tests.support.wire import Connection, chunk, last_chunk
 
 # -- T15 ---------------------------------------------------------------------------------------
 
@@ -157,6 +157,80 @@ def test_T18_values_may_be_any_bytes(tus: Tus) -> None:
     everything = metadata(name=bytes(range(256)), other="é漢字")
     path = tus.new(5, headers={"Upload-Metadata": everything})
     assert tus.head(path)["Upload-Metadata"] == everything
+
+
+def test_T17_keys_beyond_ascii_are_taken_and_come_back_as_they_were_sent(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    recorder = Recorder(tmp_path)
+    server = make_server(*recorder.flags, env=recorder.env)
+    tus = Tus(server)
+    # As bytes on the wire: UTF-8, and a client of before it.
+    utf8 = "gr\u00f6\u00dfe NQ==,\u6587\u4ef6\u540d YS50eHQ=".encode().decode("latin-1")
+    for sent in (utf8, "gr\xf6\xdfe NQ=="):
+        path = tus.new(5, headers={"Upload-Metadata": sent})
+        server.kill9()
+        server.restart()
+        assert tus.head(path)["Upload-Metadata"] == sent
+        stored = tus.info(path)["MetaData"]
+        assert isinstance(stored, dict)
+        assert stored["gr\u00f6\u00dfe"] == "5"
+    told = recorder.file.read_text().encode().decode("unicode_escape")
+    assert told.count("gr\u00f6\u00dfe") == 2
+
+
+# -- bodies of creations that are none -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/octet-stream"])
+@pytest.mark.parametrize(
+    "pieces", [[last_chunk()], [b"0\r", b"\n\r\n"], [b"0;x=y\r\nA: b\r\n\r\n"]]
+)
+def test_an_empty_chunked_body_is_none(
+    tus: Tus, media_type: str | None, pieces: list[bytes]
+) -> None:
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Transfer-Encoding": "chunked"}
+    if media_type is not None:
+        headers["Content-Type"] = media_type
+    with tus.connect() as connection:
+        connection.send_head("POST", tus.collection, headers)
+        for piece in pieces:
+            connection.send(piece)
+        created = connection.read_response("POST")
+        assert (created.status, created.get("Upload-Offset")) == (201, None)
+        path = path_of(created["Location"])
+        assert tus.patch(path, 0, b"hello", on=connection).status == 204
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+@pytest.mark.parametrize("media_type", [None, "text/plain"])
+def test_a_body_of_another_media_type_is_refused_and_makes_nothing(
+    tus: Tus, media_type: str | None, framing: str
+) -> None:
+    before = tus.data_files()
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
+    headers |= {"Transfer-Encoding": "chunked"} if framing == "chunked" else {"Content-Length": "5"}
+    if media_type is not None:
+        headers["Content-Type"] = media_type
+    with tus.connect() as connection:
+        connection.send_head("POST", tus.collection, headers)
+        connection.send(chunk(b"hello") + last_chunk() if framing == "chunked" else b"hello")
+        response = connection.read_response("POST")
+    assert (response.status, response.code) == (415, "ERR_INVALID_CONTENT_TYPE")
+    assert tus.data_files() == before
+
+
+def test_an_empty_chunked_body_that_never_ends_makes_nothing(make_server: MakeServer) -> None:
+    tus = Tus(make_server("--network-timeout", "1s"))
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Transfer-Encoding": "chunked"}
+    with tus.connect() as connection:
+        connection.send_head("POST", tus.collection, headers)
+        assert connection.read_response("POST").code == "ERR_READ_TIMEOUT"
+    with tus.connect() as connection:
+        connection.send_head("POST", tus.collection, headers)
+        connection.half_close()
+        connection.read_to_end()
+    assert tus.data_files() == []
 
 
 def test_T18_without_metadata_there_is_no_header(tus: Tus) -> None:
