@@ -13,7 +13,7 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -315,6 +315,7 @@ class Hooks:
         self._listeners: dict[EventType, list[object]] = {}
         self._look_at_listeners()
         self._queues: dict[str, asyncio.Task[None]] = {}
+        self._last_progress: dict[str, Event] = {}
 
     async def start(self, context: HookContext) -> None:
         """Lets every hook get ready. Raises HookError for one that cannot."""
@@ -409,6 +410,22 @@ class Hooks:
         if event.upload.id not in self._queues:
             self._enqueue(event, stop)
 
+    def progress_end(self, event: Event) -> None:
+        """Announces the last `post-receive` event of a request, behind earlier events of the upload. While that of an earlier
+        request still waits for its turn, this one takes its place."""
+        upload_id = event.upload.id
+        if upload_id not in self._last_progress:
+            before = self._queues.get(upload_id)
+            self._queue(upload_id, self._announce_last_progress(upload_id, before))
+        self._last_progress[upload_id] = event
+
+    async def _announce_last_progress(
+        self, upload_id: str, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await self._announce(self._last_progress.pop(upload_id), None, None)
+
     def tell(self, event: Event) -> None:
         """Announces a `post-` event: its hooks run in the background, after those of earlier events of the same upload."""
         if self._listeners[event.type]:
@@ -416,9 +433,12 @@ class Hooks:
 
     def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
         before = self._queues.get(event.upload.id)
-        task = spawn(self._announce(event, before, stop), "hooks")
-        self._queues[event.upload.id] = task
-        task.add_done_callback(lambda done: self._forget(event.upload.id, done))
+        self._queue(event.upload.id, self._announce(event, before, stop))
+
+    def _queue(self, upload_id: str, announcement: Coroutine[None, None, None]) -> None:
+        task = spawn(announcement, "hooks")
+        self._queues[upload_id] = task
+        task.add_done_callback(lambda done: self._forget(upload_id, done))
 
     def _forget(self, upload_id: str, done: asyncio.Task[None]) -> None:
         if self._queues.get(upload_id) is done:

@@ -110,7 +110,7 @@ class _Transfer:
     """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
 
     verified: the writer, if what it writes counts only once it was found right. next_check: the offset at which to look at the
-    free space. stopped: what is said where somebody wanted an end.
+    free space. told: the offset that hooks know of. stopped: what is said where somebody wanted an end.
     """
 
     upload: Upload
@@ -123,11 +123,13 @@ class _Transfer:
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
+    told: int = field(init=False)
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
+        self.told = self.upload.offset
 
     def stop(self, problem: ProtocolError) -> None:
         """Ends the body because somebody else wants it; `problem` is the response."""
@@ -252,7 +254,7 @@ class Reception:
         # What happened since it was allowed was not told to this transfer, which was not there yet.
         self._stop_if_refused(transfer)
         if self._hooks.wants(EventType.POST_RECEIVE):
-            self._tell_progress(transfer, transfer.upload.offset)
+            self._tell_progress(transfer)
 
     def _end(self, transfer: _Transfer) -> None:
         """Not any more."""
@@ -284,6 +286,8 @@ class Reception:
             await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
         except LeaseLost:
             return problem or errors.interrupted()
+        if counts:
+            self._tell_last_progress(transfer)
         return problem
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
@@ -353,17 +357,25 @@ class Reception:
         if free is not None and free < self._rules.disk_reserve:
             raise _Ended(errors.insufficient_storage())
 
-    def _tell_progress(self, transfer: _Transfer, told: int) -> None:
-        """Tells hooks how far the upload has come, if it has come further than `told`, and again after the interval."""
-        offset = transfer.writer.offset
-        if offset != told:
-            view = UploadView.of(transfer.upload.info, offset)
-            self._hooks.progress(
-                Event(EventType.POST_RECEIVE, view, transfer.request), transfer.stop
-            )
+    def _tell_progress(self, transfer: _Transfer) -> None:
+        """Tells hooks how far the upload has come, if it has come further than they know, and again after the interval."""
+        if transfer.writer.offset != transfer.told:
+            self._hooks.progress(self._progress_event(transfer), transfer.stop)
         transfer.progress_timer = asyncio.get_running_loop().call_later(
-            self._rules.progress_interval, self._tell_progress, transfer, offset
+            self._rules.progress_interval, self._tell_progress, transfer
         )
+
+    def _tell_last_progress(self, transfer: _Transfer) -> None:
+        """Tells hooks how far the request has brought the upload, however short it was, as tusd does."""
+        wanted = self._hooks.wants(EventType.POST_RECEIVE)
+        if wanted and transfer.writer.offset != transfer.told and transfer.lease.is_held():
+            self._hooks.progress_end(self._progress_event(transfer))
+
+    @staticmethod
+    def _progress_event(transfer: _Transfer) -> Event:
+        transfer.told = transfer.writer.offset
+        view = UploadView.of(transfer.upload.info, transfer.told)
+        return Event(EventType.POST_RECEIVE, view, transfer.request)
 
     async def _verify(self, transfer: _Transfer) -> ProtocolError | None:
         """What is wrong with a whole body: another checksum than announced, a trailer that did not come, a lost lock."""

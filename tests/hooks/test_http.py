@@ -77,6 +77,7 @@ def test_every_event_is_told_in_tusds_format(hooked: MakeTus, endpoint: Endpoint
     ]
     assert told(call for call in endpoint.calls if call.type.startswith("post-")) == [
         ("post-create", "POST"),
+        ("post-receive", "PATCH"),
         ("post-finish", "PATCH"),
         ("post-terminate", "DELETE"),
     ]
@@ -144,11 +145,12 @@ def test_lengths_that_are_not_known_and_parts(hooked: MakeTus, endpoint: Endpoin
 
 
 def test_tusds_default_events_are_on_and_no_others(hooked: MakeTus, endpoint: Endpoint) -> None:
-    # No upload here takes so long that it would come to a post-receive.
     tus = hooked("--progress-hooks-interval", "1h")
     tus.delete(tus.finished(b"hello"))
     endpoint.wait_for("post-terminate")
-    assert endpoint.types() == ["pre-create", "post-create", "post-finish", "post-terminate"]
+    assert endpoint.types() == [
+        *("pre-create", "post-create", "post-receive", "post-finish", "post-terminate")
+    ]
     assert 'hooktype="pre-access"' not in tus.request("GET", "/metrics").text
 
 
@@ -496,6 +498,46 @@ def test_a_running_upload_is_stopped(hooked: MakeTus, endpoint: Endpoint) -> Non
     first = endpoint.of("post-receive")[0]
     assert first.upload["Offset"] > 0
     assert first.upload["ID"] == id_of(path)
+
+
+def test_every_request_with_bytes_is_told_of_however_short_it_is(
+    hooked: MakeTus, endpoint: Endpoint
+) -> None:
+    tus = hooked("--progress-hooks-interval", "1h")
+    created = tus.create(12, body=b"abc")
+    path = path_of(created["Location"])
+    endpoint.wait_for("post-receive")
+    with tus.begin_patch(path, 3, 5, b"de") as cut:
+        cut.wait_stored()
+    wait_until(lambda: len(endpoint.of("post-receive")) == 2, "that of the cut one")
+    # Nothing new comes with these.
+    assert tus.patch(path, 5, b"").status == 204
+    assert tus.patch(path, 4, b"x").status == 409
+    wrong = {"Upload-Checksum": "sha1 AAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+    assert tus.patch(path, 5, b"xyz", wrong).status == 460
+    assert tus.patch(path, 5, b"fghijkl").status == 204
+    endpoint.wait_for("post-finish")
+    assert [call.upload["Offset"] for call in endpoint.of("post-receive")] == [3, 5, 12]
+    types = endpoint.types()
+    assert types[-2:] == ["post-receive", "post-finish"]
+
+
+def test_while_hooks_are_slow_only_the_latest_progress_waits(
+    hooked: MakeTus, endpoint: Endpoint
+) -> None:
+    let_go = threading.Event()
+    endpoint.script("post-receive", Reply(hold=let_go))
+    tus = hooked("--progress-hooks-interval", "1h")
+    path = tus.new(100)
+    try:
+        for offset in range(100):
+            assert tus.patch(path, offset, b"x").status == 204
+            if not offset:
+                endpoint.wait_for("post-receive")
+    finally:
+        let_go.set()
+    endpoint.wait_for("post-finish")
+    assert [call.upload["Offset"] for call in endpoint.of("post-receive")] == [1, 100]
 
 
 def test_a_slow_answer_holds_no_bytes_up(hooked: MakeTus, endpoint: Endpoint) -> None:
