@@ -87,7 +87,9 @@ async def test_markers_of_what_has_gone_are_tidied_away(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     store.open()
     upload = await store.create(UploadInfo(id="a", length=10))
-    kept, gone, older = (str(tmp_path / ".tusd-py/chunks" / name) for name in ("a", "b", "c"))
+    kept, gone, older = (
+        str(tmp_path / ".tusd-py" / name) for name in ("verifying/a", "verifying/b", "chunks/c")
+    )
     os.symlink("0", kept)
     os.symlink("0", gone)
     Path(older).write_bytes(b"0")

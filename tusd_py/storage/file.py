@@ -3,7 +3,8 @@
 `<id>` holds the bytes and `<id>.info` the record. Whatever else is kept lies under `.tusd-py/`, a name that no id can have:
 
     new/        records and joined files before they are renamed into their places
-    chunks/     for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
+    verifying/  for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
+    chunks/     such markers of earlier versions
     gone/       tombstones; one that is not empty is a removal that did not come to its end
     untold/     records of removed uploads whose event could not be recorded yet (`untold.py`)
     awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
@@ -123,7 +124,7 @@ class FileStore:
         self._tmp = f"{state}/new"
         self._chunks = f"{state}/chunks"
         self._gone = f"{state}/gone"
-        self._markers = ChunkMarkers(self._chunks)
+        self._markers = ChunkMarkers(f"{state}/verifying", former=self._chunks)
         self._missing = f"{state}/missing"
         self._sound = ChunkMarkers(f"{state}/sound")
         self._session = Session(f"{state}/session")
@@ -195,6 +196,7 @@ class FileStore:
                 self.root,
                 self._tmp,
                 self._chunks,
+                self._markers.directory,
                 self._sound.directory,
                 self._gone,
                 self._untold.directory,
@@ -458,8 +460,7 @@ class FileStore:
         with fence():
             os.truncate(self.data_path(upload.info), upload.offset)
             flat = self._flat(upload.id)
-            with suppress(FileNotFoundError):
-                os.unlink(self._markers.path(flat))
+            self._markers.remove(flat)
             if (self._sound.read(flat) or 0) > upload.offset:
                 os.unlink(self._sound.path(flat))
 
@@ -884,13 +885,11 @@ class FileStore:
 
     def _free_all(self, upload_id: str, info: UploadInfo | None) -> None:
         """Frees all of a removed upload but its record."""
-        for path in (
-            f"{self.root}/{upload_id}" if info is None else self.data_path(info),
-            self._markers.path(self._flat(upload_id)),
-            self._sound.path(self._flat(upload_id)),
-        ):
+        for path in (f"{self.root}/{upload_id}" if info is None else self.data_path(info),):
             with suppress(FileNotFoundError):
                 os.unlink(path)
+        for markers in (self._markers, self._sound):
+            markers.remove(self._flat(upload_id))
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
         self._finals.forget_part(upload_id)
         self._remove_empty_parents(upload_id, info.location if info else None)
@@ -972,7 +971,11 @@ class FileStore:
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += _unlink(entry.path)
-        for entry in (*entries_of(self._chunks), *entries_of(self._sound.directory)):
+        for entry in (
+            *entries_of(self._chunks),
+            *entries_of(self._markers.directory),
+            *entries_of(self._sound.directory),
+        ):
             with suppress(OSError):
                 if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
                     removed += _unlink(entry.path)

@@ -1,11 +1,11 @@
 """Markers of chunks that are being verified: how many bytes of an upload count until the chunk behind them was found right.
 
-A marker is a symbolic link to a number, `chunks/<upload>` -> `4194304`. Its target is a part of the directory's metadata, so
+A marker is a symbolic link to a number, `verifying/<upload>` -> `4194304`. Its target is a part of the directory's metadata, so
 that there is never a marker without its number, and file systems that keep the order of metadata have the marker on the disk
 before the data file grows there: after a power cut no byte behind it counts. Where that order is not known, the directory is
 synced before the first byte is written; where there are no symbolic links, the marker is a file that is synced as well, as
-those of earlier versions were files. A marker that says nothing was left by a power cut in an earlier version: nothing tells
-which bytes were verified, and none of them counts. Not for: when a chunk was found right.
+those of earlier versions were, in `chunks/`. A marker that says nothing was left by a power cut in an earlier version: nothing
+tells which bytes were verified, and none of them counts. Not for: when a chunk was found right.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ _MOST_DIGITS = 20
 
 
 class ChunkMarkers:
-    """The markers in one directory; an upload is named by its id as one file name."""
+    """The markers in one directory; an upload is named by its id as one file name.
 
-    def __init__(self, directory: str) -> None:
+    former: where earlier versions made theirs, which are read as well.
+    """
+
+    def __init__(self, directory: str, former: str | None = None) -> None:
         self.directory = directory
+        self._former = former
         self.is_slow = True
 
     def open(self) -> None:
@@ -64,9 +68,25 @@ class ChunkMarkers:
             os.symlink(str(offset), tmp)
             os.rename(tmp, path)
 
+    def remove(self, name: str) -> None:
+        """Remove the marker of an upload, wherever it is, if there is one. Raises OSError."""
+        for path in self._paths(name):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _paths(self, name: str) -> list[str]:
+        paths = [self.path(name)]
+        if self._former is not None:
+            paths.append(f"{self._former}/{name}")
+        return paths
+
     def read(self, name: str) -> int | None:
         """The bytes that count, None where no chunk is being verified. Raises OSError."""
-        path = self.path(name)
+        found = [count for path in self._paths(name) if (count := self._read(path)) is not None]
+        return min(found) if found else None
+
+    @staticmethod
+    def _read(path: str) -> int | None:
         # Quicker than an exception where there is none, as nearly always.
         if not os.access(path, os.F_OK, follow_symlinks=False):
             return None

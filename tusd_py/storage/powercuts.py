@@ -21,7 +21,10 @@ _SMALLEST_BLOCK = 4096
 
 
 class Session:
-    """The time since the file system was mounted, as far as servers were started since; `path`: where it is recorded."""
+    """The time since the file system was mounted, as far as servers were started since.
+
+    path: a symbolic link to what tells this mount from others, made when it was first seen.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -30,12 +33,14 @@ class Session:
     def open(self) -> None:
         """Find out when it began. A record that cannot be read or written means that it begins now."""
         try:
-            present = f"{_BOOT_ID.read_text().strip()} {mount_of(os.path.dirname(self._path))}\n"
+            present = f"{_BOOT_ID.read_text().strip()} {mount_of(os.path.dirname(self._path))}"
             if _read(self._path) != present:
                 tmp = f"{self._path}.{os.getpid()}"
-                Path(tmp).write_text(present)
+                with suppress(FileNotFoundError):
+                    os.unlink(tmp)
+                os.symlink(present, tmp)
                 os.rename(tmp, self._path)
-            self.began_at = os.stat(self._path).st_mtime_ns
+            self.began_at = os.lstat(self._path).st_mtime_ns
         except OSError:
             self.began_at = time.time_ns()
 
@@ -46,7 +51,7 @@ class Session:
 
 def _read(path: str) -> str:
     with suppress(FileNotFoundError):
-        return Path(path).read_text(errors="replace")
+        return os.readlink(path)
     return ""
 
 
