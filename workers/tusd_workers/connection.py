@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -82,6 +82,8 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
             "password": address.sentinel_password,
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
+            # The next one is asked instead.
+            "retry": Retry(NoBackoff(), 0),
             **tls,
         },
     )
