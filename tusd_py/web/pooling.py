@@ -56,19 +56,23 @@ class Pool(Collector):
         """Writes this process's numbers once a second until it is cancelled, and once more then."""
         try:
             while True:
-                self._publish()
+                await self._publish()
                 await asyncio.sleep(_INTERVAL)
         finally:
-            self._publish()
+            await self._publish()
 
-    def _publish(self) -> None:
-        samples = []
+    async def _publish(self) -> None:
+        samples: list[list[object]] = []
         for family in self._own.collect():
             gauge = family.type == "gauge"
             for sample in family.samples:
                 key = _key(sample)
                 value = sample.value + (0.0 if gauge else self._before.get(key, 0.0))
                 samples.append([gauge, sample.name, list(sample.labels.items()), value])
+        # In a thread: the disk may stand still, and nobody waits for these numbers.
+        await asyncio.to_thread(self._write, samples)
+
+    def _write(self, samples: list[list[object]]) -> None:
         fresh = self._path.with_suffix(".new")
         try:
             fresh.write_text(json.dumps(samples), encoding="utf-8")
