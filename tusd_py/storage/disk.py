@@ -27,7 +27,9 @@ from tusd_py.storage.threads import Threads
 SLOW_SECONDS = 0.02
 """An operation on the page cache takes far less; one that takes longer waits for the disk."""
 SLOW_PERIOD_SECONDS = 1.0
-"""How long operations go through threads after a slow one has ended."""
+"""How long operations go through threads after a slow one has ended, at most."""
+_SLOW_FACTOR = 5
+"""How much longer than the slow one took."""
 _CHANGE_MOMENT_SECONDS = 0.001
 _WRITE_MOMENT_SECONDS = 0.005
 """For bytes of bodies, which have to be copied for a helper."""
@@ -123,7 +125,8 @@ class _Lane:
                 self.quick_at = now
         else:
             self.quick_at = float("-inf")
-            self._slow_until = now + SLOW_PERIOD_SECONDS
+            # A process that was not given a processor looks like a slow disk, for a short time.
+            self._slow_until = now + min(SLOW_PERIOD_SECONDS, _SLOW_FACTOR * (now - began))
 
     async def run(self, operation: Callable[[], T]) -> T:
         """Run an operation that may be slow."""
@@ -183,7 +186,7 @@ class _Lane:
             return await self._threads.run(operation)
         finally:
             if time.monotonic() - began > SLOW_SECONDS:
-                self._slow_until = time.monotonic() + SLOW_PERIOD_SECONDS
+                self.observe(began)
 
     def close(self) -> None:
         self._helper.close()
