@@ -139,7 +139,7 @@ def test_each_event_runs_its_own_file(scripts: Scripts, tus: Tus) -> None:
     tus.head(path)
     assert tus.delete(path).status == 204
     expected = [
-        *("pre-create", "post-create", "pre-access", "pre-finish", "post-finish"),
+        *("pre-create", "post-create", "pre-access", "post-receive", "pre-finish", "post-finish"),
         *("pre-access", "pre-access", "pre-terminate", "post-terminate"),
     ]
     wait_until(lambda: scripts.note("all").endswith("post-terminate\n"), "all events")
