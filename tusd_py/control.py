@@ -87,7 +87,9 @@ class ControlServer:
             match request:
                 case {"do": "sweep", "kind": "due" | "all" as kind, "dry_run": bool(dry_run)}:
                     listener = tell if request.get("tell") else None
-                    report = await self._upkeep.sweep(kind, dry_run=dry_run, tell=listener)
+                    report = await self._upkeep.sweep(
+                        kind, dry_run=dry_run, tell=listener, force=request.get("force") is True
+                    )
                     return {"done": asdict(report)}
                 case {"do": "remove", "upload": str(upload_id)}:
                     return {"done": {"problem": await self._upkeep.remove(upload_id)}}
@@ -103,13 +105,24 @@ class AskedUpkeep:
         self._path = path
 
     async def sweep(
-        self, kind: SweepKind, *, dry_run: bool = False, tell: Tell | None = None
+        self,
+        kind: SweepKind,
+        *,
+        dry_run: bool = False,
+        tell: Tell | None = None,
+        force: bool = False,
     ) -> SweepReport:
-        request = {"do": "sweep", "kind": kind, "dry_run": dry_run, "tell": tell is not None}
+        request = {
+            "do": "sweep",
+            "kind": kind,
+            "dry_run": dry_run,
+            "tell": tell is not None,
+            "force": force,
+        }
         async with self._asked(request) as answers:
             async for answer in answers:
                 if "done" in answer:
-                    return SweepReport(**cast("dict[str, int]", answer["done"]))
+                    return _report(cast(Document, answer["done"]))
                 if tell is not None:
                     await tell(_expired(cast(Document, answer["expired"])))
         raise UpkeepFailed("the server ended before the sweep did")
@@ -154,6 +167,11 @@ async def _answers(reader: asyncio.StreamReader) -> AsyncIterator[Document]:
 
 def _write(writer: asyncio.StreamWriter, document: Document) -> None:
     writer.write(json.dumps(document).encode() + b"\n")
+
+
+def _report(document: Document) -> SweepReport:
+    counts = {name: value for name, value in document.items() if isinstance(value, int)}
+    return SweepReport(**counts, held_because=str(document.get("held_because", "")))
 
 
 def _expired(document: Document) -> Expired:

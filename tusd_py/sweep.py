@@ -48,8 +48,8 @@ _MOST_LOGGED = 20
 class SweepReport:
     """What a sweep did: counts of uploads, and of remains of crashes. failed: uploads that it had to pass over.
 
-    skipped: directories and names that it could not read. With a dry run, expired and remains are what would have gone.
-    remains of the store as a whole are then not looked for.
+    skipped: directories and names that it could not read. held: that it would have removed, but waits, and why. With a dry
+    run, expired and remains are what would have gone. remains of the store as a whole are then not looked for.
     """
 
     seen: int = 0
@@ -58,6 +58,8 @@ class SweepReport:
     remains: int = 0
     failed: int = 0
     skipped: int = 0
+    held: int = 0
+    held_because: str = ""
 
     def record(self, kind: SweepKind, began: float) -> SweepRecord:
         """It as it is remembered; it ends now."""

@@ -8,6 +8,7 @@ here. Not for: when a sweep is run, which is said by the workers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,13 +17,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.state import StateUnavailable
 from tusd_py.state.registry import Registry, SweepKind
-from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
+from tusd_py.storage.base import (
+    KeepsSweepMarks,
+    StorageError,
+    Upload,
+    UploadGone,
+    UploadNotFound,
+)
+from tusd_py.storage.sweep_marks import SweepMarks
 from tusd_py.sweep import Rest, SweepReport, SweepStopped, sweep, sweep_due
+from tusd_py.sweep_guard import is_far, is_most, objection
 from tusd_py.uploads import Uploads
+
+logger = logging.getLogger(__name__)
 
 _LEASE = 20.0
 """Seconds after which a sweep whose process died is no longer in the way of the next."""
@@ -47,9 +59,12 @@ Tell = Callable[[Expired], Awaitable[None]]
 class Upkeep(Protocol):
     """What can be wanted."""
 
-    async def sweep(self, kind: SweepKind, *, dry_run: bool, tell: Tell | None) -> SweepReport:
+    async def sweep(
+        self, kind: SweepKind, *, dry_run: bool, tell: Tell | None, force: bool = False
+    ) -> SweepReport:
         """Sweeps what is due, or the whole storage. tell: awaited with each upload that goes, or would.
 
+        force: also what a sweep is held for (`sweep_guard.py`); else nothing is done then, and the report says so.
         Raises UpkeepFailed, StateUnavailable.
         """
 
@@ -68,8 +83,58 @@ class OwnUpkeep:
         self._rest = rest
 
     async def sweep(
-        self, kind: SweepKind, *, dry_run: bool = False, tell: Tell | None = None
+        self,
+        kind: SweepKind,
+        *,
+        dry_run: bool = False,
+        tell: Tell | None = None,
+        force: bool = False,
     ) -> SweepReport:
+        try:
+            if not dry_run and not force:
+                held = await self._held(kind)
+                if held is not None:
+                    return held
+            report = await self._sweep(kind, dry_run=dry_run, tell=tell)
+        except (StorageError, SweepStopped) as problem:
+            raise UpkeepFailed(str(problem)) from problem
+        if not dry_run and self._marks is not None and not self._uploads.closing:
+            self._marks.record_end(self._uploads.now())
+        return report
+
+    @property
+    def _marks(self) -> SweepMarks | None:
+        store = self._uploads.store
+        return store.sweep_marks if isinstance(store, KeepsSweepMarks) else None
+
+    async def _held(self, kind: SweepKind) -> SweepReport | None:
+        """What a sweep is held for, said in the log; None if it may go on."""
+        uploads, registry, marks = self._uploads, self._registry, self._marks
+        if marks is None:
+            return None
+        if kind == "due" and registry is not None and not is_far(marks.last(), uploads.now()):
+            counts = await registry.counts(uploads.now())
+            if counts.is_whole and not is_most(counts.known, counts.due):
+                return None
+        # The index may know uploads as due that are not, and does not know those that never are.
+        report = await sweep(uploads, dry_run=True, rest=self._rest)
+        now = uploads.now()
+        reason = objection(marks, seen=report.seen, due=report.expired, now=now)
+        if reason is None:
+            return None
+        logs.event(
+            logger,
+            logging.WARNING,
+            "sweep held",
+            message=f"The sweep removes nothing now: {reason}. See whether the clock and the settings are right; if so, "
+            "tusd-py sweep --force removes them",
+            due=report.expired,
+            seen=report.seen,
+            reason=reason,
+        )
+        return SweepReport(seen=report.seen, held=report.expired, held_because=reason)
+
+    async def _sweep(self, kind: SweepKind, *, dry_run: bool, tell: Tell | None) -> SweepReport:
         uploads, registry = self._uploads, self._registry
 
         async def found(upload: Upload) -> None:
@@ -77,18 +142,13 @@ class OwnUpkeep:
                 since = uploads.due_at(upload) or upload.changed_at
                 await tell(Expired(upload.id, upload.offset, since))
 
-        try:
-            if not dry_run:
-                await uploads.recover_removals()
-            if kind == "due" and registry is not None:
-                return await sweep_due(
-                    uploads, registry, dry_run=dry_run, found=found, rest=self._rest
-                )
-            return await sweep(
-                uploads, registry=registry, dry_run=dry_run, found=found, rest=self._rest
-            )
-        except (StorageError, SweepStopped) as problem:
-            raise UpkeepFailed(str(problem)) from problem
+        if not dry_run:
+            await uploads.recover_removals()
+        if kind == "due" and registry is not None:
+            return await sweep_due(uploads, registry, dry_run=dry_run, found=found, rest=self._rest)
+        return await sweep(
+            uploads, registry=registry, dry_run=dry_run, found=found, rest=self._rest
+        )
 
     async def remove(self, upload_id: str) -> str | None:
         try:

@@ -19,7 +19,7 @@ from tusd_py.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
-USAGE = "[--dry-run] [--json] [options of serve]"
+USAGE = "[--dry-run] [--force] [--json] [options of serve]"
 ABOUT = """\
 Look at every upload now: remove those that have expired, finish what was complete when a server died, clear away what crashes \
 left behind. Give it the same options as the server; the server may run or not. Uploads in use are spared.
@@ -33,6 +33,12 @@ def add_arguments(parser: Parser) -> None:
     parser.option(
         "--dry-run",
         "Change nothing; list what would be removed.",
+        section="Sweep",
+        action="store_true",
+    )
+    parser.option(
+        "--force",
+        "Remove what has expired even if it is most of what there is, or the clock is far from that of the last sweep.",
         section="Sweep",
         action="store_true",
     )
@@ -53,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             _sweep(
                 settings,
                 dry_run=hasattr(arguments, "dry_run"),
+                force=hasattr(arguments, "force"),
                 as_json=hasattr(arguments, "json"),
             )
         )
@@ -61,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
-async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
+async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: bool) -> int:
     from tusd_py.service import connect as reach  # noqa: PLC0415
     from tusd_py.upkeep import Expired  # noqa: PLC0415
 
@@ -74,8 +81,15 @@ async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
         sys.stdout.write(line + "\n")
 
     async with reach.upkeep(settings, may_take=True) as upkeep:
-        report = await upkeep.sweep("all", dry_run=dry_run, tell=tell if dry_run else None)
-    if as_json:
+        report = await upkeep.sweep(
+            "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
+        )
+    if report.held and not as_json:
+        sys.stdout.write(
+            f"{report.seen} uploads seen: {report.held} would be removed, but {report.held_because}; "
+            "if that is right, give --force\n"
+        )
+    elif as_json:
         sys.stdout.write(json.dumps({"dry_run": dry_run, **asdict(report)}) + "\n")
     else:
         verb = "would be removed" if dry_run else "removed"
@@ -87,4 +101,4 @@ async def _sweep(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
         passed_over = report.failed + report.skipped
         failed = f", {passed_over} passed over (the log says why)" if passed_over else ""
         sys.stdout.write(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}\n")
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.held else 0

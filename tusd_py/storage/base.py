@@ -18,6 +18,7 @@ from typing import Literal, Protocol, runtime_checkable
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.skipped import Skip, skip_entry
+from tusd_py.storage.sweep_marks import SweepMarks
 
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
@@ -362,6 +363,15 @@ class RemovesUploads(Protocol):
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         """Removes what crashes left behind and tombstones older than `tombstone_ttl` seconds; returns how many things went."""
+
+
+@runtime_checkable
+class KeepsSweepMarks(Protocol):
+    """When sweeps ended is known beside the uploads."""
+
+    @property
+    def sweep_marks(self) -> SweepMarks:
+        """The marks."""
 
 
 @runtime_checkable

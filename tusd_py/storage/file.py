@@ -75,6 +75,7 @@ from tusd_py.storage.problems import takes_nothing
 from tusd_py.storage.problems import translated as _translated
 from tusd_py.storage.record_file import read_record
 from tusd_py.storage.soundness import check_bytes
+from tusd_py.storage.sweep_marks import SweepMarks
 from tusd_py.storage.syncing import BytesLost, GroupSync, sync_path
 from tusd_py.storage.threads import Threads
 from tusd_py.storage.untold import UntoldRemovals
@@ -126,6 +127,7 @@ class FileStore:
         self._gone = f"{state}/gone"
         self._markers = ChunkMarkers(f"{state}/verifying", former=self._chunks)
         self._missing = f"{state}/missing"
+        self.sweep_marks = SweepMarks(state, file_perms=file_perms)
         self._sound = ChunkMarkers(f"{state}/sound")
         self._session = Session(f"{state}/session")
         self._guard: int | None = None

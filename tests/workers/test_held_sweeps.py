@@ -1,0 +1,77 @@
+"""A sweep that would remove most of what there is, or whose clock is far from the last one's, waits."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, id_of
+from tests.workers.commands import command, documents, of
+from tests.workers.test_sweep_command import abandon
+from tusd_py.storage.sweep_marks import SweepMarks
+from tusd_py.sweep_guard import objection
+
+DAY = 86_400.0
+
+
+def put_last_sweep(server: ServerProcess, days_ago: float) -> None:
+    """As if the last sweep had ended then by its clock: ours is ahead of it by as much."""
+    then = time.time() - days_ago * DAY
+    os.utime(server.upload_dir / ".tusd-py" / "swept", (then, then))
+
+
+@pytest.mark.parametrize("days_ago", [400, -400, 3])
+@pytest.mark.parametrize("by", ["server", "command", "running"])
+def test_a_clock_that_is_far_from_the_last_sweeps_removes_nothing(
+    make_server: MakeServer, days_ago: int, by: str
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path = tus.new(10)
+    documents("sweep", *of(server))
+    if by != "running":
+        server.terminate()
+    abandon(server, path)
+    put_last_sweep(server, days_ago)
+    if by == "server":
+        server.restart()
+        server.wait_for_line("The sweep removes nothing now: the clock is")
+    else:
+        done = command("sweep", *of(server))
+        assert done.returncode == 1
+        assert "1 would be removed, but the clock is" in done.stdout
+    assert server.data_file(id_of(path)).exists()
+    done = command("sweep", "--force", *of(server))
+    assert done.stdout.startswith("1 uploads seen: 1 removed"), done.stderr
+    assert not server.data_file(id_of(path)).exists()
+
+
+def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    paths = [tus.finished(b"hello") for _ in range(25)]
+    server.terminate()
+    done = command("sweep", "--retain-finished", "1s", *of(server))
+    assert "25 would be removed, but it would remove 25 of 25 uploads" in done.stdout
+    assert all(server.data_file(id_of(path)).exists() for path in paths)
+    [*_, summary] = documents("sweep", "--force", "--retain-finished", "1s", *of(server))
+    assert (summary["seen"], summary["expired"]) == (25, 25)
+
+
+def test_it_goes_on_after_a_day_unless_both_are_wrong(tmp_path: os.PathLike[str]) -> None:
+    marks = SweepMarks(str(tmp_path), file_perms=0o600)
+    marks.record_end(0.0)
+    assert objection(marks, seen=19, due=19, now=10.0) is None
+    assert objection(marks, seen=50, due=25, now=10.0) is None
+    assert objection(marks, seen=50, due=0, now=400 * DAY) is None
+    assert objection(marks, seen=50, due=26, now=10.0) is not None
+    assert objection(marks, seen=50, due=26, now=DAY) is not None
+    assert objection(marks, seen=50, due=26, now=DAY + 11.0) is None
+    # A clock that jumps while a sweep is held does not count as a day.
+    assert objection(marks, seen=50, due=1, now=400 * DAY) is not None
+    assert objection(marks, seen=50, due=1, now=401 * DAY) is None
+    assert objection(marks, seen=50, due=30, now=401 * DAY) is not None
