@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -299,6 +300,8 @@ def main() -> int:
     parser.add_argument("--filesystem", choices=("ext4", "xfs"), default="ext4")
     parser.add_argument("--durability", choices=("none", "finish", "chunk"), default="finish")
     options = parser.parse_args()
+    # What is mounted is unmounted, and the servers end, however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="power-cuts-") as place:
         report = cut_power(Path(place), **vars(options))
     print(
