@@ -55,6 +55,7 @@ lint: $(DEV) $(if $(FRONTEND_BUILT),$(FRONTEND_NODE)) ## style, types, and wheth
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 	$(PIP) check
 	$(if $(FRONTEND_BUILT),$(NPM) run lint)
 

@@ -24,15 +24,15 @@ from pathlib import Path
 from bench import processes
 from bench.servers import ROOT
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.rules import Rules
-from tusd_py.state import State
-from tusd_py.state.embedded import EmbeddedState
-from tusd_py.state.registry import Registry
-from tusd_py.storage import info as records
+from tusd_py.redis import State
+from tusd_py.redis.due_index import DueIndex
+from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
-from tusd_py.sweep import sweep_due
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file import records
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import sweep_due
 
 _CONTENT = bytes(1024)
 _DAY = 86_400.0
@@ -192,7 +192,7 @@ def _server(directory: Path, env: Mapping[str, str]) -> Iterator[int]:
 
 @contextmanager
 def _redis(work: Path) -> Iterator[str]:
-    embedded = EmbeddedState(work / "state")
+    embedded = EmbeddedRedis(work / "state")
     try:
         yield embedded.start()
     finally:
@@ -214,8 +214,8 @@ async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
     store.open()
     state = State(url, timeout=30.0)
     await state.start()
-    registry = Registry(state)
-    uploads = Uploads(store, MemoryLocks(), rules=Rules())
+    registry = DueIndex(state)
+    uploads = Uploads(store, MemoryLocks(), rules=UploadPolicy())
     far = time.time() + _FAR
     for known in sizes:
         await state.command("FLUSHALL")

@@ -8,19 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tusd_py.events import Changes as Changes
-    from tusd_py.events import Event as Event
-    from tusd_py.events import EventType as EventType
-    from tusd_py.events import HookContext as HookContext
-    from tusd_py.events import HookFailed as HookFailed
-    from tusd_py.events import HookResponse as HookResponse
-    from tusd_py.events import Reject as Reject
-    from tusd_py.events import RequestView as RequestView
-    from tusd_py.events import Stop as Stop
-    from tusd_py.events import UploadView as UploadView
+    from tusd_py.events.model import Changes as Changes
+    from tusd_py.events.model import Event as Event
+    from tusd_py.events.model import EventType as EventType
+    from tusd_py.events.model import HookContext as HookContext
+    from tusd_py.events.model import HookFailed as HookFailed
+    from tusd_py.events.model import HookResponse as HookResponse
+    from tusd_py.events.model import Reject as Reject
+    from tusd_py.events.model import RequestView as RequestView
+    from tusd_py.events.model import Stop as Stop
+    from tusd_py.events.model import UploadView as UploadView
     from tusd_py.settings.model import Settings as Settings
     from tusd_py.web.app import TusApp as TusApp
-    from tusd_py.web.uvicorn import UploadProtocol as UploadProtocol
+    from tusd_py.web.http.protocol import UploadProtocol as UploadProtocol
 
 __version__ = "0.2.0"
 
@@ -41,12 +41,12 @@ __all__ = [
     "__version__",
 ]
 
-_EVENTS = "tusd_py.events"
+_EVENTS = "tusd_py.events.model"
 _MODULES = {
     **dict.fromkeys(__all__, _EVENTS),
     "Settings": "tusd_py.settings.model",
     "TusApp": "tusd_py.web.app",
-    "UploadProtocol": "tusd_py.web.uvicorn",
+    "UploadProtocol": "tusd_py.web.http.protocol",
 }
 
 

@@ -20,11 +20,11 @@ from typing import Literal
 from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
 from tusd_py.background import keep_running
-from tusd_py.events import Event, HookContext, Reject, UploadView
+from tusd_py.events.model import Event, HookContext, Reject, UploadView
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.protocol.metadata import FORCE_KEY
-from tusd_py.state import StateUnavailable
-from tusd_py.state.duplicates import Claim, DuplicateIndex, Holder
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.duplicate_index import Claim, DuplicateIndex, Holder
 from tusd_py.storage.base import StorageError
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Duplicates:
         may_arrive = self._context.state is not None and self._context.state.available
         try:
             taken = await self._reserve(fingerprint, event, force=force)
-        except StateUnavailable as problem:
+        except RedisUnavailable as problem:
             self._outage.begin(problem)
             if self._allows_unchecked():
                 return
@@ -146,7 +146,7 @@ class Duplicates:
                 continue
             offset, finished = truth
             if finished:
-                with suppress(StateUnavailable):
+                with suppress(RedisUnavailable):
                     await index.complete(fingerprint, found, lasts=self._window())
                 return Taken(found, "complete")
             if self._context.settings.duplicates != "finished":
@@ -220,7 +220,7 @@ class Duplicates:
             return
         try:
             await change()
-        except StateUnavailable as problem:
+        except RedisUnavailable as problem:
             self._outage.begin(problem)
             self._later.add(event.id, later or change)
         else:
@@ -234,7 +234,7 @@ class Duplicates:
     def _index(self) -> DuplicateIndex:
         state = self._context.state
         if state is None:
-            raise StateUnavailable("this server has no Redis")
+            raise RedisUnavailable("this server has no Redis")
         return DuplicateIndex(state)
 
     def _recover(self) -> None:
@@ -267,7 +267,7 @@ class _Outage:
         self.unchecked = 0
         self._began = False
 
-    def begin(self, problem: StateUnavailable) -> None:
+    def begin(self, problem: RedisUnavailable) -> None:
         """It did not answer."""
         if not self._began:
             self._began = True
@@ -294,7 +294,7 @@ class _Outage:
 
 
 class _Together:
-    """Collects what comes at the same moment, and does it in one go. work: raises StateUnavailable."""
+    """Collects what comes at the same moment, and does it in one go. work: raises RedisUnavailable."""
 
     def __init__(self, work: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
         self._work = work
@@ -364,7 +364,7 @@ class _Later:
         self._task = None
 
     async def _work(self) -> None:
-        with suppress(StateUnavailable):
+        with suppress(RedisUnavailable):
             while self._owed:
                 key, change = next(iter(self._owed.items()))
                 await change()

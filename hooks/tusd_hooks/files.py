@@ -23,9 +23,9 @@ from tusd_hooks import wire
 from tusd_hooks.wire import WireHooks
 from tusd_py import logs
 from tusd_py.background import spawn
-from tusd_py.events import Changes, Event, EventType, HookContext, HookFailed
-from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX
+from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.model import WIRE_EVENTS
+from tusd_py.settings.reference import ENVIRONMENT_PREFIX
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from yarl import URL
 from tusd_hooks import wire
 from tusd_hooks.wire import MalformedAnswer, WireHooks
 from tusd_py import logs
-from tusd_py.events import Changes, Event, EventType, HookContext, HookFailed
-from tusd_py.outgoing import USER_AGENT, proxy_for, without_credentials
+from tusd_py.auth.http_client import USER_AGENT, proxy_for, without_credentials
+from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.model import Settings
 
 logger = logging.getLogger(__name__)

@@ -30,22 +30,22 @@ except ImportError as problem:
 from tusd_hooks.duplicates import Duplicates
 from tusd_hooks.fingerprint import Identity
 from tusd_py.auth import build
+from tusd_py.auth.access_tokens import AccessTokens
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
-from tusd_py.auth.tokens import BadToken
-from tusd_py.auth.verify import AccessTokens
+from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.background import keep_running
-from tusd_py.commandline import UsageError
 from tusd_py.compat.directory import Expired, expire, read, records
-from tusd_py.counters import Counters
-from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.events.model import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
+from tusd_py.redis import State
+from tusd_py.redis.embedded.server import EmbeddedRedis
+from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
-from tusd_py.state import State
-from tusd_py.state.embedded import EmbeddedState
 from tusd_py.storage.base import UploadInfo
 
 __all__ = ["DuplicateCheck", "Expired", "Problem", "TokenCheck", "answer_problem", "expire"]
@@ -291,10 +291,10 @@ class DuplicateCheck(_Shared):
 
     async def _begin(self) -> _Running:
         settings = self._settings
-        embedded: EmbeddedState | None = None
+        embedded: EmbeddedRedis | None = None
         if settings.redis_url is None:
             Path(settings.state_dir).mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-            embedded = EmbeddedState(settings.state_dir)
+            embedded = EmbeddedRedis(settings.state_dir)
             url = await asyncio.to_thread(embedded.start)
         else:
             url = settings.redis_url.get_secret_value()
@@ -321,7 +321,7 @@ class DuplicateCheck(_Shared):
 
 
 async def _until_the_end(
-    hook: Duplicates, state: State, embedded: EmbeddedState | None
+    hook: Duplicates, state: State, embedded: EmbeddedRedis | None
 ) -> AsyncGenerator[None, None]:
     """Suspended until it is closed, which the loop does when it ends."""
     watcher = None if embedded is None else keep_running(embedded.watch, "embedded redis")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tusd_py.events import (
+from tusd_py.events.model import (
     FIELD_NAME,
     FIELD_VALUE,
     Changes,

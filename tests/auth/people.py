@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from tusd_py.auth.keys import secrets
-from tusd_py.auth.tokens import UploadTokens
+from tusd_py.auth.upload_tokens import UploadTokens
 
 SECRET = "an-integrator-s-secret-0123456789-abcdefghij"
 ALL = "uploads:create uploads:read uploads:delete"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tusd_py.auth.authority import Authority
+from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import ANYBODY, Action, Grant, Principal, Right
 from tusd_py.protocol.errors import ProtocolError
 
@@ -30,7 +30,7 @@ def status_of(
 ) -> int:
     """What somebody is told who wants to do something with u1; 200 if they may."""
     try:
-        Authority(revoked).check(principal, "u1", owner, action)
+        AccessPolicy(revoked).check(principal, "u1", owner, action)
     except ProtocolError as problem:
         return problem.status
     return 200
@@ -75,8 +75,8 @@ def test_tokens_of_parts_make_an_upload_of_their_owner() -> None:
     holder = Principal(
         grants={"a": Grant("alice", 1.0), "b": Grant("alice", 1.0), "c": Grant("bob", 1.0)}
     )
-    assert Authority().creator(holder, ["a", "b", "a"]) == "alice"
+    assert AccessPolicy().creator(holder, ["a", "b", "a"]) == "alice"
     for parts in ([], ["a", "c"], ["a", "d"]):
         with pytest.raises(ProtocolError) as refused:
-            Authority().creator(holder, parts)
+            AccessPolicy().creator(holder, parts)
         assert refused.value.status == 403

@@ -11,7 +11,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.auth import revocation
 from tusd_py.auth.revocation import Revocations
-from tusd_py.state import State
+from tusd_py.redis import State
 
 VERSION, LOG, ALL = "tusd:{revoked}:version", "tusd:{revoked}:log", "tusd:{revoked}:all"
 

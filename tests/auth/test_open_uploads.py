@@ -11,7 +11,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.state import State
+from tusd_py.redis import State
 
 LIMIT = 500
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.auth.people import GRACE, SECRET, TTL, access, forged, upload_token, upload_tokens
 from tusd_py.auth.keys import secrets
-from tusd_py.auth.tokens import TYPE, BadToken, UploadTokens
+from tusd_py.auth.upload_tokens import TYPE, BadToken, UploadTokens
 
 
 def test_a_token_is_for_the_upload_that_it_was_issued_for() -> None:

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.auth.people import ALL, SECRET, access, claims, forged, upload_token
+from tusd_py.auth.access_tokens import AccessTokens, Expectations
 from tusd_py.auth.keys.jwks import Jwks
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets, parse, read
 from tusd_py.auth.principal import Limits, Right
-from tusd_py.auth.tokens import BadToken
-from tusd_py.auth.verify import AccessTokens, Expectations
+from tusd_py.auth.upload_tokens import BadToken
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 RSA = rsa.generate_private_key(65537, 2048)

@@ -39,7 +39,7 @@ from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
 from tusd_py.cli import main
 from tusd_py.locks.base import UNFENCED
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
 
 CUT_OFF, COMPLETE, DEFERRED, PARTIAL, FINAL, EMPTY = (letter * 32 for letter in "abcdef")
 LOCK = ".tusd-py/server.lock"
@@ -341,7 +341,7 @@ def test_a_record_is_replaced_by_one_that_is_on_disk(
         fdatasync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr("tusd_py.storage.syncing.sync_data", note_fdatasync)
+    monkeypatch.setattr("tusd_py.storage.file.fsync.sync_data", note_fdatasync)
     monkeypatch.setattr(os, "rename", note_rename)
     monkeypatch.setattr(os, "ftruncate", note_truncate)
     assert main(["adopt", str(directory), "--from", "tuspyserver"]) == 0

@@ -25,7 +25,7 @@ from tests.support.server import WITHOUT_DIRECT_BODIES, environment
 from tests.support.waiting import wait_until
 from tusd_py.compat.engines import Engines
 from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
 
 RESUMABLE = {"Tus-Resumable": "1.0.0"}
 BYTES = {**RESUMABLE, "Content-Type": "application/offset+octet-stream"}
@@ -425,7 +425,7 @@ def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: 
     """Where our protocol class serves the application, past all that lies between the socket and the engine."""
     source = make_source(30_000_000)
     code = RECORDING + (
-        "from tusd_py.web.transfer import Transfer\n"
+        "from tusd_py.web.http.direct_body import Transfer\n"
         "begin = Transfer.begin\n"
         "def noted(self):\n"
         "    app.state.direct = True\n"

@@ -22,7 +22,7 @@ from tests.containers.described import (
 )
 from tests.support.server import ROOT
 from tusd_py.cli import COMMANDS
-from tusd_py.settings import load
+from tusd_py.settings.load import load
 
 OURS = ("server", "worker", "scheduler")
 

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tusd_py import Event
-from tusd_py.storage import datafile, file, markers, outbox, verified
+from tusd_py.storage.file import data_file as datafile
+from tusd_py.storage.file import markers, outbox
+from tusd_py.storage.file import store as file
+from tusd_py.storage.file import verified_writer as verified
 
 ARMED = Path(os.environ["STOP_AT"])
 

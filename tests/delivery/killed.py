@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tusd_py.announcing import Announcer
 from tusd_py.cli import main
-from tusd_py.events import EventType
-from tusd_py.storage.file import FileStore
+from tusd_py.events.model import EventType
+from tusd_py.events.publisher import EventPublisher
+from tusd_py.storage.file.store import FileStore
 
 
 def _die_in(where: type[object], name: str, when: Callable[..., bool]) -> None:
@@ -31,9 +31,9 @@ def _is_finish(_self: object, event_type: EventType, *_args: object) -> bool:
 
 
 INSTANTS: dict[str, Callable[[], None]] = {
-    "before the outbox": lambda: _die_in(Announcer, "intend", _is_finish),
+    "before the outbox": lambda: _die_in(EventPublisher, "intend", _is_finish),
     "before the record": lambda: _die_in(FileStore, "finish", lambda *_, **__: True),
-    "before the queue": lambda: _die_in(Announcer, "tell", _is_finish),
+    "before the queue": lambda: _die_in(EventPublisher, "tell", _is_finish),
     "before the removal": lambda: _die_in(FileStore, "remove", lambda *_: True),
 }
 

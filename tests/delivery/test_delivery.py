@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py import intent as intents
-from tusd_py.announcing import Announcer
-from tusd_py.events import DELIVERED, Event, EventType, Hooks, Reject, RequestView
-from tusd_py.intent import Intent
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.model import DELIVERED, Event, EventType, Hooks, Reject, RequestView
+from tusd_py.events.outbox_record import OutboxRecord
+from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED
 from tusd_py.storage.base import Upload, UploadInfo
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
 from tusd_workers.delivery import Delivery, Patience, Rest
 
 REQUEST = RequestView("PATCH", "/files/x", "10.0.0.1:1", {"authorization": "hush"}, "http://h/")
@@ -52,7 +52,7 @@ class Post:
     def __post_init__(self) -> None:
         self.outbox = self.store.outbox
         both = Hooks(self.hooks.values(), delivered=self.hooks)
-        self.announcer = Announcer(both, self.outbox)
+        self.announcer = EventPublisher(both, self.outbox)
         self.delivery = self.worker(self.hooks)
 
     def worker(self, hooks: dict[str, Hook]) -> Delivery:
@@ -87,7 +87,7 @@ class Post:
         events = [intents.parse(kept.content) async for kept in self.outbox.every("waiting")]
         return [intent.event.type.value for intent in events]
 
-    async def failed(self) -> list[Intent]:
+    async def failed(self) -> list[OutboxRecord]:
         return [intents.parse(kept.content) async for kept in self.outbox.every("failed")]
 
 
@@ -313,7 +313,7 @@ async def test_nothing_is_kept_that_nobody_wants(tmp_path: Path) -> None:
     listener = Listener()
     store = FileStore(tmp_path / "uploads")
     store.open()
-    announcer = Announcer(Hooks([listener], delivered={"a": listener}), store.outbox)
+    announcer = EventPublisher(Hooks([listener], delivered={"a": listener}), store.outbox)
     upload = await store.create(UploadInfo("x", 0, created_at=1.0))
     for event_type in DELIVERED - {FINISH}:
         await announcer.intend(event_type, upload, REQUEST, UNFENCED)

@@ -18,13 +18,13 @@ from tests.delivery.test_uploads import REQUEST, NoBody
 from tests.durability.volume import require_mounts
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
-from tusd_py import intent as intents
-from tusd_py.events import EventType
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.model import EventType
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol.tus import Creation
 from tusd_py.storage.base import RemovalEvent, StorageFull, UploadGone
-from tusd_py.storage.file import FileStore
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.service import Uploads
 
 MOST = 40
 

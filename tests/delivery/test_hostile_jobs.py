@@ -23,7 +23,7 @@ from tests.support.jobs import Job
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
-from tusd_workers.deliveries import _digest
+from tusd_py.jobs.delivery_queue import _digest
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler"),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tusd_py import intent as intents
-from tusd_py.events import DELIVERED, Event, EventType, RequestView, UploadView
-from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
+from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.storage.base import UploadInfo
 
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -39,7 +39,7 @@ REQUESTS = st.builds(
 
 @given(
     st.builds(
-        Intent,
+        OutboxRecord,
         event=st.builds(
             Event,
             type=st.sampled_from(sorted(DELIVERED)),
@@ -53,7 +53,7 @@ REQUESTS = st.builds(
         problem=TEXT,
     )
 )
-def test_it_is_read_as_it_was_written(intent: Intent) -> None:
+def test_it_is_read_as_it_was_written(intent: OutboxRecord) -> None:
     assert intents.parse(intents.serialize(intent)) == intent
     begun = intent.begun().begun()
     assert intents.parse(intents.serialize(begun)) == begun
@@ -62,14 +62,14 @@ def test_it_is_read_as_it_was_written(intent: Intent) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"null", b'{"id": "a"}'])
 def test_what_is_none_is_told(content: bytes) -> None:
-    with pytest.raises(MalformedIntent):
+    with pytest.raises(MalformedOutboxRecord):
         intents.parse(content)
 
 
 def test_only_what_is_delivered_is_read() -> None:
     event = Event(EventType.POST_FINISH, UploadView("x", 1, 1, {}), RequestView())
-    document = json.loads(intents.serialize(Intent(event, 1.0, ("a",))))
-    with pytest.raises(MalformedIntent):
+    document = json.loads(intents.serialize(OutboxRecord(event, 1.0, ("a",))))
+    with pytest.raises(MalformedOutboxRecord):
         intents.parse(json.dumps({**document, "type": "pre-create"}).encode())
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tusd_py.locks.base import UNFENCED
-from tusd_py.storage import outbox as outboxes
 from tusd_py.storage.base import KeptEvent, Outbox, StorageError
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file import outbox as outboxes
+from tusd_py.storage.file.store import FileStore
 
 IDS = ("0a1b", "2026/11/scan-1.dcm", "a.000001-b", "ä" * 100)
 

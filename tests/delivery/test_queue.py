@@ -12,14 +12,14 @@ from redis import Redis
 
 from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
-from tusd_hooks.queue import Courier
+from tusd_py.jobs.connection import connect
+from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.jobs.relay import Courier
 from tusd_py.locks.base import UNFENCED
-from tusd_py.settings import Settings
-from tusd_py.storage.file import FileStore
-from tusd_workers.connection import connect
+from tusd_py.settings.model import Settings
+from tusd_py.storage.file.store import FileStore
 from tusd_workers.current import Instance
-from tusd_workers.deliveries import Deliveries
-from tusd_workers.desk import Desk
+from tusd_workers.delivery_runner import Desk
 from tusd_workers.turn import Turn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")

@@ -9,17 +9,17 @@ from typing import Literal
 import pytest
 
 from tests.delivery.test_delivery import Hook
-from tusd_py import intent as intents
-from tusd_py.announcing import Announcer
-from tusd_py.events import Hooks, RequestView
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.model import Hooks, RequestView
+from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.tus import Creation
-from tusd_py.reception import Body, BodyEnd, Room, Take
-from tusd_py.rules import Rules
 from tusd_py.storage.base import StorageFull
-from tusd_py.storage.file import FileStore
-from tusd_py.storage.syncing import GroupSync
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.fsync import GroupSync
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.receive import Body, BodyEnd, Room, Take
+from tusd_py.uploads.service import Uploads
 
 REQUEST = RequestView("POST", "/files/", "10.0.0.1:1", {}, "http://h/files/")
 
@@ -80,8 +80,8 @@ def house(tmp_path: Path, durability: Literal["none", "finish"]) -> tuple[Upload
     store.open()
     hook = Hook()
     hooks = Hooks([hook], delivered={"a": hook})
-    announcer = Announcer(hooks, store.outbox, durable=durability != "none")
-    rules = Rules(durability=durability)
+    announcer = EventPublisher(hooks, store.outbox, durable=durability != "none")
+    rules = UploadPolicy(durability=durability)
     return Uploads(store, MemoryLocks(), rules=rules, hooks=hooks, announcer=announcer), store
 
 

@@ -10,10 +10,10 @@ from tests.conftest import MakeServer
 from tests.support.server import ROOT
 from tests.support.tus import Tus
 from tests.support.wire import Connection
-from tusd_py.commandline import UsageError
-from tusd_py.settings import load
-from tusd_py.settings.catalogue import catalogue
+from tusd_py.settings.commandline import UsageError
+from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import catalogue
 
 PAGE = (ROOT / "docs" / "from-tusd.md").read_text(encoding="utf-8")
 FLAG = re.compile(r"`(--[a-z0-9-]+[a-z0-9])`")

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.redis import KINDS, Kind, RedisServer
 from tests.support.server import ServerProcess
-from tusd_py.state import State
-from tusd_py.state.duplicates import DuplicateIndex
+from tusd_py.redis import State
+from tusd_py.redis.duplicate_index import DuplicateIndex
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events import Event
+from tusd_py.events.model import Event
 
 
 def _owned(event: Event) -> Event:

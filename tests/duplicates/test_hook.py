@@ -13,9 +13,9 @@ import pytest
 from tests.duplicates.uploads import LENGTH, STUDY, House, backdate, eventually, problem, remembered
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events import Reject
-from tusd_py.settings import Settings
-from tusd_py.state import State
+from tusd_py.events.model import Reject
+from tusd_py.redis import State
+from tusd_py.settings.model import Settings
 
 DAY = 86_400.0
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.redis import RedisServer
 from tests.support.waiting import wait_until
-from tusd_py.state import State, StateUnavailable
-from tusd_py.state.duplicates import CAPACITY, Claim, DuplicateIndex, Record
+from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis.duplicate_index import CAPACITY, Claim, DuplicateIndex, Record
 
 PRINT = "5" * 64
 OTHER = "6" * 64
@@ -251,7 +251,7 @@ async def test_a_redis_that_is_away_is_said_so(tmp_path: Path) -> None:
         index.release(PRINT, "a"),
         index.records(PRINT),
     ):
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(RedisUnavailable):
             await step
     await state.stop()
 
@@ -261,6 +261,6 @@ async def test_a_value_that_somebody_else_wrote_is_an_error_and_stays(
 ) -> None:
     key = f"tusd:duplicate:{{{PRINT}}}"
     redis.command("SET", key, "nonsense")
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await index.reserve(PRINT, claim("a"), lasts=LASTS)
     assert redis.command("GET", key) == b"nonsense"

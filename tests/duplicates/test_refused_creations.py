@@ -78,7 +78,7 @@ def test_a_hook_that_refuses_the_finish(
     hook = tmp_path / "finish.py"
     hook.write_text(
         "from pathlib import Path\n"
-        "from tusd_py.events import Reject\n"
+        "from tusd_py.events.model import Reject\n"
         f"def pre_finish(event):\n    exec(Path({str(steering)!r}).read_text())\n"
     )
     env = {"TUSD_DUPLICATES": "on", "TUSD_REDIS_URL": redis.url}
@@ -104,7 +104,7 @@ def test_a_body_that_is_cut_keeps_its_fingerprint(
 
 
 CHOOSING = """
-from tusd_py.events import Changes
+from tusd_py.events.model import Changes
 def pre_create(event):
     given = event.upload.metadata
     text = lambda key: given[key].decode() if key in given else None

@@ -200,7 +200,7 @@ def test_a_creation_that_failed_gives_back_what_it_reserved(
 ) -> None:
     hook = tmp_path / "names.py"
     hook.write_text(
-        "from tusd_py.events import Changes\n"
+        "from tusd_py.events.model import Changes\n"
         "def pre_create(event):\n"
         "    name = event.upload.metadata.get('name')\n"
         "    return Changes(id=name.decode()) if name else None\n"

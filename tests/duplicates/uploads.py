@@ -12,10 +12,10 @@ from typing import cast
 
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.counters import Counters
-from tusd_py.events import Event, EventType, HookContext, Reject, RequestView, UploadView
-from tusd_py.settings import Settings
-from tusd_py.state import State
+from tusd_py.events.model import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.metrics.counters import Counters
+from tusd_py.redis import State
+from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 
 STUDY: Mapping[str, bytes] = {"study": b"17", "filename": b"a.dcm"}

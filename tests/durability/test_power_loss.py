@@ -76,7 +76,7 @@ def test_an_id_with_directories_survives_it_too(
 ) -> None:
     hook = tmp_path / "hook.py"
     hook.write_text(
-        "from tusd_py.events import Changes\n"
+        "from tusd_py.events.model import Changes\n"
         "def pre_create(event):\n"
         "    return Changes(id='a/b/c/study')\n"
     )

@@ -17,8 +17,7 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 from tusd_hooks.files import FileHooks
-from tusd_py.counters import Counters
-from tusd_py.events import (
+from tusd_py.events.model import (
     Changes,
     Event,
     EventType,
@@ -27,6 +26,7 @@ from tusd_py.events import (
     RequestView,
     UploadView,
 )
+from tusd_py.metrics.counters import Counters
 from tusd_py.settings.model import Settings
 
 ALL = ("--hooks-enabled-events", ALL_EVENTS)

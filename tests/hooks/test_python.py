@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 PRELUDE = """
     import os
     from pathlib import Path
-    from tusd_py.events import Changes, Event, HookResponse, Reject, Stop
+    from tusd_py.events.model import Changes, Event, HookResponse, Reject, Stop
 
     LOG = Path(os.environ["HOOK_LOG"])
 

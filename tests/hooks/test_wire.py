@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_hooks.wire import Answer, MalformedAnswer, canonical, parse_answer, request_document
-from tusd_py.events import Event, EventType, Reject, RequestView, Stop, UploadView
+from tusd_py.events.model import Event, EventType, Reject, RequestView, Stop, UploadView
 from tusd_py.settings.model import WIRE_EVENTS
 
 ROOT = Path("/srv/uploads")

@@ -27,7 +27,7 @@ from tests.hostile.expressions import Expression, header_fields, in_source, modu
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, merged, metadata
 from tests.support.wire import Connection, head_bytes
-from tusd_py.auth.tokens import BadToken
+from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
 from tusd_py.web.download import plan_download
@@ -35,27 +35,27 @@ from tusd_py.web.download import plan_download
 OPERATORS = {
     "tusd_py.cli.": "the command line",
     "tusd_py.settings.": "settings",
-    "tusd_py.state.": "answers of Redis",
-    "tusd_py.storage.syncing.": "the kernel's version",
-    "tusd_py.storage.info.": "records, which we have written ourselves",
-    "tusd_py.web.metrics.": "our own metrics",
+    "tusd_py.redis.": "answers of Redis",
+    "tusd_py.storage.file.fsync.": "the kernel's version",
+    "tusd_py.storage.file.records.": "records, which we have written ourselves",
+    "tusd_py.metrics.prometheus.": "our own metrics",
     "tusd_py.web.cors._TOKEN": "settings",
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
-    "tusd_workers.queues._FOREIGN": "names of this machine",
+    "tusd_py.jobs.queues._FOREIGN": "names of this machine",
 }
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""
 
 REACHED_BY: Mapping[str, tuple[str, ...]] = {
-    "tusd_py.auth.gate._BEARER": ("bearer", "bearer "),
-    "tusd_py.events.FIELD_NAME": ("",),
-    "tusd_py.events.FIELD_VALUE": ("",),
-    "tusd_py.intent._SECRET": ("",),
+    "tusd_py.auth.authenticator._BEARER": ("bearer", "bearer "),
+    "tusd_py.events.model.FIELD_NAME": ("",),
+    "tusd_py.events.model.FIELD_VALUE": ("",),
+    "tusd_py.events.outbox_record._SECRET": ("",),
     "tusd_py.logs._is_plain": ("",),
     "tusd_py.protocol.concat._AUTHORITY": ("", "http:", "http://", "//"),
     "tusd_py.protocol.metadata._is_visible": ("",),
     "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
     "tusd_py.storage.base._is_ordinary_id": ("",),
-    "tusd_py.storage.outbox._NAME": ("", "a.000001-"),
+    "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (
@@ -71,11 +71,11 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.download._DATES": ("Mon, ", "Monday", "Mon Jan "),
     "tusd_py.web.download.text": ("",),
     "tusd_py.web.endpoint._REQUEST_ID": ("",),
-    "tusd_py.web.forwarded._PAIR": ("", "for=a", 'for="', 'for="a"', "for="),
-    "tusd_py.web.forwarded._NAME_AND_PORT": ("", "a", "a:"),
-    "tusd_py.web.forwarded._IPV6_AND_PORT": ("[", "[::]", "[::]:"),
-    "tusd_py.web.forwarded._PREFIX": ("", "/", "/a"),
-    r"tusd_py.web.forwarded:'\\\\(.)'": ("",),
+    "tusd_py.web.proxy_headers._PAIR": ("", "for=a", 'for="', 'for="a"', "for="),
+    "tusd_py.web.proxy_headers._NAME_AND_PORT": ("", "a", "a:"),
+    "tusd_py.web.proxy_headers._IPV6_AND_PORT": ("[", "[::]", "[::]:"),
+    "tusd_py.web.proxy_headers._PREFIX": ("", "/", "/a"),
+    r"tusd_py.web.proxy_headers:'\\\\(.)'": ("",),
     "tusd_hooks.wire._METADATA_KEY": ("",),
 }
 """For each other expression: beginnings after which hostile bytes meet each of its repetitions."""
@@ -183,7 +183,7 @@ def test_what_is_not_linear_is_found(pattern: str, beginning: str) -> None:
 PARSERS = tuple(
     name
     for name, _ in modules()
-    if name.startswith(("tusd_py.protocol.", "tusd_py.web.forwarded", "tusd_py.web.download"))
+    if name.startswith(("tusd_py.protocol.", "tusd_py.web.proxy_headers", "tusd_py.web.download"))
 )
 MORE: Mapping[str, Mapping[str, object]] = {
     "tusd_py.protocol.concat.parse": {"max_parts": 10_000},

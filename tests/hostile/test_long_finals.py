@@ -10,7 +10,7 @@ from tests.conftest import MakeServer
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Connection, head_bytes
-from tusd_py.settings import Settings
+from tusd_py.settings.model import Settings
 
 DEFAULT_PARTS = int(Settings.model_fields["max_concat_parts"].default)
 HOST = "uploads-of-a-long-name.department.example.org"

@@ -12,12 +12,12 @@ from tests.support.redis import KINDS, Kind, RedisServer
 from tusd_py.locks import redis
 from tusd_py.locks.base import Locks
 from tusd_py.locks.epochs import Epochs
+from tusd_py.locks.fallback import FallbackLocks
+from tusd_py.locks.lua import ACQUIRE, FORGOTTEN, RELEASE, RENEW
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.locks.ranges import RangeLocks
+from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.locks.scripts import ACQUIRE, FORGOTTEN, RELEASE, RENEW
-from tusd_py.locks.shared import SharedLocks
-from tusd_py.state import Script, State
+from tusd_py.redis import Script, State
 
 LEASE = 60.0
 """Seconds: nothing is lost, nor renewed, because a test stood still."""
@@ -25,7 +25,7 @@ TIMEOUT = 20.0
 """Seconds, of a command to Redis. Who stops it gives less."""
 
 MakeLocks = Callable[..., Awaitable[RedisLocks]]
-MakeShared = Callable[..., Awaitable[SharedLocks]]
+MakeShared = Callable[..., Awaitable[FallbackLocks]]
 
 
 @pytest.fixture(params=KINDS)
@@ -77,7 +77,7 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
     """``await make_shared(lease=…)``: locks that outlast Redis, as a process of its own would have them."""
     async with AsyncExitStack() as stack:
 
-        async def make(*, lease: float = LEASE, timeout: float = TIMEOUT) -> SharedLocks:
+        async def make(*, lease: float = LEASE, timeout: float = TIMEOUT) -> FallbackLocks:
             state = State(redis_server.url, timeout=timeout)
             await state.start()
             stack.push_async_callback(state.stop)
@@ -88,12 +88,12 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
         yield make
 
 
-def shared(state: State, path: Path, *, lease: float = LEASE) -> SharedLocks:
+def shared(state: State, path: Path, *, lease: float = LEASE) -> FallbackLocks:
     granting = RedisLocks(state, lease=lease, patience=0)
     directory = path.with_name("epochs")
     directory.mkdir(exist_ok=True)
     epochs = Epochs(str(directory), is_local=True)
-    return SharedLocks(granting, RangeLocks(str(path)), epochs, state)
+    return FallbackLocks(granting, OfdLocks(str(path)), epochs, state)
 
 
 @pytest.fixture(
@@ -104,7 +104,7 @@ async def both(
 ) -> AsyncIterator[tuple[Locks, Locks]]:
     """Two ways to the same locks."""
     kind: str = request.param
-    managers: list[RedisLocks] | list[SharedLocks]
+    managers: list[RedisLocks] | list[FallbackLocks]
     if kind == "memory":
         locks = MemoryLocks()
         yield locks, locks

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.state import State
+from tusd_py.redis import State
 
 TASKS = 4
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tusd_py.locks.redis import RedisLease, RedisLocks
-from tusd_py.state import State
+from tusd_py.redis import State
 
 
 def say(text: object) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.locks.holding import asked, queued, until
 from tusd_py.locks.base import Lease, Locks, LocksClosed, LockTimeout
+from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.locks.shared import SharedLocks
 
 NOW = 30.0
 """Seconds in which something happens that need not wait for a lease to run out, nor until it is looked again by the clock."""
@@ -31,7 +31,7 @@ def _waiting(*both: Locks) -> int:
     elsewhere = 0
     joinable = False
     for locks in set(both):
-        granting = locks._redis if isinstance(locks, SharedLocks) else locks
+        granting = locks._redis if isinstance(locks, FallbackLocks) else locks
         if isinstance(granting, MemoryLocks):
             return len(granting._held["study"].waiters)
         assert isinstance(granting, RedisLocks)

@@ -20,24 +20,24 @@ async def test_those_that_are_free_are_had_and_let_go(here: Locks, there: Locks)
         await there.acquire("u2", timeout=10),
     )
     events = asked(mine), asked(theirs)
-    async with here.those_free(MANY) as leases:
+    async with here.try_acquire_many(MANY) as leases:
         assert set(leases) == set(MANY) - {"u1", "u2"}
         assert all(lease.is_held() for lease in leases.values())
         with pytest.raises(LockTimeout):
             await there.acquire("u3", timeout=0, ask=False)
-        async with there.those_free(MANY) as others:
+        async with there.try_acquire_many(MANY) as others:
             assert others == {}
     # Nobody was asked to let go.
     assert not any(event.is_set() for event in events)
     assert not leases["u3"].is_held()
     await mine.release()
     await theirs.release()
-    async with there.those_free(MANY) as leases:
+    async with there.try_acquire_many(MANY) as leases:
         assert set(leases) == set(MANY)
 
 
 async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks) -> None:
-    async with here.those_free(MANY):
+    async with here.try_acquire_many(MANY):
         same = asyncio.create_task(here.acquire("u1", timeout=60))
         other = asyncio.create_task(there.acquire("u2", timeout=60))
         done, _ = await asyncio.wait([same, other], timeout=0.2)
@@ -49,7 +49,7 @@ async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks)
 
 
 async def test_one_of_them_may_be_let_go_of_before(here: Locks, there: Locks) -> None:
-    async with here.those_free(["a", "b"]) as leases:
+    async with here.try_acquire_many(["a", "b"]) as leases:
         await leases["a"].release()
         lease = await there.acquire("a", timeout=10)
         assert leases["b"].is_held()
@@ -59,16 +59,16 @@ async def test_one_of_them_may_be_let_go_of_before(here: Locks, there: Locks) ->
 
 async def test_whatever_goes_wrong_inside_they_are_let_go(here: Locks, there: Locks) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with here.those_free(MANY):
+        async with here.try_acquire_many(MANY):
             raise ZeroDivisionError
-    async with there.those_free(MANY) as leases:
+    async with there.try_acquire_many(MANY) as leases:
         assert set(leases) == set(MANY)
 
 
 async def test_none_when_closed(here: Locks) -> None:
     here.close()
     with pytest.raises(LocksClosed):
-        async with here.those_free(MANY):
+        async with here.try_acquire_many(MANY):
             raise AssertionError
 
 
@@ -77,10 +77,10 @@ async def test_many_cost_two_commands_each_and_few_round_trips(
 ) -> None:
     # Not renewed before the test is over.
     locks = await make_locks(lease=3600)
-    async with locks.those_free(["first"]):
+    async with locks.try_acquire_many(["first"]):
         pass
     redis_server.reset_counts()
-    async with locks.those_free(MANY) as leases:
+    async with locks.try_acquire_many(MANY) as leases:
         assert len(leases) == len(MANY)
     assert redis_server.counts()["evalsha"] == 2 * len(MANY)
 
@@ -93,7 +93,7 @@ async def test_without_redis_there_are_none_and_nothing_stays_locked(
     here, there = await make(lease=3.0, timeout=1.0), await make(lease=3.0, timeout=1.0)
     redis_server.pause()
     with pytest.raises(LocksUnavailable):
-        async with here.those_free(MANY):
+        async with here.try_acquire_many(MANY):
             raise AssertionError
     redis_server.resume()
     # Those whose fate was not known are let go of as soon as Redis is back, or run out.
@@ -118,7 +118,7 @@ async def test_one_that_is_held_without_redis_is_not_free_when_redis_is_back(
     async with asyncio.timeout(60):
         while leases is None:
             try:
-                async with there.those_free(MANY) as free:
+                async with there.try_acquire_many(MANY) as free:
                     leases = list(free)
             except LocksUnavailable:
                 await asyncio.sleep(0.05)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.locks.holding import until
-from tusd_py.locks.process import ProcessName
+from tusd_py.locks.process_id import ProcessName
 
 LIVE = """
 import sys, time
-from tusd_py.locks.process import ProcessName
+from tusd_py.locks.process_id import ProcessName
 print(ProcessName.of_this(), flush=True)
 sys.stdin.read()
 """

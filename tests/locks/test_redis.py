@@ -14,9 +14,9 @@ from tests.locks.holding import asked, queued, until
 from tests.support.redis import RedisServer
 from tusd_py.locks import redis
 from tusd_py.locks.base import LocksUnavailable, LockTimeout
-from tusd_py.locks.process import ProcessName
+from tusd_py.locks.process_id import ProcessName
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.state import State
+from tusd_py.redis import State
 
 
 async def listening(server: RedisServer, count: int) -> None:

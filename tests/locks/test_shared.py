@@ -17,8 +17,8 @@ from tests.locks.conftest import MakeShared
 from tests.locks.holding import asked, queued, until
 from tests.support.redis import RedisServer
 from tusd_py.locks.base import Lease, LeaseLost, LockTimeout
-from tusd_py.locks.ranges import RangeLocks
-from tusd_py.locks.shared import SharedLease, SharedLocks
+from tusd_py.locks.fallback import FallbackLease, FallbackLocks
+from tusd_py.locks.ofd import OfdLocks
 
 
 async def test_without_redis_locks_are_granted_and_kept(
@@ -97,7 +97,7 @@ async def test_a_holder_has_the_byte_alone_though_redis_granted_the_lock(
     here = await make_shared()
     holder = await here.acquire("study", timeout=60)
     assert holder.granted is not None
-    other = RangeLocks(str(tmp_path / "locks"))
+    other = OfdLocks(str(tmp_path / "locks"))
     assert not other.take("study", alone=False)
     await holder.release()
     assert other.take("study", alone=True)
@@ -126,7 +126,7 @@ async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
     await lease.release()
 
 
-async def lost(here: SharedLocks, there: SharedLocks) -> tuple[SharedLease, SharedLease]:
+async def lost(here: FallbackLocks, there: FallbackLocks) -> tuple[FallbackLease, FallbackLease]:
     """A holder that does not release, and the newcomer that gave it up."""
     holder = await here.acquire("study", timeout=60)
     await there._state.client.flushall()
@@ -200,9 +200,9 @@ async def test_of_two_that_give_a_holder_up_one_gets_the_upload(make_shared: Mak
     """Redis loses its data twice, so that both were granted the lock."""
     here, there, elsewhere = [await make_shared(lease=4.0) for _ in range(3)]
     holder = await here.acquire("study", timeout=60)
-    leases: list[SharedLease] = []
+    leases: list[FallbackLease] = []
 
-    async def come(locks: SharedLocks) -> None:
+    async def come(locks: FallbackLocks) -> None:
         leases.append(await locks.acquire("study", timeout=50))
 
     comers = []
@@ -256,8 +256,8 @@ async def test_when_redis_is_back_who_held_without_it_is_waited_for(
 
 _HOLDER = """
 import sys
-from tusd_py.locks.ranges import RangeLocks
-ranges = RangeLocks(sys.argv[1])
+from tusd_py.locks.ofd import OfdLocks
+ranges = OfdLocks(sys.argv[1])
 print(ranges.take("study", alone=sys.argv[2] == "alone"), flush=True)
 sys.stdin.read()
 """
@@ -266,7 +266,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_byte_of_a_process_goes_with_it(tmp_path: Path, number: signal.Signals) -> None:
     path = str(tmp_path / "locks")
-    mine = RangeLocks(path)
+    mine = OfdLocks(path)
     with subprocess.Popen(
         [sys.executable, "-c", _HOLDER, path, "alone"],
         cwd=Path(__file__).parents[2],
@@ -284,7 +284,7 @@ async def test_the_byte_of_a_process_goes_with_it(tmp_path: Path, number: signal
 
 
 async def test_bytes_are_had_by_many_or_by_one_alone(tmp_path: Path) -> None:
-    one, two = (RangeLocks(str(tmp_path / "locks")) for _ in range(2))
+    one, two = (OfdLocks(str(tmp_path / "locks")) for _ in range(2))
     assert one.take("study", alone=False)
     assert two.take("study", alone=False)
     assert not two.take("study", alone=True)

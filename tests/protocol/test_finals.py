@@ -200,7 +200,7 @@ def test_a_final_that_was_removed_is_created_anew(tus: Tus) -> None:
 def test_a_hook_that_refuses_refuses_repeats_too(make_server: MakeServer, tmp_path: Path) -> None:
     hook = tmp_path / "guard.py"
     hook.write_text(
-        "from tusd_py.events import Reject\n"
+        "from tusd_py.events.model import Reject\n"
         "def pre_create(event):\n"
         "    if 'x-guest' in event.request.headers:\n"
         "        raise Reject(403, 'no')\n"

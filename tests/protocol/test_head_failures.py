@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 from tests.support.wire import Response
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.state import Keys
+from tusd_py.redis import Keys
 
 
 def is_to_be_repeated(response: Response) -> bool:
@@ -36,7 +36,7 @@ def hook_file(directory: Path, event: str) -> tuple[Path, Path]:
     code = directory / "steered_hook.py"
     code.write_text(
         "from pathlib import Path\n"
-        "from tusd_py.events import Reject\n"
+        "from tusd_py.events.model import Reject\n"
         f"def {event}(event):\n"
         f"    exec(Path({str(steering)!r}).read_text())\n"
     )

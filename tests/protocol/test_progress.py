@@ -125,7 +125,7 @@ def test_without_downloads(make_server: MakeServer) -> None:
 def test_hooks_have_their_say(make_server: MakeServer, tmp_path: Path) -> None:
     hook = tmp_path / "say.py"
     hook.write_text(
-        "from tusd_py.events import Reject\n"
+        "from tusd_py.events.model import Reject\n"
         "async def pre_access(event):\n"
         "    if event.request.method == 'GET':\n"
         "        raise Reject(403, 'not you')\n"

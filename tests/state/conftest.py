@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import KINDS, Kind, RedisServer
-from tusd_py.state import State
+from tusd_py.redis import State
 
 TIMEOUT = 20.0
 """Seconds that a command may take, until the server is stopped in its tracks: then a test gives less."""
@@ -91,7 +91,7 @@ class Log:
         )
 
     def _records(self) -> list[logging.LogRecord]:
-        return [each for each in self._caplog.records if each.name.startswith("tusd_py.state")]
+        return [each for each in self._caplog.records if each.name.startswith("tusd_py.redis")]
 
 
 @pytest.fixture

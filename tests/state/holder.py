@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.support.server import environment
-from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError
+from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError
 
 
 class Holder:
@@ -60,10 +60,10 @@ class Holder:
 
 
 def main() -> None:
-    state = EmbeddedState(Path(sys.argv[1]), grace=float(sys.argv[2]))
+    state = EmbeddedRedis(Path(sys.argv[1]), grace=float(sys.argv[2]))
     try:
         print(state.start(), flush=True)
-    except EmbeddedStateError as error:
+    except EmbeddedRedisError as error:
         print(error, flush=True)
     sys.stdin.read()
     state.stop()

@@ -18,7 +18,7 @@ from tests.state.conftest import TIMEOUT, Connections, Log, until
 from tests.state.fake import FakeRedis, bulk
 from tests.support import ports
 from tests.support.redis import RedisServer
-from tusd_py.state import Script, State, StateUnavailable
+from tusd_py.redis import RedisUnavailable, Script, State
 
 WRITE = Script("write", "return redis.call('INCR', KEYS[1])")
 READ = Script("read", "return redis.call('GET', KEYS[1])")
@@ -47,7 +47,7 @@ async def test_a_killed_server_is_used_again_once_it_is_back(
     assert await write(state) == 1
     redis_server.kill9()
     for _ in range(3):
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(RedisUnavailable):
             await write(state)
     await until(lambda: log.names() == ["redis away"], "the log to say so")
     assert not state.available
@@ -67,7 +67,7 @@ async def test_a_server_that_starts_after_us_is_found(
     state = await connect(server.url)
     assert not state.available
     assert log.names() == ["redis away"]
-    with pytest.raises(StateUnavailable, match="Redis is away: "):
+    with pytest.raises(RedisUnavailable, match="Redis is away: "):
         await write(state)
     with server:
         await until(lambda: state.available, "Redis to be found")
@@ -83,7 +83,7 @@ async def test_nobody_at_the_address(address: str, connect: Connections, log: Lo
         url = f"redis://me:s3cret@{address.format(port=nobody.getsockname()[1])}"
         # Whoever resolves names may take longer.
         state = await connect(url, timeout=1)
-        with pytest.raises(StateUnavailable) as caught:
+        with pytest.raises(RedisUnavailable) as caught:
             await write(state)
     assert not state.available
     assert urlsplit(url).hostname or "" in str(caught.value)
@@ -102,13 +102,13 @@ async def test_a_server_that_is_stopped_costs_the_deadline_and_then_nothing(
     redis_server.pause()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    with pytest.raises(StateUnavailable, match=r"no answer .* within 0\.5 s"):
+    with pytest.raises(RedisUnavailable, match=r"no answer .* within 0\.5 s"):
         await write(state)
     assert 0.4 < loop.time() - began < 30
     results = await asyncio.gather(*(write(state) for _ in range(3000)), return_exceptions=True)
     # None of these has asked.
     assert all("Redis is away: " in str(result) for result in results)
-    assert {type(result) for result in results} == {StateUnavailable}
+    assert {type(result) for result in results} == {RedisUnavailable}
     await until(lambda: log.names() == ["redis away"], "the log to say so")
     pid = redis_server.pid
     state.timeout = TIMEOUT
@@ -127,7 +127,7 @@ async def test_thousands_at_the_moment_at_which_it_stops_wait_for_the_deadline_t
     loop = asyncio.get_running_loop()
     began = loop.time()
     results = await asyncio.gather(*(write(state) for _ in range(3000)), return_exceptions=True)
-    assert {type(result) for result in results} == {StateUnavailable}
+    assert {type(result) for result in results} == {RedisUnavailable}
     # One after the other, on so few connections, they would take 47 s.
     assert loop.time() - began < 30
     redis_server.resume()
@@ -147,7 +147,7 @@ async def test_once_it_is_away_nobody_waits_for_those_who_still_do(
     await asyncio.wait([first])
     assert not all(other.done() for other in others)
     began = asyncio.get_running_loop().time()
-    with pytest.raises(StateUnavailable, match="Redis is away"):
+    with pytest.raises(RedisUnavailable, match="Redis is away"):
         await write(state)
     assert asyncio.get_running_loop().time() - began < 30
     assert not all(other.done() for other in others)
@@ -164,7 +164,7 @@ async def test_connections_that_lead_nowhere_cost_one_failure_and_not_one_each(
         await asyncio.gather(*(write(state) for _ in range(10)))
         server.forget_connections()
         state.timeout = 0.3
-        with pytest.raises(StateUnavailable, match="no answer"):
+        with pytest.raises(RedisUnavailable, match="no answer"):
             await write(state)
         state.timeout = TIMEOUT
         await until(lambda: state.available, "the server to be found well")
@@ -188,7 +188,7 @@ async def test_the_event_loop_is_never_blocked(
         slowest = max(slowest, time.thread_time() - before)
     gc.enable()
     assert slowest < 0.1
-    assert isinstance(waiting.exception(), StateUnavailable)
+    assert isinstance(waiting.exception(), RedisUnavailable)
     redis_server.resume()
 
 
@@ -197,7 +197,7 @@ async def test_one_late_answer_is_no_reason_to_call_it_away(
 ) -> None:
     state = await connect(redis_server.url, timeout=0.3)
     redis_server.pause()
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         # It is told to go on in the same turn of the loop in which the deadline is over.
         await write(state)
     redis_server.resume()
@@ -227,13 +227,13 @@ async def test_a_replica_is_read_and_not_written(
     await write(state)
     # Where nobody listens.
     redis_server.command("REPLICAOF", "127.0.0.1", 1)
-    with pytest.raises(StateUnavailable, match="READONLY"):
+    with pytest.raises(RedisUnavailable, match="READONLY"):
         await write(state)
     await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
     assert not state.available
     assert await state.command("GET", "tusd:n") == b"1"
     for _ in range(3):
-        with pytest.raises(StateUnavailable, match="READONLY"):
+        with pytest.raises(RedisUnavailable, match="READONLY"):
             await write(state)
     redis_server.command("REPLICAOF", "NO", "ONE")
     await until(lambda: state.available, "Redis to take writes")
@@ -245,7 +245,7 @@ async def test_out_of_memory(redis_server: RedisServer, connect: Connections, lo
     state = await connect(redis_server.url)
     await write(state)
     redis_server.configure("maxmemory", 1)
-    with pytest.raises(StateUnavailable, match=r"maxmemory|OOM"):
+    with pytest.raises(RedisUnavailable, match=r"maxmemory|OOM"):
         await write(state)
     await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
     # What needs no memory still works: a lock can be given back.
@@ -263,7 +263,7 @@ async def test_a_password_that_is_missing_or_wrong(
         wrong = await connect(f"unix://:wr0ng@{server.socket}")
         for state, told in ((missing, "uthentication required"), (wrong, "WRONGPASS|invalid")):
             assert not state.available
-            with pytest.raises(StateUnavailable, match=told):
+            with pytest.raises(RedisUnavailable, match=told):
                 await write(state)
         assert "wr0ng" not in log.text()
         server.configure("requirepass", "")
@@ -277,7 +277,7 @@ async def test_a_password_is_not_repeated_whoever_says_it(
     async with FakeRedis(tmp_path) as server:
         server.replies[b"AUTH"] = b"-ERR nobody has the password s3cret\r\n"
         state = await connect(f"unix://:s3cret@{server.path}")
-        with pytest.raises(StateUnavailable, match="nobody has the password") as caught:
+        with pytest.raises(RedisUnavailable, match="nobody has the password") as caught:
             await write(state)
         assert "s3cret" not in f"{caught.value} {state.trouble} {log.text()}"
         await state.stop()
@@ -298,11 +298,11 @@ async def test_a_server_that_reads_its_data_is_away_until_it_has(
         commands.execute()
     redis_server.options += ["--key-load-delay", "1000"]
     redis_server.restart()
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await write(state)
     await until(lambda: "redis away" in log.names(), "the log to say so")
     await until(lambda: "loading" in str(state.trouble), "Redis to say what it does")
-    with pytest.raises(StateUnavailable, match=r"Redis is away: .* loading"):
+    with pytest.raises(RedisUnavailable, match=r"Redis is away: .* loading"):
         await write(state)
     await asyncio.to_thread(redis_server.configure, "key-load-delay", 0)
     await until(lambda: state.available, "Redis to have read its data")
@@ -329,7 +329,7 @@ async def test_refusals_of_writes_however_they_are_worded(
         state = await connect(server.url)
         well = dict(server.replies)
         server.replies |= {b"EVALSHA": reply, b"EVAL": reply}
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(RedisUnavailable):
             await write(state)
         await until(lambda: log.names() == ["redis takes no writes"], "the log to say so")
         assert await state.command("PING") == b"PONG"
@@ -355,10 +355,10 @@ async def test_answers_of_what_is_no_use(
         state = await connect(server.url)
         well = dict(server.replies)
         server.replies = dict.fromkeys(server.replies, reply)
-        with pytest.raises(StateUnavailable, match=told):
+        with pytest.raises(RedisUnavailable, match=told):
             await write(state)
         await until(lambda: log.names() == ["redis away"], "the log to say so")
-        with pytest.raises(StateUnavailable, match="Redis is away"):
+        with pytest.raises(RedisUnavailable, match="Redis is away"):
             await write(state)
         server.replies |= well
         await until(lambda: state.available, "the server to answer well")
@@ -372,7 +372,7 @@ async def test_a_version_that_is_too_old_is_not_used(
     async with FakeRedis(tmp_path) as server:
         server.replies[b"INFO"] = bulk(b"# Server\r\nredis_version:6.0.16\r\nredis_mode:standalone")
         state = await connect(server.url)
-        with pytest.raises(StateUnavailable, match=r"Redis 6\.0\.16; at least 6\.2 is needed"):
+        with pytest.raises(RedisUnavailable, match=r"Redis 6\.0\.16; at least 6\.2 is needed"):
             await write(state)
         server.replies[b"INFO"] = bulk(b"# Server\r\nredis_version:6.2.0\r\n")
         await until(lambda: state.available, "the server to be new enough")
@@ -396,7 +396,7 @@ async def test_what_is_not_allowed_is_told_and_does_not_stand_for_the_rest(
     redis_server.command("ACL", "SETUSER", "default", "-incr")
     state = await connect(redis_server.url)
     for _ in range(2):
-        with pytest.raises(StateUnavailable, match=r"permission|acl|ACL"):
+        with pytest.raises(RedisUnavailable, match=r"permission|acl|ACL"):
             await state.command("INCR", "tusd:n")
     assert state.available
     assert log.names() == ["redis error"]
@@ -416,7 +416,7 @@ async def test_whatever_asking_ends_with_it_is_asked_again(
     with monkeypatch.context() as broken:
         broken.setattr(state, "_probe_unbounded", fail)
         redis_server.kill9()
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(RedisUnavailable):
             await write(state)
         await until(lambda: "redis probe failed" in log.names(), "the log to say so")
     redis_server.start()
@@ -456,7 +456,7 @@ async def test_whatever_happens_to_it_callers_hear_in_time_and_get_their_own_ans
                 async with asyncio.timeout(chance.choice([10, 10, 0.003])):
                     answer = await state.run(echo, ["tusd:a"], [number])
                 assert answer == b"%d" % number
-            except StateUnavailable:
+            except RedisUnavailable:
                 await asyncio.sleep(0.005)
             except TimeoutError:
                 pass

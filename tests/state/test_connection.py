@@ -11,7 +11,7 @@ import pytest
 
 from tests.state.conftest import TIMEOUT, Connections, Log, until
 from tests.support.redis import RedisServer
-from tusd_py.state import Part, Script, State, StateUnavailable
+from tusd_py.redis import Part, RedisUnavailable, Script, State
 
 ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
 BROKEN = Script("broken", "return redis.call('LPUSH', KEYS[1], 1)")
@@ -62,13 +62,13 @@ async def test_one_of_many_that_fails_is_told_and_the_connection_goes_on(
     state = await connect(redis_server.url)
     redis_server.command("SET", "tusd:text", "x")
     for _ in range(2):
-        with pytest.raises(StateUnavailable, match="WRONGTYPE"):
+        with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
             await state.run_each(BROKEN, [(["tusd:a"], []), (["tusd:text"], []), (["tusd:b"], [])])
         assert await state.command("GET", "tusd:text") == b"x"
     assert state.available
     state.timeout = 0.5
     redis_server.pause()
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await state.run_each(ECHO, [(["tusd:a"], ["a"])] * 3)
     state.timeout = TIMEOUT
     redis_server.resume()
@@ -130,9 +130,9 @@ async def test_of_what_went_together_each_has_its_own_answer(
     given_up.cancel()
     echoed, wrong, text, unknown, unfit = await together
     assert (echoed, text) == ([b"tusd:b", b"c"], b"x")
-    assert isinstance(wrong, StateUnavailable)
+    assert isinstance(wrong, RedisUnavailable)
     assert "WRONGTYPE" in str(wrong)
-    assert isinstance(unknown, StateUnavailable)
+    assert isinstance(unknown, RedisUnavailable)
     assert "unknown command" in str(unknown)
     assert isinstance(unfit, Exception)
     assert given_up.cancelled()
@@ -164,7 +164,7 @@ async def test_a_mistake_of_ours_is_told_and_redis_goes_on_being_used(
     state = await connect(redis_server.url)
     await state.command("SET", "tusd:a", "text")
     for _ in range(3):
-        with pytest.raises(StateUnavailable, match=r"broken: .*WRONGTYPE"):
+        with pytest.raises(RedisUnavailable, match=r"broken: .*WRONGTYPE"):
             await state.run(BROKEN, ["tusd:a"])
     assert state.available
     assert log.names() == ["redis error"]
@@ -178,7 +178,7 @@ async def test_nothing_is_left_open(redis_server: RedisServer) -> None:
     await asyncio.gather(*(state.command("PING") for _ in range(10)))
     await state.stop()
     assert not state.available
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await state.command("PING")
     await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
 
@@ -190,7 +190,7 @@ async def test_commands_that_run_while_it_stops_end(redis_server: RedisServer) -
     await asyncio.sleep(0)
     await state.stop()
     for result in await asyncio.gather(*running, return_exceptions=True):
-        assert isinstance(result, int | StateUnavailable)
+        assert isinstance(result, int | RedisUnavailable)
     await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
 
 
@@ -283,7 +283,7 @@ async def test_a_restart_that_loses_the_data_is_noticed(
 ) -> None:
     state = await connect(redis_server.url)
     redis_server.kill9()
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await state.command("PING")
     redis_server.start()
     await until(lambda: state.available, "Redis to be back")

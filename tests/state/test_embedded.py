@@ -25,8 +25,10 @@ from tests.state.conftest import PATIENCE, TIMEOUT, Connections, Log, until
 from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
 from tests.support.waiting import wait_until
-from tusd_py.state import State, StateUnavailable, binaries, guardian, sockets
-from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError
+from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis.embedded import binaries, sockets
+from tusd_py.redis.embedded import watchdog as guardian
+from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError
 
 STARTERS = 8
 REDIS_SERVER = binary("redis")
@@ -56,20 +58,20 @@ class Places:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
 
-    def __call__(self, directory: Path, *, grace: float = 60.0) -> EmbeddedState:
-        state = EmbeddedState(directory, grace=grace)
+    def __call__(self, directory: Path, *, grace: float = 60.0) -> EmbeddedRedis:
+        state = EmbeddedRedis(directory, grace=grace)
         self._stack.callback(end, state)
         return state
 
 
 @pytest.fixture
 def embedded() -> Iterator[Places]:
-    """``embedded(directory)``: an EmbeddedState that is not started yet."""
+    """``embedded(directory)``: an EmbeddedRedis that is not started yet."""
     with ExitStack() as stack:
         yield Places(stack)
 
 
-def end(state: EmbeddedState) -> None:
+def end(state: EmbeddedRedis) -> None:
     state.stop()
     pid = pid_of(state.directory)
     if pid is not None and is_alive(pid):
@@ -84,7 +86,7 @@ def pid_of(directory: Path) -> int | None:
         return None
 
 
-def pid(state: EmbeddedState) -> int:
+def pid(state: EmbeddedRedis) -> int:
     found = pid_of(state.directory)
     assert found is not None
     return found
@@ -117,7 +119,7 @@ def test_a_server_for_us_alone(
 ) -> None:
     # It is not waited for until these are over.
     for name in ("_LISTEN_TIMEOUT", "_READY_TIMEOUT"):
-        monkeypatch.setattr(f"tusd_py.state.embedded.{name}", 100.0)
+        monkeypatch.setattr(f"tusd_py.redis.embedded.server.{name}", 100.0)
     state = embedded(tmp_path)
     began = time.monotonic()
     url = state.start()
@@ -360,7 +362,7 @@ async def answer(state: State) -> object:
     """What is kept, as soon as Redis tells."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            with suppress(StateUnavailable):
+            with suppress(RedisUnavailable):
                 return await state.command("GET", "tusd:a")
             await asyncio.sleep(0.005)
 
@@ -375,7 +377,7 @@ async def test_a_server_that_is_stopped_is_not_started_again(
     running = pid(place)
     os.kill(running, signal.SIGSTOP)
     state.timeout = 0.3
-    with pytest.raises(StateUnavailable):
+    with pytest.raises(RedisUnavailable):
         await state.command("GET", "tusd:a")
     state.timeout = TIMEOUT
     os.kill(running, signal.SIGCONT)
@@ -451,13 +453,13 @@ def test_a_link_that_others_could_change_is_not_used(
         ours = Path(runtime) / f"tusd-py-{os.geteuid()}"
         ours.mkdir()
         ours.chmod(0o777)
-        with pytest.raises(EmbeddedStateError, match="not a directory of this user's alone"):
+        with pytest.raises(EmbeddedRedisError, match="not a directory of this user's alone"):
             embedded(tmp_path / ("x" * 200)).start()
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path, embedded: Places) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EmbeddedStateError, match=r"cannot use .*/file/valkey .*Not a directory"):
+    with pytest.raises(EmbeddedRedisError, match=r"cannot use .*/file/valkey .*Not a directory"):
         embedded(tmp_path / "file").start()
 
 
@@ -476,7 +478,7 @@ def test_a_socket_from_before_is_no_hindrance(
 def test_a_server_whose_socket_was_removed_is_replaced(
     engine: Kind, tmp_path: Path, embedded: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tusd_py.state.embedded._LISTEN_TIMEOUT", 5.0)
+    monkeypatch.setattr("tusd_py.redis.embedded.server._LISTEN_TIMEOUT", 5.0)
     with Holder(tmp_path) as holder:
         with client(holder.url()) as redis:
             redis.set("a", 1)
@@ -492,8 +494,8 @@ def test_a_server_whose_socket_was_removed_is_replaced(
 def test_a_server_that_is_stopped_is_no_hindrance_for_starting_and_ending(
     engine: Kind, tmp_path: Path, embedded: Places, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
-    monkeypatch.setattr("tusd_py.state.embedded._READY_TIMEOUT", 0.3)
-    monkeypatch.setattr("tusd_py.state.embedded._STOP_TIMEOUT", 2.0)
+    monkeypatch.setattr("tusd_py.redis.embedded.server._READY_TIMEOUT", 0.3)
+    monkeypatch.setattr("tusd_py.redis.embedded.server._STOP_TIMEOUT", 2.0)
     with Holder(tmp_path) as holder:
         url = holder.url()
         running = pid_of(tmp_path / "valkey")
@@ -516,7 +518,7 @@ def test_the_server_of_another_directory_is_not_taken_for_ours(
         ours.unlink()
         other = RedisServer(tmp_path / "other")
         other.socket = str(ours)
-        with other, pytest.raises(EmbeddedStateError, match="belongs to the server of another"):
+        with other, pytest.raises(EmbeddedRedisError, match="belongs to the server of another"):
             embedded(tmp_path / "one").start()
 
 
@@ -557,7 +559,7 @@ def test_if_none_starts_what_they_said_is_told(
     fake_server(tmp_path / "commands-valkey", "7.2.0", "echo no luck today; exit 1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     state = embedded(tmp_path / "place")
-    with pytest.raises(EmbeddedStateError, match="redis-server: no luck today"):
+    with pytest.raises(EmbeddedRedisError, match="redis-server: no luck today"):
         state.start()
     # Nobody is left who counts as a user, so that nobody waits for one.
     install("redis", tmp_path, monkeypatch)
@@ -570,7 +572,7 @@ def test_if_none_is_installed_it_is_told_what_to_do(
 ) -> None:
     install("valkey", tmp_path, monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EmbeddedStateError, match=r"apt install redis-server.* --redis-url"):
+    with pytest.raises(EmbeddedRedisError, match=r"apt install redis-server.* --redis-url"):
         embedded(tmp_path / "place").start()
 
 
@@ -717,7 +719,7 @@ def test_data_stay_where_no_server_would_start_without_them_either(
         patched.setenv("PATH", f"{broken}:/bin:/usr/bin")
         patched.setattr(binaries, "_NAMES", ("redis-server",))
         patched.setattr("importlib.util.find_spec", lambda _name: None)
-        with pytest.raises(EmbeddedStateError, match="does not start"):
+        with pytest.raises(EmbeddedRedisError, match="does not start"):
             state.start()
     assert list(state.directory.glob("unreadable-*")) == []
     assert list(state.directory.glob("trial-*")) == []
@@ -756,7 +758,7 @@ def test_data_of_another_user_are_not_set_aside(
     state.stop()
     [base] = (state.directory / "appendonlydir").glob("*.base.*")
     base.chmod(0)
-    with pytest.raises(EmbeddedStateError, match="may not read and write"):
+    with pytest.raises(EmbeddedRedisError, match="may not read and write"):
         state.start()
     base.chmod(0o600)
     with client(state.start()) as redis:

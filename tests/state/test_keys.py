@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import RedisServer
-from tusd_py.state import Keys
+from tusd_py.redis import Keys
 
 PAGE = Path(__file__).parents[2] / "docs" / "state.md"
 

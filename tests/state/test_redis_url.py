@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tusd_py.redis import State
 from tusd_py.settings.redis_url import Address, parse
-from tusd_py.state import State
 
 
 @pytest.mark.parametrize(

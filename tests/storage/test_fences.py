@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
-from tusd_py import intent as intents
+from tusd_py.events import outbox_record as intents
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
 
 INFO = UploadInfo("a", 0, created_at=1_700_000_000.0)
 FINISHED = UploadInfo("a", 0, created_at=1_700_000_000.0, finished_at=1_700_000_001.0)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.tus import Tus, id_of, metadata
 from tusd_py.locks.base import UNFENCED
-from tusd_py.storage import info as records
 from tusd_py.storage.base import StorageError, UploadInfo
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file import records
+from tusd_py.storage.file.store import FileStore
 
 CREATED = 1_700_000_000.25
 FINISHED = 1_732_690_123.654321

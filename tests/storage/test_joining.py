@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py.events import RequestView
+from tusd_py.events.model import RequestView
 from tusd_py.locks.base import UNFENCED
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.pending_finals import PendingFinals
-from tusd_py.storage import joining
 from tusd_py.storage.base import Upload, UploadGone, UploadInfo, UploadNotFound
-from tusd_py.storage.copying import copy_some
-from tusd_py.storage.file import FileStore
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file import joining
+from tusd_py.storage.file.copying import copy_some
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.pending_finals import PendingFinals
+from tusd_py.uploads.service import Uploads
 
 TIMEOUT = 60.0
 

@@ -14,9 +14,9 @@ from tests.conftest import MakeServer
 from tests.support.tus import Tus, id_of, path_of
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol import metadata
-from tusd_py.storage import known
 from tusd_py.storage.base import Upload, UploadInfo
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file import record_cache as known
+from tusd_py.storage.file.store import FileStore
 
 MOST = 4
 MIB = 1024 * 1024
@@ -149,7 +149,7 @@ def test_records_are_known_up_to_so_many_bytes(
     tmp_path: Path, make: Callable[[int], UploadInfo]
 ) -> None:
     status = os.stat(tmp_path)
-    records = known.KnownRecords()
+    records = known.RecordCache()
     count = 2 * known._MAX_BYTES // known.size_of(make(0))
     for number in range(count):
         records.remember(make(number), status, read_at=AGES)
@@ -162,7 +162,7 @@ def test_records_are_known_up_to_so_many_bytes(
 
 def test_a_huge_record_pushes_no_other_out(tmp_path: Path) -> None:
     status = os.stat(tmp_path)
-    records = known.KnownRecords()
+    records = known.RecordCache()
     small = UploadInfo(id="small", length=1)
     records.remember(small, status, read_at=AGES)
     huge = UploadInfo(id="huge", length=1, metadata={"k": bytes(known._MAX_RECORD_BYTES)})

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tusd_py.locks.base import UNFENCED
-from tusd_py.storage import markers, mounts
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
-from tusd_py.storage.markers import ChunkMarkers
+from tusd_py.storage.file import markers, mounts
+from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.store import FileStore
 
 OFFSET = 4_194_304
 

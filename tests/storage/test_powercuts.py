@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.tus import Tus, id_of
-from tusd_py.storage import powercuts
-from tusd_py.storage.powercuts import Session, sound_length
+from tusd_py.storage.file import power_cuts as powercuts
+from tusd_py.storage.file.power_cuts import Session, sound_length
 
 BLOCK = 4096
 

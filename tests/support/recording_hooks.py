@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tusd_py.events import Event
+    from tusd_py.events.model import Event
 
 
 def _record(name: str, event: Event) -> None:

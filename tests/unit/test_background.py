@@ -14,16 +14,18 @@ from tests.support.server import ROOT
 from tusd_py import background
 from tusd_py.background import keep_running, spawn
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.state import State
-from tusd_py.web.metrics import Metrics
+from tusd_py.metrics.prometheus import Metrics
+from tusd_py.redis import State
 
 GUARD = 60.0
 
 AWAITED = {
     # file: the functions in it whose tasks are awaited by whoever needs what they do, so that a failure is raised there
     "tusd_py/background.py": {"keep_running", "spawn"},
-    "tusd_py/web/children.py": {"stop"},
-    "tusd_py/web/transfer.py": {"_took"},
+    "tusd_py/process/sidecars.py": {"stop"},
+    "tusd_py/web/http/direct_body.py": {"_took"},
+    "tusd_py/web/http/tls.py": {"_shake_hands"},
+    "tusd_py/storage/file/store.py": {"check"},
     "tusd_py/web/health.py": {"_problem"},
     "tusd_py/web/download.py": {"send_file"},
     "hooks/tusd_hooks/duplicates.py": {"add"},

@@ -13,8 +13,8 @@ import pytest
 
 from tusd_py import __version__
 from tusd_py.cli import COMMANDS, main
-from tusd_py.settings import Settings
-from tusd_py.settings.catalogue import catalogue
+from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import catalogue
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,9 +212,9 @@ def run(settings):
     print(settings.port, settings.upload_dir)
     return 7
 
-server = types.ModuleType("tusd_py.web.server")
+server = types.ModuleType("tusd_py.process.server")
 server.run = run
-sys.modules["tusd_py.web.server"] = server
+sys.modules["tusd_py.process.server"] = server
 from tusd_py.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tusd_py.protocol.headers import Headers
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
-from tusd_py.web.sendfile import FileTruncated
+from tusd_py.web.http.sendfile import FileTruncated
 
 ETAG = '"abc"'
 CHANGED = 784111777.25  # Sun, 06 Nov 1994 08:49:37 GMT, and a quarter

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tusd_py.web.forwarded import External, Proxies
+from tusd_py.web.proxy_headers import External, Proxies
 
 PROXY = "10.0.0.1"
 TRUSTED = ("10.0.0.0/8", "2001:db8:aaaa::/48")

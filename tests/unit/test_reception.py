@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py.counters import Counters
-from tusd_py.events import Hooks, RequestView
+from tusd_py.events.model import Hooks, RequestView
 from tusd_py.locks.base import UncontestedLease
+from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.checksum import parse
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
-from tusd_py.reception import BodyEnd, Reception, Room, Take
-from tusd_py.rules import Rules
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.receive import BodyEnd, BodyReceiver, Room, Take
 
 
 class LostLease(UncontestedLease):
@@ -64,8 +64,8 @@ async def test_T26_a_lock_that_is_lost_while_a_checksum_is_computed(
     """Nothing is said of the checksum, and nothing counts, however often it was asked whether the lock is held."""
     store = FileStore(tmp_path / "uploads")
     store.open()
-    reception = Reception(
-        store, Rules(), Hooks([]), Counters(), time.time, objection=lambda *_: None
+    reception = BodyReceiver(
+        store, UploadPolicy(), Hooks([]), Counters(), time.time, objection=lambda *_: None
     )
     data = bytes(size)
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()

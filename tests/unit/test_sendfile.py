@@ -19,8 +19,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from tusd_py.web import sendfile as module
-from tusd_py.web.sendfile import FileTruncated, is_supported, sendfile
+from tusd_py.web.http import sendfile as module
+from tusd_py.web.http.sendfile import FileTruncated, is_supported, sendfile
 
 MIB = 1024 * 1024
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"

@@ -15,11 +15,12 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import Field
 
 from tusd_py.cli import config
-from tusd_py.commandline import UsageError
-from tusd_py.settings import Loaded, Settings, SettingsError, load
-from tusd_py.settings.catalogue import HIDDEN, catalogue
+from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.kinds import PRIVATE_NETWORKS
-from tusd_py.settings.page import markdown
+from tusd_py.settings.load import Loaded, SettingsError, load
+from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import HIDDEN, catalogue
+from tusd_py.settings.reference_page import markdown
 from tusd_py.settings.units import (
     MAX_DURATION,
     MAX_SIZE,

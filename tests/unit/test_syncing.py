@@ -13,8 +13,8 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from tusd_py.storage import syncing
-from tusd_py.storage.syncing import BytesLost, GroupSync
+from tusd_py.storage.file import fsync as syncing
+from tusd_py.storage.file.fsync import BytesLost, GroupSync
 
 P = ParamSpec("P")
 T = TypeVar("T")

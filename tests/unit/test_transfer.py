@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from tusd_py.web.transfer import Collector, Heads, Take, Transfer
-from tusd_py.web.uvicorn import UploadProtocol
+from tusd_py.web.http.direct_body import Collector, Heads, Take, Transfer
+from tusd_py.web.http.protocol import UploadProtocol
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_RCVLOWAT is asked of Linux")
 

@@ -18,11 +18,11 @@ import pytest
 from tusd_py.locks.base import HeldFence, LeaseLost
 from tusd_py.protocol.checksum import Checksum, parse
 from tusd_py.storage.base import StorageError, StorageFull
-from tusd_py.storage.blocks import Blocks
-from tusd_py.storage.datafile import DataFile
-from tusd_py.storage.disk import Disk
-from tusd_py.storage.threads import Threads
-from tusd_py.storage.verified import VerifiedFileWriter
+from tusd_py.storage.file.buffers import BufferPool
+from tusd_py.storage.file.data_file import DataFile
+from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.verified_writer import VerifiedFileWriter
 
 MIB = 1024 * 1024
 WAIT = 60.0
@@ -105,7 +105,7 @@ class Added:
         directory: Path,
         threads: Threads,
         *,
-        blocks: Blocks | None = None,
+        blocks: BufferPool | None = None,
         start: int = 0,
         length: int | None = None,
         announced: Checksum | None = None,
@@ -126,7 +126,7 @@ class Added:
             self._open,
             start,
             threads,
-            blocks or Blocks(),
+            blocks or BufferPool(),
             disk or SteadyDisk(),
             mark=self._mark,
             marks_slowly=marks_slowly,
@@ -317,7 +317,7 @@ async def test_one_upload_is_only_so_far_ahead(tmp_path: Path, held: Held) -> No
 
 
 async def test_who_gives_up_waiting_leaves_nothing_behind(tmp_path: Path, held: Held) -> None:
-    blocks = Blocks(6)
+    blocks = BufferPool(6)
     added = Added(tmp_path, held, blocks=blocks, length=64 * MIB)
     waits = None
     while waits is None:
@@ -344,7 +344,7 @@ async def test_closed_it_has_no_thread_at_the_file_any_more(tmp_path: Path, held
 
 
 async def test_memory_comes_back_from_a_body_that_was_cut(tmp_path: Path, threads: Threads) -> None:
-    blocks = Blocks(1)
+    blocks = BufferPool(1)
     for length in (1000, MIB):
         added = Added(tmp_path, threads, blocks=blocks, length=length)
         await added.add(content(500), in_place=True)
@@ -357,7 +357,7 @@ async def test_memory_comes_back_from_a_body_that_was_cut(tmp_path: Path, thread
 
 
 async def test_what_is_being_verified_is_left_in_its_block(tmp_path: Path, held: Held) -> None:
-    blocks = Blocks(1)
+    blocks = BufferPool(1)
     added = Added(tmp_path, held, blocks=blocks, length=MIB)
     await added.add(content(MIB), in_place=True)
     added.writer.since = LONG_AGO
@@ -376,7 +376,7 @@ async def test_what_is_being_verified_is_left_in_its_block(tmp_path: Path, held:
 async def test_without_a_block_everything_is_done_at_once(tmp_path: Path) -> None:
     data = content(700_000), content(300_000)
     announced = sha256(b"".join(data))
-    added = Added(tmp_path, NoThreads(), blocks=Blocks(0), length=MIB, announced=announced)
+    added = Added(tmp_path, NoThreads(), blocks=BufferPool(0), length=MIB, announced=announced)
     for piece in data:
         await added.add(piece, in_place=True)
     assert await added.is_right()
@@ -385,7 +385,7 @@ async def test_without_a_block_everything_is_done_at_once(tmp_path: Path) -> Non
 
 
 async def test_who_stands_still_gives_up_its_block(tmp_path: Path, threads: Threads) -> None:
-    blocks = Blocks(1)
+    blocks = BufferPool(1)
     data = content(700_000)
     first = Added(tmp_path, threads, blocks=blocks, length=MIB, announced=sha256(data + b"end"))
     await first.add(data, in_place=True)
@@ -406,7 +406,7 @@ async def test_who_stands_still_gives_up_its_block(tmp_path: Path, threads: Thre
 
 
 async def test_what_comes_in_slowly_goes_without_a_block(tmp_path: Path, threads: Threads) -> None:
-    blocks = Blocks(1)
+    blocks = BufferPool(1)
     data = [content(size) for size in (1000, 2000, 3000, 200_000)]
     added = Added(
         tmp_path,
@@ -504,7 +504,7 @@ async def test_behind_a_disk_that_became_full_nothing_is_written(
 async def test_a_marker_that_cannot_be_made_is_told_to_whoever_goes_on(
     tmp_path: Path, threads: Threads
 ) -> None:
-    blocks = Blocks(1)
+    blocks = BufferPool(1)
     added = Added(tmp_path, threads, blocks=blocks, length=MIB)
     await added.add(content(1000), in_place=True)
     added.marker.mkdir()

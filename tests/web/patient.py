@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tusd_py.cli import main
-from tusd_py.web import transfer
+from tusd_py.web.http import direct_body as transfer
 
 if __name__ == "__main__":
     transfer._GATHER = 3600.0

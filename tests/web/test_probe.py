@@ -10,10 +10,10 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.server import WITHOUT_DIRECT_BODIES, ServerProcess, environment
 from tests.support.tus import Tus
-from tusd_py.web.probe import what_works
+from tusd_py.process.probe import what_works
 
 CHANGED = """
-from tusd_py.web.uvicorn import {kind}
+from tusd_py.web.http.protocol import {kind}
 
 def changed(*_arguments):
     raise AttributeError("another version of uvicorn")
@@ -49,9 +49,9 @@ def test_a_body_that_would_be_mixed_up_is_found_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It waits for bytes that never come.
-    monkeypatch.setattr("tusd_py.web.probe._TIMEOUT", 5.0)
+    monkeypatch.setattr("tusd_py.process.probe._TIMEOUT", 5.0)
     monkeypatch.setattr(
-        "tusd_py.web.uvicorn.Transfer.get_buffer",
+        "tusd_py.web.http.protocol.Transfer.get_buffer",
         lambda self, _hint: memoryview(bytearray(1024)),
     )
     assert what_works() == "stream"

@@ -219,7 +219,7 @@ class TestFinals:
         """Whose base path stands in the id too: it is looked up which of the readings there is."""
         hook = tmp_path / "ids.py"
         hook.write_text(
-            "from tusd_py.events import Changes\n"
+            "from tusd_py.events.model import Changes\n"
             "async def pre_create(event):\n"
             "    return Changes(id=event.upload.metadata['id'].decode())\n"
         )

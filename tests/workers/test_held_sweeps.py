@@ -13,7 +13,7 @@ from tests.support.tus import Tus, id_of
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
 from tusd_py.storage.sweep_marks import SweepMarks
-from tusd_py.sweep_guard import objection
+from tusd_py.uploads.sweep_guard import objection
 
 DAY = 86_400.0
 

@@ -20,18 +20,18 @@ from tests.support.server import environment
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
-from tusd_py.events import Event, Hooks
+from tusd_py.events.model import Event, Hooks
 from tusd_py.locks.base import UNFENCED, HeldFence, Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.rules import Rules
-from tusd_py.state import State
-from tusd_py.state.registry import Registry
+from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError
+from tusd_py.redis import State
+from tusd_py.redis.due_index import DueIndex
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
-from tusd_py.storage.file import FileStore
-from tusd_py.sweep import sweep
-from tusd_py.upkeep import Expired, OwnUpkeep, UpkeepFailed
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import sweep
 
 COUNT = 1500
 
@@ -53,7 +53,9 @@ async def abandoned(store: FileStore, count: int) -> None:
 
 
 def uploads(store: FileStore, locks: Locks | None = None, hooks: Hooks | None = None) -> Uploads:
-    return Uploads(store, locks or MemoryLocks(), rules=Rules(expire_after=100.0), hooks=hooks)
+    return Uploads(
+        store, locks or MemoryLocks(), rules=UploadPolicy(expire_after=100.0), hooks=hooks
+    )
 
 
 async def test_all_go_but_those_in_use_and_what_moved(store: FileStore) -> None:
@@ -116,7 +118,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         state = State(redis.url, timeout=30.0)
         await state.start()
         locks = RedisLocks(state)
-        upkeep = OwnUpkeep(uploads(store, locks), Registry(state))
+        upkeep = LocalMaintenance(uploads(store, locks), DueIndex(state))
         seen = 0
 
         async def tell(_expired: Expired) -> None:
@@ -125,10 +127,10 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
             if seen == 200:
                 redis.stop()
 
-        with caplog.at_level(logging.INFO), pytest.raises(UpkeepFailed) as failed:
+        with caplog.at_level(logging.INFO), pytest.raises(MaintenanceError) as failed:
             await upkeep.sweep("all", tell=tell)
         assert "nobody can tell who holds the uploads' locks" in str(failed.value)
-        assert [record.name for record in caplog.records] == ["tusd_py.state.connection"]
+        assert [record.name for record in caplog.records] == ["tusd_py.redis.client"]
         left = [each async for each in store.ids()]
         assert len(left) == 400 - 3 * 64
         redis.start()
@@ -161,7 +163,7 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
         hooks = [Hooks([Hook()]) for _ in states]
         places = [uploads(store, *both) for both in zip(locks, hooks, strict=True)]
         reports = await asyncio.gather(
-            *(sweep(place, registry=Registry(states[0])) for place in places)
+            *(sweep(place, registry=DueIndex(states[0])) for place in places)
         )
         for each in hooks:
             await each.drain()

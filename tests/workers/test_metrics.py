@@ -14,11 +14,11 @@ from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
-from tusd_py.state import State
-from tusd_py.state.jobs import JobsReport, QueueStatus
-from tusd_py.state.registry import Registry
-from tusd_py.web.jobs import JobsMetrics
-from tusd_py.web.metrics import Metrics
+from tusd_py.jobs.status import JobsReport, QueueStatus
+from tusd_py.metrics.jobs import JobsMetrics
+from tusd_py.metrics.prometheus import Metrics
+from tusd_py.redis import State
+from tusd_py.redis.due_index import DueIndex
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
 
     assert scraped()["tusd_redis_up"] == 1
     assert "tusd_workers" not in scraped()
-    registry = Registry(state)
+    registry = DueIndex(state)
     await registry.update({"a": 1.0, "b": time.time() + 1000})
     queue = QueueStatus("expiry", waiting=3, running=1, failed=2, oldest=7.5)
     report = JobsReport(time.time(), [queue], workers=2, busy=1, schedule={"sweep-due": 42.0})
@@ -78,7 +78,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     await metrics.jobs.look()
     assert "tusd_workers" not in scraped()
     now = time.monotonic() + 61
-    monkeypatch.setattr("tusd_py.web.jobs.time.monotonic", lambda: now)
+    monkeypatch.setattr("tusd_py.metrics.jobs.time.monotonic", lambda: now)
     assert "tusd_registry_uploads" not in scraped()
     assert scraped()["tusd_redis_up"] == 1
     await state.stop()

@@ -16,7 +16,7 @@ from tests.support.redis import RedisServer
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
-from tusd_py.state import Keys, permissions
+from tusd_py.redis import Keys, permissions
 
 PAGE = Path(__file__).parents[2] / "docs" / "state.md"
 

@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import RedisServer
-from tusd_py.events import RequestView
+from tusd_py.events.model import RequestView
 from tusd_py.locks.base import Locks
 from tusd_py.locks.epochs import Epochs
+from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.locks.ranges import RangeLocks
+from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.locks.shared import SharedLocks
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append, Content
-from tusd_py.reception import BodyEnd, Room, Take
-from tusd_py.rules import Rules
-from tusd_py.state import State
+from tusd_py.redis import State
 from tusd_py.storage.base import UploadGone, UploadInfo
-from tusd_py.storage.file import FileStore
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.receive import BodyEnd, Room, Take
+from tusd_py.uploads.service import Uploads
 
 BEGIN, REST = b"hello ", b"world"
 WINDOW = 0.006
@@ -113,7 +113,7 @@ def locks_of(kind: str, states: list[State], path: Path) -> list[Locks]:
     directory = path.with_name("epochs")
     directory.mkdir()
     return [
-        SharedLocks(redis, RangeLocks(str(path)), Epochs(str(directory), is_local=True), state)
+        FallbackLocks(redis, OfdLocks(str(path)), Epochs(str(directory), is_local=True), state)
         for redis, state in zip(each, states, strict=True)
     ]
 
@@ -124,7 +124,7 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
 ) -> None:
     store = FileStore(tmp_path / "uploads")
     store.open()
-    rules = Rules(expire_after=100.0, durability="none")
+    rules = UploadPolicy(expire_after=100.0, durability="none")
     with RedisServer(tmp_path / "redis") as redis:
         states = [State(redis.url, timeout=30.0) for _ in range(2)]
         for state in states:

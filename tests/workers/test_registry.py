@@ -13,14 +13,14 @@ import pytest
 
 from tests.support.redis import RedisServer
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.rules import Rules
-from tusd_py.state import State, StateUnavailable
-from tusd_py.state.registry import Registry, RegistryWriter
+from tusd_py.maintenance.local import LocalMaintenance, sweep_alone
+from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
-from tusd_py.sweep import sweep, sweep_due
-from tusd_py.upkeep import OwnUpkeep, sweep_alone
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import sweep, sweep_due
 
 
 class Clock:
@@ -40,25 +40,25 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 
 @pytest.fixture
-async def registry(redis: RedisServer) -> AsyncIterator[Registry]:
+async def registry(redis: RedisServer) -> AsyncIterator[DueIndex]:
     state = State(redis.url, timeout=30.0)
     await state.start()
-    yield Registry(state)
+    yield DueIndex(state)
     await state.stop()
 
 
 class Place:
     """Uploads in a directory with a clock of their own."""
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: DueIndex) -> None:
         self.clock = Clock()
         self.store = FileStore(directory)
         self.store.open()
-        self.writer = RegistryWriter(registry)
+        self.writer = DueIndexWriter(registry)
         self.uploads = Uploads(
             self.store,
             MemoryLocks(),
-            rules=Rules(expire_after=100.0),
+            rules=UploadPolicy(expire_after=100.0),
             timetable=self.writer,
             clock=self.clock,
         )
@@ -72,14 +72,14 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, registry: Registry) -> AsyncIterator[Place]:
+async def place(tmp_path: Path, registry: DueIndex) -> AsyncIterator[Place]:
     made = Place(tmp_path / "uploads", registry)
     yield made
     made.store.close()
 
 
 async def test_what_is_due_goes_and_the_rest_is_not_looked_at(
-    place: Place, registry: Registry
+    place: Place, registry: DueIndex
 ) -> None:
     await place.new("old")
     place.clock.now += 50
@@ -95,7 +95,7 @@ async def test_what_is_due_goes_and_the_rest_is_not_looked_at(
 
 
 async def test_an_upload_that_moved_is_spared_and_looked_at_later(
-    place: Place, registry: Registry
+    place: Place, registry: DueIndex
 ) -> None:
     await place.new("a")
     await place.writer.flush()
@@ -109,7 +109,7 @@ async def test_an_upload_that_moved_is_spared_and_looked_at_later(
 
 
 async def test_an_emptied_redis_is_filled_again_from_the_storage(
-    place: Place, registry: Registry, redis: RedisServer
+    place: Place, registry: DueIndex, redis: RedisServer
 ) -> None:
     for number in range(20):
         await place.new(f"u{number}")
@@ -124,10 +124,10 @@ async def test_an_emptied_redis_is_filled_again_from_the_storage(
 
 
 async def test_an_upload_in_use_is_left_and_the_sweep_ends(
-    place: Place, registry: Registry
+    place: Place, registry: DueIndex
 ) -> None:
     locks = MemoryLocks()
-    uploads = Uploads(place.store, locks, rules=Rules(expire_after=100.0), clock=place.clock)
+    uploads = Uploads(place.store, locks, rules=UploadPolicy(expire_after=100.0), clock=place.clock)
     await place.new("a")
     await place.writer.flush()
     await registry.mark_whole(whole=True)
@@ -140,7 +140,7 @@ async def test_an_upload_in_use_is_left_and_the_sweep_ends(
     assert (await sweep_due(uploads, registry)).expired == 1
 
 
-async def test_a_dry_run_changes_nothing(place: Place, registry: Registry) -> None:
+async def test_a_dry_run_changes_nothing(place: Place, registry: DueIndex) -> None:
     await place.new("a")
     await place.writer.flush()
     await registry.mark_whole(whole=True)
@@ -150,8 +150,8 @@ async def test_a_dry_run_changes_nothing(place: Place, registry: Registry) -> No
         assert (report.seen, report.expired) == (1, 1)
 
 
-async def test_many_changes_are_one_command(registry: Registry, redis: RedisServer) -> None:
-    writer = RegistryWriter(registry)
+async def test_many_changes_are_one_command(registry: DueIndex, redis: RedisServer) -> None:
+    writer = DueIndexWriter(registry)
     redis.reset_counts()
     for number in range(900):
         writer.note(f"u{number}", 1000.0 + number)
@@ -166,9 +166,9 @@ async def test_many_changes_are_one_command(registry: Registry, redis: RedisServ
 
 
 async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
-    registry: Registry, redis: RedisServer
+    registry: DueIndex, redis: RedisServer
 ) -> None:
-    writer = RegistryWriter(registry)
+    writer = DueIndexWriter(registry)
     redis.stop()
     writer.note("a", 1.0)
     writer.note("b", 1.0)
@@ -178,7 +178,7 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
     task = asyncio.create_task(writer.run())
     async with asyncio.timeout(60):
         while True:
-            with suppress(StateUnavailable):
+            with suppress(RedisUnavailable):
                 if await registry.due(2.0, 10) == ["a"]:
                     break
             await asyncio.sleep(0.05)
@@ -186,9 +186,9 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_one_sweep_at_a_time(place: Place, registry: Registry) -> None:
+async def test_one_sweep_at_a_time(place: Place, registry: DueIndex) -> None:
     assert await registry.lock_sweep("other", lease=60)
-    upkeep = OwnUpkeep(place.uploads, registry)
+    upkeep = LocalMaintenance(place.uploads, registry)
     assert await sweep_alone(upkeep, registry, "due") is None
     await registry.unlock_sweep("not the other")
     assert await sweep_alone(upkeep, registry, "due") is None

@@ -11,7 +11,7 @@ import pytest
 from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
+from tusd_py.storage.file.store import FileStore
 from tusd_py.web.app import TusApp
 
 UPLOADS = 600

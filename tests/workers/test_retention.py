@@ -14,16 +14,16 @@ from tests.support.tus import Tus, id_of, metadata
 from tests.workers.commands import command, documents, of
 from tests.workers.test_registry import Clock
 from tests.workers.test_sweep_command import swept_server
-from tusd_py.events import Event, Hooks, RequestView
+from tusd_py.events.model import Event, Hooks, RequestView
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.rules import Rules
-from tusd_py.state import State
-from tusd_py.state.registry import Registry, RegistryWriter
+from tusd_py.redis import State
+from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
-from tusd_py.storage.file import FileStore
-from tusd_py.sweep import sweep, sweep_due
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import sweep, sweep_due
 
 DAY = 86_400.0
 
@@ -31,17 +31,17 @@ DAY = 86_400.0
 class House:
     """Uploads with a clock of their own, and a registry. expired: those of which that was told."""
 
-    def __init__(self, directory: Path, registry: Registry, rules: Rules) -> None:
+    def __init__(self, directory: Path, registry: DueIndex, rules: UploadPolicy) -> None:
         self.clock = Clock()
         self.registry = registry
-        self.writer = RegistryWriter(registry)
+        self.writer = DueIndexWriter(registry)
         self.expired: list[str] = []
         self.store = FileStore(directory)
         self.store.open()
         self.rules = rules
         self.uploads = self.ruled(rules)
 
-    def ruled(self, rules: Rules) -> Uploads:
+    def ruled(self, rules: UploadPolicy) -> Uploads:
         return Uploads(
             self.store,
             MemoryLocks(),
@@ -74,19 +74,19 @@ class House:
 
 
 @pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
+async def registry(tmp_path: Path) -> AsyncIterator[DueIndex]:
     with RedisServer(tmp_path / "redis") as redis:
         state = State(redis.url, timeout=30.0)
         await state.start()
-        made = Registry(state)
+        made = DueIndex(state)
         await made.mark_whole(whole=True)
         yield made
         await state.stop()
 
 
 @pytest.fixture
-async def house(tmp_path: Path, registry: Registry) -> AsyncIterator[House]:
-    made = House(tmp_path / "uploads", registry, Rules(retain_finished=30 * DAY))
+async def house(tmp_path: Path, registry: DueIndex) -> AsyncIterator[House]:
+    made = House(tmp_path / "uploads", registry, UploadPolicy(retain_finished=30 * DAY))
     yield made
     made.store.close()
 
@@ -122,7 +122,7 @@ async def test_one_whose_time_is_over_is_gone_for_clients_before_the_sweep(house
 
 async def test_a_retention_that_is_changed_holds_for_what_is_there(house: House) -> None:
     await house.new("a")
-    never = house.ruled(Rules())
+    never = house.ruled(UploadPolicy())
     house.clock.now += 40 * DAY
     report = await sweep(never, registry=house.registry)
     assert (report.seen, report.expired) == (1, 0)
@@ -132,7 +132,7 @@ async def test_a_retention_that_is_changed_holds_for_what_is_there(house: House)
 
 
 async def test_finished_uploads_are_kept_unless_told(house: House) -> None:
-    house.uploads = house.ruled(Rules())
+    house.uploads = house.ruled(UploadPolicy())
     await house.new("a")
     await house.new("b", retain=DAY)
     house.clock.now += 4000 * DAY
@@ -155,7 +155,7 @@ def test_with_a_server_it_leaves_a_tombstone_and_stays_known_as_a_duplicate(
 ) -> None:
     hook = tmp_path / "mine.py"
     hook.write_text(
-        "from tusd_py.events import Changes\n"
+        "from tusd_py.events.model import Changes\n"
         "def pre_create(event):\n"
         "    return Changes(retain=0) if b'keep' in event.upload.metadata.values() else None\n"
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import RedisServer
-from tusd_py.settings import Settings
-from tusd_workers.connection import connect
-from tusd_workers.queues import EXPIRY, QueueKeys, job_id
-from tusd_workers.rq_classes import job_class
+from tusd_py.jobs.connection import connect
+from tusd_py.jobs.queues import EXPIRY, QueueKeys, job_id
+from tusd_py.jobs.rq_classes import job_class
+from tusd_py.settings.model import Settings
 from tusd_workers.scheduler import Scheduler, next_daily, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tusd_py.auth.authority import Authority
-from tusd_py.auth.gate import Gate
+from tusd_py.auth.access_tokens import AccessTokens, Expectations
+from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.keys import Keys, secrets
 from tusd_py.auth.keys.jwks import Jwks
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets
+from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import Right
 from tusd_py.auth.revocation import Revocations
-from tusd_py.auth.tokens import UploadTokens
-from tusd_py.auth.verify import AccessTokens, Expectations
+from tusd_py.auth.upload_tokens import UploadTokens
+from tusd_py.redis import State
 from tusd_py.settings.model import Settings
-from tusd_py.state import State
 
 _KEY_FILE = "upload-token.key"
 _KEY_SET_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
@@ -103,12 +103,12 @@ def gate(
     state: State,
     *,
     on_revocation: Callable[[], None],
-) -> Gate:
+) -> Authenticator:
     """The gate. on_revocation: called whenever more became known of what was revoked. Raises ValueError."""
     revocations = Revocations(state, on_change=on_revocation, kept=settings.revocation_ttl)
-    return Gate(
+    return Authenticator(
         verifier,
         upload_tokens(settings),
         revocations,
-        Authority(revocations, scope_names(settings)),
+        AccessPolicy(revocations, scope_names(settings)),
     )

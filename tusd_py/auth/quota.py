@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 from tusd_py.protocol import errors
-from tusd_py.state import Script, State, StateUnavailable
+from tusd_py.redis import RedisUnavailable, Script, State
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class OpenUploads:
                     break
             else:
                 return
-        except StateUnavailable as problem:
+        except RedisUnavailable as problem:
             logger.warning("open uploads cannot be counted: %s", problem)
             raise errors.unavailable() from None
         raise errors.too_many_uploads(limit)
@@ -73,7 +73,7 @@ class OpenUploads:
         """Counts an upload no more that was not created."""
         try:
             await self._state.command("ZREM", self._state.keys.open_uploads(owner), upload_id)
-        except StateUnavailable as problem:
+        except RedisUnavailable as problem:
             logger.warning("upload %s is counted until it is looked up: %s", upload_id, problem)
 
     async def _enter(self, owner: str, upload_id: str, limit: int) -> dict[str, float] | None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from tusd_py import logs
 from tusd_py.background import keep_running
-from tusd_py.state import Script, State, StateUnavailable
+from tusd_py.redis import RedisUnavailable, Script, State
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,11 @@ class Revocations:
                 await self._poller
 
     async def revoke_upload(self, upload_id: str) -> None:
-        """Takes back an upload and all its tokens, for good. Raises StateUnavailable."""
+        """Takes back an upload and all its tokens, for good. Raises RedisUnavailable."""
         await self._revoke(f"u:{upload_id}")
 
     async def revoke_owner(self, owner: str) -> None:
-        """Takes back all tokens of an owner that were issued until now. Raises StateUnavailable."""
+        """Takes back all tokens of an owner that were issued until now. Raises RedisUnavailable."""
         await self._revoke(f"o:{owner}")
 
     async def _revoke(self, member: str) -> None:
@@ -171,7 +171,7 @@ class Revocations:
 
     async def _look(self) -> None:
         """Takes note of what is new. While Redis is away, nothing is."""
-        with suppress(StateUnavailable):
+        with suppress(RedisUnavailable):
             answer = await self._state.run(_NEWS, self._keys(), (self._version, _LOGGED))
             match answer:
                 case [bytes(version), int(is_all), [*flat]]:
@@ -193,7 +193,7 @@ class Revocations:
         """Drops what no token can outlive, here and in Redis."""
         self._forget_old()
         oldest = (time.time() - self._kept) * 1000
-        with suppress(StateUnavailable):
+        with suppress(RedisUnavailable):
             await self._state.command(
                 "ZREMRANGEBYSCORE", self._state.keys.revoked(), "-inf", f"{oldest:.0f}"
             )
@@ -218,4 +218,4 @@ def _text(value: object) -> str:
 def _seconds(milliseconds: object) -> float:
     if isinstance(milliseconds, bytes | int | float):
         return float(milliseconds) / 1000
-    raise StateUnavailable(f"{milliseconds!r} is no time")
+    raise RedisUnavailable(f"{milliseconds!r} is no time")

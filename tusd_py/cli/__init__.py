@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from tusd_py import __version__
-from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 
 PROGRAM = "tusd-py"
 

@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from tusd_py.commandline import Parser, UsageError, suggestion
 from tusd_py.locks.base import UNFENCED
-from tusd_py.skipped import printable
-from tusd_py.storage import foreign
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.storage.base import StorageError, Upload
-from tusd_py.storage.file import STATE_DIRECTORY, FileStore
-from tusd_py.storage.info import MALFORMED
-from tusd_py.storage.record_file import read_record
+from tusd_py.storage.file import foreign
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.records import MALFORMED
+from tusd_py.storage.file.store import STATE_DIRECTORY, FileStore
+from tusd_py.storage.skipped import printable
 
 USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"
 ABOUT = """\

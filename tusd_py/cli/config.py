@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterable
 
-from tusd_py.commandline import Parser, UsageError
-from tusd_py.settings.catalogue import Setting, catalogue
+from tusd_py.settings.commandline import Parser, UsageError
 from tusd_py.settings.load import Loaded, add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.settings.page import markdown
+from tusd_py.settings.reference import Setting, catalogue
+from tusd_py.settings.reference_page import markdown
 
 USAGE = "[--json | --markdown] [options of serve]"
 ABOUT = """\

@@ -16,13 +16,13 @@ from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
 from tusd_py.cli.state import NoState, redis_of
-from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.duplicate_index import DuplicateIndex, Record
+from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.backends import redis_client
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.state import StateUnavailable
-from tusd_py.state.duplicates import DuplicateIndex, Record
-from tusd_py.state.embedded import EmbeddedStateError
 
 USAGE = "list | show NAME... | forget NAME... [--json] [options of serve]"
 ABOUT = """\
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with redis_of(loaded.settings) as url:
             return asyncio.run(_act(url, loaded.settings, arguments, limit))
-    except (StateUnavailable, EmbeddedStateError, NoState) as problem:
+    except (RedisUnavailable, EmbeddedRedisError, NoState) as problem:
         sys.stderr.write(f"tusd-py duplicates: {problem}\n")
         return 1
 

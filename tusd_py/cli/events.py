@@ -15,10 +15,10 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from tusd_py import intent as intents
-from tusd_py.commandline import Parser, UsageError, suggestion
-from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import file_store
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Box, KeptEvent, Outbox, StorageError
@@ -109,7 +109,7 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
                 await outbox.replay(kept, intents.serialize(_anew(intents.parse(kept.content))))
             else:
                 await outbox.forget(kept, "failed")
-        except MalformedIntent as problem:
+        except MalformedOutboxRecord as problem:
             failed += 1
             sys.stderr.write(f"tusd-py events: {kept.event_id} cannot be told again: {problem}\n")
         else:
@@ -125,7 +125,7 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
     return 1 if failed else 0
 
 
-def _anew(intent: Intent) -> Intent:
+def _anew(intent: OutboxRecord) -> OutboxRecord:
     return replace(intent, attempts=0, not_before=0.0, problem="")
 
 
@@ -134,16 +134,16 @@ def _pass_on(settings: Settings, upload_ids: set[str]) -> bool:
     # rq: not needed to list.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError  # noqa: PLC0415
-    from tusd_workers.connection import connect, redis_url  # noqa: PLC0415
-    from tusd_workers.deliveries import Deliveries  # noqa: PLC0415
+    from tusd_py.jobs.connection import connect, redis_url  # noqa: PLC0415
+    from tusd_py.jobs.delivery_queue import Deliveries  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError  # noqa: PLC0415
 
-    if settings.redis_url is None and not EmbeddedState(settings.state_dir).directory.is_dir():
+    if settings.redis_url is None and not EmbeddedRedis(settings.state_dir).directory.is_dir():
         return False
     try:
         with redis_url(settings) as url, connect(url) as connection:
             Deliveries(connection, prefix=settings.redis_prefix).add(upload_ids)
-    except (RedisError, EmbeddedStateError):
+    except (RedisError, EmbeddedRedisError):
         return False
     return True
 
@@ -155,10 +155,10 @@ class _Unreadable:
     problem: str
 
 
-def _read(kept: KeptEvent) -> Intent | _Unreadable:
+def _read(kept: KeptEvent) -> OutboxRecord | _Unreadable:
     try:
         return intents.parse(kept.content)
-    except MalformedIntent as problem:
+    except MalformedOutboxRecord as problem:
         return _Unreadable(str(problem))
 
 

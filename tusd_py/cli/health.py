@@ -15,7 +15,7 @@ import ssl
 import sys
 import time
 
-from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
@@ -99,12 +99,12 @@ def _job(kind: str, settings: Settings) -> str | None:
     from redis.exceptions import RedisError  # noqa: PLC0415
 
     from tusd_py.cli.state import NoState, redis_of  # noqa: PLC0415
-    from tusd_py.state.embedded import EmbeddedStateError  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
 
     try:
         with redis_of(settings) as url:
             return _worker(settings, url) if kind == "worker" else _scheduler(settings, url)
-    except (NoState, EmbeddedStateError) as problem:
+    except (NoState, EmbeddedRedisError) as problem:
         return str(problem)
     except RedisError as problem:
         sys.stderr.write(f"tusd-py health: Redis is away ({type(problem).__name__})\n")
@@ -112,8 +112,8 @@ def _job(kind: str, settings: Settings) -> str | None:
 
 
 def _worker(settings: Settings, url: str) -> str | None:
-    from tusd_workers import jobs  # noqa: PLC0415
-    from tusd_workers.connection import connect  # noqa: PLC0415
+    from tusd_py.jobs import inspection as jobs  # noqa: PLC0415
+    from tusd_py.jobs.connection import connect  # noqa: PLC0415
 
     here = socket.gethostname()
     with connect(url, timeout=_REDIS_TIMEOUT) as connection:
@@ -125,8 +125,8 @@ def _worker(settings: Settings, url: str) -> str | None:
 
 
 def _scheduler(settings: Settings, url: str) -> str | None:
-    from tusd_py.state.keys import Keys  # noqa: PLC0415
-    from tusd_workers.connection import connect  # noqa: PLC0415
+    from tusd_py.jobs.connection import connect  # noqa: PLC0415
+    from tusd_py.redis.keys import Keys  # noqa: PLC0415
 
     with connect(url, timeout=_REDIS_TIMEOUT) as connection:
         looked = connection.get(Keys(settings.redis_prefix).scheduler())

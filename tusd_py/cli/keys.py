@@ -7,7 +7,7 @@ import re
 import sys
 
 from tusd_py.auth.keys.secrets import new_secret
-from tusd_py.commandline import Parser, UsageError
+from tusd_py.settings.commandline import Parser, UsageError
 
 USAGE = "new [--kid NAME]"
 ABOUT = """\

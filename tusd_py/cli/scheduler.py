@@ -7,7 +7,7 @@ import os
 import sys
 
 from tusd_py import logs
-from tusd_py.commandline import Parser
+from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[options of serve]"
@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_arguments(arguments, os.environ).settings
 
     # rq and the server's parts: not needed to find out that a flag is wrong.
-    from tusd_py.state.embedded import EmbeddedStateError  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers import scheduler  # noqa: PLC0415
 
     logs.configure(settings.log_format, settings.log_level)
     try:
         return scheduler.run(settings)
-    except EmbeddedStateError as problem:
+    except EmbeddedRedisError as problem:
         sys.stderr.write(f"tusd-py scheduler: {problem}\n")
         return 1

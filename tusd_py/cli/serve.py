@@ -9,7 +9,7 @@ import logging
 import os
 
 from tusd_py import logs
-from tusd_py.commandline import Parser
+from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[options]"
@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
         logs.event(_log, logging.WARNING, "settings", message=warning)
 
     # The server and all that it stands on: not needed to find out that a flag is wrong.
-    from tusd_py.web.server import run as serve  # noqa: PLC0415
+    from tusd_py.process.server import run as serve  # noqa: PLC0415
 
     return serve(loaded.settings)

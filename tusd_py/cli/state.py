@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
-from tusd_py.state.embedded import EmbeddedState
 
 
 class NoState(Exception):
@@ -22,7 +22,7 @@ def redis_of(settings: Settings) -> Iterator[str]:
     if settings.redis_url is not None:
         yield settings.redis_url.get_secret_value()
         return
-    embedded = EmbeddedState(settings.state_dir)
+    embedded = EmbeddedRedis(settings.state_dir)
     # A path that was mistyped shall not become an instance.
     if not embedded.directory.is_dir():
         raise NoState(

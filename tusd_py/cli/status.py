@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tusd_py.commandline import Parser
+from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
@@ -42,21 +42,21 @@ def run(arguments: argparse.Namespace) -> int:
     # rq: not needed to find out that a flag is wrong.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.state import StateUnavailable  # noqa: PLC0415
-    from tusd_py.state.embedded import EmbeddedState, EmbeddedStateError  # noqa: PLC0415
-    from tusd_workers.connection import redis_url  # noqa: PLC0415
+    from tusd_py.jobs.connection import redis_url  # noqa: PLC0415
+    from tusd_py.redis import RedisUnavailable  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers.status import collect  # noqa: PLC0415
 
     try:
         # A path that was mistyped shall not become an instance.
-        embedded = EmbeddedState(settings.state_dir)
+        embedded = EmbeddedRedis(settings.state_dir)
         if settings.redis_url is None and not embedded.directory.is_dir():
-            raise EmbeddedStateError(
+            raise EmbeddedRedisError(
                 f"there is no Redis in {settings.state_dir} (--upload-dir, --state-dir), and no --redis-url was given"
             )
         with redis_url(settings) as url:
             status = collect(settings, url)
-    except (RedisError, StateUnavailable, EmbeddedStateError) as problem:
+    except (RedisError, RedisUnavailable, EmbeddedRedisError) as problem:
         sys.stderr.write(f"tusd-py status: {problem}\n")
         return 1
     problems = list(status.problems(settings))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from tusd_py import logs
-from tusd_py.commandline import Parser
+from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     logs.configure(settings.log_format, "warning")
 
     # The server's parts: not needed to find out that a flag is wrong.
-    from tusd_py.upkeep import UpkeepFailed  # noqa: PLC0415
+    from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
 
     try:
         return asyncio.run(
@@ -63,14 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
                 as_json=hasattr(arguments, "json"),
             )
         )
-    except UpkeepFailed as problem:
+    except MaintenanceError as problem:
         sys.stderr.write(f"tusd-py sweep: {problem}\n")
         return 1
 
 
 async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: bool) -> int:
+    from tusd_py.maintenance.local import Expired  # noqa: PLC0415
     from tusd_py.service import connect as reach  # noqa: PLC0415
-    from tusd_py.upkeep import Expired  # noqa: PLC0415
 
     async def tell(expired: Expired) -> None:
         since = datetime.fromtimestamp(expired.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -21,15 +21,15 @@ from tusd_py.auth import build
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.revocation import Revocations
-from tusd_py.auth.tokens import TYPE, BadToken, unverified_header
+from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.state import NoState, redis_of
-from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.backends import redis_client
 from tusd_py.settings import units
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.state import StateUnavailable
-from tusd_py.state.embedded import EmbeddedStateError
 
 USAGE = "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]"
 ABOUT = """\
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         if action == "inspect":
             return asyncio.run(_inspect(settings, sys.stdin.read().strip()))
         return _revoke(settings, given_options)
-    except (ValueError, StateUnavailable, EmbeddedStateError, KeysUnavailable, NoState) as problem:
+    except (ValueError, RedisUnavailable, EmbeddedRedisError, KeysUnavailable, NoState) as problem:
         sys.stderr.write(f"tusd-py token: {problem}\n")
         return 1
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tusd_py import logs
-from tusd_py.commandline import Parser, UsageError, suggestion
 from tusd_py.service.backends import file_store
 from tusd_py.service.instance import reader
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.skipped import printable
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
-from tusd_py.storage.file import FileStore
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.skipped import printable
+from tusd_py.uploads.service import Uploads
 
 USAGE = "list | show ID... | rm ID... [--json] [options of serve]"
 ABOUT = """\
@@ -177,8 +177,8 @@ async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
 
 async def _remove(settings: Settings, ids: list[str]) -> int:
     # The server's parts: the other actions do without.
+    from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
     from tusd_py.service import connect as reach  # noqa: PLC0415
-    from tusd_py.upkeep import UpkeepFailed  # noqa: PLC0415
 
     failures = 0
     try:
@@ -188,7 +188,7 @@ async def _remove(settings: Settings, ids: list[str]) -> int:
                 if problem is not None:
                     failures += 1
                     sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)}: {problem}\n")
-    except UpkeepFailed as problem:
+    except MaintenanceError as problem:
         sys.stderr.write(f"tusd-py uploads: {problem}\n")
         return 1
     return 1 if failures else 0

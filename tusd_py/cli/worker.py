@@ -9,7 +9,7 @@ import re
 import sys
 
 from tusd_py import logs
-from tusd_py.commandline import Parser, UsageError, suggestion
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[--queue NAME]... [--concurrency N] [options of serve]"
@@ -48,16 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_arguments(arguments, os.environ).settings
 
     # rq and the server's parts: not needed to find out that a flag is wrong.
-    from tusd_py.state.embedded import EmbeddedStateError  # noqa: PLC0415
+    from tusd_py.jobs.queues import QUEUES  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers import worker  # noqa: PLC0415
-    from tusd_workers.queues import QUEUES  # noqa: PLC0415
 
     queues = _queues(given.get("queue") or [], QUEUES)
     concurrency = _concurrency(given.get("concurrency") or "1")
     logs.configure(settings.log_format, settings.log_level)
     try:
         return worker.run(settings, queues, concurrency=concurrency)
-    except EmbeddedStateError as problem:
+    except EmbeddedRedisError as problem:
         sys.stderr.write(f"tusd-py worker: {problem}\n")
         return 1
 

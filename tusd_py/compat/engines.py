@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 from pydantic import SecretStr
 
 from tusd_py.background import keep_running
+from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
-from tusd_py.state.embedded import EmbeddedState
 from tusd_py.web.app import TusApp
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Engine:
         self._settings = settings
         self._hook = hook
         self._state = (
-            EmbeddedState(settings.state_dir) if shares and settings.redis_url is None else None
+            EmbeddedRedis(settings.state_dir) if shares and settings.redis_url is None else None
         )
         self._watcher: asyncio.Task[None] | None = None
         self._tus: TusApp | None = None

@@ -32,14 +32,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.commandline import UsageError
 from tusd_py.compat.engines import Engine, Engines, lifespan
-from tusd_py.events import Changes, Event
+from tusd_py.events.model import Changes, Event
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, parse_digits
 from tusd_py.service import connect as reach
+from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, is_valid_id
@@ -145,12 +145,12 @@ class TusRouter(APIRouter):
     def remove_expired_files(self) -> None:
         """Removes now what has expired, in every directory in use. The server does so by itself, every ten minutes.
 
-        For schedulers that run beside the event loop; inside of it, await `sweep`. Raises UpkeepFailed.
+        For schedulers that run beside the event loop; inside of it, await `sweep`. Raises MaintenanceError.
         """
         asyncio.run(self.front.sweep())
 
     async def sweep(self) -> None:
-        """Removes now what has expired, in every directory in use. Raises UpkeepFailed."""
+        """Removes now what has expired, in every directory in use. Raises MaintenanceError."""
         await self.front.sweep()
 
 
@@ -414,7 +414,7 @@ class _Front:
         )
 
     async def sweep(self) -> None:
-        """Removes what has expired. Raises UpkeepFailed."""
+        """Removes what has expired. Raises MaintenanceError."""
         for directory in sorted(self._directories):
             async with reach.upkeep(self._settings(directory), may_take=True) as upkeep:
                 await upkeep.sweep("all", dry_run=False, tell=None)

@@ -111,7 +111,7 @@ class Locks(Protocol):
         With a timeout of 0 the lock is taken if it is free. Raises LockTimeout, LocksClosed, LocksUnavailable.
         """
 
-    def those_free(
+    def try_acquire_many(
         self, upload_ids: Sequence[str]
     ) -> AbstractAsyncContextManager[Mapping[str, Lease]]:
         """The locks of those uploads that are free now, by id, let go at the end of the block; for many at a time.

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from tusd_py.locks.base import LeaseLost
-from tusd_py.locks.ranges import ChangeByte
+from tusd_py.locks.ofd import ChangeByte
 
 
 class ChangeFence:

@@ -44,7 +44,9 @@ class MemoryLocks:
             raise
 
     @asynccontextmanager
-    async def those_free(self, upload_ids: Sequence[str]) -> AsyncIterator[dict[str, MemoryLease]]:
+    async def try_acquire_many(
+        self, upload_ids: Sequence[str]
+    ) -> AsyncIterator[dict[str, MemoryLease]]:
         if self._closed:
             raise LocksClosed
         leases = {

@@ -33,9 +33,9 @@ from redis.exceptions import NoScriptError, RedisError
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
 from tusd_py.locks.base import HeldFence, LocksClosed, LocksUnavailable, LockTimeout
-from tusd_py.locks.process import ProcessName
-from tusd_py.locks.scripts import ACQUIRE, RELEASE, RENEW
-from tusd_py.state import Part, Script, State, StateUnavailable
+from tusd_py.locks.lua import ACQUIRE, RELEASE, RENEW
+from tusd_py.locks.process_id import ProcessName
+from tusd_py.redis import Part, RedisUnavailable, Script, State
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,9 @@ class RedisLocks:
         return claim.lease
 
     @asynccontextmanager
-    async def those_free(self, upload_ids: Sequence[str]) -> AsyncIterator[dict[str, RedisLease]]:
+    async def try_acquire_many(
+        self, upload_ids: Sequence[str]
+    ) -> AsyncIterator[dict[str, RedisLease]]:
         if self._closed:
             raise LocksClosed
         claims = [self._begin(each) for each in upload_ids if each not in self._joinable]
@@ -196,7 +198,7 @@ class RedisLocks:
                 raise LocksClosed
             try:
                 answer = await self._ask_for(claim, wait, ask, dead)
-            except StateUnavailable as problem:
+            except RedisUnavailable as problem:
                 if give_up is None:
                     give_up = min(deadline, loop.time() + self._patience)
                 if loop.time() >= give_up:
@@ -241,7 +243,7 @@ class RedisLocks:
                 ours = holder.startswith(f"{self._process}:".encode())
                 claim.recorded = wait
                 return holder.decode("ascii", "replace"), left / 1000 + 0.001, 0 if ours else heard
-        raise StateUnavailable(f"{ACQUIRE.name}: {answer!r} makes no sense")
+        raise RedisUnavailable(f"{ACQUIRE.name}: {answer!r} makes no sense")
 
     async def _watch(self, holder: str, claim: _Claim, seconds: float, *, was_gone: bool) -> None:
         """Until it is our turn, or the holder is gone that was not, at most so long."""
@@ -273,7 +275,7 @@ class RedisLocks:
             sent = _now()
             try:
                 return sent, await self._state.run_each(ACQUIRE, self._calls(claims, 0, 0, ""))
-            except StateUnavailable as problem:
+            except RedisUnavailable as problem:
                 if loop.time() >= give_up:
                     raise LocksUnavailable(str(problem)) from None
             await asyncio.sleep(_SOON)
@@ -285,7 +287,7 @@ class RedisLocks:
             self._forget(claim)
         recorded = [claim for claim in claims if claim.recorded]
         try:
-            with suppress(StateUnavailable):
+            with suppress(RedisUnavailable):
                 for batch in _batches(recorded):
                     await self._state.run_each(RELEASE, self._calls(batch))
                     for claim in batch:
@@ -307,7 +309,7 @@ class RedisLocks:
         if not claim.recorded:
             return
         try:
-            with suppress(StateUnavailable):
+            with suppress(RedisUnavailable):
                 await self._state.run(RELEASE, self._keys(claim), self._arguments(claim))
                 claim.recorded = False
         finally:

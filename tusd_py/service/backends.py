@@ -16,17 +16,17 @@ from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.locks.base import Locks
 from tusd_py.locks.epochs import Epochs
+from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.locks.ranges import RangeLocks
+from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.locks.shared import SharedLocks
+from tusd_py.redis import State
+from tusd_py.redis.embedded.server import EmbeddedRedis
+from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.settings.model import Settings
-from tusd_py.state import State
-from tusd_py.state.embedded import EmbeddedState
-from tusd_py.state.sockets import EmbeddedStateError
-from tusd_py.storage.file import STATE_DIRECTORY, FileStore, Guard
-from tusd_py.storage.mounts import is_local
-from tusd_py.storage.problems import takes_nothing
+from tusd_py.storage.errors import takes_nothing
+from tusd_py.storage.file.mounts import is_local
+from tusd_py.storage.file.store import STATE_DIRECTORY, FileStore, Guard
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ def redis_client(
     )
 
 
-def embedded_redis(settings: Settings) -> EmbeddedState:
+def embedded_redis(settings: Settings) -> EmbeddedRedis:
     """The embedded Redis of an instance, not yet started."""
-    return EmbeddedState(settings.state_dir)
+    return EmbeddedRedis(settings.state_dir)
 
 
-def _started(embedded: EmbeddedState) -> str:
+def _started(embedded: EmbeddedRedis) -> str:
     """The URL of the embedded Redis, started unless there is no room for it. Raises EmbeddedStateError.
 
     Without room the uploads do without it, as they do while a Redis is away, and it is started once there is some: a server
@@ -72,7 +72,7 @@ def _started(embedded: EmbeddedState) -> str:
     """
     try:
         return embedded.start()
-    except EmbeddedStateError as problem:
+    except EmbeddedRedisError as problem:
         reason = _takes_nothing(embedded.directory)
         if reason is None:
             raise
@@ -115,7 +115,7 @@ class Backends:
         self._settings = settings
         self._child = child
         self._on_failure = on_failure
-        self._embedded: EmbeddedState | None = None
+        self._embedded: EmbeddedRedis | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -168,7 +168,7 @@ class Backends:
         try:
             epochs = directory / "epochs"
             epochs.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-            ranges = RangeLocks(str(directory / "locks"), perms=settings.file_perms)
+            ranges = OfdLocks(str(directory / "locks"), perms=settings.file_perms)
         except OSError as problem:
             logs.event(
                 logger,
@@ -180,7 +180,7 @@ class Backends:
                 reason=str(problem),
             )
             return RedisLocks(state, lease=settings.lock_lease)
-        return SharedLocks(
+        return FallbackLocks(
             RedisLocks(state, lease=settings.lock_lease, patience=0),
             ranges,
             Epochs(str(epochs), is_local=is_local(str(epochs)), perms=settings.file_perms),

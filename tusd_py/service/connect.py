@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tusd_py.control import find_server
-from tusd_py.events import HookError
+from tusd_py.events.model import HookError
+from tusd_py.maintenance.local import Maintenance, MaintenanceError
+from tusd_py.maintenance.remote import find_server
+from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.instance import Instance
 from tusd_py.settings.model import Settings
-from tusd_py.state.embedded import EmbeddedStateError
 from tusd_py.storage.base import StorageError
-from tusd_py.upkeep import Upkeep, UpkeepFailed
 
 
 @asynccontextmanager
-async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Upkeep]:
+async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Maintenance]:
     """The upkeep, as long as the block lasts.
 
-    may_take: whether the directory may be taken where no server runs; a server cannot start then. Raises UpkeepFailed.
+    may_take: whether the directory may be taken where no server runs; a server cannot start then. Raises MaintenanceError.
     """
     try:
         if settings.redis_url is None:
@@ -32,15 +32,15 @@ async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Upkeep]
                 yield server
                 return
             if not may_take:
-                raise UpkeepFailed(f"no server runs on {settings.upload_dir}")
+                raise MaintenanceError(f"no server runs on {settings.upload_dir}")
         # A path that was mistyped shall not become an instance.
         if not settings.upload_dir.is_dir():
-            raise UpkeepFailed(f"there are no uploads: {settings.upload_dir} is no directory")
+            raise MaintenanceError(f"there are no uploads: {settings.upload_dir} is no directory")
         instance = Instance(settings, is_server=False)
         await instance.start()
         try:
             yield instance.maintenance
         finally:
             await instance.stop()
-    except (StorageError, EmbeddedStateError, HookError, ValueError, OSError) as problem:
-        raise UpkeepFailed(str(problem)) from problem
+    except (StorageError, EmbeddedRedisError, HookError, ValueError, OSError) as problem:
+        raise MaintenanceError(str(problem)) from problem

@@ -12,24 +12,25 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from tusd_py import configured_hooks, logs
-from tusd_py.announcing import Announcer, Courier
+from tusd_py import logs
 from tusd_py.auth import build
-from tusd_py.auth.gate import Gate
+from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import keep_running
-from tusd_py.counters import Counters
-from tusd_py.events import HookContext
+from tusd_py.events import loading as configured_hooks
+from tusd_py.events.model import HookContext
+from tusd_py.events.publisher import Courier, EventPublisher
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.rules import Rules
+from tusd_py.maintenance.local import LocalMaintenance
+from tusd_py.metrics.counters import Counters
+from tusd_py.redis import State
+from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.service.backends import Backends, file_store
 from tusd_py.settings.model import Settings
-from tusd_py.state import State
-from tusd_py.state.registry import Registry, RegistryWriter
 from tusd_py.storage.base import Outbox
-from tusd_py.storage.file import FileStore
-from tusd_py.upkeep import OwnUpkeep
-from tusd_py.uploads import Uploads
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,13 @@ class Instance:
         self._hooks = configured_hooks.in_server(
             settings, self.counters, given=hooks, delivered=self.outbox_delivered_by_workers
         )
-        self.publisher = Announcer(self._hooks, self.outbox, durable=settings.durability != "none")
+        self.publisher = EventPublisher(
+            self._hooks, self.outbox, durable=settings.durability != "none"
+        )
         self.on_revocation: Callable[[], None] | None = None
-        self.gate: Gate | None = None
-        self.due_index: Registry | None = None
-        self._due_marks: RegistryWriter | None = None
+        self.gate: Authenticator | None = None
+        self.due_index: DueIndex | None = None
+        self._due_marks: DueIndexWriter | None = None
         self._uploads: Uploads | None = None
         self._background: list[asyncio.Task[None]] = []
 
@@ -94,9 +97,9 @@ class Instance:
         return self._uploads
 
     @property
-    def maintenance(self) -> OwnUpkeep:
+    def maintenance(self) -> LocalMaintenance:
         """Sweeps and removals in this process; there after `open`."""
-        return OwnUpkeep(self.uploads, self.due_index)
+        return LocalMaintenance(self.uploads, self.due_index)
 
     def lock_directory(self) -> None:
         """Lock the upload directory for child processes that each open it. Raises StorageError."""
@@ -117,8 +120,8 @@ class Instance:
         self._backends.open()
         state = self._backends.state
         if state is not None:
-            self.due_index = Registry(state)
-            self._due_marks = RegistryWriter(self.due_index)
+            self.due_index = DueIndex(state)
+            self._due_marks = DueIndexWriter(self.due_index)
         if self._verifier is not None:
             if state is None:
                 raise RuntimeError("access tokens need a Redis for revocations")
@@ -167,7 +170,7 @@ class Instance:
         if not self.outbox_delivered_by_workers or url is None or not self._hooks.delivers:
             return
         # Not for servers that have no events to deliver: it loads rq.
-        queue = await asyncio.to_thread(importlib.import_module, "tusd_hooks.queue")
+        queue = await asyncio.to_thread(importlib.import_module, "tusd_py.jobs.relay")
         self.publisher.courier = cast(Courier, queue.Courier(self.settings, url))
         await self.publisher.courier.start()
 
@@ -210,8 +213,8 @@ def reader(settings: Settings, store: FileStore) -> Uploads:
     return Uploads(store, MemoryLocks(), rules=_rules(settings))
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(
+def _rules(settings: Settings) -> UploadPolicy:
+    return UploadPolicy(
         max_size=settings.max_size,
         disk_reserve=settings.disk_reserve,
         durability=settings.durability,

@@ -8,11 +8,11 @@ import time
 
 from tusd_py import logs
 from tusd_py.background import record_failure
+from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError, sweep_alone
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.due_index import SweepKind
 from tusd_py.service.instance import Instance
-from tusd_py.state import StateUnavailable
-from tusd_py.state.registry import SweepKind
-from tusd_py.sweep import SweepReport
-from tusd_py.upkeep import OwnUpkeep, UpkeepFailed, sweep_alone
+from tusd_py.uploads.sweep import SweepReport
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RegularSweeps:
                     _log(await self.sweep(kind))
                 await asyncio.sleep(interval)
                 kind = await self._missing_sweep()
-            except (UpkeepFailed, StateUnavailable) as problem:
+            except (MaintenanceError, RedisUnavailable) as problem:
                 logger.warning("the sweep failed and will be tried again: %s", problem)
                 await asyncio.sleep(interval)
                 kind = "all"
@@ -52,10 +52,10 @@ class RegularSweeps:
                 kind = "all"
 
     async def sweep(self, kind: SweepKind) -> SweepReport | None:
-        """Sweep once; None if another process is sweeping. Raises UpkeepFailed, StateUnavailable."""
+        """Sweep once; None if another process is sweeping. Raises MaintenanceError, RedisUnavailable."""
         instance = self._instance
         due_index = instance.due_index
-        maintenance = OwnUpkeep(instance.uploads, due_index, rest=self._pause_factor)
+        maintenance = LocalMaintenance(instance.uploads, due_index, rest=self._pause_factor)
         if due_index is not None and instance.settings.redis_url is not None:
             report = await sweep_alone(maintenance, due_index, kind)
         else:

@@ -3,8 +3,3 @@
 `Settings` is the one list of settings; `load` fills it from the command line, the environment and a
 file. The rest of the server takes a `Settings` and never asks where a value comes from.
 """
-
-from tusd_py.settings.load import Loaded, SettingsError, load
-from tusd_py.settings.model import Settings
-
-__all__ = ["Loaded", "Settings", "SettingsError", "load"]

@@ -20,9 +20,9 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tusd_py.commandline import Parser, UsageError, suggestion
-from tusd_py.settings.catalogue import ENVIRONMENT_PREFIX, HIDDEN, Setting, catalogue
+from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import ENVIRONMENT_PREFIX, HIDDEN, Setting, catalogue
 
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "TUSD_CONFIG"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from tusd_py.settings import kinds
-from tusd_py.settings.catalogue import Shown
+from tusd_py.settings.reference import Shown
 
 Size = Annotated[int, kinds.size()]
 """Bytes."""

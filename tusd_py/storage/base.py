@@ -17,7 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.protocol.checksum import Checksum
-from tusd_py.skipped import Skip, skip_entry
+from tusd_py.storage.skipped import Skip, skip_entry
 from tusd_py.storage.sweep_marks import SweepMarks
 
 MAX_ID_BYTES = 200

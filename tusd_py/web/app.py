@@ -16,25 +16,27 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py import __version__, configured_hooks, events
+from tusd_py import __version__
 from tusd_py.background import keep_running
-from tusd_py.control import ControlServer
-from tusd_py.counters import Counters
+from tusd_py.events import loading as configured_hooks
+from tusd_py.events import model as events
+from tusd_py.maintenance.remote import ControlServer
+from tusd_py.metrics.counters import Counters
+from tusd_py.metrics.jobs import JobsMetrics
+from tusd_py.metrics.prometheus import Metrics
 from tusd_py.protocol import tus
 from tusd_py.protocol.headers import RawHeaders
+from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.service.instance import Instance
 from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.settings.model import Settings
-from tusd_py.state.sockets import EmbeddedStateError
 from tusd_py.storage.base import StorageError
-from tusd_py.uploads import Uploads
+from tusd_py.uploads.service import Uploads
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
-from tusd_py.web.forwarded import Proxies
 from tusd_py.web.health import Health
-from tusd_py.web.jobs import JobsMetrics
-from tusd_py.web.metrics import Metrics
-from tusd_py.web.tokens import TokenDesk
+from tusd_py.web.proxy_headers import Proxies
+from tusd_py.web.token_routes import TokenRoutes
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +125,13 @@ class TusApp:
             desk=self._token_routes(),
         )
 
-    def _token_routes(self) -> TokenDesk | None:
+    def _token_routes(self) -> TokenRoutes | None:
         gate, state = self.instance.gate, self.instance.state
         if gate is None or state is None:
             return None
-        return TokenDesk(gate, self.uploads, state, refreshes=self.settings.upload_token_refreshes)
+        return TokenRoutes(
+            gate, self.uploads, state, refreshes=self.settings.upload_token_refreshes
+        )
 
     def refusal_headers(self, origin: bytes | None, whole: bool) -> RawHeaders:
         """Fields of responses that are sent before a request reaches this application, or after it has failed.
@@ -240,7 +244,7 @@ class TusApp:
         self._control = ControlServer(self.instance.maintenance, self.settings.state_dir)
         try:
             await self._control.start()
-        except (OSError, EmbeddedStateError) as problem:
+        except (OSError, EmbeddedRedisError) as problem:
             logger.warning("commands and workers cannot reach this server: %s", problem)
             self._control = None
 
@@ -255,7 +259,7 @@ class Site:
         settings = tus.settings
         self._tus = tus
         self._base = settings.base_path
-        self._desk_paths = TokenDesk.routes if settings.auth != "none" else frozenset()
+        self._desk_paths = TokenRoutes.routes if settings.auth != "none" else frozenset()
         health = Health({"store": tus.check})
         routes = [
             Route("/", _index(settings.base_path), methods=["GET"]),
@@ -287,7 +291,7 @@ class Site:
         await receive()
         try:
             await self._tus.start()
-        except (StorageError, EmbeddedStateError, events.HookError) as problem:
+        except (StorageError, EmbeddedRedisError, events.HookError) as problem:
             self.failure = str(problem)
             await send({"type": "lifespan.startup.failed", "message": ""})
             return

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from tusd_py.protocol.headers import RawHeaders
-from tusd_py.web.sendfile import FileTruncated
+from tusd_py.web.http.sendfile import FileTruncated
 
 _READ_SIZE = 256 * 1024
 _ZERO_COPY = "http.response.zerocopysend"

@@ -27,22 +27,22 @@ from starlette.types import Receive, Scope, Send
 
 from tusd_py import logs
 from tusd_py.auth.principal import ANYBODY, Principal
-from tusd_py.counters import Counters
-from tusd_py.events import HookResponse, RefusedByHook, RequestView
+from tusd_py.events.model import HookResponse, RefusedByHook, RequestView
+from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import concat, errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
-from tusd_py.reception import BodyEnd
 from tusd_py.storage.base import Upload, is_valid_id
-from tusd_py.uploads import Uploads
+from tusd_py.uploads.receive import BodyEnd
+from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
-from tusd_py.web.body import RequestBody
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
-from tusd_py.web.forwarded import External, Proxies
-from tusd_py.web.tokens import TokenDesk
-from tusd_py.web.uvicorn import EXTENSION, Exchange
+from tusd_py.web.http.protocol import EXTENSION, Exchange
+from tusd_py.web.proxy_headers import External, Proxies
+from tusd_py.web.request_body import RequestBody
+from tusd_py.web.token_routes import TokenRoutes
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class TusEndpoint:
         proxies: Proxies | None = None,
         cors: CORS | None = None,
         counters: Counters | None = None,
-        desk: TokenDesk | None = None,
+        desk: TokenRoutes | None = None,
     ) -> None:
         self._uploads = uploads
         self._options = options or EndpointOptions()
@@ -190,7 +190,7 @@ class TusEndpoint:
             return await self._download(request)
         raise errors.method_not_allowed(_UPLOAD_METHODS)
 
-    async def _renew_or_revoke(self, request: Request, desk: TokenDesk) -> Response:
+    async def _renew_or_revoke(self, request: Request, desk: TokenRoutes) -> Response:
         if request.method == "OPTIONS":
             return Response(204)
         if request.method != "POST":

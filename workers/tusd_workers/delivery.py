@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tusd_py import intent as intents
 from tusd_py import logs
-from tusd_py.events import EventType, HookCrashed, HookFailed, Hooks
-from tusd_py.intent import Intent, MalformedIntent
+from tusd_py.events import outbox_record as intents
+from tusd_py.events.model import EventType, HookCrashed, HookFailed, Hooks
+from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import (
     BytesMissing,
@@ -45,9 +45,9 @@ _JITTER = 0.2
 
 
 def deliver(upload_id: str) -> None:
-    """The job. Raises StateUnavailable, StorageError, RedisError; then the sweep sees to it."""
+    """The job. Raises RedisUnavailable, StorageError, RedisError; then the sweep sees to it."""
     # Not before it runs: whoever only puts jobs into the queue needs none of it.
-    from tusd_workers import desk  # noqa: PLC0415
+    from tusd_workers import delivery_runner as desk  # noqa: PLC0415
 
     desk.here().deliver(upload_id)
 
@@ -108,7 +108,7 @@ class Delivery:
         for kept in await self._outbox.of(upload_id):
             try:
                 intent = _read(kept)
-            except MalformedIntent as problem:
+            except MalformedOutboxRecord as problem:
                 await self._give_up(kept, kept.content, str(problem))
                 continue
             try:
@@ -134,7 +134,7 @@ class Delivery:
         """Whether something came into the outbox since."""
         return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
 
-    async def _has_happened(self, kept: KeptEvent, intent: Intent) -> bool:
+    async def _has_happened(self, kept: KeptEvent, intent: OutboxRecord) -> bool:
         """Whether what was about to happen did: it was written down before."""
         event_type = intent.event.type
         if event_type is EventType.POST_CREATE:
@@ -152,7 +152,7 @@ class Delivery:
         """Whether it is still there: what had not happened to an upload was withdrawn before that was removed."""
         return any(each.event_id == kept.event_id for each in await self._outbox.of(kept.upload_id))
 
-    async def _tell(self, kept: KeptEvent, intent: Intent) -> float | None:
+    async def _tell(self, kept: KeptEvent, intent: OutboxRecord) -> float | None:
         """Makes an attempt; when to make the next one, None if there is none to be made."""
         if intent.attempts >= self._patience.attempts:
             # A worker died in the last of them.
@@ -176,14 +176,14 @@ class Delivery:
         await self._record_attempt(kept, intent)
         return intent.not_before
 
-    async def _record_attempt(self, kept: KeptEvent, intent: Intent) -> None:
+    async def _record_attempt(self, kept: KeptEvent, intent: OutboxRecord) -> None:
         """Records how far the delivery of an event has come. A full disk keeps nobody from being told."""
         try:
             await self._outbox.replace(kept, intents.serialize(intent))
         except StorageFull as problem:
             logger.warning("an attempt to deliver %s is not counted: %s", kept.event_id, problem)
 
-    async def _attempt(self, intent: Intent) -> tuple[tuple[str, ...], str]:
+    async def _attempt(self, intent: OutboxRecord) -> tuple[tuple[str, ...], str]:
         """Tells each hook that was not told yet; the names of those that failed, and why."""
         problems: dict[str, str] = {}
         for name in intent.hooks:
@@ -207,7 +207,7 @@ class Delivery:
             reason=problem,
         )
 
-    def _note_failure(self, intent: Intent, hooks: tuple[str, ...], reason: str) -> None:
+    def _note_failure(self, intent: OutboxRecord, hooks: tuple[str, ...], reason: str) -> None:
         self.counts["failed"] += 1
         event = intent.event
         logs.event(
@@ -223,6 +223,6 @@ class Delivery:
         )
 
 
-def _read(kept: KeptEvent) -> Intent | None:
+def _read(kept: KeptEvent) -> OutboxRecord | None:
     """None for one whose content a power cut took, before what it tells of was recorded. Raises MalformedIntent."""
     return intents.parse(kept.content) if kept.content else None

@@ -1,7 +1,7 @@
 """The jobs that give up what was abandoned: a sweep of what is due, and one of the whole storage.
 
 They hold one lock among them, so that jobs that come faster than they are done do not pile up: one that finds a sweep running
-ends at once, as the next one comes anyhow. What is removed, and how, is said by `tusd_py.sweep`; who may do it, by
+ends at once, as the next one comes anyhow. What is removed, and how, is said by `tusd_py.uploads.sweep`; who may do it, by
 `tusd_py.service.connect`. On the way it is seen to that what waits in the outbox is delivered.
 """
 
@@ -12,15 +12,15 @@ import logging
 
 from tusd_py import logs
 from tusd_py.compat.directory import expire
+from tusd_py.jobs.connection import connect
+from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.maintenance.local import MaintenanceError, sweep_alone
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.due_index import DueIndex, SweepKind
 from tusd_py.service import connect as reach
 from tusd_py.service.backends import file_store, redis_client
-from tusd_py.state import StateUnavailable
-from tusd_py.state.registry import Registry, SweepKind
-from tusd_py.upkeep import UpkeepFailed, sweep_alone
 from tusd_workers import current
-from tusd_workers.connection import connect
 from tusd_workers.current import Instance
-from tusd_workers.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def sweep_tuspyservers() -> None:
 def _run(kind: SweepKind) -> None:
     try:
         asyncio.run(_sweep(current.instance(), kind))
-    except (UpkeepFailed, StateUnavailable) as problem:
+    except (MaintenanceError, RedisUnavailable) as problem:
         # Not a job that failed: the next one does its work, and the status says when none did for too long.
         logs.event(logger, logging.WARNING, "sweep failed", kind=kind, reason=str(problem))
 
@@ -73,14 +73,14 @@ async def _pass_on(instance: Instance) -> None:
 
 
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
-    """Raises UpkeepFailed, StateUnavailable."""
+    """Raises MaintenanceError, RedisUnavailable."""
     settings = instance.settings
     state = redis_client(settings, instance.redis_url)
     await state.start()
     try:
         # A directory that is taken here is one on which a server cannot start.
         async with reach.upkeep(settings, may_take=False) as upkeep:
-            report = await sweep_alone(upkeep, Registry(state), kind)
+            report = await sweep_alone(upkeep, DueIndex(state), kind)
     finally:
         await state.stop()
         await _pass_on(instance)

@@ -23,14 +23,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tusd_py import logs
+from tusd_py.jobs import inspection as jobs
+from tusd_py.jobs import table as job_table
+from tusd_py.jobs.connection import Refusals, connect, redis_url
+from tusd_py.jobs.delayed import PutOff
+from tusd_py.jobs.legacy import LegacyJobs
+from tusd_py.jobs.queues import EXPIRY, QueueKeys, job_id
+from tusd_py.jobs.status import JobsReport
+from tusd_py.process import parent as ending
+from tusd_py.redis import Keys
 from tusd_py.settings.model import Settings
-from tusd_py.state import Keys
-from tusd_py.state.jobs import JobsReport
-from tusd_workers import ending, job_table, jobs
-from tusd_workers.connection import Refusals, connect, redis_url
-from tusd_workers.later import PutOff
-from tusd_workers.legacy_jobs import LegacyJobs
-from tusd_workers.queues import EXPIRY, QueueKeys, job_id
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from typing import cast
 
 from redis import Redis
 
+from tusd_py.jobs import inspection as jobs
+from tusd_py.jobs.connection import connect, refused_commands
+from tusd_py.jobs.inspection import WorkerStatus
+from tusd_py.jobs.queues import DELIVERY
+from tusd_py.jobs.status import QueueStatus
+from tusd_py.redis import Keys
+from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
 from tusd_py.service.backends import file_store, redis_client
 from tusd_py.settings.model import Settings
-from tusd_py.state import Keys
-from tusd_py.state.jobs import QueueStatus
-from tusd_py.state.registry import Registry, RegistryCounts, SweepRecord
-from tusd_workers import jobs
-from tusd_workers.connection import connect, refused_commands
-from tusd_workers.jobs import WorkerStatus
-from tusd_workers.queues import DELIVERY
 from tusd_workers.scheduler import Scheduler, schedules
 
 _OVERDUE = 3
@@ -72,7 +72,7 @@ class Status:
 
 
 def collect(settings: Settings, url: str) -> Status:
-    """Asks the Redis. Raises RedisError, StateUnavailable."""
+    """Asks the Redis. Raises RedisError, RedisUnavailable."""
     prefix = settings.redis_prefix
     with connect(url) as connection:
         looked = connection.get(Keys(prefix).scheduler())
@@ -93,7 +93,7 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
     state = redis_client(settings, url)
     await state.start()
     try:
-        registry = Registry(state)
+        registry = DueIndex(state)
         return await registry.counts(time.time()), await registry.sweeps()
     finally:
         await state.stop()

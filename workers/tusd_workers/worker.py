@@ -30,15 +30,17 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from tusd_py import logs
-from tusd_py.events import HookError
+from tusd_py.events.model import HookError
+from tusd_py.jobs.connection import Refusals, connect, redis_url
+from tusd_py.jobs.legacy import LegacyJobs
+from tusd_py.jobs.queues import DELIVERY, QUEUES, QueueKeys
+from tusd_py.jobs.rq_classes import TableJob, job_class, queue_class, set_aside_unless
+from tusd_py.process import parent as ending
+from tusd_py.process.supervisor import Supervisor
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
-from tusd_py.web.supervisor import Supervisor
-from tusd_workers import current, desk, ending
-from tusd_workers.connection import Refusals, connect, redis_url
-from tusd_workers.legacy_jobs import LegacyJobs
-from tusd_workers.queues import DELIVERY, QUEUES, QueueKeys
-from tusd_workers.rq_classes import TableJob, job_class, queue_class, set_aside_unless
+from tusd_workers import current
+from tusd_workers import delivery_runner as desk
 
 logger = logging.getLogger(__name__)
 

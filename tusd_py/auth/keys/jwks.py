@@ -21,9 +21,9 @@ from jwt.exceptions import PyJWKError, PyJWTError
 from yarl import URL
 
 from tusd_py import logs
+from tusd_py.auth.http_client import USER_AGENT, proxy_for
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.background import spawn
-from tusd_py.outgoing import USER_AGENT, proxy_for
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What happens to uploads, and the hooks that are called for it."""

@@ -1,0 +1,137 @@
+"""The hooks that settings lead to, in a server and in a worker, and which of the two tells them of what.
+
+The operator's hooks are asked (`pre-`) and told of progress in the server; of what has happened they are told by workers, where
+there are any to rely on. The hooks that belong to the server stay there. Not for: telling.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from tusd_py.events.model import EventType, HookError, Hooks, listens
+from tusd_py.events.outbox_record import is_secret
+from tusd_py.metrics.counters import Counters
+from tusd_py.settings.model import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def runs_workers(settings: Settings) -> bool:
+    """Whether `tusd-py serve` runs a worker beside it, if there is a Redis."""
+    return settings.jobs == "on" or (settings.jobs == "auto" and settings.redis_url is None)
+
+
+def are_delivered(settings: Settings, *, runs_jobs: bool, has_state: bool) -> bool:
+    """Whether workers tell of what has happened, and not the server.
+
+    runs_jobs: whether this is, or works for, a server that runs workers if the settings want that. has_state: whether it has
+    a Redis.
+    """
+    if settings.hooks_delivery != "auto":
+        return settings.hooks_delivery == "workers"
+    if settings.redis_url is not None:
+        return True
+    return runs_jobs and has_state and runs_workers(settings)
+
+
+def in_server(
+    settings: Settings, counters: Counters, *, given: Iterable[object] = (), delivered: bool
+) -> Hooks:
+    """All hooks, those that come with the server last: they judge what the others have made of an upload. Raises HookError.
+
+    given: objects that are called before those of the settings. delivered: whether workers tell the operator's of what has
+    happened; given objects exist in this process alone.
+    """
+    operators = _operators(settings)
+    if delivered:
+        _warn_about_secrets(settings)
+    own = [_load("tusd_hooks.duplicates:Duplicates")] if settings.duplicates != "off" else []
+    return Hooks(
+        [*given, *operators.values(), *own],
+        timeout=settings.hooks_timeout,
+        counters=counters,
+        delivered=operators if delivered else None,
+    )
+
+
+def _warn_about_secrets(settings: Settings) -> None:
+    names = [name for name in settings.hooks_http_forward_headers.split(", ") if is_secret(name)]
+    if names:
+        logger.warning(
+            "--hooks-http-forward-headers: %s will not come with events that workers deliver, as credentials are not "
+            "written down (--hooks-delivery server)",
+            ", ".join(names),
+        )
+
+
+def in_worker(settings: Settings) -> Hooks:
+    """The hooks that a worker tells of what has happened. Raises HookError."""
+    operators = _operators(settings)
+    return Hooks(operators.values(), timeout=settings.hooks_timeout, delivered=operators)
+
+
+def _operators(settings: Settings) -> dict[str, object]:
+    specifications = list(settings.hooks)
+    if settings.hooks_http:
+        specifications.append("tusd_hooks.http:HTTPHooks")
+    if settings.hooks_dir is not None:
+        specifications.append("tusd_hooks.files:FileHooks")
+    names = _names(specifications)
+    return {
+        name: _load(specification)
+        for name, specification in zip(names, specifications, strict=True)
+    }
+
+
+def _names(specifications: Iterable[str]) -> list[str]:
+    """What they are called in the outbox: the same on all machines, wherever a file lies there."""
+    names: list[str] = []
+    for specification in specifications:
+        place, separator, function = specification.rpartition(":")
+        if not separator:
+            place, function = specification, ""
+        short = Path(place).name if place.endswith(".py") else place
+        name = f"{short}:{function}" if function else short
+        again = sum(1 for each in names if each.partition("#")[0] == name)
+        names.append(f"{name}#{again + 1}" if again else name)
+    return names
+
+
+def _load(specification: str) -> object:
+    """The hook that `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name` names; a class is instantiated.
+
+    Raises HookError.
+    """
+    place, separator, name = specification.rpartition(":")
+    if not separator:
+        place, name = specification, ""
+    try:
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+        hook: object = getattr(module, name) if name else module
+        if inspect.isclass(hook):
+            hook = hook()
+    except Exception as problem:
+        raise HookError(
+            f"hook {specification!r} cannot be loaded: {type(problem).__name__}: {problem}"
+        ) from problem
+    if not any(listens(hook, event_type) for event_type in EventType):
+        names = ", ".join(event_type.function for event_type in EventType)
+        raise HookError(f"hook {specification!r} has none of the functions {names}")
+    return hook
+
+
+def _load_file(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"tusd_hook_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

@@ -1,0 +1,199 @@
+"""An event that has to be told, as it is written down before it happens: what hooks are told, without what is secret.
+
+It lies in the outbox until everyone was told who has to be, and tells how far that has come. Not for: where it lies, and when
+it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
+from tusd_py.storage.base import UploadInfo
+
+_SECRET = re.compile(
+    r"auth|cookie|token|secret|passw|key|session|signature|credential|jwt|csrf|xsrf|assertion|referer"
+)
+"""What the name of a header field has in it whose value is not for a disk. A URL (referer) may have anything in it."""
+
+
+class MalformedOutboxRecord(Exception):
+    """What was written down cannot be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRecord:
+    """An event that workers have to tell. event: without secrets.
+
+    created_at: of its upload, which tells it from later ones with the same id. hooks: the names of those that still have to be
+    told. attempts: how many were begun. not_before: when the next one may be, in seconds since the epoch. problem: why the
+    last one failed.
+    """
+
+    event: Event
+    created_at: float
+    hooks: tuple[str, ...]
+    attempts: int = 0
+    not_before: float = 0.0
+    problem: str = ""
+
+    def begun(self) -> OutboxRecord:
+        """It with one more attempt."""
+        attempts = self.attempts + 1
+        return replace(self, attempts=attempts, event=replace(self.event, attempt=attempts))
+
+
+class _Upload(TypedDict):
+    id: str
+    length: int | None
+    offset: int
+    metadata: dict[str, str]
+    is_partial: bool
+    is_final: bool
+    parts: list[str]
+    owner: str
+    location: str | None
+
+
+class _Request(TypedDict):
+    method: str
+    path: str
+    client: str
+    headers: dict[str, str]
+    collection_url: str
+
+
+class _Document(TypedDict):
+    id: str
+    type: str
+    created_at: float
+    upload: _Upload
+    request: _Request
+    hooks: list[str]
+    attempts: int
+    not_before: float
+    problem: str
+
+
+def id_of(event_type: EventType, info: UploadInfo) -> str:
+    """The id of an event that happens once in the life of an upload: the same whenever, and by whomever, it is made."""
+    text = f"{event_type}\0{info.id}\0{info.created_at!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def without_secrets(request: RequestView) -> RequestView:
+    """A request as it may be written down: without credentials, and without the query, which may have some in it."""
+    return RequestView(
+        method=request.method,
+        path=request.path.partition("?")[0],
+        client=request.client,
+        headers={name: value for name, value in request.headers.items() if not is_secret(name)},
+        collection_url=request.collection_url,
+    )
+
+
+def is_secret(header: str) -> bool:
+    """Whether a header field of this name may have a credential in it."""
+    return _SECRET.search(header.lower()) is not None
+
+
+def serialize(intent: OutboxRecord) -> bytes:
+    """It as JSON in UTF-8."""
+    event, upload, request = intent.event, intent.event.upload, intent.event.request
+    document: _Document = {
+        "id": event.id,
+        "type": event.type.value,
+        "created_at": intent.created_at,
+        "upload": {
+            "id": upload.id,
+            "length": upload.length,
+            "offset": upload.offset,
+            "metadata": {key: b64encode(value).decode() for key, value in upload.metadata.items()},
+            "is_partial": upload.is_partial,
+            "is_final": upload.is_final,
+            "parts": list(upload.parts),
+            "owner": upload.owner,
+            "location": upload.location,
+        },
+        "request": {
+            "method": request.method,
+            "path": request.path,
+            "client": request.client,
+            "headers": dict(request.headers),
+            "collection_url": request.collection_url,
+        },
+        "hooks": list(intent.hooks),
+        "attempts": intent.attempts,
+        "not_before": intent.not_before,
+        "problem": intent.problem,
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def parse(content: bytes) -> OutboxRecord:
+    """What `serialize` wrote. Raises MalformedIntent."""
+    try:
+        document: _Document = json.loads(content)
+        intent = _read(document)
+        _check_values(intent)
+        return intent
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as problem:
+        raise MalformedOutboxRecord(f"it cannot be read: {problem!r}") from problem
+
+
+def _check_values(intent: OutboxRecord) -> None:
+    """Raises ValueError for values by which nobody could decide when to tell it, and whom."""
+    counts = (intent.attempts, intent.event.attempt)
+    if not all(type(each) is int and each >= 0 for each in counts):
+        raise ValueError(f"attempts is {intent.attempts!r:.100}")
+    for name, seconds in (("not_before", intent.not_before), ("created_at", intent.created_at)):
+        if type(seconds) not in (int, float) or not math.isfinite(seconds):
+            raise ValueError(f"{name} is {seconds!r:.100}")
+    texts = (*intent.hooks, intent.problem, intent.event.id, intent.event.upload.id)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("there is something else in place of a text")
+
+
+def _read(document: _Document) -> OutboxRecord:
+    upload, request = document["upload"], document["request"]
+    event_type = EventType(document["type"])
+    if event_type not in DELIVERED:
+        raise ValueError(f"{event_type} is not delivered")
+    event = Event(
+        type=event_type,
+        upload=UploadView(
+            id=upload["id"],
+            length=upload["length"],
+            offset=upload["offset"],
+            metadata={key: b64decode(value) for key, value in upload["metadata"].items()},
+            is_partial=upload["is_partial"],
+            is_final=upload["is_final"],
+            parts=tuple(upload["parts"]),
+            owner=upload["owner"],
+            location=upload["location"],
+        ),
+        request=RequestView(**request),
+        id=document["id"],
+        attempt=max(1, document["attempts"]),
+    )
+    return OutboxRecord(
+        event=event,
+        created_at=document["created_at"],
+        hooks=tuple(document["hooks"]),
+        attempts=document["attempts"],
+        not_before=document["not_before"],
+        problem=document["problem"],
+    )

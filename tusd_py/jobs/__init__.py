@@ -1,0 +1,1 @@
+"""The job queue as server, commands and workers share it."""

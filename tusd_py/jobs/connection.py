@@ -1,0 +1,148 @@
+"""The Redis of an instance as rq wants it: a blocking client whose answers are bytes.
+
+It is the operator's, or the embedded one, which is started unless it runs and lives as long as somebody uses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import NoPermissionError, ResponseError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from tusd_py.redis import Keys, permissions
+from tusd_py.redis.embedded.server import EmbeddedRedis
+from tusd_py.settings import redis_url as addresses
+from tusd_py.settings.model import Settings
+
+_TIMEOUT = 5.0
+"""Seconds."""
+_HEALTH_CHECK = 30
+"""Seconds without a command after which a connection is asked whether it still works: firewalls forget without telling."""
+_PROTOCOL = 2
+"""Nothing of the newer one is needed, nor the commands that it begins with."""
+_LONGEST_REASON = 200
+"""Characters of a refusal that are logged: those of a pipeline repeat the whole command."""
+
+
+@contextmanager
+def redis_url(settings: Settings) -> Iterator[str]:
+    """Where it is; the embedded one runs at least until the end of the block. Raises EmbeddedStateError."""
+    if settings.redis_url is not None:
+        yield settings.redis_url.get_secret_value()
+        return
+    embedded = EmbeddedRedis(settings.state_dir)
+    try:
+        yield embedded.start()
+    finally:
+        embedded.stop()
+
+
+class Client(Redis):
+    """redis-py's, whose refusals name the command."""
+
+    def execute_command(self, *args: object, **options: object) -> object:
+        """Send one command. Raises RedisError."""
+        try:
+            answer: object = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except NoPermissionError as problem:
+            raise NoPermissionError(f"NOPERM {args[0]}: {problem}") from None
+        return answer
+
+
+def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
+    """A client; it connects with its first command. A command is tried again for about a second, then raises RedisError.
+
+    url: as in the settings. timeout: seconds to wait for a connection, and for an answer; rq's workers wait longer for jobs.
+    """
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.1), 3)
+    address = addresses.parse(url)
+    if not address.sentinels:
+        return Client.from_url(
+            url,
+            socket_connect_timeout=timeout,
+            # Or commands would wait for ever where the network swallows everything.
+            socket_timeout=timeout,
+            health_check_interval=_HEALTH_CHECK,
+            protocol=_PROTOCOL,
+            driver_info=None,
+            retry=retry,
+        )
+    tls = address.tls_options()
+    sentinel = Sentinel(
+        address.sentinels,
+        sentinel_kwargs={
+            "username": address.sentinel_username,
+            "password": address.sentinel_password,
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout,
+            # The next one is asked instead.
+            "retry": Retry(NoBackoff(), 0),
+            **tls,
+        },
+    )
+    return cast(
+        Redis,
+        sentinel.master_for(
+            address.service,
+            redis_class=Client,
+            db=address.db,
+            username=address.username,
+            password=address.password,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            health_check_interval=_HEALTH_CHECK,
+            protocol=_PROTOCOL,
+            driver_info=None,
+            retry=retry,
+            **tls,
+        ),
+    )
+
+
+def refused_commands(connection: Redis, prefix: str) -> list[tuple[str, str]]:
+    """The commands that the Redis user lacks, and what Redis says. prefix: of the instance's keys. Raises RedisError."""
+    asked = permissions.questions(Keys(prefix))
+    sent = [("MULTI",), *asked, ("DISCARD",)]
+    # Not by a pipeline of redis-py, which takes "QUEUED" for an answer of each command.
+    raw = connection.connection_pool.get_connection()
+    answers: list[object] = []
+    try:
+        raw.send_packed_command(raw.pack_commands(sent))
+        for _ in sent:
+            try:
+                answers.append(raw.read_response())
+            except ResponseError as problem:
+                answers.append(problem)
+    finally:
+        connection.connection_pool.release(raw)
+    return permissions.refused(sent[:-1], answers[:-1])
+
+
+class Refusals:
+    """Logs once for each command that the Redis user may not run it. url: of the Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._server = str(addresses.parse(url))
+
+    def report(self, problem: object) -> bool:
+        """Log a refusal that was not logged before. Returns False if `problem` is none."""
+        if not isinstance(problem, NoPermissionError):
+            return False
+        reason = str(problem)[:_LONGEST_REASON]
+        # After its place, in a pipeline.
+        found = re.match(r"(?:NOPERM |Command # \d+ \()([A-Za-z]+)", reason)
+        command = found[1] if found else "a command"
+        permissions.report(self._server, command, reason.removeprefix("NOPERM "))
+        return True
+
+    def check(self, connection: Redis, prefix: str) -> None:
+        """Log every command that is refused, of those that an instance needs. prefix: of its keys. Raises RedisError."""
+        for command, reason in refused_commands(connection, prefix):
+            permissions.report(self._server, command, reason)

@@ -1,0 +1,182 @@
+"""The way to a running server for the operator's commands and for workers: a unix socket beside the server's state.
+
+One request a connection, a JSON object on a line; the answer is lines of JSON, the last of which has `done` or `failed`. The
+socket lies in a directory that is this user's alone, and so nobody is authenticated. Not for: clients, and servers whose locks
+are in Redis, where everybody can do the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError, Tell
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.due_index import SweepKind
+from tusd_py.redis.embedded import sockets
+from tusd_py.uploads.sweep import SweepReport
+
+logger = logging.getLogger(__name__)
+
+_DIRECTORY = "control"
+_LINE_TIMEOUT = 10.0
+"""Seconds in which a request has to be there."""
+
+Document = Mapping[str, object]
+
+
+class ControlServer:
+    """Takes requests while the server runs. state_dir: the server's."""
+
+    def __init__(self, upkeep: LocalMaintenance, state_dir: Path) -> None:
+        self._upkeep = upkeep
+        self._directory = state_dir / _DIRECTORY
+        self._server: asyncio.Server | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listens. Raises OSError, EmbeddedStateError where the socket cannot be had."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = sockets.path_for(self._directory)
+        with suppress(FileNotFoundError):
+            # Of a server that was killed: the directory is ours alone while we serve.
+            os.unlink(path)
+        self._server = await asyncio.start_unix_server(self._accept, path)
+
+    async def stop(self) -> None:
+        """Listens no more, and waits for what was begun: it ends soon once the uploads are closing."""
+        if self._server is None:
+            return
+        self._server.close()
+        with suppress(OSError):
+            os.unlink(sockets.path_for(self._directory))
+        if self._running:
+            await asyncio.wait(self._running)
+        self._server = None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            async with asyncio.timeout(_LINE_TIMEOUT):
+                line = await reader.readline()
+            request = json.loads(line) if line else {}
+            _write(writer, await self._answer(request, writer))
+            await writer.drain()
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            # Who asked has gone away, or is none of ours. What was begun is done all the same.
+            logger.debug("a request to the control socket failed: %r", problem)
+        finally:
+            writer.close()
+
+    async def _answer(self, request: Document, writer: asyncio.StreamWriter) -> Document:
+        async def tell(expired: Expired) -> None:
+            if not writer.is_closing():
+                _write(writer, {"expired": asdict(expired)})
+                with suppress(OSError):
+                    await writer.drain()
+
+        try:
+            match request:
+                case {"do": "sweep", "kind": "due" | "all" as kind, "dry_run": bool(dry_run)}:
+                    listener = tell if request.get("tell") else None
+                    report = await self._upkeep.sweep(
+                        kind, dry_run=dry_run, tell=listener, force=request.get("force") is True
+                    )
+                    return {"done": asdict(report)}
+                case {"do": "remove", "upload": str(upload_id)}:
+                    return {"done": {"problem": await self._upkeep.remove(upload_id)}}
+        except (MaintenanceError, RedisUnavailable) as problem:
+            return {"failed": str(problem)}
+        return {"failed": f"the server does not understand {sorted(request)}"}
+
+
+class AskedUpkeep:
+    """A running server is asked. See `Maintenance`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def sweep(
+        self,
+        kind: SweepKind,
+        *,
+        dry_run: bool = False,
+        tell: Tell | None = None,
+        force: bool = False,
+    ) -> SweepReport:
+        request = {
+            "do": "sweep",
+            "kind": kind,
+            "dry_run": dry_run,
+            "tell": tell is not None,
+            "force": force,
+        }
+        async with self._asked(request) as answers:
+            async for answer in answers:
+                if "done" in answer:
+                    return _report(cast(Document, answer["done"]))
+                if tell is not None:
+                    await tell(_expired(cast(Document, answer["expired"])))
+        raise MaintenanceError("the server ended before the sweep did")
+
+    async def remove(self, upload_id: str) -> str | None:
+        async with self._asked({"do": "remove", "upload": upload_id}) as answers:
+            async for answer in answers:
+                return cast("dict[str, str | None]", answer["done"])["problem"]
+        raise MaintenanceError("the server ended before it answered")
+
+    @asynccontextmanager
+    async def _asked(self, request: Document) -> AsyncIterator[AsyncIterator[Document]]:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._path)
+        except OSError as problem:
+            raise MaintenanceError(f"the server cannot be asked: {problem}") from problem
+        try:
+            _write(writer, request)
+            yield _answers(reader)
+        except OSError as problem:
+            raise MaintenanceError(f"the server does not answer any more: {problem}") from problem
+        finally:
+            writer.close()
+
+
+def find_server(state_dir: Path) -> AskedUpkeep | None:
+    """The server that runs with this state, if it is one that has to be asked."""
+    directory = state_dir / _DIRECTORY
+    if not directory.is_dir():
+        return None
+    path = sockets.path_for(directory)
+    return AskedUpkeep(path) if sockets.listens(path) else None
+
+
+async def _answers(reader: asyncio.StreamReader) -> AsyncIterator[Document]:
+    while line := await reader.readline():
+        answer = cast(Document, json.loads(line))
+        if "failed" in answer:
+            raise MaintenanceError(str(answer["failed"]))
+        yield answer
+
+
+def _write(writer: asyncio.StreamWriter, document: Document) -> None:
+    writer.write(json.dumps(document).encode() + b"\n")
+
+
+def _report(document: Document) -> SweepReport:
+    counts = {name: value for name, value in document.items() if isinstance(value, int)}
+    return SweepReport(**counts, held_because=str(document.get("held_because", "")))
+
+
+def _expired(document: Document) -> Expired:
+    match document:
+        case {"upload": str(upload), "bytes": int(size), "since": float(since) | int(since)}:
+            return Expired(upload, size, float(since))
+    raise MaintenanceError("the server's answer makes no sense")

@@ -1,0 +1,1 @@
+"""Metrics: counters, Prometheus' text format, several processes as one."""

@@ -1,0 +1,191 @@
+"""What Redis and the outbox know about the work beside the server, as metrics: registry, sweeps, queues, workers, events.
+
+It is read every now and then in the background, so that a scrape asks nobody and never waits; what is too old is left out. Of
+several processes that serve one port, the first does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import cast
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tusd_py.jobs.status import JobsReport
+from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
+from tusd_py.storage.base import Outbox, OutboxCounts, StorageError
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL = 15.0
+"""Seconds between looks."""
+_LASTS = 60.0
+"""Seconds after which what was seen says nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was found at a moment (monotonic seconds). looked: when a scheduler last did, seconds since the epoch."""
+
+    at: float
+    registry: RegistryCounts
+    sweeps: list[SweepRecord]
+    looked: float | None
+    jobs: JobsReport | None
+    events: OutboxCounts | None
+    deliveries: dict[str, int] = field(default_factory=dict)
+
+
+class JobsMetrics:
+    """outbox: where events wait for workers; None where they do not. speaks: False for one that leaves it to another process,
+    whose numbers it can pass on."""
+
+    def __init__(self, state: State, outbox: Outbox | None, *, speaks: bool) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._speaks = speaks
+        self._seen: _Seen | None = None
+
+    async def run(self) -> None:
+        """Looks again and again, until it is cancelled."""
+        while True:
+            # Whoever needs Redis says in the log that it is away.
+            with suppress(RedisUnavailable):
+                await self.look()
+            await asyncio.sleep(_INTERVAL)
+
+    async def look(self) -> None:
+        """Raises RedisUnavailable; then what was seen before goes on to count, for a while."""
+        registry, keys = DueIndex(self._state), self._state.keys
+        counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
+        looked = await self._state.command("GET", keys.scheduler())
+        report = await self._state.command("GET", keys.jobs())
+        found = await self._state.command("HGETALL", keys.deliveries())
+        pairs = iter(cast("list[bytes]", found))
+        self._seen = _Seen(
+            at=time.monotonic(),
+            registry=counts,
+            sweeps=sweeps,
+            looked=float(looked) if isinstance(looked, bytes) else None,
+            jobs=_report(report),
+            events=await self._events(),
+            deliveries={
+                name.decode(): int(count) for name, count in zip(pairs, pairs, strict=True)
+            },
+        )
+
+    async def _events(self) -> OutboxCounts | None:
+        if self._outbox is None:
+            return None
+        try:
+            return await self._outbox.counts()
+        except StorageError as problem:
+            logger.debug("the outbox cannot be counted: %s", problem)
+            return None
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families, without samples where nothing is known."""
+        up = self._state.available if self._speaks else None
+        yield _gauge("tusd_redis_up", "Whether Redis works.", up)
+        seen = self._seen
+        if seen is not None and time.monotonic() - seen.at > _LASTS:
+            seen = None
+        counts = None if seen is None else seen.registry
+        for name, text, value in (
+            ("uploads", "Uploads whose end is known.", counts.known if counts else None),
+            ("due_uploads", "Uploads that are due to be swept.", counts.due if counts else None),
+            ("whole", "Whether all uploads are known.", counts.is_whole if counts else None),
+        ):
+            yield _gauge(f"tusd_registry_{name}", text, value)
+        yield from _sweeps(seen.sweeps if seen else ())
+        looked = None if seen is None else seen.looked is not None
+        yield _gauge("tusd_scheduler_up", "Whether a scheduler runs.", looked)
+        yield from _jobs(seen.jobs if seen else None)
+        yield from _events(seen.events if seen else None, seen.deliveries if seen else {})
+
+
+def _report(answer: object) -> JobsReport | None:
+    try:
+        return JobsReport.from_json(answer) if isinstance(answer, bytes) else None
+    except (ValueError, TypeError, KeyError) as problem:
+        # A scheduler of another version, for instance.
+        logger.debug("a report makes no sense: %r", problem)
+        return None
+
+
+def _sweeps(records: Iterable[SweepRecord]) -> Iterator[Metric]:
+    ended = GaugeMetricFamily(
+        "tusd_sweep_last_end_timestamp_seconds", "When the last sweep ended.", labels=["kind"]
+    )
+    lasted = GaugeMetricFamily(
+        "tusd_sweep_last_duration_seconds", "How long the last sweep took.", labels=["kind"]
+    )
+    uploads = GaugeMetricFamily(
+        "tusd_sweep_last_uploads", "What the last sweep did.", labels=["kind", "outcome"]
+    )
+    for record in records:
+        ended.add_metric([record.kind], record.ended)
+        lasted.add_metric([record.kind], record.ended - record.began)
+        for outcome, count in (
+            ("seen", record.seen),
+            ("removed", record.expired),
+            ("finished", record.finished),
+            ("remains", record.remains),
+            ("failed", record.failed),
+        ):
+            uploads.add_metric([record.kind, outcome], count)
+    yield from (ended, lasted, uploads)
+
+
+def _jobs(report: JobsReport | None) -> Iterator[Metric]:
+    yield _gauge("tusd_workers", "Workers that live.", report.workers if report else None)
+    yield _gauge("tusd_workers_busy", "Workers that do a job.", report.busy if report else None)
+    jobs = GaugeMetricFamily(
+        "tusd_queue_jobs", "Jobs in the queues of workers.", labels=["queue", "state"]
+    )
+    oldest = GaugeMetricFamily(
+        "tusd_queue_oldest_seconds",
+        "How long the first job that waits has been waiting.",
+        labels=["queue"],
+    )
+    following = GaugeMetricFamily(
+        "tusd_schedule_next_timestamp_seconds", "When a job is due next.", labels=["schedule"]
+    )
+    for queue in report.queues if report else ():
+        for state, count in (
+            ("waiting", queue.waiting),
+            ("running", queue.running),
+            ("failed", queue.failed),
+        ):
+            jobs.add_metric([queue.name, state], count)
+        oldest.add_metric([queue.name], queue.oldest or 0.0)
+    for name, when in report.schedule.items() if report else ():
+        following.add_metric([name], when)
+    yield from (jobs, oldest, following)
+
+
+def _events(counts: OutboxCounts | None, deliveries: dict[str, int]) -> Iterator[Metric]:
+    waiting = failed = age = None
+    if counts is not None:
+        waiting, failed = counts.waiting, counts.failed
+        age = 0.0 if counts.oldest is None else max(0.0, time.time() - counts.oldest)
+    yield _gauge("tusd_events_waiting", "Events that are still to be delivered.", waiting)
+    yield _gauge("tusd_events_failed", "Events that were given up.", failed)
+    yield _gauge("tusd_events_oldest_seconds", "How long the first event has been waiting.", age)
+    total = CounterMetricFamily(
+        "tusd_events_total", "What became of deliveries of events.", labels=["outcome"]
+    )
+    for outcome, count in deliveries.items():
+        total.add_metric([outcome], count)
+    yield total
+
+
+def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """Without a sample for None."""
+    return GaugeMetricFamily(name, text, None if value is None else float(value))

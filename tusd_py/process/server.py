@@ -1,0 +1,288 @@
+"""Running the server: sockets, the event loop, signals, and the end. The settings are what `tusd-py serve` was told."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import ipaddress
+import logging
+import math
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import uvicorn
+
+from tusd_py import logs
+from tusd_py.events.model import HookError
+from tusd_py.metrics.multiprocess import clear
+from tusd_py.process import unix_socket
+from tusd_py.process.probe import what_works
+from tusd_py.process.sidecars import Children
+from tusd_py.process.supervisor import Supervisor
+from tusd_py.redis.embedded.server import EmbeddedRedisError
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError
+from tusd_py.web.app import Site, TusApp, metrics_directory
+from tusd_py.web.http import heads
+from tusd_py.web.http.protocol import Limits, UploadConfig, UploadServer
+
+logger = logging.getLogger(__name__)
+
+EXIT_UNUSABLE = 2
+_BACKLOG = 2048
+_COLLECT_AFTER = 20_000
+"""Objects that came and did not go, after which it is looked for cycles among them."""
+_WATCHDOG_GRACE = 0.5
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD: 4 * 1024**2}
+"""Options of mallopt(3), in bytes."""
+
+
+class _Server(UploadServer):
+    """Says where it listens as soon as it accepts connections; of several processes one does. url: empty to say nothing."""
+
+    def __init__(
+        self,
+        config: UploadConfig,
+        *,
+        url: str,
+        on_shutdown: Callable[[], None],
+        parent: socket.socket | None,
+    ) -> None:
+        super().__init__(config, on_shutdown=on_shutdown)
+        self._url = url
+        self._parent = parent
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._parent is not None:
+            asyncio.get_running_loop().add_reader(self._parent, self._end)
+        if self._url:
+            logs.event(
+                logger, logging.INFO, "listening", message=f"Uploads at {self._url}", url=self._url
+            )
+
+    def _end(self) -> None:
+        self.should_exit = True
+        asyncio.get_running_loop().remove_reader(cast(socket.socket, self._parent))
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
+    several = settings.workers > 1
+    works = what_works()
+    if works == "nothing":
+        sys.stderr.write(f"tusd-py serve: it does not work with uvicorn {uvicorn.__version__}\n")
+        return EXIT_UNUSABLE
+    if works == "stream" and not settings.disable_direct_bodies:
+        settings = settings.model_copy(update={"disable_direct_bodies": True})
+        logs.event(
+            logger,
+            logging.WARNING,
+            "direct bodies off",
+            message=f"Bodies cannot go straight into files with uvicorn {uvicorn.__version__}; they take the slower way",
+        )
+    try:
+        app = TusApp(settings, sidecars=None if several else Children(settings))
+        if several:
+            # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
+            app.instance.lock_directory()
+            clear(metrics_directory(settings))
+        else:
+            app.open()
+        sockets = (
+            [unix_socket.bind(settings.unix_sock, settings.unix_sock_perms)]
+            if settings.unix_sock
+            else _listen(settings.host, settings.port)
+        )
+    except (StorageError, EmbeddedRedisError, HookError, ValueError, OSError) as problem:
+        sys.stderr.write(f"tusd-py serve: {problem}\n")
+        return EXIT_UNUSABLE
+    _raise_descriptor_limit(settings.max_connections)
+    _warn_about_strangers(settings)
+    if not several:
+        return _serve(settings, app, sockets)
+
+    def serve(index: int) -> int:
+        app = TusApp(settings, child=index, sidecars=Children(settings))
+        return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
+
+    supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
+    return supervisor.run()
+
+
+def _serve(
+    settings: Settings,
+    app: TusApp,
+    sockets: list[socket.socket],
+    *,
+    first: bool = True,
+    parent: socket.socket | None = None,
+) -> int:
+    """Serves in this process.
+
+    first: whether it speaks for all. parent: becomes readable when the process that supervises this one is gone.
+    """
+    site = Site(app)
+    config = UploadConfig(
+        site,
+        limits=Limits(
+            connections=settings.max_connections,
+            head_size=settings.max_header_size,
+            concat_size=0
+            if settings.disable_concatenation
+            else heads.field_size(
+                settings.max_concat_parts,
+                base_path=settings.base_path,
+                head_size=settings.max_header_size,
+            ),
+            idle_timeout=settings.network_timeout,
+        ),
+        gauge=app.counters,
+        refusal_headers=app.refusal_headers,
+        backlog=_BACKLOG,
+        interface="asgi3",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_timeout),
+        timeout_graceful_shutdown=max(1, math.floor(settings.shutdown_timeout)),
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+
+    def begin_shutdown() -> None:
+        if first:
+            logs.event(
+                logger,
+                logging.INFO,
+                "stopping",
+                message="Stopping: ending requests, keeping what arrived",
+            )
+        app.uploads.begin_shutdown()
+        _start_watchdog(settings.shutdown_timeout)
+
+    _spare_the_collector()
+    _keep_memory()
+    server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
+    try:
+        server.run(sockets)
+    except SystemExit:
+        if site.failure is None:
+            raise
+        sys.stderr.write(f"tusd-py serve: {site.failure}\n")
+        return EXIT_UNUSABLE
+    return 0
+
+
+def _spare_the_collector() -> None:
+    """What is there now stays; and requests leave little behind that only the collector of cycles could free."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 50)
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep what was freed for the next body, a few megabytes, where it has options for that.
+
+    Otherwise the pieces in which bodies come in, which are larger than all else, go back to the system and are asked for anew
+    several times a request: for a PATCH of 1 MiB a quarter of the processor's time.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        for option, size in _KEPT.items():
+            tune(option, size)
+
+
+def _start_watchdog(timeout: float) -> None:
+    """Ends the process when something hangs (a disk, a hook): what was answered is stored, the rest is resumed."""
+
+    def end() -> None:
+        logs.event(
+            logger,
+            logging.ERROR,
+            "stopping",
+            message="The shutdown time-out is over; ending at once",
+        )
+        os._exit(1)
+
+    watchdog = threading.Timer(max(timeout, 1.0) + _WATCHDOG_GRACE, end)
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that are bound to every address of `host`, all with the same port. Raises ValueError that says what is wrong."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = sockets[0].getsockname()[1] if len(sockets) > 1 else address[1]
+            listener.bind((address[0], taken, *address[2:]))
+    except OSError as problem:
+        for listener in sockets:
+            listener.close()
+        reason = problem.strerror or str(problem)
+        raise ValueError(
+            f"cannot listen on {host} port {port}: {reason} (--host, --port)"
+        ) from problem
+    return sockets
+
+
+def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
+    """Where the collection of uploads is, as a person on this machine would reach it."""
+    if settings.unix_sock:
+        return f"unix:{settings.unix_sock}:{settings.base_path}"
+    scheme = "https" if settings.tls_certificate else "http"
+    address = sockets[0].getsockname()
+    host = settings.host if any(address[0].strip("0.:")) else "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{scheme}://{host}:{address[1]}{settings.base_path}"
+
+
+def _warn_about_strangers(settings: Settings) -> None:
+    """Where nobody is asked for a token, whoever reaches the server can upload."""
+    if settings.auth == "none" and not settings.unix_sock and not _is_loopback(settings.host):
+        logs.event(
+            logger,
+            logging.WARNING,
+            "open",
+            message=f"Whoever reaches {settings.host} can upload here, as no token is asked for (--auth jwt)",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """A connection needs a descriptor, an upload two, a download three: the file's, and that of the connection twice."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * Limits(connections).most_accepted + 256
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        if limit < connections + 256:
+            logs.event(
+                logger,
+                logging.WARNING,
+                "descriptors",
+                message=f"Only {limit} files may be open at once; {connections} connections may need {wanted}",
+            )

@@ -1,0 +1,111 @@
+"""The worker and the scheduler that `tusd-py serve` runs beside itself: started, started again when they end, ended with it.
+
+They are the commands that an operator would run, with the server's settings. Each has a pipe from the server as its standard
+input, and ends when that does, so that a server that is killed leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+
+from pydantic import SecretStr
+
+from tusd_py import logs
+from tusd_py.background import keep_running
+from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import ENVIRONMENT_PREFIX, catalogue
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = ("worker", "scheduler")
+SUPERVISED = "_TUSD_SUPERVISED"
+"""In the environment of a process that ends with its standard input."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
+"""Seconds between attempts to start one that ends at once, at first and in the end."""
+_LASTED = 60.0
+"""Seconds after which one that ended had been well."""
+
+
+class Children:
+    """Runs each of `COMMANDS` as a process from `start` to `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._environment = environment(settings)
+        self._processes: dict[str, Process] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Starts them; returns at once."""
+        self._tasks = [keep_running(partial(self._keep, each), each) for each in COMMANDS]
+
+    async def stop(self, timeout: float) -> None:
+        """Ends them: SIGTERM, and SIGKILL for one that has not ended within `timeout` seconds."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        processes = list(self._processes.values())
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.terminate()
+        waits = [asyncio.ensure_future(process.wait()) for process in processes]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout)
+        for process, wait in zip(processes, waits, strict=True):
+            if not wait.done():
+                logs.event(logger, logging.WARNING, "child killed", pid=process.pid)
+                with suppress(ProcessLookupError):
+                    process.kill()
+        await asyncio.gather(*waits)
+
+    async def _keep(self, command: str) -> None:
+        """Starts one, and again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        pause = _FIRST_PAUSE
+        while True:
+            began = loop.time()
+            try:
+                code = await self._run(command)
+            except OSError as problem:
+                code = None
+                logger.error("the %s cannot be started: %s", command, problem)
+            if loop.time() - began > _LASTED:
+                pause = _FIRST_PAUSE
+            logs.event(logger, logging.ERROR, "child ended", command=command, code=code)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _run(self, command: str) -> int:
+        """Starts it and waits for its end; the exit code."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "tusd_py", command),
+            stdin=asyncio.subprocess.PIPE,
+            env=self._environment,
+            # What is typed at the terminal is for the server, which tells its children.
+            start_new_session=True,
+        )
+        self._processes[command] = process
+        code = await process.wait()
+        del self._processes[command]
+        return code
+
+
+def environment(settings: Settings) -> Mapping[str, str]:
+    """The environment in which a command has the same settings, wherever the server had them from."""
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)
+    }
+    for setting in catalogue(type(settings)):
+        value: object = getattr(settings, setting.name)
+        if setting.name not in settings.model_fields_set or value is None:
+            continue
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else None
+        ours[setting.environment] = setting.kind.show(value) if secret is None else str(secret)
+    return {**ours, SUPERVISED: "1"}

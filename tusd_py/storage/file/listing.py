@@ -1,0 +1,69 @@
+"""Entries of directories, where one that cannot be looked at does not keep anybody from the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tusd_py.storage.skipped import Skip, skip_entry
+
+_BATCH = 1000
+
+
+class Listing:
+    """The entries of one directory, some at a time. prefix: the directory, relative to the store, with a slash behind it."""
+
+    def __init__(self, entries: Iterator[os.DirEntry[str]], prefix: str, skip: Skip) -> None:
+        self._entries = entries
+        self._prefix = prefix
+        self._skip = skip
+
+    def next_batch(self) -> list[tuple[str, bool]]:
+        """The next names, each with whether it is a directory; none at the end. Blocking."""
+        batch: list[tuple[str, bool]] = []
+        try:
+            for entry in self._entries:
+                if (is_directory := self._is_directory(entry)) is not None:
+                    batch.append((entry.name, is_directory))
+                if len(batch) == _BATCH:
+                    break
+        except OSError as problem:
+            # What was read before counts; the directory ends here.
+            self._skip(self._prefix or ".", problem)
+            self._entries = iter(())
+        return batch
+
+    def _is_directory(self, entry: os.DirEntry[str]) -> bool | None:
+        """None for what cannot be looked at, or could not be told to anybody by its name."""
+        name = entry.name
+        try:
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if not name.isascii() and (is_directory or name.endswith(".info")):
+                name.encode("utf-8")
+        except OSError as problem:
+            self._skip(self._prefix + name, problem)
+            return None
+        except UnicodeEncodeError:
+            self._skip(self._prefix + name, ValueError("its name is not UTF-8"))
+            return None
+        return is_directory
+
+
+def files_in(directory: str) -> Iterator[os.DirEntry[str]]:
+    """The regular files of a directory; none if it is not there, and those before the first error."""
+    for entry in entries_of(directory):
+        with suppress(OSError):
+            if entry.is_file(follow_symlinks=False):
+                yield entry
+
+
+def entries_of(directory: str) -> Iterator[os.DirEntry[str]]:
+    """All entries of a directory, likewise."""
+    try:
+        with os.scandir(directory) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as problem:
+        skip_entry(directory, problem)

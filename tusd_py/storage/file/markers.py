@@ -1,0 +1,131 @@
+"""Markers of chunks that are being verified: how many bytes of an upload count until the chunk behind them was found right.
+
+A marker is a symbolic link to a number, `verifying/<upload>` -> `4194304`. Its target is a part of the directory's metadata, so
+that there is never a marker without its number, and file systems that keep the order of metadata have the marker on the disk
+before the data file grows there: after a power cut no byte behind it counts. Where that order is not known, the directory is
+synced before the first byte is written; where there are no symbolic links, the marker is a file that is synced as well, as
+those of earlier versions were, in `chunks/`. A marker that says nothing was left by a power cut in an earlier version: nothing
+tells which bytes were verified, and none of them counts. Not for: when a chunk was found right.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import suppress
+
+from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.mounts import keeps_order
+
+logger = logging.getLogger(__name__)
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_MOST_DIGITS = 20
+
+
+class ChunkMarkers:
+    """The markers in one directory; an upload is named by its id as one file name.
+
+    former: where earlier versions made theirs, which are read as well.
+    """
+
+    def __init__(self, directory: str, former: str | None = None) -> None:
+        self.directory = directory
+        self._former = former
+        self.is_slow = True
+
+    def open(self) -> None:
+        """Find out whether making a marker takes a sync (`is_slow`). Raises OSError."""
+        self.is_slow = not keeps_order(self.directory)
+
+    def path(self, name: str) -> str:
+        """Where the marker of an upload is, if there is one."""
+        return f"{self.directory}/{name}"
+
+    def make(self, name: str, offset: int, tmp: str) -> str:
+        """Make a marker, or replace one, that outlasts a power cut at least as long as bytes behind `offset` do.
+
+        tmp: a path in the same file system that nobody else uses. Returns the marker's path. Raises OSError.
+        """
+        path = self.path(name)
+        try:
+            self._link(path, offset, tmp)
+        except OSError as problem:
+            if problem.errno not in _NO_LINKS:
+                raise
+            _write_synced(tmp, b"%d" % offset)
+            os.rename(tmp, path)
+        if self.is_slow:
+            sync_path(self.directory)
+        return path
+
+    @staticmethod
+    def _link(path: str, offset: int, tmp: str) -> None:
+        try:
+            os.symlink(str(offset), path)
+        except FileExistsError:
+            os.symlink(str(offset), tmp)
+            os.rename(tmp, path)
+
+    def remove(self, name: str) -> None:
+        """Remove the marker of an upload, wherever it is, if there is one. Raises OSError."""
+        for path in self._paths(name):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _paths(self, name: str) -> list[str]:
+        paths = [self.path(name)]
+        if self._former is not None:
+            paths.append(f"{self._former}/{name}")
+        return paths
+
+    def read(self, name: str) -> int | None:
+        """The bytes that count, None where no chunk is being verified. Raises OSError."""
+        found = [count for path in self._paths(name) if (count := self._read(path)) is not None]
+        return min(found) if found else None
+
+    @staticmethod
+    def _read(path: str) -> int | None:
+        # Quicker than an exception where there is none, as nearly always.
+        if not os.access(path, os.F_OK, follow_symlinks=False):
+            return None
+        try:
+            content = _content(path)
+        except FileNotFoundError:
+            return None
+        if content.isdigit() and len(content) <= _MOST_DIGITS:
+            return int(content)
+        logger.warning(
+            "the marker %s does not tell which bytes were verified, after a power cut as it seems: none of them counts, "
+            "its client has to send them again",
+            path,
+        )
+        return 0
+
+
+def _content(path: str) -> bytes:
+    try:
+        return os.readlink(os.fsencode(path))
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:
+            raise
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.read(descriptor, _MOST_DIGITS + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _write_synced(path: str, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    try:
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, "the marker was written in part")
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,356 @@
+"""Events that are still to be told, as files beside the uploads: written before what they tell of is recorded, gone when told.
+
+    outbox/<shard>/<upload>.<sequence>-<event>          what waits, in the order of its upload
+    outbox-failed/<shard>/<upload>.<sequence>-<event>   what was given up, until an operator wants it told again
+
+There are 65,536 shards, by a digest of the upload's id, and only those that have something in them are there: an upload shares
+its shard with hardly any other, so that what is done to its events costs the same however many others wait. The version before
+had 256, whose names are shorter: what lies there is moved when it is met. Not for: what an event is, and when it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from tusd_py.locks.base import UNFENCED, Fence
+from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
+from tusd_py.storage.errors import takes_nothing, translated
+from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.listing import entries_of, files_in
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.skipped import skip
+
+_DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
+_is_shard = re.compile(r"[0-9a-f]{4}").fullmatch
+_is_old_shard = re.compile(r"[0-9a-f]{2}").fullmatch
+_NAME = re.compile(r"(?P<upload>.+)\.(?P<sequence>[0-9]{6})-(?P<event>[0-9a-f]{1,40})")
+_COUNTED_AT_ONCE = 4_096
+"""Shards that one count reads: some 50 ms. Where there are more, it goes on where the last one stopped."""
+
+_READ_AT_ONCE = 1_024
+"""Shards."""
+
+
+class Write(Protocol):
+    """Makes a new file with some content, for an upload, and returns its path; it is to be renamed into its place."""
+
+    def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
+
+
+class Sync(Protocol):
+    """Returns when the bytes of a file and other files and directories are durable. Raises OSError."""
+
+    def __call__(self, data: str, *others: str) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardCounts:
+    """What one shard has. oldest: in seconds since the epoch."""
+
+    count: int
+    oldest: float | None
+
+
+class FileOutbox:
+    """The outbox of one directory. See `Outbox` for what it does, and who may do it when.
+
+    root: where the directories are made. write, sync: see `Write` and `Sync`. threads: for what always takes long. disk: for
+    what mostly does not. dir_perms: of directories.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        write: Write,
+        threads: Threads,
+        disk: Disk,
+        sync: Sync,
+        dir_perms: int,
+    ) -> None:
+        self._root = root
+        self._write = write
+        self._threads = threads
+        self._disk = disk
+        self._sync = sync
+        self._dir_perms = dir_perms
+        self._counters: dict[Box, _Counter] = {"waiting": _Counter(), "failed": _Counter()}
+
+    async def keep(
+        self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
+    ) -> None:
+        with translated(f"keeping an event of {upload_id}"):
+            path = await self._disk.change(self._keep, upload_id, event_id, content, fence)
+            if sync:
+                # Content and name at once: what a power cut leaves empty is of something that was not recorded either.
+                await self._sync(path, *self._ancestors(path))
+
+    def _keep(self, upload_id: str, event_id: str, content: bytes, fence: Fence) -> str:
+        with fence():
+            return self._add(upload_id, event_id, content)
+
+    def _add(self, upload_id: str, event_id: str, content: bytes) -> str:
+        others = self._names("waiting", upload_id)
+        sequence = 1 + max((kept.sequence for kept in others), default=0)
+        tmp = self._write(upload_id, content, sync=False)
+        event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
+        self._place(tmp, "waiting", event)
+        for kept in others:
+            # It was about to happen before, and did not. Under another name, as whoever looks at that one may forget it now.
+            if kept.event_id == event_id:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path("waiting", kept))
+        return self._path("waiting", event)
+
+    async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
+        with translated(f"reading the events of {upload_id}"):
+            return await self._disk.change(self._of, upload_id, box)
+
+    def _of(self, upload_id: str, box: Box) -> list[KeptEvent]:
+        names = self._names(box, upload_id)
+        return [kept for name in names if (kept := self._read(box, name)) is not None]
+
+    async def forget(
+        self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
+    ) -> None:
+        with translated(f"forgetting an event of {event.upload_id}"):
+            await self._disk.change(self._forget, event, box, fence)
+
+    def _forget(self, event: KeptEvent, box: Box, fence: Fence) -> None:
+        with fence():
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(box, event))
+            with suppress(OSError):
+                # Where it was the last one.
+                os.rmdir(self._directory(box, _shard(event.upload_id)))
+
+    async def replace(self, event: KeptEvent, content: bytes) -> None:
+        with translated(f"changing an event of {event.upload_id}"):
+            await self._disk.change(self._replace, event, content)
+
+    def _replace(self, event: KeptEvent, content: bytes) -> None:
+        try:
+            tmp = self._write(event.upload_id, content, sync=False)
+        except OSError as problem:
+            if not takes_nothing(problem) or not self._overwrite(event, content):
+                raise
+            return
+        # The time of a file is when its event was kept.
+        os.utime(tmp, (event.kept_at, event.kept_at))
+        self._place(tmp, "waiting", event)
+
+    def _overwrite(self, event: KeptEvent, content: bytes) -> bool:
+        """Writes an event anew where it lies, on a disk that has no room for another file; False where it does not fit.
+
+        By one write within blocks that it has already, and never shorter: blanks behind JSON mean nothing.
+        """
+        descriptor = os.open(self._path("waiting", event), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            if len(content) > status.st_blocks * 512:
+                return False
+            content = content.ljust(status.st_size)
+            written = os.pwrite(descriptor, content, 0)
+            os.utime(descriptor, (event.kept_at, event.kept_at))
+            return written == len(content)
+        finally:
+            os.close(descriptor)
+
+    async def give_up(self, event: KeptEvent, content: bytes) -> None:
+        with translated(f"giving an event of {event.upload_id} up"):
+            await self._threads.run(self._give_up, event, content)
+
+    def _give_up(self, event: KeptEvent, content: bytes) -> None:
+        try:
+            tmp = self._write(event.upload_id, content, sync=True)
+        except OSError as problem:
+            if not takes_nothing(problem):
+                raise
+            # As it was written last: there is no room for what became of the last attempt.
+            target = self._path("failed", event)
+            os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+            os.rename(self._path("waiting", event), target)
+            return
+        os.utime(tmp, (event.kept_at, event.kept_at))
+        self._place(tmp, "failed", event)
+        for directory in self._ancestors(self._path("failed", event)):
+            sync_path(directory)
+        self._forget(event, "waiting", UNFENCED)
+
+    async def replay(self, event: KeptEvent, content: bytes) -> None:
+        # What was given up has happened: no holder of the lock can take it back.
+        await self.keep(event.upload_id, event.event_id, content, sync=True, fence=UNFENCED)
+        await self.forget(event, "failed")
+
+    async def uploads(self) -> AsyncIterator[list[str]]:
+        async for some in self._events("waiting"):
+            yield sorted({kept.upload_id for kept in some})
+
+    async def every(self, box: Box) -> AsyncIterator[KeptEvent]:
+        async for some in self._events(box):
+            for name in sorted(some, key=lambda kept: (kept.upload_id, kept.sequence)):
+                with translated("reading the outbox"):
+                    kept = await self._disk.read(self._read, box, name)
+                if kept is not None:
+                    yield kept
+
+    async def _events(self, box: Box) -> AsyncIterator[list[KeptEvent]]:
+        """All events without their content, those of some shards at a time."""
+        with translated("reading the outbox"):
+            shards = await self._threads.run(self._shards, box)
+        for start in range(0, len(shards), _READ_AT_ONCE):
+            with translated("reading the outbox"):
+                found = await self._threads.run(
+                    self._in_shards, box, shards[start : start + _READ_AT_ONCE]
+                )
+            if found:
+                yield found
+
+    async def counts(self, *, exact: bool = False) -> OutboxCounts:
+        with translated("reading the outbox"):
+            return await self._threads.run(self._counts, exact=exact)
+
+    def _counts(self, *, exact: bool) -> OutboxCounts:
+        most = sys.maxsize if exact else _COUNTED_AT_ONCE
+        waiting, oldest = self._count("waiting", most)
+        failed, _ = self._count("failed", most)
+        return OutboxCounts(waiting, failed, oldest)
+
+    def _count(self, box: Box, most: int) -> tuple[int, float | None]:
+        """How many events there are, and when the oldest was kept, by no more than so many shards that are read anew."""
+        return self._counters[box].count(
+            self._shards(box), lambda shard: self._counts_in(box, shard), most
+        )
+
+    def _counts_in(self, box: Box, shard: str) -> _ShardCounts:
+        found = list(self._in_shard(box, shard))
+        oldest: float | None = None
+        for kept in found:
+            with suppress(FileNotFoundError):
+                kept_at = os.stat(self._path(box, kept)).st_mtime
+                oldest = kept_at if oldest is None else min(oldest, kept_at)
+        return _ShardCounts(len(found), oldest)
+
+    # Files
+
+    def _directory(self, box: Box, shard: str) -> str:
+        return f"{self._root}/{_DIRECTORIES[box]}/{shard}"
+
+    def _path(self, box: Box, event: KeptEvent) -> str:
+        directory = self._directory(box, _shard(event.upload_id))
+        return f"{directory}/{_flat(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
+
+    def _ancestors(self, path: str) -> list[str]:
+        """The directories in which a file or one of its directories has its name. Any of them may have been made by somebody
+        who did not make it durable."""
+        found: list[str] = []
+        while path != self._root:
+            path = os.path.dirname(path)
+            found.append(path)
+        return found
+
+    def _place(self, tmp: str, box: Box, event: KeptEvent) -> None:
+        """Renames a file into its place."""
+        target = self._path(box, event)
+        try:
+            while True:
+                with suppress(FileNotFoundError):
+                    os.rename(tmp, target)
+                    return
+                # Whoever takes the last event out of the directory removes it, perhaps before this comes into it.
+                os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+                os.stat(tmp)
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.unlink(tmp)
+            raise
+
+    def _names(self, box: Box, upload_id: str) -> list[KeptEvent]:
+        """An upload's events in their order, without their content."""
+        shard = _shard(upload_id)
+        self._move_old(box, shard[:2])
+        found = [kept for kept in self._in_shard(box, shard) if kept.upload_id == upload_id]
+        return sorted(found, key=lambda kept: (kept.sequence, kept.event_id))
+
+    def _shards(self, box: Box) -> list[str]:
+        """The shards that there are. What lies in those of the version before is moved first."""
+        parent = f"{self._root}/{_DIRECTORIES[box]}"
+        for entry in list(entries_of(parent)):
+            if _is_old_shard(entry.name):
+                self._move_old(box, entry.name)
+        return sorted(entry.name for entry in entries_of(parent) if _is_shard(entry.name))
+
+    def _in_shards(self, box: Box, shards: Sequence[str]) -> list[KeptEvent]:
+        return [kept for shard in shards for kept in self._in_shard(box, shard)]
+
+    def _in_shard(self, box: Box, shard: str) -> Iterator[KeptEvent]:
+        for entry in files_in(self._directory(box, shard)):
+            if match := _NAME.fullmatch(entry.name):
+                upload_id = match["upload"].replace("%", "/")
+                # Not a name of ours: it could be encoded for nobody who is told of it.
+                if is_valid_id(upload_id):
+                    yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
+
+    def _move_old(self, box: Box, shard: str) -> None:
+        """Moves what the version before left in one of its shards. Several processes may do so at a time."""
+        directory = self._directory(box, shard)
+        for kept in list(self._in_shard(box, shard)):
+            target = self._path(box, kept)
+            os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.rename(f"{directory}/{os.path.basename(target)}", target)
+        with suppress(OSError):
+            os.rmdir(directory)
+
+    def _read(self, box: Box, name: KeptEvent) -> KeptEvent | None:
+        """It with its content; None if it has gone meanwhile, or cannot be read."""
+        path = self._path(box, name)
+        try:
+            content, status = read_record(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, StorageError) as problem:
+            skip("event", path, problem)
+            return None
+        return KeptEvent(name.upload_id, name.event_id, name.sequence, content, status.st_mtime)
+
+
+class _Counter:
+    """Counts what lies in many shards, some of them anew each time."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _ShardCounts] = {}
+        self._last = ""
+
+    def count(
+        self, shards: Sequence[str], read: Callable[[str], _ShardCounts], most: int
+    ) -> tuple[int, float | None]:
+        """How many there are, and the oldest. What was never read is taken to be like the rest. shards: sorted."""
+        start = bisect_right(shards, self._last)
+        turn = [*shards[start:], *shards[:start]][:most]
+        known = {shard: self._known[shard] for shard in shards if shard in self._known}
+        known |= {shard: read(shard) for shard in turn}
+        self._known = known
+        self._last = turn[-1] if turn else ""
+        total = sum(each.count for each in known.values())
+        times = [each.oldest for each in known.values() if each.oldest is not None]
+        return round(total * len(shards) / max(1, len(known))), min(times, default=None)
+
+
+def _flat(upload_id: str) -> str:
+    """The id as a file's name: `%` cannot stand in an id, so no two of them meet."""
+    return upload_id.replace("/", "%")
+
+
+def _shard(upload_id: str) -> str:
+    return hashlib.sha256(upload_id.encode()).hexdigest()[:4]

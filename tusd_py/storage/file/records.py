@@ -1,0 +1,213 @@
+"""The `.info` file beside an upload's bytes: tusd's keys in tusd's order, and ours behind them.
+
+tusd ignores what it does not know, so a directory can change servers in both directions. Our keys stand in one object,
+`TusdPy`; its absence tells that another server wrote the record last.
+
+`FinishedAt` stands last and is exactly as long before the finish as after it, so that it can be written into the record where
+it lies: an upload that finishes needs no new file, and the record's size never changes, as a power cut may keep a new size
+without its new content. The first and the last byte of the time of a finish differ from those of an unfinished record: a torn
+write, of which only the beginning or only the end is on the disk, still reads as unfinished.
+
+Earlier versions ended the record of a finished upload with a line break, and its time with zeros. Such records are read; NULs
+behind the last brace, which a power cut made of that line break, are ignored until the record is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePosixPath
+from typing import TypedDict
+
+from tusd_py.protocol import errors, metadata
+from tusd_py.storage.base import TIME_DIGITS, StorageError, UploadInfo, is_valid_id
+from tusd_py.storage.file import foreign
+from tusd_py.storage.file.record_values import check_values
+
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading JSON of a shape that is not as it should be may raise: values of other types, too large, nested too deep."""
+
+
+class _Storage(TypedDict, total=False):
+    InfoPath: str
+    Path: str
+    Type: str
+
+
+class _Ours(TypedDict, total=False):
+    Metadata: str
+    Concat: str
+    CreatedAt: float
+    ExpireAfter: float | None
+    Retain: float | None
+    Owner: str
+    MaxSize: int | None
+    FinishedAt: float | None
+
+
+class _Info(TypedDict, total=False):
+    ID: str
+    Size: int
+    SizeIsDeferred: bool
+    Offset: int
+    MetaData: dict[str, str] | None
+    IsPartial: bool
+    IsFinal: bool
+    PartialUploads: list[str] | None
+    Storage: _Storage | None
+    TusdPy: _Ours
+
+
+def serialize(info: UploadInfo, *, root: str) -> bytes:
+    """The file's content; `root` is the absolute path of the upload directory."""
+    # Written out: this is done twice an upload, and takes half as long as json does.
+    pairs = (
+        f"{_text(key)}:{_text(value.decode('utf-8', 'replace'))}"
+        for key, value in info.metadata.items()
+    )
+    path = f"{root}/{info.location or info.id}"
+    return (
+        f'{{"ID":{_text(info.id)},"Size":{info.length or 0}'
+        f',"SizeIsDeferred":{_value(info.length is None and not info.is_final)},"Offset":0'
+        f',"MetaData":{{{",".join(pairs)}}}'
+        f',"IsPartial":{_value(info.is_partial)},"IsFinal":{_value(info.is_final)}'
+        f',"PartialUploads":{_encode(info.parts) if info.parts else "null"}'
+        f',"Storage":{{"InfoPath":{_text(f"{root}/{info.id}.info")},"Path":{_text(path)}'
+        ',"Type":"filestore"}'
+        f',"TusdPy":{{"Metadata":{_text(info.metadata_header)},"Concat":{_text(info.concat_header)}'
+        f',"CreatedAt":{info.created_at!r}'
+        f',"ExpireAfter":{_value(info.expire_after)},"Retain":{_value(info.retain)}'
+        f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}'
+    ).encode("utf-8", "replace") + ending(info.finished_at)
+
+
+def ending(finished_at: float | None) -> bytes:
+    """The last bytes of a record: those of an unfinished upload, which all have `UNFINISHED`, may be replaced by those of a
+    finished one. All are equally long."""
+    if finished_at is None:
+        return UNFINISHED
+    # Blanks in the place of zeros: the last byte must not be that of an unfinished record.
+    digits = f"{finished_at:.{TIME_DIGITS}f}".rstrip("0").rstrip(".").ljust(len(_NEVER))
+    return b',"FinishedAt":%b}}' % digits.encode()
+
+
+_NEVER = "0.000000000000000"
+_TOO_LATE = 1e11
+"""Seconds since the epoch: a later time was not written by a server with a working clock."""
+UNFINISHED = b',"FinishedAt":%b}}' % _NEVER.encode()
+
+_ending = re.compile(
+    rb',"FinishedAt":(?P<time>.{%d})\}\}(?P<line_break>\n?)\Z' % len(_NEVER), re.DOTALL
+).search
+_is_time = re.compile(rb"[1-9][0-9]*(?:\.[0-9]{1,%d})? *" % TIME_DIGITS).fullmatch
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_text = json.encoder.encode_basestring
+
+
+def _value(value: float | None) -> str:
+    """A number, a truth value or null."""
+    if value is None:
+        return "null"
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> UploadInfo:
+    """The record in `content`; `changed_at` stands in for times that another server did not write.
+
+    Raises StorageError for anything that is not such a record.
+    """
+    try:
+        document = json.loads(_without_torn_finish(strip_nuls(content)))
+        if foreign.layout_of(document) == "tuspyserver":
+            info = foreign.read_tuspyservers(document, upload_id=upload_id, changed_at=changed_at)
+        else:
+            info = _read(document, upload_id, root, changed_at)
+        check_values(info)
+        return info
+    except (*MALFORMED, errors.ProtocolError) as problem:
+        raise StorageError(
+            f"{upload_id}.info is not a record of an upload: {problem!r}"
+        ) from problem
+
+
+def strip_nuls(content: bytes) -> bytes:
+    """A record's content without NULs at its end; nothing is left of a record whose content never reached the disk."""
+    return content.rstrip(b"\0")
+
+
+def _without_torn_finish(content: bytes) -> bytes:
+    """The record with an unfinished ending in the place of one of which a part was written."""
+    found = _ending(content)
+    if found is None:
+        return content
+    time = found["time"]
+    # The versions before wrote zeros at the end of the time, and a line break behind them.
+    if _is_time(time) and (not time.endswith(b"0") or found["line_break"]):
+        return content
+    return content[: found.start()] + UNFINISHED
+
+
+def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> UploadInfo:
+    ours = document.get("TusdPy")
+    header = ours.get("Metadata", "") if ours else ""
+    if header:
+        pairs = metadata.parse(header)
+    else:
+        texts = document.get("MetaData") or {}
+        pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
+    parts = tuple(str(part) for part in document.get("PartialUploads") or ())
+    is_partial, is_final = bool(document.get("IsPartial")), bool(document.get("IsFinal"))
+    concat_header = ours.get("Concat", "") if ours else ""
+    if not concat_header and is_partial:
+        concat_header = "partial"
+    if not concat_header and is_final:
+        concat_header = "final;" + " ".join(parts)
+    deferred = bool(document.get("SizeIsDeferred"))
+    size = int(document["Size"])
+    finished_at = _finished_at(ours) if ours else None
+    # A final whose parts are still coming has no length yet; tusd has a word for that only where the client defers it.
+    unknown = deferred or (is_final and size == 0 and ours is not None and finished_at is None)
+    return UploadInfo(
+        id=upload_id,
+        length=None if unknown else size,
+        metadata=pairs,
+        metadata_header=header or metadata.serialize(pairs),
+        concat_header=concat_header,
+        is_partial=is_partial,
+        is_final=is_final,
+        parts=parts,
+        created_at=float(ours.get("CreatedAt", changed_at)) if ours else changed_at,
+        finished_at=finished_at,
+        expire_after=ours.get("ExpireAfter") if ours else None,
+        retain=ours.get("Retain") if ours else None,
+        owner=ours.get("Owner", "") if ours else "",
+        max_size=ours.get("MaxSize") if ours else None,
+        location=_location(document.get("Storage"), upload_id, root),
+        foreign=ours is None,
+    )
+
+
+def _finished_at(ours: _Ours) -> float | None:
+    written = float(ours.get("FinishedAt") or 0)
+    return written if 0 < written < _TOO_LATE else None
+
+
+def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:
+    """Where the bytes lie, relative to `root`; None for the usual place, and for one outside of this directory."""
+    path = (storage or {}).get("Path")
+    if not path or path == f"{root}/{upload_id}":
+        return None
+    try:
+        relative = str(PurePosixPath(path).relative_to(root))
+    except ValueError:
+        return None
+    return relative if relative != upload_id and is_valid_id(relative) else None

@@ -1,0 +1,1100 @@
+"""Uploads as files on a local or shared file system, in tusd's layout.
+
+`<id>` holds the bytes and `<id>.info` the record. Whatever else is kept lies under `.tusd-py/`, a name that no id can have:
+
+    new/        records and joined files before they are renamed into their places
+    verifying/  for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
+    chunks/     such markers of earlier versions
+    gone/       tombstones; one that is not empty is a removal that did not come to its end
+    untold/     records of removed uploads whose event could not be recorded yet (`untold.py`)
+    awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
+    finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
+    sound/      for durable bytes that end in a zero, with durability chunk: their length (`powercuts.py`)
+    session     its time of change tells when the file system was mounted, as far as is known
+    write-back-failed   its time of change tells when the disk was last found to have lost bytes (`losses.py`)
+    missing/    empty files for unfinished uploads whose bytes are not there, as old as that is known
+    outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
+    locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
+    epochs/     for uploads that were taken over from a holder that stood still: whose changes count (`locks/epochs.py`)
+
+Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
+records are replaced by rename, or their last bytes by one write; a new upload's record is made before its data file and filled
+after it, and a removed one's goes before it, so that data without a record is never left, and an upload is there once its
+record has content; a join becomes visible by one rename. Small operations run inline as long as the disk is quick
+(`disk.py`); syncs, joins and removal run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from typing import Literal
+
+from tusd_py import logs
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.protocol.checksum import Checksum
+from tusd_py.storage.base import (
+    BytesMissing,
+    RemovalEvent,
+    StorageError,
+    UntoldRemoval,
+    Upload,
+    UploadDamaged,
+    UploadExists,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    is_valid_id,
+)
+from tusd_py.storage.errors import takes_nothing
+from tusd_py.storage.errors import translated as _translated
+from tusd_py.storage.file import directory_lock as guards
+from tusd_py.storage.file import foreign, records
+from tusd_py.storage.file.buffers import BufferPool
+from tusd_py.storage.file.data_file import DataFile
+from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.finals import FinalRecords
+from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
+from tusd_py.storage.file.joining import FileJoiner
+from tusd_py.storage.file.listing import Listing, entries_of, files_in
+from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
+from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.mounts import is_local
+from tusd_py.storage.file.outbox import FileOutbox
+from tusd_py.storage.file.power_cuts import Session, sound_length
+from tusd_py.storage.file.record_cache import RecordCache
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.soundness import check_bytes
+from tusd_py.storage.file.untold import UntoldRemovals
+from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
+from tusd_py.storage.file.writer import FileWriter
+from tusd_py.storage.skipped import Skip, skip_entry
+from tusd_py.storage.sweep_marks import SweepMarks
+
+logger = logging.getLogger(__name__)
+
+STATE_DIRECTORY = ".tusd-py"
+
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
+_ATTEMPTS = 20
+"""Times that a directory is made anew which others remove because it is empty."""
+_PLENTY = 4 * 1024**3
+"""Bytes of free space that do not go in a moment."""
+_MOMENT = 0.25
+"""Seconds."""
+_PROBE_SECONDS = 2.0
+"""A disk that takes longer for a few bytes is not ready, for whoever sends clients here."""
+
+Guard = Literal["exclusive", "shared", "none"]
+
+
+class FileStore:
+    """Uploads under `root`. dir_perms, file_perms: permission bits of what is created.
+
+    writes_behind: whether the disk shall begin with large bodies while they come in, as they will be synced in the end.
+    syncs_chunks: whether every writer will be closed with a sync.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        dir_perms: int = 0o750,
+        file_perms: int = 0o640,
+        writes_behind: bool = False,
+        syncs_chunks: bool = False,
+    ) -> None:
+        self._writes_behind = writes_behind
+        self._syncs_chunks = syncs_chunks
+        self.root = os.path.abspath(root)
+        self._dir_perms = dir_perms
+        self._file_perms = file_perms
+        state = f"{self.root}/{STATE_DIRECTORY}"
+        self._tmp = f"{state}/new"
+        self._chunks = f"{state}/chunks"
+        self._gone = f"{state}/gone"
+        self._markers = ChunkMarkers(f"{state}/verifying", former=self._chunks)
+        self._missing = f"{state}/missing"
+        self.sweep_marks = SweepMarks(state, file_perms=file_perms)
+        self._sound = ChunkMarkers(f"{state}/sound")
+        self._session = Session(f"{state}/session")
+        self._guard: int | None = None
+        self._opened_at = 0.0
+        # Not the process's id: in containers that share a directory, each server may have the same.
+        self._token = secrets.token_hex(4)
+        self._serials = count(1)
+        self._closing = False
+        self._threads = Threads("tusd-store")
+        self._disk = Disk(self._threads)
+        self._hashing = hashing_threads()
+        self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
+        self._untold = UntoldRemovals(state, root=self.root)
+        self._finals = FinalRecords(
+            state,
+            write=self._write_tmp,
+            has_record=lambda upload_id: os.path.exists(self._info_path(upload_id)),
+            dir_perms=dir_perms,
+            file_perms=file_perms,
+        )
+        self._blocks = BufferPool()
+        self._losses = Losses(f"{state}/write-back-failed", file_perms)
+        self._written = WrittenUploads(syncs_chunks=syncs_chunks)
+        self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
+        self._known = RecordCache()
+        self._free = 0.0, 0
+        self._is_local = False
+        self._probing: asyncio.Future[None] | None = None
+        self.outbox = FileOutbox(
+            state,
+            write=self._write_tmp,
+            threads=self._threads,
+            disk=self._disk,
+            sync=self._syncs.sync,
+            dir_perms=dir_perms,
+        )
+
+    # Opening and closing
+
+    def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
+        """Makes the directories and takes the directory; blocking, for the start.
+
+        guard: "exclusive" keeps every other server away, as locks in one process's memory need it; "shared" only those that
+        want it for themselves; "none" is for a process whose parent has taken it. wait: seconds for which to wait for
+            another process to release it.
+
+        A disk that is full or read-only is said in the log: what it has can be served, and room be made by removing it.
+
+        Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
+        """
+        try:
+            self._make_directories()
+            self._is_local = is_local(self.root)
+            self._markers.open()
+            self._session.open()
+            self._syncs.open()
+            if guard != "none":
+                self._take(guard, wait)
+        except OSError as problem:
+            raise StorageError(
+                f"cannot use {self.root} for uploads: {problem.strerror or problem}"
+            ) from problem
+
+    def _make_directories(self) -> None:
+        """Makes them, and finds out whether something can be written. Raises OSError."""
+        try:
+            for directory in (
+                self.root,
+                self._tmp,
+                self._chunks,
+                self._markers.directory,
+                self._sound.directory,
+                self._gone,
+                self._untold.directory,
+                *self._finals.directories,
+            ):
+                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+            self._probe()
+        except OSError as problem:
+            if not takes_nothing(problem) or not os.path.isdir(self.root):
+                raise
+            logs.event(
+                logger,
+                logging.WARNING,
+                "nothing can be stored",
+                message=f"Nothing can be stored in {self.root} now: {problem.strerror}; uploads that are there are served, "
+                "and sweeps and removals make room",
+                reason=problem.strerror,
+            )
+
+    def _take(self, guard: Guard, wait: float) -> None:
+        exclusive = guard == "exclusive"
+        try:
+            self._guard = guards.acquire(
+                f"{self.root}/{STATE_DIRECTORY}/server.lock",
+                exclusive=exclusive,
+                perms=self._file_perms,
+                wait=wait,
+            )
+        except guards.DirectoryHeld as holder:
+            raise StorageError(
+                f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
+                "let all servers of this directory use one Redis (TUSD_REDIS_URL), or wait for its end "
+                "(--wait-for-directory)"
+            ) from None
+        if exclusive:
+            # By the file system's clock, which is the one that files will be compared by.
+            self._opened_at = os.fstat(self._guard).st_mtime
+
+    def close(self) -> None:
+        """Lets the directory go. Joins in flight stop at their next step."""
+        self._closing = True
+        self._joiner.close()
+        self._disk.close()
+        self._threads.close()
+        self._hashing.executor.shutdown()
+        self._syncs.close()
+        if self._guard is not None:
+            os.close(self._guard)
+            self._guard = None
+
+    # Paths
+
+    def _info_path(self, upload_id: str) -> str:
+        return f"{self.root}/{upload_id}.info"
+
+    def data_path(self, info: UploadInfo) -> str:
+        """Where the bytes of an upload lie."""
+        return f"{self.root}/{info.location or info.id}"
+
+    @staticmethod
+    def _flat(upload_id: str) -> str:
+        """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
+        return upload_id.replace("/", "%")
+
+    def _new_tmp(self, upload_id: str) -> str:
+        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{self._token}.{next(self._serials)}"
+
+    # The core
+
+    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        with _translated(f"creating {info.id}"):
+            await self._disk.change(self._create, info, fence)
+        return Upload(info, 0, info.created_at, joined=not info.is_final)
+
+    def _create(self, info: UploadInfo, fence: Fence) -> None:
+        with fence():
+            self._create_anew(info)
+
+    def _create_anew(self, info: UploadInfo) -> None:
+        self._forget_tombstone(info.id)
+        if "/" not in info.id and not info.location:
+            self._create_files(info)
+            return
+        try:
+            self._create_with_parents(info)
+        except BaseException:
+            self._remove_empty_parents(info.id, info.location)
+            raise
+
+    def _create_with_parents(self, info: UploadInfo) -> None:
+        """Whoever removes the last upload of a directory may take it away as long as it is empty."""
+        for _ in range(_ATTEMPTS):
+            self._make_parents(info)
+            with suppress(FileNotFoundError):
+                self._create_files(info)
+                return
+        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
+
+    def _create_files(self, info: UploadInfo) -> None:
+        data_path = self.data_path(info)
+        try:
+            record = self._open_new(self._info_path(info.id))
+        except FileExistsError:
+            raise UploadExists(info.id) from None
+        made = [self._info_path(info.id)]
+        content = records.serialize(info, root=self.root)
+        try:
+            if info.location:
+                # Whoever clears away half a creation would not know where else to look for its bytes.
+                _write_all(record, content)
+            if not info.is_final:
+                os.close(self._open_new(data_path))
+                made.append(data_path)
+            if not info.location:
+                # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
+                _write_all(record, content)
+            self._known.remember(info, os.fstat(record))
+        except OSError as problem:
+            for path in made:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            if isinstance(problem, FileExistsError):
+                raise UploadExists(info.id) from None
+            raise
+        finally:
+            os.close(record)
+
+    def _make_parents(self, info: UploadInfo) -> None:
+        for path in (self._info_path(info.id), self.data_path(info)):
+            try:
+                os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UploadExists(f"{info.id}: a part of its path is an upload") from None
+
+    def _open_new(self, path: str) -> int:
+        """A descriptor of a new file. Raises FileExistsError."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
+
+    def _write_record(self, info: UploadInfo) -> str:
+        """A record to be renamed into its place."""
+        tmp = self._new_tmp(info.id)
+        self._known.remember(info, self._write_new(tmp, records.serialize(info, root=self.root)))
+        return tmp
+
+    def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
+        """A file with `content`, to be renamed into its place."""
+        tmp = self._new_tmp(upload_id)
+        self._write_new(tmp, content, sync=sync)
+        return tmp
+
+    def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
+        """A new file; without all of its content, nothing is left. Raises FileExistsError."""
+        descriptor = self._open_new(path)
+        try:
+            _write_all(descriptor, content)
+            if sync:
+                os.fsync(descriptor)
+            return os.fstat(descriptor)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+
+    async def load(self, upload_id: str) -> Upload:
+        return await self._disk.read(self._load, upload_id)
+
+    def _load(self, upload_id: str, *, remember: bool = True) -> Upload:
+        if not is_valid_id(upload_id):
+            raise UploadNotFound(upload_id)
+        with _translated(f"reading {upload_id}"):
+            return self._read(upload_id, remember=remember)
+
+    def _read(self, upload_id: str, *, remember: bool = True) -> Upload:
+        info = self._record_of(upload_id, remember=remember)
+        try:
+            data = self._status(self.data_path(info))
+        except (FileNotFoundError, NotADirectoryError):
+            return self._without_bytes(info)
+        offset = data.st_size
+        is_cut = False
+        if info.finished_at is None:
+            flat = self._flat(upload_id)
+            verified = self._markers.read(flat)
+            is_cut = verified is not None
+            if verified is not None:
+                offset = min(offset, verified)
+            if info.foreign:
+                upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
+                return replace(upload, is_cut=is_cut)
+            if info.is_final:
+                # The data file of a final appears whole; its length may not have come into the record any more.
+                info = replace(info, length=offset)
+            elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
+                offset, is_cut = 0, True
+            elif offset and self._is_local and self._session.is_older(data):
+                sound = max(sound_length(self.data_path(info)), self._sound.read(flat) or 0)
+                is_cut = is_cut or sound < offset
+                offset = min(offset, sound)
+        upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
+        check_bytes(upload, data)
+        return upload
+
+    def _without_bytes(self, info: UploadInfo) -> Upload:
+        """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
+        if info.is_final and info.finished_at is None:
+            return Upload(info, 0, info.created_at, joined=False)
+        if not os.path.lexists(self._info_path(info.id)):
+            self._record_of(info.id, remember=False)
+        raise BytesMissing(f"the bytes of {info.id} are not at {self.data_path(info)}", info)
+
+    def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
+        """What is recorded, read only if that was not done before."""
+        path = self._info_path(upload_id)
+        read_at = time.time_ns()
+        try:
+            if self._is_local:
+                known = self._known.recall(upload_id, path, os.stat(path, follow_symlinks=False))
+                if known is not None:
+                    return known
+            content, status = read_record(path)
+        except (FileNotFoundError, NotADirectoryError):
+            is_gone = os.path.exists(f"{self._gone}/{self._flat(upload_id)}")
+            if is_gone or self._untold.has(upload_id):
+                raise UploadGone(upload_id) from None
+            raise UploadNotFound(upload_id) from None
+        if not records.strip_nuls(content):
+            raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
+        info = records.parse(
+            content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
+        )
+        if remember and not info.foreign:
+            self._known.remember(info, status, read_at=read_at)
+        return info
+
+    def _status(self, path: str) -> os.stat_result:
+        """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
+        if self._is_local:
+            return os.stat(path, follow_symlinks=False)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as problem:
+            if problem.errno != errno.ELOOP:
+                raise
+            return os.stat(path, follow_symlinks=False)
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
+        if upload.info.foreign and not upload.finished:
+            upload = await self.adopt(upload, fence=fence)
+        if upload.is_cut:
+            with _translated(f"recovering {upload.id}"):
+                await self._disk.change(self._cut_back, upload, fence)
+            upload = replace(upload, is_cut=False)
+        return upload
+
+    def _cut_back(self, upload: Upload, fence: Fence) -> None:
+        with fence():
+            os.truncate(self.data_path(upload.info), upload.offset)
+            flat = self._flat(upload.id)
+            self._markers.remove(flat)
+            if (self._sound.read(flat) or 0) > upload.offset:
+                os.unlink(self._sound.path(flat))
+
+    async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
+        """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
+        with _translated(f"taking over {upload.id}"):
+            return await self._threads.run(self._adopt, upload, fence)
+
+    def _adopt(self, upload: Upload, fence: Fence) -> Upload:
+        try:
+            with fence():
+                return self._adopt_locked(upload)
+        except BlockingIOError:
+            raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
+
+    def _adopt_locked(self, upload: Upload) -> Upload:
+        with foreign.locked(*os.path.split(self.data_path(upload.info))):
+            if self._read(upload.id) != upload:
+                raise StorageError(f"{upload.id}: the server that it comes from still runs")
+            adopted = upload.with_info(foreign=False, counted=None)
+            if upload.joined:
+                foreign.cut(upload, self.data_path(upload.info))
+            self._save_at_once(adopted.info, sync=upload.joined, fence=UNFENCED)
+        return adopted
+
+    async def open_writer(self, upload: Upload, *, fence: Fence) -> FileWriter:
+        with _translated(f"opening {upload.id}"):
+            file = await self._disk.read(self._data_file, upload, fence)
+            return FileWriter(file, self._disk)
+
+    async def open_verified_writer(
+        self,
+        upload: Upload,
+        checksum: Checksum | None,
+        *,
+        length: int | None,
+        fence: Fence,
+    ) -> VerifiedFileWriter:
+        return VerifiedFileWriter(
+            lambda: self._data_file(upload, fence),
+            upload.offset,
+            self._hashing,
+            self._blocks,
+            self._disk,
+            mark=lambda: self._mark(upload, fence),
+            marks_slowly=self._markers.is_slow,
+            checksum=checksum,
+            length=length,
+            fence=fence,
+        )
+
+    def _mark(self, upload: Upload, fence: Fence) -> str:
+        """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
+        name, tmp = self._flat(upload.id), self._new_tmp(upload.id)
+        with fence():
+            return self._markers.make(name, upload.offset, tmp)
+
+    def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
+        return DataFile(
+            self.data_path(upload.info),
+            upload.offset,
+            self._threads,
+            writes_behind=self._writes_behind,
+            fence=fence,
+            watch=LossWatch(self._losses, self._written.begin(upload.id, upload.offset)),
+            on_durable=lambda file: self._mark_sound(upload, file),
+        )
+
+    def _mark_sound(self, upload: Upload, file: DataFile) -> None:
+        """Durable bytes that end in a zero look like what a power cut left: from now on they count all the same."""
+        if file.ends_in_zero:
+            self._sound.make(self._flat(upload.id), file.end, self._new_tmp(upload.id))
+            sync_path(self._sound.directory)
+
+    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
+        with _translated(f"recording {info.id}"):
+            tmp = await self._disk.change(self._write_record, info)
+            try:
+                # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
+                await self._syncs.sync(None, tmp)
+            except BaseException:
+                await self._disk.change(os.unlink, tmp)
+                raise
+            await self._disk.change(self._replace_record, info, tmp, fence)
+
+    def _replace_record(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
+        """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
+        removed."""
+        path = self._info_path(info.id)
+        try:
+            with fence():
+                # Nothing can remove it between these two, as that takes the lock.
+                if not os.access(path, os.F_OK):
+                    raise UploadNotFound(f"{info.id}: its record is gone")
+                os.rename(tmp, path)
+        except BaseException:
+            os.unlink(tmp)
+            raise
+
+    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        with _translated(f"finishing {info.id}"):
+            # Where others read over a network, only a rename shows them one record or the other. What a final's record has
+            # of its length is not looked at before it is joined.
+            if not self._is_local or info.is_final:
+                await self._finish_by_rename(info, sync=sync, fence=fence)
+                return
+            record = self._info_path(info.id)
+            if sync:
+                await self._sync_data(info, record, *self._directories(info), fence=fence)
+            if not await self._disk.change(self._mark_finished, info, record, fence):
+                await self._finish_by_rename(info, sync=sync, fence=fence)
+            elif sync:
+                try:
+                    await self._syncs.sync(None, record)
+                except BaseException:
+                    await self._disk.change(self._mark_unfinished, info, record, fence)
+                    raise
+
+    def _mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
+        """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
+        with fence():
+            return self._write_ending(info, path)
+
+    def _write_ending(self, info: UploadInfo, path: str) -> bool:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise UploadNotFound(f"{info.id}: its record is gone") from None
+        try:
+            at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
+            if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
+                return False
+            ending = records.ending(info.finished_at)
+            if os.pwrite(descriptor, ending, at) != len(ending):
+                raise OSError(errno.ENOSPC, "the record was written in part")
+            self._known.remember(info, os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _mark_unfinished(self, info: UploadInfo, path: str, fence: Fence) -> None:
+        """Takes `_mark_finished` back, as far as the disk lets that be done."""
+        marked = records.ending(info.finished_at)
+        with suppress(OSError, LeaseLost), fence():
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                at = max(0, os.fstat(descriptor).st_size - len(marked))
+                if os.pread(descriptor, len(marked), at) == marked:
+                    os.pwrite(descriptor, records.UNFINISHED, at)
+            finally:
+                os.close(descriptor)
+
+    async def _finish_by_rename(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        tmp = await self._disk.change(self._write_record, info)
+        if sync:
+            try:
+                await self._sync_data(info, tmp, fence=fence)
+            except BaseException:
+                await self._disk.change(os.unlink, tmp)
+                raise
+        await self._disk.change(self._replace_record, info, tmp, fence)
+        if sync:
+            await self._syncs.sync(None, *self._directories(info))
+
+    async def give_back(self, upload: Upload, content: bytes) -> None:
+        """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
+        with _translated(f"giving back {upload.id}"):
+            # For the command that has the directory to itself.
+            await self._threads.run(
+                self._save_at_once, upload.info, sync=True, content=content, fence=UNFENCED
+            )
+
+    def _save_at_once(
+        self, info: UploadInfo, *, sync: bool, content: bytes | None = None, fence: Fence
+    ) -> None:
+        """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
+        if sync:
+            sync_path(self.data_path(info), data_only=True)
+        content = records.serialize(info, root=self.root) if content is None else content
+        self._replace_record(info, self._write_tmp(info.id, content, sync=True), fence)
+        if sync:
+            for directory in self._directories(info):
+                sync_path(directory)
+
+    async def sync(self, upload: Upload, *, fence: Fence) -> None:
+        info = upload.info
+        with _translated(f"syncing {upload.id}"):
+            others = (self._info_path(info.id), *self._directories(info))
+            await self._sync_data(info, *others, fence=fence)
+
+    async def _sync_data(self, info: UploadInfo, *others: str, fence: Fence) -> None:
+        """Makes an upload's bytes durable, and files and directories with them.
+
+        Where that fails the system may have thrown bytes away, and says so only once: a second attempt would find nothing
+        wrong. So none of them counts any more, and the client has to send them again.
+        """
+        path = self.data_path(info)
+        written = self._written.of(info.id)
+        is_sure = (
+            info.is_final
+            or not info.length
+            or self._syncs_chunks
+            or (written is not None and written.has_witness)
+        )
+        try:
+            await self._syncs.sync(path, *others, whole=not is_sure)
+            if not is_sure:
+                await self._disk.read(self._check_trust, path, written)
+        except BytesLost:
+            await self._disk.change(self._discard_lost, info, fence)
+            raise
+
+    def _check_trust(self, path: str, written: Written | None) -> None:
+        """Raises BytesLost if the disk lost bytes of any file since those of this one began to come."""
+        last_loss = self._losses.last()
+        if last_loss and (
+            os.stat(path).st_mtime_ns <= last_loss
+            or (written is not None and written.began_at <= last_loss)
+        ):
+            raise untrusted()
+
+    def _discard_lost(self, info: UploadInfo, fence: Fence) -> None:
+        path = self.data_path(info)
+        with suppress(OSError, LeaseLost), fence():
+            if info.is_final:
+                os.unlink(path)
+            else:
+                os.truncate(path, 0)
+
+    def _directories(self, info: UploadInfo) -> list[str]:
+        """Those in which an upload has entries, up to the root."""
+        found: set[str] = set()
+        for path in (self.data_path(info), self._info_path(info.id)):
+            directory = os.path.dirname(path)
+            while directory not in found:
+                found.add(directory)
+                if len(directory) > len(self.root):
+                    # Directories that an id brings with it have entries of their own to be kept.
+                    directory = os.path.dirname(directory)
+        return sorted(found, reverse=True)
+
+    async def free_space(self) -> int | None:
+        """As it was a moment ago, where it was plenty."""
+        now = time.monotonic()
+        looked_at, free = self._free
+        if free < _PLENTY or now - looked_at > _MOMENT:
+            status = await self._disk.read(os.statvfs, self.root)
+            free = status.f_bavail * status.f_frsize
+            self._free = now, free
+        return free
+
+    async def check(self) -> None:
+        if self._probing is None:
+            self._probing = asyncio.ensure_future(self._disk.change(self._probe))
+        probing = self._probing
+        # One that hangs is waited for by all: each further one would cost a thread.
+        done, _ = await asyncio.wait([probing], timeout=_PROBE_SECONDS)
+        if not done:
+            raise StorageError(f"writing to {self.root}: the disk stands still")
+        self._probing = None
+        with _translated(f"writing to {self.root}"):
+            probing.result()
+
+    def _probe(self) -> None:
+        probe = f"{self._tmp}/probe.{self._token}.{next(self._serials)}"
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
+        try:
+            os.write(descriptor, b"probe")
+        finally:
+            os.close(descriptor)
+            os.unlink(probe)
+        os.close(os.open(self.root, os.O_RDONLY | os.O_CLOEXEC))
+
+    # ServesFiles
+
+    async def open_file(self, upload: Upload) -> int:
+        with _translated(f"opening {upload.id}"):
+            try:
+                path = self.data_path(upload.info)
+                descriptor = await self._disk.read(
+                    os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                )
+            except FileNotFoundError:
+                self._without_bytes(upload.info)
+                raise
+            try:
+                check_bytes(upload, os.fstat(descriptor))
+            except UploadDamaged:
+                os.close(descriptor)
+                raise
+            return descriptor
+
+    # RemovesUploads
+
+    async def remove(
+        self,
+        upload_id: str,
+        *,
+        fence: Fence,
+        remembered: bool = True,
+        untold: RemovalEvent | None = None,
+    ) -> None:
+        with _translated(f"removing {upload_id}"):
+            await self._threads.run(
+                self._remove, upload_id, fence, remembered=remembered, untold=untold
+            )
+
+    async def untold_removals(self) -> list[UntoldRemoval]:
+        with _translated("looking for removals that are to be told"):
+            return await self._threads.run(self._untold.all)
+
+    async def finish_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        info = removal.upload.info
+
+        def finish() -> None:
+            # Another upload may have the id by now, and its data.
+            with fence():
+                if not os.path.lexists(self._info_path(info.id)):
+                    self._free_all(info.id, info)
+
+        with _translated(f"removing {info.id}"):
+            await self._threads.run(finish)
+
+    async def forget_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+        upload_id = removal.upload.id
+        lives = os.path.lexists(self._info_path(upload_id))
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        with _translated(f"removing {upload_id}"), fence():
+            self._untold.forget(removal, tombstone if removal.remembered and not lives else None)
+
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        return await self._threads.run(self._load_each, upload_ids)
+
+    def _load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        found: list[Upload | StorageError] = []
+        for upload_id in upload_ids:
+            try:
+                # Whoever goes through all uploads would push out those that clients ask for.
+                found.append(self._load(upload_id, remember=False))
+            except StorageError as problem:
+                found.append(problem)
+            except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
+                found.append(StorageError(f"{upload_id}: {problem!r}"))
+        return found
+
+    async def remove_each(
+        self,
+        uploads: Sequence[Upload],
+        *,
+        fences: Mapping[str, Fence],
+        untold: Mapping[str, RemovalEvent] | None = None,
+    ) -> list[bool | StorageError]:
+        return await self._threads.run(self._remove_each, uploads, fences, untold or {})
+
+    def _remove_each(
+        self,
+        uploads: Sequence[Upload],
+        fences: Mapping[str, Fence],
+        untold: Mapping[str, RemovalEvent],
+    ) -> list[bool | StorageError]:
+        outcomes: list[bool | StorageError] = []
+        for upload in uploads:
+            try:
+                with _translated(f"removing {upload.id}"):
+                    self._remove(
+                        upload.id, fences[upload.id], upload.info, untold=untold.get(upload.id)
+                    )
+                outcomes.append(True)
+            except StorageError as problem:
+                outcomes.append(problem)
+            except LeaseLost:
+                outcomes.append(False)
+        return outcomes
+
+    def _remove(
+        self,
+        upload_id: str,
+        fence: Fence,
+        info: UploadInfo | None = None,
+        *,
+        remembered: bool = True,
+        untold: RemovalEvent | None = None,
+    ) -> None:
+        """info: the record, where that is known for certain. remembered, untold: see `RemovesUploads.remove`."""
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        if untold is not None:
+            kept = self._untold.path(upload_id, untold, remembered=remembered)
+            with fence():
+                try:
+                    os.rename(self._info_path(upload_id), kept)
+                except FileNotFoundError:
+                    return
+            with suppress(LeaseLost), fence():
+                self._free_all(upload_id, info or self._parsed(kept, upload_id))
+            return
+        with fence():
+            try:
+                os.rename(self._info_path(upload_id), tombstone)
+            except FileNotFoundError:
+                return
+            os.utime(tombstone)
+        # It is removed. Whoever loses the lock before the rest is done leaves that to the next sweep.
+        with suppress(LeaseLost), fence():
+            self._finish_removal(upload_id, tombstone, info)
+            if not remembered:
+                os.unlink(tombstone)
+
+    def _finish_removal(
+        self, upload_id: str, tombstone: str, info: UploadInfo | None = None
+    ) -> None:
+        """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
+        if info is None:
+            info = self._parsed(tombstone, upload_id)
+        self._free_all(upload_id, info)
+        os.truncate(tombstone, 0)
+
+    def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
+        with suppress(StorageError):
+            content, _ = read_record(path)
+            return records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
+        return None
+
+    def _free_all(self, upload_id: str, info: UploadInfo | None) -> None:
+        """Frees all of a removed upload but its record."""
+        for path in (f"{self.root}/{upload_id}" if info is None else self.data_path(info),):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        for markers in (self._markers, self._sound):
+            markers.remove(self._flat(upload_id))
+        self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
+        self._finals.forget_part(upload_id)
+        self._remove_empty_parents(upload_id, info.location if info else None)
+
+    def _remove_empty_parents(self, *paths: str | None) -> None:
+        """Removes the directories of ids and locations, as far as they are empty."""
+        for path in paths:
+            directory = os.path.dirname(path or "")
+            while directory:
+                try:
+                    os.rmdir(f"{self.root}/{directory}")
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    break
+                directory = os.path.dirname(directory)
+
+    def _forget_tombstone(self, upload_id: str) -> None:
+        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        # Quicker than `exists` where there is none, as nearly always.
+        if os.access(tombstone, os.F_OK):
+            if os.path.getsize(tombstone):
+                self._finish_removal(upload_id, tombstone)
+            os.unlink(tombstone)
+
+    async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            state = f"{self.root}/{prefix}{STATE_DIRECTORY}"
+            if bool(prefix) and await self._disk.read(os.path.isdir, state):
+                # A directory that is served by itself: its uploads are somebody else's to lock.
+                continue
+            try:
+                entries = await self._disk.read(os.scandir, f"{self.root}/{prefix}")
+            except FileNotFoundError:
+                continue
+            except OSError as problem:
+                if not prefix:
+                    raise StorageError(f"reading {self.root}: {problem}") from problem
+                skip(prefix, problem)
+                continue
+            with entries:
+                listing = Listing(entries, prefix, skip)
+                while batch := await self._threads.run(listing.next_batch):
+                    for name, is_directory in batch:
+                        if is_directory:
+                            if name != STATE_DIRECTORY:
+                                pending.append(f"{prefix}{name}/")
+                        elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
+                            yield prefix + name[:-5]
+
+    async def tidy(self, *, tombstone_ttl: float) -> int:
+        with _translated("tidying up"):
+            return await self._threads.run(self._tidy, tombstone_ttl)
+
+    def _is_abandoned(self, changed_at: float) -> bool:
+        """Whether a thing that waits to become whole will wait for ever.
+
+        The guard says that we are alone: whoever was at it before we came is gone. (Process ids would not tell: in a container
+        each server has the same one.)
+        """
+        return changed_at < self._opened_at or time.time() - changed_at > _ABANDONED
+
+    def _tidy(self, tombstone_ttl: float) -> int:
+        removed = 0
+        now = time.time()
+        # Files come and go while they are looked at: one that has gone is nobody's remains.
+        for entry in files_in(self._tmp):
+            with suppress(OSError):
+                if self._is_abandoned(entry.stat().st_mtime):
+                    removed += _unlink(entry.path)
+        for entry in files_in(self._gone):
+            # One that cannot be removed now does not keep the others; the next sweep tries again.
+            with suppress(OSError):
+                status = entry.stat()
+                if status.st_size:
+                    self._finish_removal(entry.name.replace("%", "/"), entry.path)
+                    removed += 1
+                elif now - status.st_mtime > tombstone_ttl:
+                    removed += _unlink(entry.path)
+        for entry in (
+            *entries_of(self._chunks),
+            *entries_of(self._markers.directory),
+            *entries_of(self._sound.directory),
+        ):
+            with suppress(OSError):
+                if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
+                    removed += _unlink(entry.path)
+        return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
+
+    def _is_finished(self, upload_id: str) -> bool:
+        try:
+            return self._load(upload_id, remember=False).finished
+        except StorageError:
+            return False
+
+    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
+        with _translated(f"removing what is left of {upload_id}"):
+            return await self._threads.run(self._discard_fragment, upload_id, fence)
+
+    def _discard_fragment(self, upload_id: str, fence: Fence) -> bool:
+        path = self._info_path(upload_id)
+        try:
+            content, status = read_record(path)
+        except FileNotFoundError:
+            return False
+        if not records.strip_nuls(content):
+            with fence():
+                return self._discard_empty(upload_id, path, status.st_mtime)
+        return False
+
+    def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
+        """A record that was never written. With bytes beside it, it is none of a creation that did not come to its end."""
+        if not self._is_abandoned(changed_at):
+            return False
+        data = f"{self.root}/{upload_id}"
+        with suppress(FileNotFoundError):
+            status = os.lstat(data)
+            if not stat.S_ISREG(status.st_mode) or status.st_size:
+                return False
+        removed = _unlink(path)
+        _unlink(data)
+        return bool(removed)
+
+    async def missing_since(self, upload_id: str) -> float:
+        with _translated(f"marking {upload_id}"):
+            return await self._disk.change(self._missing_since, upload_id)
+
+    def _missing_since(self, upload_id: str) -> float:
+        mark = f"{self._missing}/{self._flat(upload_id)}"
+        with suppress(FileExistsError):
+            os.makedirs(self._missing, mode=self._dir_perms, exist_ok=True)
+            os.close(self._open_new(mark))
+        return os.stat(mark).st_mtime
+
+    def _tidy_missing(self) -> int:
+        """Forgets that bytes were missing which are there again, or whose upload is gone."""
+        removed = 0
+        for entry in files_in(self._missing):
+            try:
+                self._load(entry.name.replace("%", "/"), remember=False)
+            except BytesMissing:
+                continue
+            except StorageError:
+                pass
+            removed += _unlink(entry.path)
+        return removed
+
+    # JoinsParts
+
+    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
+        with _translated(f"joining {final.id}"):
+            tmp = self._new_tmp(final.id)
+            sources = [(part.id, self.data_path(part.info), part.offset) for part in parts]
+            await self._joiner.join(tmp, sources)
+            try:
+                await self._threads.run(self._place_join, tmp, final, fence)
+            except BaseException:
+                await self._disk.change(os.unlink, tmp)
+                raise
+
+    def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
+        with fence():
+            try:
+                os.rename(tmp, self.data_path(final))
+            except FileNotFoundError:
+                # Its directory was empty until now, so that another upload's removal may have taken it away.
+                os.makedirs(os.path.dirname(self.data_path(final)), self._dir_perms, exist_ok=True)
+                os.rename(tmp, self.data_path(final))
+
+    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        with _translated(f"waiting with {final_id}"):
+            await self._threads.run(self._finals.await_parts, part_ids, final_id)
+
+    async def finals_awaiting(self, part_id: str) -> list[str]:
+        with _translated(f"looking who lists {part_id}"):
+            return await self._disk.read(self._finals.awaiting, part_id)
+
+    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        with _translated(f"joining {final_id}"):
+            await self._threads.run(self._finals.forget_awaiting, part_ids, final_id)
+
+    async def remember_final(self, key: str, final_id: str) -> None:
+        with _translated(f"creating {final_id}"):
+            self._finals.remember(key, final_id)
+
+    async def forget_final(self, key: str) -> None:
+        with _translated("forgetting a final"):
+            self._finals.forget(key)
+
+    async def recall_final(self, key: str) -> str | None:
+        with _translated("looking for a final"):
+            return self._finals.recall(key)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    if os.write(descriptor, content) != len(content):
+        raise OSError(errno.ENOSPC, "the file was written in part")
+
+
+def _unlink(path: str) -> int:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return 1

@@ -1,0 +1,68 @@
+"""Bytes into one data file as they come: inline while the disk is quick, in a thread while it is slow (`disk.py`).
+
+Not for: where the file lies, and whose turn it is to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from tusd_py.storage.errors import translated
+from tusd_py.storage.file.data_file import DataFile
+from tusd_py.storage.file.disk import Disk
+
+
+class FileWriter:
+    """Bytes at the end of one data file, from an offset on; see `Writer` and `ReceivesInPlace`."""
+
+    __slots__ = ("_closed", "_disk", "_file")
+
+    def __init__(self, file: DataFile, disk: Disk) -> None:
+        self._file = file
+        self._disk = disk
+        self._closed = False
+
+    @property
+    def offset(self) -> int:
+        """See `Writer`."""
+        return self._file.end
+
+    def room(self) -> memoryview | None:
+        """See `ReceivesInPlace`: bytes are written from wherever they lie."""
+        return None
+
+    def take(self, data: memoryview) -> Awaitable[None] | None:
+        """See `ReceivesInPlace`."""
+        with translated("writing"):
+            rest = self._disk.write(self._file.write, data, is_kept=False)
+        return None if rest is None else _translated_write(rest)
+
+    async def write(self, data: bytes) -> None:
+        with translated("writing"):
+            rest = self._disk.write(self._file.write, memoryview(data), is_kept=True)
+            if rest is not None:
+                await rest
+
+    async def discard(self) -> None:
+        with translated("cutting back"):
+            await self._disk.change(self._file.cut_back)
+
+    def abandon(self) -> None:
+        """See `Writer`. Nothing is left to be done at the end: each write counted when it was made."""
+
+    async def close(self, *, sync: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._file.settle()
+        try:
+            await self._file.check_losses()
+            if sync:
+                await self._file.sync()
+        finally:
+            self._file.close()
+
+
+async def _translated_write(rest: Awaitable[None]) -> None:
+    with translated("writing"):
+        await rest

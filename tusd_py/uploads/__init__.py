@@ -1,0 +1,1 @@
+"""The life of an upload, from its creation to its end."""

@@ -1,0 +1,214 @@
+"""Finals: joining parts, at once or when the last of them is complete (tus 1.0.0, "Concatenation").
+
+Nothing here locks: the caller holds the final's lock, and gives its fence. The parts need none, since a complete part never
+changes any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+from tusd_py.locks.base import Fence
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage.base import JoinsParts, Store, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.uploads.pending_finals import PendingFinals
+from tusd_py.uploads.policy import UploadPolicy
+
+_YIELD_EVERY = 50
+_MOST_JOINS = 1000
+"""Joins that run or wait for their turn in one process."""
+
+
+def final_key(info: UploadInfo) -> str:
+    """What a final is created from, as a digest: its parts in order, its owner, its metadata as the client sent it."""
+    digest = hashlib.sha256()
+    pairs = [part for key in sorted(info.metadata) for part in (key.encode(), info.metadata[key])]
+    owner = info.owner.encode("utf-8", "surrogatepass")
+    for group in ([part.encode() for part in info.parts], [owner], pairs):
+        digest.update(b"%d:" % len(group))
+        for each in group:
+            digest.update(b"%d:" % len(each) + each)
+    return digest.hexdigest()
+
+
+class Concatenation:
+    """Joins the uploads of one store.
+
+    load: an upload as it stands, or an error where it is not there. check_space: raises a 507 where a number of bytes does not
+    fit. on_ready: called with the id of a final whose parts are all complete, before they are joined.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rules: UploadPolicy,
+        *,
+        load: Callable[[str], Awaitable[Upload]],
+        check_space: Callable[[int], Awaitable[None]],
+        on_ready: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._load = load
+        self._check_space = check_space
+        self._on_ready = on_ready
+        self._clock = clock
+        self.pending = PendingFinals(store.load, expire_after=rules.expire_after)
+        self._joins = 0
+        self._joining_bytes = 0
+
+    async def parts(
+        self, ids: Sequence[str], check: Callable[[UploadInfo], None] | None = None
+    ) -> dict[str, Upload]:
+        """The parts of a final by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part.
+
+        check: raises for a part that may not be joined, before anything is told about it.
+        """
+        found: dict[str, Upload] = {}
+        for position, part_id in enumerate(dict.fromkeys(ids), start=1):
+            try:
+                part = await self._load(part_id)
+            except (UploadGone, ProtocolError):
+                raise errors.not_found() from None
+            if check is not None:
+                check(part.info)
+            if not part.info.is_partial:
+                raise errors.invalid_concat("one of the URLs is not that of a partial upload")
+            found[part_id] = part
+            if position % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        return found
+
+    @staticmethod
+    def length_of(ids: Sequence[str], parts: Mapping[str, Upload]) -> int | None:
+        """The length of a final, in bytes; None while that of a part is unknown."""
+        lengths = [parts[part_id].length for part_id in ids]
+        known = [length for length in lengths if length is not None]
+        return sum(known) if len(known) == len(lengths) else None
+
+    def check_repeats(self, ids: Sequence[str], parts: Mapping[str, Upload]) -> None:
+        """Raises a 413 where parts that are named several times make the server copy more than it is to."""
+        most = self._rules.max_concat_repeats
+        repeats = Counter(ids)
+        added = sum((repeats[each] - 1) * (parts[each].length or 0) for each in parts)
+        if most and added > most:
+            raise errors.too_many_repeats(most)
+
+    async def begin(self, final: Upload, fence: Fence) -> Upload:
+        """Joins the parts of a new final, or sees to it that it happens when the last of them is complete.
+
+        Raises UploadNotFound for a part that went meanwhile.
+        """
+        if not isinstance(self._store, JoinsParts):
+            raise errors.invalid_concat("this server's store cannot join uploads")
+        await self._store.await_parts(list(dict.fromkeys(final.info.parts)), final.id)
+        # Looked at again only now: a part that finished in the meantime either saw the record or is seen complete.
+        try:
+            return await self._try_join(final, self._store, fence)
+        except UploadGone as problem:
+            raise UploadNotFound(str(problem)) from None
+
+    async def try_join(self, final: Upload, fence: Fence) -> Upload:
+        """The final, joined if all its parts are complete; else with the length that is known by now. Under its lock.
+
+        Raises UploadGone where a part was removed: nothing can come of it any more.
+        """
+        if final.joined or not isinstance(self._store, JoinsParts):
+            return final
+        try:
+            return await self._try_join(final, self._store, fence)
+        except UploadNotFound:
+            # Its bytes may be out of reach for now.
+            return final
+
+    async def _try_join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
+        missing = await self.pending.missing(final)
+        length = await self.pending.length(final)
+        maximum = self._rules.most_bytes(final.info.max_size)
+        if length is not None and maximum is not None and length > maximum:
+            raise errors.max_size_exceeded()
+        pending = final.with_info(length=length)
+        return pending if missing is not None else await self._join(pending, store, fence)
+
+    async def _join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
+        """Joins parts that were all seen complete."""
+        ids = final.info.parts
+        distinct = list(dict.fromkeys(ids))
+        parts: dict[str, Upload] = {}
+        for position, part_id in enumerate(distinct, start=1):
+            parts[part_id] = await self._store.load(part_id)
+            if position % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        self.check_repeats(ids, parts)
+        length = final.length or 0
+        if self._joins >= _MOST_JOINS:
+            raise errors.too_many_joins()
+        await self._check_space(self._joining_bytes + length)
+        self._on_ready(final.id)
+        self._joins += 1
+        self._joining_bytes += length
+        try:
+            await self._store.save(final.info, fence=fence)
+            await store.join(final.info, [parts[part_id] for part_id in ids], fence=fence)
+        finally:
+            self._joins -= 1
+            self._joining_bytes -= length
+        self.pending.forget(final.id)
+        if not self._rules.remove_parts_when_joined:
+            await store.forget_awaiting(distinct, final.id)
+        return replace(final, offset=length, joined=True, changed_at=self._clock())
+
+    # Expiry
+
+    async def with_expiry(
+        self, upload: Upload, expires_at: Callable[[Upload], float | None]
+    ) -> Upload:
+        """The upload with the time at which it expires, where other uploads have a say in that.
+
+        A final that waits is as young as its youngest part. A part lives as long as the finals that list it, and no longer
+        where parts are removed when joined. expires_at: when an upload expires by its own age.
+        """
+        info = upload.info
+        if not upload.joined:
+            return replace(upload, changed_at=await self.pending.changed_at(upload))
+        if not info.is_partial or info.foreign or not isinstance(self._store, JoinsParts):
+            return upload
+        final_ids = await self._store.finals_awaiting(upload.id)
+        if not final_ids:
+            return upload
+        finals = await self._finals(final_ids, upload.id)
+        living = [final for final in finals if not final.finished]
+        if living:
+            times = [expires_at(each) for each in (upload, *living)]
+            known = [time for time in times if time is not None]
+            latest = max(known) if len(known) == len(times) else float("inf")
+            return replace(upload, expires_at=latest)
+        if finals and self._rules.remove_parts_when_joined:
+            return replace(upload, expires_at=0.0)
+        return upload
+
+    async def _finals(self, final_ids: Sequence[str], part_id: str) -> list[Upload]:
+        """Those finals that are there, each as young as its parts."""
+        found: list[Upload] = []
+        for final_id in final_ids:
+            try:
+                final = await self._store.load(final_id)
+            except (UploadNotFound, UploadGone):
+                continue
+            # Another upload may have the id by now.
+            if part_id in final.info.parts:
+                if not final.joined:
+                    final = replace(final, changed_at=await self.pending.changed_at(final))
+                found.append(final)
+        return found
+
+    async def grown(self, part: Upload) -> None:
+        """A part has got bytes: finals that list it are as young now."""
+        if part.info.is_partial and isinstance(self._store, JoinsParts):
+            self.pending.touch(await self._store.finals_awaiting(part.id), part.changed_at)

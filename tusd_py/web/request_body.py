@@ -1,0 +1,162 @@
+"""The body of a request as a stream of bytes that can be ended from outside.
+
+It hides every way in which a body can end behind its end and keeps the reason: complete, disconnected, nothing came for too
+long, asked for by another request, shutdown. Not for: what becomes of the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+from starlette.types import Message, Receive
+
+from tusd_py.uploads.receive import BodyEnd, Room, Take
+from tusd_py.web.http.direct_body import Transfer
+from tusd_py.web.http.protocol import Exchange
+
+
+class RequestBody:
+    """A body that comes in ASGI messages or, where our own server is in front, straight from the socket.
+
+    idle_timeout: seconds without a byte after which it ends. exchange: our server's extension of the request. direct: whether
+    the straight way may be taken. way: "direct" or "stream" once it was taken.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_direct",
+        "_exchange",
+        "_idle_timeout",
+        "_last",
+        "_receive",
+        "_timer",
+        "_transfer",
+        "_waiting",
+        "end",
+        "received",
+        "way",
+    )
+
+    def __init__(
+        self,
+        receive: Receive,
+        *,
+        idle_timeout: float,
+        exchange: Exchange | None = None,
+        direct: bool = True,
+    ) -> None:
+        self.end: BodyEnd | None = None
+        self.received = 0
+        self._receive = receive
+        self._idle_timeout = idle_timeout
+        self.way: str | None = None
+        self._exchange = exchange
+        self._direct = direct
+        self._last = False
+        self._begun = False
+        self._waiting: asyncio.Timeout | None = None
+        self._transfer: Transfer | None = None
+        self._timer: asyncio.TimerHandle
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the end, whatever ended it."""
+        while self.end is None:
+            if self._last:
+                self.end = BodyEnd.COMPLETE
+                break
+            if not self._begun:
+                self._begun = True
+                whole = self._exchange.arrived() if self._exchange is not None else None
+                if whole is not None:
+                    self._last = True
+                    self.way = "stream"
+                    self.received = len(whole)
+                    return whole
+            message = await self._next()
+            if message is None:
+                continue
+            if message["type"] == "http.disconnect":
+                self.end = BodyEnd.DISCONNECTED
+                break
+            self._last = not message.get("more_body", False)
+            data = cast(bytes, message.get("body", b""))
+            if data:
+                self.way = "stream"
+                self.received += len(data)
+                return data
+        return b""
+
+    async def pour(self, take: Take, room: Room | None = None) -> bool:
+        """Hands the whole body to `take`, past all that lies between the socket and here; False where that cannot be done.
+
+        room: where its pieces shall lie. Raises what the two raise. Afterwards `end` tells how it ended, and `read` has nothing
+        more.
+        """
+        if self._exchange is None or not self._direct or self.end is not None:
+            return False
+        transfer = self._transfer = self._exchange.transfer(take, room)
+        if transfer is None:
+            return False
+        self.way = "direct"
+        self._look_for_idleness()
+        try:
+            whole = await transfer.done
+        except asyncio.CancelledError:
+            # A write may be under way: nobody may close what it goes to.
+            await transfer.abandon()
+            raise
+        finally:
+            self._timer.cancel()
+            self._transfer = None
+            self.received += transfer.received
+        if whole:
+            self.end = BodyEnd.COMPLETE
+        elif self.end is None:
+            self.end = BodyEnd.DISCONNECTED
+        return True
+
+    def _look_for_idleness(self) -> None:
+        left = self._patience_left()
+        if left <= 0 and self._transfer is not None:
+            # What trickles in gathers in the socket for a while.
+            self._transfer.collect()
+            left = self._patience_left()
+        if left <= 0:
+            self.stop(BodyEnd.TIMED_OUT)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left, self._look_for_idleness)
+
+    def _patience_left(self) -> float:
+        if self._transfer is None:
+            return self._idle_timeout
+        passed = asyncio.get_running_loop().time() - self._transfer.last_activity
+        return self._idle_timeout - passed
+
+    async def _next(self) -> Message | None:
+        """The next message, or None if the body was ended while waiting for it."""
+        try:
+            async with asyncio.timeout(self._idle_timeout) as self._waiting:
+                return await self._receive()
+        except TimeoutError:
+            if self.end is None:
+                self.end = BodyEnd.TIMED_OUT
+            return None
+        finally:
+            self._waiting = None
+
+    def stop(self, end: BodyEnd) -> None:
+        """Ends the body from outside: `read` returns at once, and reads no more."""
+        if self.end is None:
+            self.end = end
+            if self._transfer is not None:
+                self._transfer.stop()
+            if self._waiting is not None and not self._waiting.expired():
+                self._waiting.reschedule(asyncio.get_running_loop().time())
+
+    def trailers(self) -> Mapping[str, str]:
+        """Trailer fields; empty before the end."""
+        if self._exchange is None or self.end is not BodyEnd.COMPLETE:
+            return {}
+        return self._exchange.trailers()

@@ -1,0 +1,161 @@
+"""Where upload tokens are renewed, and tokens and uploads revoked: two addresses beside the uploads, for JSON.
+
+It reads a small body, lets the gate say who asks and the uploads whether they may, and makes a document; the endpoint sends it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import cast
+
+from tusd_py import logs
+from tusd_py.auth.authenticator import Authenticator
+from tusd_py.auth.principal import Action, Principal, Right
+from tusd_py.events.model import RequestView
+from tusd_py.protocol import errors
+from tusd_py.redis import RedisUnavailable, Script, State
+from tusd_py.uploads.receive import Body, BodyEnd
+from tusd_py.uploads.service import Uploads
+
+logger = logging.getLogger(__name__)
+
+REFRESH = "/auth/refresh-upload-token"
+REVOKE = "/auth/revoke"
+
+_MAX_BODY = 4096
+_WINDOW = 60
+
+# KEYS: refreshes. ARGV: milliseconds. How often it was asked for, and how long that counts.
+_COUNT = Script(
+    "count refreshes",
+    """\
+local count = redis.call('INCR', KEYS[1])
+if count == 1 then
+  redis.call('PEXPIRE', KEYS[1], ARGV[1])
+end
+return { count, redis.call('PTTL', KEYS[1]) }
+""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was done. document: what to answer, None for nothing. upload_id: for the log; empty if it is about an owner."""
+
+    upload_id: str
+    document: dict[str, str | int] | None = None
+
+
+class TokenRoutes:
+    """Renews and revokes. refreshes: how often the token of one upload is renewed within a minute."""
+
+    routes = frozenset((REFRESH, REVOKE))
+
+    def __init__(
+        self, gate: Authenticator, uploads: Uploads, state: State, *, refreshes: int
+    ) -> None:
+        self.gate = gate
+        self._uploads = uploads
+        self._state = state
+        self._refreshes = refreshes
+
+    async def answer(self, route: str, body: Body, request: RequestView) -> Answer:
+        """Carries out a POST to `route`. Raises the ProtocolError of a refusal."""
+        is_refresh = route == REFRESH
+        # Before a byte of the body is read.
+        principal = await self.gate.authenticate(request.headers, grace=is_refresh)
+        request = replace(request, principal=principal)
+        wanted = await _document(body)
+        if is_refresh:
+            return await self._refresh(wanted, request)
+        return await self._revoke(wanted, request)
+
+    async def _refresh(self, wanted: dict[str, str], request: RequestView) -> Answer:
+        grants = request.principal.grants
+        upload_id = wanted.get("upload_id", next(iter(grants)) if len(grants) == 1 else "")
+        if not upload_id:
+            raise errors.bad_request("upload_id is missing")
+        upload = await self._uploads.look_up(upload_id, request, Action.REFRESH)
+        # A part is finished only with the whole that it is joined to, and that may take hours more.
+        if upload.finished and not upload.info.is_partial:
+            raise errors.not_renewable()
+        await self._limit(upload_id)
+        issued = self.gate.upload_tokens.issue(upload_id, upload.info.owner)
+        document: dict[str, str | int] = {
+            "upload_token": issued.token,
+            "token_type": "Bearer",
+            "expires_in": int(issued.lasts),
+            "upload_id": upload_id,
+        }
+        return Answer(upload_id, document)
+
+    async def _limit(self, upload_id: str) -> None:
+        try:
+            answer = await self._state.run(
+                _COUNT, [self._state.keys.refreshes(upload_id)], (_WINDOW * 1000,)
+            )
+        except RedisUnavailable as problem:
+            # The limit is there to spare the server; an upload shall not die of an outage.
+            logger.warning("refreshes are not counted: %s", problem)
+            return
+        count, left = cast("list[int]", answer)
+        if count > self._refreshes:
+            raise errors.too_many_requests(max(1, -(-left // 1000)))
+
+    async def _revoke(self, wanted: dict[str, str], request: RequestView) -> Answer:
+        upload_id, owner = wanted.get("upload_id", ""), wanted.get("owner", "")
+        if bool(upload_id) == bool(owner):
+            raise errors.bad_request("give either upload_id or owner")
+        try:
+            if upload_id:
+                await self._uploads.look_up(upload_id, request, Action.REVOKE)
+                await self.gate.revocations.revoke_upload(upload_id)
+            else:
+                self._check_owner(request.principal, owner)
+                await self.gate.revocations.revoke_owner(owner)
+        except RedisUnavailable as problem:
+            logger.warning("nothing was revoked: %s", problem)
+            raise errors.unavailable() from None
+        logs.event(
+            logger,
+            logging.INFO,
+            "revoked",
+            upload=upload_id or None,
+            owner=owner or None,
+            by=request.principal.owner,
+        )
+        return Answer(upload_id)
+
+    def _check_owner(self, principal: Principal, owner: str) -> None:
+        """Raises unless `principal` may revoke the tokens of `owner`: one's own, or an admin anybody's."""
+        if principal.is_admin:
+            return
+        scopes = self.gate.authority.scopes
+        if owner != principal.owner:
+            raise errors.insufficient_scope(scopes[Right.ADMIN])
+        if Right.DELETE not in principal.rights:
+            raise errors.insufficient_scope(scopes[Right.DELETE])
+
+
+async def _document(body: Body) -> dict[str, str]:
+    """The JSON object of texts in a body; empty for an empty one. Raises a 400."""
+    content = b""
+    while piece := await body.read():
+        content += piece
+        if len(content) > _MAX_BODY:
+            raise errors.bad_request("the body is too large")
+    if body.end is not BodyEnd.COMPLETE:
+        raise errors.connection_reset()
+    if not content.strip():
+        return {}
+    try:
+        document: object = json.loads(content)
+    except (ValueError, RecursionError):
+        raise errors.bad_request("the body is not JSON") from None
+    if not isinstance(document, dict) or not all(
+        isinstance(value, str) and value.isprintable() for value in document.values()
+    ):
+        raise errors.bad_request("the body is no JSON object of texts")
+    return cast("dict[str, str]", document)
