@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.server import ServerState
 
+from tusd_py.background import spawn
+
 if TYPE_CHECKING:
-    from tusd_py.background import spawn
-from tusd_py.web.http.protocol import UploadConfig
+    from tusd_py.web.http.protocol import UploadConfig
 
 HANDSHAKE_SECONDS = 15.0
 """Within which a handshake has to be done, unless the network time-out is shorter."""
