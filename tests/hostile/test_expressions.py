@@ -41,7 +41,8 @@ OPERATORS = {
     "tusd_py.metrics.prometheus.": "our own metrics",
     "tusd_py.web.cors._TOKEN": "settings",
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
-    "tusd_py.jobs.queues._FOREIGN": "names of this machine",
+    "tusd_py.jobs.": "what lies in the Redis, and names of this machine",
+    "tusd_py.storage.file.outbox._is_": "names of directories of our own",
 }
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""
 
@@ -52,10 +53,11 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.events.outbox_record._SECRET": ("",),
     "tusd_py.logs._is_plain": ("",),
     "tusd_py.protocol.concat._AUTHORITY": ("", "http:", "http://", "//"),
-    "tusd_py.protocol.metadata._is_visible": ("",),
+    "tusd_py.protocol.metadata._is_key": ("",),
     "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
     "tusd_py.storage.base._is_ordinary_id": ("",),
     "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
+    "tusd_py.storage.file.untold._NAME": ("", "a.1-0-", "a.1"),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (
@@ -71,6 +73,10 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.download._DATES": ("Mon, ", "Monday", "Mon Jan "),
     "tusd_py.web.download.text": ("",),
     "tusd_py.web.endpoint._REQUEST_ID": ("",),
+    "tusd_py.web.http.framing._HOST": ("", "[", "a:"),
+    "tusd_py.web.http.framing._SCHEME": ("", "http"),
+    "tusd_py.web.http.framing._TOKEN": ("", "a"),
+    "tusd_py.web.http.framing.authority": ("",),
     "tusd_py.web.proxy_headers._PAIR": ("", "for=a", 'for="', 'for="a"', "for="),
     "tusd_py.web.proxy_headers._NAME_AND_PORT": ("", "a", "a:"),
     "tusd_py.web.proxy_headers._IPV6_AND_PORT": ("[", "[::]", "[::]:"),
@@ -311,7 +317,8 @@ def test_header_fields_are_read_in_linear_time(guarded: Tus, field: str) -> None
                     connection.half_close()
                 with suppress(ConnectionResetError):
                     answer = connection.read_to_end()
-                    assert not answer.startswith(b"HTTP/1.1 50"), (method, value[:60], answer[:200])
+                    # 501 is for transfer codings that are not known here.
+                    assert not re.match(rb"HTTP/1\.1 50[^1]", answer), (value[:60], answer[:200])
         took = cpu_seconds(guarded.server) - before
         most = MOST_SECONDS_OF_A_REQUEST * len(requests)
         assert took < most, f"{field}: {value[:40]!r}... takes {took:.2f} s"

@@ -14,7 +14,8 @@ import termios
 from typing import Protocol
 
 _MOST_SECONDS = 2.0
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 16 * 1024 * 1024
+"""Many clients send a whole chunk before they read: for them a reset in the middle hides the response."""
 _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 0.2
 """Between the arrival of the response in the client's system and the end of a connection whose body is not read to its end."""
