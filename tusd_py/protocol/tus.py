@@ -141,7 +141,7 @@ def trailing_checksum(trailers: Mapping[str, str]) -> Checksum:
 def _length_of_creation(headers: Mapping[str, str], *, final: bool) -> int | None:
     if final:
         if "upload-length" in headers or "upload-defer-length" in headers:
-            raise errors.invalid_length(
+            raise errors.contradictory_length(
                 "a final upload's length is the sum of its parts: leave Upload-Length out"
             )
         return None

@@ -532,9 +532,11 @@ class Uploads:
         if length is None or length == upload.length:
             return upload
         if upload.length is not None:
-            raise errors.invalid_length("the upload's length is known and cannot be changed")
+            raise errors.contradictory_length("the upload's length is known and cannot be changed")
         if length < upload.offset:
-            raise errors.invalid_length("Upload-Length is less than what was uploaded already")
+            raise errors.contradictory_length(
+                "Upload-Length is less than what was uploaded already"
+            )
         maximum = self.rules.most_bytes(upload.info.max_size)
         if maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
