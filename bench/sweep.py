@@ -24,7 +24,7 @@ from pathlib import Path
 from bench import processes
 from bench.servers import ROOT
 from tusd_py.locks.memory import MemoryLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.storage.base import UploadInfo
@@ -212,13 +212,13 @@ def _due(work: Path, arguments: argparse.Namespace) -> None:
 async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
     store = FileStore(directory)
     store.open()
-    state = State(url, timeout=30.0)
-    await state.start()
-    registry = DueIndex(state)
+    redis = RedisClient(url, timeout=30.0)
+    await redis.start()
+    registry = DueIndex(redis)
     uploads = Uploads(store, MemoryLocks(), rules=UploadPolicy())
     far = time.time() + _FAR
     for known in sizes:
-        await state.command("FLUSHALL")
+        await redis.command("FLUSHALL")
         await registry.mark_whole(whole=True)
         for start in range(0, known, _REGISTRY_STEP):
             names = range(start, min(known, start + _REGISTRY_STEP))
@@ -235,7 +235,7 @@ async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
             _say(
                 f"{text:60} {seconds * 1e3:8.1f} ms {(time.process_time() - cpu) * 1e3:8.1f} CPU ms"
             )
-    await state.stop()
+    await redis.stop()
     store.close()
 
 

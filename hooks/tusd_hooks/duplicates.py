@@ -232,10 +232,10 @@ class Duplicates:
     # Helpers
 
     def _index(self) -> DuplicateIndex:
-        state = self._context.state
-        if state is None:
+        redis = self._context.state
+        if redis is None:
             raise RedisUnavailable("this server has no Redis")
-        return DuplicateIndex(state)
+        return DuplicateIndex(redis)
 
     def _recover(self) -> None:
         """Redis has answered."""

@@ -41,7 +41,7 @@ from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
@@ -298,18 +298,18 @@ class DuplicateCheck(_Shared):
             url = await asyncio.to_thread(embedded.start)
         else:
             url = settings.redis_url.get_secret_value()
-        state = State(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
-        await state.start()
+        redis = RedisClient(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
+        await redis.start()
         hook = Duplicates()
         await hook.start(
             HookContext(
                 settings=settings,
-                state=state,
+                state=redis,
                 offset_of=self._offset_of,
                 counters=Counters(),
             )
         )
-        end = _until_the_end(hook, state, embedded)
+        end = _until_the_end(hook, redis, embedded)
         await anext(end)
         return _Running(hook, end)
 
@@ -321,7 +321,7 @@ class DuplicateCheck(_Shared):
 
 
 async def _until_the_end(
-    hook: Duplicates, state: State, embedded: EmbeddedRedis | None
+    hook: Duplicates, redis: RedisClient, embedded: EmbeddedRedis | None
 ) -> AsyncGenerator[None, None]:
     """Suspended until it is closed, which the loop does when it ends."""
     watcher = None if embedded is None else keep_running(embedded.watch, "embedded redis")
@@ -333,7 +333,7 @@ async def _until_the_end(
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
-        await state.stop()
+        await redis.stop()
         if embedded is not None:
             await asyncio.to_thread(embedded.stop)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.auth import revocation
 from tusd_py.auth.revocation import Revocations
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 VERSION, LOG, ALL = "tusd:{revoked}:version", "tusd:{revoked}:log", "tusd:{revoked}:all"
 
@@ -19,8 +19,8 @@ VERSION, LOG, ALL = "tusd:{revoked}:version", "tusd:{revoked}:log", "tusd:{revok
 class Recording(Revocations):
     """Records how many revocations each answer of Redis had."""
 
-    def __init__(self, state: State, *, kept: float = 1e6) -> None:
-        super().__init__(state, on_change=lambda: None, kept=kept)
+    def __init__(self, redis_client: RedisClient, *, kept: float = 1e6) -> None:
+        super().__init__(redis_client, on_change=lambda: None, kept=kept)
         self.sizes: list[int] = []
 
     def _learn(self, found: dict[str, float]) -> None:
@@ -43,19 +43,19 @@ Make = Callable[[], Awaitable[Recording]]
 @pytest.fixture
 async def make(redis: RedisServer) -> AsyncIterator[Make]:
     """A process that has read the list; it looks when told to."""
-    states: list[State] = []
+    redis_clients: list[RedisClient] = []
 
     async def made() -> Recording:
-        state = State(redis.url, timeout=30.0)
-        states.append(state)
-        await state.start()
-        found = Recording(state)
+        redis_client = RedisClient(redis.url, timeout=30.0)
+        redis_clients.append(redis_client)
+        await redis_client.start()
+        found = Recording(redis_client)
         await found._look()
         return found
 
     yield made
-    for state in states:
-        await state.stop()
+    for redis_client in redis_clients:
+        await redis_client.stop()
 
 
 async def test_only_what_is_new_is_read(make: Make) -> None:
@@ -151,9 +151,9 @@ async def test_a_redis_that_was_emptied_or_fell_back_is_told_again(
 
 
 async def test_what_no_token_can_outlive_is_dropped(redis: RedisServer) -> None:
-    state = State(redis.url, timeout=30.0)
-    await state.start()
-    found = Recording(state, kept=3600.0)
+    redis_client = RedisClient(redis.url, timeout=30.0)
+    await redis_client.start()
+    found = Recording(redis_client, kept=3600.0)
     await found._look()
     old = (time.time() - 3601) * 1000
     redis.command("ZADD", ALL, old, "u:old", time.time() * 1000, "u:new")
@@ -163,4 +163,4 @@ async def test_what_no_token_can_outlive_is_dropped(redis: RedisServer) -> None:
     await found._prune()
     assert (found.knows("new"), found.knows("old")) == (True, False)
     assert redis.command("ZRANGE", ALL, 0, -1) == [b"u:new"]
-    await state.stop()
+    await redis_client.stop()

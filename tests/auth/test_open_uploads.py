@@ -11,7 +11,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 LIMIT = 500
 
@@ -23,11 +23,11 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def state(redis: RedisServer) -> AsyncIterator[State]:
-    state = State(redis.url, timeout=30.0)
-    await state.start()
-    yield state
-    await state.stop()
+async def redis_client(redis: RedisServer) -> AsyncIterator[RedisClient]:
+    redis_client = RedisClient(redis.url, timeout=30.0)
+    await redis_client.start()
+    yield redis_client
+    await redis_client.stop()
 
 
 class Store:
@@ -43,8 +43,8 @@ class Store:
         return self.is_open.get(upload_id)
 
 
-async def filled(state: State, store: Store) -> OpenUploads:
-    uploads = OpenUploads(state)
+async def filled(redis_client: RedisClient, store: Store) -> OpenUploads:
+    uploads = OpenUploads(redis_client)
     for number in range(LIMIT):
         await uploads.enter("alice", f"x{number}", LIMIT, store.look_up)
         store.is_open[f"x{number}"] = True
@@ -53,10 +53,10 @@ async def filled(state: State, store: Store) -> OpenUploads:
 
 @pytest.mark.parametrize("closed", [0, 49, 50, 199, 200, 201, LIMIT - 1])
 async def test_one_that_is_finished_makes_room_wherever_it_stands(
-    state: State, closed: int
+    redis_client: RedisClient, closed: int
 ) -> None:
     store = Store()
-    uploads = await filled(state, store)
+    uploads = await filled(redis_client, store)
     with pytest.raises(ProtocolError):
         await uploads.enter("alice", "too-many", LIMIT, store.look_up)
     store.is_open[f"x{closed}"] = False
@@ -66,18 +66,18 @@ async def test_one_that_is_finished_makes_room_wherever_it_stands(
         await uploads.enter("alice", "too-many", LIMIT, store.look_up)
 
 
-async def test_creations_in_progress_hide_nothing_behind_them(state: State) -> None:
+async def test_creations_in_progress_hide_nothing_behind_them(redis_client: RedisClient) -> None:
     store = Store()
-    uploads = OpenUploads(state)
+    uploads = OpenUploads(redis_client)
     for number in range(LIMIT):
         await uploads.enter("alice", f"x{number}", LIMIT, store.look_up)
     store.is_open[f"x{LIMIT - 1}"] = False
     await uploads.enter("alice", "next", LIMIT, store.look_up)
 
 
-async def test_of_many_at_once_as_many_come_in_as_there_is_room(state: State) -> None:
+async def test_of_many_at_once_as_many_come_in_as_there_is_room(redis_client: RedisClient) -> None:
     store = Store()
-    uploads = await filled(state, store)
+    uploads = await filled(redis_client, store)
     for number in range(300, 310):
         store.is_open[f"x{number}"] = False
 
@@ -93,9 +93,9 @@ async def test_of_many_at_once_as_many_come_in_as_there_is_room(state: State) ->
     assert sum(found) == 10
 
 
-async def test_room_is_found_without_a_look_at_all(state: State) -> None:
+async def test_room_is_found_without_a_look_at_all(redis_client: RedisClient) -> None:
     store = Store()
-    uploads = await filled(state, store)
+    uploads = await filled(redis_client, store)
     for number in range(100):
         store.is_open[f"x{number}"] = False
     store.looked_up = 0

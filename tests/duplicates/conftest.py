@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.redis import KINDS, Kind, RedisServer
 from tests.support.server import ServerProcess
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.duplicate_index import DuplicateIndex
 
 
@@ -32,18 +32,18 @@ def redis(shared_redis: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def state(redis: RedisServer) -> AsyncIterator[State]:
+async def redis_client(redis: RedisServer) -> AsyncIterator[RedisClient]:
     """The way to it."""
-    connected = State(redis.url, timeout=20)
+    connected = RedisClient(redis.url, timeout=20)
     await connected.start()
     yield connected
     await connected.stop()
 
 
 @pytest.fixture
-def index(state: State) -> DuplicateIndex:
+def index(redis_client: RedisClient) -> DuplicateIndex:
     """The index of duplicates in it."""
-    return DuplicateIndex(state)
+    return DuplicateIndex(redis_client)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.duplicates.uploads import LENGTH, STUDY, House, backdate, eventually,
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
 from tusd_py.events.model import Reject
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 
 DAY = 86_400.0
@@ -29,12 +29,12 @@ class Impatient(Duplicates):
 
 
 @pytest.fixture
-async def make_house(state: State) -> AsyncIterator[MakeHouse]:
-    """`make_house(**settings)`: a started hook. Several share the state, and `there` if it is passed on."""
+async def make_house(redis_client: RedisClient) -> AsyncIterator[MakeHouse]:
+    """`make_house(**settings)`: a started hook. Several share the Redis client, and `there` if it is passed on."""
     async with AsyncExitStack() as houses:
 
-        async def make(*, of: State | None = None, **settings: object) -> House:
-            house = House(Impatient(), of or state, Settings.model_validate(settings))
+        async def make(*, of: RedisClient | None = None, **settings: object) -> House:
+            house = House(Impatient(), of or redis_client, Settings.model_validate(settings))
             await house.start()
             houses.push_async_callback(house.hook.stop)
             return house
@@ -443,25 +443,25 @@ async def test_finished_sees_what_was_finished_a_moment_ago(make_house: MakeHous
 
 
 @pytest.fixture
-async def own_state(own_redis: RedisServer) -> AsyncIterator[State]:
+async def own_redis_client(own_redis: RedisServer) -> AsyncIterator[RedisClient]:
     """The way to a Redis that this test may stop."""
-    state = State(own_redis.url, timeout=20.0)
-    await state.start()
-    yield state
-    await state.stop()
+    redis_client = RedisClient(own_redis.url, timeout=20.0)
+    await redis_client.start()
+    yield redis_client
+    await redis_client.stop()
 
 
-async def back(state: State) -> None:
-    await eventually(lambda: state.available, "Redis to be back")
+async def back(redis_client: RedisClient) -> None:
+    await eventually(lambda: redis_client.available, "Redis to be back")
 
 
 async def test_while_redis_is_away_uploads_pass_unchecked(
     make_house: MakeHouse,
     own_redis: RedisServer,
-    own_state: State,
+    own_redis_client: RedisClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     await house.create()
     caplog.set_level(logging.INFO, "tusd_hooks")
     own_redis.stop()
@@ -469,7 +469,7 @@ async def test_while_redis_is_away_uploads_pass_unchecked(
         await house.create()
     assert house.counters.duplicates == {"new": 1, "unchecked": 3}
     own_redis.start()
-    await back(own_state)
+    await back(own_redis_client)
     assert (await refused(house.create())).status == 409
     said = [record for record in caplog.records if record.name.startswith("tusd_hooks")]
     names = ["duplicates unknown", "duplicates known again", "duplicate refused"]
@@ -478,9 +478,9 @@ async def test_while_redis_is_away_uploads_pass_unchecked(
 
 
 async def test_while_redis_is_away_uploads_may_be_refused(
-    make_house: MakeHouse, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state, duplicates_when_unavailable="refuse")
+    house = await make_house(of=own_redis_client, duplicates_when_unavailable="refuse")
     own_redis.stop()
     refusal = await refused(house.create())
     assert refusal.status == 503
@@ -489,21 +489,21 @@ async def test_while_redis_is_away_uploads_may_be_refused(
     await house.create({})
     assert house.counters.duplicates == {"unavailable": 1}
     own_redis.start()
-    await back(own_state)
+    await back(own_redis_client)
     await house.create()
 
 
 async def test_a_redis_that_was_slow_keeps_no_reservation_of_what_was_refused(
-    make_house: MakeHouse, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state, duplicates_when_unavailable="refuse")
+    house = await make_house(of=own_redis_client, duplicates_when_unavailable="refuse")
     await house.create({"study": b"0"})
-    own_state.timeout = 1.0
+    own_redis_client.timeout = 1.0
     own_redis.pause()
     assert (await refused(house.create())).status == 503
-    own_state.timeout = 20.0
+    own_redis_client.timeout = 20.0
     own_redis.resume()
-    await back(own_state)
+    await back(own_redis_client)
     await eventually(lambda: len(remembered(own_redis)) == 1, "the release")
     await house.create()
 
@@ -511,11 +511,11 @@ async def test_a_redis_that_was_slow_keeps_no_reservation_of_what_was_refused(
 async def test_refusals_leave_nothing_to_be_told(
     make_house: MakeHouse,
     own_redis: RedisServer,
-    own_state: State,
+    own_redis_client: RedisClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Clients that try again and again shall not crowd out what Redis has to be told."""
-    house = await make_house(of=own_state, duplicates_when_unavailable="refuse")
+    house = await make_house(of=own_redis_client, duplicates_when_unavailable="refuse")
     own_redis.stop()
     for _ in range(20):
         assert (await refused(house.create())).status == 503
@@ -525,14 +525,14 @@ async def test_refusals_leave_nothing_to_be_told(
 
 
 async def test_a_finished_upload_is_in_the_way_even_if_redis_goes_at_that_moment(
-    own_redis: RedisServer, own_state: State
+    own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
     class Going(House):
         async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
             own_redis.stop()
             return LENGTH, True
 
-    house = Going(Impatient(), own_state, Settings())
+    house = Going(Impatient(), own_redis_client, Settings())
     await house.start()
     await house.create()
     assert problem(await refused(house.create()))["state"] == "complete"
@@ -540,9 +540,9 @@ async def test_a_finished_upload_is_in_the_way_even_if_redis_goes_at_that_moment
 
 
 async def test_what_redis_missed_it_is_told_later_and_in_order(
-    make_house: MakeHouse, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     finished, removed, both, gone = [
         await house.create({"study": name}) for name in (b"a", b"b", b"c", b"d")
     ]
@@ -554,21 +554,21 @@ async def test_what_redis_missed_it_is_told_later_and_in_order(
     await house.terminate(both)
     await house.terminate(gone)
     own_redis.start()
-    await back(own_state)
+    await back(own_redis_client)
     await eventually(lambda: remembered(own_redis) == [(finished, "complete")], "all changes")
 
 
 async def test_what_happens_after_an_outage_comes_after_what_happened_in_it(
-    make_house: MakeHouse, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     house.hook.retry_interval = 3600.0
     await house.start()
     upload = await house.create()
     own_redis.stop()
     await house.finish(upload)
     own_redis.start()
-    await back(own_state)
+    await back(own_redis_client)
     await house.terminate(upload)
     assert remembered(own_redis) == [(upload, "pending")]
     other = await house.create({"study": b"18"})
@@ -576,16 +576,16 @@ async def test_what_happens_after_an_outage_comes_after_what_happened_in_it(
 
 
 async def test_at_the_end_it_is_tried_once_more(
-    make_house: MakeHouse, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     house.hook.retry_interval = 3600.0
     await house.start()
     upload = await house.create()
     own_redis.stop()
     await house.terminate(upload)
     own_redis.start()
-    await back(own_state)
+    await back(own_redis_client)
     await house.hook.stop()
     assert remembered(own_redis) == []
 
@@ -593,10 +593,10 @@ async def test_at_the_end_it_is_tried_once_more(
 async def test_what_can_never_be_told_is_said(
     make_house: MakeHouse,
     own_redis: RedisServer,
-    own_state: State,
+    own_redis_client: RedisClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     upload = await house.create()
     own_redis.stop()
     await house.terminate(upload)
@@ -605,17 +605,17 @@ async def test_what_can_never_be_told_is_said(
 
 
 async def test_after_an_outage_the_truth_heals_what_was_never_told(
-    make_house: MakeHouse, redis: RedisServer, own_redis: RedisServer, own_state: State
+    make_house: MakeHouse, redis: RedisServer, own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
-    house = await make_house(of=own_state)
+    house = await make_house(of=own_redis_client)
     finished, removed = await house.create(), await house.create({"study": b"18"})
     own_redis.stop()
     await house.finish(finished)
     await house.terminate(removed)
     await house.hook.stop()
     own_redis.start()
-    await back(own_state)
-    successor = await make_house(of=own_state)
+    await back(own_redis_client)
+    successor = await make_house(of=own_redis_client)
     successor.there = house.there
     backdate(own_redis, 60)
     assert problem(await refused(successor.create()))["state"] == "complete"

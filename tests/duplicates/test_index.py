@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.redis import RedisServer
 from tests.support.waiting import wait_until
-from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.duplicate_index import CAPACITY, Claim, DuplicateIndex, Record
 
 PRINT = "5" * 64
@@ -204,12 +204,12 @@ async def test_odd_text_comes_back_as_it_was(index: DuplicateIndex) -> None:
 
 
 async def test_a_scan_finds_all_of_this_prefix_and_nothing_else(
-    state: State, redis: RedisServer
+    redis_client: RedisClient, redis: RedisServer
 ) -> None:
-    odd = State(redis.url, prefix="a[b]*?:", timeout=20)
+    odd = RedisClient(redis.url, prefix="a[b]*?:", timeout=20)
     await odd.start()
     other = DuplicateIndex(odd)
-    index = DuplicateIndex(state)
+    index = DuplicateIndex(redis_client)
     expected = {f"{number:064x}": f"u{number}" for number in range(1200)}
     await asyncio.gather(
         *(index.reserve(name, claim(upload), lasts=LASTS) for name, upload in expected.items())
@@ -241,9 +241,9 @@ async def test_each_change_is_one_script(index: DuplicateIndex, redis: RedisServ
 
 
 async def test_a_redis_that_is_away_is_said_so(tmp_path: Path) -> None:
-    state = State(f"unix://{tmp_path}/none.sock")
-    await state.start()
-    index = DuplicateIndex(state)
+    redis_client = RedisClient(f"unix://{tmp_path}/none.sock")
+    await redis_client.start()
+    index = DuplicateIndex(redis_client)
     for step in (
         index.reserve(PRINT, claim("a"), lasts=LASTS),
         index.complete(PRINT, claim("a"), lasts=LASTS),
@@ -253,7 +253,7 @@ async def test_a_redis_that_is_away_is_said_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(RedisUnavailable):
             await step
-    await state.stop()
+    await redis_client.stop()
 
 
 async def test_a_value_that_somebody_else_wrote_is_an_error_and_stays(

@@ -14,7 +14,7 @@ from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
 from tusd_py.events.model import Event, EventType, HookContext, Reject, RequestView, UploadView
 from tusd_py.metrics.counters import Counters
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 
@@ -29,7 +29,7 @@ class House:
     """A hook, and the storage that it asks: bytes that an upload has, and whether it is finished, by id."""
 
     hook: Duplicates
-    state: State | None
+    redis_client: RedisClient | None
     settings: Settings
     there: dict[str, tuple[int, bool]] = field(default_factory=dict)
     views: dict[str, UploadView] = field(default_factory=dict)
@@ -38,7 +38,9 @@ class House:
     counters: Counters = field(default_factory=Counters)
 
     async def start(self) -> None:
-        await self.hook.start(HookContext(self.settings, self.state, self.offset_of, self.counters))
+        await self.hook.start(
+            HookContext(self.settings, self.redis_client, self.offset_of, self.counters)
+        )
 
     async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
         self.asked.append(upload_id)

@@ -17,7 +17,7 @@ from tusd_py.locks.lua import ACQUIRE, FORGOTTEN, RELEASE, RENEW
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.redis import Script, State
+from tusd_py.redis import RedisClient, Script
 
 LEASE = 60.0
 """Seconds: nothing is lost, nor renewed, because a test stood still."""
@@ -62,10 +62,10 @@ async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
         async def make(
             *, lease: float = LEASE, timeout: float = TIMEOUT, patience: float = 60.0
         ) -> RedisLocks:
-            state = State(redis_server.url, timeout=timeout)
-            await state.start()
-            stack.push_async_callback(state.stop)
-            locks = RedisLocks(state, lease=lease, patience=patience)
+            redis_client = RedisClient(redis_server.url, timeout=timeout)
+            await redis_client.start()
+            stack.push_async_callback(redis_client.stop)
+            locks = RedisLocks(redis_client, lease=lease, patience=patience)
             stack.push_async_callback(locks.stop)
             return locks
 
@@ -78,22 +78,22 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
     async with AsyncExitStack() as stack:
 
         async def make(*, lease: float = LEASE, timeout: float = TIMEOUT) -> FallbackLocks:
-            state = State(redis_server.url, timeout=timeout)
-            await state.start()
-            stack.push_async_callback(state.stop)
-            locks = shared(state, tmp_path / "locks", lease=lease)
+            redis_client = RedisClient(redis_server.url, timeout=timeout)
+            await redis_client.start()
+            stack.push_async_callback(redis_client.stop)
+            locks = shared(redis_client, tmp_path / "locks", lease=lease)
             stack.push_async_callback(locks.stop)
             return locks
 
         yield make
 
 
-def shared(state: State, path: Path, *, lease: float = LEASE) -> FallbackLocks:
-    granting = RedisLocks(state, lease=lease, patience=0)
+def shared(redis_client: RedisClient, path: Path, *, lease: float = LEASE) -> FallbackLocks:
+    granting = RedisLocks(redis_client, lease=lease, patience=0)
     directory = path.with_name("epochs")
     directory.mkdir(exist_ok=True)
     epochs = Epochs(str(directory), is_local=True)
-    return FallbackLocks(granting, OfdLocks(str(path)), epochs, state)
+    return FallbackLocks(granting, OfdLocks(str(path)), epochs, redis_client)
 
 
 @pytest.fixture(
@@ -112,20 +112,21 @@ async def both(
         return
     server = RedisServer(tmp_path / "redis", kind="redis" if kind == "two on redis" else "valkey")
     with server:
-        states = [
-            State(server.url, timeout=TIMEOUT) for _ in range(1 if kind == "one process" else 2)
+        redis_clients = [
+            RedisClient(server.url, timeout=TIMEOUT)
+            for _ in range(1 if kind == "one process" else 2)
         ]
-        for state in states:
-            await state.start()
+        for redis_client in redis_clients:
+            await redis_client.start()
         if kind == "two that share files":
-            managers = [shared(state, tmp_path / "locks") for state in states]
+            managers = [shared(redis_client, tmp_path / "locks") for redis_client in redis_clients]
         else:
-            managers = [RedisLocks(state, lease=LEASE) for state in states]
+            managers = [RedisLocks(redis_client, lease=LEASE) for redis_client in redis_clients]
         yield managers[0], managers[-1]
         for manager in managers:
             await manager.stop()
-        for state in states:
-            await state.stop()
+        for redis_client in redis_clients:
+            await redis_client.stop()
 
 
 @pytest.fixture

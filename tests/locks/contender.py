@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 TASKS = 4
 
@@ -27,13 +27,13 @@ async def add(locks: RedisLocks, file: Path, additions: int) -> None:
 
 
 async def main(url: str, file: str, additions: str) -> None:
-    state = State(url, timeout=20)
-    await state.start()
-    locks = RedisLocks(state, lease=60)
+    redis_client = RedisClient(url, timeout=20)
+    await redis_client.start()
+    locks = RedisLocks(redis_client, lease=60)
     each = int(additions) // TASKS
     await asyncio.gather(*(add(locks, Path(file), each) for _ in range(TASKS)))
     await locks.stop()
-    await state.stop()
+    await redis_client.stop()
 
 
 if __name__ == "__main__":

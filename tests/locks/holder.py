@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tusd_py.locks.redis import RedisLease, RedisLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 
 def say(text: object) -> None:
@@ -29,9 +29,9 @@ async def write(journal: Path, lease: RedisLease) -> None:
 
 
 async def main(url: str, upload_id: str, duration: str, journal: str = "") -> None:
-    state = State(url, timeout=20)
-    await state.start()
-    locks = RedisLocks(state, lease=float(duration))
+    redis_client = RedisClient(url, timeout=20)
+    await redis_client.start()
+    locks = RedisLocks(redis_client, lease=float(duration))
     lease = await locks.acquire(upload_id, timeout=30)
     lease.on_requested(lambda: say("asked"))
     writing = asyncio.create_task(write(Path(journal or os.devnull), lease))
@@ -44,7 +44,7 @@ async def main(url: str, upload_id: str, duration: str, journal: str = "") -> No
             say("released")
     writing.cancel()
     await locks.stop()
-    await state.stop()
+    await redis_client.stop()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tusd_py.locks import redis
 from tusd_py.locks.base import LocksUnavailable, LockTimeout
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 
 async def listening(server: RedisServer, count: int) -> None:
@@ -251,10 +251,10 @@ async def test_holders_end_before_their_lease_does_when_redis_is_away(
     lease = await locks.acquire("study", timeout=10)
     waiting = asyncio.create_task(locks.acquire("study", timeout=100, ask=False))
     event = asked(lease)
-    locks._state.timeout = 0.3
+    locks._redis.timeout = 0.3
     redis_server.pause()
     began = time.monotonic()
-    await until(lambda: not locks._state.available, "a renewal that fails")
+    await until(lambda: not locks._redis.available, "a renewal that fails")
     assert lease.is_held()
     held, now = 0.0, began
     while lease.is_held():
@@ -265,7 +265,7 @@ async def test_holders_end_before_their_lease_does_when_redis_is_away(
         await event.wait()
     assert held < 6
     # It goes on by itself when Redis is there again.
-    locks._state.timeout = TIMEOUT
+    locks._redis.timeout = TIMEOUT
     redis_server.resume()
     await lease.release()
     async with asyncio.timeout(60):
@@ -278,10 +278,10 @@ async def test_what_could_not_be_let_go_of_is_let_go_of_later(
     here, there = await make_locks(lease=30), await make_locks(lease=30)
     lease = await here.acquire("study", timeout=10)
     again = await here.acquire("other", timeout=10)
-    here._state.timeout = 0.3
+    here._redis.timeout = 0.3
     redis_server.pause()
     await asyncio.gather(lease.release(), again.release())
-    here._state.timeout = TIMEOUT
+    here._redis.timeout = TIMEOUT
     redis_server.resume()
     # Its own process knows better than Redis.
     await (await here.acquire("study", timeout=10)).release()
@@ -341,15 +341,15 @@ async def test_its_keys_may_be_in_a_cluster(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", options=options) as server:
         server.command("CLUSTER", "ADDSLOTS", *range(16384))
         await until(lambda: b"state:ok" in _bytes(server, "CLUSTER", "INFO"), "the cluster")
-        state = State(server.url, timeout=TIMEOUT)
-        await state.start()
-        locks = RedisLocks(state)
+        redis_client = RedisClient(server.url, timeout=TIMEOUT)
+        await redis_client.start()
+        locks = RedisLocks(redis_client)
         lease = await locks.acquire("a}{b/study", timeout=10)
         with pytest.raises(LockTimeout):
             await locks.acquire("a}{b/study", timeout=0)
         await lease.release()
         await locks.stop()
-        await state.stop()
+        await redis_client.stop()
 
 
 def _bytes(server: RedisServer, *command: str) -> bytes:

@@ -111,7 +111,7 @@ async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
     here, there = await make_shared(lease=8.0), await make_shared(lease=8.0)
     holder = await here.acquire("study", timeout=60)
     wanted = asked(holder)
-    await there._state.client.flushall()
+    await there._redis_client.client.flushall()
     newcomer = asyncio.create_task(there.acquire("study", timeout=60))
     async with asyncio.timeout(30):
         await wanted.wait()
@@ -129,7 +129,7 @@ async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
 async def lost(here: FallbackLocks, there: FallbackLocks) -> tuple[FallbackLease, FallbackLease]:
     """A holder that does not release, and the newcomer that gave it up."""
     holder = await here.acquire("study", timeout=60)
-    await there._state.client.flushall()
+    await there._redis_client.client.flushall()
     async with asyncio.timeout(60):
         return holder, await there.acquire("study", timeout=50)
 
@@ -162,7 +162,7 @@ async def test_a_holder_that_does_not_release_is_given_up_and_changes_nothing_fr
 async def test_a_holder_is_not_given_up_in_the_middle_of_a_change(make_shared: MakeShared) -> None:
     here, there = await make_shared(lease=2.0), await make_shared(lease=2.0)
     holder = await here.acquire("study", timeout=60)
-    await there._state.client.flushall()
+    await there._redis_client.client.flushall()
     with holder.fence():
         with pytest.raises(LockTimeout):
             await there.acquire("study", timeout=3)
@@ -185,7 +185,7 @@ async def test_nobody_is_given_up_without_redis_nor_by_those_who_do_not_ask(
 ) -> None:
     here, there = await make_shared(lease=0.5), await make_shared(lease=0.5)
     holder = await here.acquire("study", timeout=60)
-    await there._state.client.flushall()
+    await there._redis_client.client.flushall()
     with pytest.raises(LockTimeout):
         await there.acquire("study", timeout=1.0, ask=False)
     redis_server.kill9()
@@ -207,7 +207,7 @@ async def test_of_two_that_give_a_holder_up_one_gets_the_upload(make_shared: Mak
 
     comers = []
     for locks in (there, elsewhere):
-        await there._state.client.flushall()
+        await there._redis_client.client.flushall()
         comers.append(asyncio.create_task(come(locks)))
         await queued(comers[-1], 0.5)  # type: ignore[arg-type]
     await until(lambda: bool(leases), "the first")
@@ -239,8 +239,8 @@ async def test_when_redis_is_back_who_held_without_it_is_waited_for(
     newcomers = here if same else there
     lease: Lease = await newcomers.acquire("other", timeout=60)
     await lease.release()
-    for state in (here._state, there._state):
-        await until(lambda state=state: state.available, "Redis to be back")  # type: ignore[misc]
+    for redis_client in (here._redis_client, there._redis_client):
+        await until(lambda redis_client=redis_client: redis_client.available, "Redis to be back")  # type: ignore[misc]
     with pytest.raises(LockTimeout):
         await newcomers.acquire("study", timeout=0, ask=False)
     newcomer = asyncio.create_task(newcomers.acquire("study", timeout=60))
@@ -344,7 +344,7 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
         await until(lambda before=before: without_redis > before + 50, "locks without it")  # type: ignore[misc]
         await asyncio.to_thread(redis_server.start)
         for locks in processes:
-            await until(lambda locks=locks: locks._state.available, "Redis to be back")  # type: ignore[misc]
+            await until(lambda locks=locks: locks._redis_client.available, "Redis to be back")  # type: ignore[misc]
     stop.set()
     await asyncio.gather(*comers)
 

@@ -1,4 +1,4 @@
-"""Fixtures: a real server of each kind, states that are connected to it, and the log."""
+"""Fixtures: a real server of each kind, clients that are connected to it, and the log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis import KINDS, Kind, RedisServer
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 TIMEOUT = 20.0
 """Seconds that a command may take, until the server is stopped in its tracks: then a test gives less."""
@@ -40,16 +40,16 @@ class Connections:
         timeout: float = TIMEOUT,
         on_failure: Callable[[], None] | None = None,
         memory: Path | None = None,
-    ) -> State:
-        state = State(url, timeout=timeout, on_failure=on_failure, memory=memory)
-        await state.start()
-        self._stack.push_async_callback(state.stop)
-        return state
+    ) -> RedisClient:
+        redis_client = RedisClient(url, timeout=timeout, on_failure=on_failure, memory=memory)
+        await redis_client.start()
+        self._stack.push_async_callback(redis_client.stop)
+        return redis_client
 
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connections]:
-    """``await connect(url, …)``: a started State."""
+    """``await connect(url, …)``: a started RedisClient."""
     async with AsyncExitStack() as stack:
         yield Connections(stack)
 

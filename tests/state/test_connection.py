@@ -11,7 +11,7 @@ import pytest
 
 from tests.state.conftest import TIMEOUT, Connections, Log, until
 from tests.support.redis import RedisServer
-from tusd_py.redis import Part, RedisUnavailable, Script, State
+from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 
 ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
 BROKEN = Script("broken", "return redis.call('LPUSH', KEYS[1], 1)")
@@ -19,23 +19,23 @@ LONG = Script("long", "local n = 0 for i = 1, 1e5 do n = n + 1 end return n")
 
 
 async def test_answers_are_what_redis_says(redis_server: RedisServer, connect: Connections) -> None:
-    state = await connect(redis_server.url)
-    assert state.available
-    assert await state.command("SET", "tusd:a", b"\xff\x00") == b"OK"
-    assert await state.command("GET", "tusd:a") == b"\xff\x00"
-    assert await state.command("GET", "tusd:none") is None
-    assert await state.command("EXISTS", "tusd:a") == 1
-    assert await state.run(ECHO, ["tusd:ä"], [1.5]) == ["tusd:ä".encode(), b"1.5"]
+    redis_client = await connect(redis_server.url)
+    assert redis_client.available
+    assert await redis_client.command("SET", "tusd:a", b"\xff\x00") == b"OK"
+    assert await redis_client.command("GET", "tusd:a") == b"\xff\x00"
+    assert await redis_client.command("GET", "tusd:none") is None
+    assert await redis_client.command("EXISTS", "tusd:a") == 1
+    assert await redis_client.run(ECHO, ["tusd:ä"], [1.5]) == ["tusd:ä".encode(), b"1.5"]
 
 
 async def test_a_script_that_redis_does_not_know_is_loaded_once(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
+    redis_client = await connect(redis_server.url)
     redis_server.command("SCRIPT", "FLUSH")
     redis_server.reset_counts()
     for _ in range(3):
-        await state.run(ECHO, ["tusd:a"], ["b"])
+        await redis_client.run(ECHO, ["tusd:a"], ["b"])
     counts = redis_server.counts()
     assert counts["eval"] == 1
     assert counts["evalsha"] == 3
@@ -44,7 +44,7 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(
 async def test_a_script_runs_for_many_in_one_go(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
+    redis_client = await connect(redis_server.url)
     redis_server.command("SCRIPT", "FLUSH")
     calls: list[tuple[list[str], list[Part]]] = [
         ([f"tusd:{number}"], [number]) for number in range(50)
@@ -52,46 +52,48 @@ async def test_a_script_runs_for_many_in_one_go(
     expected = [[f"tusd:{number}".encode(), b"%d" % number] for number in range(50)]
     # Whether Redis knows the script or not.
     for _ in range(2):
-        assert await state.run_each(ECHO, calls) == expected
-    assert await state.run_each(ECHO, []) == []
+        assert await redis_client.run_each(ECHO, calls) == expected
+    assert await redis_client.run_each(ECHO, []) == []
 
 
 async def test_one_of_many_that_fails_is_told_and_the_connection_goes_on(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
+    redis_client = await connect(redis_server.url)
     redis_server.command("SET", "tusd:text", "x")
     for _ in range(2):
         with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
-            await state.run_each(BROKEN, [(["tusd:a"], []), (["tusd:text"], []), (["tusd:b"], [])])
-        assert await state.command("GET", "tusd:text") == b"x"
-    assert state.available
-    state.timeout = 0.5
+            await redis_client.run_each(
+                BROKEN, [(["tusd:a"], []), (["tusd:text"], []), (["tusd:b"], [])]
+            )
+        assert await redis_client.command("GET", "tusd:text") == b"x"
+    assert redis_client.available
+    redis_client.timeout = 0.5
     redis_server.pause()
     with pytest.raises(RedisUnavailable):
-        await state.run_each(ECHO, [(["tusd:a"], ["a"])] * 3)
-    state.timeout = TIMEOUT
+        await redis_client.run_each(ECHO, [(["tusd:a"], ["a"])] * 3)
+    redis_client.timeout = TIMEOUT
     redis_server.resume()
-    await until(lambda: state.available, "Redis to be back")
-    assert await state.run_each(ECHO, [(["tusd:a"], ["b"])]) == [[b"tusd:a", b"b"]]
+    await until(lambda: redis_client.available, "Redis to be back")
+    assert await redis_client.run_each(ECHO, [(["tusd:a"], ["b"])]) == [[b"tusd:a", b"b"]]
 
 
 async def test_running_a_script_is_one_command(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
-    await state.run(ECHO, ["tusd:a"], ["b"])
+    redis_client = await connect(redis_server.url)
+    await redis_client.run(ECHO, ["tusd:a"], ["b"])
     with redis_server.monitor() as seen:
-        await state.run(ECHO, ["tusd:a"], ["b"])
+        await redis_client.run(ECHO, ["tusd:a"], ["b"])
     assert seen == [f"EVALSHA {ECHO.sha} 1 tusd:a b"]
 
 
 async def test_many_at_a_time_share_a_few_connections(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url, timeout=100)
+    redis_client = await connect(redis_server.url, timeout=100)
     answers = await asyncio.gather(
-        *(state.run(ECHO, ["tusd:a"], [number]) for number in range(2000))
+        *(redis_client.run(ECHO, ["tusd:a"], [number]) for number in range(2000))
     )
     assert answers == [[b"tusd:a", b"%d" % number] for number in range(2000)]
     assert len(redis_server.client.client_list()) <= 34
@@ -100,13 +102,14 @@ async def test_many_at_a_time_share_a_few_connections(
 async def test_what_is_asked_at_the_same_moment_goes_together(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
+    redis_client = await connect(redis_server.url)
     before = len(redis_server.client.client_list())
-    answers = await asyncio.gather(*(state.command("INCR", "tusd:a") for _ in range(60)))
+    answers = await asyncio.gather(*(redis_client.command("INCR", "tusd:a") for _ in range(60)))
     assert answers == list(range(1, 61))
     assert len(redis_server.client.client_list()) == before
     assert (
-        await asyncio.gather(*(state.command("GET", "tusd:a") for _ in range(65))) == [b"60"] * 65
+        await asyncio.gather(*(redis_client.command("GET", "tusd:a") for _ in range(65)))
+        == [b"60"] * 65
     )
     assert len(redis_server.client.client_list()) <= before + 1
 
@@ -114,16 +117,16 @@ async def test_what_is_asked_at_the_same_moment_goes_together(
 async def test_of_what_went_together_each_has_its_own_answer(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url)
-    await state.command("SET", "tusd:text", "x")
+    redis_client = await connect(redis_server.url)
+    await redis_client.command("SET", "tusd:text", "x")
     redis_server.command("SCRIPT", "FLUSH")
-    given_up = asyncio.create_task(state.command("INCR", "tusd:a"))
+    given_up = asyncio.create_task(redis_client.command("INCR", "tusd:a"))
     together = asyncio.gather(
-        state.run(ECHO, ["tusd:b"], ["c"]),
-        state.run(BROKEN, ["tusd:text"]),
-        state.command("GET", "tusd:text"),
-        state.command("NONSENSE"),
-        state.command("SET", "tusd:d", [1]),  # type: ignore[arg-type]
+        redis_client.run(ECHO, ["tusd:b"], ["c"]),
+        redis_client.run(BROKEN, ["tusd:text"]),
+        redis_client.command("GET", "tusd:text"),
+        redis_client.command("NONSENSE"),
+        redis_client.command("SET", "tusd:d", [1]),  # type: ignore[arg-type]
         return_exceptions=True,
     )
     await asyncio.sleep(0)
@@ -136,17 +139,17 @@ async def test_of_what_went_together_each_has_its_own_answer(
     assert "unknown command" in str(unknown)
     assert isinstance(unfit, Exception)
     assert given_up.cancelled()
-    assert state.available
+    assert redis_client.available
 
 
 async def test_an_answer_goes_to_who_asked_whoever_gives_up(
     redis_server: RedisServer, connect: Connections
 ) -> None:
-    state = await connect(redis_server.url, timeout=100)
+    redis_client = await connect(redis_server.url, timeout=100)
 
     async def ask(number: int) -> None:
         for _ in range(20):
-            assert await state.run(ECHO, ["tusd:a"], [number]) == [b"tusd:a", b"%d" % number]
+            assert await redis_client.run(ECHO, ["tusd:a"], [number]) == [b"tusd:a", b"%d" % number]
 
     tasks = [asyncio.create_task(ask(number)) for number in range(100)]
     for number, task in enumerate(tasks):
@@ -155,40 +158,40 @@ async def test_an_answer_goes_to_who_asked_whoever_gives_up(
             task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results} == {type(None), asyncio.CancelledError}
-    assert state.available
+    assert redis_client.available
 
 
 async def test_a_mistake_of_ours_is_told_and_redis_goes_on_being_used(
     redis_server: RedisServer, connect: Connections, log: Log
 ) -> None:
-    state = await connect(redis_server.url)
-    await state.command("SET", "tusd:a", "text")
+    redis_client = await connect(redis_server.url)
+    await redis_client.command("SET", "tusd:a", "text")
     for _ in range(3):
         with pytest.raises(RedisUnavailable, match=r"broken: .*WRONGTYPE"):
-            await state.run(BROKEN, ["tusd:a"])
-    assert state.available
+            await redis_client.run(BROKEN, ["tusd:a"])
+    assert redis_client.available
     assert log.names() == ["redis error"]
     assert log.fields("redis error")["command"] == "broken"
-    assert await state.command("GET", "tusd:a") == b"text"
+    assert await redis_client.command("GET", "tusd:a") == b"text"
 
 
 async def test_nothing_is_left_open(redis_server: RedisServer) -> None:
-    state = State(redis_server.url, timeout=TIMEOUT)
-    await state.start()
-    await asyncio.gather(*(state.command("PING") for _ in range(10)))
-    await state.stop()
-    assert not state.available
+    redis_client = RedisClient(redis_server.url, timeout=TIMEOUT)
+    await redis_client.start()
+    await asyncio.gather(*(redis_client.command("PING") for _ in range(10)))
+    await redis_client.stop()
+    assert not redis_client.available
     with pytest.raises(RedisUnavailable):
-        await state.command("PING")
+        await redis_client.command("PING")
     await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
 
 
 async def test_commands_that_run_while_it_stops_end(redis_server: RedisServer) -> None:
-    state = State(redis_server.url, timeout=TIMEOUT)
-    await state.start()
-    running = [asyncio.create_task(state.run(LONG, ["tusd:a"])) for _ in range(40)]
+    redis_client = RedisClient(redis_server.url, timeout=TIMEOUT)
+    await redis_client.start()
+    running = [asyncio.create_task(redis_client.run(LONG, ["tusd:a"])) for _ in range(40)]
     await asyncio.sleep(0)
-    await state.stop()
+    await redis_client.stop()
     for result in await asyncio.gather(*running, return_exceptions=True):
         assert isinstance(result, int | RedisUnavailable)
     await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
@@ -197,21 +200,21 @@ async def test_commands_that_run_while_it_stops_end(redis_server: RedisServer) -
 async def test_a_connection_that_was_closed_while_idle_is_not_noticed_by_callers(
     redis_server: RedisServer, connect: Connections, log: Log
 ) -> None:
-    state = await connect(redis_server.url)
-    await asyncio.gather(*(state.command("PING") for _ in range(5)))
+    redis_client = await connect(redis_server.url)
+    await asyncio.gather(*(redis_client.command("PING") for _ in range(5)))
     redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     await until(lambda: len(redis_server.client.client_list()) == 1, "the connections to close")
     # The loop has its turn.
     await asyncio.sleep(0.05)
     for _ in range(5):
-        assert await state.command("PING") == b"PONG"
+        assert await redis_client.command("PING") == b"PONG"
     assert log.names() == []
 
 
 async def test_a_password_over_tcp_and_a_database(tmp_path: Path, connect: Connections) -> None:
     with RedisServer(tmp_path / "redis", tcp=True, password="p@ss:w/rd?#") as server:
-        state = await connect(server.url.removesuffix("/0") + "/3")
-        await state.command("SET", "tusd:a", 1)
+        redis_client = await connect(server.url.removesuffix("/0") + "/3")
+        await redis_client.command("SET", "tusd:a", 1)
         assert server.command("GET", "tusd:a") is None
         server.command("SELECT", 3)
         assert server.command("GET", "tusd:a") == b"1"
@@ -248,9 +251,9 @@ async def test_tls(
     server.options += ["--port", "0"]
     with server:
         url = f"rediss://127.0.0.1:{plain}"
-        state = await connect(f"{url}?ssl_ca_certs={certificate[0]}")
-        assert state.available
-        assert await state.run(ECHO, ["tusd:a"], ["b"]) == [b"tusd:a", b"b"]
+        redis_client = await connect(f"{url}?ssl_ca_certs={certificate[0]}")
+        assert redis_client.available
+        assert await redis_client.run(ECHO, ["tusd:a"], ["b"]) == [b"tusd:a", b"b"]
         unchecked = await connect(f"{url}?ssl_cert_reqs=none")
         assert unchecked.available
         assert log.names() == []
@@ -267,8 +270,8 @@ async def test_a_redis_that_was_emptied_is_noticed(
     redis_server: RedisServer, connect: Connections, log: Log, tmp_path: Path
 ) -> None:
     memory = tmp_path / "known"
-    state = await connect(redis_server.url, memory=memory)
-    await state.stop()
+    redis_client = await connect(redis_server.url, memory=memory)
+    await redis_client.stop()
     again = await connect(redis_server.url, memory=memory)
     await again.stop()
     assert log.names() == []
@@ -281,18 +284,18 @@ async def test_a_redis_that_was_emptied_is_noticed(
 async def test_a_restart_that_loses_the_data_is_noticed(
     redis_server: RedisServer, connect: Connections, log: Log
 ) -> None:
-    state = await connect(redis_server.url)
+    redis_client = await connect(redis_server.url)
     redis_server.kill9()
     with pytest.raises(RedisUnavailable):
-        await state.command("PING")
+        await redis_client.command("PING")
     redis_server.start()
-    await until(lambda: state.available, "Redis to be back")
+    await until(lambda: redis_client.available, "Redis to be back")
     assert "redis emptied" in log.names()
 
 
 async def test_a_memory_that_cannot_be_written_is_no_reason_to_fail(
     redis_server: RedisServer, connect: Connections, log: Log, tmp_path: Path
 ) -> None:
-    state = await connect(redis_server.url, memory=tmp_path / "missing" / "known")
-    assert state.available
+    redis_client = await connect(redis_server.url, memory=tmp_path / "missing" / "known")
+    assert redis_client.available
     assert log.names() == ["cannot remember"]

@@ -25,7 +25,7 @@ from tests.state.conftest import PATIENCE, TIMEOUT, Connections, Log, until
 from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
 from tests.support.waiting import wait_until
-from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.embedded import binaries, sockets
 from tusd_py.redis.embedded import watchdog as guardian
 from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError
@@ -344,26 +344,26 @@ async def test_a_server_that_dies_is_started_again_and_nothing_is_lost(
     engine: Kind, tmp_path: Path, embedded: Places, connect: Connections, log: Log
 ) -> None:
     place = embedded(tmp_path)
-    state = await connect(await asyncio.to_thread(place.start))
+    redis_client = await connect(await asyncio.to_thread(place.start))
     watching = asyncio.create_task(place.watch())
-    await state.command("SET", "tusd:a", 1)
+    await redis_client.command("SET", "tusd:a", 1)
     with client(place.start()) as redis:
         wait_for_file(redis)
     for deaths in (1, 2):
         os.kill(pid(place), signal.SIGKILL)
         await until(lambda: log.names().count("embedded redis started") > deaths, "another server")  # noqa: B023
-        assert await answer(state) == b"1"
+        assert await answer(redis_client) == b"1"
     watching.cancel()
     assert log.names().count("embedded redis died") == 2
     assert "redis emptied" not in log.names()
 
 
-async def answer(state: State) -> object:
+async def answer(redis_client: RedisClient) -> object:
     """What is kept, as soon as Redis tells."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(RedisUnavailable):
-                return await state.command("GET", "tusd:a")
+                return await redis_client.command("GET", "tusd:a")
             await asyncio.sleep(0.005)
 
 
@@ -371,17 +371,17 @@ async def test_a_server_that_is_stopped_is_not_started_again(
     engine: Kind, tmp_path: Path, embedded: Places, connect: Connections
 ) -> None:
     place = embedded(tmp_path)
-    state = await connect(await asyncio.to_thread(place.start))
+    redis_client = await connect(await asyncio.to_thread(place.start))
     watching = asyncio.create_task(place.watch())
-    await state.command("SET", "tusd:a", 1)
+    await redis_client.command("SET", "tusd:a", 1)
     running = pid(place)
     os.kill(running, signal.SIGSTOP)
-    state.timeout = 0.3
+    redis_client.timeout = 0.3
     with pytest.raises(RedisUnavailable):
-        await state.command("GET", "tusd:a")
-    state.timeout = TIMEOUT
+        await redis_client.command("GET", "tusd:a")
+    redis_client.timeout = TIMEOUT
     os.kill(running, signal.SIGCONT)
-    assert await answer(state) == b"1"
+    assert await answer(redis_client) == b"1"
     assert pid(place) == running
     watching.cancel()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.settings.redis_url import Address, parse
 
 
@@ -89,5 +89,5 @@ def test_an_address_is_shown_without_the_password() -> None:
 
 def test_a_state_is_not_made_for_a_wrong_url() -> None:
     with pytest.raises(ValueError, match="the host is missing"):
-        State("redis://")
-    State("redis://127.0.0.1:1")
+        RedisClient("redis://")
+    RedisClient("redis://127.0.0.1:1")

@@ -15,7 +15,7 @@ from tusd_py import background
 from tusd_py.background import keep_running, spawn
 from tusd_py.locks.redis import RedisLocks
 from tusd_py.metrics.prometheus import Metrics
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 GUARD = 60.0
 
@@ -117,7 +117,7 @@ def test_leases_are_renewed_again_after_a_failure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(RedisLocks, "_listen", listen)
 
     async def work() -> None:
-        locks = RedisLocks(State("redis://127.0.0.1:1/0", prefix="x", timeout=1.0), lease=1.0)
+        locks = RedisLocks(RedisClient("redis://127.0.0.1:1/0", prefix="x", timeout=1.0), lease=1.0)
         locks._start()
         await again.wait()
 

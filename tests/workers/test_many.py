@@ -25,7 +25,7 @@ from tusd_py.locks.base import UNFENCED, HeldFence, Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks
 from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.store import FileStore
@@ -115,10 +115,10 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
 ) -> None:
     await abandoned(store, 400)
     with RedisServer(tmp_path / "redis") as redis:
-        state = State(redis.url, timeout=30.0)
-        await state.start()
-        locks = RedisLocks(state)
-        upkeep = LocalMaintenance(uploads(store, locks), DueIndex(state))
+        redis_client = RedisClient(redis.url, timeout=30.0)
+        await redis_client.start()
+        locks = RedisLocks(redis_client)
+        upkeep = LocalMaintenance(uploads(store, locks), DueIndex(redis_client))
         seen = 0
 
         async def tell(_expired: Expired) -> None:
@@ -135,12 +135,12 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         assert len(left) == 400 - 3 * 64
         redis.start()
         async with asyncio.timeout(60):
-            while await state.check() is not None:  # noqa: ASYNC110 - nobody tells when it is back
+            while await redis_client.check() is not None:  # noqa: ASYNC110 - nobody tells when it is back
                 await asyncio.sleep(0.02)
         report = await upkeep.sweep("all")
         assert report.expired == len(left)
         await locks.stop()
-        await state.stop()
+        await redis_client.stop()
 
 
 async def test_sweeps_that_overlap_remove_each_upload_once(
@@ -156,21 +156,21 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
     for number in range(100):
         await store.create(UploadInfo(id=f"kept{number}", length=10, created_at=time.time()))
     with RedisServer(tmp_path / "redis") as redis:
-        states = [State(redis.url, timeout=30.0) for _ in range(3)]
-        for state in states:
-            await state.start()
-        locks = [RedisLocks(state) for state in states]
-        hooks = [Hooks([Hook()]) for _ in states]
+        redis_clients = [RedisClient(redis.url, timeout=30.0) for _ in range(3)]
+        for redis_client in redis_clients:
+            await redis_client.start()
+        locks = [RedisLocks(redis_client) for redis_client in redis_clients]
+        hooks = [Hooks([Hook()]) for _ in redis_clients]
         places = [uploads(store, *both) for both in zip(locks, hooks, strict=True)]
         reports = await asyncio.gather(
-            *(sweep(place, registry=DueIndex(states[0])) for place in places)
+            *(sweep(place, registry=DueIndex(redis_clients[0])) for place in places)
         )
         for each in hooks:
             await each.drain()
         for lock in locks:
             await lock.stop()
-        for state in states:
-            await state.stop()
+        for redis_client in redis_clients:
+            await redis_client.stop()
     assert sum(report.expired for report in reports) == COUNT
     assert sum(report.failed for report in reports) == 0
     assert sorted(told) == sorted(f"u{number}" for number in range(COUNT))

@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 from tusd_py.jobs.status import JobsReport, QueueStatus
 from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.metrics.prometheus import Metrics
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
 
 
@@ -40,22 +40,22 @@ def samples(text: str) -> dict[str, float]:
 async def test_what_is_reported_is_told_until_it_is_too_old(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = State(redis.url, timeout=30.0)
-    await state.start()
+    redis_client = RedisClient(redis.url, timeout=30.0)
+    await redis_client.start()
     metrics = Metrics()
-    metrics.jobs = JobsMetrics(state, None, speaks=True)
+    metrics.jobs = JobsMetrics(redis_client, None, speaks=True)
 
     def scraped() -> dict[str, float]:
         return samples(metrics.render(None)[0].decode())
 
     assert scraped()["tusd_redis_up"] == 1
     assert "tusd_workers" not in scraped()
-    registry = DueIndex(state)
+    registry = DueIndex(redis_client)
     await registry.update({"a": 1.0, "b": time.time() + 1000})
     queue = QueueStatus("expiry", waiting=3, running=1, failed=2, oldest=7.5)
     report = JobsReport(time.time(), [queue], workers=2, busy=1, schedule={"sweep-due": 42.0})
-    redis.command("SET", state.keys.jobs(), report.to_json())
-    redis.command("SET", state.keys.scheduler(), time.time())
+    redis.command("SET", redis_client.keys.jobs(), report.to_json())
+    redis.command("SET", redis_client.keys.scheduler(), time.time())
     await metrics.jobs.look()
     found = scraped()
     assert (
@@ -74,14 +74,14 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
         }.items()
     )
     # A scheduler of another version is none.
-    redis.command("SET", state.keys.jobs(), '{"queues": [{"age": 1}]}')
+    redis.command("SET", redis_client.keys.jobs(), '{"queues": [{"age": 1}]}')
     await metrics.jobs.look()
     assert "tusd_workers" not in scraped()
     now = time.monotonic() + 61
     monkeypatch.setattr("tusd_py.metrics.jobs.time.monotonic", lambda: now)
     assert "tusd_registry_uploads" not in scraped()
     assert scraped()["tusd_redis_up"] == 1
-    await state.stop()
+    await redis_client.stop()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append, Content
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.storage.base import UploadGone, UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
@@ -103,18 +103,20 @@ async def race(here: Uploads, there: Uploads, store: FileStore, number: int, liv
     return outcome
 
 
-def locks_of(kind: str, states: list[State], path: Path) -> list[Locks]:
+def locks_of(kind: str, redis_clients: list[RedisClient], path: Path) -> list[Locks]:
     """Two ways to the same locks: those of one process, or of two."""
     if kind == "memory":
         return [MemoryLocks()] * 2
-    each = [RedisLocks(state) for state in states]
+    each = [RedisLocks(redis_client) for redis_client in redis_clients]
     if kind == "redis":
         return list(each)
     directory = path.with_name("epochs")
     directory.mkdir()
     return [
-        FallbackLocks(redis, OfdLocks(str(path)), Epochs(str(directory), is_local=True), state)
-        for redis, state in zip(each, states, strict=True)
+        FallbackLocks(
+            redis, OfdLocks(str(path)), Epochs(str(directory), is_local=True), redis_client
+        )
+        for redis, redis_client in zip(each, redis_clients, strict=True)
     ]
 
 
@@ -126,10 +128,10 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
     store.open()
     rules = UploadPolicy(expire_after=100.0, durability="none")
     with RedisServer(tmp_path / "redis") as redis:
-        states = [State(redis.url, timeout=30.0) for _ in range(2)]
-        for state in states:
-            await state.start()
-        locks = locks_of(kind, states, tmp_path / "locks")
+        redis_clients = [RedisClient(redis.url, timeout=30.0) for _ in range(2)]
+        for redis_client in redis_clients:
+            await redis_client.start()
+        locks = locks_of(kind, redis_clients, tmp_path / "locks")
         here, there = (Uploads(store, each, rules=rules) for each in locks)
         seen: Counter[str] = Counter()
         lives = WINDOW / 2
@@ -140,8 +142,8 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
             lives *= 1.1 if outcome == "410" else 1 / 1.1
         for each in locks:
             await each.stop()
-        for state in states:
-            await state.stop()
+        for redis_client in redis_clients:
+            await redis_client.stop()
     store.close()
     record_property(f"races of a resume with a sweep, locks in {kind}", dict(seen))
     assert set(seen) == {"finished", "410"}

@@ -14,7 +14,7 @@ import pytest
 from tests.support.redis import RedisServer
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance, sweep_alone
-from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
@@ -41,10 +41,10 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def registry(redis: RedisServer) -> AsyncIterator[DueIndex]:
-    state = State(redis.url, timeout=30.0)
-    await state.start()
-    yield DueIndex(state)
-    await state.stop()
+    redis_client = RedisClient(redis.url, timeout=30.0)
+    await redis_client.start()
+    yield DueIndex(redis_client)
+    await redis_client.stop()
 
 
 class Place:

@@ -17,7 +17,7 @@ from tests.workers.test_sweep_command import swept_server
 from tusd_py.events.model import Event, Hooks, RequestView
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
@@ -76,12 +76,12 @@ class House:
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[DueIndex]:
     with RedisServer(tmp_path / "redis") as redis:
-        state = State(redis.url, timeout=30.0)
-        await state.start()
-        made = DueIndex(state)
+        redis_client = RedisClient(redis.url, timeout=30.0)
+        await redis_client.start()
+        made = DueIndex(redis_client)
         await made.mark_whole(whole=True)
         yield made
-        await state.stop()
+        await redis_client.stop()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import Right
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import UploadTokens
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 
 _KEY_FILE = "upload-token.key"
@@ -100,12 +100,12 @@ def upload_tokens(settings: Settings) -> UploadTokens:
 def gate(
     settings: Settings,
     verifier: AccessTokens,
-    state: State,
+    redis: RedisClient,
     *,
     on_revocation: Callable[[], None],
 ) -> Authenticator:
     """The gate. on_revocation: called whenever more became known of what was revoked. Raises ValueError."""
-    revocations = Revocations(state, on_change=on_revocation, kept=settings.revocation_ttl)
+    revocations = Revocations(redis, on_change=on_revocation, kept=settings.revocation_ttl)
     return Authenticator(
         verifier,
         upload_tokens(settings),

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 from tusd_py.protocol import errors
-from tusd_py.redis import RedisUnavailable, Script, State
+from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ LookUp = Callable[[str], Awaitable[bool | None]]
 class OpenUploads:
     """Counts. Whoever creates an upload enters it before, and leaves it again if nothing comes of it."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
 
     async def enter(self, owner: str, upload_id: str, limit: int, look_up: LookUp) -> None:
         """Counts an upload that is about to be created. Raises a 429 if there are `limit` already, a 503 without Redis."""
@@ -72,14 +72,14 @@ class OpenUploads:
     async def leave(self, owner: str, upload_id: str) -> None:
         """Counts an upload no more that was not created."""
         try:
-            await self._state.command("ZREM", self._state.keys.open_uploads(owner), upload_id)
+            await self._redis.command("ZREM", self._redis.keys.open_uploads(owner), upload_id)
         except RedisUnavailable as problem:
             logger.warning("upload %s is counted until it is looked up: %s", upload_id, problem)
 
     async def _enter(self, owner: str, upload_id: str, limit: int) -> dict[str, float] | None:
-        answer = await self._state.run(
+        answer = await self._redis.run(
             _ENTER,
-            [self._state.keys.open_uploads(owner)],
+            [self._redis.keys.open_uploads(owner)],
             (upload_id, limit, int(_KEPT * 1000)),
         )
         if answer == 1:
@@ -92,7 +92,7 @@ class OpenUploads:
 
     async def _clear(self, owner: str, found: dict[str, float], look_up: LookUp) -> bool:
         """Takes some off that are unfinished no more; whether there are any."""
-        key, now = self._state.keys.open_uploads(owner), time.time()
+        key, now = self._redis.keys.open_uploads(owner), time.time()
         still_open: list[str] = []
         for some in batched(found.items(), _LOOKED_UP):
             answers = await asyncio.gather(*(look_up(upload_id) for upload_id, _ in some))
@@ -105,14 +105,14 @@ class OpenUploads:
                 each for (each, _), is_open in zip(some, answers, strict=True) if is_open
             ]
             if closed:
-                await self._state.command("ZREM", key, *closed)
+                await self._redis.command("ZREM", key, *closed)
                 break
         else:
             return False
         # Next time others are looked up first.
         for part in batched(still_open, _LOOKED_UP):
             pairs = [value for each in part for value in (int(now * 1000), each)]
-            await self._state.command("ZADD", key, "XX", *pairs)
+            await self._redis.command("ZADD", key, "XX", *pairs)
         return True
 
 

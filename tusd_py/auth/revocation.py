@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from tusd_py import logs
 from tusd_py.background import keep_running
-from tusd_py.redis import RedisUnavailable, Script, State
+from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,10 @@ class Revocations:
     """What was revoked, as this process knows it. on_change: called whenever more became known. kept: seconds for which a
     revocation is remembered."""
 
-    def __init__(self, state: State, *, on_change: Callable[[], None], kept: float = _KEPT) -> None:
-        self._state = state
+    def __init__(
+        self, redis: RedisClient, *, on_change: Callable[[], None], kept: float = _KEPT
+    ) -> None:
+        self._redis = redis
         self._kept = kept
         self._on_change = on_change
         self._known: dict[str, float] = {}
@@ -148,11 +150,11 @@ class Revocations:
         self._learn({member: await self._write(member, "")})
 
     def _keys(self) -> list[str]:
-        keys = self._state.keys
+        keys = self._redis.keys
         return [keys.revoked(), keys.revoked_version(), keys.revoked_log()]
 
     async def _write(self, member: str, at: str) -> float:
-        answer = await self._state.run(
+        answer = await self._redis.run(
             _REVOKE,
             self._keys(),
             (member, secrets.token_hex(8), int(self._kept * 1000), at, _LOGGED),
@@ -172,7 +174,7 @@ class Revocations:
     async def _look(self) -> None:
         """Takes note of what is new. While Redis is away, nothing is."""
         with suppress(RedisUnavailable):
-            answer = await self._state.run(_NEWS, self._keys(), (self._version, _LOGGED))
+            answer = await self._redis.run(_NEWS, self._keys(), (self._version, _LOGGED))
             match answer:
                 case [bytes(version), int(is_all), [*flat]]:
                     members = [_text(member) for member in flat[::2]]
@@ -194,8 +196,8 @@ class Revocations:
         self._forget_old()
         oldest = (time.time() - self._kept) * 1000
         with suppress(RedisUnavailable):
-            await self._state.command(
-                "ZREMRANGEBYSCORE", self._state.keys.revoked(), "-inf", f"{oldest:.0f}"
+            await self._redis.command(
+                "ZREMRANGEBYSCORE", self._redis.keys.revoked(), "-inf", f"{oldest:.0f}"
             )
 
     def _forget_old(self) -> None:

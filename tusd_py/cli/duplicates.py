@@ -92,15 +92,15 @@ def _limit(text: str | None) -> int | None:
 async def _act(
     url: str, settings: Settings, arguments: argparse.Namespace, limit: int | None
 ) -> int:
-    state = redis_client(settings, url)
-    await state.start()
+    redis = redis_client(settings, url)
+    await redis.start()
     try:
-        index, output = DuplicateIndex(state), _Output(as_json=hasattr(arguments, "json"))
+        index, output = DuplicateIndex(redis), _Output(as_json=hasattr(arguments, "json"))
         if arguments.action == "list":
             return await _list(index, output, limit)
         return await _named(index, arguments.names, output, forget=arguments.action == "forget")
     finally:
-        await state.stop()
+        await redis.stop()
 
 
 async def _all(index: DuplicateIndex) -> Found:

@@ -198,13 +198,13 @@ def _revoke(settings: Settings, given: Mapping[str, object]) -> int:
 
 
 async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) -> None:
-    state = redis_client(settings, url)
-    await state.start()
+    redis = redis_client(settings, url)
+    await redis.start()
     try:
-        revocations = Revocations(state, on_change=lambda: None, kept=settings.revocation_ttl)
+        revocations = Revocations(redis, on_change=lambda: None, kept=settings.revocation_ttl)
         if "upload" in given:
             await revocations.revoke_upload(str(given["upload"]))
         else:
             await revocations.revoke_owner(str(given["owner"]))
     finally:
-        await state.stop()
+        await redis.stop()

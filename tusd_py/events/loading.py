@@ -27,17 +27,17 @@ def runs_workers(settings: Settings) -> bool:
     return settings.jobs == "on" or (settings.jobs == "auto" and settings.redis_url is None)
 
 
-def are_delivered(settings: Settings, *, runs_jobs: bool, has_state: bool) -> bool:
+def are_delivered(settings: Settings, *, runs_jobs: bool, has_redis: bool) -> bool:
     """Whether workers tell of what has happened, and not the server.
 
-    runs_jobs: whether this is, or works for, a server that runs workers if the settings want that. has_state: whether it has
+    runs_jobs: whether this is, or works for, a server that runs workers if the settings want that. has_redis: whether it has
     a Redis.
     """
     if settings.hooks_delivery != "auto":
         return settings.hooks_delivery == "workers"
     if settings.redis_url is not None:
         return True
-    return runs_jobs and has_state and runs_workers(settings)
+    return runs_jobs and has_redis and runs_workers(settings)
 
 
 def in_server(

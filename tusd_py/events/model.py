@@ -26,7 +26,7 @@ from tusd_py.metrics.counters import Counters
 from tusd_py.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from tusd_py.redis import State
+    from tusd_py.redis import RedisClient
     from tusd_py.settings.model import Settings
     from tusd_py.storage.base import UploadInfo
 
@@ -256,7 +256,7 @@ class HookContext:
     """
 
     settings: Settings
-    state: State | None
+    state: RedisClient | None
     offset_of: Callable[[str], Awaitable[tuple[int, bool] | None]]
     counters: Counters
 

@@ -30,7 +30,7 @@ from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLease, RedisLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,13 @@ _POLL = 0.25
 class FallbackLocks:
     """See `Locks`. ranges, epochs: in a directory that all who share the uploads have in common; closed by `stop`."""
 
-    def __init__(self, redis: RedisLocks, ranges: OfdLocks, epochs: Epochs, state: State) -> None:
+    def __init__(
+        self, redis: RedisLocks, ranges: OfdLocks, epochs: Epochs, redis_client: RedisClient
+    ) -> None:
         self._redis = redis
         self._ranges = ranges
         self._epochs = epochs
-        self._state = state
+        self._redis_client = redis_client
         self._memory = MemoryLocks()
         self._held: dict[str, FallbackLease] = {}
         self._watched: set[FallbackLease] = set()
@@ -69,7 +71,7 @@ class FallbackLocks:
 
     async def _granted(self, upload_id: str, timeout: float, ask: bool) -> RedisLease | None:
         """What Redis gave, None if it cannot be asked."""
-        if not self._state.available:
+        if not self._redis_client.available:
             return None
         try:
             return await self._redis.acquire(upload_id, timeout=timeout, ask=ask)

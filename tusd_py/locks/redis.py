@@ -35,7 +35,7 @@ from tusd_py.background import keep_running, spawn
 from tusd_py.locks.base import HeldFence, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.lua import ACQUIRE, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
-from tusd_py.redis import Part, RedisUnavailable, Script, State
+from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +79,17 @@ class RedisLocks:
     """
 
     def __init__(
-        self, state: State, *, lease: float = DEFAULT_LEASE, patience: float = DEFAULT_PATIENCE
+        self,
+        redis: RedisClient,
+        *,
+        lease: float = DEFAULT_LEASE,
+        patience: float = DEFAULT_PATIENCE,
     ) -> None:
         self.on_silence: Callable[[], None] | None = None
         """Called when Redis does not answer while leases are to be renewed, before they run out."""
         self.duration = lease
         """Seconds of a lease."""
-        self._state = state
+        self._redis = redis
         self._lease = lease
         self._patience = patience
         self._closed = False
@@ -114,7 +118,7 @@ class RedisLocks:
         claim = self._joinable.get(upload_id)
         # While nobody could have told us that they wait elsewhere, their turn is not skipped; but where Redis is away
         # nobody waits there.
-        if claim is not None and (self._subscribed or not self._state.available):
+        if claim is not None and (self._subscribed or not self._redis.available):
             lease = await claim.join(deadline, ask)
             if lease is not None:
                 return lease
@@ -230,7 +234,7 @@ class RedisLocks:
         """None if the lock is ours now; else who has it, for how long (seconds), and how many heard that it is wanted."""
         sent = _now()
         claim.recorded = True
-        answer = await self._state.run(
+        answer = await self._redis.run(
             ACQUIRE, self._keys(claim), (*self._arguments(claim), int(wait), int(ask), dead)
         )
         match answer:
@@ -274,7 +278,7 @@ class RedisLocks:
         while not self._closed:
             sent = _now()
             try:
-                return sent, await self._state.run_each(ACQUIRE, self._calls(claims, 0, 0, ""))
+                return sent, await self._redis.run_each(ACQUIRE, self._calls(claims, 0, 0, ""))
             except RedisUnavailable as problem:
                 if loop.time() >= give_up:
                     raise LocksUnavailable(str(problem)) from None
@@ -289,7 +293,7 @@ class RedisLocks:
         try:
             with suppress(RedisUnavailable):
                 for batch in _batches(recorded):
-                    await self._state.run_each(RELEASE, self._calls(batch))
+                    await self._redis.run_each(RELEASE, self._calls(batch))
                     for claim in batch:
                         claim.recorded = False
         finally:
@@ -310,7 +314,7 @@ class RedisLocks:
             return
         try:
             with suppress(RedisUnavailable):
-                await self._state.run(RELEASE, self._keys(claim), self._arguments(claim))
+                await self._redis.run(RELEASE, self._keys(claim), self._arguments(claim))
                 claim.recorded = False
         finally:
             if claim.recorded:
@@ -331,7 +335,7 @@ class RedisLocks:
         spawn(work, "locks", self._chores)
 
     def _keys(self, claim: _Claim) -> tuple[str, str]:
-        names = self._state.keys
+        names = self._redis.keys
         return names.lock(claim.upload_id), names.lock_queue(claim.upload_id)
 
     def _calls(
@@ -340,7 +344,7 @@ class RedisLocks:
         return [(self._keys(claim), (*self._arguments(claim), *more)) for claim in claims]
 
     def _arguments(self, claim: _Claim) -> tuple[Part, ...]:
-        return claim.owner, round(self._lease * 1000), self._state.keys.lock_channel("")
+        return claim.owner, round(self._lease * 1000), self._redis.keys.lock_channel("")
 
     # In the background
 
@@ -425,21 +429,21 @@ class RedisLocks:
     async def _run_all(self, script: Script, claims: Sequence[_Claim]) -> list[object] | None:
         """Runs a script for each, in one go; None if Redis did not answer."""
         try:
-            async with asyncio.timeout(min(self._state.timeout, self._lease / _RENEWALS)):
+            async with asyncio.timeout(min(self._redis.timeout, self._lease / _RENEWALS)):
                 answers = await self._send(script, claims)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
-                    await self._state.client.script_load(script.source)
+                    await self._redis.client.script_load(script.source)
                     answers = await self._send(script, claims)
         except (RedisError, OSError):
             answers = None
         if answers is None or any(isinstance(answer, RedisError) for answer in answers):
             # Whoever asks will find out what is wrong, and says so.
-            await self._state.check()
+            await self._redis.check()
             return None
         return answers
 
     async def _send(self, script: Script, claims: Sequence[_Claim]) -> list[object]:
-        async with self._state.client.pipeline(transaction=False) as pipeline:
+        async with self._redis.client.pipeline(transaction=False) as pipeline:
             for claim in claims:
                 parts = (*self._keys(claim), *self._arguments(claim))
                 pipeline.execute_command("EVALSHA", script.sha, 2, *parts)
@@ -450,9 +454,9 @@ class RedisLocks:
         pause = _SOON
         while not self._stopped:
             with suppress(RedisError, OSError):
-                async with self._state.client.pubsub() as subscription:
-                    async with asyncio.timeout(self._state.timeout):
-                        await subscription.subscribe(self._state.keys.lock_channel(self._process))
+                async with self._redis.client.pubsub() as subscription:
+                    async with asyncio.timeout(self._redis.timeout):
+                        await subscription.subscribe(self._redis.keys.lock_channel(self._process))
                     await self._hear_all(subscription)
             pause = _SOON if self._subscribed else min(pause * 2, _POLL)
             self._subscribed = False
@@ -463,7 +467,7 @@ class RedisLocks:
         asked = False
         while not self._stopped:
             # It may connect again meanwhile, which has no deadline of its own.
-            async with asyncio.timeout(_SILENCE + self._state.timeout):
+            async with asyncio.timeout(_SILENCE + self._redis.timeout):
                 message = await subscription.get_message(timeout=_SILENCE)
             if message is None:
                 if asked:

@@ -17,7 +17,7 @@ from typing import cast
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tusd_py.jobs.status import JobsReport
-from tusd_py.redis import RedisUnavailable, State
+from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
 from tusd_py.storage.base import Outbox, OutboxCounts, StorageError
 
@@ -46,8 +46,8 @@ class JobsMetrics:
     """outbox: where events wait for workers; None where they do not. speaks: False for one that leaves it to another process,
     whose numbers it can pass on."""
 
-    def __init__(self, state: State, outbox: Outbox | None, *, speaks: bool) -> None:
-        self._state = state
+    def __init__(self, redis: RedisClient, outbox: Outbox | None, *, speaks: bool) -> None:
+        self._redis = redis
         self._outbox = outbox
         self._speaks = speaks
         self._seen: _Seen | None = None
@@ -62,11 +62,11 @@ class JobsMetrics:
 
     async def look(self) -> None:
         """Raises RedisUnavailable; then what was seen before goes on to count, for a while."""
-        registry, keys = DueIndex(self._state), self._state.keys
+        registry, keys = DueIndex(self._redis), self._redis.keys
         counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
-        looked = await self._state.command("GET", keys.scheduler())
-        report = await self._state.command("GET", keys.jobs())
-        found = await self._state.command("HGETALL", keys.deliveries())
+        looked = await self._redis.command("GET", keys.scheduler())
+        report = await self._redis.command("GET", keys.jobs())
+        found = await self._redis.command("HGETALL", keys.deliveries())
         pairs = iter(cast("list[bytes]", found))
         self._seen = _Seen(
             at=time.monotonic(),
@@ -91,7 +91,7 @@ class JobsMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, without samples where nothing is known."""
-        up = self._state.available if self._speaks else None
+        up = self._redis.available if self._speaks else None
         yield _gauge("tusd_redis_up", "Whether Redis works.", up)
         seen = self._seen
         if seen is not None and time.monotonic() - seen.at > _LASTS:

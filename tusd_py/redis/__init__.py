@@ -5,8 +5,8 @@ Bytes, offsets and the existence of uploads are not kept here but in the storage
 emptied, uploads still resume. `docs/state.md` lists what is kept.
 """
 
-from tusd_py.redis.client import Part, RedisUnavailable, State
+from tusd_py.redis.client import Part, RedisClient, RedisUnavailable
 from tusd_py.redis.keys import Keys
 from tusd_py.redis.scripts import Script
 
-__all__ = ["Keys", "Part", "Script", "State", "RedisUnavailable"]
+__all__ = ["Keys", "Part", "Script", "RedisClient", "RedisUnavailable"]

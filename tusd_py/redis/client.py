@@ -127,7 +127,7 @@ class _Command:
             self.answer.set_result(answer)
 
 
-class State:
+class RedisClient:
     """A Redis and what is known about whether it works. One for each process."""
 
     def __init__(

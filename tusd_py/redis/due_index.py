@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
-from tusd_py.redis import Part, RedisUnavailable, Script, State
+from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +91,9 @@ class RegistryCounts:
 class DueIndex:
     """The registry in one Redis. Every method raises RedisUnavailable when Redis cannot be asked."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._keys = state.keys
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._keys = redis.keys
 
     async def update(self, due: Mapping[str, float], gone: Collection[str] = ()) -> None:
         """Uploads are due at these times (seconds since the epoch), others are not to be looked at any more."""
@@ -104,11 +104,11 @@ class DueIndex:
             args: list[Part] = [len(some)]
             for upload_id, when in some:
                 args += (when, upload_id)
-            await self._state.run(_UPDATE, [self._keys.registry()], [*args, *others])
+            await self._redis.run(_UPDATE, [self._keys.registry()], [*args, *others])
 
     async def due(self, now: float, limit: int) -> list[str]:
         """At most so many ids of uploads that are due, those first that have been so for the longest time."""
-        answer = await self._state.command(
+        answer = await self._redis.command(
             "ZRANGEBYSCORE", self._keys.registry(), "-inf", now, "LIMIT", 0, limit
         )
         return [member.decode() for member in cast("list[bytes]", answer)]
@@ -116,45 +116,45 @@ class DueIndex:
     async def counts(self, now: float) -> RegistryCounts:
         """How much it knows."""
         key = self._keys.registry()
-        known = await self._state.command("ZCARD", key)
-        due = await self._state.command("ZCOUNT", key, "-inf", now)
+        known = await self._redis.command("ZCARD", key)
+        due = await self._redis.command("ZCOUNT", key, "-inf", now)
         return RegistryCounts(cast(int, known), cast(int, due), await self.is_whole())
 
     async def is_whole(self) -> bool:
         """Whether the whole storage was walked through since Redis was last empty."""
-        return await self._state.command("GET", self._keys.registry_whole()) is not None
+        return await self._redis.command("GET", self._keys.registry_whole()) is not None
 
     async def mark_whole(self, *, whole: bool) -> None:
         """It knows every upload now, or may lack some."""
         key = self._keys.registry_whole()
-        await (self._state.command("SET", key, "1") if whole else self._state.command("DEL", key))
+        await (self._redis.command("SET", key, "1") if whole else self._redis.command("DEL", key))
 
     # The sweeps
 
     async def lock_sweep(self, token: str, *, lease: float) -> bool:
         """Whether no other sweep is running; then this one is, for `lease` seconds unless renewed."""
         key = self._keys.sweep_lock()
-        answer = await self._state.command("SET", key, token, "NX", "PX", round(lease * 1000))
+        answer = await self._redis.command("SET", key, token, "NX", "PX", round(lease * 1000))
         return answer is not None
 
     async def renew_sweep(self, token: str, *, lease: float) -> bool:
         """Whether this sweep is still the one that is running."""
         key = self._keys.sweep_lock()
-        return bool(await self._state.run(_RENEW, [key], [token, round(lease * 1000)]))
+        return bool(await self._redis.run(_RENEW, [key], [token, round(lease * 1000)]))
 
     async def unlock_sweep(self, token: str) -> None:
         """This sweep has ended."""
-        await self._state.run(_RELEASE, [self._keys.sweep_lock()], [token])
+        await self._redis.run(_RELEASE, [self._keys.sweep_lock()], [token])
 
     async def record_sweep(self, record: SweepRecord) -> None:
         """Remembers the last sweep of its kind."""
-        await self._state.command(
+        await self._redis.command(
             "HSET", self._keys.sweeps(), record.kind, json.dumps(asdict(record))
         )
 
     async def sweeps(self) -> list[SweepRecord]:
         """The last sweep of each kind, the latest first."""
-        answer = await self._state.command("HVALS", self._keys.sweeps())
+        answer = await self._redis.command("HVALS", self._keys.sweeps())
         records = [SweepRecord(**json.loads(value)) for value in cast("list[bytes]", answer)]
         return sorted(records, key=lambda record: -record.ended)
 

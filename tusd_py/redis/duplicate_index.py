@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, cast
 
-from tusd_py.redis import Script, State
+from tusd_py.redis import RedisClient, Script
 
 CAPACITY = 8
 """Uploads that are remembered for one fingerprint. Nobody can make a list grow without bounds by insisting."""
@@ -215,9 +215,9 @@ return removed
 class DuplicateIndex:
     """The index in one Redis. Every method raises RedisUnavailable when Redis cannot be asked."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._key = state.keys.duplicate
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._key = redis.keys.duplicate
 
     async def reserve(
         self,
@@ -264,22 +264,22 @@ class DuplicateIndex:
     async def release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
         """`release` for some dozens of uploads in one go, each with its fingerprint before its id."""
         calls = [([self._key(fingerprint)], (each, "")) for fingerprint, each in uploads]
-        await self._state.run_each(_RELEASE, calls)
+        await self._redis.run_each(_RELEASE, calls)
 
     # For operators
 
     async def records(self, fingerprint: str) -> list[Record]:
         """The uploads that have a fingerprint, oldest first."""
-        return _records(await self._state.command("GET", self._key(fingerprint)))
+        return _records(await self._redis.command("GET", self._key(fingerprint)))
 
     async def scan(self) -> AsyncIterator[tuple[str, list[Record]]]:
         """Every fingerprint and who has it, a page at a time, in no order. What changes meanwhile may come twice."""
-        pattern = self._state.keys.all_duplicates()
+        pattern = self._redis.keys.all_duplicates()
         cursor = b"0"
         while True:
-            answer = await self._state.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            answer = await self._redis.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
             cursor, keys = cast("tuple[bytes, list[bytes]]", answer)
-            values = await self._state.command("MGET", *keys) if keys else []
+            values = await self._redis.command("MGET", *keys) if keys else []
             for key, value in zip(keys, cast("list[bytes | None]", values), strict=True):
                 if records := _records(value):
                     yield key[key.rindex(b"{") + 1 : -1].decode(), records
@@ -287,7 +287,7 @@ class DuplicateIndex:
                 return
 
     async def _run(self, script: Script, fingerprint: str, *args: bytes | str | int) -> object:
-        return await self._state.run(script, [self._key(fingerprint)], args)
+        return await self._redis.run(script, [self._key(fingerprint)], args)
 
 
 def _arguments(claim: Claim, lasts: float) -> tuple[bytes | str | int, ...]:

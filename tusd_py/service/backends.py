@@ -20,7 +20,7 @@ from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.settings.model import Settings
@@ -48,9 +48,9 @@ def redis_client(
     *,
     on_failure: Callable[[], None] | None = None,
     memory: Path | None = None,
-) -> State:
-    """A client of the Redis at `url`, not yet started; see `State` for the other arguments."""
-    return State(
+) -> RedisClient:
+    """A client of the Redis at `url`, not yet started; see `RedisClient` for the other arguments."""
+    return RedisClient(
         url,
         prefix=settings.redis_prefix,
         timeout=settings.redis_timeout,
@@ -102,14 +102,14 @@ def _takes_nothing(directory: Path) -> str | None:
 
 
 class Backends:
-    """The backends of one process. `state`, the Redis client, and its `url` are None where nothing needs a Redis; they and
+    """The backends of one process. `redis`, the Redis client, and its `url` are None where nothing needs a Redis; they and
     `locks` are there after `open`.
 
     child: whether this is one of several processes of one server, whose parent has locked the upload directory.
     """
 
     def __init__(self, settings: Settings, *, child: bool, on_failure: Callable[[], None]) -> None:
-        self.state: State | None = None
+        self.redis: RedisClient | None = None
         self.url: str | None = None
         self.locks: Locks = MemoryLocks()
         self._settings = settings
@@ -130,7 +130,7 @@ class Backends:
         return self._child or self._settings.redis_url is not None
 
     @property
-    def has_state(self) -> bool:
+    def has_redis(self) -> bool:
         """Whether there is a Redis after `open`."""
         settings = self._settings
         return (
@@ -144,7 +144,7 @@ class Backends:
     def open(self) -> None:
         """Starts the embedded server, or attaches to it; blocking. Raises EmbeddedStateError, ValueError for a wrong URL."""
         settings = self._settings
-        if not self.has_state:
+        if not self.has_redis:
             return
         if settings.redis_url is None:
             self._embedded = embedded_redis(settings)
@@ -155,13 +155,13 @@ class Backends:
         with suppress(OSError):
             # What lies there is only remembered; without room nothing is.
             settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-        self.state = redis_client(
+        self.redis = redis_client(
             settings, url, on_failure=self._on_failure, memory=settings.state_dir / "redis-seen"
         )
         if self._locks_are_shared:
-            self.locks = self._open_locks(self.state)
+            self.locks = self._open_locks(self.redis)
 
-    def _open_locks(self, state: State) -> Locks:
+    def _open_locks(self, redis: RedisClient) -> Locks:
         """Locks in Redis, which outlast its absence where the file system of the uploads has locks of its own."""
         settings = self._settings
         directory = settings.upload_dir / STATE_DIRECTORY
@@ -179,18 +179,18 @@ class Backends:
                 "servers that a Redis without its data granted one lock",
                 reason=str(problem),
             )
-            return RedisLocks(state, lease=settings.lock_lease)
+            return RedisLocks(redis, lease=settings.lock_lease)
         return FallbackLocks(
-            RedisLocks(state, lease=settings.lock_lease, patience=0),
+            RedisLocks(redis, lease=settings.lock_lease, patience=0),
             ranges,
             Epochs(str(epochs), is_local=is_local(str(epochs)), perms=settings.file_perms),
-            state,
+            redis,
         )
 
     async def start(self) -> None:
         """Connects, and looks after the embedded server from now on."""
-        if self.state is not None:
-            await self.state.start()
+        if self.redis is not None:
+            await self.redis.start()
         if self._embedded is not None:
             self._watcher = keep_running(self._embedded.watch, "embedded redis")
 
@@ -201,7 +201,7 @@ class Backends:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watcher
-        if self.state is not None:
-            await self.state.stop()
+        if self.redis is not None:
+            await self.redis.stop()
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.stop)

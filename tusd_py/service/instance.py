@@ -23,7 +23,7 @@ from tusd_py.events.publisher import Courier, EventPublisher
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
 from tusd_py.metrics.counters import Counters
-from tusd_py.redis import State
+from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.service.backends import Backends, file_store
 from tusd_py.settings.model import Settings
@@ -64,7 +64,7 @@ class Instance:
         self.outbox_delivered_by_workers = configured_hooks.are_delivered(
             settings,
             runs_jobs=runs_jobs or not is_server,
-            has_state=self._backends.has_state,
+            has_redis=self._backends.has_redis,
         )
         self._hooks = configured_hooks.in_server(
             settings, self.counters, given=hooks, delivered=self.outbox_delivered_by_workers
@@ -85,9 +85,9 @@ class Instance:
         return self.store.outbox if self.outbox_delivered_by_workers else None
 
     @property
-    def state(self) -> State | None:
+    def redis(self) -> RedisClient | None:
         """The Redis client; None where nothing needs a Redis."""
-        return self._backends.state
+        return self._backends.redis
 
     @property
     def uploads(self) -> Uploads:
@@ -118,15 +118,15 @@ class Instance:
         wait = self.settings.wait_for_directory if self._is_server else 0.0
         self.store.open(self._backends.guard, wait=wait)
         self._backends.open()
-        state = self._backends.state
-        if state is not None:
-            self.due_index = DueIndex(state)
+        redis = self._backends.redis
+        if redis is not None:
+            self.due_index = DueIndex(redis)
             self._due_marks = DueIndexWriter(self.due_index)
         if self._verifier is not None:
-            if state is None:
+            if redis is None:
                 raise RuntimeError("access tokens need a Redis for revocations")
             self.gate = build.gate(
-                self.settings, self._verifier, state, on_revocation=self._recheck_access
+                self.settings, self._verifier, redis, on_revocation=self._recheck_access
             )
         self._uploads = Uploads(
             self.store,
@@ -137,7 +137,7 @@ class Instance:
             counters=self.counters,
             timetable=self._due_marks,
             authority=None if self.gate is None else self.gate.authority,
-            open_uploads=None if state is None else OpenUploads(state),
+            open_uploads=None if redis is None else OpenUploads(redis),
         )
 
     def _recheck_access(self) -> None:
@@ -153,7 +153,7 @@ class Instance:
         await self._hooks.start(
             HookContext(
                 settings=self.settings,
-                state=self._backends.state,
+                state=self._backends.redis,
                 offset_of=self.uploads.offset_of,
                 counters=self.counters,
             )

@@ -126,11 +126,11 @@ class TusApp:
         )
 
     def _token_routes(self) -> TokenRoutes | None:
-        gate, state = self.instance.gate, self.instance.state
-        if gate is None or state is None:
+        gate, redis = self.instance.gate, self.instance.redis
+        if gate is None or redis is None:
             return None
         return TokenRoutes(
-            gate, self.uploads, state, refreshes=self.settings.upload_token_refreshes
+            gate, self.uploads, redis, refreshes=self.settings.upload_token_refreshes
         )
 
     def refusal_headers(self, origin: bytes | None, whole: bool) -> RawHeaders:
@@ -224,15 +224,15 @@ class TusApp:
 
     def _start_sidecars(self) -> None:
         wanted = configured_hooks.runs_workers(self.settings)
-        if self._sidecars is not None and wanted and self.instance.state is not None:
+        if self._sidecars is not None and wanted and self.instance.redis is not None:
             self._running_sidecars = self._sidecars
             self._running_sidecars.start()
 
     def _watch_jobs(self) -> None:
-        state = self.instance.state
-        if state is None or not self.settings.expose_metrics:
+        redis = self.instance.redis
+        if redis is None or not self.settings.expose_metrics:
             return
-        self.metrics.jobs = JobsMetrics(state, self.instance.outbox, speaks=not self._child)
+        self.metrics.jobs = JobsMetrics(redis, self.instance.outbox, speaks=not self._child)
         if not self._child:
             # Of several processes the first one looks, and the others add its numbers to theirs.
             self._begin(self.metrics.jobs.run, "metrics of jobs")

@@ -15,7 +15,7 @@ from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.principal import Action, Principal, Right
 from tusd_py.events.model import RequestView
 from tusd_py.protocol import errors
-from tusd_py.redis import RedisUnavailable, Script, State
+from tusd_py.redis import RedisClient, RedisUnavailable, Script
 from tusd_py.uploads.receive import Body, BodyEnd
 from tusd_py.uploads.service import Uploads
 
@@ -54,11 +54,11 @@ class TokenRoutes:
     routes = frozenset((REFRESH, REVOKE))
 
     def __init__(
-        self, gate: Authenticator, uploads: Uploads, state: State, *, refreshes: int
+        self, gate: Authenticator, uploads: Uploads, redis: RedisClient, *, refreshes: int
     ) -> None:
         self.gate = gate
         self._uploads = uploads
-        self._state = state
+        self._redis = redis
         self._refreshes = refreshes
 
     async def answer(self, route: str, body: Body, request: RequestView) -> Answer:
@@ -93,8 +93,8 @@ class TokenRoutes:
 
     async def _limit(self, upload_id: str) -> None:
         try:
-            answer = await self._state.run(
-                _COUNT, [self._state.keys.refreshes(upload_id)], (_WINDOW * 1000,)
+            answer = await self._redis.run(
+                _COUNT, [self._redis.keys.refreshes(upload_id)], (_WINDOW * 1000,)
             )
         except RedisUnavailable as problem:
             # The limit is there to spare the server; an upload shall not die of an outage.

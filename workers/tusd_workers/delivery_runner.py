@@ -24,7 +24,7 @@ from tusd_py.events.model import HookContext
 from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.metrics.counters import Counters
-from tusd_py.redis import Keys, State
+from tusd_py.redis import Keys, RedisClient
 from tusd_py.service.backends import file_store, redis_client
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
 from tusd_workers.current import Instance
@@ -76,7 +76,7 @@ class Desk:
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hooks", daemon=True)
-        self._state: State | None = None
+        self._redis: RedisClient | None = None
 
     # Its life
 
@@ -89,12 +89,12 @@ class Desk:
 
     async def _start(self) -> None:
         settings = self._settings
-        self._state = redis_client(settings, self._url)
-        await self._state.start()
+        self._redis = redis_client(settings, self._url)
+        await self._redis.start()
         await self._hooks.start(
             HookContext(
                 settings=settings,
-                state=self._state,
+                state=self._redis,
                 offset_of=self._offset_of,
                 counters=Counters(),
             )
@@ -118,8 +118,8 @@ class Desk:
 
     async def _stop(self) -> None:
         await self._hooks.stop()
-        if self._state is not None:
-            await self._state.stop()
+        if self._redis is not None:
+            await self._redis.stop()
 
     def _run(self, work: Coroutine[None, None, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -75,14 +75,14 @@ async def _pass_on(instance: Instance) -> None:
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
     """Raises MaintenanceError, RedisUnavailable."""
     settings = instance.settings
-    state = redis_client(settings, instance.redis_url)
-    await state.start()
+    redis = redis_client(settings, instance.redis_url)
+    await redis.start()
     try:
         # A directory that is taken here is one on which a server cannot start.
         async with reach.upkeep(settings, may_take=False) as upkeep:
-            report = await sweep_alone(upkeep, DueIndex(state), kind)
+            report = await sweep_alone(upkeep, DueIndex(redis), kind)
     finally:
-        await state.stop()
+        await redis.stop()
         await _pass_on(instance)
     if report is None:
         logs.event(logger, logging.INFO, "sweep skipped", message="Another sweep is running")

@@ -90,13 +90,13 @@ def collect(settings: Settings, url: str) -> Status:
 
 
 async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[SweepRecord]]:
-    state = redis_client(settings, url)
-    await state.start()
+    redis = redis_client(settings, url)
+    await redis.start()
     try:
-        registry = DueIndex(state)
+        registry = DueIndex(redis)
         return await registry.counts(time.time()), await registry.sweeps()
     finally:
-        await state.stop()
+        await redis.stop()
 
 
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
