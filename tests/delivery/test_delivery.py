@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tusd_py.events import outbox_record as intents
-from tusd_py.events.model import DELIVERED, Event, EventType, Hooks, Reject, RequestView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import DELIVERED, Event, EventType, Reject, RequestView
 from tusd_py.events.outbox_record import OutboxRecord
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED

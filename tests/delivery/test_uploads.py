@@ -10,7 +10,8 @@ import pytest
 
 from tests.delivery.test_delivery import Hook
 from tusd_py.events import outbox_record as intents
-from tusd_py.events.model import Hooks, RequestView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import RequestView
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.tus import Creation

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py.events.model import Hooks, RequestView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import RequestView
 from tusd_py.locks.base import UncontestedLease
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors

@@ -20,7 +20,8 @@ from tests.support.server import environment
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
-from tusd_py.events.model import Event, Hooks
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import Event
 from tusd_py.locks.base import UNFENCED, HeldFence, Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks

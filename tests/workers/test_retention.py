@@ -14,7 +14,8 @@ from tests.support.tus import Tus, id_of, metadata
 from tests.workers.commands import command, documents, of
 from tests.workers.test_registry import Clock
 from tests.workers.test_sweep_command import swept_server
-from tusd_py.events.model import Event, Hooks, RequestView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import Event, RequestView
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisClient

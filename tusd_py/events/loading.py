@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from tusd_py.events.model import EventType, HookError, Hooks, listens
+from tusd_py.events.hooks import Hooks, listens
+from tusd_py.events.model import EventType, HookError
 from tusd_py.events.outbox_record import is_secret
 from tusd_py.metrics.counters import Counters
 from tusd_py.settings.model import Settings

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from tusd_py import logs
 from tusd_py.events import outbox_record as intents
-from tusd_py.events.model import DELIVERED, Event, EventType, Hooks, RequestView, UploadView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, UntoldRemoval, Upload

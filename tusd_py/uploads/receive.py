@@ -15,7 +15,8 @@ from enum import Enum
 from functools import cache
 from typing import Protocol, cast
 
-from tusd_py.events.model import Event, EventType, Hooks, RequestView, UploadView
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Lease, LeaseLost
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors, tus

@@ -20,16 +20,8 @@ from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import spawn
-from tusd_py.events.model import (
-    UNASKED,
-    Changes,
-    Event,
-    EventType,
-    HookResponse,
-    Hooks,
-    RequestView,
-    UploadView,
-)
+from tusd_py.events.hooks import UNASKED, Hooks
+from tusd_py.events.model import Changes, Event, EventType, HookResponse, RequestView, UploadView
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import (
     UNFENCED,

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from tusd_py import logs
 from tusd_py.events import outbox_record as intents
-from tusd_py.events.model import EventType, HookCrashed, HookFailed, Hooks
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import EventType, HookCrashed, HookFailed
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import (

@@ -1,0 +1,329 @@
+"""The hooks that are called in this process: in which order, how long they may take, and what their failures mean.
+
+The `pre-` hooks are awaited in the order of configuration. The `post-` hooks run in the background after the response was
+decided, in order within one upload; those that workers deliver (`DELIVERED`) are not called here, but by
+`tusd_workers.delivery`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from tusd_py.background import spawn
+from tusd_py.events.model import (
+    DELIVERED,
+    Changes,
+    Event,
+    EventType,
+    HookContext,
+    HookCrashed,
+    HookError,
+    HookFailed,
+    HookFunction,
+    RefusedByHook,
+    Reject,
+    RequestView,
+    Stop,
+    UploadView,
+)
+from tusd_py.metrics.counters import Counters
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+
+logger = logging.getLogger(__name__)
+
+_POST_TIMEOUT_SECONDS = 3600.0
+"""Least time-out of a `post-` hook: only the next event of its upload waits for it, and copying a large file takes long."""
+
+
+class Creation:
+    """The hooks that let one creation pass, so that they can take it back. See `Hooks.before_creation`."""
+
+    def __init__(self, hooks: Hooks, event: Event) -> None:
+        self._hooks = hooks
+        self._passed: list[tuple[object, Event]] = []
+        self.event = event
+        self.changes = Changes()
+
+    def passed(self, hook: object, changes: Changes | None) -> None:
+        """`hook` agreed, perhaps with changes; later hooks see them."""
+        self._passed.append((hook, self.event))
+        if changes is None:
+            return
+        self.changes = self.changes.then(changes)
+        upload = self.event.upload
+        self.event = replace(
+            self.event,
+            upload=replace(
+                upload,
+                id=upload.id if changes.id is None else changes.id,
+                metadata=upload.metadata if changes.metadata is None else changes.metadata,
+                location=upload.location if changes.storage_path is None else changes.storage_path,
+            ),
+        )
+
+    async def failed(self) -> None:
+        """The creation did not come about: the hooks that agreed give back what they reserved, last first."""
+        for hook, event in reversed(self._passed):
+            with suppress(ProtocolError):
+                await self._hooks.call(hook, replace(event, type=EventType.CREATE_FAILED))
+
+
+class Hooks:
+    """The configured hooks. timeout: seconds that one hook may take for one event.
+
+    delivered: those of them, by name, that workers tell of the events in `DELIVERED`.
+    """
+
+    def __init__(
+        self,
+        hooks: Iterable[object] = (),
+        *,
+        timeout: float = 30.0,
+        counters: Counters | None = None,
+        delivered: Mapping[str, object] | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._counters = counters or Counters()
+        self._hooks = list(hooks)
+        self._delivered = dict(delivered or {})
+        self._listeners: dict[EventType, list[object]] = {}
+        self._look_at_listeners()
+        self._queues: dict[str, asyncio.Task[None]] = {}
+        self._last_progress: dict[str, Event] = {}
+
+    async def start(self, context: HookContext) -> None:
+        """Lets every hook get ready. Raises HookError for one that cannot."""
+        for hook in self._hooks:
+            begin = getattr(hook, "start", None)
+            if not callable(begin):
+                continue
+            try:
+                await _awaited(begin(context))
+            except Exception as problem:
+                raise HookError(f"hook {_name(hook)} cannot start: {problem}") from problem
+        # What a hook listens to may depend on its settings.
+        self._look_at_listeners()
+
+    def _look_at_listeners(self) -> None:
+        elsewhere = {id(hook) for hook in self._delivered.values()}
+        for event_type in EventType:
+            self._listeners[event_type] = [
+                hook
+                for hook in self._hooks
+                if listens(hook, event_type)
+                and not (event_type in DELIVERED and id(hook) in elsewhere)
+            ]
+
+    async def stop(self) -> None:
+        """Tells what is still to be told, and lets every hook end."""
+        await self.drain()
+        for hook in self._hooks:
+            end = getattr(hook, "stop", None)
+            if callable(end):
+                try:
+                    await _awaited(end())
+                except Exception:
+                    logger.exception("hook %s failed to end", _name(hook))
+
+    def wants(self, event_type: EventType) -> bool:
+        """Whether any hook listens to `event_type` here."""
+        return bool(self._listeners[event_type])
+
+    @property
+    def delivers(self) -> bool:
+        """Whether there are hooks that workers tell of events."""
+        return any(listens(hook, each) for hook in self._delivered.values() for each in DELIVERED)
+
+    def delivered_to(self, event_type: EventType) -> tuple[str, ...]:
+        """The names of the hooks that workers have to tell of an event of this type."""
+        if event_type not in DELIVERED:
+            return ()
+        return tuple(
+            name
+            for name, hook in self._delivered.items()
+            if listens(hook, event_type) and _wants_now(hook, event_type)
+        )
+
+    async def deliver(self, name: str, event: Event) -> None:
+        """Tells one of the hooks of `delivered`. Raises HookFailed, whose text is for the log."""
+        hook = self._delivered.get(name)
+        if hook is None or not listens(hook, event.type):
+            raise HookFailed(
+                f"there is no hook {name} for it here: workers need the same options as servers"
+            )
+        try:
+            await self._invoke(hook, event)
+        except (Reject, Stop) as refusal:
+            raise HookFailed(f"it refused with {refusal.status}: {refusal.body}") from None
+
+    async def before_creation(self, event: Event) -> Creation:
+        """Lets the `pre-create` hooks decide, in order; each sees the changes of those before it.
+
+        Raises the ProtocolError of the first that refuses, after what the others reserved was given back.
+        """
+        creation = Creation(self, event)
+        for hook in self._listeners[EventType.PRE_CREATE]:
+            try:
+                creation.passed(hook, await self.call(hook, creation.event))
+            except BaseException:
+                await creation.failed()
+                raise
+        return creation
+
+    async def ask(self, event: Event) -> Changes:
+        """Lets the hooks of a `pre-` event decide, in order. Raises the ProtocolError of the first that refuses, and a 500
+        for a hook that fails or takes too long."""
+        changes = Changes()
+        for hook in self._listeners[event.type]:
+            changes = changes.then(await self.call(hook, event) or Changes())
+        return changes
+
+    def progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
+        """Announces a `post-receive` event like `tell`, so that no bytes wait for its hooks; it is left out while an earlier
+        event of the upload is still being told. stop: called with the response if one of them wants the request ended."""
+        if event.upload.id not in self._queues:
+            self._enqueue(event, stop)
+
+    def progress_end(self, event: Event) -> None:
+        """Announces the last `post-receive` event of a request, behind earlier events of the upload. While that of an earlier
+        request still waits for its turn, this one takes its place."""
+        upload_id = event.upload.id
+        if upload_id not in self._last_progress:
+            before = self._queues.get(upload_id)
+            self._queue(upload_id, self._announce_last_progress(upload_id, before))
+        self._last_progress[upload_id] = event
+
+    async def _announce_last_progress(
+        self, upload_id: str, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await self._announce(self._last_progress.pop(upload_id), None, None)
+
+    def tell(self, event: Event) -> None:
+        """Announces a `post-` event: its hooks run in the background, after those of earlier events of the same upload."""
+        if self._listeners[event.type]:
+            self._enqueue(event, None)
+
+    def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
+        before = self._queues.get(event.upload.id)
+        self._queue(event.upload.id, self._announce(event, before, stop))
+
+    def _queue(self, upload_id: str, announcement: Coroutine[None, None, None]) -> None:
+        task = spawn(announcement, "hooks")
+        self._queues[upload_id] = task
+        task.add_done_callback(lambda done: self._forget(upload_id, done))
+
+    def _forget(self, upload_id: str, done: asyncio.Task[None]) -> None:
+        if self._queues.get(upload_id) is done:
+            del self._queues[upload_id]
+
+    async def _announce(
+        self,
+        event: Event,
+        before: asyncio.Task[None] | None,
+        stop: Callable[[ProtocolError], None] | None,
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        for hook in self._listeners[event.type]:
+            try:
+                await self.call(hook, event)
+            except Stop as wish:
+                if stop is not None:
+                    stop(_response_to(wish, "ERR_UPLOAD_STOPPED"))
+                    return
+            except ProtocolError as refusal:
+                logger.debug("a %s hook failed: %s", event.type, refusal)
+
+    async def settle(self, upload_ids: Iterable[str]) -> None:
+        """Returns when what was announced of these uploads has been told."""
+        tasks = [task for each in upload_ids if (task := self._queues.get(each)) is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def drain(self) -> None:
+        """Returns when all that was announced has been told."""
+        while self._queues:
+            await asyncio.wait(list(self._queues.values()))
+
+    async def call(self, hook: object, event: Event) -> Changes | None:
+        """Calls one hook's function for the event, if it has one. Raises the ProtocolError that its refusal or failure means,
+        and Stop."""
+        try:
+            return await self._invoke(hook, event)
+        except Reject as refusal:
+            raise _response_to(refusal, refusal.code) from None
+        except HookFailed as problem:
+            logger.error(
+                "the %s hook %s failed for upload %r: %s",
+                event.type,
+                _name(hook),
+                event.upload.id,
+                problem,
+                exc_info=problem.__cause__ if isinstance(problem, HookCrashed) else None,
+            )
+            raise errors.hook_failed() from None
+
+    async def _invoke(self, hook: object, event: Event) -> Changes | None:
+        """Calls one hook's function for the event, if it has one. Raises Reject, Stop, HookFailed."""
+        function: HookFunction | None = getattr(hook, event.type.function, None)
+        if function is None:
+            return None
+        self._counters.hook(event.type.value)
+        in_background = event.type.startswith("post-")
+        seconds = max(self._timeout, _POST_TIMEOUT_SECONDS) if in_background else self._timeout
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                if inspect.iscoroutinefunction(function):
+                    answer = await function(event)
+                else:
+                    answer = await _awaited(await asyncio.to_thread(function, event))
+        except (Reject, Stop):
+            raise
+        except Exception as problem:
+            self._counters.hook_error(event.type.value)
+            if limit.expired():
+                raise HookFailed(f"it took longer than {seconds:g} s") from None
+            if isinstance(problem, HookFailed):
+                raise
+            raise HookCrashed(repr(problem)) from problem
+        return answer if isinstance(answer, Changes) else None
+
+
+UNASKED = Creation(
+    Hooks(), Event(EventType.PRE_CREATE, UploadView("", None, 0, {}), RequestView(), id="")
+)
+"""Of a creation that no hook was asked about."""
+
+
+def _response_to(wish: Reject | Stop, code: str) -> ProtocolError:
+    is_whole = any(name.lower() == "content-type" for name in wish.headers)
+    kind = RefusedByHook if is_whole else ProtocolError
+    return kind(wish.status, code, wish.body, wish.headers)
+
+
+async def _awaited(answer: object) -> object:
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def listens(hook: object, event_type: EventType) -> bool:
+    """Whether a hook has a function for events of this type."""
+    return callable(getattr(hook, event_type.function, None))
+
+
+def _wants_now(hook: object, event_type: EventType) -> bool:
+    """What a hook answers that knows better than its functions tell what it has use for."""
+    wants = getattr(hook, "wants_event", None)
+    return not callable(wants) or bool(wants(event_type))
+
+
+def _name(hook: object) -> str:
+    return getattr(hook, "__name__", type(hook).__qualname__)
