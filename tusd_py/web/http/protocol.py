@@ -653,7 +653,12 @@ class UploadProtocol(HttpToolsProtocol):
             self._refused_at = max(self._unparsed, 1)
             self._stop_timer()
             self._start_timer(_ORIGIN_SECONDS)
-        if not self._in_head or self._unparsed > self._refused_at + _ORIGIN_BYTES:
+        if (
+            not self._in_head
+            or self._unparsed > self._refused_at + _ORIGIN_BYTES
+            # Waiting would add up, as many connections are refused for that at once.
+            or self._refusal is _TOO_MANY_LONG_HEADS
+        ):
             self._stop_timer()
             self._refuse(self._refusal)
 
@@ -919,6 +924,8 @@ class UploadProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._write_refusal(refusal)
+        # What was read of the head goes, although the connection stays for a while.
+        self.parser, self.headers, self.url = _NO_PARSER, [], b""
         self._end_input()
         self._unparsed = 1
         self._close()
