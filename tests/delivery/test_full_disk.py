@@ -108,8 +108,8 @@ async def test_a_removal_that_died_is_told_and_ended(
         if step in dies_in:
             patched.setattr(*dies_in[step], die)
         with suppress(Died):
-            await store.remove(upload_id, fence=UNFENCED, untold=event)
-            for removal in await store.untold_removals() if step != "freed" else ():
+            await store.remove(upload_id, fence=UNFENCED, unpublished=event)
+            for removal in await store.unpublished_removals() if step != "freed" else ():
                 await uploads._announcer.intend_late(removal, REQUEST, UNFENCED)
                 if step == "tombstone":
                     await store.forget_removal(removal, fence=UNFENCED)
@@ -119,7 +119,7 @@ async def test_a_removal_that_died_is_told_and_ended(
     await uploads.recover_removals()
     await store.tidy(tombstone_ttl=3600.0)
     assert not data.exists()
-    assert await store.untold_removals() == []
+    assert await store.unpublished_removals() == []
     told = [intents.parse(kept.content) for kept in await store.outbox.of(upload_id)]
     assert [intent.event.type for intent in told] == [EventType.POST_CREATE, kind]
     assert told[1].event.upload.metadata == {"a": b"b"}
@@ -145,11 +145,11 @@ async def test_what_is_removed_again_is_told_twice_and_harms_nobody(
         patched.setattr(store.outbox, "keep", full)
         await uploads.terminate(upload_id, REQUEST)
         await uploads.recover_removals()
-    assert len(await store.untold_removals()) == 1
+    assert len(await store.unpublished_removals()) == 1
     await store.create(info)
     Path(store.data_path(info)).write_bytes(b"new")
     await uploads.recover_removals()
-    assert await store.untold_removals() == []
+    assert await store.unpublished_removals() == []
     assert (await store.load(upload_id)).offset == 3
     assert event.event_id in {kept.event_id for kept in await store.outbox.of(upload_id)}
     store.close()

@@ -74,7 +74,7 @@ async def test_what_is_changed_keeps_its_place_and_its_age(outbox: Outbox) -> No
 async def test_what_is_given_up_can_come_back(outbox: Outbox) -> None:
     await outbox.keep("x", "a0", b"1", fence=UNFENCED)
     await outbox.keep("x", "b0", b"1", fence=UNFENCED)
-    await outbox.give_up((await outbox.of("x"))[0], b"why")
+    await outbox.mark_failed((await outbox.of("x"))[0], b"why")
     assert ids(await outbox.of("x")) == ["b0"]
     [failed] = [event async for event in outbox.every("failed")]
     assert (failed.event_id, failed.content) == ("a0", b"why")

@@ -44,8 +44,12 @@ def _waiting(*both: Locks) -> int:
     return -1 if elsewhere and joinable else waiting + elsewhere
 
 
-def waiting(locks: Locks, *, ask: bool = True, timeout: float = 100) -> asyncio.Task[Lease]:
-    return asyncio.create_task(locks.acquire("study", timeout=timeout, ask=ask))
+def waiting(
+    locks: Locks, *, request_release: bool = True, timeout: float = 100
+) -> asyncio.Task[Lease]:
+    return asyncio.create_task(
+        locks.acquire("study", timeout=timeout, request_release=request_release)
+    )
 
 
 async def test_a_free_lock_is_granted(here: Locks) -> None:
@@ -110,7 +114,7 @@ async def test_a_holder_may_stop_listening(here: Locks, there: Locks) -> None:
 async def test_who_does_not_ask_only_waits(here: Locks, there: Locks) -> None:
     holder = await here.acquire("study", timeout=10)
     event = asked(holder)
-    patient = waiting(there, ask=False)
+    patient = waiting(there, request_release=False)
     await queued(patient)
     assert not event.is_set()
     await holder.release()
@@ -130,16 +134,16 @@ async def test_T39_who_is_not_let_in_is_told_in_time(here: Locks, there: Locks) 
 
 
 async def test_without_a_timeout_there_is_one_attempt(here: Locks, there: Locks) -> None:
-    holder = await here.acquire("study", timeout=0, ask=False)
+    holder = await here.acquire("study", timeout=0, request_release=False)
     event = asked(holder)
     began = time.monotonic()
     for locks in (here, there):
         with pytest.raises(LockTimeout):
-            await locks.acquire("study", timeout=0, ask=False)
+            await locks.acquire("study", timeout=0, request_release=False)
     assert time.monotonic() - began < NOW
     assert not event.is_set()
     await holder.release()
-    await (await there.acquire("study", timeout=0, ask=False)).release()
+    await (await there.acquire("study", timeout=0, request_release=False)).release()
 
 
 async def test_those_who_wait_get_it_in_order(here: Locks, there: Locks) -> None:
@@ -261,7 +265,7 @@ async def test_letting_go_twice_does_no_harm(here: Locks, there: Locks) -> None:
         await holder.release()
         assert lease.is_held()
         with pytest.raises(LockTimeout):
-            await here.acquire("study", timeout=0, ask=False)
+            await here.acquire("study", timeout=0, request_release=False)
         await lease.release()
 
 
@@ -304,7 +308,7 @@ async def test_there_is_never_more_than_one_holder(here: Locks, there: Locks) ->
         locks, name = dice.choice((here, there)), dice.choice(list(holders))
         timeout = dice.choice((0, 0.01, 100))
         acquiring = asyncio.create_task(
-            locks.acquire(name, timeout=timeout, ask=dice.random() < 0.8)
+            locks.acquire(name, timeout=timeout, request_release=dice.random() < 0.8)
         )
         if dice.random() < 0.1:
             await asyncio.wait([acquiring], timeout=dice.random() * 0.003)

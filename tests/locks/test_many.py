@@ -24,7 +24,7 @@ async def test_those_that_are_free_are_had_and_let_go(here: Locks, there: Locks)
         assert set(leases) == set(MANY) - {"u1", "u2"}
         assert all(lease.is_held() for lease in leases.values())
         with pytest.raises(LockTimeout):
-            await there.acquire("u3", timeout=0, ask=False)
+            await there.acquire("u3", timeout=0, request_release=False)
         async with there.try_acquire_many(MANY) as others:
             assert others == {}
     # Nobody was asked to let go.
@@ -101,7 +101,7 @@ async def test_without_redis_there_are_none_and_nothing_stays_locked(
     async with asyncio.timeout(60):
         while lease is None:
             try:
-                lease = await there.acquire("u1", timeout=5, ask=False)
+                lease = await there.acquire("u1", timeout=5, request_release=False)
             except (LocksUnavailable, LockTimeout):
                 await asyncio.sleep(0.05)
     await lease.release()

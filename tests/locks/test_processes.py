@@ -176,5 +176,5 @@ async def test_a_process_that_stood_still_does_not_write_again(
     assert await holder.order("release") == "released"
     assert lease.is_held()
     with pytest.raises(LockTimeout):
-        await locks.acquire("study", timeout=0, ask=False)
+        await locks.acquire("study", timeout=0, request_release=False)
     await lease.release()

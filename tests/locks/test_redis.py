@@ -82,7 +82,7 @@ async def test_a_lease_is_renewed_for_as_long_as_it_is_held(
         assert ends(redis_server) > kept
         assert lease.is_held()
     with pytest.raises(LockTimeout):
-        await there.acquire("study", timeout=0, ask=False)
+        await there.acquire("study", timeout=0, request_release=False)
     assert not event.is_set()
     await lease.release()
 
@@ -144,7 +144,7 @@ async def test_a_redis_that_lost_its_data_does_not_end_what_is_held(
     assert lease.is_held()
     assert not event.is_set()
     with pytest.raises(LockTimeout):
-        await there.acquire("study", timeout=0, ask=False)
+        await there.acquire("study", timeout=0, request_release=False)
     await lease.release()
 
 
@@ -249,7 +249,7 @@ async def test_holders_end_before_their_lease_does_when_redis_is_away(
 ) -> None:
     locks = await make_locks(lease=6)
     lease = await locks.acquire("study", timeout=10)
-    waiting = asyncio.create_task(locks.acquire("study", timeout=100, ask=False))
+    waiting = asyncio.create_task(locks.acquire("study", timeout=100, request_release=False))
     event = asked(lease)
     locks._redis.timeout = 0.3
     redis_server.pause()

@@ -30,7 +30,7 @@ async def test_without_redis_locks_are_granted_and_kept(
     assert lease.is_held()
     for locks in (here, there):
         with pytest.raises(LockTimeout):
-            await locks.acquire("study", timeout=0, ask=False)
+            await locks.acquire("study", timeout=0, request_release=False)
     await (await there.acquire("other", timeout=0)).release()
     await lease.release()
     assert not lease.is_held()
@@ -64,7 +64,7 @@ async def test_who_does_not_ask_only_waits(
     redis_server.kill9()
     holder = await here.acquire("study", timeout=60)
     wanted = asked(holder)
-    patient = asyncio.create_task(there.acquire("study", timeout=60, ask=False))
+    patient = asyncio.create_task(there.acquire("study", timeout=60, request_release=False))
     await queued(patient, 0.6)
     assert not wanted.is_set()
     await holder.release()
@@ -81,7 +81,7 @@ async def test_what_redis_granted_outlasts_its_lease_while_redis_is_away(
     wanted = asked(holder)
     redis_server.kill9()
     with pytest.raises(LockTimeout):
-        await there.acquire("study", timeout=3, ask=False)
+        await there.acquire("study", timeout=3, request_release=False)
     assert holder.granted is not None
     # What Redis granted is over by now.
     await until(lambda: not holder.granted.is_held(), "the lease to run out")  # type: ignore[union-attr]
@@ -155,7 +155,7 @@ async def test_a_holder_that_does_not_release_is_given_up_and_changes_nothing_fr
     # All go by the new epoch from now on.
     lease = await here.acquire("study", timeout=0)
     with pytest.raises(LockTimeout):
-        await there.acquire("study", timeout=0, ask=False)
+        await there.acquire("study", timeout=0, request_release=False)
     await lease.release()
 
 
@@ -187,7 +187,7 @@ async def test_nobody_is_given_up_without_redis_nor_by_those_who_do_not_ask(
     holder = await here.acquire("study", timeout=60)
     await there._redis_client.client.flushall()
     with pytest.raises(LockTimeout):
-        await there.acquire("study", timeout=1.0, ask=False)
+        await there.acquire("study", timeout=1.0, request_release=False)
     redis_server.kill9()
     with pytest.raises(LockTimeout):
         await there.acquire("study", timeout=1.0)
@@ -242,7 +242,7 @@ async def test_when_redis_is_back_who_held_without_it_is_waited_for(
     for redis_client in (here._redis_client, there._redis_client):
         await until(lambda redis_client=redis_client: redis_client.available, "Redis to be back")  # type: ignore[misc]
     with pytest.raises(LockTimeout):
-        await newcomers.acquire("study", timeout=0, ask=False)
+        await newcomers.acquire("study", timeout=0, request_release=False)
     newcomer = asyncio.create_task(newcomers.acquire("study", timeout=60))
     async with asyncio.timeout(30):
         await wanted.wait()
@@ -291,11 +291,11 @@ async def test_bytes_are_had_by_many_or_by_one_alone(tmp_path: Path) -> None:
     one.let_go("study")
     assert two.take("study", alone=True)
     assert not one.take("study", alone=False)
-    one.ask("study", on=True)
-    assert two.is_asked("study")
-    assert not one.is_asked("study")
-    one.ask("study", on=False)
-    assert not two.is_asked("study")
+    one.set_requested("study", on=True)
+    assert two.is_requested("study")
+    assert not one.is_requested("study")
+    one.set_requested("study", on=False)
+    assert not two.is_requested("study")
     one.close()
     two.close()
 
@@ -314,7 +314,7 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
         name = dice.choice(list(holders))
         try:
             lease = await dice.choice(processes).acquire(
-                name, timeout=dice.choice((0, 0.05, 5)), ask=dice.random() < 0.8
+                name, timeout=dice.choice((0, 0.05, 5)), request_release=dice.random() < 0.8
             )
         except LockTimeout:
             await asyncio.sleep(0.005)

@@ -151,7 +151,7 @@ class Added:
 
     def offer(self, data: bytes, *, in_place: bool = False) -> asyncio.Future[None] | None:
         """Adds it, in the writer's own memory where it has some; what it returns is to be awaited."""
-        room = self.writer.room() if in_place else None
+        room = self.writer.get_buffer() if in_place else None
         if room is None or len(room) < len(data):
             # As the receive buffer is: overwritten by what comes next.
             buffer = bytearray(data)
@@ -159,7 +159,7 @@ class Added:
         else:
             view = room[: len(data)]
             view[:] = data
-        rest = self.writer.take(view)
+        rest = self.writer.write_view(view)
         if room is None:
             view[:] = bytes(len(view))
         self.added += data
@@ -364,7 +364,7 @@ async def test_what_is_being_verified_is_left_in_its_block(tmp_path: Path, held:
     right = asyncio.ensure_future(added.is_right())
     await a_few_turns()
     other = Added(tmp_path, held, blocks=blocks, length=MIB)
-    assert other.writer.room() is None
+    assert other.writer.get_buffer() is None
     assert not right.done()
     assert not added.marker.exists()
     held.may.set()
@@ -390,15 +390,15 @@ async def test_who_stands_still_gives_up_its_block(tmp_path: Path, threads: Thre
     first = Added(tmp_path, threads, blocks=blocks, length=MIB, announced=sha256(data + b"end"))
     await first.add(data, in_place=True)
     others = Added(tmp_path, threads, blocks=blocks, length=MIB)
-    assert others.writer.room() is None, "it is not for long that the first has it"
+    assert others.writer.get_buffer() is None, "it is not for long that the first has it"
     first.writer.since = LONG_AGO
-    assert others.writer.room() is None
+    assert others.writer.get_buffer() is None
     # A thread has it now, which gives it back.
     threads.executor.submit(int).result(WAIT)
     threads.close()
-    assert others.writer.room() is not None
+    assert others.writer.get_buffer() is not None
     await others.close()
-    assert first.writer.room() is None
+    assert first.writer.get_buffer() is None
     await first.add(b"end")
     assert await first.is_right()
     await first.close()
@@ -418,12 +418,12 @@ async def test_what_comes_in_slowly_goes_without_a_block(tmp_path: Path, threads
     await added.add(data[0], in_place=True)
     added.writer.since = LONG_AGO
     await added.add(data[1], in_place=True)
-    assert added.writer.room() is None
+    assert added.writer.get_buffer() is None
     await added.add(data[2], in_place=True)
     assert added.stored() == b"".join(data[:3]), "behind what the thread had to do"
     # Until it shows that it is fast again.
     await added.add(data[3], in_place=True)
-    assert added.writer.room() is not None
+    assert added.writer.get_buffer() is not None
     assert await added.is_right()
     await added.close()
     assert added.stored() == added.added

@@ -19,7 +19,7 @@ from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
 from tusd_py.locks.base import Fence, LeaseLost
-from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, UntoldRemoval, Upload
+from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, UnpublishedRemoval, Upload
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class EventPublisher:
         }
 
     async def intend_late(
-        self, removal: UntoldRemoval, request: RequestView, fence: Fence
+        self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> EventType | None:
         """Writes down a removal after it. Returns what it was, None if it was none of ours. Raises StorageError, LeaseLost."""
         info = removal.upload.info

@@ -105,10 +105,20 @@ class HeldFence:
 class Locks(Protocol):
     """Locks by upload id."""
 
-    async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> Lease:
-        """Waits up to `timeout` seconds for the lock; with `ask`, its holder is asked to let go.
+    async def acquire(
+        self, upload_id: str, *, timeout: float, request_release: bool = True
+    ) -> Lease:
+        """Acquire the lock of an upload.
 
-        With a timeout of 0 the lock is taken if it is free. Raises LockTimeout, LocksClosed, LocksUnavailable.
+        Args:
+            upload_id: The upload.
+            timeout: Seconds to wait for the current holder; 0 to take the lock only if it is free.
+            request_release: Ask the current holder to release it.
+
+        Raises:
+            LockTimeout: It was not released in time.
+            LocksClosed: The server is shutting down.
+            LocksUnavailable: The lock service does not answer.
         """
 
     def try_acquire_many(

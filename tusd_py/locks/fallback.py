@@ -57,24 +57,30 @@ class FallbackLocks:
         self._watcher: asyncio.Task[None] | None = None
         redis.on_silence = self._watch_all
 
-    async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> FallbackLease:
+    async def acquire(
+        self, upload_id: str, *, timeout: float, request_release: bool = True
+    ) -> FallbackLease:
         deadline = asyncio.get_running_loop().time() + timeout
-        granted = await self._granted(upload_id, timeout, ask)
+        granted = await self._granted(upload_id, timeout, request_release)
         try:
             # With half of the time that there is, so that the other half is left to come to an end in.
             patience = min(self._redis.duration, timeout) / 2
-            return await self._acquire(upload_id, deadline, ask, granted, patience)
+            return await self._acquire(upload_id, deadline, request_release, granted, patience)
         except BaseException:
             if granted is not None:
                 await granted.release()
             raise
 
-    async def _granted(self, upload_id: str, timeout: float, ask: bool) -> RedisLease | None:
+    async def _granted(
+        self, upload_id: str, timeout: float, request_release: bool
+    ) -> RedisLease | None:
         """What Redis gave, None if it cannot be asked."""
         if not self._redis_client.available:
             return None
         try:
-            return await self._redis.acquire(upload_id, timeout=timeout, ask=ask)
+            return await self._redis.acquire(
+                upload_id, timeout=timeout, request_release=request_release
+            )
         except LocksUnavailable:
             return None
 
@@ -82,17 +88,17 @@ class FallbackLocks:
         self,
         upload_id: str,
         deadline: float,
-        ask: bool,
+        request_release: bool,
         granted: RedisLease | None,
         patience: float = 0.0,
     ) -> FallbackLease:
         """patience: seconds after which a holder is given up that Redis knows nothing of any more; only by those who ask."""
         loop = asyncio.get_running_loop()
         left = max(deadline - loop.time(), 0)
-        mine = await self._memory.acquire(upload_id, timeout=left, ask=ask)
+        mine = await self._memory.acquire(upload_id, timeout=left, request_release=request_release)
         lease = FallbackLease(self, upload_id, mine, granted)
         try:
-            await self._take(lease, deadline, ask, loop.time() + patience)
+            await self._take(lease, deadline, request_release, loop.time() + patience)
         except BaseException:
             await mine.release()
             raise
@@ -102,7 +108,7 @@ class FallbackLocks:
         return lease
 
     async def _take(
-        self, lease: FallbackLease, deadline: float, ask: bool, patient_until: float
+        self, lease: FallbackLease, deadline: float, request_release: bool, patient_until: float
     ) -> None:
         """Has the byte alone. Raises LockTimeout, LocksClosed, LocksUnavailable."""
         loop = asyncio.get_running_loop()
@@ -115,11 +121,11 @@ class FallbackLocks:
                     raise LocksClosed
                 if left <= 0:
                     raise LockTimeout
-                if ask and loop.time() >= patient_until and self._give_up_holder(lease):
+                if request_release and loop.time() >= patient_until and self._give_up_holder(lease):
                     return
-                if ask and not asking:
+                if request_release and not asking:
                     asking = True
-                    self._ranges.ask(lease.upload_id, on=True)
+                    self._ranges.set_requested(lease.upload_id, on=True)
                 await asyncio.sleep(min(pause, left))
                 pause = min(pause * 2, _POLL)
         except OSError as problem:
@@ -127,7 +133,7 @@ class FallbackLocks:
         finally:
             if asking:
                 with suppress(OSError):
-                    self._ranges.ask(lease.upload_id, on=False)
+                    self._ranges.set_requested(lease.upload_id, on=False)
 
     def _try(self, lease: FallbackLease) -> bool:
         """Whether the byte of the current epoch is ours now."""
@@ -206,7 +212,7 @@ class FallbackLocks:
         while self._watched:
             for lease in list(self._watched):
                 with suppress(OSError):
-                    if self._ranges.is_asked(lease.upload_id):
+                    if self._ranges.is_requested(lease.upload_id):
                         lease.request()
             await asyncio.sleep(_POLL)
 
@@ -253,7 +259,7 @@ class FallbackLocks:
                 if not await is_gone(upload_id):
                     continue
                 with suppress(LockTimeout, LocksClosed):
-                    mine = await self._memory.acquire(upload_id, timeout=0, ask=False)
+                    mine = await self._memory.acquire(upload_id, timeout=0, request_release=False)
                     try:
                         removed += self._forget_epoch(upload_id)
                     finally:

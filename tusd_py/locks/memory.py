@@ -19,7 +19,9 @@ class MemoryLocks:
         self._held: dict[str, MemoryLease] = {}
         self._closed = False
 
-    async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> MemoryLease:
+    async def acquire(
+        self, upload_id: str, *, timeout: float, request_release: bool = True
+    ) -> MemoryLease:
         if self._closed:
             raise LocksClosed
         holder = self._held.get(upload_id)
@@ -27,8 +29,8 @@ class MemoryLocks:
             lease = self._held[upload_id] = MemoryLease(self, upload_id)
             return lease
         waiter: asyncio.Future[MemoryLease] = asyncio.get_running_loop().create_future()
-        holder.waiters.append((waiter, ask))
-        if ask:
+        holder.waiters.append((waiter, request_release))
+        if request_release:
             holder.request()
         try:
             async with asyncio.timeout(timeout):
@@ -124,7 +126,7 @@ class MemoryLease:
             if not waiter.done():
                 successor = MemoryLease(self._locks, self._upload_id)
                 successor.waiters = self.waiters
-                successor._requested = any(ask for _, ask in self.waiters)
+                successor._requested = any(requested for _, requested in self.waiters)
                 self._locks._held[self._upload_id] = successor
                 waiter.set_result(successor)
                 return

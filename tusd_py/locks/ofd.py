@@ -63,11 +63,11 @@ class OfdLocks:
         """The byte that is had during each change."""
         return ChangeByte(self, _CHANGE + _place(upload_id))
 
-    def ask(self, upload_id: str, *, on: bool) -> None:
+    def set_requested(self, upload_id: str, *, on: bool) -> None:
         """Tells other processes that somebody here waits and asks for the byte, or does no more."""
         self._set(_range(fcntl.F_RDLCK if on else fcntl.F_UNLCK, _ASKED + _place(upload_id)))
 
-    def is_asked(self, upload_id: str) -> bool:
+    def is_requested(self, upload_id: str) -> bool:
         """Whether somebody in another process waits and asks for the byte."""
         return self._other(_ASKED + _place(upload_id))
 

@@ -111,7 +111,9 @@ class RedisLocks:
 
     # The contract
 
-    async def acquire(self, upload_id: str, *, timeout: float, ask: bool = True) -> RedisLease:
+    async def acquire(
+        self, upload_id: str, *, timeout: float, request_release: bool = True
+    ) -> RedisLease:
         if self._closed:
             raise LocksClosed
         deadline = asyncio.get_running_loop().time() + timeout
@@ -119,12 +121,12 @@ class RedisLocks:
         # While nobody could have told us that they wait elsewhere, their turn is not skipped; but where Redis is away
         # nobody waits there.
         if claim is not None and (self._subscribed or not self._redis.available):
-            lease = await claim.join(deadline, ask)
+            lease = await claim.join(deadline, request_release)
             if lease is not None:
                 return lease
         claim = self._begin(upload_id)
         try:
-            await self._obtain(claim, deadline, ask, wait=timeout > 0)
+            await self._obtain(claim, deadline, request_release, wait=timeout > 0)
             if self._closed:
                 raise LocksClosed
         except BaseException:
@@ -191,7 +193,9 @@ class RedisLocks:
         if self._joinable.get(claim.upload_id) is claim:
             del self._joinable[claim.upload_id]
 
-    async def _obtain(self, claim: _Claim, deadline: float, ask: bool, *, wait: bool) -> None:
+    async def _obtain(
+        self, claim: _Claim, deadline: float, request_release: bool, *, wait: bool
+    ) -> None:
         """Waits in Redis' queue; `wait` False is one attempt that leaves no trace there."""
         loop = asyncio.get_running_loop()
         soon, dead = _SOON, ""
@@ -201,7 +205,7 @@ class RedisLocks:
             if self._closed:
                 raise LocksClosed
             try:
-                answer = await self._ask_for(claim, wait, ask, dead)
+                answer = await self._ask_for(claim, wait, request_release, dead)
             except RedisUnavailable as problem:
                 if give_up is None:
                     give_up = min(deadline, loop.time() + self._patience)
@@ -229,13 +233,15 @@ class RedisLocks:
             await self._watch(holder, claim, pause, was_gone=gone)
 
     async def _ask_for(
-        self, claim: _Claim, wait: bool, ask: bool, dead: str
+        self, claim: _Claim, wait: bool, request_release: bool, dead: str
     ) -> tuple[str, float, int] | None:
         """None if the lock is ours now; else who has it, for how long (seconds), and how many heard that it is wanted."""
         sent = _now()
         claim.recorded = True
         answer = await self._redis.run(
-            ACQUIRE, self._keys(claim), (*self._arguments(claim), int(wait), int(ask), dead)
+            ACQUIRE,
+            self._keys(claim),
+            (*self._arguments(claim), int(wait), int(request_release), dead),
         )
         match answer:
             case [1, int(demand)]:
@@ -571,12 +577,12 @@ class _Claim:
         """Until woken, at most so long; whether it was woken."""
         return await _is_set_within(self.woken, seconds)
 
-    async def join(self, deadline: float, ask: bool) -> RedisLease | None:
+    async def join(self, deadline: float, request_release: bool) -> RedisLease | None:
         """Waits for those in this process who came before; None if the lock has to be got from Redis."""
         waiter: asyncio.Future[RedisLease | None] = asyncio.get_running_loop().create_future()
-        entry = (waiter, ask)
+        entry = (waiter, request_release)
         self._waiters.append(entry)
-        if ask:
+        if request_release:
             self.lease.request()
         try:
             async with asyncio.timeout_at(deadline):
@@ -611,7 +617,7 @@ class _Claim:
             waiter, _ = self._waiters.pop(0)
             if not waiter.done():
                 self.lease = RedisLease(self)
-                if self._asked or any(ask for _, ask in self._waiters):
+                if self._asked or any(requested for _, requested in self._waiters):
                     self.lease.request()
                 waiter.set_result(self.lease)
                 return True

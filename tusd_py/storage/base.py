@@ -191,12 +191,12 @@ class RemovalEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class UntoldRemoval:
+class UnpublishedRemoval:
     """An upload that was removed and whose event is not recorded yet. remembered: see `RemovesUploads.remove`."""
 
     upload: Upload
     event: RemovalEvent
-    remembered: bool
+    keep_tombstone: bool
 
 
 class Writer(Protocol):
@@ -236,11 +236,11 @@ class VerifiedWriter(Writer, Protocol):
 class ReceivesInPlace(Protocol):
     """A writer that has memory of its own for what comes in, so that it need not be copied there. For the event loop."""
 
-    def room(self) -> memoryview | None:
+    def get_buffer(self) -> memoryview | None:
         """Where the next bytes are wanted; None where that is no matter. It may be asked for without being used."""
 
-    def take(self, data: memoryview) -> Awaitable[None] | None:
-        """Adds `data`, which lies at the beginning of `room()`, or is only there during the call.
+    def write_view(self, data: memoryview) -> Awaitable[None] | None:
+        """Adds `data`, which lies at the beginning of `get_buffer()`, or is only there during the call.
 
         What it returns, if anything, is awaited before there is more. Both raise StorageFull, StorageError, LeaseLost.
         """
@@ -316,8 +316,8 @@ class RemovesUploads(Protocol):
         upload_id: str,
         *,
         fence: Fence,
-        remembered: bool = True,
-        untold: RemovalEvent | None = None,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
     ) -> None:
         """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already.
 
@@ -325,13 +325,13 @@ class RemovesUploads(Protocol):
         `forget_removal`.
         """
 
-    async def untold_removals(self) -> list[UntoldRemoval]:
+    async def unpublished_removals(self) -> list[UnpublishedRemoval]:
         """The removals that were given an event that is still to be recorded."""
 
-    async def finish_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         """Frees what a crash in the removal has left."""
 
-    async def forget_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+    async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         """The event of a removal is recorded."""
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
@@ -342,7 +342,7 @@ class RemovesUploads(Protocol):
         uploads: Sequence[Upload],
         *,
         fences: Mapping[str, Fence],
-        untold: Mapping[str, RemovalEvent] | None = None,
+        unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
         """Whether each was removed, or why it could not be, in the same order; for many at a time.
 
@@ -467,7 +467,7 @@ class Outbox(Protocol):
     async def replace(self, event: KeptEvent, content: bytes) -> None:
         """Writes one that waits anew, all or nothing."""
 
-    async def give_up(self, event: KeptEvent, content: bytes) -> None:
+    async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
         """Puts one that waits among those that were given up, with this content."""
 
     async def replay(self, event: KeptEvent, content: bytes) -> None:

@@ -314,7 +314,7 @@ class BodyReceiver:
         if _is(ReceivesInPlace, type(writer)):
             place = cast(ReceivesInPlace, writer)
             return await transfer.body.pour(
-                lambda view: self._take_in_place(transfer, place, view), place.room
+                lambda view: self._take_in_place(transfer, place, view), place.get_buffer
             )
         return False
 
@@ -333,7 +333,7 @@ class BodyReceiver:
     ) -> Awaitable[None] | None:
         """The next bytes straight from the socket, at their place already or to be taken elsewhere."""
         self._check_piece(transfer, len(view))
-        rest = writer.take(view)
+        rest = writer.write_view(view)
         if transfer.writer.offset >= transfer.next_check:
             return self._check_reserve(transfer, rest)
         return rest

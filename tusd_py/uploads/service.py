@@ -50,7 +50,7 @@ from tusd_py.storage.base import (
     StorageError,
     StorageFull,
     Store,
-    UntoldRemoval,
+    UnpublishedRemoval,
     Upload,
     UploadDamaged,
     UploadExists,
@@ -221,7 +221,7 @@ class Uploads:
         """Creates a final, or finds the one that an earlier request created from the same: its answer may have been lost."""
         key = final_key(info)
         try:
-            async with self._held(f"{_KEY_LOCK}{key}", ask=False):
+            async with self._held(f"{_KEY_LOCK}{key}", request_release=False):
                 found = await self._same_final(key, info)
                 if found is None:
                     return await self._create_new_final(info, key, body, request)
@@ -432,19 +432,21 @@ class Uploads:
     async def _remove_unfilled(self, upload: Upload, request: RequestView, lease: Lease) -> None:
         """Takes an upload back of which hooks were told already."""
         kind, fences = EventType.POST_TERMINATE, {upload.id: lease.fence}
-        untold = await self._announcer.intend_removals(kind, [upload], request, fences)
-        await self._take_back(upload, lease.fence, untold.get(upload.id))
-        await self._record_late(untold, [upload], request, remembered=False)
+        unpublished = await self._announcer.intend_removals(kind, [upload], request, fences)
+        await self._take_back(upload, lease.fence, unpublished.get(upload.id))
+        await self._record_late(unpublished, [upload], request, keep_tombstone=False)
         self._announcer.tell(kind, upload, request)
 
     async def _take_back(
-        self, upload: Upload, fence: Fence, untold: RemovalEvent | None = None
+        self, upload: Upload, fence: Fence, unpublished: RemovalEvent | None = None
     ) -> None:
         """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
         self._timetable.note(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
-                await self.store.remove(upload.id, fence=fence, remembered=False, untold=untold)
+                await self.store.remove(
+                    upload.id, fence=fence, keep_tombstone=False, unpublished=unpublished
+                )
 
     # Reading about uploads
 
@@ -633,11 +635,13 @@ class Uploads:
                 view = UploadView.of(upload.info, upload.offset)
                 changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
                 fences = {upload_id: lease.fence}
-                untold = await self._announcer.intend_removals(
+                unpublished = await self._announcer.intend_removals(
                     EventType.POST_TERMINATE, [upload], request, fences
                 )
-                await self.store.remove(upload_id, fence=lease.fence, untold=untold.get(upload_id))
-                await self._record_late(untold, [upload], request)
+                await self.store.remove(
+                    upload_id, fence=lease.fence, unpublished=unpublished.get(upload_id)
+                )
+                await self._record_late(unpublished, [upload], request)
                 self._timetable.note(upload_id, None)
                 self._counters.uploads_terminated += 1
                 self._announcer.tell(EventType.POST_TERMINATE, upload, request)
@@ -718,12 +722,12 @@ class Uploads:
                 elif self.is_due(found):
                     due.append(found)
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
-            untold = await self._announcer.intend_removals(
+            unpublished = await self._announcer.intend_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
             )
-            done = await store.remove_each(due, fences=fences, untold=untold)
+            done = await store.remove_each(due, fences=fences, unpublished=unpublished)
             removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
-            await self._record_late(untold, removed, RequestView())
+            await self._record_late(unpublished, removed, RequestView())
         for upload, outcome in zip(due, done, strict=True):
             outcomes[upload.id] = outcome
             if outcome is True:
@@ -755,7 +759,7 @@ class Uploads:
         One that is damaged, or whose bytes are missing, goes as well. Raises UploadNotFound, UploadGone.
         """
         try:
-            async with self._held(upload_id, ask=False, timeout=0) as lease:
+            async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 try:
                     upload = await self.load(upload_id)
                 except (UploadDamaged, BytesMissing) as problem:
@@ -772,7 +776,7 @@ class Uploads:
         Not one that was finished: nobody was to send anything more, so that no time makes up for what cannot be found.
         """
         try:
-            async with self._held(upload_id, ask=False, timeout=0) as lease:
+            async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 try:
                     await self.load(upload_id)
                 except BytesMissing as problem:
@@ -800,31 +804,35 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return False
         fences = {upload.id: lease.fence}
-        untold = await self._announcer.intend_removals(event_type, [upload], RequestView(), fences)
-        await self.store.remove(upload.id, fence=lease.fence, untold=untold.get(upload.id))
-        await self._record_late(untold, [upload], RequestView())
+        unpublished = await self._announcer.intend_removals(
+            event_type, [upload], RequestView(), fences
+        )
+        await self.store.remove(
+            upload.id, fence=lease.fence, unpublished=unpublished.get(upload.id)
+        )
+        await self._record_late(unpublished, [upload], RequestView())
         self._timetable.note(upload.id, None)
         self._announcer.tell(event_type, upload, RequestView())
         return True
 
     async def _record_late(
         self,
-        untold: Mapping[str, RemovalEvent],
+        unpublished: Mapping[str, RemovalEvent],
         uploads: Sequence[Upload],
         request: RequestView,
         *,
-        remembered: bool = True,
+        keep_tombstone: bool = True,
     ) -> None:
         """Writes down the removals for which there was no room before they made some."""
         for upload in uploads:
-            if event := untold.get(upload.id):
+            if event := unpublished.get(upload.id):
                 # It has happened: the next holder of the lock cannot make it untrue.
                 await self._tell_removal(
-                    UntoldRemoval(upload, event, remembered), request, UNFENCED
+                    UnpublishedRemoval(upload, event, keep_tombstone), request, UNFENCED
                 )
 
     async def _tell_removal(
-        self, removal: UntoldRemoval, request: RequestView, fence: Fence
+        self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> None:
         if not isinstance(self.store, RemovesUploads):
             return
@@ -841,9 +849,9 @@ class Uploads:
         store = self.store
         if not isinstance(store, RemovesUploads) or not self._announcer.delivers:
             return
-        for removal in await store.untold_removals():
+        for removal in await store.unpublished_removals():
             try:
-                async with self._held(removal.upload.id, ask=False, timeout=0) as lease:
+                async with self._held(removal.upload.id, request_release=False, timeout=0) as lease:
                     await store.finish_removal(removal, fence=lease.fence)
                     await self._tell_removal(removal, RequestView(), lease.fence)
             except (LockTimeout, LeaseLost):
@@ -855,7 +863,7 @@ class Uploads:
     async def make_up(self, upload_id: str) -> bool:
         """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
         try:
-            async with self._held(upload_id, ask=False, timeout=0) as lease:
+            async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 upload = await self._current(upload_id)
                 try:
                     upload = await self._joining.try_join(upload, lease.fence)
@@ -871,7 +879,7 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return False
         try:
-            async with self._held(upload_id, ask=False, timeout=0) as lease:
+            async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 return await self.store.discard_fragment(upload_id, fence=lease.fence)
         except (LockTimeout, LeaseLost):
             return False
@@ -964,19 +972,23 @@ class Uploads:
                     raise
         return UncontestedLease()
 
-    def _held(self, upload_id: str, *, ask: bool = True, timeout: float | None = None) -> _Holding:
-        return _Holding(self._acquire(upload_id, ask=ask, timeout=timeout))
+    def _held(
+        self, upload_id: str, *, request_release: bool = True, timeout: float | None = None
+    ) -> _Holding:
+        return _Holding(self._acquire(upload_id, request_release=request_release, timeout=timeout))
 
     async def _acquire(
-        self, upload_id: str, *, ask: bool = True, timeout: float | None = None
+        self, upload_id: str, *, request_release: bool = True, timeout: float | None = None
     ) -> Lease:
         """The upload's lock. Raises a 423 or 503; with `ask` False, LockTimeout instead of the 423."""
         began = time.monotonic()
         patience = self.rules.acquire_lock_timeout if timeout is None else timeout
         try:
-            lease = await self._locks.acquire(upload_id, timeout=patience, ask=ask)
+            lease = await self._locks.acquire(
+                upload_id, timeout=patience, request_release=request_release
+            )
         except LockTimeout:
-            if not ask:
+            if not request_release:
                 raise
             self._counters.lock_timeouts += 1
             raise errors.locked() from None

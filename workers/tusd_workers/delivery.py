@@ -110,7 +110,7 @@ class Delivery:
             try:
                 intent = _read(kept)
             except MalformedOutboxRecord as problem:
-                await self._give_up(kept, kept.content, str(problem))
+                await self._mark_failed(kept, kept.content, str(problem))
                 continue
             try:
                 has_happened = intent is not None and await self._has_happened(kept, intent)
@@ -157,7 +157,7 @@ class Delivery:
         """Makes an attempt; when to make the next one, None if there is none to be made."""
         if intent.attempts >= self._patience.attempts:
             # A worker died in the last of them.
-            await self._give_up(kept, kept.content, intent.problem or "workers died in it")
+            await self._mark_failed(kept, kept.content, intent.problem or "workers died in it")
             return None
         if intent.not_before > self._clock():
             return intent.not_before
@@ -171,7 +171,7 @@ class Delivery:
         self._note_failure(intent, left, problem)
         intent = replace(intent, hooks=left, problem=problem)
         if intent.attempts >= self._patience.attempts:
-            await self._give_up(kept, intents.serialize(intent), problem)
+            await self._mark_failed(kept, intents.serialize(intent), problem)
             return None
         intent = replace(intent, not_before=self._clock() + self._patience.pause(intent.attempts))
         await self._record_attempt(kept, intent)
@@ -196,8 +196,8 @@ class Delivery:
                     logger.warning("the hook %s failed", name, exc_info=problem.__cause__)
         return tuple(problems), "; ".join(f"{name}: {text}" for name, text in problems.items())
 
-    async def _give_up(self, kept: KeptEvent, content: bytes, problem: str) -> None:
-        await self._outbox.give_up(kept, content)
+    async def _mark_failed(self, kept: KeptEvent, content: bytes, problem: str) -> None:
+        await self._outbox.mark_failed(kept, content)
         self.counts["given up"] += 1
         logs.event(
             logger,

@@ -166,11 +166,11 @@ class FileOutbox:
         finally:
             os.close(descriptor)
 
-    async def give_up(self, event: KeptEvent, content: bytes) -> None:
+    async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"giving an event of {event.upload_id} up"):
-            await self._threads.run(self._give_up, event, content)
+            await self._threads.run(self._mark_failed, event, content)
 
-    def _give_up(self, event: KeptEvent, content: bytes) -> None:
+    def _mark_failed(self, event: KeptEvent, content: bytes) -> None:
         try:
             tmp = self._write(event.upload_id, content, sync=True)
         except OSError as problem:

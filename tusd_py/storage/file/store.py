@@ -46,7 +46,7 @@ from tusd_py.storage.base import (
     BytesMissing,
     RemovalEvent,
     StorageError,
-    UntoldRemoval,
+    UnpublishedRemoval,
     Upload,
     UploadDamaged,
     UploadExists,
@@ -75,7 +75,7 @@ from tusd_py.storage.file.power_cuts import Session, sound_length
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_file import read_record
 from tusd_py.storage.file.soundness import check_bytes
-from tusd_py.storage.file.untold import UntoldRemovals
+from tusd_py.storage.file.unpublished import UnpublishedRemovals
 from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.file.writer import FileWriter
 from tusd_py.storage.skipped import Skip, skip_entry
@@ -139,7 +139,7 @@ class FileStore:
         self._disk = Disk(self._threads)
         self._hashing = hashing_threads()
         self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
-        self._untold = UntoldRemovals(state, root=self.root)
+        self._unpublished = UnpublishedRemovals(state, root=self.root)
         self._finals = FinalRecords(
             state,
             write=self._write_tmp,
@@ -200,7 +200,7 @@ class FileStore:
                 self._markers.directory,
                 self._sound.directory,
                 self._gone,
-                self._untold.directory,
+                self._unpublished.directory,
                 *self._finals.directories,
             ):
                 os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
@@ -421,7 +421,7 @@ class FileStore:
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
             is_gone = os.path.exists(f"{self._gone}/{self._flat(upload_id)}")
-            if is_gone or self._untold.has(upload_id):
+            if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
         if not records.strip_nuls(content):
@@ -761,19 +761,23 @@ class FileStore:
         upload_id: str,
         *,
         fence: Fence,
-        remembered: bool = True,
-        untold: RemovalEvent | None = None,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
     ) -> None:
         with _translated(f"removing {upload_id}"):
             await self._threads.run(
-                self._remove, upload_id, fence, remembered=remembered, untold=untold
+                self._remove,
+                upload_id,
+                fence,
+                keep_tombstone=keep_tombstone,
+                unpublished=unpublished,
             )
 
-    async def untold_removals(self) -> list[UntoldRemoval]:
+    async def unpublished_removals(self) -> list[UnpublishedRemoval]:
         with _translated("looking for removals that are to be told"):
-            return await self._threads.run(self._untold.all)
+            return await self._threads.run(self._unpublished.all)
 
-    async def finish_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         info = removal.upload.info
 
         def finish() -> None:
@@ -785,12 +789,14 @@ class FileStore:
         with _translated(f"removing {info.id}"):
             await self._threads.run(finish)
 
-    async def forget_removal(self, removal: UntoldRemoval, *, fence: Fence) -> None:
+    async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         upload_id = removal.upload.id
         lives = os.path.lexists(self._info_path(upload_id))
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
         with _translated(f"removing {upload_id}"), fence():
-            self._untold.forget(removal, tombstone if removal.remembered and not lives else None)
+            self._unpublished.forget(
+                removal, tombstone if removal.keep_tombstone and not lives else None
+            )
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         return await self._threads.run(self._load_each, upload_ids)
@@ -812,22 +818,25 @@ class FileStore:
         uploads: Sequence[Upload],
         *,
         fences: Mapping[str, Fence],
-        untold: Mapping[str, RemovalEvent] | None = None,
+        unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
-        return await self._threads.run(self._remove_each, uploads, fences, untold or {})
+        return await self._threads.run(self._remove_each, uploads, fences, unpublished or {})
 
     def _remove_each(
         self,
         uploads: Sequence[Upload],
         fences: Mapping[str, Fence],
-        untold: Mapping[str, RemovalEvent],
+        unpublished: Mapping[str, RemovalEvent],
     ) -> list[bool | StorageError]:
         outcomes: list[bool | StorageError] = []
         for upload in uploads:
             try:
                 with _translated(f"removing {upload.id}"):
                     self._remove(
-                        upload.id, fences[upload.id], upload.info, untold=untold.get(upload.id)
+                        upload.id,
+                        fences[upload.id],
+                        upload.info,
+                        unpublished=unpublished.get(upload.id),
                     )
                 outcomes.append(True)
             except StorageError as problem:
@@ -842,13 +851,13 @@ class FileStore:
         fence: Fence,
         info: UploadInfo | None = None,
         *,
-        remembered: bool = True,
-        untold: RemovalEvent | None = None,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
     ) -> None:
         """info: the record, where that is known for certain. remembered, untold: see `RemovesUploads.remove`."""
         tombstone = f"{self._gone}/{self._flat(upload_id)}"
-        if untold is not None:
-            kept = self._untold.path(upload_id, untold, remembered=remembered)
+        if unpublished is not None:
+            kept = self._unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
             with fence():
                 try:
                     os.rename(self._info_path(upload_id), kept)
@@ -866,7 +875,7 @@ class FileStore:
         # It is removed. Whoever loses the lock before the rest is done leaves that to the next sweep.
         with suppress(LeaseLost), fence():
             self._finish_removal(upload_id, tombstone, info)
-            if not remembered:
+            if not keep_tombstone:
                 os.unlink(tombstone)
 
     def _finish_removal(

@@ -129,12 +129,12 @@ class VerifiedFileWriter:
 
     # What comes in
 
-    def room(self) -> memoryview | None:
+    def get_buffer(self) -> memoryview | None:
         if self._block is None and self._is_fast:
             self._block = self._blocks.take(self)
         return None if self._block is None else self._block[self._filled :]
 
-    def take(self, data: memoryview) -> Awaitable[None] | None:
+    def write_view(self, data: memoryview) -> Awaitable[None] | None:
         with translated("writing"):
             self._check()
             self.offset += len(data)
@@ -148,7 +148,7 @@ class VerifiedFileWriter:
             return self._take_at_once(data)
 
     async def write(self, data: bytes) -> None:
-        rest = self.take(memoryview(data))
+        rest = self.write_view(memoryview(data))
         if rest is not None:
             await rest
 
@@ -157,7 +157,7 @@ class VerifiedFileWriter:
         while data:
             if self._filled == SIZE:
                 self._hand_over()
-            room = self.room()
+            room = self.get_buffer()
             if room is None:
                 return self._take_at_once(data)
             size = min(len(room), len(data))

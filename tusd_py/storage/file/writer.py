@@ -27,11 +27,11 @@ class FileWriter:
         """See `Writer`."""
         return self._file.end
 
-    def room(self) -> memoryview | None:
+    def get_buffer(self) -> memoryview | None:
         """See `ReceivesInPlace`: bytes are written from wherever they lie."""
         return None
 
-    def take(self, data: memoryview) -> Awaitable[None] | None:
+    def write_view(self, data: memoryview) -> Awaitable[None] | None:
         """See `ReceivesInPlace`."""
         with translated("writing"):
             rest = self._disk.write(self._file.write, data, is_kept=False)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tusd_py.storage.base import RemovalEvent, StorageError, UntoldRemoval, Upload
+from tusd_py.storage.base import RemovalEvent, StorageError, UnpublishedRemoval, Upload
 from tusd_py.storage.file import records
 from tusd_py.storage.file.record_file import read_record
 
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(?P<upload>.+)\.(?P<offset>[0-9]+)-(?P<kept>[01])-(?P<event>[0-9a-f]{1,40})")
 
 
-class UntoldRemovals:
+class UnpublishedRemovals:
     """Those of one directory. state: where the directory for them is made. root: of the uploads."""
 
     def __init__(self, state: str, *, root: str) -> None:
         self.directory = f"{state}/untold"
         self._root = root
 
-    def path(self, upload_id: str, event: RemovalEvent, *, remembered: bool) -> str:
+    def path(self, upload_id: str, event: RemovalEvent, *, keep_tombstone: bool) -> str:
         """Where the record of an upload is kept whose removal is an event to be told."""
-        name = f"{_flat(upload_id)}.{event.offset}-{int(remembered)}-{event.event_id}"
+        name = f"{_flat(upload_id)}.{event.offset}-{int(keep_tombstone)}-{event.event_id}"
         return f"{self.directory}/{name}"
 
     def has(self, upload_id: str) -> bool:
@@ -40,7 +40,7 @@ class UntoldRemovals:
         flat = _flat(upload_id)
         return any(match["upload"] == flat and match["kept"] == "1" for match in self._names())
 
-    def all(self) -> list[UntoldRemoval]:
+    def all(self) -> list[UnpublishedRemoval]:
         """Every one that can be read. Raises OSError."""
         return [found for match in self._names() if (found := self._read(match)) is not None]
 
@@ -49,7 +49,7 @@ class UntoldRemovals:
             if match := _NAME.fullmatch(name):
                 yield match
 
-    def _read(self, match: re.Match[str]) -> UntoldRemoval | None:
+    def _read(self, match: re.Match[str]) -> UnpublishedRemoval | None:
         upload_id, offset = match["upload"].replace("%", "/"), int(match["offset"])
         path = f"{self.directory}/{match.string}"
         try:
@@ -63,11 +63,13 @@ class UntoldRemovals:
             logger.error("the removal of %s cannot be told: %s", upload_id, problem)
             return None
         event = RemovalEvent(match["event"], offset)
-        return UntoldRemoval(Upload(info, offset, info.created_at), event, match["kept"] == "1")
+        return UnpublishedRemoval(
+            Upload(info, offset, info.created_at), event, match["kept"] == "1"
+        )
 
-    def forget(self, removal: UntoldRemoval, tombstone: str | None) -> None:
+    def forget(self, removal: UnpublishedRemoval, tombstone: str | None) -> None:
         """Its event is recorded. tombstone: what its record becomes, emptied. Raises OSError."""
-        path = self.path(removal.upload.id, removal.event, remembered=removal.remembered)
+        path = self.path(removal.upload.id, removal.event, keep_tombstone=removal.keep_tombstone)
         with suppress(FileNotFoundError):
             if tombstone is None:
                 os.unlink(path)
