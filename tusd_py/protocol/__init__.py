@@ -1,5 +1,5 @@
-"""What the wire says, and nothing else: no sockets, no files, no asyncio.
+"""tus 1.0.0 without I/O: header fields in, commands and header fields out.
 
-Requests are parsed from header fields into commands (`tus.py`), and what became of them is turned back into a status and
-header fields. Everything here works on plain values, so it can be tested without a server.
+Requests are parsed into commands, and results serialized to status and header fields (`tus.py`). Everything here works on plain
+values, without sockets, files or asyncio, so it can be tested without a server.
 """

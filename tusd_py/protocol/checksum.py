@@ -1,4 +1,4 @@
-"""`Upload-Checksum`: parsing it, and the algorithms that are offered (tus 1.0.0, "Checksum")."""
+"""Parse `Upload-Checksum`, and compute checksums with the algorithms on offer (tus 1.0.0, "Checksum")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tusd_py.protocol import errors
 
 
 class Hasher(Protocol):
-    """A running checksum."""
+    """A running checksum, in the shape of hashlib's objects."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
 
@@ -25,7 +25,7 @@ class Hasher(Protocol):
 
 
 class _Crc32:
-    """CRC-32 (ISO-HDLC) with hashlib's shape; the digest is four bytes, most significant first."""
+    """CRC-32 (ISO-HDLC); the digest is four bytes, big-endian."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -38,7 +38,7 @@ class _Crc32:
 
 
 class _Crc32c:
-    """CRC-32C (Castagnoli) with hashlib's shape; the digest is four bytes, most significant first."""
+    """CRC-32C (Castagnoli); the digest is four bytes, big-endian."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -58,7 +58,7 @@ ALGORITHMS: dict[str, tuple[Callable[[], Hasher], int]] = {
     "crc32": (_Crc32, 4),
     "crc32c": (_Crc32c, 4),
 }
-"""Name as the client writes it -> (maker of a hasher, length of its digest in bytes)."""
+"""Name in the header -> (factory of hashers, length of the digest in bytes)."""
 
 SUPPORTED = ",".join(ALGORITHMS)
 """The value of `Tus-Checksum-Algorithm`."""
@@ -66,22 +66,26 @@ SUPPORTED = ",".join(ALGORITHMS)
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """An announced checksum: the algorithm's name, a key of `ALGORITHMS`, and the digest that is expected."""
+    """The checksum that a request announces: a key of `ALGORITHMS`, and the expected digest."""
 
     algorithm: str
     digest: bytes
 
     def hasher(self) -> Hasher:
-        """A fresh running checksum of this algorithm."""
+        """Start a running checksum of this algorithm."""
         return ALGORITHMS[self.algorithm][0]()
 
     def matches(self, hasher: Hasher) -> bool:
-        """Whether what `hasher` has seen is what was announced."""
+        """Whether the digest of `hasher` is the announced one."""
         return hmac.compare_digest(self.digest, hasher.digest())
 
 
 def parse(value: str) -> Checksum:
-    """`<algorithm> <base64>` -> Checksum. Raises a 400 for an unknown algorithm, bad Base64 or a digest of a wrong length."""
+    """Parse `<algorithm> <base64>`.
+
+    Raises:
+        ProtocolError: 400 for an unknown algorithm, invalid Base64 or a digest of the wrong length.
+    """
     algorithm, separator, encoded = value.partition(" ")
     if not separator:
         raise errors.invalid_checksum("it must be an algorithm, a space and a Base64 digest")

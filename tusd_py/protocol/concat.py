@@ -1,4 +1,4 @@
-"""`Upload-Concat`: parsing it, and finding the uploads that its URLs name (tus 1.0.0, "Concatenation")."""
+"""Parse `Upload-Concat`, and map its URLs to upload ids (tus 1.0.0, "Concatenation")."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from urllib.parse import unquote_to_bytes
 from tusd_py.protocol import errors
 
 _FINAL = "final;"
-_MAX_READINGS = 8
+_MAX_CANDIDATES = 8
 _AUTHORITY = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]{0,30}:)?//[^/]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The upload is a part of a final one."""
+    """The upload will be part of a final upload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """The upload is joined from `parts`: URLs as the client wrote them, relative or absolute, in order, with repeats."""
+    """The upload is the concatenation of `parts`: URLs as the client wrote them, in order, perhaps repeated."""
 
     parts: tuple[str, ...]
 
 
 def parse(value: str, *, max_parts: int) -> Partial | Final:
-    """`partial`, or `final;<url> <url>…` with at most `max_parts` URLs. Raises a 400 for anything else."""
+    """Parse `partial`, or `final;<url> <url>…` with at most `max_parts` URLs.
+
+    Raises:
+        ProtocolError: 400 for anything else.
+    """
     if value == "partial":
         return Partial()
     if not value.startswith(_FINAL):
@@ -43,12 +47,18 @@ def parse(value: str, *, max_parts: int) -> Partial | Final:
 
 
 def upload_ids_of(url: str, base_paths: Sequence[str]) -> tuple[str, ...]:
-    """The ids that `url` may name, the likeliest first, given the paths that uploads have in front of their ids.
+    """The upload ids that `url` may refer to, the likeliest first.
 
-    `url` may be absolute, a path, or relative to the first of `base_paths`. Scheme, host and port are not compared, as
-    servers are known under several names; nor is what stands before a base path, as proxies put prefixes there. An id may
-    contain slashes, so that a base path that occurs several times leaves several readings. They are not checked: whether
-    one is a valid id, and whose, is for the caller. Raises a 404 for what cannot be an upload of this server.
+    Scheme, host and port are not compared, as a server may have several names; neither is anything before the base path, as
+    proxies add prefixes. An id may contain slashes, so a base path that occurs several times leaves several candidates. The
+    caller checks whether one of them is an upload.
+
+    Args:
+        url: Absolute, a path, or relative to the first of `base_paths`.
+        base_paths: Paths of collections, each with a slash at the end.
+
+    Raises:
+        ProtocolError: 404 for a URL that cannot be an upload of this server.
     """
     path = _path_of(url)
     if "%" in path:
@@ -64,9 +74,9 @@ def upload_ids_of(url: str, base_paths: Sequence[str]) -> tuple[str, ...]:
         if path.startswith(base_path):
             found[path[len(base_path) :]] = None
     for base_path in base_paths:
-        # From the end: a prefix is long more often than an id.
+        # From the end, since a prefix is more often long than an id.
         at = path.rfind(base_path)
-        while at >= 0 and len(found) < _MAX_READINGS:
+        while at >= 0 and len(found) < _MAX_CANDIDATES:
             found[path[at + len(base_path) :]] = None
             at = path.rfind(base_path, 0, at + len(base_path) - 1)
     found.pop("", None)

@@ -1,6 +1,6 @@
-"""Header fields as a mapping, and the number that tus writes in them.
+"""Request header fields as a mapping, and the numbers that tus writes in them.
 
-Made from ASGI's raw list once a request. Values are decoded as Latin-1, as ASGI servers hand them over byte by byte.
+Made from ASGI's raw list once a request. Values are decoded as Latin-1, since ASGI passes them as bytes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _ORDINARY = [
 ]
 _TEXTS = {text.encode(): text for text in _ORDINARY}
 KNOWN: Mapping[bytes, bytes] = {raw: raw for raw in _TEXTS}
-"""Names and values that most requests have: of each, the one that all of thousands of connections hold."""
+"""Names and values that most requests have, interned: thousands of connections share one object for each."""
 
 
 class Headers(dict[str, str]):
     """Request header fields; names in lower case, repeated fields joined with a comma (RFC 9110, section 5.3).
 
-    A field that may stand only once, but came twice, thereby has a value that its parser refuses.
+    A field that may occur once but came twice thereby has a value that its parser refuses.
     """
 
     __slots__ = ()
@@ -55,7 +55,7 @@ class Headers(dict[str, str]):
             if name not in self:
                 self[name] = value
                 continue
-            # Joined at the end: thousands of the same field would be copied again with each.
+            # Joined at the end: joining at each repeat would take quadratic time.
             repeated = {} if repeated is None else repeated
             repeated.setdefault(name, [self[name]]).append(value)
         for name, values in (repeated or {}).items():

@@ -1,4 +1,4 @@
-"""`Upload-Metadata`: parsing it, and writing it where an upload has none of its own making (tus 1.0.0, "Creation")."""
+"""Parse and serialize `Upload-Metadata` (tus 1.0.0, "Creation")."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from tusd_py.protocol import errors
 FORCE_KEY = "force_upload"
 
 CONTROL_KEYS = frozenset({FORCE_KEY, "token", "access_token", "upload_token"})
-"""Metadata that tells the server what to do, and says nothing about what is uploaded."""
+"""Keys of metadata that control the server and do not describe the upload."""
 
 _is_key = re.compile(r"[^\x00-\x20,\x7f-\x9f\u2028\u2029\ud800-\udfff]+").fullmatch
-"""Matches what may be a key: no controls, blanks, commas or line ends."""
+"""Match a key: no control characters, blanks, commas or line ends."""
 
 
 def parse(value: str) -> dict[str, bytes]:
-    """The pairs of an `Upload-Metadata` field, in their order; an empty field has none.
+    """Parse an `Upload-Metadata` field into its pairs, in order; an empty field has none.
 
-    value: Latin-1, byte by byte as header fields are handed over. A key may stand without a value, with or without the space
-    that would precede it. Keys are non-empty, without comma, space and control characters, and each stands once; beyond ASCII
-    they are UTF-8, or else Latin-1. Values are standard Base64 with padding.
+    Keys are non-empty, unique, and without commas, spaces and control characters; beyond ASCII they are UTF-8, or else Latin-1.
+    A key may come without a value, with or without a space behind it. Values are standard Base64 with padding.
 
-    Raises a 400 that names what is wrong, without repeating it.
+    Args:
+        value: The field, decoded as Latin-1.
+
+    Raises:
+        ProtocolError: 400 that names the position and the fault, without repeating the value.
     """
     pairs: dict[str, bytes] = {}
     if not value:
@@ -50,7 +53,7 @@ def _from_bytes(key: str) -> str:
     try:
         return key.encode("latin-1").decode("utf-8")
     except UnicodeDecodeError:
-        # A client of before UTF-8.
+        # From a client that writes Latin-1.
         return key
     except UnicodeEncodeError:
         # Not from a header field.
@@ -65,10 +68,10 @@ def _decode(encoded: str, position: int) -> bytes:
 
 
 def serialize(pairs: Mapping[str, bytes]) -> str:
-    """An `Upload-Metadata` field for `pairs`, for uploads whose client sent none (taken over, or changed by a hook).
+    """Serialize pairs to an `Upload-Metadata` field, for uploads that were adopted or whose metadata a hook changed.
 
-    Keys that cannot stand in the field (with spaces, commas, control characters) are left out; others are written in UTF-8, as
-    `parse` reads them.
+    Leaves out keys that the field cannot contain (spaces, commas, control characters); writes others in UTF-8, as `parse`
+    reads them.
     """
     return ",".join(
         f"{name} {base64.b64encode(value).decode('ascii')}" if value else name

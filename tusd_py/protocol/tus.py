@@ -1,7 +1,7 @@
-"""tus 1.0.0: header fields of a request -> a command, what became of it -> header fields of the response.
+"""tus 1.0.0: parse the header fields of a request into a command, and serialize a result to header fields.
 
-A request is judged here by its header fields alone; whether the upload exists and where it stands is for `uploads.py`.
-Every function raises the `ProtocolError` that the specification asks for, and nothing else.
+Only header fields are checked here; the state of the upload is checked in `uploads/service.py`. Every function raises the
+`ProtocolError` that the specification asks for, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _OVERRIDABLE = frozenset({"PATCH", "DELETE", "HEAD", "GET", "OPTIONS", "POST"})
 class Content:
     """The body of a request that carries bytes of an upload.
 
-    length: bytes, or None when the request does not tell. checksum: announced in a header field.
-    checksum_in_trailer: it will come as a trailer field instead.
+    length: in bytes; None if the request does not declare it. checksum: from a header field. checksum_in_trailer: it follows in
+    a trailer field instead.
     """
 
     length: int | None
@@ -41,7 +41,7 @@ class Content:
 
     @property
     def verified(self) -> bool:
-        """Whether the bytes count only once a checksum was found right."""
+        """Whether the bytes count only after their checksum was verified."""
         return self.checksum is not None or self.checksum_in_trailer
 
 
@@ -49,7 +49,7 @@ class Content:
 class Creation:
     """POST: a new upload. length is None for a deferred length and for a final; content is None without a body.
 
-    unwanted_body: what a body means that is no content of the upload, where the header fields do not tell whether it is empty.
+    unwanted_body: the error if the body, whose length is not declared and which is no content of an upload, is not empty.
     """
 
     length: int | None
@@ -72,7 +72,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What HEAD tells of an upload. offset and length in bytes, None while unknown; expires in seconds since the epoch."""
+    """The response to HEAD. offset and length in bytes, None while unknown; expires in seconds since the epoch."""
 
     offset: int | None
     length: int | None
@@ -83,7 +83,7 @@ class Status:
 
 
 def effective_method(method: str, headers: Mapping[str, str]) -> str:
-    """The method that counts: `X-HTTP-Method-Override` replaces that of a POST, and of nothing else."""
+    """The method, or for a POST the one in `X-HTTP-Method-Override`. Raises a 400 for an unknown one."""
     override = headers.get("x-http-method-override")
     if method != "POST" or override is None:
         return method
@@ -94,7 +94,7 @@ def effective_method(method: str, headers: Mapping[str, str]) -> str:
 
 
 def check_version(method: str, headers: Mapping[str, str]) -> None:
-    """Raises a 412 where `Tus-Resumable` is required and is not 1.0.0, or is given and is not ("Tus-Resumable")."""
+    """Raise a 412 if `Tus-Resumable` is present and not 1.0.0, or missing where it is required ("Tus-Resumable")."""
     given = headers.get("tus-resumable")
     if given == VERSION or method == "OPTIONS":
         return
@@ -103,7 +103,7 @@ def check_version(method: str, headers: Mapping[str, str]) -> None:
 
 
 def parse_creation(headers: Mapping[str, str], *, max_parts: int) -> Creation:
-    """The command of a POST ("Creation", "Creation With Upload", "Concatenation"). Raises 400, 415."""
+    """Parse a POST ("Creation", "Creation With Upload", "Concatenation"). Raises a 400 or 415."""
     concat_header = headers.get("upload-concat", "")
     concat = concats.parse(concat_header, max_parts=max_parts) if concat_header else None
     final = isinstance(concat, Final)
@@ -120,7 +120,7 @@ def parse_creation(headers: Mapping[str, str], *, max_parts: int) -> Creation:
 
 
 def parse_append(headers: Mapping[str, str]) -> Append:
-    """The command of a PATCH. Raises 400 for bad numbers and checksums, 415 for another media type."""
+    """Parse a PATCH. Raises a 400 for invalid numbers and checksums, a 415 for another media type."""
     if _media_type(headers) != MEDIA_TYPE:
         raise errors.invalid_content_type()
     try:
@@ -132,7 +132,7 @@ def parse_append(headers: Mapping[str, str]) -> Append:
 
 
 def trailing_checksum(trailers: Mapping[str, str]) -> Checksum:
-    """The checksum that was announced by `Trailer` ("checksum-trailer"). Raises a 400 if it did not come."""
+    """The checksum in the trailer fields, as announced by `Trailer` ("checksum-trailer"). Raises a 400 if it is missing."""
     if CHECKSUM_TRAILER not in trailers:
         raise errors.invalid_checksum("the announced trailer did not come")
     return checksums.parse(trailers[CHECKSUM_TRAILER])
@@ -167,7 +167,7 @@ def _media_type(headers: Mapping[str, str]) -> str:
 def _content_of_creation(headers: Mapping[str, str], *, final: bool) -> Content | None:
     if _media_type(headers) == MEDIA_TYPE and not final:
         return _content(headers)
-    # Bytes that would silently be dropped are refused: the client would take them for stored.
+    # Refused rather than dropped: the client would assume that the bytes are stored.
     if headers.get("content-length", "0") != "0":
         raise _refused_body(final=final)
     return None
@@ -201,7 +201,7 @@ def _content(headers: Mapping[str, str]) -> Content:
 
 
 def options_headers(extensions: Iterable[str], *, max_size: int) -> dict[str, str]:
-    """What OPTIONS tells ("OPTIONS"); max_size in bytes, 0 for no limit."""
+    """The header fields of the response to OPTIONS ("OPTIONS"); max_size in bytes, 0 for no limit."""
     names = list(extensions)
     fields = {"Tus-Version": VERSION, "Tus-Extension": ",".join(names)}
     if max_size:
@@ -212,7 +212,7 @@ def options_headers(extensions: Iterable[str], *, max_size: int) -> dict[str, st
 
 
 def status_headers(status: Status) -> dict[str, str]:
-    """What HEAD tells of an upload ("HEAD", "Expiration", "Concatenation")."""
+    """The header fields of the response to HEAD ("HEAD", "Expiration", "Concatenation")."""
     fields: dict[str, str] = {"Cache-Control": "no-store"}
     if status.offset is not None:
         fields["Upload-Offset"] = str(status.offset)
@@ -229,11 +229,11 @@ def status_headers(status: Status) -> dict[str, str]:
 
 
 def expires_header(expires: float | None) -> dict[str, str]:
-    """`Upload-Expires` as IMF-fixdate, for an upload that will expire at `expires` seconds since the epoch."""
+    """`Upload-Expires` as IMF-fixdate; expires in seconds since the epoch, None for no field."""
     return {} if expires is None else {"Upload-Expires": _date(int(expires))}
 
 
 @lru_cache(maxsize=64)
 def _date(seconds: int) -> str:
-    # Uploads of the same moment expire at the same moment.
+    # Cached because uploads that change in the same second expire in the same second.
     return formatdate(seconds, usegmt=True)
