@@ -16,7 +16,7 @@ from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED
 from tusd_py.storage.base import Upload, UploadInfo
 from tusd_py.storage.file.store import FileStore
-from tusd_workers.delivery import Delivery, Patience, Rest
+from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 
 REQUEST = RequestView("PATCH", "/files/x", "10.0.0.1:1", {"authorization": "hush"}, "http://h/")
 CREATE, FINISH = EventType.POST_CREATE, EventType.POST_FINISH
@@ -58,8 +58,8 @@ class Post:
 
     def worker(self, hooks: dict[str, Hook]) -> Delivery:
         told = Hooks(hooks.values(), delivered=hooks)
-        patience = Patience(3, 10.0)
-        return Delivery(self.store, self.outbox, told, patience, clock=lambda: self.now)
+        retries = RetryPolicy(3, 10.0)
+        return Delivery(self.store, self.outbox, told, retries, clock=lambda: self.now)
 
     @property
     def hook(self) -> Hook:
@@ -81,8 +81,8 @@ class Post:
         assert not await self.announcer.intend_removals(event_type, [upload], REQUEST, fences)
         await self.store.remove(upload.id, fence=UNFENCED)
 
-    async def deliver(self, upload_id: str = "x") -> Rest:
-        return await self.delivery.in_turn(upload_id, lambda: True)
+    async def deliver(self, upload_id: str = "x") -> Outcome:
+        return await self.delivery.deliver(upload_id, lambda: True)
 
     async def waiting(self) -> list[str]:
         events = [intents.parse(kept.content) async for kept in self.outbox.every("waiting")]
@@ -109,7 +109,7 @@ def post(make_post: Callable[..., Post]) -> Post:
 
 async def test_a_life_is_told_in_order_without_secrets(post: Post) -> None:
     await post.remove(await post.finish(await post.upload()))
-    assert await post.deliver() == Rest(None, frozenset())
+    assert await post.deliver() == Outcome(None, frozenset())
     assert post.hook.types == [("post-create", 1), ("post-finish", 1), ("post-terminate", 1)]
     assert post.hook.told[1].upload.id == "x"
     assert post.hook.told[1].request.headers == {}
@@ -179,7 +179,7 @@ async def test_only_the_hook_that_failed_is_told_again(make_post: Callable[..., 
 async def test_a_worker_without_the_hook_gives_nothing_away(post: Post) -> None:
     await post.upload()
     stranger = post.worker({"other": Hook()})
-    assert (await stranger.in_turn("x", lambda: True)).next is not None
+    assert (await stranger.deliver("x", lambda: True)).next is not None
     [intent] = [intents.parse(kept.content) for kept in await post.outbox.of("x")]
     assert (intent.hooks, intent.attempts) == (("a",), 1)
     assert "same options" in intent.problem
@@ -190,10 +190,10 @@ async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
     finished = upload.with_info(finished_at=6.0)
     # The server is killed between the two.
     await post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)
-    rest = await post.deliver()
+    outcome = await post.deliver()
     assert post.hook.types == [("post-create", 1)]
-    assert rest.next is None
-    assert not await post.delivery.has_news("x", rest.passed_over)
+    assert outcome.next is None
+    assert not await post.delivery.has_news("x", outcome.passed_over)
     [intent] = await post.outbox.of("x")
     # It comes about later, with the same id.
     await post.finish(upload)
@@ -233,7 +233,7 @@ async def test_what_has_not_happened_for_an_hour_is_forgotten(post: Post) -> Non
     post.now = kept.kept_at + 3590
     assert len((await post.deliver()).passed_over) == 1
     post.now += 20
-    assert await post.deliver() == Rest(None, frozenset())
+    assert await post.deliver() == Outcome(None, frozenset())
     assert await post.waiting() == []
     assert post.hook.types == [("post-create", 1)]
 
@@ -267,9 +267,9 @@ async def test_what_was_withdrawn_while_it_was_looked_at_is_not_told(
         return await load(upload_id)
 
     monkeypatch.setattr(post.store, "load", load_later)
-    rest = await post.deliver()
+    outcome = await post.deliver()
     assert [kind for kind, _ in post.hook.types] == ["post-create"]
-    assert await post.delivery.has_news("x", rest.passed_over)
+    assert await post.delivery.has_news("x", outcome.passed_over)
 
 
 async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
@@ -285,8 +285,8 @@ async def test_what_cannot_be_read_is_given_up(post: Post) -> None:
 async def test_what_a_power_cut_left_empty_was_never_there(post: Post) -> None:
     await post.upload()
     await post.outbox.keep("x", "0a", b"", fence=UNFENCED)
-    rest = await post.deliver()
-    assert rest == Rest(None, frozenset(("0a",)))
+    outcome = await post.deliver()
+    assert outcome == Outcome(None, frozenset(("0a",)))
     post.now = (await post.outbox.of("x"))[0].kept_at + 3610
     await post.deliver()
     counts = await post.outbox.counts()
@@ -296,9 +296,9 @@ async def test_what_a_power_cut_left_empty_was_never_there(post: Post) -> None:
 async def test_without_the_turn_nothing_more_is_told(post: Post) -> None:
     await post.finish(await post.upload())
     answers = iter([True, False])
-    rest = await post.delivery.in_turn("x", lambda: next(answers))
+    outcome = await post.delivery.deliver("x", lambda: next(answers))
     assert post.hook.types == [("post-create", 1)]
-    assert rest.next is not None
+    assert outcome.next is not None
     assert await post.waiting() == ["post-finish"]
 
 
@@ -327,11 +327,11 @@ async def test_nothing_is_kept_that_nobody_wants(tmp_path: Path) -> None:
 
 
 def test_pauses_grow_threefold_to_an_hour_and_differ() -> None:
-    patience = Patience(10, 10.0)
+    retries = RetryPolicy(10, 10.0)
     for attempts in range(1, 100):
-        pauses = {patience.pause(attempts) for _ in range(20)}
+        pauses = {retries.pause(attempts) for _ in range(20)}
         expected = min(10.0 * 3 ** min(attempts - 1, 20), 3600.0)
         assert len(pauses) > 1
         assert all(0.8 * expected <= pause <= 1.2 * expected for pause in pauses)
-    assert Patience(10, 7200.0).pause(1) > 3600
-    assert replace(patience, first=0.001).pause(1) < 0.01
+    assert RetryPolicy(10, 7200.0).pause(1) > 3600
+    assert replace(retries, first=0.001).pause(1) < 0.01

@@ -1,4 +1,4 @@
-"""The queue in Redis, and whose turn it is: what may be lost there, and what comes when somebody else is at it."""
+"""The queue in Redis and the lease of a delivery: what may be lost there, and what comes while another worker delivers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import cast
 
 import pytest
 from redis import Redis
+from redis.exceptions import LockError, LockNotOwnedError
+from redis.lock import Lock
 
 from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
@@ -19,8 +21,7 @@ from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.model import Settings
 from tusd_py.storage.file.store import FileStore
 from tusd_workers.current import Instance
-from tusd_workers.delivery_runner import Desk
-from tusd_workers.turn import Turn
+from tusd_workers.delivery_runner import DeliveryRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")
 
@@ -94,68 +95,73 @@ def test_instances_that_share_a_redis_do_not_meet(
     assert queued(connection) == 1
 
 
-def test_a_turn_is_one_workers_until_it_ends_or_the_worker_dies(connection: Redis) -> None:
-    mine, other = (Turn(connection, "turn", lease=600) for _ in range(2))
-    assert mine.begin()
-    assert not other.begin()
-    assert mine.renew()
-    assert not other.renew()
-    other.end()
-    assert not other.begin()
-    mine.end()
-    assert other.begin()
-    assert not mine.renew()
-    other.end()
-    dying = Turn(connection, "turn", lease=0.05)
-    assert dying.begin()
-    while not mine.begin():
+def test_a_lease_is_one_workers_until_it_ends_or_the_worker_dies(connection: Redis) -> None:
+    mine, other = (Lock(connection, "lease", timeout=600, blocking=False) for _ in range(2))
+    assert mine.acquire()
+    assert not other.acquire()
+    assert mine.reacquire()
+    with pytest.raises(LockError):
+        other.release()
+    assert not other.acquire()
+    mine.release()
+    assert other.acquire()
+    with pytest.raises(LockError):
+        mine.reacquire()
+    other.release()
+    dying = Lock(connection, "lease", timeout=0.05, blocking=False)
+    assert dying.acquire()
+    while not mine.acquire():
         time.sleep(0.01)
-    assert not dying.renew()
+    with pytest.raises(LockNotOwnedError):
+        dying.reacquire()
+    with pytest.raises(LockNotOwnedError):
+        dying.release()
+    assert mine.owned()
 
 
 @pytest.fixture
-def desk(redis: RedisServer, tmp_path: Path) -> Iterator[Desk]:
+def runner(redis: RedisServer, tmp_path: Path) -> Iterator[DeliveryRunner]:
     store = FileStore(tmp_path / "uploads")
     store.open()
     settings = Settings(upload_dir=tmp_path / "uploads", lock_lease=5.0, redis_timeout=30.0)
-    desk = Desk(Instance(settings, redis.url))
-    desk.open()
-    yield desk
-    desk.close()
+    runner = DeliveryRunner(Instance(settings, redis.url))
+    runner.open()
+    yield runner
+    runner.close()
 
 
-async def test_a_turn_that_is_taken_is_asked_for_again_after_its_lease(
-    desk: Desk, connection: Redis
+async def test_a_lease_that_is_taken_is_asked_for_again_after_its_time(
+    runner: DeliveryRunner, connection: Redis
 ) -> None:
     connection.set("tusd:turn:{x}", "somebody", px=60_000)
     before = time.time()
-    desk.deliver("x")
+    runner.deliver("x")
     after = time.time()
     [when] = put_off(connection)
     assert before + 5 <= when <= after + 6
 
 
-async def test_what_comes_while_it_was_ones_turn_is_not_left(
-    desk: Desk, connection: Redis, monkeypatch: pytest.MonkeyPatch
+async def test_what_comes_while_the_lease_was_held_is_not_left(
+    runner: DeliveryRunner, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever brought it was sent away, as it was not their turn."""
-    post = Post(FileStore(desk._settings.upload_dir))
-    desk._delivery = post.delivery
+    """Whoever brought it was sent away, as the lease was taken."""
+    post = Post(FileStore(runner._settings.upload_dir))
+    runner._delivery = post.delivery
     upload = await post.upload()
     rounds: list[list[str]] = []
-    end = Turn.end
+    release = Lock.release
 
-    def end_late(turn: Turn) -> None:
-        """Just before the turn ends, after the outbox was read for the last time."""
+    def release_late(lease: Lock) -> None:
+        """Just before the lease ends, after the outbox was read for the last time."""
         rounds.append([kind for kind, _ in post.hook.types])
         if len(rounds) == 1:
             finished = upload.with_info(finished_at=6.0)
-            desk._run(post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)).result()
-            desk._run(post.store.finish(finished.info, sync=False, fence=UNFENCED)).result()
-        end(turn)
+            runner._run(post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)).result()
+            runner._run(post.store.finish(finished.info, sync=False, fence=UNFENCED)).result()
+        release(lease)
 
-    monkeypatch.setattr(Turn, "end", end_late)
-    desk.deliver("x")
+    monkeypatch.setattr(Lock, "release", release_late)
+    runner.deliver("x")
     assert rounds == [["post-create"], ["post-create", "post-finish"]]
     assert put_off(connection) == []
     counts = cast("dict[bytes, bytes]", connection.hgetall("tusd:{deliveries}:counts"))

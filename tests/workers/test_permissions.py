@@ -93,7 +93,9 @@ def test_the_user_of_the_page_is_enough(
     assert all(str(entry["object"]).startswith("rq:") for entry in entries), entries
 
 
-@pytest.mark.parametrize("lacks", ["-blpop", "-publish", "-zremrangebyrank", "-rename"])
+@pytest.mark.parametrize(
+    "lacks", ["-blpop", "-publish", "-zremrangebyrank", "-rename", "-script|load"]
+)
 def test_what_a_user_lacks_is_said_once_by_all(
     make_server: MakeServer, endpoint: Endpoint, redis: RedisServer, lacks: str
 ) -> None:

@@ -69,7 +69,7 @@ class Keys:
         """Which sweep is running; goes when its process dies."""
         return f"{self.prefix}{{registry}}:lock"
 
-    def delivery_turn(self, upload_id: str) -> str:
+    def delivery_lease(self, upload_id: str) -> str:
         """Which worker tells the events of an upload; goes when the worker dies."""
         return f"{self.prefix}turn:{{{upload_id}}}"
 

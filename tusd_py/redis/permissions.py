@@ -70,6 +70,7 @@ def questions(keys: Keys) -> list[tuple[str, ...]]:
         ("PING",),
         ("EVAL", "return 1", "1", key),
         ("EVALSHA", "0" * 40, "1", key),
+        ("SCRIPT", "LOAD", "return 1"),
         ("PUBLISH", channel, ""),
         ("SUBSCRIBE", channel),
         ("UNSUBSCRIBE", channel),
@@ -78,7 +79,7 @@ def questions(keys: Keys) -> list[tuple[str, ...]]:
 
 def commands(keys: Keys) -> set[str]:
     """The names of all commands that are needed, those of the transaction itself among them."""
-    return {"MULTI", "EXEC", "DISCARD", *(asked[0] for asked in questions(keys))}
+    return {"MULTI", "EXEC", "DISCARD", *map(_name, questions(keys))}
 
 
 def refused(asked: Sequence[Sequence[str]], answers: Sequence[object]) -> list[tuple[str, str]]:
@@ -87,8 +88,13 @@ def refused(asked: Sequence[Sequence[str]], answers: Sequence[object]) -> list[t
     for question, answer in zip(asked, answers, strict=True):
         text = str(answer)
         if isinstance(answer, Exception) and re.search(r"NOPERM|permission", text, re.IGNORECASE):
-            found.append((question[0], text.removeprefix("NOPERM ")))
+            found.append((_name(question), text.removeprefix("NOPERM ")))
     return found
+
+
+def _name(question: Sequence[str]) -> str:
+    """Name a command as an ACL does, with its subcommand."""
+    return "|".join(question[:2]) if question[0] == "SCRIPT" else question[0]
 
 
 _reported: set[tuple[str, str]] = set()

@@ -48,20 +48,20 @@ _JITTER = 0.2
 def deliver(upload_id: str) -> None:
     """The job. Raises RedisUnavailable, StorageError, RedisError; then the sweep sees to it."""
     # Not before it runs: whoever only puts jobs into the queue needs none of it.
-    from tusd_workers import delivery_runner as desk  # noqa: PLC0415
+    from tusd_workers import delivery_runner  # noqa: PLC0415
 
-    desk.here().deliver(upload_id)
+    delivery_runner.current().deliver(upload_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often is an event tried to be told, and with which pauses. first: seconds."""
 
     attempts: int
     first: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Patience:
+    def from_settings(cls, settings: Settings) -> RetryPolicy:
         """The operator's."""
         return cls(settings.hooks_delivery_attempts, settings.hooks_delivery_backoff)
 
@@ -73,7 +73,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Outcome:
     """What a delivery left in the outbox. next: when to go on, in seconds since the epoch; None if there is nothing to go on
     with. passed_over: ids of events that have not happened (yet)."""
 
@@ -89,18 +89,18 @@ class Delivery:
         store: Store,
         outbox: Outbox,
         hooks: Hooks,
-        patience: Patience,
+        retries: RetryPolicy,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._outbox = outbox
         self._hooks = hooks
-        self._patience = patience
+        self._retries = retries
         self._clock = clock
         self.counts: Counter[str] = Counter()
 
-    async def in_turn(self, upload_id: str, is_held: Callable[[], bool]) -> Rest:
+    async def deliver(self, upload_id: str, is_held: Callable[[], bool]) -> Outcome:
         """Tells the events of an upload in order, as far as it comes. is_held: whether the turn still is ours.
 
         Raises StorageError.
@@ -117,7 +117,7 @@ class Delivery:
             except (UploadDamaged, BytesMissing) as problem:
                 # Nobody is told of bytes that are not those that were sent.
                 logger.error("%s waits: %s", kept.event_id, problem)
-                return Rest(self._clock() + _UNSOUND_PAUSE, frozenset(passed_over))
+                return Outcome(self._clock() + _UNSOUND_PAUSE, frozenset(passed_over))
             if intent is None or not has_happened:
                 if self._clock() - kept.kept_at > _ABANDONED:
                     await self._outbox.forget(kept)
@@ -125,11 +125,11 @@ class Delivery:
                     passed_over.add(kept.event_id)
                 continue
             if not is_held():
-                return Rest(self._clock(), frozenset(passed_over))
+                return Outcome(self._clock(), frozenset(passed_over))
             next_attempt = await self._tell(kept, intent)
             if next_attempt is not None:
-                return Rest(next_attempt, frozenset(passed_over))
-        return Rest(None, frozenset(passed_over))
+                return Outcome(next_attempt, frozenset(passed_over))
+        return Outcome(None, frozenset(passed_over))
 
     async def has_news(self, upload_id: str, passed_over: frozenset[str]) -> bool:
         """Whether something came into the outbox since."""
@@ -155,7 +155,7 @@ class Delivery:
 
     async def _tell(self, kept: KeptEvent, intent: OutboxRecord) -> float | None:
         """Makes an attempt; when to make the next one, None if there is none to be made."""
-        if intent.attempts >= self._patience.attempts:
+        if intent.attempts >= self._retries.attempts:
             # A worker died in the last of them.
             await self._mark_failed(kept, kept.content, intent.problem or "workers died in it")
             return None
@@ -170,10 +170,10 @@ class Delivery:
             return None
         self._note_failure(intent, left, problem)
         intent = replace(intent, hooks=left, problem=problem)
-        if intent.attempts >= self._patience.attempts:
+        if intent.attempts >= self._retries.attempts:
             await self._mark_failed(kept, intents.serialize(intent), problem)
             return None
-        intent = replace(intent, not_before=self._clock() + self._patience.pause(intent.attempts))
+        intent = replace(intent, not_before=self._clock() + self._retries.pause(intent.attempts))
         await self._record_attempt(kept, intent)
         return intent.not_before
 

@@ -1,7 +1,7 @@
-"""Where a worker's deliveries are done: hooks that live as long as the worker does, and whose turn it is.
+"""Runs deliveries in a worker's process: keeps hooks started between jobs, and leases each upload to one worker in Redis.
 
 Hooks run in an event loop in a thread of its own, so that a hook keeps its connections from one event to the next. The job
-waits for them in the main thread and meanwhile keeps its turn, which a hook that blocks the loop cannot prevent.
+waits for them in the main thread and renews the lease meanwhile, which a hook that blocks the loop cannot prevent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import LockNotOwnedError, RedisError
+from redis.lock import Lock
 
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext
@@ -28,41 +29,40 @@ from tusd_py.redis import Keys, RedisClient
 from tusd_py.service.backends import file_store, redis_client
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
 from tusd_workers.current import Instance
-from tusd_workers.delivery import Delivery, Patience, Rest
-from tusd_workers.turn import Turn
+from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_desk: list[Desk] = []
+_current: list[DeliveryRunner] = []
 
 
-def here() -> Desk:
-    """The desk of this process. Raises RuntimeError where there is none."""
-    if not _desk:
+def current() -> DeliveryRunner:
+    """Return the runner of this process. Raises RuntimeError where there is none."""
+    if not _current:
         raise RuntimeError("events are delivered by a worker of an instance (tusd-py worker)")
-    return _desk[0]
+    return _current[0]
 
 
 @contextmanager
-def opened(instance: Instance) -> Iterator[None]:
-    """This process delivers during the block. Raises HookError."""
-    desk = Desk(instance)
-    desk.open()
-    _desk[:] = [desk]
+def running(instance: Instance) -> Iterator[None]:
+    """Deliver in this process during the block. Raises HookError."""
+    runner = DeliveryRunner(instance)
+    runner.open()
+    _current[:] = [runner]
     try:
         yield
     finally:
-        _desk.clear()
-        desk.close()
+        _current.clear()
+        runner.close()
 
 
-class Desk:
-    """See the module."""
+class DeliveryRunner:
+    """Delivers the events of one upload at a time to the hooks of one instance."""
 
     def __init__(self, instance: Instance) -> None:
-        """Raises HookError for a hook that cannot be loaded."""
+        """Load the hooks. Raises HookError for a hook that cannot be loaded."""
         settings = instance.settings
         self._settings = settings
         self._url = instance.redis_url
@@ -70,7 +70,7 @@ class Desk:
         self._store = file_store(settings)
         self._hooks = configured_hooks.in_worker(settings)
         self._delivery = Delivery(
-            self._store, self._store.outbox, self._hooks, Patience.of(settings)
+            self._store, self._store.outbox, self._hooks, RetryPolicy.from_settings(settings)
         )
         self._connection: Redis = connect(self._url)
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
@@ -78,14 +78,14 @@ class Desk:
         self._thread = threading.Thread(target=self._loop.run_forever, name="hooks", daemon=True)
         self._redis: RedisClient | None = None
 
-    # Its life
+    # Start and stop
 
     def open(self) -> None:
-        """Starts the hooks, and puts into the queue what waits and has no job. Raises HookError."""
+        """Start the hooks, and queue a job for each upload that has events waiting and no job. Raises HookError."""
         self._thread.start()
         self._run(self._start()).result()
         with suppress(RedisError, StorageError):
-            self.look()
+            self.queue_missing()
 
     async def _start(self) -> None:
         settings = self._settings
@@ -108,7 +108,7 @@ class Desk:
         return upload.offset, upload.finished
 
     def close(self) -> None:
-        """Lets the hooks end."""
+        """Stop the hooks, and close the connections."""
         self._run(self._stop()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -124,10 +124,10 @@ class Desk:
     def _run(self, work: Coroutine[None, None, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    # What it does
+    # Jobs
 
-    def look(self) -> int:
-        """Puts into the queue what waits and has no job; how many uploads. Raises RedisError, StorageError."""
+    def queue_missing(self) -> int:
+        """Queue a job for each upload that has events waiting and no job; return how many. Raises RedisError, StorageError."""
         waiting = self._run(self._waiting()).result()
         return self._deliveries.add_missing(waiting) if waiting else 0
 
@@ -135,34 +135,37 @@ class Desk:
         return [each async for some in self._store.outbox.uploads() for each in some]
 
     def deliver(self, upload_id: str) -> None:
-        """Delivers what waits of an upload, unless another worker does. Raises StorageError, RedisError."""
-        lease = self._settings.lock_lease
+        """Deliver the waiting events of an upload, unless another worker does. Raises StorageError, RedisError."""
         while True:
-            turn = Turn(self._connection, self._keys.delivery_turn(upload_id), lease=lease)
-            if not turn.begin():
-                # Who has it looks again when done; but it may die before.
-                self._deliveries.add_at(upload_id, time.time() + lease)
+            lease = self._lease(upload_id)
+            if not lease.acquire():
+                # Its holder looks for new events before it ends; but it may die before.
+                self._deliveries.add_at(upload_id, time.time() + self._settings.lock_lease)
                 return
             try:
-                rest = self._wait(self._run_turn(upload_id), turn)
+                outcome = self._wait(self._start_delivery(upload_id), lease)
             finally:
                 with suppress(RedisError):
-                    turn.end()
-            self._tell_counts()
-            if rest.next is not None:
-                self._deliveries.add_at(upload_id, rest.next)
+                    lease.release()
+            self._add_counts()
+            if outcome.next is not None:
+                self._deliveries.add_at(upload_id, outcome.next)
                 return
-            # Whoever came in the meantime was sent away.
-            if not self._run(self._delivery.has_news(upload_id, rest.passed_over)).result():
+            # A job for an event that came meanwhile found the lease taken and ended.
+            if not self._run(self._delivery.has_news(upload_id, outcome.passed_over)).result():
                 return
 
-    def _run_turn(self, upload_id: str) -> tuple[Future[Rest], threading.Event]:
+    def _lease(self, upload_id: str) -> Lock:
+        key = self._keys.delivery_lease(upload_id)
+        return Lock(self._connection, key, timeout=self._settings.lock_lease, blocking=False)
+
+    def _start_delivery(self, upload_id: str) -> tuple[Future[Outcome], threading.Event]:
         lost = threading.Event()
-        turn = self._delivery.in_turn(upload_id, lambda: not lost.is_set())
-        return self._run(turn), lost
+        delivery = self._delivery.deliver(upload_id, lambda: not lost.is_set())
+        return self._run(delivery), lost
 
-    def _wait(self, running: tuple[Future[Rest], threading.Event], turn: Turn) -> Rest:
-        """What comes out; the turn is kept until then, as long as it can be."""
+    def _wait(self, running: tuple[Future[Outcome], threading.Event], lease: Lock) -> Outcome:
+        """Wait for a delivery, and renew the lease meanwhile."""
         work, lost = running
         try:
             while True:
@@ -171,14 +174,18 @@ class Desk:
                 except TimeoutError:
                     if work.done():
                         raise
-                    with suppress(RedisError):
-                        if not turn.renew():
-                            lost.set()
+                    try:
+                        lease.reacquire()
+                    except LockNotOwnedError:
+                        lost.set()
+                    except RedisError:
+                        # Without Redis no other worker gets the lease either.
+                        pass
         finally:
-            # The worker is told to end at once, if it is not done.
+            # The worker may be told to stop at once, before the delivery is done.
             work.cancel()
 
-    def _tell_counts(self) -> None:
+    def _add_counts(self) -> None:
         counts, self._delivery.counts = self._delivery.counts, Counter()
         key = self._keys.deliveries()
         with suppress(RedisError), self._connection.pipeline(transaction=False) as pipeline:

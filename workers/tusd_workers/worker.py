@@ -39,8 +39,7 @@ from tusd_py.process import parent as ending
 from tusd_py.process.supervisor import Supervisor
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
-from tusd_workers import current
-from tusd_workers import delivery_runner as desk
+from tusd_workers import current, delivery_runner
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +272,7 @@ def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
     if DELIVERY not in queues:
         return _take(settings, url, queues)
     try:
-        with desk.opened(current.instance()):
+        with delivery_runner.running(current.instance()):
             return _take(settings, url, queues)
     except HookError as problem:
         logger.error("%s", problem)
@@ -320,7 +319,7 @@ def _made(settings: Settings, url: str, queues: Sequence[str]) -> _Worker:
 
     def look_anew() -> None:
         if DELIVERY in queues:
-            desk.here().look()
+            delivery_runner.current().queue_missing()
 
     def replace_older() -> None:
         try:
