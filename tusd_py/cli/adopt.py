@@ -22,9 +22,10 @@ from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import foreign
+from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.record_file import read_record
 from tusd_py.storage.file.records import MALFORMED
-from tusd_py.storage.file.store import STATE_DIRECTORY, FileStore
+from tusd_py.storage.file.store import FileStore
 from tusd_py.storage.skipped import printable
 
 USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"

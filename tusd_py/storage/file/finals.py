@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from tusd_py.storage.file.layout import flat_name, id_of
+
 _KEPT_SECONDS = 7 * 86_400.0
 """Seconds for which the creation of a final can be repeated: longer than any client tries."""
 
@@ -54,7 +56,7 @@ class FinalRecords:
     def await_parts(self, part_ids: Iterable[str], final_id: str) -> None:
         """Records that the final lists these parts. Raises OSError."""
         for part_id in part_ids:
-            self._await_part(f"{self._awaiting}/{_flat(part_id)}", _flat(final_id))
+            self._await_part(f"{self._awaiting}/{flat_name(part_id)}", flat_name(final_id))
 
     def _await_part(self, directory: str, name: str) -> None:
         while True:
@@ -67,23 +69,23 @@ class FinalRecords:
     def awaiting(self, part_id: str) -> list[str]:
         """The finals that list a part."""
         try:
-            names = os.listdir(f"{self._awaiting}/{_flat(part_id)}")
+            names = os.listdir(f"{self._awaiting}/{flat_name(part_id)}")
         except FileNotFoundError:
             return []
-        return [_id_of(name) for name in names]
+        return [id_of(name) for name in names]
 
     def forget_awaiting(self, part_ids: Iterable[str], final_id: str) -> None:
         """Takes back what `await_parts` recorded. Raises OSError."""
         for part_id in part_ids:
-            directory = f"{self._awaiting}/{_flat(part_id)}"
+            directory = f"{self._awaiting}/{flat_name(part_id)}"
             with suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{_flat(final_id)}")
+                os.unlink(f"{directory}/{flat_name(final_id)}")
             with suppress(OSError):
                 os.rmdir(directory)
 
     def forget_part(self, part_id: str) -> None:
         """The part is gone: nothing lists it any more. Raises OSError."""
-        directory = f"{self._awaiting}/{_flat(part_id)}"
+        directory = f"{self._awaiting}/{flat_name(part_id)}"
         with suppress(FileNotFoundError):
             for name in os.listdir(directory):
                 with suppress(FileNotFoundError):
@@ -122,9 +124,9 @@ class FinalRecords:
         removed = 0
         for part in _names(self._awaiting):
             directory = f"{self._awaiting}/{part}"
-            part_is_there = self._has_record(_id_of(part))
+            part_is_there = self._has_record(id_of(part))
             for final in _names(directory):
-                if not part_is_there or not self._has_record(_id_of(final)):
+                if not part_is_there or not self._has_record(id_of(final)):
                     with suppress(OSError):
                         removed += _unlink(f"{directory}/{final}")
             with suppress(OSError):
@@ -162,12 +164,3 @@ def _unlink(path: str) -> int:
     except FileNotFoundError:
         return 0
     return 1
-
-
-def _flat(upload_id: str) -> str:
-    """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
-    return upload_id.replace("/", "%")
-
-
-def _id_of(name: str) -> str:
-    return name.replace("%", "/")

@@ -26,6 +26,7 @@ from tusd_py.storage.errors import takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.layout import flat_name, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
 from tusd_py.storage.file.record_file import read_record
 from tusd_py.storage.skipped import skip
@@ -248,7 +249,7 @@ class FileOutbox:
 
     def _path(self, box: Box, event: KeptEvent) -> str:
         directory = self._directory(box, _shard(event.upload_id))
-        return f"{directory}/{_flat(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
+        return f"{directory}/{flat_name(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
 
     def _ancestors(self, path: str) -> list[str]:
         """The directories in which a file or one of its directories has its name. Any of them may have been made by somebody
@@ -296,7 +297,7 @@ class FileOutbox:
     def _in_shard(self, box: Box, shard: str) -> Iterator[KeptEvent]:
         for entry in files_in(self._directory(box, shard)):
             if match := _NAME.fullmatch(entry.name):
-                upload_id = match["upload"].replace("%", "/")
+                upload_id = id_of(match["upload"])
                 # Not a name of ours: it could be encoded for nobody who is told of it.
                 if is_valid_id(upload_id):
                     yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
@@ -345,11 +346,6 @@ class _Counter:
         total = sum(each.count for each in known.values())
         times = [each.oldest for each in known.values() if each.oldest is not None]
         return round(total * len(shards) / max(1, len(known))), min(times, default=None)
-
-
-def _flat(upload_id: str) -> str:
-    """The id as a file's name: `%` cannot stand in an id, so no two of them meet."""
-    return upload_id.replace("/", "%")
 
 
 def _shard(upload_id: str) -> str:

@@ -1,27 +1,33 @@
 """Uploads as files on a local or shared file system, in tusd's layout.
 
-`<id>` holds the bytes and `<id>.info` the record. Whatever else is kept lies under `.tusd-py/`, a name that no id can have:
+`<id>` holds an upload's bytes and `<id>.info` its record. Everything else lies under `.tusd-py/`, a name that no id can have:
 
-    new/        records and joined files before they are renamed into their places
-    verifying/  for a chunk that is being verified: the length to cut back to, made before its first byte (`markers.py`)
-    chunks/     such markers of earlier versions
-    gone/       tombstones; one that is not empty is a removal that did not come to its end
-    untold/     records of removed uploads whose event could not be recorded yet (`untold.py`)
-    awaiting/   <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
-    finals/     <key>: which final was created from a list of parts, so that its creation can be repeated
-    sound/      for durable bytes that end in a zero, with durability chunk: their length (`powercuts.py`)
-    session     its time of change tells when the file system was mounted, as far as is known
-    write-back-failed   its time of change tells when the disk was last found to have lost bytes (`losses.py`)
-    missing/    empty files for unfinished uploads whose bytes are not there, as old as that is known
-    outbox/     events that are still to be told (`outbox.py`); outbox-failed/ those that were given up
-    locks       an empty file, of which servers that share the directory hold ranges (`locks/ranges.py`)
-    epochs/     for uploads that were taken over from a holder that stood still: whose changes count (`locks/epochs.py`)
+    new/                temporary files: records and joined files before they are renamed into place
+    verifying/          <upload>: during a verified chunk, the length to cut back to (`markers.py`)
+    chunks/             such markers of earlier versions
+    sound/              <upload>: with durability chunk, the length of durable bytes that end in a zero (`power_cuts.py`)
+    missing/            <upload>: an empty file, as old as it is known that the upload's bytes are missing (`cleanup.py`)
+    gone/               <upload>: a tombstone; one that is not empty is an unfinished removal (`removal.py`)
+    untold/             records of removed uploads whose event is not in the outbox yet (`unpublished.py`)
+    awaiting/           <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
+    finals/             <key>: the final created from a list of parts, so that its creation can be repeated (`finals.py`)
+    outbox/             events to be delivered (`outbox.py`)
+    outbox-failed/      events whose delivery failed for good (`outbox.py`)
+    session             its mtime is when the file system was mounted, as far as known (`power_cuts.py`)
+    write-back-failed   its mtime is when the disk last lost bytes (`losses.py`)
+    swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`storage/sweep_marks.py`)
+    server.lock         locked by the running server (`directory_lock.py`)
+    locks               an empty file; servers that share the directory lock ranges of it (`locks/ofd.py`)
+    epochs/             <upload>: which holder's changes count after a takeover (`locks/epochs.py`)
 
-Why it survives a kill at any instant: the offset is the length of the data file, so there is nothing to keep in step with it;
-records are replaced by rename, or their last bytes by one write; a new upload's record is made before its data file and filled
-after it, and a removed one's goes before it, so that data without a record is never left, and an upload is there once its
-record has content; a join becomes visible by one rename. Small operations run inline as long as the disk is quick
-(`disk.py`); syncs, joins and removal run in threads.
+Other parts of the server keep their files there too, unless there is a `--state-dir`: the embedded Redis, `redis-seen`, keys,
+metrics and the control socket.
+
+Why the store survives a kill at any instant: the offset is the length of the data file, so nothing has to be kept in step with
+it. Records are replaced by rename, or their last bytes by one write. A new upload's record is created before its data file and
+filled after it, and a removed upload's record goes before its data file, so there is never data without a record, and an upload
+exists once its record has content. A join becomes visible by one rename. Small operations run inline while the disk is quick
+(`disk.py`); syncs, joins and removals run in threads.
 """
 
 from __future__ import annotations
@@ -30,13 +36,11 @@ import asyncio
 import errno
 import logging
 import os
-import secrets
 import stat
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from typing import Literal
 
 from tusd_py import logs
@@ -66,6 +70,7 @@ from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
+from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name, id_of
 from tusd_py.storage.file.listing import Listing, entries_of, files_in
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -82,8 +87,6 @@ from tusd_py.storage.skipped import Skip, skip_entry
 from tusd_py.storage.sweep_marks import SweepMarks
 
 logger = logging.getLogger(__name__)
-
-STATE_DIRECTORY = ".tusd-py"
 
 _ABANDONED = 3600.0
 """Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
@@ -117,23 +120,17 @@ class FileStore:
     ) -> None:
         self._writes_behind = writes_behind
         self._syncs_chunks = syncs_chunks
-        self.root = os.path.abspath(root)
+        self._layout = layout = Layout(root)
+        self.root = layout.root
         self._dir_perms = dir_perms
         self._file_perms = file_perms
-        state = f"{self.root}/{STATE_DIRECTORY}"
-        self._tmp = f"{state}/new"
-        self._chunks = f"{state}/chunks"
-        self._gone = f"{state}/gone"
-        self._markers = ChunkMarkers(f"{state}/verifying", former=self._chunks)
-        self._missing = f"{state}/missing"
+        state = layout.state
+        self._markers = ChunkMarkers(layout.markers, former=layout.former_markers)
         self.sweep_marks = SweepMarks(state, file_perms=file_perms)
-        self._sound = ChunkMarkers(f"{state}/sound")
+        self._sound = ChunkMarkers(layout.sound)
         self._session = Session(f"{state}/session")
         self._guard: int | None = None
         self._opened_at = 0.0
-        # Not the process's id: in containers that share a directory, each server may have the same.
-        self._token = secrets.token_hex(4)
-        self._serials = count(1)
         self._closing = False
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
@@ -143,7 +140,7 @@ class FileStore:
         self._finals = FinalRecords(
             state,
             write=self._write_tmp,
-            has_record=lambda upload_id: os.path.exists(self._info_path(upload_id)),
+            has_record=lambda upload_id: os.path.exists(self._layout.info_path(upload_id)),
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
@@ -195,11 +192,11 @@ class FileStore:
         try:
             for directory in (
                 self.root,
-                self._tmp,
-                self._chunks,
+                self._layout.new,
+                self._layout.former_markers,
                 self._markers.directory,
                 self._sound.directory,
-                self._gone,
+                self._layout.tombstones,
                 self._unpublished.directory,
                 *self._finals.directories,
             ):
@@ -221,7 +218,7 @@ class FileStore:
         exclusive = guard == "exclusive"
         try:
             self._guard = guards.acquire(
-                f"{self.root}/{STATE_DIRECTORY}/server.lock",
+                f"{self._layout.state}/server.lock",
                 exclusive=exclusive,
                 perms=self._file_perms,
                 wait=wait,
@@ -248,22 +245,9 @@ class FileStore:
             os.close(self._guard)
             self._guard = None
 
-    # Paths
-
-    def _info_path(self, upload_id: str) -> str:
-        return f"{self.root}/{upload_id}.info"
-
     def data_path(self, info: UploadInfo) -> str:
-        """Where the bytes of an upload lie."""
-        return f"{self.root}/{info.location or info.id}"
-
-    @staticmethod
-    def _flat(upload_id: str) -> str:
-        """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
-        return upload_id.replace("/", "%")
-
-    def _new_tmp(self, upload_id: str) -> str:
-        return f"{self._tmp}/{self._flat(upload_id)[:150]}.{self._token}.{next(self._serials)}"
+        """Path of an upload's bytes."""
+        return self._layout.data_path(info)
 
     # The core
 
@@ -297,12 +281,12 @@ class FileStore:
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
 
     def _create_files(self, info: UploadInfo) -> None:
-        data_path = self.data_path(info)
+        data_path = self._layout.data_path(info)
         try:
-            record = self._open_new(self._info_path(info.id))
+            record = self._open_new(self._layout.info_path(info.id))
         except FileExistsError:
             raise UploadExists(info.id) from None
-        made = [self._info_path(info.id)]
+        made = [self._layout.info_path(info.id)]
         content = records.serialize(info, root=self.root)
         try:
             if info.location:
@@ -326,7 +310,7 @@ class FileStore:
             os.close(record)
 
     def _make_parents(self, info: UploadInfo) -> None:
-        for path in (self._info_path(info.id), self.data_path(info)):
+        for path in (self._layout.info_path(info.id), self._layout.data_path(info)):
             try:
                 os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
@@ -338,13 +322,13 @@ class FileStore:
 
     def _write_record(self, info: UploadInfo) -> str:
         """A record to be renamed into its place."""
-        tmp = self._new_tmp(info.id)
+        tmp = self._layout.new_path(info.id)
         self._known.remember(info, self._write_new(tmp, records.serialize(info, root=self.root)))
         return tmp
 
     def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
         """A file with `content`, to be renamed into its place."""
-        tmp = self._new_tmp(upload_id)
+        tmp = self._layout.new_path(upload_id)
         self._write_new(tmp, content, sync=sync)
         return tmp
 
@@ -374,13 +358,13 @@ class FileStore:
     def _read(self, upload_id: str, *, remember: bool = True) -> Upload:
         info = self._record_of(upload_id, remember=remember)
         try:
-            data = self._status(self.data_path(info))
+            data = self._status(self._layout.data_path(info))
         except (FileNotFoundError, NotADirectoryError):
             return self._without_bytes(info)
         offset = data.st_size
         is_cut = False
         if info.finished_at is None:
-            flat = self._flat(upload_id)
+            flat = flat_name(upload_id)
             verified = self._markers.read(flat)
             is_cut = verified is not None
             if verified is not None:
@@ -394,7 +378,7 @@ class FileStore:
             elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
                 offset, is_cut = 0, True
             elif offset and self._is_local and self._session.is_older(data):
-                sound = max(sound_length(self.data_path(info)), self._sound.read(flat) or 0)
+                sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
                 is_cut = is_cut or sound < offset
                 offset = min(offset, sound)
         upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
@@ -405,13 +389,15 @@ class FileStore:
         """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
         if info.is_final and info.finished_at is None:
             return Upload(info, 0, info.created_at, joined=False)
-        if not os.path.lexists(self._info_path(info.id)):
+        if not os.path.lexists(self._layout.info_path(info.id)):
             self._record_of(info.id, remember=False)
-        raise BytesMissing(f"the bytes of {info.id} are not at {self.data_path(info)}", info)
+        raise BytesMissing(
+            f"the bytes of {info.id} are not at {self._layout.data_path(info)}", info
+        )
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """What is recorded, read only if that was not done before."""
-        path = self._info_path(upload_id)
+        path = self._layout.info_path(upload_id)
         read_at = time.time_ns()
         try:
             if self._is_local:
@@ -420,7 +406,7 @@ class FileStore:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
-            is_gone = os.path.exists(f"{self._gone}/{self._flat(upload_id)}")
+            is_gone = os.path.exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
@@ -459,8 +445,8 @@ class FileStore:
 
     def _cut_back(self, upload: Upload, fence: Fence) -> None:
         with fence():
-            os.truncate(self.data_path(upload.info), upload.offset)
-            flat = self._flat(upload.id)
+            os.truncate(self._layout.data_path(upload.info), upload.offset)
+            flat = flat_name(upload.id)
             self._markers.remove(flat)
             if (self._sound.read(flat) or 0) > upload.offset:
                 os.unlink(self._sound.path(flat))
@@ -478,12 +464,12 @@ class FileStore:
             raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
 
     def _adopt_locked(self, upload: Upload) -> Upload:
-        with foreign.locked(*os.path.split(self.data_path(upload.info))):
+        with foreign.locked(*os.path.split(self._layout.data_path(upload.info))):
             if self._read(upload.id) != upload:
                 raise StorageError(f"{upload.id}: the server that it comes from still runs")
             adopted = upload.with_info(foreign=False, counted=None)
             if upload.joined:
-                foreign.cut(upload, self.data_path(upload.info))
+                foreign.cut(upload, self._layout.data_path(upload.info))
             self._save_at_once(adopted.info, sync=upload.joined, fence=UNFENCED)
         return adopted
 
@@ -515,13 +501,13 @@ class FileStore:
 
     def _mark(self, upload: Upload, fence: Fence) -> str:
         """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
-        name, tmp = self._flat(upload.id), self._new_tmp(upload.id)
+        name, tmp = flat_name(upload.id), self._layout.new_path(upload.id)
         with fence():
             return self._markers.make(name, upload.offset, tmp)
 
     def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
         return DataFile(
-            self.data_path(upload.info),
+            self._layout.data_path(upload.info),
             upload.offset,
             self._threads,
             writes_behind=self._writes_behind,
@@ -533,7 +519,7 @@ class FileStore:
     def _mark_sound(self, upload: Upload, file: DataFile) -> None:
         """Durable bytes that end in a zero look like what a power cut left: from now on they count all the same."""
         if file.ends_in_zero:
-            self._sound.make(self._flat(upload.id), file.end, self._new_tmp(upload.id))
+            self._sound.make(flat_name(upload.id), file.end, self._layout.new_path(upload.id))
             sync_path(self._sound.directory)
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
@@ -550,7 +536,7 @@ class FileStore:
     def _replace_record(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
         """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
         removed."""
-        path = self._info_path(info.id)
+        path = self._layout.info_path(info.id)
         try:
             with fence():
                 # Nothing can remove it between these two, as that takes the lock.
@@ -568,9 +554,9 @@ class FileStore:
             if not self._is_local or info.is_final:
                 await self._finish_by_rename(info, sync=sync, fence=fence)
                 return
-            record = self._info_path(info.id)
+            record = self._layout.info_path(info.id)
             if sync:
-                await self._sync_data(info, record, *self._directories(info), fence=fence)
+                await self._sync_data(info, record, *self._layout.directories(info), fence=fence)
             if not await self._disk.change(self._mark_finished, info, record, fence):
                 await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
@@ -624,7 +610,7 @@ class FileStore:
                 raise
         await self._disk.change(self._replace_record, info, tmp, fence)
         if sync:
-            await self._syncs.sync(None, *self._directories(info))
+            await self._syncs.sync(None, *self._layout.directories(info))
 
     async def give_back(self, upload: Upload, content: bytes) -> None:
         """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
@@ -639,17 +625,17 @@ class FileStore:
     ) -> None:
         """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
         if sync:
-            sync_path(self.data_path(info), data_only=True)
+            sync_path(self._layout.data_path(info), data_only=True)
         content = records.serialize(info, root=self.root) if content is None else content
         self._replace_record(info, self._write_tmp(info.id, content, sync=True), fence)
         if sync:
-            for directory in self._directories(info):
+            for directory in self._layout.directories(info):
                 sync_path(directory)
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         info = upload.info
         with _translated(f"syncing {upload.id}"):
-            others = (self._info_path(info.id), *self._directories(info))
+            others = (self._layout.info_path(info.id), *self._layout.directories(info))
             await self._sync_data(info, *others, fence=fence)
 
     async def _sync_data(self, info: UploadInfo, *others: str, fence: Fence) -> None:
@@ -658,7 +644,7 @@ class FileStore:
         Where that fails the system may have thrown bytes away, and says so only once: a second attempt would find nothing
         wrong. So none of them counts any more, and the client has to send them again.
         """
-        path = self.data_path(info)
+        path = self._layout.data_path(info)
         written = self._written.of(info.id)
         is_sure = (
             info.is_final
@@ -684,24 +670,12 @@ class FileStore:
             raise untrusted()
 
     def _discard_lost(self, info: UploadInfo, fence: Fence) -> None:
-        path = self.data_path(info)
+        path = self._layout.data_path(info)
         with suppress(OSError, LeaseLost), fence():
             if info.is_final:
                 os.unlink(path)
             else:
                 os.truncate(path, 0)
-
-    def _directories(self, info: UploadInfo) -> list[str]:
-        """Those in which an upload has entries, up to the root."""
-        found: set[str] = set()
-        for path in (self.data_path(info), self._info_path(info.id)):
-            directory = os.path.dirname(path)
-            while directory not in found:
-                found.add(directory)
-                if len(directory) > len(self.root):
-                    # Directories that an id brings with it have entries of their own to be kept.
-                    directory = os.path.dirname(directory)
-        return sorted(found, reverse=True)
 
     async def free_space(self) -> int | None:
         """As it was a moment ago, where it was plenty."""
@@ -726,7 +700,7 @@ class FileStore:
             probing.result()
 
     def _probe(self) -> None:
-        probe = f"{self._tmp}/probe.{self._token}.{next(self._serials)}"
+        probe = self._layout.new_path("probe")
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
             os.write(descriptor, b"probe")
@@ -740,7 +714,7 @@ class FileStore:
     async def open_file(self, upload: Upload) -> int:
         with _translated(f"opening {upload.id}"):
             try:
-                path = self.data_path(upload.info)
+                path = self._layout.data_path(upload.info)
                 descriptor = await self._disk.read(
                     os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 )
@@ -783,7 +757,7 @@ class FileStore:
         def finish() -> None:
             # Another upload may have the id by now, and its data.
             with fence():
-                if not os.path.lexists(self._info_path(info.id)):
+                if not os.path.lexists(self._layout.info_path(info.id)):
                     self._free_all(info.id, info)
 
         with _translated(f"removing {info.id}"):
@@ -791,8 +765,8 @@ class FileStore:
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         upload_id = removal.upload.id
-        lives = os.path.lexists(self._info_path(upload_id))
-        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        lives = os.path.lexists(self._layout.info_path(upload_id))
+        tombstone = self._layout.tombstone(upload_id)
         with _translated(f"removing {upload_id}"), fence():
             self._unpublished.forget(
                 removal, tombstone if removal.keep_tombstone and not lives else None
@@ -855,12 +829,12 @@ class FileStore:
         unpublished: RemovalEvent | None = None,
     ) -> None:
         """info: the record, where that is known for certain. remembered, untold: see `RemovesUploads.remove`."""
-        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        tombstone = self._layout.tombstone(upload_id)
         if unpublished is not None:
             kept = self._unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
             with fence():
                 try:
-                    os.rename(self._info_path(upload_id), kept)
+                    os.rename(self._layout.info_path(upload_id), kept)
                 except FileNotFoundError:
                     return
             with suppress(LeaseLost), fence():
@@ -868,7 +842,7 @@ class FileStore:
             return
         with fence():
             try:
-                os.rename(self._info_path(upload_id), tombstone)
+                os.rename(self._layout.info_path(upload_id), tombstone)
             except FileNotFoundError:
                 return
             os.utime(tombstone)
@@ -895,11 +869,11 @@ class FileStore:
 
     def _free_all(self, upload_id: str, info: UploadInfo | None) -> None:
         """Frees all of a removed upload but its record."""
-        for path in (f"{self.root}/{upload_id}" if info is None else self.data_path(info),):
+        for path in (f"{self.root}/{upload_id}" if info is None else self._layout.data_path(info),):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         for markers in (self._markers, self._sound):
-            markers.remove(self._flat(upload_id))
+            markers.remove(flat_name(upload_id))
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
         self._finals.forget_part(upload_id)
         self._remove_empty_parents(upload_id, info.location if info else None)
@@ -918,7 +892,7 @@ class FileStore:
                 directory = os.path.dirname(directory)
 
     def _forget_tombstone(self, upload_id: str) -> None:
-        tombstone = f"{self._gone}/{self._flat(upload_id)}"
+        tombstone = self._layout.tombstone(upload_id)
         # Quicker than `exists` where there is none, as nearly always.
         if os.access(tombstone, os.F_OK):
             if os.path.getsize(tombstone):
@@ -968,26 +942,26 @@ class FileStore:
         removed = 0
         now = time.time()
         # Files come and go while they are looked at: one that has gone is nobody's remains.
-        for entry in files_in(self._tmp):
+        for entry in files_in(self._layout.new):
             with suppress(OSError):
                 if self._is_abandoned(entry.stat().st_mtime):
                     removed += _unlink(entry.path)
-        for entry in files_in(self._gone):
+        for entry in files_in(self._layout.tombstones):
             # One that cannot be removed now does not keep the others; the next sweep tries again.
             with suppress(OSError):
                 status = entry.stat()
                 if status.st_size:
-                    self._finish_removal(entry.name.replace("%", "/"), entry.path)
+                    self._finish_removal(id_of(entry.name), entry.path)
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += _unlink(entry.path)
         for entry in (
-            *entries_of(self._chunks),
+            *entries_of(self._layout.former_markers),
             *entries_of(self._markers.directory),
             *entries_of(self._sound.directory),
         ):
             with suppress(OSError):
-                if not os.path.exists(self._info_path(entry.name.replace("%", "/"))):
+                if not os.path.exists(self._layout.info_path(id_of(entry.name))):
                     removed += _unlink(entry.path)
         return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
 
@@ -1002,7 +976,7 @@ class FileStore:
             return await self._threads.run(self._discard_fragment, upload_id, fence)
 
     def _discard_fragment(self, upload_id: str, fence: Fence) -> bool:
-        path = self._info_path(upload_id)
+        path = self._layout.info_path(upload_id)
         try:
             content, status = read_record(path)
         except FileNotFoundError:
@@ -1030,18 +1004,18 @@ class FileStore:
             return await self._disk.change(self._missing_since, upload_id)
 
     def _missing_since(self, upload_id: str) -> float:
-        mark = f"{self._missing}/{self._flat(upload_id)}"
+        mark = self._layout.missing_mark(upload_id)
         with suppress(FileExistsError):
-            os.makedirs(self._missing, mode=self._dir_perms, exist_ok=True)
+            os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)
             os.close(self._open_new(mark))
         return os.stat(mark).st_mtime
 
     def _tidy_missing(self) -> int:
         """Forgets that bytes were missing which are there again, or whose upload is gone."""
         removed = 0
-        for entry in files_in(self._missing):
+        for entry in files_in(self._layout.missing):
             try:
-                self._load(entry.name.replace("%", "/"), remember=False)
+                self._load(id_of(entry.name), remember=False)
             except BytesMissing:
                 continue
             except StorageError:
@@ -1053,8 +1027,8 @@ class FileStore:
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         with _translated(f"joining {final.id}"):
-            tmp = self._new_tmp(final.id)
-            sources = [(part.id, self.data_path(part.info), part.offset) for part in parts]
+            tmp = self._layout.new_path(final.id)
+            sources = [(part.id, self._layout.data_path(part.info), part.offset) for part in parts]
             await self._joiner.join(tmp, sources)
             try:
                 await self._threads.run(self._place_join, tmp, final, fence)
@@ -1065,11 +1039,13 @@ class FileStore:
     def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
         with fence():
             try:
-                os.rename(tmp, self.data_path(final))
+                os.rename(tmp, self._layout.data_path(final))
             except FileNotFoundError:
                 # Its directory was empty until now, so that another upload's removal may have taken it away.
-                os.makedirs(os.path.dirname(self.data_path(final)), self._dir_perms, exist_ok=True)
-                os.rename(tmp, self.data_path(final))
+                os.makedirs(
+                    os.path.dirname(self._layout.data_path(final)), self._dir_perms, exist_ok=True
+                )
+                os.rename(tmp, self._layout.data_path(final))
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
         with _translated(f"waiting with {final_id}"):

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from tusd_py.storage.base import RemovalEvent, StorageError, UnpublishedRemoval, Upload
 from tusd_py.storage.file import records
+from tusd_py.storage.file.layout import flat_name, id_of
 from tusd_py.storage.file.record_file import read_record
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,12 @@ class UnpublishedRemovals:
 
     def path(self, upload_id: str, event: RemovalEvent, *, keep_tombstone: bool) -> str:
         """Where the record of an upload is kept whose removal is an event to be told."""
-        name = f"{_flat(upload_id)}.{event.offset}-{int(keep_tombstone)}-{event.event_id}"
+        name = f"{flat_name(upload_id)}.{event.offset}-{int(keep_tombstone)}-{event.event_id}"
         return f"{self.directory}/{name}"
 
     def has(self, upload_id: str) -> bool:
         """Whether such an upload is remembered."""
-        flat = _flat(upload_id)
+        flat = flat_name(upload_id)
         return any(match["upload"] == flat and match["kept"] == "1" for match in self._names())
 
     def all(self) -> list[UnpublishedRemoval]:
@@ -50,7 +51,7 @@ class UnpublishedRemovals:
                 yield match
 
     def _read(self, match: re.Match[str]) -> UnpublishedRemoval | None:
-        upload_id, offset = match["upload"].replace("%", "/"), int(match["offset"])
+        upload_id, offset = id_of(match["upload"]), int(match["offset"])
         path = f"{self.directory}/{match.string}"
         try:
             content, status = read_record(path)
@@ -77,8 +78,3 @@ class UnpublishedRemovals:
             # Whoever finds it before it is emptied takes it for a removal that did not come to its end, and empties it.
             os.rename(path, tombstone)
             os.truncate(tombstone, 0)
-
-
-def _flat(upload_id: str) -> str:
-    """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
-    return upload_id.replace("/", "%")
