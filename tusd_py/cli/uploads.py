@@ -27,6 +27,7 @@ from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
 from tusd_py.storage.file.store import FileStore
 from tusd_py.storage.skipped import printable
+from tusd_py.uploads.model import UploadState
 from tusd_py.uploads.service import Uploads
 
 USAGE = "list | show ID... | rm ID... [--json] [options of serve]"
@@ -41,6 +42,14 @@ _ACTIONS = ("list", "show", "rm")
 _PAGE = 100
 _COLUMNS = ("UPLOAD", "STATE", "OFFSET", "SIZE", "AGE", "OWNER")
 _WIDTHS = (32, 9, 14, 14, 8, 12)
+_STATE_NAMES = {
+    UploadState.RECEIVING: "uploading",
+    UploadState.COMPLETE: "uploading",
+    UploadState.WAITING: "waiting",
+    UploadState.FINISHED: "finished",
+    UploadState.EXPIRED: "expired",
+}
+"""State in the output; a finished upload that is a part is listed as "part"."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -249,12 +258,10 @@ def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
 
 
 def _state(uploads: Uploads, upload: Upload) -> str:
-    """One word: expired ones are still there; a part is "part" once it is complete; "waiting" is a final without its parts."""
-    if uploads.is_due(upload):
-        return "expired"
-    if upload.finished:
-        return "part" if upload.info.is_partial else "finished"
-    return "uploading" if upload.joined else "waiting"
+    state = uploads.state_of(upload)
+    if state is UploadState.FINISHED and upload.info.is_partial:
+        return "part"
+    return _STATE_NAMES[state]
 
 
 def _cells(uploads: Uploads, upload: Upload) -> tuple[str, ...]:

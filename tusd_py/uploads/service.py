@@ -63,6 +63,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.uploads.concatenation import Concatenation, final_key
 from tusd_py.uploads.due_marks import DueMarks, NoDueMarks
+from tusd_py.uploads.model import UploadState, state_of
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.receive import NOTHING_COUNTS, Body, BodyReceiver
 
@@ -686,6 +687,10 @@ class Uploads:
         """Whether an upload has expired, or is finished and was kept long enough."""
         due = self.due_at(upload)
         return due is not None and due <= self._clock()
+
+    def state_of(self, upload: Upload) -> UploadState:
+        """The state of an upload that was just loaded."""
+        return state_of(upload, due=self.is_due(upload))
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         """What `load` returns or raises for each, in the same order; for many at a time."""

@@ -1,0 +1,84 @@
+"""The states of an upload, and the transitions between them.
+
+No state is stored: it follows from the record, from the bytes in the storage and from the time, so it is right after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from tusd_py.storage.base import Upload
+
+
+class UploadState(Enum):
+    """The state of an upload. A request sees 404 for ABSENT, and 410 for EXPIRED and REMOVED."""
+
+    ABSENT = "absent"
+    """No upload has the id."""
+    RECEIVING = "receiving"
+    """Bytes are still to come."""
+    WAITING = "waiting"
+    """A final upload (tus "Concatenation") whose parts are not joined yet."""
+    COMPLETE = "complete"
+    """All bytes are stored. They are not synced yet, or the pre-finish hooks have not agreed yet."""
+    FINISHED = "finished"
+    """The finish is recorded; the bytes do not change any more."""
+    EXPIRED = "expired"
+    """The time to keep it is over; the next sweep removes it."""
+    REMOVED = "removed"
+    """Only a tombstone is left."""
+
+
+TRANSITIONS: Mapping[UploadState, Mapping[UploadState, str]] = {
+    UploadState.ABSENT: {
+        UploadState.RECEIVING: "POST",
+        UploadState.WAITING: "POST of a final upload",
+        UploadState.COMPLETE: "POST of an empty upload, or of a final upload whose parts are complete",
+    },
+    UploadState.RECEIVING: {
+        UploadState.COMPLETE: "PATCH, or the body of the POST, with the last byte",
+        UploadState.EXPIRED: "no byte for `expire_after`",
+        UploadState.REMOVED: "DELETE",
+        UploadState.ABSENT: "the POST was refused because of its body",
+    },
+    UploadState.WAITING: {
+        UploadState.COMPLETE: "the last part is complete",
+        UploadState.EXPIRED: "no byte of a part for `expire_after`",
+        UploadState.REMOVED: "DELETE",
+        UploadState.ABSENT: "the POST failed",
+    },
+    UploadState.COMPLETE: {
+        UploadState.FINISHED: "bytes synced, pre-finish hooks agree, record written",
+        UploadState.RECEIVING: "the disk lost bytes that it had accepted",
+        UploadState.EXPIRED: "not finished for `expire_after`, as a hook refuses",
+        UploadState.REMOVED: "DELETE",
+        UploadState.ABSENT: "the POST failed",
+    },
+    UploadState.FINISHED: {
+        UploadState.COMPLETE: "the record of the finish could not be synced",
+        UploadState.EXPIRED: "`retain_finished` is over; a part: no final upload needs it for `expire_after`",
+        UploadState.REMOVED: "DELETE",
+    },
+    UploadState.EXPIRED: {
+        UploadState.RECEIVING: "a request from before still brings bytes",
+        UploadState.WAITING: "a request from before still brings bytes of a part",
+        UploadState.COMPLETE: "a request from before brings the last byte",
+        UploadState.REMOVED: "the sweep",
+    },
+    UploadState.REMOVED: {
+        UploadState.ABSENT: "the sweep, once the tombstone is older than `tombstone_ttl`",
+    },
+}
+"""From each state, the states that can follow, with the cause."""
+
+
+def state_of(upload: Upload, *, due: bool) -> UploadState:
+    """The state of an upload that is in the storage; due: whether it is to be removed by now."""
+    if due:
+        return UploadState.EXPIRED
+    if upload.finished:
+        return UploadState.FINISHED
+    if not upload.joined:
+        return UploadState.WAITING
+    return UploadState.COMPLETE if upload.complete else UploadState.RECEIVING
