@@ -1,7 +1,7 @@
 """A hook file that stops its server (SIGSTOP) at a chosen point, once each time that the point is armed.
 
-Armed by a file of the point's name in the directory `STOP_AT`; the server removes it and stops. The points lie in front of
-changes of the store, where nobody knows yet that the lock will be lost, and within them, where the change is under way.
+A file with the point's name in the directory `STOP_AT` arms it; the server removes the file and stops. The points lie before
+changes of the store, when the lock is not lost yet, and within them, while the change is in progress.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from tusd_py import Event
 from tusd_py.storage.file import data_file as datafile
-from tusd_py.storage.file import markers, outbox
+from tusd_py.storage.file import markers, outbox, removal
 from tusd_py.storage.file import store as file
 from tusd_py.storage.file import verified_writer as verified
 
@@ -53,7 +53,7 @@ _stops(file.FileStore, "finish", "finish")
 _stops(file.FileStore, "_mark_finished", "within-finish")
 _stops(file.FileStore, "recover", "recover")
 _stops(file.FileStore, "remove", "remove")
-_stops(file.FileStore, "_finish_removal", "within-remove")
+_stops(removal.Removal, "complete", "within-remove")
 
 
 async def pre_finish(_event: Event) -> None:

@@ -23,6 +23,7 @@ from tusd_py.events.model import EventType
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol.tus import Creation
 from tusd_py.storage.base import RemovalEvent, StorageFull, UploadGone
+from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.service import Uploads
 
@@ -103,7 +104,7 @@ async def test_a_removal_that_died_is_told_and_ended(
     def die(*_: object, **__: object) -> None:
         raise Died
 
-    dies_in = {"renamed": (store, "_free_all"), "tombstone": (os, "truncate")}
+    dies_in = {"renamed": (Removal, "_free"), "tombstone": (os, "truncate")}
     with monkeypatch.context() as patched:
         if step in dies_in:
             patched.setattr(*dies_in[step], die)

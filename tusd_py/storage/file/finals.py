@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from tusd_py.storage.file.files import unlink_if_exists
 from tusd_py.storage.file.layout import flat_name, id_of
 
 _KEPT_SECONDS = 7 * 86_400.0
@@ -105,7 +106,7 @@ class FinalRecords:
 
     def forget(self, key: str) -> None:
         """Takes back what `remember` recorded. Raises OSError."""
-        _unlink(f"{self._finals}/{key}")
+        unlink_if_exists(f"{self._finals}/{key}")
 
     def recall(self, key: str) -> str | None:
         """The final that has a key. Raises OSError."""
@@ -128,7 +129,7 @@ class FinalRecords:
             for final in _names(directory):
                 if not part_is_there or not self._has_record(id_of(final)):
                     with suppress(OSError):
-                        removed += _unlink(f"{directory}/{final}")
+                        removed += unlink_if_exists(f"{directory}/{final}")
             with suppress(OSError):
                 os.rmdir(directory)
         return removed
@@ -143,7 +144,7 @@ class FinalRecords:
                 is_there = self._has_record(final_id)
                 # A creation records its key before its upload.
                 if (old and is_finished(final_id)) if is_there else self._is_old(path):
-                    removed += _unlink(path)
+                    removed += unlink_if_exists(path)
         return removed
 
     @staticmethod
@@ -156,11 +157,3 @@ def _names(directory: str) -> Sequence[str]:
         return os.listdir(directory)
     except OSError:
         return []
-
-
-def _unlink(path: str) -> int:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return 0
-    return 1

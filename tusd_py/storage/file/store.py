@@ -36,7 +36,6 @@ import asyncio
 import errno
 import logging
 import os
-import stat
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -64,14 +63,16 @@ from tusd_py.storage.errors import translated as _translated
 from tusd_py.storage.file import directory_lock as guards
 from tusd_py.storage.file import foreign, records
 from tusd_py.storage.file.buffers import BufferPool
+from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.files import create_file, write_all
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
-from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name, id_of
-from tusd_py.storage.file.listing import Listing, entries_of, files_in
+from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name
+from tusd_py.storage.file.listing import Listing
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.mounts import is_local
@@ -79,6 +80,7 @@ from tusd_py.storage.file.outbox import FileOutbox
 from tusd_py.storage.file.power_cuts import Session, sound_length
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.soundness import check_bytes
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
 from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
@@ -88,8 +90,6 @@ from tusd_py.storage.sweep_marks import SweepMarks
 
 logger = logging.getLogger(__name__)
 
-_ABANDONED = 3600.0
-"""Seconds after which a temporary file or a record without data is taken for the remains of a crash."""
 _ATTEMPTS = 20
 """Times that a directory is made anew which others remove because it is empty."""
 _PLENTY = 4 * 1024**3
@@ -130,7 +130,6 @@ class FileStore:
         self._sound = ChunkMarkers(layout.sound)
         self._session = Session(f"{state}/session")
         self._guard: int | None = None
-        self._opened_at = 0.0
         self._closing = False
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
@@ -141,6 +140,20 @@ class FileStore:
             state,
             write=self._write_tmp,
             has_record=lambda upload_id: os.path.exists(self._layout.info_path(upload_id)),
+            dir_perms=dir_perms,
+            file_perms=file_perms,
+        )
+        self._removal = Removal(
+            layout,
+            markers=(self._markers, self._sound),
+            finals=self._finals,
+            unpublished=self._unpublished,
+        )
+        self._cleanup = Cleanup(
+            layout,
+            removal=self._removal,
+            finals=self._finals,
+            load=self._load,
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
@@ -231,7 +244,7 @@ class FileStore:
             ) from None
         if exclusive:
             # By the file system's clock, which is the one that files will be compared by.
-            self._opened_at = os.fstat(self._guard).st_mtime
+            self._cleanup.alone_since = os.fstat(self._guard).st_mtime
 
     def close(self) -> None:
         """Lets the directory go. Joins in flight stop at their next step."""
@@ -261,14 +274,14 @@ class FileStore:
             self._create_anew(info)
 
     def _create_anew(self, info: UploadInfo) -> None:
-        self._forget_tombstone(info.id)
+        self._removal.forget_tombstone(info.id)
         if "/" not in info.id and not info.location:
             self._create_files(info)
             return
         try:
             self._create_with_parents(info)
         except BaseException:
-            self._remove_empty_parents(info.id, info.location)
+            self._removal.remove_empty_parents(info.id, info.location)
             raise
 
     def _create_with_parents(self, info: UploadInfo) -> None:
@@ -283,7 +296,7 @@ class FileStore:
     def _create_files(self, info: UploadInfo) -> None:
         data_path = self._layout.data_path(info)
         try:
-            record = self._open_new(self._layout.info_path(info.id))
+            record = create_file(self._layout.info_path(info.id), self._file_perms)
         except FileExistsError:
             raise UploadExists(info.id) from None
         made = [self._layout.info_path(info.id)]
@@ -291,13 +304,13 @@ class FileStore:
         try:
             if info.location:
                 # Whoever clears away half a creation would not know where else to look for its bytes.
-                _write_all(record, content)
+                write_all(record, content)
             if not info.is_final:
-                os.close(self._open_new(data_path))
+                os.close(create_file(data_path, self._file_perms))
                 made.append(data_path)
             if not info.location:
                 # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
-                _write_all(record, content)
+                write_all(record, content)
             self._known.remember(info, os.fstat(record))
         except OSError as problem:
             for path in made:
@@ -316,10 +329,6 @@ class FileStore:
             except (FileExistsError, NotADirectoryError):
                 raise UploadExists(f"{info.id}: a part of its path is an upload") from None
 
-    def _open_new(self, path: str) -> int:
-        """A descriptor of a new file. Raises FileExistsError."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms)
-
     def _write_record(self, info: UploadInfo) -> str:
         """A record to be renamed into its place."""
         tmp = self._layout.new_path(info.id)
@@ -334,9 +343,9 @@ class FileStore:
 
     def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
         """A new file; without all of its content, nothing is left. Raises FileExistsError."""
-        descriptor = self._open_new(path)
+        descriptor = create_file(path, self._file_perms)
         try:
-            _write_all(descriptor, content)
+            write_all(descriptor, content)
             if sync:
                 os.fsync(descriptor)
             return os.fstat(descriptor)
@@ -740,7 +749,7 @@ class FileStore:
     ) -> None:
         with _translated(f"removing {upload_id}"):
             await self._threads.run(
-                self._remove,
+                self._removal.remove,
                 upload_id,
                 fence,
                 keep_tombstone=keep_tombstone,
@@ -752,25 +761,12 @@ class FileStore:
             return await self._threads.run(self._unpublished.all)
 
     async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        info = removal.upload.info
-
-        def finish() -> None:
-            # Another upload may have the id by now, and its data.
-            with fence():
-                if not os.path.lexists(self._layout.info_path(info.id)):
-                    self._free_all(info.id, info)
-
-        with _translated(f"removing {info.id}"):
-            await self._threads.run(finish)
+        with _translated(f"removing {removal.upload.id}"):
+            await self._threads.run(self._removal.finish, removal, fence)
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        upload_id = removal.upload.id
-        lives = os.path.lexists(self._layout.info_path(upload_id))
-        tombstone = self._layout.tombstone(upload_id)
-        with _translated(f"removing {upload_id}"), fence():
-            self._unpublished.forget(
-                removal, tombstone if removal.keep_tombstone and not lives else None
-            )
+        with _translated(f"removing {removal.upload.id}"), fence():
+            self._removal.forget(removal)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         return await self._threads.run(self._load_each, upload_ids)
@@ -794,110 +790,9 @@ class FileStore:
         fences: Mapping[str, Fence],
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
-        return await self._threads.run(self._remove_each, uploads, fences, unpublished or {})
-
-    def _remove_each(
-        self,
-        uploads: Sequence[Upload],
-        fences: Mapping[str, Fence],
-        unpublished: Mapping[str, RemovalEvent],
-    ) -> list[bool | StorageError]:
-        outcomes: list[bool | StorageError] = []
-        for upload in uploads:
-            try:
-                with _translated(f"removing {upload.id}"):
-                    self._remove(
-                        upload.id,
-                        fences[upload.id],
-                        upload.info,
-                        unpublished=unpublished.get(upload.id),
-                    )
-                outcomes.append(True)
-            except StorageError as problem:
-                outcomes.append(problem)
-            except LeaseLost:
-                outcomes.append(False)
-        return outcomes
-
-    def _remove(
-        self,
-        upload_id: str,
-        fence: Fence,
-        info: UploadInfo | None = None,
-        *,
-        keep_tombstone: bool = True,
-        unpublished: RemovalEvent | None = None,
-    ) -> None:
-        """info: the record, where that is known for certain. remembered, untold: see `RemovesUploads.remove`."""
-        tombstone = self._layout.tombstone(upload_id)
-        if unpublished is not None:
-            kept = self._unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
-            with fence():
-                try:
-                    os.rename(self._layout.info_path(upload_id), kept)
-                except FileNotFoundError:
-                    return
-            with suppress(LeaseLost), fence():
-                self._free_all(upload_id, info or self._parsed(kept, upload_id))
-            return
-        with fence():
-            try:
-                os.rename(self._layout.info_path(upload_id), tombstone)
-            except FileNotFoundError:
-                return
-            os.utime(tombstone)
-        # It is removed. Whoever loses the lock before the rest is done leaves that to the next sweep.
-        with suppress(LeaseLost), fence():
-            self._finish_removal(upload_id, tombstone, info)
-            if not keep_tombstone:
-                os.unlink(tombstone)
-
-    def _finish_removal(
-        self, upload_id: str, tombstone: str, info: UploadInfo | None = None
-    ) -> None:
-        """A tombstone begins as the record; it is emptied when all else is gone, so a crash in between is seen and mended."""
-        if info is None:
-            info = self._parsed(tombstone, upload_id)
-        self._free_all(upload_id, info)
-        os.truncate(tombstone, 0)
-
-    def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
-        with suppress(StorageError):
-            content, _ = read_record(path)
-            return records.parse(content, upload_id=upload_id, root=self.root, changed_at=0.0)
-        return None
-
-    def _free_all(self, upload_id: str, info: UploadInfo | None) -> None:
-        """Frees all of a removed upload but its record."""
-        for path in (f"{self.root}/{upload_id}" if info is None else self._layout.data_path(info),):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        for markers in (self._markers, self._sound):
-            markers.remove(flat_name(upload_id))
-        self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
-        self._finals.forget_part(upload_id)
-        self._remove_empty_parents(upload_id, info.location if info else None)
-
-    def _remove_empty_parents(self, *paths: str | None) -> None:
-        """Removes the directories of ids and locations, as far as they are empty."""
-        for path in paths:
-            directory = os.path.dirname(path or "")
-            while directory:
-                try:
-                    os.rmdir(f"{self.root}/{directory}")
-                except FileNotFoundError:
-                    pass
-                except OSError:
-                    break
-                directory = os.path.dirname(directory)
-
-    def _forget_tombstone(self, upload_id: str) -> None:
-        tombstone = self._layout.tombstone(upload_id)
-        # Quicker than `exists` where there is none, as nearly always.
-        if os.access(tombstone, os.F_OK):
-            if os.path.getsize(tombstone):
-                self._finish_removal(upload_id, tombstone)
-            os.unlink(tombstone)
+        return await self._threads.run(
+            self._removal.remove_each, uploads, fences, unpublished or {}
+        )
 
     async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
         pending = [""]
@@ -928,100 +823,15 @@ class FileStore:
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         with _translated("tidying up"):
-            return await self._threads.run(self._tidy, tombstone_ttl)
-
-    def _is_abandoned(self, changed_at: float) -> bool:
-        """Whether a thing that waits to become whole will wait for ever.
-
-        The guard says that we are alone: whoever was at it before we came is gone. (Process ids would not tell: in a container
-        each server has the same one.)
-        """
-        return changed_at < self._opened_at or time.time() - changed_at > _ABANDONED
-
-    def _tidy(self, tombstone_ttl: float) -> int:
-        removed = 0
-        now = time.time()
-        # Files come and go while they are looked at: one that has gone is nobody's remains.
-        for entry in files_in(self._layout.new):
-            with suppress(OSError):
-                if self._is_abandoned(entry.stat().st_mtime):
-                    removed += _unlink(entry.path)
-        for entry in files_in(self._layout.tombstones):
-            # One that cannot be removed now does not keep the others; the next sweep tries again.
-            with suppress(OSError):
-                status = entry.stat()
-                if status.st_size:
-                    self._finish_removal(id_of(entry.name), entry.path)
-                    removed += 1
-                elif now - status.st_mtime > tombstone_ttl:
-                    removed += _unlink(entry.path)
-        for entry in (
-            *entries_of(self._layout.former_markers),
-            *entries_of(self._markers.directory),
-            *entries_of(self._sound.directory),
-        ):
-            with suppress(OSError):
-                if not os.path.exists(self._layout.info_path(id_of(entry.name))):
-                    removed += _unlink(entry.path)
-        return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
-
-    def _is_finished(self, upload_id: str) -> bool:
-        try:
-            return self._load(upload_id, remember=False).finished
-        except StorageError:
-            return False
+            return await self._threads.run(self._cleanup.tidy, tombstone_ttl)
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         with _translated(f"removing what is left of {upload_id}"):
-            return await self._threads.run(self._discard_fragment, upload_id, fence)
-
-    def _discard_fragment(self, upload_id: str, fence: Fence) -> bool:
-        path = self._layout.info_path(upload_id)
-        try:
-            content, status = read_record(path)
-        except FileNotFoundError:
-            return False
-        if not records.strip_nuls(content):
-            with fence():
-                return self._discard_empty(upload_id, path, status.st_mtime)
-        return False
-
-    def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
-        """A record that was never written. With bytes beside it, it is none of a creation that did not come to its end."""
-        if not self._is_abandoned(changed_at):
-            return False
-        data = f"{self.root}/{upload_id}"
-        with suppress(FileNotFoundError):
-            status = os.lstat(data)
-            if not stat.S_ISREG(status.st_mode) or status.st_size:
-                return False
-        removed = _unlink(path)
-        _unlink(data)
-        return bool(removed)
+            return await self._threads.run(self._cleanup.discard_fragment, upload_id, fence)
 
     async def missing_since(self, upload_id: str) -> float:
         with _translated(f"marking {upload_id}"):
-            return await self._disk.change(self._missing_since, upload_id)
-
-    def _missing_since(self, upload_id: str) -> float:
-        mark = self._layout.missing_mark(upload_id)
-        with suppress(FileExistsError):
-            os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)
-            os.close(self._open_new(mark))
-        return os.stat(mark).st_mtime
-
-    def _tidy_missing(self) -> int:
-        """Forgets that bytes were missing which are there again, or whose upload is gone."""
-        removed = 0
-        for entry in files_in(self._layout.missing):
-            try:
-                self._load(id_of(entry.name), remember=False)
-            except BytesMissing:
-                continue
-            except StorageError:
-                pass
-            removed += _unlink(entry.path)
-        return removed
+            return await self._disk.change(self._cleanup.missing_since, upload_id)
 
     # JoinsParts
 
@@ -1070,16 +880,3 @@ class FileStore:
     async def recall_final(self, key: str) -> str | None:
         with _translated("looking for a final"):
             return self._finals.recall(key)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    if os.write(descriptor, content) != len(content):
-        raise OSError(errno.ENOSPC, "the file was written in part")
-
-
-def _unlink(path: str) -> int:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return 0
-    return 1

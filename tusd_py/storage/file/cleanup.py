@@ -1,0 +1,146 @@
+"""Cleanup of what crashes left behind, of old tombstones, and the marks of uploads whose bytes are missing.
+
+Blocking calls: they run in threads.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import suppress
+from typing import Protocol
+
+from tusd_py.locks.base import Fence
+from tusd_py.storage.base import BytesMissing, StorageError, Upload
+from tusd_py.storage.file import records
+from tusd_py.storage.file.files import create_file, unlink_if_exists
+from tusd_py.storage.file.finals import FinalRecords
+from tusd_py.storage.file.layout import Layout, id_of
+from tusd_py.storage.file.listing import entries_of, files_in
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.removal import Removal
+
+_ABANDONED_SECONDS = 3600.0
+"""Age at which a temporary file or a record without data is taken for the remains of a crash."""
+
+
+class Load(Protocol):
+    """Loads an upload; remember: keep its record in the cache. Raises StorageError."""
+
+    def __call__(self, upload_id: str, *, remember: bool) -> Upload: ...
+
+
+class Cleanup:
+    """Cleans up one upload directory.
+
+    Attributes:
+        alone_since: When the directory was locked for this process alone, in seconds since the epoch; 0 if it was not.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        removal: Removal,
+        finals: FinalRecords,
+        load: Load,
+        dir_perms: int,
+        file_perms: int,
+    ) -> None:
+        self.alone_since = 0.0
+        self._layout = layout
+        self._removal = removal
+        self._finals = finals
+        self._load = load
+        self._dir_perms = dir_perms
+        self._file_perms = file_perms
+
+    def _is_abandoned(self, changed_at: float) -> bool:
+        """Return whether an incomplete file was left by a crash.
+
+        Where this process has the directory to itself, everything older than its lock was. (A process id in the name would not
+        help: servers in containers may all have the same one.)
+        """
+        return changed_at < self.alone_since or time.time() - changed_at > _ABANDONED_SECONDS
+
+    def tidy(self, tombstone_ttl: float) -> int:
+        """See `RemovesUploads.tidy`."""
+        removed = 0
+        now = time.time()
+        # A file may be removed or renamed during the scan; then there is nothing to clean up.
+        for entry in files_in(self._layout.new):
+            with suppress(OSError):
+                if self._is_abandoned(entry.stat().st_mtime):
+                    removed += unlink_if_exists(entry.path)
+        for entry in files_in(self._layout.tombstones):
+            # One that cannot be removed does not stop the others; the next sweep tries again.
+            with suppress(OSError):
+                status = entry.stat()
+                if status.st_size:
+                    self._removal.complete(id_of(entry.name), entry.path)
+                    removed += 1
+                elif now - status.st_mtime > tombstone_ttl:
+                    removed += unlink_if_exists(entry.path)
+        layout = self._layout
+        for entry in (
+            *entries_of(layout.former_markers),
+            *entries_of(layout.markers),
+            *entries_of(layout.sound),
+        ):
+            with suppress(OSError):
+                if not os.path.exists(layout.info_path(id_of(entry.name))):
+                    removed += unlink_if_exists(entry.path)
+        return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
+
+    def _is_finished(self, upload_id: str) -> bool:
+        try:
+            return self._load(upload_id, remember=False).finished
+        except StorageError:
+            return False
+
+    def discard_fragment(self, upload_id: str, fence: Fence) -> bool:
+        """See `RemovesUploads.discard_fragment`."""
+        path = self._layout.info_path(upload_id)
+        try:
+            content, status = read_record(path)
+        except FileNotFoundError:
+            return False
+        if not records.strip_nuls(content):
+            with fence():
+                return self._discard_empty(upload_id, path, status.st_mtime)
+        return False
+
+    def _discard_empty(self, upload_id: str, path: str, changed_at: float) -> bool:
+        """Remove an empty record and its empty data file. A record with bytes beside it was not left by a creation."""
+        if not self._is_abandoned(changed_at):
+            return False
+        data = f"{self._layout.root}/{upload_id}"
+        with suppress(FileNotFoundError):
+            status = os.lstat(data)
+            if not stat.S_ISREG(status.st_mode) or status.st_size:
+                return False
+        removed = unlink_if_exists(path)
+        unlink_if_exists(data)
+        return bool(removed)
+
+    def missing_since(self, upload_id: str) -> float:
+        """See `RemovesUploads.missing_since`."""
+        mark = self._layout.missing_mark(upload_id)
+        with suppress(FileExistsError):
+            os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)
+            os.close(create_file(mark, self._file_perms))
+        return os.stat(mark).st_mtime
+
+    def _tidy_missing(self) -> int:
+        """Remove the marks of uploads whose bytes are back, or that are gone; returns how many."""
+        removed = 0
+        for entry in files_in(self._layout.missing):
+            try:
+                self._load(id_of(entry.name), remember=False)
+            except BytesMissing:
+                continue
+            except StorageError:
+                pass
+            removed += unlink_if_exists(entry.path)
+        return removed

@@ -1,0 +1,26 @@
+"""Small helpers for files: create, write, remove. Blocking calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def create_file(path: str, perms: int) -> int:
+    """Create a file and return its descriptor, open for writing. Raises FileExistsError, OSError."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, perms)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write `content` by one call. Raises OSError, also where only a part of it was written."""
+    if os.write(descriptor, content) != len(content):
+        raise OSError(errno.ENOSPC, "the file was written in part")
+
+
+def unlink_if_exists(path: str) -> int:
+    """Remove a file; returns 1 if it existed, else 0. Raises OSError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return 0
+    return 1

@@ -1,0 +1,174 @@
+"""Removal of uploads: first the record becomes a tombstone, then everything else is freed.
+
+A tombstone starts as the upload's record and is emptied once everything else is freed, so a removal that a crash interrupted is
+recognized and completed. Blocking calls: they run in threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.storage.base import (
+    RemovalEvent,
+    StorageError,
+    UnpublishedRemoval,
+    Upload,
+    UploadInfo,
+)
+from tusd_py.storage.errors import translated
+from tusd_py.storage.file import records
+from tusd_py.storage.file.finals import FinalRecords
+from tusd_py.storage.file.layout import Layout, flat_name
+from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.unpublished import UnpublishedRemovals
+
+
+class Removal:
+    """Removes the uploads of one directory. markers: every kind that an upload may have."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        markers: Sequence[ChunkMarkers],
+        finals: FinalRecords,
+        unpublished: UnpublishedRemovals,
+    ) -> None:
+        self._layout = layout
+        self._markers = markers
+        self._finals = finals
+        self._unpublished = unpublished
+
+    def remove_each(
+        self,
+        uploads: Sequence[Upload],
+        fences: Mapping[str, Fence],
+        unpublished: Mapping[str, RemovalEvent],
+    ) -> list[bool | StorageError]:
+        """See `RemovesUploads.remove_each`."""
+        outcomes: list[bool | StorageError] = []
+        for upload in uploads:
+            try:
+                with translated(f"removing {upload.id}"):
+                    self.remove(
+                        upload.id,
+                        fences[upload.id],
+                        upload.info,
+                        unpublished=unpublished.get(upload.id),
+                    )
+                outcomes.append(True)
+            except StorageError as problem:
+                outcomes.append(problem)
+            except LeaseLost:
+                outcomes.append(False)
+        return outcomes
+
+    def remove(
+        self,
+        upload_id: str,
+        fence: Fence,
+        info: UploadInfo | None = None,
+        *,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
+    ) -> None:
+        """Remove an upload; does nothing if it is gone. Raises OSError, LeaseLost.
+
+        Args:
+            upload_id: The upload.
+            fence: Of its lock.
+            info: Its record, if the caller has just read it.
+            keep_tombstone: See `RemovesUploads.remove`.
+            unpublished: See `RemovesUploads.remove`.
+        """
+        tombstone = self._layout.tombstone(upload_id)
+        if unpublished is not None:
+            kept = self._unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
+            with fence():
+                try:
+                    os.rename(self._layout.info_path(upload_id), kept)
+                except FileNotFoundError:
+                    return
+            with suppress(LeaseLost), fence():
+                self._free(upload_id, info or self._parsed(kept, upload_id))
+            return
+        with fence():
+            try:
+                os.rename(self._layout.info_path(upload_id), tombstone)
+            except FileNotFoundError:
+                return
+            os.utime(tombstone)
+        # The upload is removed now. If the lock is lost before the rest is freed, the next sweep does that.
+        with suppress(LeaseLost), fence():
+            self.complete(upload_id, tombstone, info)
+            if not keep_tombstone:
+                os.unlink(tombstone)
+
+    def finish(self, removal: UnpublishedRemoval, fence: Fence) -> None:
+        """Free what a crash left of an upload whose removal has an unpublished event. Raises OSError, LeaseLost."""
+        info = removal.upload.info
+        # Another upload may have the id, and its data, by now.
+        with fence():
+            if not os.path.lexists(self._layout.info_path(info.id)):
+                self._free(info.id, info)
+
+    def forget(self, removal: UnpublishedRemoval) -> None:
+        """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""
+        upload_id = removal.upload.id
+        exists_again = os.path.lexists(self._layout.info_path(upload_id))
+        keep_tombstone = removal.keep_tombstone and not exists_again
+        self._unpublished.forget(
+            removal, self._layout.tombstone(upload_id) if keep_tombstone else None
+        )
+
+    def complete(self, upload_id: str, tombstone: str, info: UploadInfo | None = None) -> None:
+        """Free everything of a removed upload but its tombstone, then empty that. Raises OSError."""
+        if info is None:
+            info = self._parsed(tombstone, upload_id)
+        self._free(upload_id, info)
+        os.truncate(tombstone, 0)
+
+    def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
+        with suppress(StorageError):
+            content, _ = read_record(path)
+            return records.parse(
+                content, upload_id=upload_id, root=self._layout.root, changed_at=0.0
+            )
+        return None
+
+    def _free(self, upload_id: str, info: UploadInfo | None) -> None:
+        """Free everything of a removed upload but its record."""
+        path = f"{self._layout.root}/{upload_id}" if info is None else self._layout.data_path(info)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        for markers in self._markers:
+            markers.remove(flat_name(upload_id))
+        self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
+        self._finals.forget_part(upload_id)
+        self.remove_empty_parents(upload_id, info.location if info else None)
+
+    def remove_empty_parents(self, *paths: str | None) -> None:
+        """Remove the directories that are part of ids and locations, as far as they are empty."""
+        for path in paths:
+            directory = os.path.dirname(path or "")
+            while directory:
+                try:
+                    os.rmdir(f"{self._layout.root}/{directory}")
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    break
+                directory = os.path.dirname(directory)
+
+    def forget_tombstone(self, upload_id: str) -> None:
+        """Remove the tombstone of an id that is about to be used again, completing its removal first. Raises OSError."""
+        tombstone = self._layout.tombstone(upload_id)
+        # Faster than `exists` where there is none, which is nearly always the case.
+        if os.access(tombstone, os.F_OK):
+            if os.path.getsize(tombstone):
+                self.complete(upload_id, tombstone)
+            os.unlink(tombstone)
