@@ -78,6 +78,27 @@ def test_an_upload_goes_on_through_a_failover_and_its_events_are_delivered(
     assert "secret-of-redis" not in server.log()
 
 
+@pytest.mark.timeout(300)
+def test_events_are_delivered_while_the_old_primary_stands_still(
+    make_server: MakeServer, endpoint: Endpoint, watched: Watched, jobs: list[Job]
+) -> None:
+    """Its kernel goes on acknowledging what is sent to it, so that nothing tells its clients that it is none any more."""
+    env = {
+        "TUSD_REDIS_URL": watched.url,
+        "TUSD_HOOKS_HTTP": endpoint.url,
+        "TUSD_HOOKS_ENABLED_EVENTS": "post-finish",
+    }
+    server = make_server("--sweep-interval", "1h", env=env)
+    jobs.append(Job("worker", *of(server), env=env))
+    tus = Tus(server)
+    wait_for_type(endpoint, finish(tus), "post-finish")
+    watched.first.pause()
+    watched.wait_for_failover()
+    wait_for_type(endpoint, finish(tus), "post-finish")
+    watched.first.resume()
+    wait_for_type(endpoint, finish(tus), "post-finish")
+
+
 def test_no_sentinel_answers(make_server: MakeServer, watched: Watched) -> None:
     """The server says so without the password, and uploads go on as without Redis."""
     url = watched.url

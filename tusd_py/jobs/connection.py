@@ -14,7 +14,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from tusd_py.redis import Keys, permissions
 from tusd_py.redis.embedded.server import EmbeddedRedis
@@ -56,6 +56,26 @@ class Client(Redis):
         return answer
 
 
+class _AsksSentinels(SentinelManagedConnection):
+    """Asks the Sentinels for the primary each time that it connects.
+
+    redis-py's own asks them only where the pool connects it. For a command that is tried again it goes to the same server: to a
+    primary that stands still, whose system takes connections as before, again and again.
+    """
+
+    def connect_check_health(
+        self, check_health: bool = True, retry_socket_connect: bool = True
+    ) -> None:
+        """Connect, unless it is connected. Raises RedisError."""
+        if not self._sock:
+            self.host, self.port = self.connection_pool.get_master_address()
+        super().connect_check_health(check_health, retry_socket_connect)
+
+
+class _AsksSentinelsByTls(_AsksSentinels, SentinelManagedSSLConnection):
+    """The same with TLS."""
+
+
 def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
     """A client; it connects with its first command. A command is tried again for about a second, then raises RedisError.
 
@@ -92,6 +112,7 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
         sentinel.master_for(
             address.service,
             redis_class=Client,
+            connection_class=_AsksSentinelsByTls if tls else _AsksSentinels,
             db=address.db,
             username=address.username,
             password=address.password,

@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 _ALIVE = 30
 """Seconds in which a worker says that it lives, and another minute after which it is taken for dead."""
+_WAIT_FOR_JOB = 5
+"""Seconds for which Redis is asked to wait for a job, before it is asked again."""
+_ANSWER_TIMEOUT = 10
+"""Seconds without an answer after which a connection is given up, and Redis looked for anew: longer than a wait for a job."""
 _IDLE_INTERVAL = 10.0
 """Seconds between looks for jobs of an older version."""
 _PAUSE = 1.0
@@ -107,6 +111,16 @@ class _Worker(SimpleWorker):
     _idle_at = 0.0
 
     # Its life
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Seconds. rq's own is half of the time to live, and no command would notice earlier that its Redis stands still."""
+        return _WAIT_FOR_JOB
+
+    @property
+    def connection_timeout(self) -> int:
+        """Seconds, of every command."""
+        return _ANSWER_TIMEOUT
 
     @property
     def was_told_to_end(self) -> bool:
