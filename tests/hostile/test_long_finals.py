@@ -82,6 +82,22 @@ def test_a_list_without_end_is_refused(tus: Tus) -> None:
         assert connection.read_response("POST").status == 431
 
 
+@pytest.mark.parametrize("first", ["", "Upload-Concat: final;/a\r\n"])
+def test_thousands_of_lists_are_refused_before_they_are_counted(
+    make_server: MakeServer, first: str
+) -> None:
+    """Each of them would be counted with all before it, once the other fields take what they may: minutes for 1 MiB."""
+    server = make_server(*UNHURRIED)
+    fields = f"Host: a\r\n{first}" + "x: y\r\n" * 10_800
+    lists = "Upload-Concat: f\r\n" * 20_000
+    before = server.processor_seconds()
+    with Connection(server.address) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(f"POST /files/ HTTP/1.1\r\n{fields}{lists}\r\n".encode())
+        assert connection.read_response("POST").status == 431
+    assert server.processor_seconds() - before < 2
+
+
 def test_strangers_have_a_few_long_heads_together(make_server: MakeServer) -> None:
     """However many begin one, and they are free again when these have gone."""
     server = make_server(*UNHURRIED)

@@ -239,6 +239,11 @@ class ServerProcess:
         assert found is not None
         return int(found[1]) * 1024
 
+    def processor_seconds(self) -> float:
+        """Seconds of the processor that the process has taken so far, in hundredths."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
     def open_sockets(self) -> int:
         """How many descriptors of the process are sockets."""
         fds = Path(f"/proc/{self.pid}/fd")

@@ -703,9 +703,16 @@ class UploadProtocol(HttpToolsProtocol):
     def _check_head_size(self, name: bytes, value: bytes) -> Refusal | None:
         """Take a final's list of parts out of the count; the refusal of a head that is too long without it."""
         limits = self.limits
-        if limits.concat_size:
-            fields = (*self.headers, (name, value))
-            self._concat_size = sum(len(n) + len(v) + 4 for n, v in fields if n == heads.FIELD)
+        if limits.concat_size and not self._concat_size:
+            # The first of them alone: a list in several fields is refused anyway, and thousands would be counted with each.
+            self._concat_size = next(
+                (
+                    len(n) + len(v) + 4
+                    for n, v in (*self.headers, (name, value))
+                    if n == heads.FIELD
+                ),
+                0,
+            )
         if (
             self._head_size - self._concat_size > limits.head_size
             or self._concat_size > limits.concat_size
