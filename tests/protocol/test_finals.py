@@ -108,6 +108,38 @@ def test_a_final_whose_part_was_removed_is_gone(tus: Tus) -> None:
     assert tus.delete(final).status == 204
 
 
+@pytest.mark.parametrize("joined_by", ["head", "creation"])
+def test_a_part_that_may_still_lose_its_last_request_is_not_joined(
+    tus: Tus, joined_by: str
+) -> None:
+    """All its bytes are there, and then the request turns out to bring more than the part has room for."""
+    part = tus.new(10, headers=PARTIAL)
+    final = path_of(join(tus, part)["Location"]) if joined_by == "head" else ""
+    with tus.begin_patch(part, 0, None, b"0123456789") as patch:
+        patch.wait_stored()
+        if joined_by == "creation":
+            final = path_of(join(tus, part)["Location"])
+        assert "Upload-Offset" not in tus.head(final)
+        patch.send(b"x")
+        assert patch.response().status == 413
+    assert tus.patch(part, 0, b"abcdefghij").status == 204
+    wait_until(lambda: tus.head(final).get("Upload-Offset") == "10", "the final")
+    assert tus.get(final).body == tus.get(part).body == b"abcdefghij"
+
+
+def test_a_part_whose_finish_was_cut_off_is_finished_by_its_final(
+    make_server: MakeServer,
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    part = tus.new(5, headers=PARTIAL)
+    # As after a crash between its last byte and its finish.
+    server.data_file(id_of(part)).write_bytes(b"hello")
+    final = path_of(join(tus, part)["Location"])
+    assert tus.head(final)["Upload-Offset"] == "5"
+    assert tus.get(final).body == tus.get(part).body == b"hello"
+
+
 def test_a_final_whose_part_cannot_be_found_tells_what_is_known(tus: Tus) -> None:
     part = tus.new(5, headers=PARTIAL)
     final = path_of(join(tus, part)["Location"])

@@ -132,12 +132,14 @@ async def test_a_final_that_waits_for_many_parts_is_looked_at_cheaply(tmp_path: 
     upload = await uploads.load("f")
     for name in names:
         Path(store.root, name).write_bytes(b"x")
+        part = (await store.load(name)).with_info(finished_at=uploads.now())
+        await store.finish(part.info, sync=False, fence=UNFENCED)
         before = store.loads
         upload = await uploads.inspect("f", RequestView())
         counts.append(store.loads - before)
         assert upload.length == 1600
     assert upload.joined
-    # Each part is seen complete once; the age of all is looked at seldom, and all once more to be joined.
+    # Each part is seen finished once; the age of all is looked at seldom, and all once more to be joined.
     assert sorted(counts)[len(counts) // 2] <= 6
     await asyncio.to_thread(store.close)
 
@@ -155,6 +157,8 @@ async def test_pending_finals_see_what_is_removed() -> None:
     assert await pending.missing(waiting) == "a"
     assert await pending.length(waiting) == 3
     there["a"] = replace(there["a"], offset=1)
+    assert await pending.missing(waiting) == "a"
+    there["a"] = there["a"].with_info(finished_at=2.0)
     assert await pending.missing(waiting) == "b"
     del there["b"]
     with pytest.raises(UploadGone):

@@ -1,13 +1,14 @@
 """Finals: joining parts, at once or when the last of them is complete (tus 1.0.0, "Concatenation").
 
-Nothing here locks: the caller holds the final's lock, and gives its fence. The parts need none, since a complete part never
-changes any more.
+Nothing here locks: the caller holds the final's lock, and gives its fence. The parts need none, since a finished part never
+changes any more; one that is only complete may, as long as its last request is under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,19 @@ from dataclasses import replace
 from tusd_py.locks.base import Fence
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.storage.base import JoinsParts, Store, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.base import (
+    JoinsParts,
+    StorageError,
+    Store,
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+)
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
+
+logger = logging.getLogger(__name__)
 
 _YIELD_EVERY = 50
 _MOST_JOINS = 1000
@@ -39,8 +50,9 @@ def final_key(info: UploadInfo) -> str:
 class Concatenation:
     """Joins the uploads of one store.
 
-    load: an upload as it stands, or an error where it is not there. check_space: raises a 507 where a number of bytes does not
-    fit. on_ready: called with the id of a final whose parts are all complete, before they are joined.
+    load: an upload as it stands, or an error where it is not there. finish_part: finishes a complete part, unless somebody
+    holds it; whether it is finished. check_space: raises a 507 where a number of bytes does not fit. on_ready: called with the
+    id of a final whose parts are all finished, before they are joined.
     """
 
     def __init__(
@@ -49,6 +61,7 @@ class Concatenation:
         rules: UploadPolicy,
         *,
         load: Callable[[str], Awaitable[Upload]],
+        finish_part: Callable[[str], Awaitable[bool]],
         check_space: Callable[[int], Awaitable[None]],
         on_ready: Callable[[str], None],
         clock: Callable[[], float],
@@ -56,6 +69,7 @@ class Concatenation:
         self._store = store
         self._rules = rules
         self._load = load
+        self._finish_part = finish_part
         self._check_space = check_space
         self._on_ready = on_ready
         self._clock = clock
@@ -115,7 +129,7 @@ class Concatenation:
             raise UploadNotFound(str(problem)) from None
 
     async def try_join(self, final: Upload, fence: Fence) -> Upload:
-        """The final, joined if all its parts are complete; else with the length that is known by now. Under its lock.
+        """The final, joined if all its parts are finished; else with the length that is known by now. Under its lock.
 
         Raises UploadGone where a part was removed: nothing can come of it any more.
         """
@@ -129,6 +143,8 @@ class Concatenation:
 
     async def _try_join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
         missing = await self.pending.missing(final)
+        while missing is not None and await self._recover_part(missing):
+            missing = await self.pending.missing(final)
         length = await self.pending.length(final)
         maximum = self._rules.most_bytes(final.info.max_size)
         if length is not None and maximum is not None and length > maximum:
@@ -136,17 +152,32 @@ class Concatenation:
         pending = final.with_info(length=length)
         return pending if missing is not None else await self._join(pending, store, fence)
 
+    async def _recover_part(self, part_id: str) -> bool:
+        """Finish a part that is complete, as after a crash between its last byte and its finish; whether it is finished now."""
+        part = await self._store.load(part_id)
+        if part.finished or not part.complete:
+            return part.finished
+        try:
+            return await self._finish_part(part_id)
+        except (ProtocolError, StorageError) as problem:
+            logger.warning("the part %s cannot be finished now: %s", part_id, problem)
+            return False
+
     async def _join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
-        """Joins parts that were all seen complete."""
+        """Joins parts that were all seen finished. Returns the final as it is if one of them is another upload by now."""
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
         parts: dict[str, Upload] = {}
         for position, part_id in enumerate(distinct, start=1):
-            parts[part_id] = await self._store.load(part_id)
+            part = parts[part_id] = await self._store.load(part_id)
+            if not part.finished:
+                self.pending.forget(final.id)
+                return final
             if position % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         self.check_repeats(ids, parts)
-        length = final.length or 0
+        length = sum(parts[part_id].offset for part_id in ids)
+        final = final.with_info(length=length)
         if self._joins >= _MOST_JOINS:
             raise errors.too_many_joins()
         await self._check_space(self._joining_bytes + length)

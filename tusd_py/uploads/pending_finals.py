@@ -1,7 +1,8 @@
 """Finals that wait for their parts: how far these are, without a look at every part each time.
 
-A complete part never changes any more and a length that is known stays, so only what is still missing is looked at again; as
-long as one part is missing, that one alone. Everything here can be found out anew from the store. Not for: joining.
+A finished part never changes any more and a length that is known stays, so only what is still missing is looked at again; as
+long as one part is missing, that one alone. A part that has all its bytes and is not finished may still lose them. Everything
+here can be found out anew from the store. Not for: joining.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PART_OF_EXPIRY = 20
 
 @dataclass(slots=True)
 class _Pending:
-    """One final. missing, unmeasured: parts that were not seen complete or whose length was not known, the next one last."""
+    """One final. missing, unmeasured: parts that were not seen finished or whose length was not known, the next one last."""
 
     created_at: float
     count: int
@@ -49,13 +50,13 @@ class PendingFinals:
         self._parts = 0
 
     async def missing(self, final: Upload) -> str | None:
-        """A part that is not complete; None if all are. Raises UploadGone, UploadNotFound for one that is not there."""
+        """A part that is not finished; None if all are. Raises UploadGone, UploadNotFound for one that is not there."""
         known = self._recall(final)
         looked_at = 0
         while known.missing:
             part_id = known.missing[-1]
             part = await self._load(part_id)
-            if not part.complete:
+            if not part.finished:
                 return part_id
             known.changed_at = max(known.changed_at, part.changed_at)
             if known.missing and known.missing[-1] == part_id:
@@ -105,7 +106,7 @@ class PendingFinals:
             with suppress(UploadNotFound, UploadGone):
                 part = await self._load(part_id)
                 known.changed_at = max(known.changed_at, part.changed_at)
-                if part.complete:
+                if part.finished:
                     continue
             missing.append(part_id)
             looked_at = await _yield_at_times(looked_at)

@@ -128,6 +128,7 @@ class Uploads:
             store,
             self.rules,
             load=self._current,
+            finish_part=self.make_up,
             check_space=self._reception.check_space,
             on_ready=self._note_soon,
             clock=clock,
