@@ -15,7 +15,7 @@ from typing import Any
 
 from tusd_py import Event
 from tusd_py.storage.file import data_file as datafile
-from tusd_py.storage.file import markers, outbox, removal
+from tusd_py.storage.file import markers, outbox, record_writer, removal
 from tusd_py.storage.file import store as file
 from tusd_py.storage.file import verified_writer as verified
 
@@ -50,7 +50,7 @@ _stops(verified.VerifiedFileWriter, "_remove_marker", "marker")
 _stops(markers.ChunkMarkers, "make", "within-mark")
 _stops(outbox.FileOutbox, "keep", "keep")
 _stops(file.FileStore, "finish", "finish")
-_stops(file.FileStore, "_mark_finished", "within-finish")
+_stops(record_writer.RecordWriter, "mark_finished", "within-finish")
 _stops(file.FileStore, "recover", "recover")
 _stops(file.FileStore, "remove", "remove")
 _stops(removal.Removal, "complete", "within-remove")

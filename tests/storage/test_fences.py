@@ -99,7 +99,7 @@ async def test_without_the_lock_nothing_changes(store: FileStore, change: str) -
 async def test_what_was_removed_does_not_come_back(
     store: FileStore, sync: bool, is_local: bool
 ) -> None:
-    store._is_local = is_local
+    store._layout.is_local = is_local
     await store.create(INFO)
     await store.remove("a", fence=UNFENCED)
     with pytest.raises(UploadNotFound):

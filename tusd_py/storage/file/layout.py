@@ -29,12 +29,14 @@ class Layout:
         sound: Lengths of durable bytes that end in a zero.
         tombstones: Tombstones of removed uploads.
         missing: Marks of uploads whose bytes are missing.
+        is_local: Whether the directory is certain to lie on a disk of this machine; set when the store is opened.
     """
 
     __slots__ = (
         "_serials",
         "_token",
         "former_markers",
+        "is_local",
         "markers",
         "missing",
         "new",
@@ -53,6 +55,7 @@ class Layout:
         self.sound = f"{self.state}/sound"
         self.tombstones = f"{self.state}/gone"
         self.missing = f"{self.state}/missing"
+        self.is_local = False
         # Not the process id: servers in containers that share a directory may all have the same one.
         self._token = secrets.token_hex(4)
         self._serials = count(1)

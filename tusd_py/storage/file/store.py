@@ -33,7 +33,6 @@ exists once its record has content. A join becomes visible by one rename. Small 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import time
@@ -46,40 +45,37 @@ from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.base import (
-    BytesMissing,
     RemovalEvent,
     StorageError,
     UnpublishedRemoval,
     Upload,
     UploadDamaged,
-    UploadExists,
-    UploadGone,
     UploadInfo,
-    UploadNotFound,
     is_valid_id,
 )
 from tusd_py.storage.errors import takes_nothing
 from tusd_py.storage.errors import translated as _translated
 from tusd_py.storage.file import directory_lock as guards
-from tusd_py.storage.file import foreign, records
+from tusd_py.storage.file.adoption import Adoption
 from tusd_py.storage.file.buffers import BufferPool
 from tusd_py.storage.file.cleanup import Cleanup
+from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
-from tusd_py.storage.file.files import create_file, write_all
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
 from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name
 from tusd_py.storage.file.listing import Listing
+from tusd_py.storage.file.loading import UploadLoader
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.mounts import is_local
 from tusd_py.storage.file.outbox import FileOutbox
-from tusd_py.storage.file.power_cuts import Session, sound_length
+from tusd_py.storage.file.power_cuts import Session
 from tusd_py.storage.file.record_cache import RecordCache
-from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.record_writer import RecordWriter
 from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.soundness import check_bytes
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
@@ -90,8 +86,6 @@ from tusd_py.storage.sweep_marks import SweepMarks
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 20
-"""Times that a directory is made anew which others remove because it is empty."""
 _PLENTY = 4 * 1024**3
 """Bytes of free space that do not go in a moment."""
 _MOMENT = 0.25
@@ -134,40 +128,58 @@ class FileStore:
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
         self._hashing = hashing_threads()
+        self._losses = Losses(f"{state}/write-back-failed", file_perms)
+        self._known = RecordCache()
+        self._records = RecordWriter(layout, cache=self._known, file_perms=file_perms)
         self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
         self._unpublished = UnpublishedRemovals(state, root=self.root)
         self._finals = FinalRecords(
             state,
-            write=self._write_tmp,
+            write=self._records.write_tmp,
             has_record=lambda upload_id: os.path.exists(self._layout.info_path(upload_id)),
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
+        self._loader = UploadLoader(
+            layout,
+            cache=self._known,
+            markers=self._markers,
+            sound=self._sound,
+            session=self._session,
+            losses=self._losses,
+            unpublished=self._unpublished,
+            syncs_chunks=syncs_chunks,
+        )
+        self._adoption = Adoption(layout, loader=self._loader, records=self._records)
         self._removal = Removal(
             layout,
             markers=(self._markers, self._sound),
             finals=self._finals,
             unpublished=self._unpublished,
         )
+        self._creation = Creation(
+            layout,
+            cache=self._known,
+            removal=self._removal,
+            dir_perms=dir_perms,
+            file_perms=file_perms,
+        )
         self._cleanup = Cleanup(
             layout,
             removal=self._removal,
             finals=self._finals,
-            load=self._load,
+            load=self._loader.load,
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
         self._blocks = BufferPool()
-        self._losses = Losses(f"{state}/write-back-failed", file_perms)
         self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
-        self._known = RecordCache()
         self._free = 0.0, 0
-        self._is_local = False
         self._probing: asyncio.Future[None] | None = None
         self.outbox = FileOutbox(
             state,
-            write=self._write_tmp,
+            write=self._records.write_tmp,
             threads=self._threads,
             disk=self._disk,
             sync=self._syncs.sync,
@@ -189,7 +201,7 @@ class FileStore:
         """
         try:
             self._make_directories()
-            self._is_local = is_local(self.root)
+            self._layout.is_local = is_local(self.root)
             self._markers.open()
             self._session.open()
             self._syncs.open()
@@ -266,182 +278,11 @@ class FileStore:
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
         with _translated(f"creating {info.id}"):
-            await self._disk.change(self._create, info, fence)
+            await self._disk.change(self._creation.create, info, fence)
         return Upload(info, 0, info.created_at, joined=not info.is_final)
 
-    def _create(self, info: UploadInfo, fence: Fence) -> None:
-        with fence():
-            self._create_anew(info)
-
-    def _create_anew(self, info: UploadInfo) -> None:
-        self._removal.forget_tombstone(info.id)
-        if "/" not in info.id and not info.location:
-            self._create_files(info)
-            return
-        try:
-            self._create_with_parents(info)
-        except BaseException:
-            self._removal.remove_empty_parents(info.id, info.location)
-            raise
-
-    def _create_with_parents(self, info: UploadInfo) -> None:
-        """Whoever removes the last upload of a directory may take it away as long as it is empty."""
-        for _ in range(_ATTEMPTS):
-            self._make_parents(info)
-            with suppress(FileNotFoundError):
-                self._create_files(info)
-                return
-        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
-
-    def _create_files(self, info: UploadInfo) -> None:
-        data_path = self._layout.data_path(info)
-        try:
-            record = create_file(self._layout.info_path(info.id), self._file_perms)
-        except FileExistsError:
-            raise UploadExists(info.id) from None
-        made = [self._layout.info_path(info.id)]
-        content = records.serialize(info, root=self.root)
-        try:
-            if info.location:
-                # Whoever clears away half a creation would not know where else to look for its bytes.
-                write_all(record, content)
-            if not info.is_final:
-                os.close(create_file(data_path, self._file_perms))
-                made.append(data_path)
-            if not info.location:
-                # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
-                write_all(record, content)
-            self._known.remember(info, os.fstat(record))
-        except OSError as problem:
-            for path in made:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-            if isinstance(problem, FileExistsError):
-                raise UploadExists(info.id) from None
-            raise
-        finally:
-            os.close(record)
-
-    def _make_parents(self, info: UploadInfo) -> None:
-        for path in (self._layout.info_path(info.id), self._layout.data_path(info)):
-            try:
-                os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
-                raise UploadExists(f"{info.id}: a part of its path is an upload") from None
-
-    def _write_record(self, info: UploadInfo) -> str:
-        """A record to be renamed into its place."""
-        tmp = self._layout.new_path(info.id)
-        self._known.remember(info, self._write_new(tmp, records.serialize(info, root=self.root)))
-        return tmp
-
-    def _write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
-        """A file with `content`, to be renamed into its place."""
-        tmp = self._layout.new_path(upload_id)
-        self._write_new(tmp, content, sync=sync)
-        return tmp
-
-    def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
-        """A new file; without all of its content, nothing is left. Raises FileExistsError."""
-        descriptor = create_file(path, self._file_perms)
-        try:
-            write_all(descriptor, content)
-            if sync:
-                os.fsync(descriptor)
-            return os.fstat(descriptor)
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
-
     async def load(self, upload_id: str) -> Upload:
-        return await self._disk.read(self._load, upload_id)
-
-    def _load(self, upload_id: str, *, remember: bool = True) -> Upload:
-        if not is_valid_id(upload_id):
-            raise UploadNotFound(upload_id)
-        with _translated(f"reading {upload_id}"):
-            return self._read(upload_id, remember=remember)
-
-    def _read(self, upload_id: str, *, remember: bool = True) -> Upload:
-        info = self._record_of(upload_id, remember=remember)
-        try:
-            data = self._status(self._layout.data_path(info))
-        except (FileNotFoundError, NotADirectoryError):
-            return self._without_bytes(info)
-        offset = data.st_size
-        is_cut = False
-        if info.finished_at is None:
-            flat = flat_name(upload_id)
-            verified = self._markers.read(flat)
-            is_cut = verified is not None
-            if verified is not None:
-                offset = min(offset, verified)
-            if info.foreign:
-                upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
-                return replace(upload, is_cut=is_cut)
-            if info.is_final:
-                # The data file of a final appears whole; its length may not have come into the record any more.
-                info = replace(info, length=offset)
-            elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
-                offset, is_cut = 0, True
-            elif offset and self._is_local and self._session.is_older(data):
-                sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
-                is_cut = is_cut or sound < offset
-                offset = min(offset, sound)
-        upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
-        check_bytes(upload, data)
-        return upload
-
-    def _without_bytes(self, info: UploadInfo) -> Upload:
-        """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
-        if info.is_final and info.finished_at is None:
-            return Upload(info, 0, info.created_at, joined=False)
-        if not os.path.lexists(self._layout.info_path(info.id)):
-            self._record_of(info.id, remember=False)
-        raise BytesMissing(
-            f"the bytes of {info.id} are not at {self._layout.data_path(info)}", info
-        )
-
-    def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
-        """What is recorded, read only if that was not done before."""
-        path = self._layout.info_path(upload_id)
-        read_at = time.time_ns()
-        try:
-            if self._is_local:
-                known = self._known.recall(upload_id, path, os.stat(path, follow_symlinks=False))
-                if known is not None:
-                    return known
-            content, status = read_record(path)
-        except (FileNotFoundError, NotADirectoryError):
-            is_gone = os.path.exists(self._layout.tombstone(upload_id))
-            if is_gone or self._unpublished.has(upload_id):
-                raise UploadGone(upload_id) from None
-            raise UploadNotFound(upload_id) from None
-        if not records.strip_nuls(content):
-            raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
-        info = records.parse(
-            content, upload_id=upload_id, root=self.root, changed_at=status.st_mtime
-        )
-        if remember and not info.foreign:
-            self._known.remember(info, status, read_at=read_at)
-        return info
-
-    def _status(self, path: str) -> os.stat_result:
-        """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
-        if self._is_local:
-            return os.stat(path, follow_symlinks=False)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as problem:
-            if problem.errno != errno.ELOOP:
-                raise
-            return os.stat(path, follow_symlinks=False)
-        try:
-            return os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
+        return await self._disk.read(self._loader.load, upload_id)
 
     async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
         if upload.info.foreign and not upload.finished:
@@ -463,24 +304,7 @@ class FileStore:
     async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
         """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
         with _translated(f"taking over {upload.id}"):
-            return await self._threads.run(self._adopt, upload, fence)
-
-    def _adopt(self, upload: Upload, fence: Fence) -> Upload:
-        try:
-            with fence():
-                return self._adopt_locked(upload)
-        except BlockingIOError:
-            raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
-
-    def _adopt_locked(self, upload: Upload) -> Upload:
-        with foreign.locked(*os.path.split(self._layout.data_path(upload.info))):
-            if self._read(upload.id) != upload:
-                raise StorageError(f"{upload.id}: the server that it comes from still runs")
-            adopted = upload.with_info(foreign=False, counted=None)
-            if upload.joined:
-                foreign.cut(upload, self._layout.data_path(upload.info))
-            self._save_at_once(adopted.info, sync=upload.joined, fence=UNFENCED)
-        return adopted
+            return await self._threads.run(self._adoption.adopt, upload, fence)
 
     async def open_writer(self, upload: Upload, *, fence: Fence) -> FileWriter:
         with _translated(f"opening {upload.id}"):
@@ -533,91 +357,43 @@ class FileStore:
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
-            tmp = await self._disk.change(self._write_record, info)
+            tmp = await self._disk.change(self._records.write_record, info)
             try:
                 # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
                 await self._syncs.sync(None, tmp)
             except BaseException:
                 await self._disk.change(os.unlink, tmp)
                 raise
-            await self._disk.change(self._replace_record, info, tmp, fence)
-
-    def _replace_record(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
-        """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
-        removed."""
-        path = self._layout.info_path(info.id)
-        try:
-            with fence():
-                # Nothing can remove it between these two, as that takes the lock.
-                if not os.access(path, os.F_OK):
-                    raise UploadNotFound(f"{info.id}: its record is gone")
-                os.rename(tmp, path)
-        except BaseException:
-            os.unlink(tmp)
-            raise
+            await self._disk.change(self._records.replace, info, tmp, fence)
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with _translated(f"finishing {info.id}"):
             # Where others read over a network, only a rename shows them one record or the other. What a final's record has
             # of its length is not looked at before it is joined.
-            if not self._is_local or info.is_final:
+            if not self._layout.is_local or info.is_final:
                 await self._finish_by_rename(info, sync=sync, fence=fence)
                 return
             record = self._layout.info_path(info.id)
             if sync:
                 await self._sync_data(info, record, *self._layout.directories(info), fence=fence)
-            if not await self._disk.change(self._mark_finished, info, record, fence):
+            if not await self._disk.change(self._records.mark_finished, info, record, fence):
                 await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
                 try:
                     await self._syncs.sync(None, record)
                 except BaseException:
-                    await self._disk.change(self._mark_unfinished, info, record, fence)
+                    await self._disk.change(self._records.mark_unfinished, info, record, fence)
                     raise
 
-    def _mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
-        """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
-        with fence():
-            return self._write_ending(info, path)
-
-    def _write_ending(self, info: UploadInfo, path: str) -> bool:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise UploadNotFound(f"{info.id}: its record is gone") from None
-        try:
-            at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
-            if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
-                return False
-            ending = records.ending(info.finished_at)
-            if os.pwrite(descriptor, ending, at) != len(ending):
-                raise OSError(errno.ENOSPC, "the record was written in part")
-            self._known.remember(info, os.fstat(descriptor))
-        finally:
-            os.close(descriptor)
-        return True
-
-    def _mark_unfinished(self, info: UploadInfo, path: str, fence: Fence) -> None:
-        """Takes `_mark_finished` back, as far as the disk lets that be done."""
-        marked = records.ending(info.finished_at)
-        with suppress(OSError, LeaseLost), fence():
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                at = max(0, os.fstat(descriptor).st_size - len(marked))
-                if os.pread(descriptor, len(marked), at) == marked:
-                    os.pwrite(descriptor, records.UNFINISHED, at)
-            finally:
-                os.close(descriptor)
-
     async def _finish_by_rename(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
-        tmp = await self._disk.change(self._write_record, info)
+        tmp = await self._disk.change(self._records.write_record, info)
         if sync:
             try:
                 await self._sync_data(info, tmp, fence=fence)
             except BaseException:
                 await self._disk.change(os.unlink, tmp)
                 raise
-        await self._disk.change(self._replace_record, info, tmp, fence)
+        await self._disk.change(self._records.replace, info, tmp, fence)
         if sync:
             await self._syncs.sync(None, *self._layout.directories(info))
 
@@ -625,21 +401,7 @@ class FileStore:
         """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
         with _translated(f"giving back {upload.id}"):
             # For the command that has the directory to itself.
-            await self._threads.run(
-                self._save_at_once, upload.info, sync=True, content=content, fence=UNFENCED
-            )
-
-    def _save_at_once(
-        self, info: UploadInfo, *, sync: bool, content: bytes | None = None, fence: Fence
-    ) -> None:
-        """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
-        if sync:
-            sync_path(self._layout.data_path(info), data_only=True)
-        content = records.serialize(info, root=self.root) if content is None else content
-        self._replace_record(info, self._write_tmp(info.id, content, sync=True), fence)
-        if sync:
-            for directory in self._layout.directories(info):
-                sync_path(directory)
+            await self._threads.run(self._adoption.give_back, upload.info, content)
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         info = upload.info
@@ -728,7 +490,7 @@ class FileStore:
                     os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 )
             except FileNotFoundError:
-                self._without_bytes(upload.info)
+                self._loader.without_bytes(upload.info)
                 raise
             try:
                 check_bytes(upload, os.fstat(descriptor))
@@ -776,7 +538,7 @@ class FileStore:
         for upload_id in upload_ids:
             try:
                 # Whoever goes through all uploads would push out those that clients ask for.
-                found.append(self._load(upload_id, remember=False))
+                found.append(self._loader.load(upload_id, remember=False))
             except StorageError as problem:
                 found.append(problem)
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep

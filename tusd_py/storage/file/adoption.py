@@ -1,0 +1,53 @@
+"""Taking over uploads that another server recorded, and giving them back. Blocking calls; durable when they return."""
+
+from __future__ import annotations
+
+import os
+
+from tusd_py.locks.base import UNFENCED, Fence
+from tusd_py.storage.base import StorageError, Upload, UploadInfo
+from tusd_py.storage.file import foreign, records
+from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.layout import Layout
+from tusd_py.storage.file.loading import UploadLoader
+from tusd_py.storage.file.record_writer import RecordWriter
+
+
+class Adoption:
+    """Takes over uploads of one directory."""
+
+    def __init__(self, layout: Layout, *, loader: UploadLoader, records: RecordWriter) -> None:
+        self._layout = layout
+        self._loader = loader
+        self._records = records
+
+    def adopt(self, upload: Upload, fence: Fence) -> Upload:
+        try:
+            with fence():
+                return self._adopt_locked(upload)
+        except BlockingIOError:
+            raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
+
+    def _adopt_locked(self, upload: Upload) -> Upload:
+        with foreign.locked(*os.path.split(self._layout.data_path(upload.info))):
+            if self._loader.read(upload.id) != upload:
+                raise StorageError(f"{upload.id}: the server that it comes from still runs")
+            adopted = upload.with_info(foreign=False, counted=None)
+            if upload.joined:
+                foreign.cut(upload, self._layout.data_path(upload.info))
+            self._save_at_once(adopted.info, sync=upload.joined)
+        return adopted
+
+    def give_back(self, info: UploadInfo, content: bytes) -> None:
+        """See `FileStore.give_back`."""
+        self._save_at_once(info, sync=True, content=content)
+
+    def _save_at_once(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
+        """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
+        if sync:
+            sync_path(self._layout.data_path(info), data_only=True)
+        content = records.serialize(info, root=self._layout.root) if content is None else content
+        self._records.replace(info, self._records.write_tmp(info.id, content, sync=True), UNFENCED)
+        if sync:
+            for directory in self._layout.directories(info):
+                sync_path(directory)

@@ -1,0 +1,100 @@
+"""Creation of an upload's files: its record, then its data file, then the record's content.
+
+So data without a record is never left, and an upload exists once its record has content. Blocking calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+
+from tusd_py.locks.base import Fence
+from tusd_py.storage.base import UploadExists, UploadInfo
+from tusd_py.storage.file import records
+from tusd_py.storage.file.files import create_file, write_all
+from tusd_py.storage.file.layout import Layout
+from tusd_py.storage.file.record_cache import RecordCache
+from tusd_py.storage.file.removal import Removal
+
+_MAX_ATTEMPTS = 20
+"""Times that a directory is created again after another process removed it because it was empty."""
+
+
+class Creation:
+    """Creates uploads in one directory."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        cache: RecordCache,
+        removal: Removal,
+        dir_perms: int,
+        file_perms: int,
+    ) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._removal = removal
+        self._dir_perms = dir_perms
+        self._file_perms = file_perms
+
+    def create(self, info: UploadInfo, fence: Fence) -> None:
+        with fence():
+            self._create_anew(info)
+
+    def _create_anew(self, info: UploadInfo) -> None:
+        self._removal.forget_tombstone(info.id)
+        if "/" not in info.id and not info.location:
+            self._create_files(info)
+            return
+        try:
+            self._create_with_parents(info)
+        except BaseException:
+            self._removal.remove_empty_parents(info.id, info.location)
+            raise
+
+    def _create_with_parents(self, info: UploadInfo) -> None:
+        """Whoever removes the last upload of a directory may take it away as long as it is empty."""
+        for _ in range(_MAX_ATTEMPTS):
+            self._make_parents(info)
+            with suppress(FileNotFoundError):
+                self._create_files(info)
+                return
+        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
+
+    def _create_files(self, info: UploadInfo) -> None:
+        data_path = self._layout.data_path(info)
+        try:
+            record = create_file(self._layout.info_path(info.id), self._file_perms)
+        except FileExistsError:
+            raise UploadExists(info.id) from None
+        made = [self._layout.info_path(info.id)]
+        content = records.serialize(info, root=self._layout.root)
+        try:
+            if info.location:
+                # Whoever clears away half a creation would not know where else to look for its bytes.
+                write_all(record, content)
+            if not info.is_final:
+                os.close(create_file(data_path, self._file_perms))
+                made.append(data_path)
+            if not info.location:
+                # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
+                write_all(record, content)
+            self._cache.remember(info, os.fstat(record))
+        except OSError as problem:
+            for path in made:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            if isinstance(problem, FileExistsError):
+                raise UploadExists(info.id) from None
+            raise
+        finally:
+            os.close(record)
+
+    def _make_parents(self, info: UploadInfo) -> None:
+        for path in (self._layout.info_path(info.id), self._layout.data_path(info)):
+            try:
+                os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UploadExists(f"{info.id}: a part of its path is an upload") from None

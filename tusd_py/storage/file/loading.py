@@ -1,0 +1,137 @@
+"""Loading of uploads: what their records say, and how many of their bytes count. Blocking calls that change nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import replace
+
+from tusd_py.storage.base import (
+    BytesMissing,
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    is_valid_id,
+)
+from tusd_py.storage.errors import translated
+from tusd_py.storage.file import foreign, records
+from tusd_py.storage.file.layout import Layout, flat_name
+from tusd_py.storage.file.losses import Losses
+from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.power_cuts import Session, sound_length
+from tusd_py.storage.file.record_cache import RecordCache
+from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.soundness import check_bytes
+from tusd_py.storage.file.unpublished import UnpublishedRemovals
+
+
+class UploadLoader:
+    """Loads the uploads of one directory. syncs_chunks: every writer is closed with a sync."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        cache: RecordCache,
+        markers: ChunkMarkers,
+        sound: ChunkMarkers,
+        session: Session,
+        losses: Losses,
+        unpublished: UnpublishedRemovals,
+        syncs_chunks: bool,
+    ) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._markers = markers
+        self._sound = sound
+        self._session = session
+        self._losses = losses
+        self._unpublished = unpublished
+        self._syncs_chunks = syncs_chunks
+
+    def load(self, upload_id: str, *, remember: bool = True) -> Upload:
+        if not is_valid_id(upload_id):
+            raise UploadNotFound(upload_id)
+        with translated(f"reading {upload_id}"):
+            return self.read(upload_id, remember=remember)
+
+    def read(self, upload_id: str, *, remember: bool = True) -> Upload:
+        info = self._record_of(upload_id, remember=remember)
+        try:
+            data = self._status(self._layout.data_path(info))
+        except (FileNotFoundError, NotADirectoryError):
+            return self.without_bytes(info)
+        offset = data.st_size
+        is_cut = False
+        if info.finished_at is None:
+            flat = flat_name(upload_id)
+            verified = self._markers.read(flat)
+            is_cut = verified is not None
+            if verified is not None:
+                offset = min(offset, verified)
+            if info.foreign:
+                upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
+                return replace(upload, is_cut=is_cut)
+            if info.is_final:
+                # The data file of a final appears whole; its length may not have come into the record any more.
+                info = replace(info, length=offset)
+            elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
+                offset, is_cut = 0, True
+            elif offset and self._layout.is_local and self._session.is_older(data):
+                sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
+                is_cut = is_cut or sound < offset
+                offset = min(offset, sound)
+        upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
+        check_bytes(upload, data)
+        return upload
+
+    def without_bytes(self, info: UploadInfo) -> Upload:
+        """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
+        if info.is_final and info.finished_at is None:
+            return Upload(info, 0, info.created_at, joined=False)
+        if not os.path.lexists(self._layout.info_path(info.id)):
+            self._record_of(info.id, remember=False)
+        raise BytesMissing(
+            f"the bytes of {info.id} are not at {self._layout.data_path(info)}", info
+        )
+
+    def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
+        """What is recorded, read only if that was not done before."""
+        path = self._layout.info_path(upload_id)
+        read_at = time.time_ns()
+        try:
+            if self._layout.is_local:
+                known = self._cache.recall(upload_id, path, os.stat(path, follow_symlinks=False))
+                if known is not None:
+                    return known
+            content, status = read_record(path)
+        except (FileNotFoundError, NotADirectoryError):
+            is_gone = os.path.exists(self._layout.tombstone(upload_id))
+            if is_gone or self._unpublished.has(upload_id):
+                raise UploadGone(upload_id) from None
+            raise UploadNotFound(upload_id) from None
+        if not records.strip_nuls(content):
+            raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
+        info = records.parse(
+            content, upload_id=upload_id, root=self._layout.root, changed_at=status.st_mtime
+        )
+        if remember and not info.foreign:
+            self._cache.remember(info, status, read_at=read_at)
+        return info
+
+    def _status(self, path: str) -> os.stat_result:
+        """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
+        if self._layout.is_local:
+            return os.stat(path, follow_symlinks=False)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as problem:
+            if problem.errno != errno.ELOOP:
+                raise
+            return os.stat(path, follow_symlinks=False)
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
