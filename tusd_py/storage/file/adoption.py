@@ -22,6 +22,7 @@ class Adoption:
         self._records = records
 
     def adopt(self, upload: Upload, fence: Fence) -> Upload:
+        """See `FileStore.adopt`. Raises StorageError if the other server still uses the upload."""
         try:
             with fence():
                 return self._adopt_locked(upload)
@@ -31,19 +32,19 @@ class Adoption:
     def _adopt_locked(self, upload: Upload) -> Upload:
         with foreign.locked(*os.path.split(self._layout.data_path(upload.info))):
             if self._loader.read(upload.id) != upload:
-                raise StorageError(f"{upload.id}: the server that it comes from still runs")
+                raise StorageError(f"{upload.id}: the server that recorded it is still running")
             adopted = upload.with_info(foreign=False, counted=None)
             if upload.joined:
                 foreign.cut(upload, self._layout.data_path(upload.info))
-            self._save_at_once(adopted.info, sync=upload.joined)
+            self._save(adopted.info, sync=upload.joined)
         return adopted
 
     def give_back(self, info: UploadInfo, content: bytes) -> None:
         """See `FileStore.give_back`."""
-        self._save_at_once(info, sync=True, content=content)
+        self._save(info, sync=True, content=content)
 
-    def _save_at_once(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
-        """As `save`, for a thread, and by itself. content: of the record, where that is not to be ours."""
+    def _save(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
+        """Replace the record. content: the new one, where it is not in our format."""
         if sync:
             sync_path(self._layout.data_path(info), data_only=True)
         content = records.serialize(info, root=self._layout.root) if content is None else content

@@ -40,6 +40,7 @@ class Creation:
         self._file_perms = file_perms
 
     def create(self, info: UploadInfo, fence: Fence) -> None:
+        """Create an upload. Raises UploadExists, LeaseLost, OSError."""
         with fence():
             self._create_anew(info)
 
@@ -55,13 +56,13 @@ class Creation:
             raise
 
     def _create_with_parents(self, info: UploadInfo) -> None:
-        """Whoever removes the last upload of a directory may take it away as long as it is empty."""
+        """Create an upload whose path has directories. Another process may remove them as long as they are empty."""
         for _ in range(_MAX_ATTEMPTS):
             self._make_parents(info)
             with suppress(FileNotFoundError):
                 self._create_files(info)
                 return
-        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again")
+        raise FileNotFoundError(errno.ENOENT, "its directory keeps being removed")
 
     def _create_files(self, info: UploadInfo) -> None:
         data_path = self._layout.data_path(info)
@@ -73,13 +74,13 @@ class Creation:
         content = records.serialize(info, root=self._layout.root)
         try:
             if info.location:
-                # Whoever clears away half a creation would not know where else to look for its bytes.
+                # The cleanup of an interrupted creation finds the bytes only by the record.
                 write_all(record, content)
             if not info.is_final:
                 os.close(create_file(data_path, self._file_perms))
                 made.append(data_path)
             if not info.location:
-                # Only now: a record with content and without bytes is one whose bytes are missing, not half a creation.
+                # Only now: a record with content but no data file means missing bytes, not an interrupted creation.
                 write_all(record, content)
             self._cache.remember(info, os.fstat(record))
         except OSError as problem:

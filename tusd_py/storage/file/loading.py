@@ -52,12 +52,14 @@ class UploadLoader:
         self._syncs_chunks = syncs_chunks
 
     def load(self, upload_id: str, *, remember: bool = True) -> Upload:
+        """See `Store.load`. remember: keep the record in the cache."""
         if not is_valid_id(upload_id):
             raise UploadNotFound(upload_id)
         with translated(f"reading {upload_id}"):
             return self.read(upload_id, remember=remember)
 
     def read(self, upload_id: str, *, remember: bool = True) -> Upload:
+        """Load an upload whose id is valid. Raises StorageError, OSError."""
         info = self._record_of(upload_id, remember=remember)
         try:
             data = self._status(self._layout.data_path(info))
@@ -75,7 +77,7 @@ class UploadLoader:
                 upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
                 return replace(upload, is_cut=is_cut)
             if info.is_final:
-                # The data file of a final appears whole; its length may not have come into the record any more.
+                # A final's data file appears complete; a crash may have kept its length out of the record.
                 info = replace(info, length=offset)
             elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
                 offset, is_cut = 0, True
@@ -88,7 +90,7 @@ class UploadLoader:
         return upload
 
     def without_bytes(self, info: UploadInfo) -> Upload:
-        """A final that waits for its parts. Raises BytesMissing for any other upload, unless it has just been removed."""
+        """Return a final that waits for its parts. Raises BytesMissing for others, UploadGone for one just removed."""
         if info.is_final and info.finished_at is None:
             return Upload(info, 0, info.created_at, joined=False)
         if not os.path.lexists(self._layout.info_path(info.id)):
@@ -98,7 +100,7 @@ class UploadLoader:
         )
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
-        """What is recorded, read only if that was not done before."""
+        """Return the upload's record, from the cache if it is still valid."""
         path = self._layout.info_path(upload_id)
         read_at = time.time_ns()
         try:
@@ -113,7 +115,7 @@ class UploadLoader:
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None
         if not records.strip_nuls(content):
-            raise UploadNotFound(f"{upload_id}: its creation did not come to its end")
+            raise UploadNotFound(f"{upload_id}: its creation was interrupted")
         info = records.parse(
             content, upload_id=upload_id, root=self._layout.root, changed_at=status.st_mtime
         )
@@ -122,7 +124,7 @@ class UploadLoader:
         return info
 
     def _status(self, path: str) -> os.stat_result:
-        """A file's status as it is now. Of one that others write to over a network, only opening it makes sure of that."""
+        """Return a file's current status. On a network file system only opening the file revalidates it."""
         if self._layout.is_local:
             return os.stat(path, follow_symlinks=False)
         try:

@@ -26,7 +26,7 @@ class RecordWriter:
         self._file_perms = file_perms
 
     def write_record(self, info: UploadInfo) -> str:
-        """A record to be renamed into its place."""
+        """Write a record to a temporary file and return its path."""
         tmp = self._layout.new_path(info.id)
         self._cache.remember(
             info, self._write_new(tmp, records.serialize(info, root=self._layout.root))
@@ -34,13 +34,13 @@ class RecordWriter:
         return tmp
 
     def write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
-        """A file with `content`, to be renamed into its place."""
+        """Write `content` to a temporary file and return its path. sync: it is durable then."""
         tmp = self._layout.new_path(upload_id)
         self._write_new(tmp, content, sync=sync)
         return tmp
 
     def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
-        """A new file; without all of its content, nothing is left. Raises FileExistsError."""
+        """Write a new file; removes it again if its content cannot be written. Raises OSError."""
         descriptor = create_file(path, self._file_perms)
         try:
             write_all(descriptor, content)
@@ -54,12 +54,14 @@ class RecordWriter:
             os.close(descriptor)
 
     def replace(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
-        """Renames `tmp` over the record, or removes it. Raises UploadNotFound where there is no record: what was removed stays
-        removed."""
+        """Rename `tmp` over the record; if that fails, `tmp` is removed.
+
+        Raises UploadNotFound if there is no record, so that a removed upload does not come back.
+        """
         path = self._layout.info_path(info.id)
         try:
             with fence():
-                # Nothing can remove it between these two, as that takes the lock.
+                # The record cannot disappear in between: removing it takes the lock.
                 if not os.access(path, os.F_OK):
                     raise UploadNotFound(f"{info.id}: its record is gone")
                 os.rename(tmp, path)
@@ -68,7 +70,7 @@ class RecordWriter:
             raise
 
     def mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
-        """Writes into the record where it lies that the upload is finished; False where it is not written as ours are."""
+        """Write the time of the finish into the record in place; returns False if the record does not end as ours do."""
         with fence():
             return self._write_ending(info, path)
 
@@ -90,7 +92,7 @@ class RecordWriter:
         return True
 
     def mark_unfinished(self, info: UploadInfo, path: str, fence: Fence) -> None:
-        """Takes `mark_finished` back, as far as the disk lets that be done."""
+        """Undo `mark_finished`. Errors are ignored."""
         marked = records.ending(info.finished_at)
         with suppress(OSError, LeaseLost), fence():
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

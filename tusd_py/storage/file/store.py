@@ -86,21 +86,25 @@ from tusd_py.storage.sweep_marks import SweepMarks
 
 logger = logging.getLogger(__name__)
 
-_PLENTY = 4 * 1024**3
-"""Bytes of free space that do not go in a moment."""
-_MOMENT = 0.25
-"""Seconds."""
+_AMPLE_BYTES = 4 * 1024**3
+"""Free space that cannot be used up within `_FREE_SPACE_SECONDS`."""
+_FREE_SPACE_SECONDS = 0.25
+"""Age up to which a measured free space is used again."""
 _PROBE_SECONDS = 2.0
-"""A disk that takes longer for a few bytes is not ready, for whoever sends clients here."""
+"""Time that a write of a few bytes may take before the health check fails."""
 
 Guard = Literal["exclusive", "shared", "none"]
 
 
 class FileStore:
-    """Uploads under `root`. dir_perms, file_perms: permission bits of what is created.
+    """Stores uploads under `root`.
 
-    writes_behind: whether the disk shall begin with large bodies while they come in, as they will be synced in the end.
-    syncs_chunks: whether every writer will be closed with a sync.
+    Args:
+        root: The upload directory.
+        dir_perms: Permission bits of new directories.
+        file_perms: Permission bits of new files.
+        writes_behind: Start writing large bodies to the disk while they arrive, so that the final sync is short.
+        syncs_chunks: Every writer is closed with a sync.
     """
 
     def __init__(
@@ -189,15 +193,18 @@ class FileStore:
     # Opening and closing
 
     def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
-        """Makes the directories and takes the directory; blocking, for the start.
+        """Create the directories and lock the upload directory. Blocking, for the start.
 
-        guard: "exclusive" keeps every other server away, as locks in one process's memory need it; "shared" only those that
-        want it for themselves; "none" is for a process whose parent has taken it. wait: seconds for which to wait for
-            another process to release it.
+        A full or read-only disk is no error but logged: uploads can still be served, and removals free space.
 
-        A disk that is full or read-only is said in the log: what it has can be served, and room be made by removing it.
+        Args:
+            guard: "exclusive" keeps out every other server, as locks in one process's memory require; "shared" keeps out
+                only those that want the directory exclusively; "none" is for a process whose parent holds the lock.
+            wait: Seconds to wait for another process to release the directory.
 
-        Raises StorageError that says what is wrong: not a directory, not writable, held by another server.
+        Raises:
+            StorageError: The directory cannot be used; the text says why (not a directory, not writable, locked by another
+                server).
         """
         try:
             self._make_directories()
@@ -206,14 +213,14 @@ class FileStore:
             self._session.open()
             self._syncs.open()
             if guard != "none":
-                self._take(guard, wait)
+                self._lock_directory(guard, wait)
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
             ) from problem
 
     def _make_directories(self) -> None:
-        """Makes them, and finds out whether something can be written. Raises OSError."""
+        """Create the directories and check that they can be written to. Raises OSError."""
         try:
             for directory in (
                 self.root,
@@ -234,12 +241,12 @@ class FileStore:
                 logger,
                 logging.WARNING,
                 "nothing can be stored",
-                message=f"Nothing can be stored in {self.root} now: {problem.strerror}; uploads that are there are served, "
-                "and sweeps and removals make room",
+                message=f"Nothing can be stored in {self.root} now: {problem.strerror}; existing uploads are still served, "
+                "and sweeps and removals free space",
                 reason=problem.strerror,
             )
 
-    def _take(self, guard: Guard, wait: float) -> None:
+    def _lock_directory(self, guard: Guard, wait: float) -> None:
         exclusive = guard == "exclusive"
         try:
             self._guard = guards.acquire(
@@ -255,11 +262,11 @@ class FileStore:
                 "(--wait-for-directory)"
             ) from None
         if exclusive:
-            # By the file system's clock, which is the one that files will be compared by.
+            # By the file system's clock, as files' times are compared with it.
             self._cleanup.alone_since = os.fstat(self._guard).st_mtime
 
     def close(self) -> None:
-        """Lets the directory go. Joins in flight stop at their next step."""
+        """Release the directory. Joins in progress stop at their next step."""
         self._closing = True
         self._joiner.close()
         self._disk.close()
@@ -302,7 +309,7 @@ class FileStore:
                 os.unlink(self._sound.path(flat))
 
     async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
-        """Takes over what another server has recorded, durably: from here on our record tells whether it is finished."""
+        """Replace the record that another server wrote by our own, durably; from then on ours says whether it is finished."""
         with _translated(f"taking over {upload.id}"):
             return await self._threads.run(self._adoption.adopt, upload, fence)
 
@@ -333,7 +340,7 @@ class FileStore:
         )
 
     def _mark(self, upload: Upload, fence: Fence) -> str:
-        """Says where to cut back to, as long as what is added does not count; returns the path of the file that says so."""
+        """Record the length to cut back to while added bytes do not count yet; returns the marker's path."""
         name, tmp = flat_name(upload.id), self._layout.new_path(upload.id)
         with fence():
             return self._markers.make(name, upload.offset, tmp)
@@ -350,7 +357,7 @@ class FileStore:
         )
 
     def _mark_sound(self, upload: Upload, file: DataFile) -> None:
-        """Durable bytes that end in a zero look like what a power cut left: from now on they count all the same."""
+        """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
         if file.ends_in_zero:
             self._sound.make(flat_name(upload.id), file.end, self._layout.new_path(upload.id))
             sync_path(self._sound.directory)
@@ -359,7 +366,7 @@ class FileStore:
         with _translated(f"recording {info.id}"):
             tmp = await self._disk.change(self._records.write_record, info)
             try:
-                # A rename may reach the disk before the content of what was renamed: the record would then be an empty one.
+                # A rename may reach the disk before the renamed file's content; the record would then be empty.
                 await self._syncs.sync(None, tmp)
             except BaseException:
                 await self._disk.change(os.unlink, tmp)
@@ -368,8 +375,8 @@ class FileStore:
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with _translated(f"finishing {info.id}"):
-            # Where others read over a network, only a rename shows them one record or the other. What a final's record has
-            # of its length is not looked at before it is joined.
+            # Readers over a network see either the old or the new record only if it is renamed. A final's length changes
+            # as well, which an ending written in place cannot express.
             if not self._layout.is_local or info.is_final:
                 await self._finish_by_rename(info, sync=sync, fence=fence)
                 return
@@ -398,9 +405,8 @@ class FileStore:
             await self._syncs.sync(None, *self._layout.directories(info))
 
     async def give_back(self, upload: Upload, content: bytes) -> None:
-        """Puts the record that another server wants in the place of ours, durably. Nothing may be undone of the upload."""
+        """Replace our record by one in another server's format, durably. The upload must need no recovery."""
         with _translated(f"giving back {upload.id}"):
-            # For the command that has the directory to itself.
             await self._threads.run(self._adoption.give_back, upload.info, content)
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
@@ -410,10 +416,10 @@ class FileStore:
             await self._sync_data(info, *others, fence=fence)
 
     async def _sync_data(self, info: UploadInfo, *others: str, fence: Fence) -> None:
-        """Makes an upload's bytes durable, and files and directories with them.
+        """Sync an upload's bytes, and other files and directories with them. Raises BytesLost, OSError.
 
-        Where that fails the system may have thrown bytes away, and says so only once: a second attempt would find nothing
-        wrong. So none of them counts any more, and the client has to send them again.
+        If that fails, the kernel may have dropped the bytes, and it reports the error only once: a second sync would succeed.
+        So all bytes are discarded, and the client sends them again.
         """
         path = self._layout.data_path(info)
         written = self._written.of(info.id)
@@ -432,7 +438,7 @@ class FileStore:
             raise
 
     def _check_trust(self, path: str, written: Written | None) -> None:
-        """Raises BytesLost if the disk lost bytes of any file since those of this one began to come."""
+        """Raise BytesLost if the disk lost bytes of any file since this one was first written to."""
         last_loss = self._losses.last()
         if last_loss and (
             os.stat(path).st_mtime_ns <= last_loss
@@ -449,10 +455,10 @@ class FileStore:
                 os.truncate(path, 0)
 
     async def free_space(self) -> int | None:
-        """As it was a moment ago, where it was plenty."""
+        """See `Store`. An ample value may be a fraction of a second old."""
         now = time.monotonic()
         looked_at, free = self._free
-        if free < _PLENTY or now - looked_at > _MOMENT:
+        if free < _AMPLE_BYTES or now - looked_at > _FREE_SPACE_SECONDS:
             status = await self._disk.read(os.statvfs, self.root)
             free = status.f_bavail * status.f_frsize
             self._free = now, free
@@ -462,10 +468,10 @@ class FileStore:
         if self._probing is None:
             self._probing = asyncio.ensure_future(self._disk.change(self._probe))
         probing = self._probing
-        # One that hangs is waited for by all: each further one would cost a thread.
+        # All callers wait for the same probe: if it hangs, each further one would block another thread.
         done, _ = await asyncio.wait([probing], timeout=_PROBE_SECONDS)
         if not done:
-            raise StorageError(f"writing to {self.root}: the disk stands still")
+            raise StorageError(f"writing to {self.root}: the disk does not respond")
         self._probing = None
         with _translated(f"writing to {self.root}"):
             probing.result()
@@ -519,7 +525,7 @@ class FileStore:
             )
 
     async def unpublished_removals(self) -> list[UnpublishedRemoval]:
-        with _translated("looking for removals that are to be told"):
+        with _translated("reading unpublished removals"):
             return await self._threads.run(self._unpublished.all)
 
     async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
@@ -537,11 +543,11 @@ class FileStore:
         found: list[Upload | StorageError] = []
         for upload_id in upload_ids:
             try:
-                # Whoever goes through all uploads would push out those that clients ask for.
+                # A scan of all uploads would evict the records that clients are using.
                 found.append(self._loader.load(upload_id, remember=False))
             except StorageError as problem:
                 found.append(problem)
-            except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
+            except Exception as problem:  # noqa: BLE001 - one upload must not keep the others from being swept
                 found.append(StorageError(f"{upload_id}: {problem!r}"))
         return found
 
@@ -562,7 +568,7 @@ class FileStore:
             prefix = pending.pop()
             state = f"{self.root}/{prefix}{STATE_DIRECTORY}"
             if bool(prefix) and await self._disk.read(os.path.isdir, state):
-                # A directory that is served by itself: its uploads are somebody else's to lock.
+                # Another server's upload directory: only that server locks its uploads.
                 continue
             try:
                 entries = await self._disk.read(os.scandir, f"{self.root}/{prefix}")
@@ -588,7 +594,7 @@ class FileStore:
             return await self._threads.run(self._cleanup.tidy, tombstone_ttl)
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
-        with _translated(f"removing what is left of {upload_id}"):
+        with _translated(f"removing the fragment of {upload_id}"):
             return await self._threads.run(self._cleanup.discard_fragment, upload_id, fence)
 
     async def missing_since(self, upload_id: str) -> float:
@@ -613,18 +619,18 @@ class FileStore:
             try:
                 os.rename(tmp, self._layout.data_path(final))
             except FileNotFoundError:
-                # Its directory was empty until now, so that another upload's removal may have taken it away.
+                # Its directory was empty until now, so another upload's removal may have removed it.
                 os.makedirs(
                     os.path.dirname(self._layout.data_path(final)), self._dir_perms, exist_ok=True
                 )
                 os.rename(tmp, self._layout.data_path(final))
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
-        with _translated(f"waiting with {final_id}"):
+        with _translated(f"recording the parts of {final_id}"):
             await self._threads.run(self._finals.await_parts, part_ids, final_id)
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
-        with _translated(f"looking who lists {part_id}"):
+        with _translated(f"reading the finals of {part_id}"):
             return await self._disk.read(self._finals.awaiting, part_id)
 
     async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
@@ -636,9 +642,9 @@ class FileStore:
             self._finals.remember(key, final_id)
 
     async def forget_final(self, key: str) -> None:
-        with _translated("forgetting a final"):
+        with _translated("removing a final's key"):
             self._finals.forget(key)
 
     async def recall_final(self, key: str) -> str | None:
-        with _translated("looking for a final"):
+        with _translated("reading a final's key"):
             return self._finals.recall(key)
