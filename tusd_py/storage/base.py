@@ -1,11 +1,10 @@
-"""The contract of a store: what every place for bytes must do, and what more it can do.
+"""The contract of a store: a required core, and optional capabilities.
 
-A store knows uploads, not requests: no header, no lock, no rule of a protocol. It is the truth about bytes: the offset that
-it reports is what it really holds, whatever happened before. Its callers hold the upload's lock while they write, join, cut or
-remove; reading needs none. A lock can be lost at any instant, so every change of an existing upload is made within the `fence`
-of the lock: whichever thread makes it, and however long it waited before, it is refused with LeaseLost once the upload belongs
-to another holder. What a store can do beyond the core is told by the small protocols at the end, and the extensions that the
-server advertises are derived from them.
+A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
+reports is what it really holds, whatever happened before. Callers hold the upload's lock while they write, join, cut back or
+remove; reading needs none. A lock can be lost at any instant, so every change of an existing upload is made within the lock's
+`fence`: in any thread and after any wait, it is refused with LeaseLost once another holder has the upload. The small protocols
+at the end are the optional capabilities; the server derives the extensions that it advertises from them.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from tusd_py.storage.sweep_marks import SweepMarks
 
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
-"""Decimals of a second to which it is recorded when an upload was finished."""
+"""Decimals of a second in a recorded time of a finish."""
 _ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
 _is_ordinary_id = re.compile(r"[0-9a-f]{32}").fullmatch
 _RESERVED_ENDINGS = (".info", ".part", ".lock")
 
 
 class StorageError(Exception):
-    """The store failed; the text is for the log, never for a client."""
+    """The store failed. The text is for the log, never for a client."""
 
 
 class UploadNotFound(StorageError):
@@ -37,11 +36,11 @@ class UploadNotFound(StorageError):
 
 
 class UploadUntrusted(UploadNotFound):
-    """Another server's record and its bytes contradict each other; both are left alone. The text says how."""
+    """Another server's record and its data contradict each other; both are left untouched. The text says how."""
 
 
 class UploadGone(StorageError):
-    """The upload was removed, and is still remembered."""
+    """The upload was removed, and its tombstone is still kept."""
 
 
 class UploadExists(StorageError):
@@ -49,16 +48,19 @@ class UploadExists(StorageError):
 
 
 class StorageFull(StorageError):
-    """There is no room left. What was written before counts."""
+    """No space is left. Bytes written before count."""
 
 
 class BytesNotKept(StorageError):
-    """The disk could not keep bytes that it had taken. What may be lost does not count any more."""
+    """The disk lost bytes that it had accepted. Bytes that may be lost no longer count."""
 
 
 def is_valid_id(upload_id: str) -> bool:
-    """Whether `upload_id` may name an upload: at most 200 bytes of UTF-8, relative, its segments (between slashes) not empty,
-    not beginning with a dot, without control characters, `\\`, `%` or `:`, and without an ending that the layout uses."""
+    """Return whether `upload_id` may name an upload.
+
+    It has at most 200 bytes of UTF-8 and no ending that the layout uses; its segments (between slashes) are not empty, do not
+    start with a dot, and contain no control characters, `\\`, `%` or `:`.
+    """
     if _is_ordinary_id(upload_id) is not None:
         return True
     try:
@@ -74,9 +76,11 @@ def is_valid_id(upload_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What another server's record says of the bytes, where that and not the file is the truth about them.
+    """The byte counts in another server's record, where they and not the file are the truth about the bytes.
 
-    offset: how many count. last_request: how many of them came with the last request, 0 if that is not known.
+    Attributes:
+        offset: Bytes that count.
+        last_request: Bytes of them that the last request sent; 0 if unknown.
     """
 
     offset: int
@@ -85,16 +89,26 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class UploadInfo:
-    """What is recorded about an upload beside its bytes.
+    """An upload's record. Times are in seconds since the epoch.
 
-    length: bytes, None while deferred (or, for a final, until it can be computed). metadata_header: `Upload-Metadata` as
-    the client sent it. concat_header: `Upload-Concat` likewise. parts: ids, of a final. created_at, finished_at: seconds
-    since the epoch; finished_at stays None until the bytes are durable and the pre-finish hooks agreed.
-    expire_after: seconds without a byte, 0 for never, None for what the server does with all. retain: seconds for which it is
-    kept once it is finished, 0 for ever, None likewise. owner: who it belongs to; empty where nobody is authenticated.
-    max_size: the most bytes that its owner's token allowed; None for no such limit. location: where the bytes lie, relative to
-    the store, when it is not the id. foreign: recorded by another server, which knows no `finished_at`. counted: what it
-    counted, if that is the truth about the bytes.
+    Attributes:
+        id: The upload's id.
+        length: Bytes; None while deferred or, for a final, until it can be computed.
+        metadata: The decoded metadata.
+        metadata_header: `Upload-Metadata` as the client sent it.
+        concat_header: `Upload-Concat` as the client sent it.
+        is_partial: Whether it is a part (tus 1.0.0, Concatenation).
+        is_final: Whether it is joined from parts.
+        parts: A final's parts, by id.
+        created_at: When it was created.
+        finished_at: When it was finished; None until the bytes are durable and the pre-finish hooks agreed.
+        expire_after: Seconds without a byte after which it expires; 0 for never, None for the server's default.
+        retain: Seconds to keep it once finished; 0 for ever, None for the server's default.
+        owner: The authenticated owner; empty without authentication.
+        max_size: Largest length that the owner's token allowed, in bytes; None for no limit.
+        location: Path of the bytes relative to the store, if it is not the id.
+        foreign: Recorded by another server, which has no `finished_at`.
+        counted: That server's byte counts, if they are the truth about the bytes.
     """
 
     id: str
@@ -118,12 +132,16 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload as it stands: what is recorded, and the truth about its bytes.
+    """The current state of an upload: its record, and the truth about its bytes. Times are in seconds since the epoch.
 
-    offset: bytes held and counted. changed_at: when the last of them came, seconds since the epoch. joined: False only for a
-    final whose bytes were not put together yet. is_cut: there are bytes that do not count, of a chunk that was not verified;
-    `Store.recover` takes them away. expires_at: when it is to be removed, in seconds since the epoch, where others decide that
-    and not its age: a part lives as long as the finals that list it; None as a rule.
+    Attributes:
+        info: The record.
+        offset: Bytes that are held and count.
+        changed_at: When the last byte arrived.
+        joined: False only for a final whose parts are not joined yet.
+        is_cut: The data has bytes that do not count; `Store.recover` removes them.
+        expires_at: When it is to be removed, if its own age does not decide that: a part lives as long as the finals that list
+            it. Usually None.
     """
 
     info: UploadInfo
@@ -143,7 +161,7 @@ class Upload:
 
     @property
     def complete(self) -> bool:
-        """Whether all bytes are there. It is finished only when `info.finished_at` is set as well."""
+        """Whether all bytes have arrived. The upload is finished only once `info.finished_at` is set too."""
         return self.joined and self.info.length is not None and self.offset == self.info.length
 
     @property
@@ -152,17 +170,17 @@ class Upload:
 
     @property
     def remaining(self) -> int | None:
-        """Bytes that are still to come; None while the length is unknown."""
+        """Bytes still missing; None while the length is unknown."""
         return None if self.info.length is None else self.info.length - self.offset
 
     def with_info(self, **changes: object) -> Upload:
-        """The same bytes with another record."""
+        """Return a copy with fields of the record changed."""
         info = replace(self.info, **changes)  # type: ignore[arg-type]
         return Upload(info, self.offset, self.changed_at, self.joined, self.is_cut)
 
 
 class UploadDamaged(StorageError):
-    """The bytes of an upload are not what its record tells, for good; the text says how. upload: as they are."""
+    """An upload's data permanently contradicts its record; the text says how. upload: its present state."""
 
     def __init__(self, message: str, upload: Upload) -> None:
         super().__init__(message)
@@ -170,7 +188,7 @@ class UploadDamaged(StorageError):
 
 
 class BytesMissing(StorageError):
-    """There is a record, but not its bytes: a volume may be away, so they may come back. info: what is recorded."""
+    """An upload has a record but no data. It may come back, for instance with an unmounted volume. info: the record."""
 
     def __init__(self, message: str, info: UploadInfo) -> None:
         super().__init__(message)
@@ -178,13 +196,13 @@ class BytesMissing(StorageError):
 
     @property
     def upload(self) -> Upload:
-        """The upload as far as it is known."""
+        """The upload as far as known, with an offset of 0."""
         return Upload(self.info, 0, self.info.created_at)
 
 
 @dataclass(frozen=True, slots=True)
 class RemovalEvent:
-    """The event of a removal that could not be recorded before it. offset: bytes that the upload has."""
+    """The event of a removal that could not be put into the outbox before. offset: bytes that the upload had."""
 
     event_id: str
     offset: int
@@ -192,7 +210,7 @@ class RemovalEvent:
 
 @dataclass(frozen=True, slots=True)
 class UnpublishedRemoval:
-    """An upload that was removed and whose event is not recorded yet. remembered: see `RemovesUploads.remove`."""
+    """A removed upload whose event is not in the outbox yet. keep_tombstone: see `RemovesUploads.remove`."""
 
     upload: Upload
     event: RemovalEvent
@@ -200,33 +218,37 @@ class UnpublishedRemoval:
 
 
 class Writer(Protocol):
-    """Bytes being added to one upload, by the one request that holds its lock."""
+    """Adds bytes to one upload, for the request that holds its lock."""
 
     @property
     def offset(self) -> int:
-        """Bytes of the upload so far."""
+        """Bytes of the upload, including those added."""
 
     async def write(self, data: bytes) -> None:
-        """Adds `data`. Raises StorageFull (with a prefix of `data` perhaps counted), StorageError or LeaseLost."""
+        """Add `data`. Raises StorageFull (a prefix of `data` may count then), StorageError, LeaseLost."""
 
     async def discard(self) -> None:
-        """Takes back all that this writer added. Raises LeaseLost; then the upload is left as it is."""
+        """Remove all bytes that this writer added. Raises LeaseLost; then the upload stays as it is."""
 
     def abandon(self) -> None:
-        """Leaves the upload as it is, because it is no longer ours: `close` then only lets go."""
+        """Leave the upload as it is because the lock was lost; `close` then only releases resources."""
 
     async def close(self, *, sync: bool) -> None:
-        """Lets what was added count; with `sync`, it is durable before this returns. After `discard` it only lets go.
+        """Make the added bytes count, and release all resources in any case. After `discard`, only release them.
 
-        Raises LeaseLost if what was added does not count because another holder has the upload. Lets go in any case.
+        Args:
+            sync: Make the bytes durable before this returns.
+
+        Raises:
+            LeaseLost: The bytes do not count because another holder has the upload.
         """
 
 
 class VerifiedWriter(Writer, Protocol):
-    """Bytes that count only once they were found right. They need not be where they will lie before that."""
+    """A writer whose bytes count only once their checksum is verified. They may be stored elsewhere until then."""
 
     async def verify(self, checksum: Checksum) -> bool:
-        """Whether all that was added has this checksum. If not, it is to be discarded.
+        """Return whether the added bytes have this checksum; if not, the caller calls `discard`.
 
         Raises StorageFull, StorageError, LeaseLost.
         """
@@ -234,64 +256,67 @@ class VerifiedWriter(Writer, Protocol):
 
 @runtime_checkable
 class ReceivesInPlace(Protocol):
-    """A writer that has memory of its own for what comes in, so that it need not be copied there. For the event loop."""
+    """A writer that may offer its own buffer, so that received bytes need no copy. Called in the event loop."""
 
     def get_buffer(self) -> memoryview | None:
-        """Where the next bytes are wanted; None where that is no matter. It may be asked for without being used."""
+        """Return the buffer to receive the next bytes into; None for no preference. The caller need not use it."""
 
     def write_view(self, data: memoryview) -> Awaitable[None] | None:
-        """Adds `data`, which lies at the beginning of `get_buffer()`, or is only there during the call.
+        """Add `data`: the start of the buffer that `get_buffer` returned, or other memory that is valid during the call only.
 
-        What it returns, if anything, is awaited before there is more. Both raise StorageFull, StorageError, LeaseLost.
+        If it returns an awaitable, await that before adding more. Both raise StorageFull, StorageError, LeaseLost.
         """
 
 
 class Store(Protocol):
-    """The core that every store has: uploads can be created, with their bytes or before them, and grow.
+    """The core of every store: create uploads, append to them, finish them.
 
-    fence: of the upload's lock; what takes one raises LeaseLost.
+    fence: that of the upload's lock; methods that take one raise LeaseLost.
     """
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
-        """Records a new upload without bytes. Raises UploadExists, StorageFull.
+        """Record a new upload without bytes. Raises UploadExists, StorageFull.
 
-        fence: where the id is not just drawn, so that others may know it.
+        fence: needed unless the id was drawn just now, so that no other client can know it.
         """
 
     async def load(self, upload_id: str) -> Upload:
-        """The upload as it stands. Raises UploadNotFound, UploadGone. Needs no lock and changes nothing."""
+        """Return the current state of an upload. Needs no lock, changes nothing. Raises UploadNotFound, UploadGone."""
 
     async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
-        """Under the upload's lock, before it grows: undoes what an earlier holder left half done."""
+        """Undo what an earlier holder left incomplete. Called with the upload's lock, before it grows."""
 
     async def open_writer(self, upload: Upload, *, fence: Fence) -> Writer:
-        """Opens the end of an upload. Bytes count as they are written."""
+        """Open an upload for appending. Bytes count as soon as they are written."""
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
-        """Replaces the record, all or nothing. Never creates one: raises UploadNotFound where there is none."""
+        """Replace the record atomically. Raises UploadNotFound if there is none: it is never created here."""
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
-        """Records that an upload is finished, all or nothing; nothing but `finished_at` is new in `info`.
+        """Record atomically that an upload is finished. Raises UploadNotFound if there is no record.
 
-        With `sync`, the bytes are durable before that, and the record after it. Raises UploadNotFound where there is no record.
+        Args:
+            info: The record, of which only `finished_at` has changed.
+            sync: Make the bytes durable before, and the record after it.
+            fence: Of the upload's lock.
         """
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
-        """Returns when the bytes, the record and the directory entries of the upload are durable. Raises StorageError.
+        """Make the bytes, the record and the directory entries of the upload durable. Raises StorageError.
 
-        fence: bytes that the system has thrown away are taken back within it.
+        fence: used to discard bytes that the kernel has lost.
         """
 
     async def free_space(self) -> int | None:
-        """Bytes that can still be stored, or None where that has no bound."""
+        """Return how many bytes can still be stored; None for no limit."""
 
     async def check(self) -> None:
-        """Raises StorageError if the store cannot be written to now."""
+        """Check that the store can be written to. Raises StorageError if not."""
 
 
 @runtime_checkable
 class VerifiesChunks(Protocol):
-    """Bytes can be written so that they count only once they were found right."""
+    """Chunks can be written so that they count only once their checksum is verified."""
 
     async def open_verified_writer(
         self,
@@ -301,15 +326,19 @@ class VerifiesChunks(Protocol):
         length: int | None,
         fence: Fence,
     ) -> VerifiedWriter:
-        """Like `open_writer`, but nothing that is added counts before `close`, also across a crash.
+        """Like `open_writer`, but added bytes count only after `close`, also across a crash.
 
-        checksum: what the bytes will be verified with, if that is known in front. length: how many there will be, likewise.
+        Args:
+            upload: The upload.
+            checksum: The checksum of the bytes to come, if known in advance.
+            length: The number of bytes to come, if known in advance.
+            fence: Of the upload's lock.
         """
 
 
 @runtime_checkable
 class RemovesUploads(Protocol):
-    """Uploads can be removed, and looked for when they are due."""
+    """Uploads can be listed and removed."""
 
     async def remove(
         self,
@@ -319,23 +348,27 @@ class RemovesUploads(Protocol):
         keep_tombstone: bool = True,
         unpublished: RemovalEvent | None = None,
     ) -> None:
-        """Frees all that the upload occupies, and remembers that it existed. Nothing happens if it is gone already.
+        """Free everything that the upload occupies and leave a tombstone. Does nothing if it is gone already.
 
-        remembered: False where no client was told of it, so that nobody will ask. untold: kept, without needing room, until
-        `forget_removal`.
+        Args:
+            upload_id: The upload.
+            fence: Of its lock.
+            keep_tombstone: False if no client was told of the upload.
+            unpublished: The removal's event, if the outbox had no space for it. It is kept until `forget_removal`, which takes
+                no space.
         """
 
     async def unpublished_removals(self) -> list[UnpublishedRemoval]:
-        """The removals that were given an event that is still to be recorded."""
+        """Return the removals whose event is not in the outbox yet."""
 
     async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        """Frees what a crash in the removal has left."""
+        """Free what a crash during the removal left."""
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        """The event of a removal is recorded."""
+        """Forget an unpublished removal: its event is in the outbox now."""
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
-        """Every upload as it stands, or what `load` would have raised, in the same order; for many at a time."""
+        """Load many uploads: for each, in order, its state or the error that `load` would raise."""
 
     async def remove_each(
         self,
@@ -344,30 +377,36 @@ class RemovesUploads(Protocol):
         fences: Mapping[str, Fence],
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
-        """Whether each was removed, or why it could not be, in the same order; for many at a time.
+        """Remove many uploads.
 
-        fences: of the locks, by id. untold: as of `remove`, by id. False for those whose lock was lost.
+        Args:
+            uploads: The uploads.
+            fences: The fences of their locks, by id.
+            unpublished: Events as for `remove`, by id.
+
+        Returns:
+            For each upload, in order: True, False if its lock was lost, or the error.
         """
 
     def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
-        """Every upload there is, in no particular order, with memory that does not grow with their number.
+        """Yield the ids of all uploads in no particular order, in constant memory.
 
-        skip: told of what cannot be read and is passed over. Raises StorageError if nothing at all can be read.
+        skip: called for entries that cannot be read and are skipped. Raises StorageError if nothing at all can be read.
         """
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
-        """Removes what a crash left of a creation that nobody was answered, once it is an hour old; returns whether it did."""
+        """Remove the remains of an interrupted, unanswered creation once they are an hour old; returns whether it did."""
 
     async def missing_since(self, upload_id: str) -> float:
-        """When this was asked first since the bytes of an upload went missing (BytesMissing), in seconds since the epoch."""
+        """Return when an upload's bytes were first found missing (BytesMissing), in seconds since the epoch."""
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
-        """Removes what crashes left behind and tombstones older than `tombstone_ttl` seconds; returns how many things went."""
+        """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many."""
 
 
 @runtime_checkable
 class KeepsSweepMarks(Protocol):
-    """When sweeps ended is known beside the uploads."""
+    """The times of sweeps are kept beside the uploads."""
 
     @property
     def sweep_marks(self) -> SweepMarks:
@@ -379,7 +418,7 @@ class ServesFiles(Protocol):
     """Finished uploads can be sent from a file descriptor."""
 
     async def open_file(self, upload: Upload) -> int:
-        """A descriptor of the bytes, open for reading; the caller closes it. Raises UploadNotFound."""
+        """Return a descriptor of the bytes, open for reading; the caller closes it. Raises UploadNotFound."""
 
 
 @runtime_checkable
@@ -387,43 +426,48 @@ class JoinsParts(Protocol):
     """Uploads can be joined into one, and a join can wait for parts that are still being uploaded."""
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
-        """Puts the bytes of `parts` together in order; the final has all of them or, after a crash, none.
+        """Concatenate the bytes of `parts`; after a crash the final has all of them or none.
 
-        Raises UploadNotFound for a part that is gone by then.
+        Raises UploadNotFound if a part is gone.
         """
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
-        """Records that `final_id` lists these parts, and is not joined yet.
+        """Record that `final_id` lists these parts and is not joined yet.
 
-        Not fenced, nor is `forget_awaiting`: what outlives its final is tidied up, and is forgotten only after the join, which
-        was fenced, when nobody needs it any more.
+        This and `forget_awaiting` need no fence: `tidy` removes entries that outlive their final, and they are forgotten only
+        after the join, which is fenced, when they are no longer needed.
         """
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
-        """The finals for which `await_parts` recorded that they list `part_id`."""
+        """Return the finals that list `part_id`, as `await_parts` recorded."""
 
     async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
-        """Takes back what `await_parts` recorded."""
+        """Undo `await_parts`."""
 
     async def remember_final(self, key: str, final_id: str) -> None:
-        """Records which final was created from what `key` stands for, a digest in hexadecimal; before the final is created."""
+        """Record the final that is about to be created for `key`, a hexadecimal digest of its request."""
 
     async def forget_final(self, key: str) -> None:
-        """Takes back what `remember_final` recorded."""
+        """Undo `remember_final`."""
 
     async def recall_final(self, key: str) -> str | None:
-        """The id that was recorded last for `key`, for some days at least. The final need not be there any more."""
+        """Return the id last recorded for `key`, kept for some days at least. The final may be gone."""
 
 
 Box = Literal["waiting", "failed"]
-"""Where an event lies: among those that are to be told, or those that were given up."""
+"""The box of an event: waiting for delivery, or failed for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptEvent:
-    """An event of an upload in the outbox. sequence: its place among those of its upload. content: what was written.
+    """An event of an upload in the outbox.
 
-    kept_at: when, in seconds since the epoch.
+    Attributes:
+        upload_id: The upload.
+        event_id: The event's id.
+        sequence: Its position among the events of its upload.
+        content: Its serialized content.
+        kept_at: When it was put there, in seconds since the epoch.
     """
 
     upload_id: str
@@ -435,7 +479,7 @@ class KeptEvent:
 
 @dataclass(frozen=True, slots=True)
 class OutboxCounts:
-    """How many events lie where. oldest: when the one was kept that waits for the longest time, in seconds since the epoch."""
+    """Numbers of events by box. oldest: when the oldest waiting one was put there, in seconds since the epoch."""
 
     waiting: int
     failed: int
@@ -443,50 +487,58 @@ class OutboxCounts:
 
 
 class Outbox(Protocol):
-    """Events that are to be told, beside the uploads that they tell of. Each method raises StorageError.
+    """Events to be delivered, stored beside their uploads. Each method raises StorageError.
 
-    Whoever keeps events holds the upload's lock; whoever takes them out has the upload's turn (`tusd_workers.turn`).
+    A caller that adds events holds the upload's lock; one that delivers them holds the upload's delivery lease.
     """
 
     async def keep(
         self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
     ) -> None:
-        """Adds an event behind the others of its upload, or writes one anew that is there already. sync: it is durable then.
+        """Append an event to those of its upload; one that is there already is moved to the end with the new content.
 
-        fence: of the upload's lock. Raises LeaseLost: then nothing was added.
+        Args:
+            upload_id: The upload.
+            event_id: The event's id.
+            content: Its serialized content.
+            sync: Make it durable before this returns.
+            fence: Of the upload's lock.
+
+        Raises:
+            LeaseLost: Nothing was added.
         """
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
-        """The events of an upload in their order."""
+        """Return the events of an upload in order."""
 
     async def forget(
         self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
     ) -> None:
-        """It is told, or not to be told any more. fence: of the upload's lock, for those who are not telling it."""
+        """Remove an event: it is delivered, or void. fence: of the upload's lock, unless the caller delivers the event."""
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
-        """Writes one that waits anew, all or nothing."""
+        """Replace the content of a waiting event atomically."""
 
     async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
-        """Puts one that waits among those that were given up, with this content."""
+        """Move a waiting event to the failed ones, with this content."""
 
     async def replay(self, event: KeptEvent, content: bytes) -> None:
-        """Puts one that was given up among those that wait, with this content."""
+        """Move a failed event back to the waiting ones, with this content."""
 
     def uploads(self) -> AsyncIterator[list[str]]:
-        """The ids of all uploads with events that wait, some at a time, in no particular order."""
+        """Yield the ids of all uploads with waiting events, in batches, in no particular order."""
 
     def every(self, box: Box) -> AsyncIterator[KeptEvent]:
-        """Every event there, those of one upload in order."""
+        """Yield every event of a box, those of one upload in order."""
 
     async def counts(self, *, exact: bool = False) -> OutboxCounts:
-        """How many there are. Where many thousands wait, an estimate that costs the same however many, unless `exact`."""
+        """Count the events. For many thousands it is an estimate of constant cost, unless `exact`."""
 
 
 @runtime_checkable
 class KeepsEvents(Protocol):
-    """Events can be kept beside the uploads, in whatever makes these durable."""
+    """Events can be stored beside the uploads, as durably as these."""
 
     @property
     def outbox(self) -> Outbox:
-        """Where they are kept."""
+        """The outbox."""
