@@ -215,7 +215,7 @@ async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
     redis = RedisClient(url, timeout=30.0)
     await redis.start()
     registry = DueIndex(redis)
-    uploads = Uploads(store, MemoryLocks(), rules=UploadPolicy())
+    uploads = Uploads(store, MemoryLocks(), policy=UploadPolicy())
     far = time.time() + _FAR
     for known in sizes:
         await redis.command("FLUSHALL")

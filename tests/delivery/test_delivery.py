@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, Reject, RequestView
 from tusd_py.events.outbox_record import OutboxRecord
@@ -53,7 +53,7 @@ class Post:
     def __post_init__(self) -> None:
         self.outbox = self.store.outbox
         both = Hooks(self.hooks.values(), delivered=self.hooks)
-        self.announcer = EventPublisher(both, self.outbox)
+        self.publisher = EventPublisher(both, self.outbox)
         self.delivery = self.worker(self.hooks)
 
     def worker(self, hooks: dict[str, Hook]) -> Delivery:
@@ -67,29 +67,29 @@ class Post:
 
     async def upload(self, upload_id: str = "x", created_at: float = 5.25) -> Upload:
         upload = await self.store.create(UploadInfo(upload_id, 0, created_at=created_at))
-        await self.announcer.intend(CREATE, upload, REQUEST, UNFENCED)
+        await self.publisher.record(CREATE, upload, REQUEST, UNFENCED)
         return upload
 
     async def finish(self, upload: Upload) -> Upload:
         finished = upload.with_info(finished_at=6.0)
-        await self.announcer.intend(FINISH, finished, REQUEST, UNFENCED)
+        await self.publisher.record(FINISH, finished, REQUEST, UNFENCED)
         await self.store.finish(finished.info, sync=False, fence=UNFENCED)
         return finished
 
     async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:
         fences = {upload.id: UNFENCED}
-        assert not await self.announcer.intend_removals(event_type, [upload], REQUEST, fences)
+        assert not await self.publisher.record_removals(event_type, [upload], REQUEST, fences)
         await self.store.remove(upload.id, fence=UNFENCED)
 
     async def deliver(self, upload_id: str = "x") -> Outcome:
         return await self.delivery.deliver(upload_id, lambda: True)
 
     async def waiting(self) -> list[str]:
-        events = [intents.parse(kept.content) async for kept in self.outbox.every("waiting")]
-        return [intent.event.type.value for intent in events]
+        events = [outbox_record.parse(kept.content) async for kept in self.outbox.every("waiting")]
+        return [record.event.type.value for record in events]
 
     async def failed(self) -> list[OutboxRecord]:
-        return [intents.parse(kept.content) async for kept in self.outbox.every("failed")]
+        return [outbox_record.parse(kept.content) async for kept in self.outbox.every("failed")]
 
 
 @pytest.fixture
@@ -180,26 +180,26 @@ async def test_a_worker_without_the_hook_gives_nothing_away(post: Post) -> None:
     await post.upload()
     stranger = post.worker({"other": Hook()})
     assert (await stranger.deliver("x", lambda: True)).next is not None
-    [intent] = [intents.parse(kept.content) for kept in await post.outbox.of("x")]
-    assert (intent.hooks, intent.attempts) == (("a",), 1)
-    assert "same options" in intent.problem
+    [record] = [outbox_record.parse(kept.content) for kept in await post.outbox.of("x")]
+    assert (record.hooks, record.attempts) == (("a",), 1)
+    assert "same options" in record.problem
 
 
 async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
     upload = await post.upload()
     finished = upload.with_info(finished_at=6.0)
     # The server is killed between the two.
-    await post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)
+    await post.publisher.record(FINISH, finished, REQUEST, UNFENCED)
     outcome = await post.deliver()
     assert post.hook.types == [("post-create", 1)]
     assert outcome.next is None
     assert not await post.delivery.has_news("x", outcome.passed_over)
-    [intent] = await post.outbox.of("x")
+    [record] = await post.outbox.of("x")
     # It comes about later, with the same id.
     await post.finish(upload)
     assert await post.waiting() == ["post-finish"]
     await post.deliver()
-    assert [event.id for event in post.hook.told[1:]] == [intent.event_id]
+    assert [event.id for event in post.hook.told[1:]] == [record.event_id]
 
 
 @pytest.mark.parametrize("event_type", [TERMINATE, EXPIRE])
@@ -207,7 +207,7 @@ async def test_a_finish_that_never_came_about_goes_with_the_upload(
     post: Post, event_type: EventType
 ) -> None:
     upload = await post.upload()
-    await post.announcer.intend(FINISH, upload, REQUEST, UNFENCED)
+    await post.publisher.record(FINISH, upload, REQUEST, UNFENCED)
     await post.remove(upload, event_type)
     await post.deliver()
     assert [kind for kind, _ in post.hook.types] == ["post-create", event_type.value]
@@ -216,7 +216,7 @@ async def test_a_finish_that_never_came_about_goes_with_the_upload(
 
 async def test_a_removal_that_did_not_come_about_is_not_told(post: Post) -> None:
     upload = await post.upload()
-    await post.announcer.intend(TERMINATE, upload, REQUEST, UNFENCED)
+    await post.publisher.record(TERMINATE, upload, REQUEST, UNFENCED)
     finished = await post.finish(upload)
     await post.deliver()
     assert post.hook.types == [("post-create", 1), ("post-finish", 1)]
@@ -228,7 +228,7 @@ async def test_a_removal_that_did_not_come_about_is_not_told(post: Post) -> None
 
 async def test_what_has_not_happened_for_an_hour_is_forgotten(post: Post) -> None:
     upload = await post.upload()
-    await post.announcer.intend(TERMINATE, upload, REQUEST, UNFENCED)
+    await post.publisher.record(TERMINATE, upload, REQUEST, UNFENCED)
     [_, kept] = await post.outbox.of("x")
     post.now = kept.kept_at + 3590
     assert len((await post.deliver()).passed_over) == 1
@@ -257,7 +257,7 @@ async def test_what_was_withdrawn_while_it_was_looked_at_is_not_told(
 ) -> None:
     upload = await post.upload()
     await post.deliver()
-    await post.announcer.intend(FINISH, upload, REQUEST, UNFENCED)
+    await post.publisher.record(FINISH, upload, REQUEST, UNFENCED)
     load = post.store.load
 
     async def load_later(upload_id: str) -> Upload:
@@ -314,15 +314,15 @@ async def test_nothing_is_kept_that_nobody_wants(tmp_path: Path) -> None:
     listener = Listener()
     store = FileStore(tmp_path / "uploads")
     store.open()
-    announcer = EventPublisher(Hooks([listener], delivered={"a": listener}), store.outbox)
+    publisher = EventPublisher(Hooks([listener], delivered={"a": listener}), store.outbox)
     upload = await store.create(UploadInfo("x", 0, created_at=1.0))
     for event_type in DELIVERED - {FINISH}:
-        await announcer.intend(event_type, upload, REQUEST, UNFENCED)
+        await publisher.record(event_type, upload, REQUEST, UNFENCED)
     listener.wants = False
-    await announcer.intend(FINISH, upload, REQUEST, UNFENCED)
+    await publisher.record(FINISH, upload, REQUEST, UNFENCED)
     assert not Path(store.root, ".tusd-py", "outbox").exists()
     listener.wants = True
-    await announcer.intend(FINISH, upload, REQUEST, UNFENCED)
+    await publisher.record(FINISH, upload, REQUEST, UNFENCED)
     assert len(await store.outbox.of("x")) == 1
 
 

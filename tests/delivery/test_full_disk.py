@@ -18,7 +18,7 @@ from tests.delivery.test_uploads import REQUEST, NoBody
 from tests.durability.volume import require_mounts
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.model import EventType
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol.tus import Creation
@@ -83,7 +83,7 @@ def test_every_removal_is_told(
 async def begun(uploads: Uploads, kind: EventType) -> tuple[str, RemovalEvent]:
     creation = Creation(5, {"a": b"b"}, "a Yg==", None, "", None)
     upload = (await uploads.create(creation, (), NoBody(), REQUEST)).upload
-    return upload.id, RemovalEvent(intents.id_of(kind, upload.info), 0)
+    return upload.id, RemovalEvent(outbox_record.id_of(kind, upload.info), 0)
 
 
 Step = Literal["renamed", "freed", "written", "tombstone"]
@@ -111,7 +111,7 @@ async def test_a_removal_that_died_is_told_and_ended(
         with suppress(Died):
             await store.remove(upload_id, fence=UNFENCED, unpublished=event)
             for removal in await store.unpublished_removals() if step != "freed" else ():
-                await uploads._announcer.intend_late(removal, REQUEST, UNFENCED)
+                await uploads._publisher.record_late(removal, REQUEST, UNFENCED)
                 if step == "tombstone":
                     await store.forget_removal(removal, fence=UNFENCED)
     assert data.exists() == (step == "renamed")
@@ -121,8 +121,8 @@ async def test_a_removal_that_died_is_told_and_ended(
     await store.tidy(tombstone_ttl=3600.0)
     assert not data.exists()
     assert await store.unpublished_removals() == []
-    told = [intents.parse(kept.content) for kept in await store.outbox.of(upload_id)]
-    assert [intent.event.type for intent in told] == [EventType.POST_CREATE, kind]
+    told = [outbox_record.parse(kept.content) for kept in await store.outbox.of(upload_id)]
+    assert [record.event.type for record in told] == [EventType.POST_CREATE, kind]
     assert told[1].event.upload.metadata == {"a": b"b"}
     tombstone = Path(store.root, ".tusd-py", "gone", upload_id)
     assert tombstone.stat().st_size == 0

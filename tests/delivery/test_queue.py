@@ -16,7 +16,7 @@ from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
 from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delivery_queue import Deliveries
-from tusd_py.jobs.relay import Courier
+from tusd_py.jobs.relay import Relay
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.model import Settings
 from tusd_py.storage.file.store import FileStore
@@ -156,7 +156,7 @@ async def test_what_comes_while_the_lease_was_held_is_not_left(
         rounds.append([kind for kind, _ in post.hook.types])
         if len(rounds) == 1:
             finished = upload.with_info(finished_at=6.0)
-            runner._run(post.announcer.intend(FINISH, finished, REQUEST, UNFENCED)).result()
+            runner._run(post.publisher.record(FINISH, finished, REQUEST, UNFENCED)).result()
             runner._run(post.store.finish(finished.info, sync=False, fence=UNFENCED)).result()
         release(lease)
 
@@ -168,23 +168,23 @@ async def test_what_comes_while_the_lease_was_held_is_not_left(
     assert counts == {b"delivered": b"2"}
 
 
-async def test_a_courier_passes_on_what_it_is_told_and_what_it_finds(
+async def test_a_relay_passes_on_what_it_is_told_and_what_it_finds(
     redis: RedisServer, deliveries: Deliveries, tmp_path: Path
 ) -> None:
     post = Post(FileStore(tmp_path / "uploads"))
     post.store.open()
-    courier = Courier(Settings(upload_dir=tmp_path / "uploads"), redis.url)
+    relay = Relay(Settings(upload_dir=tmp_path / "uploads"), redis.url)
     await post.upload("a")
     await post.upload("b")
     redis.stop()
-    courier.note("a")
-    await courier.start()
-    assert await courier.look(post.outbox) == 0
+    relay.enqueue("a")
+    await relay.start()
+    assert await relay.scan(post.outbox) == 0
     redis.start()
-    courier.note("a")
-    await courier.stop()
+    relay.enqueue("a")
+    await relay.stop()
     assert deliveries.add_missing(["a"]) == 0
-    again = Courier(Settings(upload_dir=tmp_path / "uploads"), redis.url)
-    assert await again.look(post.outbox) == 1
+    again = Relay(Settings(upload_dir=tmp_path / "uploads"), redis.url)
+    assert await again.scan(post.outbox) == 1
     await again.stop()
     assert deliveries.add_missing(["a", "b"]) == 0

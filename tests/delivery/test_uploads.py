@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from tests.delivery.test_delivery import Hook
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import RequestView
 from tusd_py.events.publisher import EventPublisher
@@ -81,9 +81,9 @@ def house(tmp_path: Path, durability: Literal["none", "finish"]) -> tuple[Upload
     store.open()
     hook = Hook()
     hooks = Hooks([hook], delivered={"a": hook})
-    announcer = EventPublisher(hooks, store.outbox, durable=durability != "none")
-    rules = UploadPolicy(durability=durability)
-    return Uploads(store, MemoryLocks(), rules=rules, hooks=hooks, announcer=announcer), store
+    publisher = EventPublisher(hooks, store.outbox, durable=durability != "none")
+    policy = UploadPolicy(durability=durability)
+    return Uploads(store, MemoryLocks(), policy=policy, hooks=hooks, publisher=publisher), store
 
 
 def empty() -> Creation:
@@ -119,5 +119,7 @@ async def test_a_full_disk_keeps_nobody_from_making_room(
 
     monkeypatch.setattr(store.outbox, "keep", keep_if_there_is_room)
     await uploads.terminate(upload.id, REQUEST)
-    kinds = [intents.parse(kept.content).event.type for kept in await store.outbox.of(upload.id)]
+    kinds = [
+        outbox_record.parse(kept.content).event.type for kept in await store.outbox.of(upload.id)
+    ]
     assert kinds == ["post-create", "post-finish", "post-terminate"]

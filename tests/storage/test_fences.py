@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.store import FileStore
@@ -139,5 +139,6 @@ async def waiting(store: FileStore) -> list[str]:
     """What the events are of that wait to be told, in order."""
     [upload_id] = [each async for each in store.ids()]
     return [
-        str(intents.parse(kept.content).event.type) for kept in await store.outbox.of(upload_id)
+        str(outbox_record.parse(kept.content).event.type)
+        for kept in await store.outbox.of(upload_id)
     ]

@@ -66,7 +66,7 @@ async def test_T26_a_lock_that_is_lost_while_a_checksum_is_computed(
     store = FileStore(tmp_path / "uploads")
     store.open()
     reception = BodyReceiver(
-        store, UploadPolicy(), Hooks([]), Counters(), time.time, objection=lambda *_: None
+        store, UploadPolicy(), Hooks([]), Counters(), time.time, access_error=lambda *_: None
     )
     data = bytes(size)
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()

@@ -53,7 +53,7 @@ class Scene:
         self.uploads = Uploads(
             self.store,
             MemoryLocks(),
-            rules=UploadPolicy(retain_finished=30 * DAY, tombstone_ttl=0.0),
+            policy=UploadPolicy(retain_finished=30 * DAY, tombstone_ttl=0.0),
             hooks=Hooks([self]),
             clock=lambda: self.now,
         )

@@ -13,7 +13,7 @@ from tests.support.tus import Tus, id_of
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
 from tusd_py.storage.sweep_marks import SweepMarks
-from tusd_py.uploads.sweep_guard import objection
+from tusd_py.uploads.sweep_guard import hold_reason
 
 DAY = 86_400.0
 
@@ -65,13 +65,13 @@ def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
 def test_it_goes_on_after_a_day_unless_both_are_wrong(tmp_path: os.PathLike[str]) -> None:
     marks = SweepMarks(str(tmp_path), file_perms=0o600)
     marks.record_end(0.0)
-    assert objection(marks, seen=19, due=19, now=10.0) is None
-    assert objection(marks, seen=50, due=25, now=10.0) is None
-    assert objection(marks, seen=50, due=0, now=400 * DAY) is None
-    assert objection(marks, seen=50, due=26, now=10.0) is not None
-    assert objection(marks, seen=50, due=26, now=DAY) is not None
-    assert objection(marks, seen=50, due=26, now=DAY + 11.0) is None
+    assert hold_reason(marks, seen=19, due=19, now=10.0) is None
+    assert hold_reason(marks, seen=50, due=25, now=10.0) is None
+    assert hold_reason(marks, seen=50, due=0, now=400 * DAY) is None
+    assert hold_reason(marks, seen=50, due=26, now=10.0) is not None
+    assert hold_reason(marks, seen=50, due=26, now=DAY) is not None
+    assert hold_reason(marks, seen=50, due=26, now=DAY + 11.0) is None
     # A clock that jumps while a sweep is held does not count as a day.
-    assert objection(marks, seen=50, due=1, now=400 * DAY) is not None
-    assert objection(marks, seen=50, due=1, now=401 * DAY) is None
-    assert objection(marks, seen=50, due=30, now=401 * DAY) is not None
+    assert hold_reason(marks, seen=50, due=1, now=400 * DAY) is not None
+    assert hold_reason(marks, seen=50, due=1, now=401 * DAY) is None
+    assert hold_reason(marks, seen=50, due=30, now=401 * DAY) is not None

@@ -55,7 +55,7 @@ async def abandoned(store: FileStore, count: int) -> None:
 
 def uploads(store: FileStore, locks: Locks | None = None, hooks: Hooks | None = None) -> Uploads:
     return Uploads(
-        store, locks or MemoryLocks(), rules=UploadPolicy(expire_after=100.0), hooks=hooks
+        store, locks or MemoryLocks(), policy=UploadPolicy(expire_after=100.0), hooks=hooks
     )
 
 
@@ -119,7 +119,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         redis_client = RedisClient(redis.url, timeout=30.0)
         await redis_client.start()
         locks = RedisLocks(redis_client)
-        upkeep = LocalMaintenance(uploads(store, locks), DueIndex(redis_client))
+        maintenance = LocalMaintenance(uploads(store, locks), DueIndex(redis_client))
         seen = 0
 
         async def tell(_expired: Expired) -> None:
@@ -129,7 +129,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
                 redis.stop()
 
         with caplog.at_level(logging.INFO), pytest.raises(MaintenanceError) as failed:
-            await upkeep.sweep("all", tell=tell)
+            await maintenance.sweep("all", tell=tell)
         assert "nobody can tell who holds the uploads' locks" in str(failed.value)
         assert [record.name for record in caplog.records] == ["tusd_py.redis.client"]
         left = [each async for each in store.ids()]
@@ -138,7 +138,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
         async with asyncio.timeout(60):
             while await redis_client.check() is not None:  # noqa: ASYNC110 - nobody tells when it is back
                 await asyncio.sleep(0.02)
-        report = await upkeep.sweep("all")
+        report = await maintenance.sweep("all")
         assert report.expired == len(left)
         await locks.stop()
         await redis_client.stop()

@@ -71,7 +71,7 @@ async def race(here: Uploads, there: Uploads, store: FileStore, number: int, liv
     await store.create(info)
     path = Path(store.data_path(info))
     path.write_bytes(BEGIN)
-    changed = time.time() - here.rules.expire_after + lives
+    changed = time.time() - here.policy.expire_after + lives
     os.utime(path, (changed, changed))
 
     async def resume() -> str:
@@ -126,13 +126,13 @@ async def test_a_thousand_times_the_bytes_are_right_or_the_upload_is_gone(
 ) -> None:
     store = FileStore(tmp_path / "uploads")
     store.open()
-    rules = UploadPolicy(expire_after=100.0, durability="none")
+    policy = UploadPolicy(expire_after=100.0, durability="none")
     with RedisServer(tmp_path / "redis") as redis:
         redis_clients = [RedisClient(redis.url, timeout=30.0) for _ in range(2)]
         for redis_client in redis_clients:
             await redis_client.start()
         locks = locks_of(kind, redis_clients, tmp_path / "locks")
-        here, there = (Uploads(store, each, rules=rules) for each in locks)
+        here, there = (Uploads(store, each, policy=policy) for each in locks)
         seen: Counter[str] = Counter()
         lives = WINDOW / 2
         for number in range(1000):

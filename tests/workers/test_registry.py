@@ -58,8 +58,8 @@ class Place:
         self.uploads = Uploads(
             self.store,
             MemoryLocks(),
-            rules=UploadPolicy(expire_after=100.0),
-            timetable=self.writer,
+            policy=UploadPolicy(expire_after=100.0),
+            due_marks=self.writer,
             clock=self.clock,
         )
 
@@ -68,7 +68,7 @@ class Place:
         info = UploadInfo(id=name, length=10, created_at=self.clock.now)
         await self.store.create(info)
         os.utime(self.store.data_path(info), (self.clock.now, self.clock.now))
-        self.writer.note(name, self.clock.now + 100.0)
+        self.writer.mark(name, self.clock.now + 100.0)
 
 
 @pytest.fixture
@@ -127,7 +127,9 @@ async def test_an_upload_in_use_is_left_and_the_sweep_ends(
     place: Place, registry: DueIndex
 ) -> None:
     locks = MemoryLocks()
-    uploads = Uploads(place.store, locks, rules=UploadPolicy(expire_after=100.0), clock=place.clock)
+    uploads = Uploads(
+        place.store, locks, policy=UploadPolicy(expire_after=100.0), clock=place.clock
+    )
     await place.new("a")
     await place.writer.flush()
     await registry.mark_whole(whole=True)
@@ -154,10 +156,10 @@ async def test_many_changes_are_one_command(registry: DueIndex, redis: RedisServ
     writer = DueIndexWriter(registry)
     redis.reset_counts()
     for number in range(900):
-        writer.note(f"u{number}", 1000.0 + number)
-        writer.note(f"u{number}", 2000.0 + number)
+        writer.mark(f"u{number}", 1000.0 + number)
+        writer.mark(f"u{number}", 2000.0 + number)
     for number in range(100):
-        writer.note(f"u{number}", None)
+        writer.mark(f"u{number}", None)
     await writer.flush()
     counts = redis.counts()
     assert counts.get("evalsha", 0) + counts.get("eval", 0) <= 2  # the first time with the script
@@ -170,10 +172,10 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
 ) -> None:
     writer = DueIndexWriter(registry)
     redis.stop()
-    writer.note("a", 1.0)
-    writer.note("b", 1.0)
+    writer.mark("a", 1.0)
+    writer.mark("b", 1.0)
     await writer.flush()
-    writer.note("b", None)
+    writer.mark("b", None)
     redis.start()
     task = asyncio.create_task(writer.run())
     async with asyncio.timeout(60):
@@ -188,12 +190,12 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
 
 async def test_one_sweep_at_a_time(place: Place, registry: DueIndex) -> None:
     assert await registry.lock_sweep("other", lease=60)
-    upkeep = LocalMaintenance(place.uploads, registry)
-    assert await sweep_alone(upkeep, registry, "due") is None
+    maintenance = LocalMaintenance(place.uploads, registry)
+    assert await sweep_alone(maintenance, registry, "due") is None
     await registry.unlock_sweep("not the other")
-    assert await sweep_alone(upkeep, registry, "due") is None
+    assert await sweep_alone(maintenance, registry, "due") is None
     await registry.unlock_sweep("other")
-    assert await sweep_alone(upkeep, registry, "due") is not None
+    assert await sweep_alone(maintenance, registry, "due") is not None
     [record] = await registry.sweeps()
     assert (record.kind, record.failed) == ("due", 0)
     assert await registry.lock_sweep("next", lease=60)

@@ -32,23 +32,23 @@ DAY = 86_400.0
 class House:
     """Uploads with a clock of their own, and a registry. expired: those of which that was told."""
 
-    def __init__(self, directory: Path, registry: DueIndex, rules: UploadPolicy) -> None:
+    def __init__(self, directory: Path, registry: DueIndex, policy: UploadPolicy) -> None:
         self.clock = Clock()
         self.registry = registry
         self.writer = DueIndexWriter(registry)
         self.expired: list[str] = []
         self.store = FileStore(directory)
         self.store.open()
-        self.rules = rules
-        self.uploads = self.ruled(rules)
+        self.policy = policy
+        self.uploads = self.ruled(policy)
 
-    def ruled(self, rules: UploadPolicy) -> Uploads:
+    def ruled(self, policy: UploadPolicy) -> Uploads:
         return Uploads(
             self.store,
             MemoryLocks(),
-            rules=rules,
+            policy=policy,
             hooks=Hooks([self]),
-            timetable=self.writer,
+            due_marks=self.writer,
             clock=self.clock,
         )
 
@@ -63,7 +63,7 @@ class House:
         path.write_bytes(b"ab" if whole else b"a")
         os.utime(path, (self.clock.now, self.clock.now))
         if whole:
-            assert await self.uploads.make_up(name)
+            assert await self.uploads.recover_interrupted(name)
 
     async def swept_due(self) -> list[str]:
         """What a sweep of what is due removes."""

@@ -33,11 +33,11 @@ class Authenticator:
         access_tokens: AccessTokens,
         upload_tokens: UploadTokens,
         revocations: Revocations,
-        authority: AccessPolicy,
+        access_policy: AccessPolicy,
     ) -> None:
         self.upload_tokens = upload_tokens
         self.revocations = revocations
-        self.authority = authority
+        self.access_policy = access_policy
         self._access_tokens = access_tokens
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class Authenticator:
         except KeysUnavailable as problem:
             logger.warning("tokens cannot be verified: %s", problem)
             raise errors.unavailable() from None
-        self.authority.check_standing(principal)
+        self.access_policy.check_standing(principal)
         return principal
 
     async def _principal(self, headers: Mapping[str, str], grace: bool) -> Principal:

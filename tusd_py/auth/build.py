@@ -97,7 +97,7 @@ def upload_tokens(settings: Settings) -> UploadTokens:
     return UploadTokens(keys, ttl=settings.upload_token_ttl, grace=settings.upload_token_grace)
 
 
-def gate(
+def authenticator(
     settings: Settings,
     verifier: AccessTokens,
     redis: RedisClient,

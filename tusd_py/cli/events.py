@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import file_store
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
@@ -106,7 +106,9 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
         found |= {kept.event_id, kept.upload_id}
         try:
             if action == "replay":
-                await outbox.replay(kept, intents.serialize(_anew(intents.parse(kept.content))))
+                await outbox.replay(
+                    kept, outbox_record.serialize(_anew(outbox_record.parse(kept.content)))
+                )
             else:
                 await outbox.forget(kept, "failed")
         except MalformedOutboxRecord as problem:
@@ -125,8 +127,8 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
     return 1 if failed else 0
 
 
-def _anew(intent: OutboxRecord) -> OutboxRecord:
-    return replace(intent, attempts=0, not_before=0.0, problem="")
+def _anew(record: OutboxRecord) -> OutboxRecord:
+    return replace(record, attempts=0, not_before=0.0, problem="")
 
 
 def _pass_on(settings: Settings, upload_ids: set[str]) -> bool:
@@ -157,7 +159,7 @@ class _Unreadable:
 
 def _read(kept: KeptEvent) -> OutboxRecord | _Unreadable:
     try:
-        return intents.parse(kept.content)
+        return outbox_record.parse(kept.content)
     except MalformedOutboxRecord as problem:
         return _Unreadable(str(problem))
 
@@ -168,27 +170,27 @@ def _document(kept: KeptEvent) -> dict[str, object]:
         "upload": kept.upload_id,
         "kept": _time(kept.kept_at),
     }
-    intent = _read(kept)
-    if isinstance(intent, _Unreadable):
-        return {**shown, "problem": intent.problem}
+    record = _read(kept)
+    if isinstance(record, _Unreadable):
+        return {**shown, "problem": record.problem}
     return {
         **shown,
-        "type": intent.event.type.value,
-        "hooks": list(intent.hooks),
-        "attempts": intent.attempts,
-        "next": _time(intent.not_before) if intent.not_before else None,
-        "problem": intent.problem or None,
+        "type": record.event.type.value,
+        "hooks": list(record.hooks),
+        "attempts": record.attempts,
+        "next": _time(record.not_before) if record.not_before else None,
+        "problem": record.problem or None,
     }
 
 
 def _row(kept: KeptEvent) -> tuple[str, ...]:
-    intent = _read(kept)
+    record = _read(kept)
     age = f"{max(0.0, time.time() - kept.kept_at):.0f}s"
-    if isinstance(intent, _Unreadable):
-        return kept.event_id, "?", kept.upload_id, age, "?", intent.problem
+    if isinstance(record, _Unreadable):
+        return kept.event_id, "?", kept.upload_id, age, "?", record.problem
     # A text of somebody else's is not to draw on the operator's terminal.
-    problem = json.dumps(intent.problem)[1:-1]
-    event_type, attempts = intent.event.type.value, str(intent.attempts)
+    problem = json.dumps(record.problem)[1:-1]
+    event_type, attempts = record.event.type.value, str(record.attempts)
     return kept.event_id, event_type, kept.upload_id, age, attempts, problem
 
 

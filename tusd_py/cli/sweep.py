@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: bool) -> int:
     from tusd_py.maintenance.local import Expired  # noqa: PLC0415
-    from tusd_py.service import connect as reach  # noqa: PLC0415
+    from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
     async def tell(expired: Expired) -> None:
         since = datetime.fromtimestamp(expired.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -80,8 +80,8 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
             line = f"{expired.upload}  {expired.bytes} bytes, expired {since}"
         sys.stdout.write(line + "\n")
 
-    async with reach.upkeep(settings, may_take=True) as upkeep:
-        report = await upkeep.sweep(
+    async with open_maintenance(settings, may_open=True) as maintenance:
+        report = await maintenance.sweep(
             "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
         )
     if report.held and not as_json:

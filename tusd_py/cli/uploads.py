@@ -187,13 +187,13 @@ async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
 async def _remove(settings: Settings, ids: list[str]) -> int:
     # The server's parts: the other actions do without.
     from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
-    from tusd_py.service import connect as reach  # noqa: PLC0415
+    from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
     failures = 0
     try:
-        async with reach.upkeep(settings, may_take=True) as upkeep:
+        async with open_maintenance(settings, may_open=True) as maintenance:
             for upload_id in ids:
-                problem = await upkeep.remove(upload_id)
+                problem = await maintenance.remove(upload_id)
                 if problem is not None:
                     failures += 1
                     sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)}: {problem}\n")

@@ -38,7 +38,7 @@ from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, parse_digits
-from tusd_py.service import connect as reach
+from tusd_py.service.connect import open_maintenance
 from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
@@ -416,8 +416,8 @@ class _Front:
     async def sweep(self) -> None:
         """Removes what has expired. Raises MaintenanceError."""
         for directory in sorted(self._directories):
-            async with reach.upkeep(self._settings(directory), may_take=True) as upkeep:
-                await upkeep.sweep("all", dry_run=False, tell=None)
+            async with open_maintenance(self._settings(directory), may_open=True) as maintenance:
+                await maintenance.sweep("all", dry_run=False, tell=None)
 
     # Requests
 

@@ -176,7 +176,7 @@ class Hooks:
                 raise
         return creation
 
-    async def ask(self, event: Event) -> Changes:
+    async def decide(self, event: Event) -> Changes:
         """Lets the hooks of a `pre-` event decide, in order. Raises the ProtocolError of the first that refuses, and a 500
         for a hook that fails or takes too long."""
         changes = Changes()
@@ -184,13 +184,13 @@ class Hooks:
             changes = changes.then(await self.call(hook, event) or Changes())
         return changes
 
-    def progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
+    def notify_progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
         """Announces a `post-receive` event like `tell`, so that no bytes wait for its hooks; it is left out while an earlier
         event of the upload is still being told. stop: called with the response if one of them wants the request ended."""
         if event.upload.id not in self._queues:
             self._enqueue(event, stop)
 
-    def progress_end(self, event: Event) -> None:
+    def notify_progress_end(self, event: Event) -> None:
         """Announces the last `post-receive` event of a request, behind earlier events of the upload. While that of an earlier
         request still waits for its turn, this one takes its place."""
         upload_id = event.upload.id
@@ -242,7 +242,7 @@ class Hooks:
             except ProtocolError as refusal:
                 logger.debug("a %s hook failed: %s", event.type, refusal)
 
-    async def settle(self, upload_ids: Iterable[str]) -> None:
+    async def wait_for(self, upload_ids: Iterable[str]) -> None:
         """Returns when what was announced of these uploads has been told."""
         tasks = [task for each in upload_ids if (task := self._queues.get(each)) is not None]
         if tasks:
@@ -298,7 +298,7 @@ class Hooks:
         return answer if isinstance(answer, Changes) else None
 
 
-UNASKED = Creation(
+NO_CREATION_HOOKS = Creation(
     Hooks(), Event(EventType.PRE_CREATE, UploadView("", None, 0, {}), RequestView(), id="")
 )
 """Of a creation that no hook was asked about."""

@@ -43,7 +43,7 @@ class OutboxRecord:
     not_before: float = 0.0
     problem: str = ""
 
-    def begun(self) -> OutboxRecord:
+    def next_attempt(self) -> OutboxRecord:
         """It with one more attempt."""
         attempts = self.attempts + 1
         return replace(self, attempts=attempts, event=replace(self.event, attempt=attempts))
@@ -103,13 +103,13 @@ def is_secret(header: str) -> bool:
     return _SECRET.search(header.lower()) is not None
 
 
-def serialize(intent: OutboxRecord) -> bytes:
+def serialize(record: OutboxRecord) -> bytes:
     """It as JSON in UTF-8."""
-    event, upload, request = intent.event, intent.event.upload, intent.event.request
+    event, upload, request = record.event, record.event.upload, record.event.request
     document: _Document = {
         "id": event.id,
         "type": event.type.value,
-        "created_at": intent.created_at,
+        "created_at": record.created_at,
         "upload": {
             "id": upload.id,
             "length": upload.length,
@@ -128,10 +128,10 @@ def serialize(intent: OutboxRecord) -> bytes:
             "headers": dict(request.headers),
             "collection_url": request.collection_url,
         },
-        "hooks": list(intent.hooks),
-        "attempts": intent.attempts,
-        "not_before": intent.not_before,
-        "problem": intent.problem,
+        "hooks": list(record.hooks),
+        "attempts": record.attempts,
+        "not_before": record.not_before,
+        "problem": record.problem,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -140,9 +140,9 @@ def parse(content: bytes) -> OutboxRecord:
     """What `serialize` wrote. Raises MalformedIntent."""
     try:
         document: _Document = json.loads(content)
-        intent = _read(document)
-        _check_values(intent)
-        return intent
+        record = _read(document)
+        _check_values(record)
+        return record
     except (
         ValueError,
         KeyError,
@@ -154,15 +154,15 @@ def parse(content: bytes) -> OutboxRecord:
         raise MalformedOutboxRecord(f"it cannot be read: {problem!r}") from problem
 
 
-def _check_values(intent: OutboxRecord) -> None:
+def _check_values(record: OutboxRecord) -> None:
     """Raises ValueError for values by which nobody could decide when to tell it, and whom."""
-    counts = (intent.attempts, intent.event.attempt)
+    counts = (record.attempts, record.event.attempt)
     if not all(type(each) is int and each >= 0 for each in counts):
-        raise ValueError(f"attempts is {intent.attempts!r:.100}")
-    for name, seconds in (("not_before", intent.not_before), ("created_at", intent.created_at)):
+        raise ValueError(f"attempts is {record.attempts!r:.100}")
+    for name, seconds in (("not_before", record.not_before), ("created_at", record.created_at)):
         if type(seconds) not in (int, float) or not math.isfinite(seconds):
             raise ValueError(f"{name} is {seconds!r:.100}")
-    texts = (*intent.hooks, intent.problem, intent.event.id, intent.event.upload.id)
+    texts = (*record.hooks, record.problem, record.event.id, record.event.upload.id)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("there is something else in place of a text")
 

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from tusd_py import logs
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
@@ -28,7 +28,7 @@ _LONG = 900.0
 _REMOVALS = (EventType.POST_TERMINATE, EventType.POST_EXPIRE)
 
 
-class Courier(Protocol):
+class Relay(Protocol):
     """Who gets workers to look at the outbox."""
 
     async def start(self) -> None:
@@ -37,23 +37,23 @@ class Courier(Protocol):
     async def stop(self) -> None:
         """Not any more. What it could not say is found by the sweep."""
 
-    def note(self, upload_id: str, /) -> None:
+    def enqueue(self, upload_id: str, /) -> None:
         """Events of this upload are to be told. Returns at once; should it be lost, the sweep makes up for it."""
 
-    async def look(self, outbox: Outbox) -> int:
+    async def scan(self, outbox: Outbox) -> int:
         """Sees that there is somebody to tell everything that waits; how many uploads were passed on."""
 
 
-class NoCourier:
+class NoRelay:
     """Nobody; the sweep finds what is to be told."""
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
-    def note(self, _upload_id: str, /) -> None: ...
+    def enqueue(self, _upload_id: str, /) -> None: ...
 
-    async def look(self, _outbox: Outbox) -> int:
+    async def scan(self, _outbox: Outbox) -> int:
         return 0
 
 
@@ -65,12 +65,12 @@ class EventPublisher:
     """
 
     def __init__(self, hooks: Hooks, outbox: Outbox | None = None, *, durable: bool = True) -> None:
-        self.courier: Courier = NoCourier()
+        self.relay: Relay = NoRelay()
         self._hooks = hooks
         self._outbox = outbox
         self._durable = durable
 
-    async def intend(
+    async def record(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> None:
         """Writes down what is about to happen to an upload, for workers to tell. Under its lock.
@@ -82,24 +82,24 @@ class EventPublisher:
         hooks = self._hooks.delivered_to(event_type)
         if not hooks:
             return
-        event = _event(event_type, upload, intents.without_secrets(request))
-        content = intents.serialize(OutboxRecord(event, upload.info.created_at, hooks))
+        event = _event(event_type, upload, outbox_record.without_secrets(request))
+        content = outbox_record.serialize(OutboxRecord(event, upload.info.created_at, hooks))
         sync = self._durable and event_type is EventType.POST_FINISH
         await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
-    def tell(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
+    def publish(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
         """It has happened: whoever wants to know of it is told in the background."""
         if self._hooks.wants(event_type):
             self._hooks.tell(_event(event_type, upload, request))
         if self._outbox is not None and self._hooks.delivered_to(event_type):
-            self.courier.note(upload.id)
+            self.relay.enqueue(upload.id)
 
-    async def look(self) -> None:
+    async def scan(self) -> None:
         """Sees that everything that waits is told, whatever became of those who were to see to it."""
         if self._outbox is None:
             return
         try:
-            found = await self.courier.look(self._outbox)
+            found = await self.relay.scan(self._outbox)
             counts = await self._outbox.counts()
         except StorageError as problem:
             logger.warning("the outbox cannot be looked at: %s", problem)
@@ -127,11 +127,11 @@ class EventPublisher:
         """Whether workers are told of anything."""
         return self._outbox is not None and self._hooks.delivers
 
-    def note(self, upload_id: str) -> None:
+    def enqueue(self, upload_id: str) -> None:
         """Has workers look at the events of an upload."""
-        self.courier.note(upload_id)
+        self.relay.enqueue(upload_id)
 
-    async def intend_removals(
+    async def record_removals(
         self,
         event_type: EventType,
         uploads: Sequence[Upload],
@@ -146,21 +146,21 @@ class EventPublisher:
         return {
             each.id: RemovalEvent(id_of(event_type, each.info), each.offset)
             for each in uploads
-            if not await self._intend_removal(event_type, each, request, fences[each.id])
+            if not await self._record_removal(event_type, each, request, fences[each.id])
         }
 
-    async def intend_late(
+    async def record_late(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> EventType | None:
         """Writes down a removal after it. Returns what it was, None if it was none of ours. Raises StorageError, LeaseLost."""
         info = removal.upload.info
         for event_type in _REMOVALS:
             if id_of(event_type, info) == removal.event.event_id:
-                await self.intend(event_type, removal.upload, request, fence)
+                await self.record(event_type, removal.upload, request, fence)
                 return event_type
         return None
 
-    async def _intend_removal(
+    async def _record_removal(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> bool:
         """Whether it could be written down, if it is ours to remove."""
@@ -170,7 +170,7 @@ class EventPublisher:
             stale.add(id_of(EventType.POST_FINISH, upload.info))
         try:
             await self._withdraw(upload, stale, fence)
-            await self.intend(event_type, upload, request, fence)
+            await self.record(event_type, upload, request, fence)
         except LeaseLost:
             # Nor will it be removed: that takes the same fence.
             return True

@@ -32,8 +32,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 T = TypeVar("T")
 
 
-class Courier:
-    """See the module, and `tusd_py.events.publisher.Courier`. url: of the Redis."""
+class Relay:
+    """See the module, and `tusd_py.events.publisher.Relay`. url: of the Redis."""
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._connection = connect(url)
@@ -42,12 +42,12 @@ class Courier:
         self._noted: dict[str, None] = {}
         self._news = asyncio.Event()
         # One is enough, and keeps the order.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tusd-courier")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tusd-relay")
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begins to put into the queue what is noted."""
-        self._task = keep_running(self._run, "courier")
+        self._task = keep_running(self._run, "relay")
 
     async def stop(self) -> None:
         """Tries once more."""
@@ -60,14 +60,14 @@ class Courier:
         await asyncio.to_thread(self._thread.shutdown)
         self._connection.close()
 
-    def note(self, upload_id: str, /) -> None:
-        """See `tusd_py.events.publisher.Courier`."""
+    def enqueue(self, upload_id: str, /) -> None:
+        """See `tusd_py.events.publisher.Relay`."""
         if len(self._noted) < _MOST:
             self._noted[upload_id] = None
             self._news.set()
 
-    async def look(self, outbox: Outbox) -> int:
-        """See `tusd_py.events.publisher.Courier`. While Redis is away nothing is passed on. Raises StorageError."""
+    async def scan(self, outbox: Outbox) -> int:
+        """See `tusd_py.events.publisher.Relay`. While Redis is away nothing is passed on. Raises StorageError."""
         waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
         if not waiting:
             return 0

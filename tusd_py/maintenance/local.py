@@ -32,7 +32,7 @@ from tusd_py.storage.base import (
 from tusd_py.storage.sweep_marks import SweepMarks
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep import Rest, SweepReport, SweepStopped, sweep, sweep_due
-from tusd_py.uploads.sweep_guard import is_far, is_most, objection
+from tusd_py.uploads.sweep_guard import hold_reason, is_far, is_most
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class LocalMaintenance:
         # The index may know uploads as due that are not, and does not know those that never are.
         report = await sweep(uploads, dry_run=True, rest=self._rest)
         now = uploads.now()
-        reason = objection(marks, seen=report.seen, due=report.expired, now=now)
+        reason = hold_reason(marks, seen=report.seen, due=report.expired, now=now)
         if reason is None:
             return None
         logs.event(
@@ -163,7 +163,7 @@ class LocalMaintenance:
 
 
 async def sweep_alone(
-    upkeep: Maintenance, registry: DueIndex, kind: SweepKind
+    maintenance: Maintenance, registry: DueIndex, kind: SweepKind
 ) -> SweepReport | None:
     """Sweeps unless another sweep is running, and remembers what it did. None if another one is.
 
@@ -176,7 +176,7 @@ async def sweep_alone(
     keeping = keep_running(partial(_keep, registry, token), "sweep lease")
     try:
         began = time.time()
-        report = await upkeep.sweep(kind, dry_run=False, tell=None)
+        report = await maintenance.sweep(kind, dry_run=False, tell=None)
         await registry.record_sweep(report.record(kind, began))
     finally:
         keeping.cancel()

@@ -35,8 +35,8 @@ Document = Mapping[str, object]
 class ControlServer:
     """Takes requests while the server runs. state_dir: the server's."""
 
-    def __init__(self, upkeep: LocalMaintenance, state_dir: Path) -> None:
-        self._upkeep = upkeep
+    def __init__(self, maintenance: LocalMaintenance, state_dir: Path) -> None:
+        self._maintenance = maintenance
         self._directory = state_dir / _DIRECTORY
         self._server: asyncio.Server | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -88,12 +88,12 @@ class ControlServer:
             match request:
                 case {"do": "sweep", "kind": "due" | "all" as kind, "dry_run": bool(dry_run)}:
                     listener = tell if request.get("tell") else None
-                    report = await self._upkeep.sweep(
+                    report = await self._maintenance.sweep(
                         kind, dry_run=dry_run, tell=listener, force=request.get("force") is True
                     )
                     return {"done": asdict(report)}
                 case {"do": "remove", "upload": str(upload_id)}:
-                    return {"done": {"problem": await self._upkeep.remove(upload_id)}}
+                    return {"done": {"problem": await self._maintenance.remove(upload_id)}}
         except (MaintenanceError, RedisUnavailable) as problem:
             return {"failed": str(problem)}
         return {"failed": f"the server does not understand {sorted(request)}"}

@@ -171,7 +171,7 @@ class DueIndexWriter:
         self._recent: dict[str, float] = {}
         self._is_complete = True
 
-    def note(self, upload_id: str, due: float | None, /) -> None:
+    def mark(self, upload_id: str, due: float | None, /) -> None:
         """See `DueMarks`. An upload of the last minute is not sent again, unless it is gone or due earlier."""
         if due is None:
             self._recent.pop(upload_id, None)

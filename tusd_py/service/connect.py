@@ -20,10 +20,10 @@ from tusd_py.storage.base import StorageError
 
 
 @asynccontextmanager
-async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Maintenance]:
+async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterator[Maintenance]:
     """The upkeep, as long as the block lasts.
 
-    may_take: whether the directory may be taken where no server runs; a server cannot start then. Raises MaintenanceError.
+    may_open: whether the directory may be taken where no server runs; a server cannot start then. Raises MaintenanceError.
     """
     try:
         if settings.redis_url is None:
@@ -31,7 +31,7 @@ async def upkeep(settings: Settings, *, may_take: bool) -> AsyncIterator[Mainten
             if server is not None:
                 yield server
                 return
-            if not may_take:
+            if not may_open:
                 raise MaintenanceError(f"no server runs on {settings.upload_dir}")
         # A path that was mistyped shall not become an instance.
         if not settings.upload_dir.is_dir():

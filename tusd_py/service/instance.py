@@ -1,6 +1,6 @@
 """One set of uploads put together from settings: store, locks, Redis, authentication, hooks, outbox, index of what is due.
 
-A server, a worker's sweep and a command all start from here, so that each of them works by the same rules. Not for: HTTP,
+A server, a worker's sweep and a command all start from here, so that each of them works by the same policy. Not for: HTTP,
 processes, and what a server does at intervals.
 """
 
@@ -19,7 +19,7 @@ from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext
-from tusd_py.events.publisher import Courier, EventPublisher
+from tusd_py.events.publisher import EventPublisher, Relay
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
 from tusd_py.metrics.counters import Counters
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Instance:
-    """The uploads of one set of settings. `uploads`, `due_index`, `gate` and `maintenance` are there after `open`.
+    """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are there after `open`.
 
     counters: where it counts. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
     of several processes of one server. is_server: False for a command or a job that works on the uploads for a while; it
@@ -73,7 +73,7 @@ class Instance:
             self._hooks, self.outbox, durable=settings.durability != "none"
         )
         self.on_revocation: Callable[[], None] | None = None
-        self.gate: Authenticator | None = None
+        self.authenticator: Authenticator | None = None
         self.due_index: DueIndex | None = None
         self._due_marks: DueIndexWriter | None = None
         self._uploads: Uploads | None = None
@@ -125,31 +125,31 @@ class Instance:
         if self._verifier is not None:
             if redis is None:
                 raise RuntimeError("access tokens need a Redis for revocations")
-            self.gate = build.gate(
+            self.authenticator = build.authenticator(
                 self.settings, self._verifier, redis, on_revocation=self._recheck_access
             )
         self._uploads = Uploads(
             self.store,
             self._backends.locks,
-            rules=_rules(self.settings),
+            policy=_policy(self.settings),
             hooks=self._hooks,
-            announcer=self.publisher,
+            publisher=self.publisher,
             counters=self.counters,
-            timetable=self._due_marks,
-            authority=None if self.gate is None else self.gate.authority,
+            due_marks=self._due_marks,
+            access_policy=None if self.authenticator is None else self.authenticator.access_policy,
             open_uploads=None if redis is None else OpenUploads(redis),
         )
 
     def _recheck_access(self) -> None:
-        self.uploads.review()
+        self.uploads.recheck_access()
 
     async def start(self) -> None:
         """Open, connect, and start the hooks. Raises StorageError, EmbeddedStateError, HookError."""
         if self._uploads is None:
             await asyncio.to_thread(self.open)
         await self._backends.start()
-        if self.gate is not None:
-            await self.gate.start()
+        if self.authenticator is not None:
+            await self.authenticator.start()
         await self._hooks.start(
             HookContext(
                 settings=self.settings,
@@ -171,8 +171,8 @@ class Instance:
             return
         # Not for servers that have no events to deliver: it loads rq.
         queue = await asyncio.to_thread(importlib.import_module, "tusd_py.jobs.relay")
-        self.publisher.courier = cast(Courier, queue.Courier(self.settings, url))
-        await self.publisher.courier.start()
+        self.publisher.relay = cast(Relay, queue.Relay(self.settings, url))
+        await self.publisher.relay.start()
 
     async def _warn_of_leftovers(self) -> None:
         """Warn of events that workers were to deliver before the settings changed: nobody delivers them now."""
@@ -199,21 +199,21 @@ class Instance:
         self.uploads.begin_shutdown()
         await self.drain()
         await self._hooks.stop()
-        await self.publisher.courier.stop()
+        await self.publisher.relay.stop()
         if self._due_marks is not None:
             await self._due_marks.flush()
-        if self.gate is not None:
-            await self.gate.stop()
+        if self.authenticator is not None:
+            await self.authenticator.stop()
         await self._backends.stop()
         await asyncio.to_thread(self.store.close)
 
 
 def reader(settings: Settings, store: FileStore) -> Uploads:
     """The uploads of a store for reading alone: without locks, whether a server runs on it or not."""
-    return Uploads(store, MemoryLocks(), rules=_rules(settings))
+    return Uploads(store, MemoryLocks(), policy=_policy(settings))
 
 
-def _rules(settings: Settings) -> UploadPolicy:
+def _policy(settings: Settings) -> UploadPolicy:
     return UploadPolicy(
         max_size=settings.max_size,
         disk_reserve=settings.disk_reserve,

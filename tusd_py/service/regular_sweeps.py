@@ -65,7 +65,7 @@ class RegularSweeps:
             if due_index is not None:
                 await due_index.record_sweep(report.record(kind, began))
         self._swept_at = time.time()
-        await instance.publisher.look()
+        await instance.publisher.scan()
         return report
 
     def _pause_factor(self) -> float:

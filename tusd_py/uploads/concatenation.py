@@ -58,7 +58,7 @@ class Concatenation:
     def __init__(
         self,
         store: Store,
-        rules: UploadPolicy,
+        policy: UploadPolicy,
         *,
         load: Callable[[str], Awaitable[Upload]],
         finish_part: Callable[[str], Awaitable[bool]],
@@ -67,13 +67,13 @@ class Concatenation:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._rules = rules
+        self._policy = policy
         self._load = load
         self._finish_part = finish_part
         self._check_space = check_space
         self._on_ready = on_ready
         self._clock = clock
-        self.pending = PendingFinals(store.load, expire_after=rules.expire_after)
+        self.pending = PendingFinals(store.load, expire_after=policy.expire_after)
         self._joins = 0
         self._joining_bytes = 0
 
@@ -108,7 +108,7 @@ class Concatenation:
 
     def check_repeats(self, ids: Sequence[str], parts: Mapping[str, Upload]) -> None:
         """Raises a 413 where parts that are named several times make the server copy more than it is to."""
-        most = self._rules.max_concat_repeats
+        most = self._policy.max_concat_repeats
         repeats = Counter(ids)
         added = sum((repeats[each] - 1) * (parts[each].length or 0) for each in parts)
         if most and added > most:
@@ -146,7 +146,7 @@ class Concatenation:
         while missing is not None and await self._recover_part(missing):
             missing = await self.pending.missing(final)
         length = await self.pending.length(final)
-        maximum = self._rules.most_bytes(final.info.max_size)
+        maximum = self._policy.most_bytes(final.info.max_size)
         if length is not None and maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
         pending = final.with_info(length=length)
@@ -191,7 +191,7 @@ class Concatenation:
             self._joins -= 1
             self._joining_bytes -= length
         self.pending.forget(final.id)
-        if not self._rules.remove_parts_when_joined:
+        if not self._policy.remove_parts_when_joined:
             await store.forget_awaiting(distinct, final.id)
         return replace(final, offset=length, joined=True, changed_at=self._clock())
 
@@ -220,7 +220,7 @@ class Concatenation:
             known = [time for time in times if time is not None]
             latest = max(known) if len(known) == len(times) else float("inf")
             return replace(upload, expires_at=latest)
-        if finals and self._rules.remove_parts_when_joined:
+        if finals and self._policy.remove_parts_when_joined:
             return replace(upload, expires_at=0.0)
         return upload
 

@@ -139,24 +139,24 @@ class _Transfer:
 
 
 class BodyReceiver:
-    """Takes bodies in for the uploads of one store. objection: what there is to be said against a request's going on."""
+    """Takes bodies in for the uploads of one store. access_error: what there is to be said against a request's going on."""
 
     def __init__(
         self,
         store: Store,
-        rules: UploadPolicy,
+        policy: UploadPolicy,
         hooks: Hooks,
         counters: Counters,
         clock: Callable[[], float],
         *,
-        objection: Callable[[UploadInfo, RequestView], ProtocolError | None],
+        access_error: Callable[[UploadInfo, RequestView], ProtocolError | None],
     ) -> None:
         self._store = store
-        self._rules = rules
+        self._policy = policy
         self._hooks = hooks
         self._counters = counters
         self._clock = clock
-        self._objection = objection
+        self._access_error = access_error
         self._transfers: dict[Body, _Transfer] = {}
         self._closing = False
 
@@ -166,13 +166,13 @@ class BodyReceiver:
         for body in list(self._transfers):
             body.stop(BodyEnd.SHUTDOWN)
 
-    def review(self) -> None:
+    def recheck_access(self) -> None:
         """Looks again at who may go on, because somebody may not any more: their bodies end, what arrived is kept."""
         for transfer in list(self._transfers.values()):
             self._stop_if_refused(transfer)
 
     def _stop_if_refused(self, transfer: _Transfer) -> None:
-        problem = self._objection(transfer.upload.info, transfer.request)
+        problem = self._access_error(transfer.upload.info, transfer.request)
         if problem is not None:
             transfer.stop(problem)
 
@@ -193,17 +193,17 @@ class BodyReceiver:
     def _limit(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
         if upload.length is not None:
             return upload.length, errors.upload_size_exceeded
-        return self._rules.most_bytes(upload.info.max_size), errors.max_size_exceeded
+        return self._policy.most_bytes(upload.info.max_size), errors.max_size_exceeded
 
     async def check_space(self, needed: int) -> None:
         """Raises a 507 unless the store has room for `needed` bytes beside the reserve."""
         free = await self._store.free_space()
-        if free is not None and free < self._rules.disk_reserve + needed:
+        if free is not None and free < self._policy.disk_reserve + needed:
             logger.warning(
                 "refused %d bytes: %d are free, %d are reserved",
                 needed,
                 free,
-                self._rules.disk_reserve,
+                self._policy.disk_reserve,
             )
             raise errors.insufficient_storage()
 
@@ -284,7 +284,7 @@ class BodyReceiver:
             except LeaseLost:
                 writer.abandon()
         try:
-            await writer.close(sync=self._rules.durability == "chunk" and writer.offset > began)
+            await writer.close(sync=self._policy.durability == "chunk" and writer.offset > began)
         except LeaseLost:
             return problem or errors.interrupted()
         if counts:
@@ -352,25 +352,25 @@ class BodyReceiver:
         transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
         if rest is not None:
             await rest
-        if not self._rules.disk_reserve:
+        if not self._policy.disk_reserve:
             return
         free = await self._store.free_space()
-        if free is not None and free < self._rules.disk_reserve:
+        if free is not None and free < self._policy.disk_reserve:
             raise _Ended(errors.insufficient_storage())
 
     def _tell_progress(self, transfer: _Transfer) -> None:
         """Tells hooks how far the upload has come, if it has come further than they know, and again after the interval."""
         if transfer.writer.offset != transfer.told:
-            self._hooks.progress(self._progress_event(transfer), transfer.stop)
+            self._hooks.notify_progress(self._progress_event(transfer), transfer.stop)
         transfer.progress_timer = asyncio.get_running_loop().call_later(
-            self._rules.progress_interval, self._tell_progress, transfer
+            self._policy.progress_interval, self._tell_progress, transfer
         )
 
     def _tell_last_progress(self, transfer: _Transfer) -> None:
         """Tells hooks how far the request has brought the upload, however short it was, as tusd does."""
         wanted = self._hooks.wants(EventType.POST_RECEIVE)
         if wanted and transfer.writer.offset != transfer.told and transfer.lease.is_held():
-            self._hooks.progress_end(self._progress_event(transfer))
+            self._hooks.notify_progress_end(self._progress_event(transfer))
 
     @staticmethod
     def _progress_event(transfer: _Transfer) -> Event:

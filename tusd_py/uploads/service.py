@@ -20,7 +20,7 @@ from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import ANYBODY, Action
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import spawn
-from tusd_py.events.hooks import UNASKED, Hooks
+from tusd_py.events.hooks import NO_CREATION_HOOKS, Hooks
 from tusd_py.events.model import Changes, Event, EventType, HookResponse, RequestView, UploadView
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import (
@@ -102,35 +102,35 @@ class Uploads:
         store: Store,
         locks: Locks,
         *,
-        rules: UploadPolicy | None = None,
+        policy: UploadPolicy | None = None,
         hooks: Hooks | None = None,
-        announcer: EventPublisher | None = None,
+        publisher: EventPublisher | None = None,
         counters: Counters | None = None,
-        timetable: DueMarks | None = None,
-        authority: AccessPolicy | None = None,
+        due_marks: DueMarks | None = None,
+        access_policy: AccessPolicy | None = None,
         open_uploads: OpenUploads | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
-        self.authority = authority or AccessPolicy()
+        self.access_policy = access_policy or AccessPolicy()
         self._open_uploads = open_uploads
-        self.rules = rules or UploadPolicy()
+        self.policy = policy or UploadPolicy()
         self.hooks = hooks or Hooks()
-        self._announcer = announcer or EventPublisher(self.hooks)
+        self._publisher = publisher or EventPublisher(self.hooks)
         self._locks = locks
         self._counters = counters or Counters()
-        self._timetable: DueMarks = timetable or NoDueMarks()
+        self._due_marks: DueMarks = due_marks or NoDueMarks()
         self._clock = clock
         self._reception = BodyReceiver(
-            store, self.rules, self.hooks, self._counters, clock, objection=self._objection
+            store, self.policy, self.hooks, self._counters, clock, access_error=self._access_error
         )
         self._joining = Concatenation(
             store,
-            self.rules,
+            self.policy,
             load=self._current,
-            finish_part=self.make_up,
+            finish_part=self.recover_interrupted,
             check_space=self._reception.check_space,
-            on_ready=self._note_soon,
+            on_ready=self._mark_due_soon,
             clock=clock,
         )
         self._background: set[asyncio.Task[None]] = set()
@@ -142,16 +142,16 @@ class Uploads:
         trailers: whether the HTTP server in front hands trailer fields over.
         """
         removes = isinstance(self.store, RemovesUploads)
-        joins = isinstance(self.store, JoinsParts) and self.rules.concatenation
+        joins = isinstance(self.store, JoinsParts) and self.policy.concatenation
         verifies = isinstance(self.store, VerifiesChunks)
         offered = {
             "creation": True,
             "creation-with-upload": True,
             "creation-defer-length": True,
-            "expiration": removes and self.rules.expire_after > 0,
+            "expiration": removes and self.policy.expire_after > 0,
             "checksum": verifies,
             "checksum-trailer": verifies and trailers,
-            "termination": removes and self.rules.termination,
+            "termination": removes and self.policy.termination,
             "concatenation": joins,
             "concatenation-unfinished": joins,
         }
@@ -171,7 +171,7 @@ class Uploads:
 
     def expire_after(self, info: UploadInfo) -> float:
         """Seconds without a byte after which an unfinished upload is given up; 0 for never."""
-        return self.rules.expire_after if info.expire_after is None else info.expire_after
+        return self.policy.expire_after if info.expire_after is None else info.expire_after
 
     def due_at(self, upload: Upload) -> float | None:
         """When an upload is to be removed, in seconds since the epoch: it expires, or its time as a finished one is over."""
@@ -180,7 +180,7 @@ class Uploads:
             return self.expires_at(upload)
         retain = upload.info.retain
         if retain is None:
-            retain = self.rules.retain_finished
+            retain = self.policy.retain_finished
         return finished_at + retain if retain else None
 
     # Creation
@@ -193,7 +193,7 @@ class Uploads:
         Raises the ProtocolError of a refusal; then nothing was created.
         """
         self._refuse_when_closing()
-        owner = self.authority.creator(request.principal, parts)
+        owner = self.access_policy.creator(request.principal, parts)
         with _translated:
             info = UploadInfo(
                 id=os.urandom(_ID_BYTES).hex(),
@@ -208,7 +208,7 @@ class Uploads:
                 owner=owner,
                 max_size=request.principal.limits.max_upload_size,
             )
-            if command.concat is not None and not self.rules.concatenation:
+            if command.concat is not None and not self.policy.concatenation:
                 raise errors.invalid_concat("concatenation is disabled on this server")
             if info.is_final:
                 return await self._create_final(info, body, request)
@@ -300,7 +300,7 @@ class Uploads:
         raise errors.not_found()
 
     def _check_creation(self, info: UploadInfo, content: Content | None) -> None:
-        maximum = self.rules.most_bytes(info.max_size)
+        maximum = self.policy.most_bytes(info.max_size)
         if maximum is not None and info.length is not None and info.length > maximum:
             raise errors.max_size_exceeded()
         if content is not None:
@@ -320,7 +320,7 @@ class Uploads:
         key: of a final, by which its creation can be repeated.
         """
         created = False
-        creation = UNASKED
+        creation = NO_CREATION_HOOKS
         if self.hooks.wants(EventType.PRE_CREATE):
             event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self.hooks.before_creation(event)
@@ -363,7 +363,7 @@ class Uploads:
     @staticmethod
     def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
         """The record of a new upload with what the hooks want of it."""
-        if changes is UNASKED.changes or changes == _NO_CHANGES:
+        if changes is NO_CREATION_HOOKS.changes or changes == _NO_CHANGES:
             return info
         for path in (changes.id, changes.storage_path):
             if path is not None and not is_valid_id(path):
@@ -392,9 +392,9 @@ class Uploads:
         try:
             if info.is_final:
                 upload = await self._joining.begin(upload, fence)
-            elif self.rules.durability == "chunk":
+            elif self.policy.durability == "chunk":
                 await self.store.sync(upload, fence=fence)
-            await self._announcer.intend(EventType.POST_CREATE, upload, request, fence)
+            await self._publisher.record(EventType.POST_CREATE, upload, request, fence)
         except BaseException:
             with suppress(LeaseLost):
                 await self._take_back(upload, fence)
@@ -403,8 +403,8 @@ class Uploads:
                     await finals.forget_final(key)
             raise
         self._counters.uploads_created += 1
-        self._timetable.note(upload.id, self.due_at(upload))
-        self._announcer.tell(EventType.POST_CREATE, upload, request)
+        self._due_marks.mark(upload.id, self.due_at(upload))
+        self._publisher.publish(EventType.POST_CREATE, upload, request)
         return upload
 
     async def _fill(
@@ -434,16 +434,16 @@ class Uploads:
     async def _remove_unfilled(self, upload: Upload, request: RequestView, lease: Lease) -> None:
         """Takes an upload back of which hooks were told already."""
         kind, fences = EventType.POST_TERMINATE, {upload.id: lease.fence}
-        unpublished = await self._announcer.intend_removals(kind, [upload], request, fences)
+        unpublished = await self._publisher.record_removals(kind, [upload], request, fences)
         await self._take_back(upload, lease.fence, unpublished.get(upload.id))
         await self._record_late(unpublished, [upload], request, keep_tombstone=False)
-        self._announcer.tell(kind, upload, request)
+        self._publisher.publish(kind, upload, request)
 
     async def _take_back(
         self, upload: Upload, fence: Fence, unpublished: RemovalEvent | None = None
     ) -> None:
         """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
-        self._timetable.note(upload.id, None)
+        self._due_marks.mark(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
                 await self.store.remove(
@@ -476,7 +476,7 @@ class Uploads:
         Raises a 404 for all that is not served: unknown, removed, unfinished.
         """
         self._refuse_when_closing()
-        if not isinstance(self.store, ServesFiles) or not self.rules.downloads:
+        if not isinstance(self.store, ServesFiles) or not self.policy.downloads:
             raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
         with _translated:
             try:
@@ -519,7 +519,7 @@ class Uploads:
                 upload = await self._reception.receive(
                     declared, command.content, body, lease, request
                 )
-                self._timetable.note(upload_id, self.due_at(upload))
+                self._due_marks.mark(upload_id, self.due_at(upload))
                 await self._joining.grown(upload)
                 return await self._finish(upload, request, lease.fence)
 
@@ -533,7 +533,7 @@ class Uploads:
             raise errors.contradictory_length(
                 "Upload-Length is less than what was uploaded already"
             )
-        maximum = self.rules.most_bytes(upload.info.max_size)
+        maximum = self.policy.most_bytes(upload.info.max_size)
         if maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
         return upload.with_info(length=length)
@@ -548,8 +548,8 @@ class Uploads:
         if upload.finished or not upload.complete:
             return Result(upload)
         # Whatever goes wrong from here on, and if the server is killed: the sweep tries again soon.
-        self._note_soon(upload.id)
-        durable = self.rules.durability != "none"
+        self._mark_due_soon(upload.id)
+        durable = self.policy.durability != "none"
         response: HookResponse | None = None
         if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
             if durable:
@@ -558,24 +558,24 @@ class Uploads:
                 with fence():
                     pass
             event = Event(EventType.PRE_FINISH, UploadView.of(upload.info, upload.offset), request)
-            response = (await self.hooks.ask(event)).response
+            response = (await self.hooks.decide(event)).response
         finished = upload.with_info(finished_at=round(self._clock(), TIME_DIGITS))
         if not upload.info.is_partial:
-            await self._announcer.intend(EventType.POST_FINISH, finished, request, fence)
+            await self._publisher.record(EventType.POST_FINISH, finished, request, fence)
         try:
             await self.store.finish(finished.info, sync=durable, fence=fence)
         except (StorageError, LeaseLost):
             await self._unfinish(upload, fence)
             raise
         # Forgotten first: a later time than the one noted above would be passed by.
-        self._timetable.note(upload.id, None)
-        self._timetable.note(upload.id, self.due_at(finished))
+        self._due_marks.mark(upload.id, None)
+        self._due_marks.mark(upload.id, self.due_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:
             self._counters.uploads_finished += 1
-            self._announcer.tell(EventType.POST_FINISH, finished, request)
-            if finished.info.is_final and self.rules.remove_parts_when_joined:
+            self._publisher.publish(EventType.POST_FINISH, finished, request)
+            if finished.info.is_final and self.policy.remove_parts_when_joined:
                 spawn(self._remove_parts(finished), "removal of parts", self._background)
         return Result(finished, response=response)
 
@@ -586,11 +586,11 @@ class Uploads:
         """
         with suppress(StorageError, LeaseLost):
             await self.store.save(upload.info, fence=fence)
-            await self._announcer.withdraw(EventType.POST_FINISH, upload, fence)
+            await self._publisher.withdraw(EventType.POST_FINISH, upload, fence)
 
-    def _note_soon(self, upload_id: str) -> None:
+    def _mark_due_soon(self, upload_id: str) -> None:
         """Has the sweep look at an upload soon, should what is being done to it not come to its end."""
-        self._timetable.note(upload_id, self._clock() + _UNFINISHED_DUE)
+        self._due_marks.mark(upload_id, self._clock() + _UNFINISHED_DUE)
 
     # Joining
 
@@ -613,7 +613,7 @@ class Uploads:
         """Removes the parts of a finished final that no other final waits for. What fails is left to the sweep."""
         part_ids = list(dict.fromkeys(final.info.parts))
         for part_id in part_ids:
-            self._note_soon(part_id)
+            self._mark_due_soon(part_id)
         try:
             for at in range(0, len(part_ids), _TOGETHER):
                 await self.expire_each(part_ids[at : at + _TOGETHER])
@@ -628,25 +628,25 @@ class Uploads:
         Returns what hooks want of the response.
         """
         self._refuse_when_closing()
-        if not isinstance(self.store, RemovesUploads) or not self.rules.termination:
+        if not isinstance(self.store, RemovesUploads) or not self.policy.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with _translated:
             await self._ask_before(upload_id, request, Action.DELETE)
             async with self._held(upload_id) as lease:
                 upload = await self._admitted(upload_id, request, Action.DELETE)
                 view = UploadView.of(upload.info, upload.offset)
-                changes = await self.hooks.ask(Event(EventType.PRE_TERMINATE, view, request))
+                changes = await self.hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
                 fences = {upload_id: lease.fence}
-                unpublished = await self._announcer.intend_removals(
+                unpublished = await self._publisher.record_removals(
                     EventType.POST_TERMINATE, [upload], request, fences
                 )
                 await self.store.remove(
                     upload_id, fence=lease.fence, unpublished=unpublished.get(upload_id)
                 )
                 await self._record_late(unpublished, [upload], request)
-                self._timetable.note(upload_id, None)
+                self._due_marks.mark(upload_id, None)
                 self._counters.uploads_terminated += 1
-                self._announcer.tell(EventType.POST_TERMINATE, upload, request)
+                self._publisher.publish(EventType.POST_TERMINATE, upload, request)
                 return changes.response
 
     # Tokens
@@ -669,9 +669,9 @@ class Uploads:
         await self._ask_for_access(upload, request)
         return upload
 
-    def review(self) -> None:
+    def recheck_access(self) -> None:
         """Something was revoked: requests that may not go on any more are ended; what arrived is kept."""
-        self._reception.review()
+        self._reception.recheck_access()
 
     # The sweep's part
 
@@ -728,7 +728,7 @@ class Uploads:
                 elif self.is_due(found):
                     due.append(found)
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
-            unpublished = await self._announcer.intend_removals(
+            unpublished = await self._publisher.record_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
             )
             done = await store.remove_each(due, fences=fences, unpublished=unpublished)
@@ -737,16 +737,16 @@ class Uploads:
         for upload, outcome in zip(due, done, strict=True):
             outcomes[upload.id] = outcome
             if outcome is True:
-                self._timetable.note(upload.id, None)
+                self._due_marks.mark(upload.id, None)
                 self._counters.uploads_expired += 1
-                self._announcer.tell(EventType.POST_EXPIRE, upload, RequestView())
+                self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
     async def tidy(self) -> int:
         """Removes what crashes left behind, and what is kept about uploads that are gone; how many things went."""
         if not isinstance(self.store, RemovesUploads):
             return 0
-        removed = await self.store.tidy(tombstone_ttl=self.rules.tombstone_ttl)
+        removed = await self.store.tidy(tombstone_ttl=self.policy.tombstone_ttl)
         return removed + await self._locks.tidy(self._is_gone)
 
     async def _is_gone(self, upload_id: str) -> bool:
@@ -810,15 +810,15 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return False
         fences = {upload.id: lease.fence}
-        unpublished = await self._announcer.intend_removals(
+        unpublished = await self._publisher.record_removals(
             event_type, [upload], RequestView(), fences
         )
         await self.store.remove(
             upload.id, fence=lease.fence, unpublished=unpublished.get(upload.id)
         )
         await self._record_late(unpublished, [upload], RequestView())
-        self._timetable.note(upload.id, None)
-        self._announcer.tell(event_type, upload, RequestView())
+        self._due_marks.mark(upload.id, None)
+        self._publisher.publish(event_type, upload, RequestView())
         return True
 
     async def _record_late(
@@ -843,17 +843,17 @@ class Uploads:
         if not isinstance(self.store, RemovesUploads):
             return
         try:
-            await self._announcer.intend_late(removal, request, fence)
+            await self._publisher.record_late(removal, request, fence)
             await self.store.forget_removal(removal, fence=fence)
         except StorageError as problem:
             logger.warning("the removal of %s is told later: %s", removal.upload.id, problem)
         else:
-            self._announcer.note(removal.upload.id)
+            self._publisher.enqueue(removal.upload.id)
 
     async def recover_removals(self) -> None:
         """Sees that removals are told for which there was no room, or whose server died. Raises StorageError."""
         store = self.store
-        if not isinstance(store, RemovesUploads) or not self._announcer.delivers:
+        if not isinstance(store, RemovesUploads) or not self._publisher.delivers:
             return
         for removal in await store.unpublished_removals():
             try:
@@ -866,7 +866,7 @@ class Uploads:
             except ProtocolError:
                 return
 
-    async def make_up(self, upload_id: str) -> bool:
+    async def recover_interrupted(self, upload_id: str) -> bool:
         """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
@@ -921,7 +921,7 @@ class Uploads:
         try:
             upload = await self.load(upload_id)
         except UploadGone:
-            if not self.authority.knows_of(request.principal, upload_id):
+            if not self.access_policy.knows_of(request.principal, upload_id):
                 raise errors.not_found() from None
             raise
         except (UploadDamaged, BytesMissing) as problem:
@@ -936,9 +936,9 @@ class Uploads:
         return upload
 
     def _check(self, info: UploadInfo, request: RequestView, action: Action) -> None:
-        self.authority.check(request.principal, info.id, info.owner, action)
+        self.access_policy.check(request.principal, info.id, info.owner, action)
 
-    def _objection(self, info: UploadInfo, request: RequestView) -> ProtocolError | None:
+    def _access_error(self, info: UploadInfo, request: RequestView) -> ProtocolError | None:
         """What there is to be said against a request that is adding bytes."""
         try:
             self._check(info, request, Action.APPEND)
@@ -988,7 +988,7 @@ class Uploads:
     ) -> Lease:
         """The upload's lock. Raises a 423 or 503; with `ask` False, LockTimeout instead of the 423."""
         began = time.monotonic()
-        patience = self.rules.acquire_lock_timeout if timeout is None else timeout
+        patience = self.policy.acquire_lock_timeout if timeout is None else timeout
         try:
             lease = await self._locks.acquire(
                 upload_id, timeout=patience, request_release=request_release
@@ -1009,7 +1009,7 @@ class Uploads:
     async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:
         if self.hooks.wants(EventType.PRE_ACCESS):
             view = UploadView.of(upload.info, upload.offset)
-            await self.hooks.ask(Event(EventType.PRE_ACCESS, view, request))
+            await self.hooks.decide(Event(EventType.PRE_ACCESS, view, request))
 
     async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
         """The offset of an upload and whether it is finished; None if it is not there (any more). For hooks."""

@@ -193,7 +193,7 @@ class _Sweep:
                 f"({self.report.seen} seen, {self.report.expired} removed until then)"
             )
         # Hooks that are slower than the removal would pile up.
-        await self._uploads.hooks.settle(announced)
+        await self._uploads.hooks.wait_for(announced)
 
     async def end(self) -> None:
         """All uploads were looked at: the registry knows them all, if it could be told."""
@@ -246,7 +246,7 @@ class _Sweep:
                 raise found
         if self._dry_run or found.finished or (found.joined and not found.complete):
             return uploads.due_at(found)
-        report.finished += await uploads.make_up(upload_id)
+        report.finished += await uploads.recover_interrupted(upload_id)
         return uploads.now() + _LATER
 
     async def _expire(self, upload_ids: list[str]) -> None:

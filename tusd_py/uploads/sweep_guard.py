@@ -18,7 +18,7 @@ _LONGEST_GRACE_SECONDS = 3 * 86_400.0
 """Longer ago a hold was not begun by this clock."""
 
 
-def objection(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | None:
+def hold_reason(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | None:
     """Why a sweep that would remove `due` of `seen` uploads is to wait; None if it may go on. now: by its clock."""
     last = marks.last()
     reasons = []

@@ -126,11 +126,11 @@ class TusApp:
         )
 
     def _token_routes(self) -> TokenRoutes | None:
-        gate, redis = self.instance.gate, self.instance.redis
-        if gate is None or redis is None:
+        authenticator, redis = self.instance.authenticator, self.instance.redis
+        if authenticator is None or redis is None:
             return None
         return TokenRoutes(
-            gate, self.uploads, redis, refreshes=self.settings.upload_token_refreshes
+            authenticator, self.uploads, redis, refreshes=self.settings.upload_token_refreshes
         )
 
     def refusal_headers(self, origin: bytes | None, whole: bool) -> RawHeaders:

@@ -171,7 +171,7 @@ class TusEndpoint:
             return self._options_response(request)
         tus.check_version(request.method, request.headers)
         if self._desk is not None:
-            request.principal = await self._desk.gate.authenticate(request.headers)
+            request.principal = await self._desk.authenticator.authenticate(request.headers)
         request.upload_id = request.route[len(base) :].rstrip("/")
         if not request.upload_id:
             if request.method != "POST":
@@ -205,7 +205,9 @@ class TusEndpoint:
     def _options_response(self, request: Request) -> Response:
         trailers = request.exchange is not None
         extensions = self._uploads.extensions(trailers=trailers)
-        return Response(204, tus.options_headers(extensions, max_size=self._uploads.rules.max_size))
+        return Response(
+            204, tus.options_headers(extensions, max_size=self._uploads.policy.max_size)
+        )
 
     async def _create(self, request: Request) -> Response:
         command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
@@ -226,7 +228,7 @@ class TusEndpoint:
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
         if self._desk is not None:
-            headers |= self._desk.gate.headers_for(upload.id, upload.info.owner)
+            headers |= self._desk.authenticator.headers_for(upload.id, upload.info.owner)
         if created.problem is not None:
             # The client may never have seen the URL: with it, it can go on from here.
             response = self._problem(request, created.problem)

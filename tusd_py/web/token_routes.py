@@ -54,9 +54,9 @@ class TokenRoutes:
     routes = frozenset((REFRESH, REVOKE))
 
     def __init__(
-        self, gate: Authenticator, uploads: Uploads, redis: RedisClient, *, refreshes: int
+        self, authenticator: Authenticator, uploads: Uploads, redis: RedisClient, *, refreshes: int
     ) -> None:
-        self.gate = gate
+        self.authenticator = authenticator
         self._uploads = uploads
         self._redis = redis
         self._refreshes = refreshes
@@ -65,7 +65,7 @@ class TokenRoutes:
         """Carries out a POST to `route`. Raises the ProtocolError of a refusal."""
         is_refresh = route == REFRESH
         # Before a byte of the body is read.
-        principal = await self.gate.authenticate(request.headers, grace=is_refresh)
+        principal = await self.authenticator.authenticate(request.headers, grace=is_refresh)
         request = replace(request, principal=principal)
         wanted = await _document(body)
         if is_refresh:
@@ -82,7 +82,7 @@ class TokenRoutes:
         if upload.finished and not upload.info.is_partial:
             raise errors.not_renewable()
         await self._limit(upload_id)
-        issued = self.gate.upload_tokens.issue(upload_id, upload.info.owner)
+        issued = self.authenticator.upload_tokens.issue(upload_id, upload.info.owner)
         document: dict[str, str | int] = {
             "upload_token": issued.token,
             "token_type": "Bearer",
@@ -111,10 +111,10 @@ class TokenRoutes:
         try:
             if upload_id:
                 await self._uploads.look_up(upload_id, request, Action.REVOKE)
-                await self.gate.revocations.revoke_upload(upload_id)
+                await self.authenticator.revocations.revoke_upload(upload_id)
             else:
                 self._check_owner(request.principal, owner)
-                await self.gate.revocations.revoke_owner(owner)
+                await self.authenticator.revocations.revoke_owner(owner)
         except RedisUnavailable as problem:
             logger.warning("nothing was revoked: %s", problem)
             raise errors.unavailable() from None
@@ -132,7 +132,7 @@ class TokenRoutes:
         """Raises unless `principal` may revoke the tokens of `owner`: one's own, or an admin anybody's."""
         if principal.is_admin:
             return
-        scopes = self.gate.authority.scopes
+        scopes = self.authenticator.access_policy.scopes
         if owner != principal.owner:
             raise errors.insufficient_scope(scopes[Right.ADMIN])
         if Right.DELETE not in principal.rights:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tusd_py import logs
-from tusd_py.events import outbox_record as intents
+from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import EventType, HookCrashed, HookFailed
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
@@ -108,17 +108,17 @@ class Delivery:
         passed_over: set[str] = set()
         for kept in await self._outbox.of(upload_id):
             try:
-                intent = _read(kept)
+                record = _read(kept)
             except MalformedOutboxRecord as problem:
                 await self._mark_failed(kept, kept.content, str(problem))
                 continue
             try:
-                has_happened = intent is not None and await self._has_happened(kept, intent)
+                has_happened = record is not None and await self._has_happened(kept, record)
             except (UploadDamaged, BytesMissing) as problem:
                 # Nobody is told of bytes that are not those that were sent.
                 logger.error("%s waits: %s", kept.event_id, problem)
                 return Outcome(self._clock() + _UNSOUND_PAUSE, frozenset(passed_over))
-            if intent is None or not has_happened:
+            if record is None or not has_happened:
                 if self._clock() - kept.kept_at > _ABANDONED:
                     await self._outbox.forget(kept)
                 else:
@@ -126,7 +126,7 @@ class Delivery:
                 continue
             if not is_held():
                 return Outcome(self._clock(), frozenset(passed_over))
-            next_attempt = await self._tell(kept, intent)
+            next_attempt = await self._tell(kept, record)
             if next_attempt is not None:
                 return Outcome(next_attempt, frozenset(passed_over))
         return Outcome(None, frozenset(passed_over))
@@ -135,16 +135,16 @@ class Delivery:
         """Whether something came into the outbox since."""
         return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
 
-    async def _has_happened(self, kept: KeptEvent, intent: OutboxRecord) -> bool:
+    async def _has_happened(self, kept: KeptEvent, record: OutboxRecord) -> bool:
         """Whether what was about to happen did: it was written down before."""
-        event_type = intent.event.type
+        event_type = record.event.type
         if event_type is EventType.POST_CREATE:
             return True
         try:
             upload = await self._store.load(kept.upload_id)
         except (UploadGone, UploadNotFound):
             return await self._is_kept(kept)
-        if upload.info.created_at != intent.created_at:
+        if upload.info.created_at != record.created_at:
             # Another one has its id by now.
             return await self._is_kept(kept)
         return event_type is EventType.POST_FINISH and upload.finished
@@ -153,43 +153,43 @@ class Delivery:
         """Whether it is still there: what had not happened to an upload was withdrawn before that was removed."""
         return any(each.event_id == kept.event_id for each in await self._outbox.of(kept.upload_id))
 
-    async def _tell(self, kept: KeptEvent, intent: OutboxRecord) -> float | None:
+    async def _tell(self, kept: KeptEvent, record: OutboxRecord) -> float | None:
         """Makes an attempt; when to make the next one, None if there is none to be made."""
-        if intent.attempts >= self._retries.attempts:
+        if record.attempts >= self._retries.attempts:
             # A worker died in the last of them.
-            await self._mark_failed(kept, kept.content, intent.problem or "workers died in it")
+            await self._mark_failed(kept, kept.content, record.problem or "workers died in it")
             return None
-        if intent.not_before > self._clock():
-            return intent.not_before
-        intent = intent.begun()
-        await self._record_attempt(kept, replace(intent, problem="a worker died in it"))
-        left, problem = await self._attempt(intent)
+        if record.not_before > self._clock():
+            return record.not_before
+        record = record.next_attempt()
+        await self._record_attempt(kept, replace(record, problem="a worker died in it"))
+        left, problem = await self._attempt(record)
         if not left:
             await self._outbox.forget(kept)
             self.counts["delivered"] += 1
             return None
-        self._note_failure(intent, left, problem)
-        intent = replace(intent, hooks=left, problem=problem)
-        if intent.attempts >= self._retries.attempts:
-            await self._mark_failed(kept, intents.serialize(intent), problem)
+        self._note_failure(record, left, problem)
+        record = replace(record, hooks=left, problem=problem)
+        if record.attempts >= self._retries.attempts:
+            await self._mark_failed(kept, outbox_record.serialize(record), problem)
             return None
-        intent = replace(intent, not_before=self._clock() + self._retries.pause(intent.attempts))
-        await self._record_attempt(kept, intent)
-        return intent.not_before
+        record = replace(record, not_before=self._clock() + self._retries.pause(record.attempts))
+        await self._record_attempt(kept, record)
+        return record.not_before
 
-    async def _record_attempt(self, kept: KeptEvent, intent: OutboxRecord) -> None:
+    async def _record_attempt(self, kept: KeptEvent, record: OutboxRecord) -> None:
         """Records how far the delivery of an event has come. A full disk keeps nobody from being told."""
         try:
-            await self._outbox.replace(kept, intents.serialize(intent))
+            await self._outbox.replace(kept, outbox_record.serialize(record))
         except StorageFull as problem:
             logger.warning("an attempt to deliver %s is not counted: %s", kept.event_id, problem)
 
-    async def _attempt(self, intent: OutboxRecord) -> tuple[tuple[str, ...], str]:
+    async def _attempt(self, record: OutboxRecord) -> tuple[tuple[str, ...], str]:
         """Tells each hook that was not told yet; the names of those that failed, and why."""
         problems: dict[str, str] = {}
-        for name in intent.hooks:
+        for name in record.hooks:
             try:
-                await self._hooks.deliver(name, intent.event)
+                await self._hooks.deliver(name, record.event)
             except HookFailed as problem:
                 problems[name] = str(problem)
                 if isinstance(problem, HookCrashed):
@@ -208,9 +208,9 @@ class Delivery:
             reason=problem,
         )
 
-    def _note_failure(self, intent: OutboxRecord, hooks: tuple[str, ...], reason: str) -> None:
+    def _note_failure(self, record: OutboxRecord, hooks: tuple[str, ...], reason: str) -> None:
         self.counts["failed"] += 1
-        event = intent.event
+        event = record.event
         logs.event(
             logger,
             logging.WARNING,
@@ -218,7 +218,7 @@ class Delivery:
             type=event.type,
             upload=event.upload.id,
             id=event.id,
-            attempt=intent.attempts,
+            attempt=record.attempts,
             hooks=", ".join(hooks),
             reason=reason,
         )
@@ -226,4 +226,4 @@ class Delivery:
 
 def _read(kept: KeptEvent) -> OutboxRecord | None:
     """None for one whose content a power cut took, before what it tells of was recorded. Raises MalformedIntent."""
-    return intents.parse(kept.content) if kept.content else None
+    return outbox_record.parse(kept.content) if kept.content else None

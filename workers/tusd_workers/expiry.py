@@ -17,8 +17,8 @@ from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.maintenance.local import MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
-from tusd_py.service import connect as reach
 from tusd_py.service.backends import file_store, redis_client
+from tusd_py.service.connect import open_maintenance
 from tusd_workers import current
 from tusd_workers.current import Instance
 
@@ -79,8 +79,8 @@ async def _sweep(instance: Instance, kind: SweepKind) -> None:
     await redis.start()
     try:
         # A directory that is taken here is one on which a server cannot start.
-        async with reach.upkeep(settings, may_take=False) as upkeep:
-            report = await sweep_alone(upkeep, DueIndex(redis), kind)
+        async with open_maintenance(settings, may_open=False) as maintenance:
+            report = await sweep_alone(maintenance, DueIndex(redis), kind)
     finally:
         await redis.stop()
         await _pass_on(instance)
