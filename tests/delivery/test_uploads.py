@@ -19,7 +19,7 @@ from tusd_py.storage.base import StorageFull
 from tusd_py.storage.file.fsync import GroupSync
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import Body, BodyEnd, Room, Take
+from tusd_py.uploads.receive import Body, BodyEnd, GetBuffer, WriteView
 from tusd_py.uploads.service import Uploads
 
 REQUEST = RequestView("POST", "/files/", "10.0.0.1:1", {}, "http://h/files/")
@@ -33,7 +33,7 @@ class NoBody(Body):
     async def read(self) -> bytes:
         return b""
 
-    async def pour(self, take: Take, room: Room | None = None) -> bool:
+    async def stream_to(self, write: WriteView, get_buffer: GetBuffer | None = None) -> bool:
         return False
 
     def stop(self, end: BodyEnd) -> None: ...

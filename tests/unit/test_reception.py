@@ -21,7 +21,7 @@ from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import BodyEnd, BodyReceiver, Room, Take
+from tusd_py.uploads.receive import BodyEnd, BodyReceiver, GetBuffer, WriteView
 
 
 class LostLease(UncontestedLease):
@@ -48,7 +48,7 @@ class WholeBody:
             self.end = BodyEnd.COMPLETE
         return data
 
-    async def pour(self, _take: Take, _room: Room | None = None) -> bool:
+    async def stream_to(self, _write: WriteView, _get_buffer: GetBuffer | None = None) -> bool:
         return False
 
     def stop(self, end: BodyEnd) -> None:

@@ -26,7 +26,7 @@ from tusd_py.redis import RedisClient
 from tusd_py.storage.base import UploadGone, UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import BodyEnd, Room, Take
+from tusd_py.uploads.receive import BodyEnd, GetBuffer, WriteView
 from tusd_py.uploads.service import Uploads
 
 BEGIN, REST = b"hello ", b"world"
@@ -48,7 +48,7 @@ class WholeBody:
             self.end = self.end or BodyEnd.COMPLETE
         return data
 
-    async def pour(self, _take: Take, _room: Room | None = None) -> bool:
+    async def stream_to(self, _write: WriteView, _get_buffer: GetBuffer | None = None) -> bool:
         return False
 
     def stop(self, end: BodyEnd) -> None:

@@ -1,7 +1,7 @@
-"""The bytes of a request on their way into the store.
+"""Receive the body of a request into the store.
 
-What arrived counts, however the request ends, except for a chunk with a checksum, which counts whole or not at all, and for a
-request that brings more than the upload has room for. The caller holds the upload's lock and has checked all that can be
+The bytes that arrived count, however the request ends. Exceptions: a chunk with a checksum counts whole or not at all, and of a
+request with more bytes than the upload may have none count. The caller holds the upload's lock and has checked what can be
 checked before the first byte.
 """
 
@@ -36,7 +36,7 @@ from tusd_py.uploads.policy import UploadPolicy
 
 logger = logging.getLogger(__name__)
 
-_SPACE_CHECK_INTERVAL = 16 * 1024 * 1024
+_SPACE_CHECK_INTERVAL_BYTES = 16 * 1024 * 1024
 
 
 class BodyEnd(Enum):
@@ -49,7 +49,7 @@ class BodyEnd(Enum):
     SHUTDOWN = "shutdown"
 
 
-_PROBLEM_OF_END: Mapping[BodyEnd, Callable[[], ProtocolError]] = {
+_ERROR_OF_END: Mapping[BodyEnd, Callable[[], ProtocolError]] = {
     BodyEnd.DISCONNECTED: errors.connection_reset,
     BodyEnd.TIMED_OUT: errors.read_timeout,
     BodyEnd.INTERRUPTED: errors.interrupted,
@@ -63,43 +63,50 @@ NOTHING_COUNTS = {
     "ERR_INVALID_CHECKSUM",
     "ERR_UNSUPPORTED_CHECKSUM_ALGORITHM",
 }
-"""Codes of problems after which no byte of a request counts."""
+"""Codes of errors after which no byte of the request counts."""
 
 _UNFORESEEN = errors.internal()
-"""What is assumed of a body's end until it is known; never raised."""
+"""The result assumed until the end of a body is known, for instance when the request is cancelled; never raised."""
 
+WriteView = Callable[[memoryview], "Awaitable[None] | None"]
+"""Write the next bytes of a body; the view is valid during the call only. The caller awaits the result, if any, before the next
+call. An exception ends the body."""
 
-Take = Callable[[memoryview], "Awaitable[None] | None"]
-"""Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
-are more. What it raises ends the body."""
-
-Room = Callable[[], "memoryview | None"]
-"""Where the next bytes are wanted; None where that is no matter. Asked before every read, but not every read finds some."""
+GetBuffer = Callable[[], "memoryview | None"]
+"""Return a buffer for the next bytes; None for no preference. Called before every read, also before those that read nothing."""
 
 
 class Body(Protocol):
-    """The body of a request: every way in which it can end looks like its end, and `end` keeps the reason."""
+    """The body of a request. However it ends, `read` reports the end of the body; `end` has the reason."""
 
     end: BodyEnd | None
 
     async def read(self) -> bytes:
-        """The next bytes; empty at the end, whatever ended it."""
+        """Return the next bytes; empty at the end, for whatever reason."""
 
-    async def pour(self, take: Take, room: Room | None = None) -> bool:
-        """Hands the whole body to `take`, on the shortest way there is; False where there is none, and nothing was taken.
+    async def stream_to(self, write: WriteView, get_buffer: GetBuffer | None = None) -> bool:
+        """Pass the whole body to `write` without going through `read`.
 
-        room: where its pieces shall lie, as far as they did not come in before. Raises what the two raise.
+        Args:
+            write: Called with each piece.
+            get_buffer: Where to receive the pieces, except those that have arrived already.
+
+        Returns:
+            False if that is not possible; nothing was read then.
+
+        Raises:
+            Exception: What `write` and `get_buffer` raise.
         """
 
     def stop(self, end: BodyEnd) -> None:
-        """Ends it from outside: `read` returns at once, and reads no more."""
+        """End the body early: a waiting `read` returns at once."""
 
     def trailers(self) -> Mapping[str, str]:
-        """Trailer fields, names in lower case; empty before the end and where the server does not hand them over."""
+        """The trailer fields, names in lower case; empty before the end, and if the HTTP server does not pass them on."""
 
 
 class _Ended(Exception):
-    """The body is not taken any further."""
+    """The rest of the body is refused."""
 
     def __init__(self, problem: ProtocolError) -> None:
         super().__init__(problem)
@@ -108,10 +115,11 @@ class _Ended(Exception):
 
 @dataclass(slots=True)
 class _Transfer:
-    """One request's bytes. limit: bytes that the upload may have; over_limit: what is said to more of them.
+    """The body of one request while it is received.
 
-    verified: the writer, if what it writes counts only once it was found right. next_check: the offset at which to look at the
-    free space. told: the offset that hooks know of. stopped: what is said where somebody wanted an end.
+    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. verified: the writer, if the bytes
+    count only after verification. next_check: offset at which to check the free space again. reported: the offset that hooks
+    know. stopped: the response if the body was ended from outside.
     """
 
     upload: Upload
@@ -124,22 +132,25 @@ class _Transfer:
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
-    told: int = field(init=False)
+    reported: int = field(init=False)
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
-        self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL
-        self.told = self.upload.offset
+        self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
+        self.reported = self.upload.offset
 
     def stop(self, problem: ProtocolError) -> None:
-        """Ends the body because somebody else wants it; `problem` is the response."""
+        """End the body from outside; `problem` is the response."""
         self.stopped = problem
         self.body.stop(BodyEnd.INTERRUPTED)
 
 
 class BodyReceiver:
-    """Takes bodies in for the uploads of one store. access_error: what there is to be said against a request's going on."""
+    """Receives bodies for the uploads of one store.
+
+    access_error: the error if a request that is adding bytes has lost its permission; None if it may continue.
+    """
 
     def __init__(
         self,
@@ -161,13 +172,13 @@ class BodyReceiver:
         self._closing = False
 
     def close(self) -> None:
-        """Ends the bodies in flight, and every one to come, as a shutdown does."""
+        """End all bodies, those in flight and those to come, because the server shuts down."""
         self._closing = True
         for body in list(self._transfers):
             body.stop(BodyEnd.SHUTDOWN)
 
     def recheck_access(self) -> None:
-        """Looks again at who may go on, because somebody may not any more: their bodies end, what arrived is kept."""
+        """End the bodies of requests that have lost their permission; the bytes that arrived are kept."""
         for transfer in list(self._transfers.values()):
             self._stop_if_refused(transfer)
 
@@ -179,7 +190,7 @@ class BodyReceiver:
     # Before the first byte
 
     def check(self, upload: Upload, content: Content) -> None:
-        """Raises a 413 for a body that says that it is too long, a 400 for a checksum that cannot be verified here."""
+        """Raise a 413 for a body whose declared length is too large, a 400 for a checksum that the store cannot verify."""
         limit, problem = self._limit(upload)
         if (
             limit is not None
@@ -196,7 +207,7 @@ class BodyReceiver:
         return self._policy.most_bytes(upload.info.max_size), errors.max_size_exceeded
 
     async def check_space(self, needed: int) -> None:
-        """Raises a 507 unless the store has room for `needed` bytes beside the reserve."""
+        """Raise a 507 unless the store has space for `needed` bytes besides the reserve."""
         free = await self._store.free_space()
         if free is not None and free < self._policy.disk_reserve + needed:
             logger.warning(
@@ -212,7 +223,23 @@ class BodyReceiver:
     async def receive(
         self, upload: Upload, content: Content, body: Body, lease: Lease, request: RequestView
     ) -> Upload:
-        """Brings a body into the store. What arrived counts, however it ends; of a verified chunk all or nothing."""
+        """Write a body to the store.
+
+        Args:
+            upload: The upload, with its lock held.
+            content: The length and the checksum that the request declares.
+            body: The body.
+            lease: The upload's lock; a request to release it ends the body.
+            request: For the hooks.
+
+        Returns:
+            The upload with its new offset.
+
+        Raises:
+            ProtocolError: The body ended early or was refused; the bytes that arrived count all the same, unless the code is in
+                `NOTHING_COUNTS` or the chunk has a checksum.
+            StorageError: The store failed.
+        """
         limit, over_limit = self._limit(upload)
         verified = None
         if content.verified and isinstance(self._store, VerifiesChunks):
@@ -245,20 +272,20 @@ class BodyReceiver:
         return Upload(upload.info, writer.offset, self._clock(), upload.joined)
 
     def _begin(self, transfer: _Transfer) -> None:
-        """From now on whoever wants the body's end can have it, and hooks hear of its progress."""
+        """Start tracking the transfer: let others end it, and report its progress to hooks."""
         body = transfer.body
         self._transfers[body] = transfer
         self._counters.uploads_active += 1
         transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
         if self._closing:
             body.stop(BodyEnd.SHUTDOWN)
-        # What happened since it was allowed was not told to this transfer, which was not there yet.
+        # A revocation since the check of the request did not reach this transfer, which was not tracked yet.
         self._stop_if_refused(transfer)
         if self._hooks.wants(EventType.POST_RECEIVE):
-            self._tell_progress(transfer)
+            self._report_progress(transfer)
 
     def _end(self, transfer: _Transfer) -> None:
-        """Not any more."""
+        """Stop tracking the transfer: detach the lease callback, cancel the progress timer."""
         transfer.lease.on_requested(None)
         if transfer.progress_timer is not None:
             transfer.progress_timer.cancel()
@@ -268,9 +295,9 @@ class BodyReceiver:
     async def _settle(
         self, transfer: _Transfer, problem: ProtocolError | None
     ) -> ProtocolError | None:
-        """Lets what arrived count, or takes it back. Without the lock neither: the upload belongs to another holder by now.
+        """Commit the bytes that arrived, or discard them. If the lock was lost do neither: another holder has the upload.
 
-        Returns what is to be said then: `problem`, or that a chunk that was found right does not count all the same.
+        Returns the error of the request: `problem`, or a new one if verified bytes could not be committed.
         """
         writer, began = transfer.writer, transfer.upload.offset
         counts = problem is None or not (
@@ -288,14 +315,14 @@ class BodyReceiver:
         except LeaseLost:
             return problem or errors.interrupted()
         if counts:
-            self._tell_last_progress(transfer)
+            self._report_last_progress(transfer)
         return problem
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
-        """Moves bytes until the body ends; returns what is wrong with that end, if anything is."""
+        """Write bytes until the body ends; return the error if it ended early."""
         body = transfer.body
         try:
-            if not await self._pour(transfer):
+            if not await self._stream_directly(transfer):
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
@@ -306,40 +333,40 @@ class BodyReceiver:
             return errors.insufficient_storage()
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
-        return transfer.stopped or _PROBLEM_OF_END[body.end]()
+        return transfer.stopped or _ERROR_OF_END[body.end]()
 
-    async def _pour(self, transfer: _Transfer) -> bool:
-        """The body on the shortest way; False where there is none, and nothing was taken."""
+    async def _stream_directly(self, transfer: _Transfer) -> bool:
+        """Receive the body straight into the writer's buffers; False if that is not possible, and nothing was read."""
         writer = transfer.writer
         if _is(ReceivesInPlace, type(writer)):
             place = cast(ReceivesInPlace, writer)
-            return await transfer.body.pour(
-                lambda view: self._take_in_place(transfer, place, view), place.get_buffer
+            return await transfer.body.stream_to(
+                lambda view: self._write_in_place(transfer, place, view), place.get_buffer
             )
         return False
 
     async def _stream(self, transfer: _Transfer) -> None:
-        """The body piece by piece, as any ASGI server hands it over."""
+        """Receive the body piece by piece, from any ASGI server."""
         while data := await transfer.body.read():
-            self._check_piece(transfer, len(data))
+            self._check_limits(transfer, len(data))
             await transfer.writer.write(data)
-            # Not held while the next bytes are waited for, as thousands of requests do at any time.
+            # Free it before waiting for the next bytes: thousands of requests wait at any time.
             del data
             if transfer.writer.offset >= transfer.next_check:
                 await self._check_reserve(transfer)
 
-    def _take_in_place(
+    def _write_in_place(
         self, transfer: _Transfer, writer: ReceivesInPlace, view: memoryview
     ) -> Awaitable[None] | None:
-        """The next bytes straight from the socket, at their place already or to be taken elsewhere."""
-        self._check_piece(transfer, len(view))
+        """Write bytes from the socket that lie in the writer's buffer already, or elsewhere."""
+        self._check_limits(transfer, len(view))
         rest = writer.write_view(view)
         if transfer.writer.offset >= transfer.next_check:
             return self._check_reserve(transfer, rest)
         return rest
 
     @staticmethod
-    def _check_piece(transfer: _Transfer, size: int) -> None:
+    def _check_limits(transfer: _Transfer, size: int) -> None:
         if transfer.limit is not None and transfer.writer.offset + size > transfer.limit:
             raise _Ended(transfer.over_limit())
         if not transfer.lease.is_held():
@@ -348,8 +375,8 @@ class BodyReceiver:
     async def _check_reserve(
         self, transfer: _Transfer, rest: Awaitable[None] | None = None
     ) -> None:
-        """rest: what else is awaited before there is more."""
-        transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL
+        """Refuse the rest of the body if the free space is below the reserve. rest: a write to await first."""
+        transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         if rest is not None:
             await rest
         if not self._policy.disk_reserve:
@@ -358,28 +385,28 @@ class BodyReceiver:
         if free is not None and free < self._policy.disk_reserve:
             raise _Ended(errors.insufficient_storage())
 
-    def _tell_progress(self, transfer: _Transfer) -> None:
-        """Tells hooks how far the upload has come, if it has come further than they know, and again after the interval."""
-        if transfer.writer.offset != transfer.told:
+    def _report_progress(self, transfer: _Transfer) -> None:
+        """Report the offset to hooks if it has changed, and schedule the next report."""
+        if transfer.writer.offset != transfer.reported:
             self._hooks.notify_progress(self._progress_event(transfer), transfer.stop)
         transfer.progress_timer = asyncio.get_running_loop().call_later(
-            self._policy.progress_interval, self._tell_progress, transfer
+            self._policy.progress_interval, self._report_progress, transfer
         )
 
-    def _tell_last_progress(self, transfer: _Transfer) -> None:
-        """Tells hooks how far the request has brought the upload, however short it was, as tusd does."""
+    def _report_last_progress(self, transfer: _Transfer) -> None:
+        """Report the last offset of the request to hooks, however short the request was, as tusd does."""
         wanted = self._hooks.wants(EventType.POST_RECEIVE)
-        if wanted and transfer.writer.offset != transfer.told and transfer.lease.is_held():
+        if wanted and transfer.writer.offset != transfer.reported and transfer.lease.is_held():
             self._hooks.notify_progress_end(self._progress_event(transfer))
 
     @staticmethod
     def _progress_event(transfer: _Transfer) -> Event:
-        transfer.told = transfer.writer.offset
-        view = UploadView.of(transfer.upload.info, transfer.told)
+        transfer.reported = transfer.writer.offset
+        view = UploadView.of(transfer.upload.info, transfer.reported)
         return Event(EventType.POST_RECEIVE, view, transfer.request)
 
     async def _verify(self, transfer: _Transfer) -> ProtocolError | None:
-        """What is wrong with a whole body: another checksum than announced, a trailer that did not come, a lost lock."""
+        """The error of a body that arrived whole: wrong checksum, missing trailer, lost lock. None if there is none."""
         if not transfer.lease.is_held():
             return errors.interrupted()
         if transfer.verified is None:
@@ -399,7 +426,7 @@ class BodyReceiver:
 
 @cache
 def _is(what: type, kind: type[Writer]) -> bool:
-    # For a protocol, isinstance looks at every one of its attributes each time.
+    # Cached, as isinstance with a Protocol checks every attribute each time.
     return issubclass(kind, what)
 
 

@@ -12,7 +12,7 @@ from typing import cast
 
 from starlette.types import Message, Receive
 
-from tusd_py.uploads.receive import BodyEnd, Room, Take
+from tusd_py.uploads.receive import BodyEnd, GetBuffer, WriteView
 from tusd_py.web.http.direct_body import Transfer
 from tusd_py.web.http.protocol import Exchange
 
@@ -88,15 +88,11 @@ class RequestBody:
                 return data
         return b""
 
-    async def pour(self, take: Take, room: Room | None = None) -> bool:
-        """Hands the whole body to `take`, past all that lies between the socket and here; False where that cannot be done.
-
-        room: where its pieces shall lie. Raises what the two raise. Afterwards `end` tells how it ended, and `read` has nothing
-        more.
-        """
+    async def stream_to(self, write: WriteView, get_buffer: GetBuffer | None = None) -> bool:
+        """See `Body.stream_to`: straight from the socket, past the ASGI messages. Afterwards `read` returns nothing more."""
         if self._exchange is None or not self._direct or self.end is not None:
             return False
-        transfer = self._transfer = self._exchange.transfer(take, room)
+        transfer = self._transfer = self._exchange.transfer(write, get_buffer)
         if transfer is None:
             return False
         self.way = "direct"
