@@ -12,12 +12,12 @@ import asyncio
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from tusd_py.cli.output import ProgressBar, write_json, write_line
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.storage.base import StorageError, Upload
@@ -45,9 +45,6 @@ Direction = Literal["taken over", "given back"]
 _ORIGINS = ("tuspyserver", "tusd")
 _EXPIRE_AFTER = 5 * 86_400.0
 """Seconds; for uploads that expire with the others of a server, which theirs keeps that long."""
-_BAR = 30
-_REDRAW = 0.1
-"""Seconds."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -97,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
                 FileStore(directory),
                 _Adoption(str(origin)) if target is None else _Return(),
                 dry_run="dry_run" in given,
-                output=_Output(as_json="json" in given),
+                as_json="json" in given,
             )
         )
     except StorageError as problem:
@@ -146,18 +143,18 @@ class _Work(Protocol):
         """Does it to one, and counts it. Raises StorageError where it is left alone, with the reason."""
 
 
-async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, output: _Output) -> int:
+async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, as_json: bool) -> int:
     summary = Summary(work.direction, dry_run)
     if not dry_run:
         # Nobody else may be at it; and a directory that is served needs no command.
         store.open()
     try:
         total = await asyncio.to_thread(lambda: sum(1 for _ in _names(store.root)))
-        output.begin(total)
+        output = _Output(total, as_json=as_json)
 
         def leave(name: str, problem: Exception) -> None:
             summary.left_alone += 1
-            output.leave(printable(name), str(problem).removeprefix(f"{name}: "))
+            output.write_left_alone(printable(name), str(problem).removeprefix(f"{name}: "))
 
         async for upload_id in store.ids(leave):
             summary.seen += 1
@@ -165,14 +162,14 @@ async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, output: _
                 await work.do(store, upload_id, summary)
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others theirs
                 leave(upload_id, problem)
-            output.step(summary.seen)
+            output.bar.update(summary.seen)
         for name in await asyncio.to_thread(_without_record, store.root):
             summary.seen += 1
             leave(name, StorageError("there are bytes, but no record"))
     finally:
         if not dry_run:
             store.close()
-    output.end(summary)
+    output.write_summary(summary)
     return 1 if summary.left_alone else 0
 
 
@@ -267,48 +264,24 @@ def _without_record(root: str) -> list[str]:
 
 
 class _Output:
-    """What is left alone and the summary on standard output; a bar on standard error, where a person looks at it."""
+    """Prints what is left alone and the summary on standard output, beside a progress bar on standard error."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, total: int, *, as_json: bool) -> None:
+        self.bar = ProgressBar(total)
         self._as_json = as_json
-        self._shows_bar = sys.stderr.isatty()
-        self._total = 0
-        self._drawn_at = 0.0
 
-    def begin(self, total: int) -> None:
-        """There are so many uploads."""
-        self._total = total
-        self.step(0)
+    def write_left_alone(self, upload_id: str, reason: str) -> None:
+        """Print an upload that is left alone, and why."""
+        self.bar.clear()
+        if self._as_json:
+            write_json({"upload": upload_id, "left_alone": reason})
+        else:
+            write_line(f"left alone: {upload_id}: {reason}")
 
-    def step(self, done: int) -> None:
-        """So many were looked at."""
-        now = time.monotonic()
-        if not self._shows_bar or (now - self._drawn_at < _REDRAW and done < self._total):
-            return
-        self._drawn_at = now
-        share = done / self._total if self._total else 1.0
-        bar = "#" * round(min(share, 1.0) * _BAR)
-        sys.stderr.write(f"\r[{bar:.<{_BAR}}] {done}/{self._total}")
-        sys.stderr.flush()
-
-    def _clear(self) -> None:
-        if self._shows_bar:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def leave(self, upload_id: str, reason: str) -> None:
-        """One is left alone."""
-        self._clear()
-        line = (
-            json.dumps({"upload": upload_id, "left_alone": reason})
-            if self._as_json
-            else f"left alone: {upload_id}: {reason}"
-        )
-        sys.stdout.write(line + "\n")
-        self._drawn_at = 0.0
-
-    def end(self, summary: Summary) -> None:
-        """That was all."""
-        self._clear()
-        text = json.dumps(asdict(summary)) if self._as_json else str(summary)
-        sys.stdout.write(text + "\n")
+    def write_summary(self, summary: Summary) -> None:
+        """Print what was done in all."""
+        self.bar.clear()
+        if self._as_json:
+            write_json(asdict(summary))
+        else:
+            write_line(str(summary))

@@ -13,8 +13,8 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable
-from datetime import UTC, datetime
 
+from tusd_py.cli.output import Listing, format_time
 from tusd_py.cli.state import NoState, redis_of
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
@@ -38,10 +38,10 @@ Uploads themselves are not touched. The exit code is 1 if a NAME was not found.
 
 _ACTIONS = ("list", "show", "forget")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_COLUMNS = ("FINGERPRINT", "STATE", "UPLOAD", "OWNER", "SINCE", "UNTIL")
-_WIDTHS = (64, 8, 32, 12, 20, 20)
+_COLUMNS = {"FINGERPRINT": 64, "STATE": 8, "UPLOAD": 32, "OWNER": 12, "SINCE": 20, "UNTIL": 20}
 
-Found = AsyncIterator[tuple[str, Record]]
+Item = tuple[str, Record]
+"""A fingerprint, and one of the uploads that have it."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -95,30 +95,33 @@ async def _act(
     redis = redis_client(settings, url)
     await redis.start()
     try:
-        index, output = DuplicateIndex(redis), _Output(as_json=hasattr(arguments, "json"))
+        index = DuplicateIndex(redis)
+        listing = Listing(
+            _COLUMNS, cells=_cells, document=_document, as_json=hasattr(arguments, "json")
+        )
         if arguments.action == "list":
-            return await _list(index, output, limit)
-        return await _named(index, arguments.names, output, forget=arguments.action == "forget")
+            return await _list(index, listing, limit)
+        return await _named(index, arguments.names, listing, forget=arguments.action == "forget")
     finally:
         await redis.stop()
 
 
-async def _all(index: DuplicateIndex) -> Found:
+async def _all(index: DuplicateIndex) -> AsyncIterator[Item]:
     async for fingerprint, records in index.scan():
         for record in records:
             yield fingerprint, record
 
 
-async def _list(index: DuplicateIndex, output: _Output, limit: int | None) -> int:
+async def _list(index: DuplicateIndex, listing: Listing[Item], limit: int | None) -> int:
     async for fingerprint, record in _all(index):
-        if limit is not None and output.count >= limit:
+        if limit is not None and listing.count >= limit:
             break
-        output.write(fingerprint, record)
+        listing.write((fingerprint, record))
     return 0
 
 
 async def _named(
-    index: DuplicateIndex, names: Iterable[str], output: _Output, *, forget: bool
+    index: DuplicateIndex, names: Iterable[str], listing: Listing[Item], *, forget: bool
 ) -> int:
     missing = 0
     for name in names:
@@ -128,14 +131,14 @@ async def _named(
             if forget:
                 claim = record.claim
                 await index.release(fingerprint, claim.upload, token=claim.token)
-            output.write(fingerprint, record)
+            listing.write((fingerprint, record))
         if not found:
             missing += 1
             sys.stderr.write(f"tusd-py duplicates: nothing is remembered of {json.dumps(name)}\n")
     return 1 if missing else 0
 
 
-async def _find(index: DuplicateIndex, name: str) -> Found:
+async def _find(index: DuplicateIndex, name: str) -> AsyncIterator[Item]:
     if _FINGERPRINT.fullmatch(name):
         for record in await index.records(name):
             yield name, record
@@ -145,47 +148,22 @@ async def _find(index: DuplicateIndex, name: str) -> Found:
             yield fingerprint, record
 
 
-class _Output:
-    """Records as lines of JSON, or as a table. count: how many there were."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.count = 0
-        self._as_json = as_json
-
-    def write(self, fingerprint: str, record: Record) -> None:
-        """Prints one."""
-        if self._as_json:
-            sys.stdout.write(json.dumps(_document(fingerprint, record)) + "\n")
-        else:
-            if self.count == 0:
-                _line(_COLUMNS)
-            _line(_row(fingerprint, record))
-        self.count += 1
-
-
-def _document(fingerprint: str, record: Record) -> dict[str, object]:
+def _document(item: Item) -> dict[str, object]:
+    fingerprint, record = item
     return {
         "fingerprint": fingerprint,
         "state": record.state,
         "upload": record.claim.upload,
         "owner": record.claim.owner,
-        "created": _time(record.created),
-        "completed": None if record.completed is None else _time(record.completed),
-        "expires": _time(record.expires),
+        "created": format_time(record.created),
+        "completed": None if record.completed is None else format_time(record.completed),
+        "expires": format_time(record.expires),
     }
 
 
-def _row(fingerprint: str, record: Record) -> tuple[str, ...]:
+def _cells(item: Item) -> tuple[str, ...]:
+    fingerprint, record = item
     since = record.created if record.completed is None else record.completed
     owner = json.dumps(record.claim.owner)[1:-1] or "-"
     upload = record.claim.upload
-    return fingerprint, record.state, upload, owner, _time(since), _time(record.expires)
-
-
-def _line(row: tuple[str, ...]) -> None:
-    cells = (f"{cell:{width}}" for cell, width in zip(row, _WIDTHS, strict=True))
-    sys.stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return fingerprint, record.state, upload, owner, format_time(since), format_time(record.expires)

@@ -13,8 +13,8 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
+from tusd_py.cli.output import Listing, format_time, write_line
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import file_store
@@ -33,8 +33,7 @@ The exit code is 1 if nothing was found for an ID.
 """
 
 _ACTIONS = ("list", "failed", "replay", "drop")
-_COLUMNS = ("EVENT", "TYPE", "UPLOAD", "AGE", "ATTEMPTS", "PROBLEM")
-_WIDTHS = (32, 14, 32, 6, 8, 0)
+_COLUMNS = {"EVENT": 32, "TYPE": 14, "UPLOAD": 32, "AGE": 6, "ATTEMPTS": 8, "PROBLEM": 0}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -84,15 +83,9 @@ def _check(action: str, ids: list[str], *, every: bool) -> None:
 
 
 async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:
-    count = 0
+    listing = Listing(_COLUMNS, cells=_cells, document=_document, as_json=as_json)
     async for kept in outbox.every(box):
-        if as_json:
-            sys.stdout.write(json.dumps(_document(kept)) + "\n")
-        else:
-            if count == 0:
-                _line(_COLUMNS)
-            _line(_row(kept))
-        count += 1
+        listing.write(kept)
     return 0
 
 
@@ -123,7 +116,7 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
     if action == "replay" and done and not _pass_on(settings, {each.upload_id for each in done}):
         later = "; the next sweep will find them"
     verb = "to be delivered again" if action == "replay" else "dropped"
-    sys.stdout.write(f"{len(done)} events {verb}{later}\n")
+    write_line(f"{len(done)} events {verb}{later}")
     return 1 if failed else 0
 
 
@@ -168,7 +161,7 @@ def _document(kept: KeptEvent) -> dict[str, object]:
     shown: dict[str, object] = {
         "id": kept.event_id,
         "upload": kept.upload_id,
-        "kept": _time(kept.kept_at),
+        "kept": format_time(kept.kept_at),
     }
     record = _read(kept)
     if isinstance(record, _Unreadable):
@@ -178,12 +171,12 @@ def _document(kept: KeptEvent) -> dict[str, object]:
         "type": record.event.type.value,
         "hooks": list(record.hooks),
         "attempts": record.attempts,
-        "next": _time(record.not_before) if record.not_before else None,
+        "next": format_time(record.not_before) if record.not_before else None,
         "problem": record.problem or None,
     }
 
 
-def _row(kept: KeptEvent) -> tuple[str, ...]:
+def _cells(kept: KeptEvent) -> tuple[str, ...]:
     record = _read(kept)
     age = f"{max(0.0, time.time() - kept.kept_at):.0f}s"
     if isinstance(record, _Unreadable):
@@ -192,12 +185,3 @@ def _row(kept: KeptEvent) -> tuple[str, ...]:
     problem = json.dumps(record.problem)[1:-1]
     event_type, attempts = record.event.type.value, str(record.attempts)
     return kept.event_id, event_type, kept.upload_id, age, attempts, problem
-
-
-def _line(row: tuple[str, ...]) -> None:
-    cells = (f"{cell:{width}}" for cell, width in zip(row, _WIDTHS, strict=True))
-    sys.stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

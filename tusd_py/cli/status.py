@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from tusd_py.cli.output import format_time, write_json, write_line
 from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
-from tusd_py.settings.model import Settings
 
 if TYPE_CHECKING:
     from tusd_workers.status import Status
@@ -61,23 +59,24 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     problems = list(status.problems(settings))
     if hasattr(arguments, "json"):
-        sys.stdout.write(json.dumps({**asdict(status), "problems": problems}, indent=2) + "\n")
+        write_json({**asdict(status), "problems": problems}, indent=2)
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in _lines(settings, status, problems)))
+        for line in _lines(status, problems):
+            write_line(line)
     return 1 if problems else 0
 
 
-def _lines(settings: Settings, status: Status, problems: list[str]) -> Iterator[str]:
+def _lines(status: Status, problems: list[str]) -> Iterator[str]:
     counts = status.registry
     known = "" if counts.is_whole else " (some may be missing: the next sweep looks at all)"
     yield f"uploads    {counts.known} unfinished, {counts.due} due{known}"
     for record in status.sweeps:
         yield (
-            f"sweep      {record.kind}: {_time(record.ended)}, {record.ended - record.began:.1f} s; {record.seen} seen, "
+            f"sweep      {record.kind}: {format_time(record.ended)}, {record.ended - record.began:.1f} s; {record.seen} seen, "
             f"{record.expired} removed, {record.finished} finished, {record.remains} remains, {record.failed} passed over"
         )
     for name, when in status.schedule.items():
-        yield f"next       {name}: {_time(when)}, in {max(0.0, when - time.time()):.0f} s"
+        yield f"next       {name}: {format_time(when)}, in {max(0.0, when - time.time()):.0f} s"
     for queue in status.queues:
         oldest = "" if queue.oldest is None else f", the first for {queue.oldest:.0f} s"
         yield (
@@ -93,7 +92,3 @@ def _lines(settings: Settings, status: Status, problems: list[str]) -> Iterator[
         yield f"worker     {worker.host} pid {worker.pid}: {worker.state}{job}, heard {worker.heard:.0f} s ago"
     for problem in problems:
         yield f"PROBLEM    {problem}"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 from tusd_py import logs
+from tusd_py.cli.output import format_time, write_json, write_line
 from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
@@ -73,24 +72,23 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
     async def tell(expired: Expired) -> None:
-        since = datetime.fromtimestamp(expired.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        since = format_time(expired.since)
         if as_json:
-            line = json.dumps({"upload": expired.upload, "bytes": expired.bytes, "expired": since})
+            write_json({"upload": expired.upload, "bytes": expired.bytes, "expired": since})
         else:
-            line = f"{expired.upload}  {expired.bytes} bytes, expired {since}"
-        sys.stdout.write(line + "\n")
+            write_line(f"{expired.upload}  {expired.bytes} bytes, expired {since}")
 
     async with open_maintenance(settings, may_open=True) as maintenance:
         report = await maintenance.sweep(
             "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
         )
     if report.held and not as_json:
-        sys.stdout.write(
+        write_line(
             f"{report.seen} uploads seen: {report.held} would be removed, but {report.held_because}; "
-            "if that is right, give --force\n"
+            "if that is right, give --force"
         )
     elif as_json:
-        sys.stdout.write(json.dumps({"dry_run": dry_run, **asdict(report)}) + "\n")
+        write_json({"dry_run": dry_run, **asdict(report)})
     else:
         verb = "would be removed" if dry_run else "removed"
         details = (
@@ -100,5 +98,5 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
         )
         passed_over = report.failed + report.skipped
         failed = f", {passed_over} passed over (the log says why)" if passed_over else ""
-        sys.stdout.write(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}\n")
+        write_line(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}")
     return 1 if report.failed or report.held else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
+from tusd_py.cli.output import write_json, write_line
 from tusd_py.cli.state import NoState, redis_of
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.embedded.server import EmbeddedRedisError
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings.model_copy(update={"auth": "jwt"})
     try:
         if action == "issue":
-            sys.stdout.write(_issue(settings, given_options) + "\n")
+            write_line(_issue(settings, given_options))
             return 0
         if action == "inspect":
             return asyncio.run(_inspect(settings, sys.stdin.read().strip()))
@@ -155,14 +155,14 @@ async def _inspect(settings: Settings, token: str) -> int:
         header = unverified_header(token)
         claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
     except (BadToken, jwt.PyJWTError):
-        sys.stdout.write(json.dumps({"taken": False, "why": "it is no token"}, indent=2) + "\n")
+        write_json({"taken": False, "why": "it is no token"}, indent=2)
         return 1
     shown: dict[str, object] = {"header": dict(header), "claims": claims}
     try:
         shown |= await _verdict(settings, token, is_upload_token=header.get("typ") == TYPE)
     except BadToken as problem:
         shown |= {"taken": False, "why": str(problem)}
-    sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    write_json(shown, indent=2)
     return 0 if shown["taken"] else 1
 
 

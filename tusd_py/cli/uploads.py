@@ -14,11 +14,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 
 from tusd_py import logs
+from tusd_py.cli.output import Listing, format_time, printable, write_json, write_line
 from tusd_py.service.backends import file_store
 from tusd_py.service.instance import reader
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
@@ -26,7 +27,7 @@ from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
 from tusd_py.storage.file.store import FileStore
-from tusd_py.storage.skipped import printable
+from tusd_py.storage.skipped import printable as printable_path
 from tusd_py.uploads.model import UploadState
 from tusd_py.uploads.service import Uploads
 
@@ -40,8 +41,7 @@ one that a client is writing to is not removed. The exit code is 1 if an ID was 
 
 _ACTIONS = ("list", "show", "rm")
 _PAGE = 100
-_COLUMNS = ("UPLOAD", "STATE", "OFFSET", "SIZE", "AGE", "OWNER")
-_WIDTHS = (32, 9, 14, 14, 8, 12)
+_COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
 _STATE_NAMES = {
     UploadState.RECEIVING: "uploading",
     UploadState.COMPLETE: "uploading",
@@ -72,15 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     limit = _check(action, ids, given.get("limit"))
     settings = load_arguments(arguments, os.environ).settings
     logs.configure(settings.log_format, "warning")
-    output = _Output(as_json="json" in given)
+    as_json = "json" in given
     try:
         if action == "rm":
             return asyncio.run(_remove(settings, ids))
         if not settings.upload_dir.is_dir():
             raise StorageError(f"there are no uploads: {settings.upload_dir} is no directory")
         if action == "show":
-            return asyncio.run(_show(_reader(settings), ids, output))
-        return asyncio.run(_list(_reader(settings), output, limit, given.get("after") or ""))
+            return asyncio.run(_show(_reader(settings), ids, as_json=as_json))
+        after = given.get("after") or ""
+        return asyncio.run(_list(_reader(settings), limit, after, as_json=as_json))
     except StorageError as problem:
         sys.stderr.write(f"tusd-py uploads: {problem}\n")
         return 1
@@ -115,11 +116,19 @@ def _reader(settings: Settings) -> _Reader:
     return _Reader(store, reader(settings, store))
 
 
-async def _list(reader: _Reader, output: _Output, limit: int, after: str) -> int:
+async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> int:
+    listing = Listing(
+        _COLUMNS,
+        cells=partial(_cells, reader.uploads),
+        document=partial(_document, reader.uploads),
+        as_json=as_json,
+    )
+    last = ""
     async for upload in _page(reader, limit, after):
-        output.write(reader.uploads, upload)
-    if output.count == limit and output.last is not None:
-        sys.stderr.write(f"tusd-py uploads: go on with --after {output.last}\n")
+        listing.write(upload)
+        last = upload.id
+    if listing.count == limit:
+        sys.stderr.write(f"tusd-py uploads: go on with --after {last}\n")
     return 0
 
 
@@ -131,7 +140,7 @@ async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload
         # The whole storage is walked through for each page.
         if path not in said:
             said.add(path)
-            sys.stderr.write(f"tusd-py uploads: {printable(path)} is passed over: {problem}\n")
+            sys.stderr.write(f"tusd-py uploads: {printable_path(path)} is passed over: {problem}\n")
 
     while limit > 0:
         # A heap of the smallest ids so far, the largest of them on top.
@@ -167,11 +176,17 @@ class _Reversed:
         return self.text > other.text
 
 
-async def _show(reader: _Reader, ids: list[str], output: _Output) -> int:
-    missing = 0
+async def _show(reader: _Reader, ids: list[str], *, as_json: bool) -> int:
+    missing = shown = 0
     for upload_id in ids:
         try:
-            output.show(reader.uploads, await reader.uploads.load(upload_id))
+            upload = await reader.uploads.load(upload_id)
+            document = _document(reader.uploads, upload) | {"metadata": _metadata(upload)}
+            if as_json:
+                write_json(document)
+            else:
+                _write_fields(document, is_first=shown == 0)
+            shown += 1
         except UploadGone:
             missing += 1
             sys.stderr.write(f"tusd-py uploads: {json.dumps(upload_id)} was removed\n")
@@ -203,41 +218,13 @@ async def _remove(settings: Settings, ids: list[str]) -> int:
     return 1 if failures else 0
 
 
-class _Output:
-    """Uploads as lines of JSON, or as a table. count: how many there were; last: the id of the last."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.count = 0
-        self.last: str | None = None
-        self._as_json = as_json
-
-    def write(self, uploads: Uploads, upload: Upload) -> None:
-        """Prints one as a line."""
-        if self._as_json:
-            self._line(json.dumps(_document(uploads, upload)))
-        else:
-            if self.count == 0:
-                self._line(_row(_COLUMNS))
-            self._line(_row(_cells(uploads, upload)))
-        self.count += 1
-        self.last = upload.id
-
-    def show(self, uploads: Uploads, upload: Upload) -> None:
-        """Prints all that is known of one."""
-        document = _document(uploads, upload) | {"metadata": _metadata(upload)}
-        if self._as_json:
-            self._line(json.dumps(document))
-        else:
-            if self.count:
-                self._line("")
-            for name, value in document.items():
-                text = value if isinstance(value, str) else json.dumps(value)
-                self._line(f"{name:10}  {_printable(text)}")
-        self.count += 1
-
-    @staticmethod
-    def _line(text: str) -> None:
-        sys.stdout.write(text + "\n")
+def _write_fields(document: Mapping[str, object], *, is_first: bool) -> None:
+    """Print an upload as a field a line, with an empty line before all but the first."""
+    if not is_first:
+        write_line("")
+    for name, value in document.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        write_line(f"{name:10}  {printable(text)}")
 
 
 def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
@@ -249,10 +236,10 @@ def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
         "offset": upload.offset,
         "size": upload.length,
         "owner": info.owner,
-        "created": _time(info.created_at),
-        "changed": _time(upload.changed_at),
-        "finished": None if info.finished_at is None else _time(info.finished_at),
-        "expires": None if expires is None else _time(expires),
+        "created": format_time(info.created_at),
+        "changed": format_time(upload.changed_at),
+        "finished": None if info.finished_at is None else format_time(info.finished_at),
+        "expires": None if expires is None else format_time(expires),
         "parts": list(info.parts),
     }
 
@@ -267,13 +254,9 @@ def _state(uploads: Uploads, upload: Upload) -> str:
 def _cells(uploads: Uploads, upload: Upload) -> tuple[str, ...]:
     age = _age(time.time() - upload.changed_at)
     size = "-" if upload.length is None else str(upload.length)
-    owner = _printable(upload.info.owner) or "-"
-    return upload.id, _state(uploads, upload), str(upload.offset), size, age, owner
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    padded = (f"{_printable(cell):{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
-    return "  ".join(padded).rstrip()
+    owner = printable(upload.info.owner) or "-"
+    upload_id = printable(upload.id)
+    return upload_id, _state(uploads, upload), str(upload.offset), size, age, owner
 
 
 def _metadata(upload: Upload) -> dict[str, str]:
@@ -286,15 +269,3 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0.0, seconds):.0f}s"
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else json.dumps(text)[1:-1]
-
-
-def _time(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        # A file's time may be any, and lie beyond all calendars.
-        return f"{seconds:.0f}"
