@@ -374,7 +374,7 @@ def test_a_directory_that_is_served_needs_no_command(
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, reason in (
         ([], "give the directory"),
-        ([str(tmp_path)], "--from: say whose"),
+        ([str(tmp_path)], "--from: give the server"),
         ([str(tmp_path), "--from", "tuspyservr"], "did you mean tuspyserver?"),
         ([str(tmp_path / "none"), "--from", "tusd"], "is no directory"),
         ([str(tmp_path), "--to", "tusd"], "tusd understands ours"),

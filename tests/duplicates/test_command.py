@@ -170,7 +170,7 @@ def test_what_is_not_remembered(make_server: MakeServer) -> None:
 def test_a_directory_that_is_no_instance(tmp_path: Path) -> None:
     done = command("list", "--upload-dir", str(tmp_path / "none"))
     assert done.returncode == 1
-    assert "nothing is remembered in" in done.stderr
+    assert "there is no Redis in" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

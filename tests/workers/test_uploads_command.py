@@ -52,7 +52,7 @@ def test_pages_lead_to_every_upload_once(make_server: MakeServer) -> None:
         after = ("--after", seen[-1])
     assert seen == ids
     told = command("uploads", "list", "--limit", "2", *of(server)).stderr
-    assert told == f"tusd-py uploads: go on with --after {ids[1]}\n"
+    assert told == f"tusd-py uploads: continue with --after {ids[1]}\n"
 
 
 @pytest.mark.parametrize("running", [True, False])

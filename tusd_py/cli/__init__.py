@@ -1,8 +1,7 @@
-"""The command `tusd-py`: finds the subcommand, reports the user's mistakes, gives the exit code.
+"""The command `tusd-py`: dispatches to the subcommand, reports usage errors and returns the exit code.
 
-Every subcommand is a module of this package with `USAGE`, `ABOUT`, `add_arguments` and `run`; a new
-one is a line in `COMMANDS`. Only the module of the command that was asked for is imported, so that
-the others cost nothing.
+Every subcommand is a module of this package with `USAGE`, `ABOUT`, `add_arguments` and `run`, and a line in `COMMANDS`. Only
+the module of the given command is imported, which keeps the start fast.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ PROGRAM = "tusd-py"
 
 COMMANDS = {
     "serve": "Run the server.",
-    "config": "Print the settings in force, and where each comes from.",
+    "config": "Print the effective settings and where each comes from.",
     "uploads": "Print or remove uploads.",
-    "sweep": "Remove what has expired now, or show what would go.",
-    "worker": "Do the jobs that run beside the server.",
-    "scheduler": "Put the jobs of workers into their queues when it is time.",
-    "events": "Print what hooks are still to be told of, and have told again what was given up.",
-    "status": "Print whether workers and the scheduler do what they should.",
-    "health": "Find out whether a process does its work, for containers.",
-    "adopt": "Take over what another server has kept in a directory, or give it back.",
-    "duplicates": "Print or forget what is remembered of uploads to find duplicates.",
-    "keys": "Make a secret for tokens.",
-    "token": "Issue, look into and revoke tokens.",
+    "sweep": "Remove expired uploads now, or list them.",
+    "worker": "Run background jobs: sweeps and event deliveries.",
+    "scheduler": "Queue the periodic jobs of workers.",
+    "events": "Print undelivered events, and retry or drop failed ones.",
+    "status": "Print the state of sweeps, queues, workers and the scheduler.",
+    "health": "Check one process, for health checks of containers.",
+    "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",
+    "duplicates": "Print or remove the fingerprints that detect duplicates.",
+    "keys": "Generate a secret for signing tokens.",
+    "token": "Issue, inspect and revoke tokens.",
 }
 
 EXIT_USAGE = 2
@@ -41,22 +40,22 @@ _EXIT_BROKEN_PIPE = 141
 
 
 class Command(Protocol):
-    """What the module of a subcommand has."""
+    """The interface of a subcommand's module."""
 
     USAGE: str
-    """What follows the command in the first line of its help."""
+    """Arguments, as shown in the first line of its help."""
     ABOUT: str
-    """The text of its help before the options."""
+    """Text of its help above the options."""
 
     def add_arguments(self, parser: Parser) -> None:
-        """Declare what the command takes."""
+        """Declare arguments and options."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; returns the exit code. Raises UsageError for what the user has to mend."""
+        """Run the command and return the exit code. Raises UsageError for wrong arguments."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tusd-py`, by default with the arguments of the process; returns the exit code."""
+    """Run `tusd-py`, by default with the arguments of the process, and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     try:
@@ -67,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as `head` does. What is left must not be written
-        # at exit.
+        # The reader closed the pipe, as `head` does. Python must not flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
 
@@ -107,11 +105,11 @@ A resumable upload server: tus 1.0.0 with every extension.
 
 {commands}
 
-  {PROGRAM} COMMAND --help    what a command takes
-  {PROGRAM} --version         which version this is
+  {PROGRAM} COMMAND --help    options of a command
+  {PROGRAM} --version         version of this installation
 
-{PROGRAM} serve needs no options: it keeps uploads in ./data and takes them at
-http://127.0.0.1:8080/files/
+{PROGRAM} serve needs no options: it accepts uploads at http://127.0.0.1:8080/files/
+and stores them in ./data.
 """
 
 

@@ -1,8 +1,8 @@
-"""`tusd-py adopt`: takes over the uploads that tusd or tuspyserver have kept in a directory, and gives them back.
+"""`tusd-py adopt`: takes over the uploads in a directory of tusd or tuspyserver, and gives them back.
 
-A server on such a directory does the same, upload by upload, when it is asked for one; this does it for all at once, and says
-beforehand what will not do. Each upload is taken over by one rename of a record that was written and synced before, so
-that the command can be killed and run again at any time.
+A server on such a directory takes over each upload when it is requested. This command does so for all at once, and reports
+those that it cannot take over. Each is taken over by a rename of a record that was synced before, so the command can be
+killed and run again at any time.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tusd_py.storage.skipped import printable
 
 USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"
 ABOUT = """\
-Take over the uploads in DIR that another server has kept there: finished and unfinished ones, partial and final ones, with \
-their metadata and their expiry. Stop that server first. Bytes stay where they are; only the records beside them are written \
-anew, and what stands in a file behind the last byte that its client was told of is cut off. What cannot be trusted is \
-listed with the reason and left as it is. The command can be run again, and nothing happens to what was taken over before.
+Take over the uploads of another server in DIR: finished and unfinished, partial and final ones, with their metadata and \
+expiry. Stop that server first. Data files stay in place; only the records beside them are rewritten, and bytes beyond those \
+acknowledged to the client are cut off. Uploads that cannot be trusted are listed with the reason and left unchanged. The \
+command can be run again; uploads that were taken over before are not changed.
 
-With --to tuspyserver it goes the other way: ours get the records that tuspyserver understands. (tusd understands ours.)
+With --to tuspyserver it converts our records to those that tuspyserver reads. (tusd reads ours.)
 
 The exit code is 0 if all uploads were taken over or given back, and 1 if some were left alone.
 """
@@ -43,38 +43,38 @@ The exit code is 0 if all uploads were taken over or given back, and 1 if some w
 Direction = Literal["taken over", "given back"]
 
 _ORIGINS = ("tuspyserver", "tusd")
-_EXPIRE_AFTER = 5 * 86_400.0
-"""Seconds; for uploads that expire with the others of a server, which theirs keeps that long."""
+_EXPIRE_AFTER_SECONDS = 5 * 86_400.0
+"""tuspyserver's default, for uploads without an expiry of their own."""
 
 
 def add_arguments(parser: Parser) -> None:
-    """Where, from whom, and whether at all."""
+    """Declare the directory and the options."""
     parser.add_argument("directory", nargs="?", default="", metavar="DIR")
     parser.option(
         "--from",
-        "The server that has kept them: tuspyserver or tusd.",
+        "Server whose uploads to take over: tuspyserver or tusd.",
         section="Adopt",
         metavar="SERVER",
         dest="origin",
     )
     parser.option(
         "--to",
-        "Give them back to this server: tuspyserver.",
+        "Server to give uploads back to: tuspyserver.",
         section="Adopt",
         metavar="SERVER",
         dest="target",
     )
     parser.option(
         "--dry-run",
-        "Change nothing; say what would be taken over and what would not.",
+        "Change nothing; print what would be taken over and what would not.",
         section="Adopt",
         action="store_true",
     )
-    parser.option("--json", "Print a JSON object a line.", section="Adopt", action="store_true")
+    parser.option("--json", "Print one JSON object per line.", section="Adopt", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Take over; returns the exit code."""
+    """Take over or give back all uploads and return the exit code."""
     given = vars(arguments)
     directory, origin, target = str(arguments.directory), given.get("origin"), given.get("target")
     if not directory:
@@ -83,14 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("give --from or --to, not both")
     if target is None and origin not in _ORIGINS:
         hint = suggestion(str(origin), _ORIGINS) if origin is not None else ""
-        raise UsageError(f"--from: say whose uploads they are, {' or '.join(_ORIGINS)}{hint}")
+        raise UsageError(
+            f"--from: give the server that stored the uploads, {' or '.join(_ORIGINS)}{hint}"
+        )
     if target not in (None, "tuspyserver"):
-        raise UsageError("--to: only tuspyserver needs records of its own; tusd understands ours")
+        raise UsageError("--to: only tuspyserver needs its own records; tusd reads ours")
     if not Path(directory).is_dir():
         raise UsageError(f"{json.dumps(directory)} is no directory")
     try:
         return asyncio.run(
-            _go_through(
+            _convert_all(
                 FileStore(directory),
                 _Adoption(str(origin)) if target is None else _Return(),
                 dry_run="dry_run" in given,
@@ -104,9 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(slots=True)
 class Summary:
-    """What was found. finished, unfinished: that were taken over, or given back. done_before: for which nothing was to do.
+    """Counts of uploads: finished and unfinished ones that were converted, done_before ones that needed nothing.
 
-    cut: bytes behind what clients were told of.
+    cut: bytes beyond those acknowledged to clients.
     """
 
     direction: Direction
@@ -129,24 +131,26 @@ class Summary:
         )
 
     def count(self, upload: Upload) -> None:
-        """It was done for one more."""
+        """Count a converted upload."""
         self.finished += upload.finished
         self.unfinished += not upload.finished
 
 
-class _Work(Protocol):
-    """What is done to every upload."""
+class _Conversion(Protocol):
+    """A conversion of each upload's record."""
 
     direction: Direction
 
-    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """Does it to one, and counts it. Raises StorageError where it is left alone, with the reason."""
+    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """Convert an upload and count it. Raises StorageError with the reason if it is left alone."""
 
 
-async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, as_json: bool) -> int:
-    summary = Summary(work.direction, dry_run)
+async def _convert_all(
+    store: FileStore, conversion: _Conversion, *, dry_run: bool, as_json: bool
+) -> int:
+    summary = Summary(conversion.direction, dry_run)
     if not dry_run:
-        # Nobody else may be at it; and a directory that is served needs no command.
+        # Locks the directory: no other process may use it meanwhile.
         store.open()
     try:
         total = await asyncio.to_thread(lambda: sum(1 for _ in _names(store.root)))
@@ -159,7 +163,7 @@ async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, as_json: 
         async for upload_id in store.ids(leave):
             summary.seen += 1
             try:
-                await work.do(store, upload_id, summary)
+                await conversion.convert(store, upload_id, summary)
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others theirs
                 leave(upload_id, problem)
             output.bar.update(summary.seen)
@@ -174,23 +178,23 @@ async def _go_through(store: FileStore, work: _Work, *, dry_run: bool, as_json: 
 
 
 class _Adoption:
-    """Taking over what another server has kept."""
+    """Takes over the uploads of another server."""
 
     direction: Direction = "taken over"
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
 
-    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """See `_Work`."""
+    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """See `_Conversion`."""
         layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
         if layout == "ours":
             summary.done_before += 1
             return
         if layout == "unknown":
-            raise StorageError("its record is none of an upload")
+            raise StorageError("its record is not one of an upload")
         if layout != self._origin:
-            raise StorageError(f"it is of {layout}; adopt it with --from {layout}")
+            raise StorageError(f"it belongs to {layout}; adopt it with --from {layout}")
         upload = await store.load(upload_id)
         excess = await asyncio.to_thread(_excess, store, upload)
         if not summary.dry_run:
@@ -200,25 +204,27 @@ class _Adoption:
 
 
 class _Return:
-    """Giving tuspyserver the records that it understands."""
+    """Writes the records that tuspyserver reads."""
 
     direction: Direction = "given back"
 
-    async def do(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """See `_Work`."""
+    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
+        """See `_Conversion`."""
         layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
         if layout == "tuspyserver":
             summary.done_before += 1
             return
         if layout == "unknown":
-            raise StorageError("its record is none of an upload")
+            raise StorageError("its record is not one of an upload")
         upload = await store.load(upload_id)
-        after = _EXPIRE_AFTER if upload.info.expire_after is None else upload.info.expire_after
+        after = (
+            _EXPIRE_AFTER_SECONDS if upload.info.expire_after is None else upload.info.expire_after
+        )
         is_kept = (upload.finished and not upload.info.is_partial) or not after
         expires = None if is_kept else upload.changed_at + after
         content = foreign.as_tuspyservers(upload, expires=expires)
         if not summary.dry_run:
-            # A chunk that was not verified to the end does not count.
+            # A chunk whose checksum was not verified is discarded.
             recovered = await store.recover(upload, fence=UNFENCED)
             await store.give_back(recovered, content)
         summary.count(upload)
@@ -232,7 +238,7 @@ def _layout(path: str) -> foreign.Layout:
 
 
 def _excess(store: FileStore, upload: Upload) -> int:
-    """Bytes behind those that count. Raises UploadUntrusted where those are not what the client sent."""
+    """Return the number of bytes beyond the offset. Raises UploadUntrusted if the others are not what the client sent."""
     if upload.info.counted is None:
         return 0
     path = store.data_path(upload.info)
@@ -241,7 +247,7 @@ def _excess(store: FileStore, upload: Upload) -> int:
 
 
 def _names(root: str) -> Iterator[str]:
-    """The records in a directory and those below it."""
+    """Yield the paths of all records below a directory."""
     for directory, below, names in os.walk(root):
         if directory != root and STATE_DIRECTORY in below:
             below.clear()

@@ -1,4 +1,4 @@
-"""`tusd-py config`: the settings in force and where each comes from; also their documentation."""
+"""`tusd-py config`: prints the effective settings and where each comes from, or their documentation."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tusd_py.settings.reference_page import markdown
 USAGE = "[--json | --markdown] [options of serve]"
 ABOUT = """\
 Print every setting that tusd-py serve would use with the same options, environment and file, and
-where it comes from. Secrets are hidden.
+the source of its value. Secrets are hidden.
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    """The ways to print, and all settings."""
+    """Declare the output formats and all settings."""
     for flag, meaning in (
-        ("--json", "Print JSON: sizes in bytes, durations in seconds."),
-        ("--markdown", "Print the documentation of all settings instead."),
+        ("--json", "Print JSON, with sizes in bytes and durations in seconds."),
+        ("--markdown", "Print the documentation of all settings as Markdown."),
     ):
         parser.option(flag, meaning, section="Output", action="store_true")
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print; returns the exit code."""
+    """Print the settings and return the exit code."""
     ways = vars(arguments)
     if "json" in ways and "markdown" in ways:
         raise UsageError("--json and --markdown exclude each other")
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def as_json(loaded: Loaded) -> str:
-    """{"port": {"value": 8080, "origin": "default"}, ...}"""
+    """Format as {"port": {"value": 8080, "origin": "default"}, ...}."""
     values = {
         setting.name: {
             "value": setting.as_json(_value(loaded, setting)),
@@ -60,13 +60,13 @@ def as_json(loaded: Loaded) -> str:
 
 
 def as_table(loaded: Loaded) -> str:
-    """Name, value and origin in columns, under the groups' names."""
+    """Format as columns: name, value, origin."""
     rows = [
         (setting.name, setting.show(_value(loaded, setting)) or "-", loaded.origins[setting.name])
         for setting in _settings(loaded)
     ]
     first = max(len(name) for name, _, _ in rows)
-    # One long value (a list of proxies) shall not push the origins of all others off the screen.
+    # One long value, such as a list of proxies, must not push the other origins off the screen.
     second = max(len(value) for _, value, _ in rows if len(value) <= 40)
     return "".join(f"{name:{first}}  {value:{second}}  {origin}\n" for name, value, origin in rows)
 

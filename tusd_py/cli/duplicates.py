@@ -1,7 +1,7 @@
-"""`tusd-py duplicates`: which uploads are remembered, so that another of the same thing is refused, and how to forget one.
+"""`tusd-py duplicates`: lists and removes the fingerprints by which duplicates are refused.
 
-It looks into the Redis of an instance, running or stopped; where that is the embedded one it is started for as long as this
-takes. The settings that lead there are those of `tusd-py serve`.
+It connects to the Redis of an instance, running or stopped, given by the settings of `tusd-py serve`. An embedded Redis is
+started for the duration of the command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 
 from tusd_py.cli.output import Listing, format_time
-from tusd_py.cli.state import NoState, redis_of
+from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
 from tusd_py.redis.embedded.server import EmbeddedRedisError
@@ -26,14 +26,14 @@ from tusd_py.settings.model import Settings
 
 USAGE = "list | show NAME... | forget NAME... [--json] [options of serve]"
 ABOUT = """\
-Print or forget what the server remembers of uploads in order to find duplicates. Give it the same options as the server, so \
-that it looks into the same Redis; the server may run or not.
+Print or remove the fingerprints that the server remembers to detect duplicates. Give it the same options as the server, so \
+that it uses the same Redis. The server need not be running.
 
-list prints every upload that is remembered, show those of a NAME, forget forgets them: the next of the same thing is \
-created without a word. A NAME is a fingerprint, which stands in the log and in the answer to whoever was refused, or the id \
-of an upload; by an id only that upload is forgotten.
+list prints every remembered upload. show prints those of a NAME. forget removes them: the next upload with that fingerprint \
+is created. A NAME is a fingerprint, found in the log and in the response to a refused upload, or an upload id; with an id, \
+only that upload is forgotten.
 
-Uploads themselves are not touched. The exit code is 1 if a NAME was not found.
+Uploads themselves are not changed. The exit code is 1 if a NAME was not found.
 """
 
 _ACTIONS = ("list", "show", "forget")
@@ -45,13 +45,15 @@ Item = tuple[str, Record]
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, and all settings."""
+    """Declare the action, its names and all settings."""
     parser.add_argument("action", nargs="?", default="")
     parser.add_argument("names", nargs="*", default=[])
-    parser.option("--json", "Print a JSON object a line.", section="Output", action="store_true")
+    parser.option(
+        "--json", "Print one JSON object per line.", section="Output", action="store_true"
+    )
     parser.option(
         "--limit",
-        "Print no more than so many with list.",
+        "Maximum number of entries that list prints.",
         section="Output",
         metavar="NUMBER",
     )
@@ -59,14 +61,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print or forget; returns the exit code."""
+    """Run the action and return the exit code."""
     _check(arguments.action, arguments.names)
     limit = _limit(getattr(arguments, "limit", None))
     loaded = load_arguments(arguments, os.environ)
     try:
-        with redis_of(loaded.settings) as url:
+        with instance_redis(loaded.settings) as url:
             return asyncio.run(_act(url, loaded.settings, arguments, limit))
-    except (RedisUnavailable, EmbeddedRedisError, NoState) as problem:
+    except (RedisUnavailable, EmbeddedRedisError, NoRedis) as problem:
         sys.stderr.write(f"tusd-py duplicates: {problem}\n")
         return 1
 
@@ -125,7 +127,7 @@ async def _named(
 ) -> int:
     missing = 0
     for name in names:
-        # All are found before one is forgotten: the pages of a scan do not like changes.
+        # All are found before one is removed: a SCAN may miss keys that change meanwhile.
         found = [pair async for pair in _find(index, name)]
         for fingerprint, record in found:
             if forget:

@@ -1,7 +1,7 @@
-"""`tusd-py events`: what workers still have to deliver, what they gave up, and a way to have that tried again.
+"""`tusd-py events`: lists undelivered and failed events, and retries or drops failed ones.
 
-It reads and changes the outbox beside the uploads, whether a server runs or not. A worker is told of what is to be tried
-again; where none can be told now, the next sweep finds it.
+It reads and changes the outbox beside the uploads, whether a server runs or not. A job is queued for each upload with events
+to retry; if Redis is unavailable, the next sweep queues it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, replace
 
 from tusd_py.cli.output import Listing, format_time, write_line
+from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import file_store
@@ -25,9 +26,9 @@ from tusd_py.storage.base import Box, KeptEvent, Outbox, StorageError
 
 USAGE = "list | failed | replay ID... | drop ID... [--all] [--json] [options of serve]"
 ABOUT = """\
-Print the events that hooks are still to be told of (list) and those that were given up after too many attempts (failed), have \
-the latter delivered once more (replay), or forget them (drop). An ID is that of an event, or of an upload, which means all \
-its events. Give it the same options as the server; the server may run or not.
+Print the events that wait for delivery to hooks (list) or that failed after too many attempts (failed); deliver failed ones \
+again (replay), or remove them (drop). An ID is that of an event, or of an upload, which selects all its events. Give it the \
+same options as the server. The server need not be running.
 
 The exit code is 1 if nothing was found for an ID.
 """
@@ -37,26 +38,26 @@ _COLUMNS = {"EVENT": 32, "TYPE": 14, "UPLOAD": 32, "AGE": 6, "ATTEMPTS": 8, "PRO
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, and all settings."""
+    """Declare the action, its ids and all settings."""
     parser.add_argument("action", nargs="?", default="")
     parser.add_argument("ids", nargs="*", default=[])
     for flag, meaning in (
-        ("--all", "Replay or drop all events that were given up."),
-        ("--json", "Print a JSON object a line."),
+        ("--all", "Replay or drop all failed events."),
+        ("--json", "Print one JSON object per line."),
     ):
         parser.option(flag, meaning, section="Events", action="store_true")
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print or change; returns the exit code."""
+    """Run the action and return the exit code."""
     action, ids = str(arguments.action), list(arguments.ids)
     every = hasattr(arguments, "all")
     _check(action, ids, every=every)
     settings = load_arguments(arguments, os.environ).settings
     outbox = file_store(settings).outbox
     try:
-        # A path that was mistyped shall not become an instance.
+        # A mistyped path must not become an instance.
         if not settings.upload_dir.is_dir():
             raise StorageError(f"there are no uploads: {settings.upload_dir} is no directory")
         if action in ("list", "failed"):
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(action: str, ids: list[str], *, every: bool) -> None:
-    """Raises UsageError."""
+    """Check the arguments. Raises UsageError."""
     if action not in _ACTIONS:
         given = f'"{action}" is no action' if action else "no action was given"
         raise UsageError(
@@ -90,7 +91,7 @@ async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:
 
 
 async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str] | None) -> int:
-    """Replays or drops what was given up; ids: None for all."""
+    """Replay or drop failed events of these ids, or all of them."""
     done: list[KeptEvent] = []
     failed, found = 0, set[str]()
     async for kept in outbox.every("failed"):
@@ -100,7 +101,7 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
         try:
             if action == "replay":
                 await outbox.replay(
-                    kept, outbox_record.serialize(_anew(outbox_record.parse(kept.content)))
+                    kept, outbox_record.serialize(_reset(outbox_record.parse(kept.content)))
                 )
             else:
                 await outbox.forget(kept, "failed")
@@ -113,39 +114,37 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
         failed += 1
         sys.stderr.write(f"tusd-py events: nothing was given up of {json.dumps(missing)}\n")
     later = ""
-    if action == "replay" and done and not _pass_on(settings, {each.upload_id for each in done}):
+    if action == "replay" and done and not _queue_jobs(settings, {each.upload_id for each in done}):
         later = "; the next sweep will find them"
     verb = "to be delivered again" if action == "replay" else "dropped"
     write_line(f"{len(done)} events {verb}{later}")
     return 1 if failed else 0
 
 
-def _anew(record: OutboxRecord) -> OutboxRecord:
+def _reset(record: OutboxRecord) -> OutboxRecord:
     return replace(record, attempts=0, not_before=0.0, problem="")
 
 
-def _pass_on(settings: Settings, upload_ids: set[str]) -> bool:
-    """Tells workers; False if there is nobody to be told now."""
-    # rq: not needed to list.
+def _queue_jobs(settings: Settings, upload_ids: set[str]) -> bool:
+    """Queue a delivery job for each upload; return False if there is no Redis or it is unavailable."""
+    # rq is not needed to list.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.jobs.connection import connect, redis_url  # noqa: PLC0415
+    from tusd_py.jobs.connection import connect  # noqa: PLC0415
     from tusd_py.jobs.delivery_queue import Deliveries  # noqa: PLC0415
-    from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
 
-    if settings.redis_url is None and not EmbeddedRedis(settings.state_dir).directory.is_dir():
-        return False
     try:
-        with redis_url(settings) as url, connect(url) as connection:
+        with instance_redis(settings) as url, connect(url) as connection:
             Deliveries(connection, prefix=settings.redis_prefix).add(upload_ids)
-    except (RedisError, EmbeddedRedisError):
+    except (RedisError, EmbeddedRedisError, NoRedis):
         return False
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """What is shown of an event that cannot be read."""
+    """An event whose record cannot be read, and why."""
 
     problem: str
 
@@ -181,7 +180,7 @@ def _cells(kept: KeptEvent) -> tuple[str, ...]:
     age = f"{max(0.0, time.time() - kept.kept_at):.0f}s"
     if isinstance(record, _Unreadable):
         return kept.event_id, "?", kept.upload_id, age, "?", record.problem
-    # A text of somebody else's is not to draw on the operator's terminal.
+    # The text comes from a hook and must not control the operator's terminal.
     problem = json.dumps(record.problem)[1:-1]
     event_type, attempts = record.event.type.value, str(record.attempts)
     return kept.event_id, event_type, kept.upload_id, age, attempts, problem

@@ -1,7 +1,7 @@
-"""`tusd-py health`: whether one process of an instance does its work, for the health checks of containers.
+"""`tusd-py health`: checks one process of an instance, for health checks of containers.
 
-A Redis that is away is nobody else's illness: workers and schedulers wait for it, and are well meanwhile. What is wrong with an
-instance as a whole is told by `tusd-py status`.
+Workers and schedulers wait for a Redis that is unavailable, so they count as healthy meanwhile. `tusd-py status` reports the
+problems of the instance as a whole.
 """
 
 from __future__ import annotations
@@ -21,30 +21,29 @@ from tusd_py.settings.model import Settings
 
 USAGE = "[serve | worker | scheduler] [options of serve]"
 ABOUT = """\
-Find out whether the server, a worker or a scheduler on this machine or in this container does its work; the exit code is 1 if \
-it does not. Give it the same options.
+Check whether the server, a worker or a scheduler on this machine or in this container works. The exit code is 1 if it does \
+not. Give it the same options.
 
-serve asks the server for /healthz. worker looks for a worker of this host in Redis, scheduler for one that looked lately; \
-while Redis is away both are well.
+serve requests /healthz from the server. worker looks in Redis for a live worker on this host, scheduler for a scheduler that \
+was active lately; while Redis is unavailable, both count as healthy.
 """
 
 _KINDS = ("serve", "worker", "scheduler")
-_TIMEOUT = 5.0
-"""Seconds."""
-_REDIS_TIMEOUT = 1.0
-"""Seconds; it is tried four times."""
-_UNHEARD = 90.0
-"""Seconds after which a worker without a job that said nothing is taken for dead: it says something every half a minute."""
+_TIMEOUT_SECONDS = 5.0
+_REDIS_TIMEOUT_SECONDS = 1.0
+"""For each of four attempts."""
+_DEAD_AFTER_SECONDS = 90.0
+"""Age of the last heartbeat at which an idle worker counts as dead; it sends one every 30 seconds."""
 
 
 def add_arguments(parser: Parser) -> None:
-    """Whose health, and all settings."""
+    """Declare the kind of process and all settings."""
     parser.add_argument("kind", nargs="?", default="serve")
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look; returns the exit code."""
+    """Check the process and return the exit code."""
     kind = str(arguments.kind)
     if kind not in _KINDS:
         known = "serve, worker or scheduler"
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _server(settings: Settings) -> str | None:
-    """What is wrong with it, None if nothing is."""
+    """Return what is wrong with the server, or None."""
     connection = _connection(settings)
     try:
         connection.request("GET", "/healthz", headers={"Host": "localhost"})
@@ -74,37 +73,39 @@ def _connection(settings: Settings) -> http.client.HTTPConnection:
         return _UnixConnection(str(settings.unix_sock))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     if settings.tls_certificate is None:
-        return http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT)
-    # It is this machine, under a name that no certificate has.
+        return http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_SECONDS)
+    # The certificate is not issued for the loopback address.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, settings.port, timeout=_TIMEOUT, context=context)
+    return http.client.HTTPSConnection(
+        host, settings.port, timeout=_TIMEOUT_SECONDS, context=context
+    )
 
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT)
+        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT)
+        self.sock.settimeout(_TIMEOUT_SECONDS)
         self.sock.connect(self._path)
 
 
 def _job(kind: str, settings: Settings) -> str | None:
-    """What is wrong with it, None if nothing is, or if that cannot be found out now."""
-    # rq: not needed for the server.
+    """Return what is wrong with the worker or scheduler, or None; also None while Redis is unavailable."""
+    # rq is not needed for the server.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.cli.state import NoState, redis_of  # noqa: PLC0415
+    from tusd_py.cli.redis import NoRedis, instance_redis  # noqa: PLC0415
     from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
 
     try:
-        with redis_of(settings) as url:
+        with instance_redis(settings) as url:
             return _worker(settings, url) if kind == "worker" else _scheduler(settings, url)
-    except (NoState, EmbeddedRedisError) as problem:
+    except (NoRedis, EmbeddedRedisError) as problem:
         return str(problem)
     except RedisError as problem:
         sys.stderr.write(f"tusd-py health: Redis is away ({type(problem).__name__})\n")
@@ -116,10 +117,12 @@ def _worker(settings: Settings, url: str) -> str | None:
     from tusd_py.jobs.connection import connect  # noqa: PLC0415
 
     here = socket.gethostname()
-    with connect(url, timeout=_REDIS_TIMEOUT) as connection:
+    with connect(url, timeout=_REDIS_TIMEOUT_SECONDS) as connection:
         for worker in jobs.workers(connection, settings.redis_prefix):
-            # One that does a job says nothing until it has done it.
-            if worker.host == here and (worker.job is not None or worker.heard < _UNHEARD):
+            # A worker sends no heartbeats during a job.
+            if worker.host == here and (
+                worker.job is not None or worker.heard < _DEAD_AFTER_SECONDS
+            ):
                 return None
     return f"no worker of {here} is known"
 
@@ -128,8 +131,8 @@ def _scheduler(settings: Settings, url: str) -> str | None:
     from tusd_py.jobs.connection import connect  # noqa: PLC0415
     from tusd_py.redis.keys import Keys  # noqa: PLC0415
 
-    with connect(url, timeout=_REDIS_TIMEOUT) as connection:
+    with connect(url, timeout=_REDIS_TIMEOUT_SECONDS) as connection:
         looked = connection.get(Keys(settings.redis_prefix).scheduler())
-    if isinstance(looked, bytes) and time.time() - float(looked) < _UNHEARD:
+    if isinstance(looked, bytes) and time.time() - float(looked) < _DEAD_AFTER_SECONDS:
         return None
     return "no scheduler runs"

@@ -1,4 +1,4 @@
-"""`tusd-py scheduler`: puts the jobs of workers into their queues when it is time."""
+"""`tusd-py scheduler`: queues the periodic jobs of workers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[options of serve]"
 ABOUT = """\
-Put jobs into the queues of workers when it is time, until told to stop. Give it the same options as the server. \
-One is enough; of several, each can do without the others.
+Queue the periodic jobs of workers until stopped by a signal. Give it the same options as the server. One scheduler is \
+enough; additional ones are standbys.
 
 tusd-py serve runs one itself unless it is given a --redis-url (see --jobs).
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    """All settings."""
+    """Declare all settings."""
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Schedule; returns the exit code."""
+    """Run the scheduler and return the exit code."""
     settings = load_arguments(arguments, os.environ).settings
 
-    # rq and the server's parts: not needed to find out that a flag is wrong.
+    # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers import scheduler  # noqa: PLC0415
 

@@ -1,6 +1,4 @@
-"""`tusd-py serve`: run the server with the settings of the command line, the environment and the
-file.
-"""
+"""`tusd-py serve`: runs the server."""
 
 from __future__ import annotations
 
@@ -14,33 +12,33 @@ from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[options]"
 ABOUT = """\
-Run the server. It needs no options: uploads are kept in ./data and taken at
-http://127.0.0.1:8080/files/
+Run the server. It needs no options: it accepts uploads at http://127.0.0.1:8080/files/ and stores
+them in ./data.
 
-Every option can also be given as an environment variable, the name in the brackets, or in a TOML
-file, as max_size for --max-size. The command line wins over the environment, and the environment
-over the file.
+Every option can also be given as an environment variable, whose name is in brackets, or in a TOML
+file, as max_size for --max-size. The command line overrides the environment, and the environment
+overrides the file.
 
 A SIZE is in bytes, or has a unit: 500kB, 10MB (1000s), 512KiB, 1GiB (1024s). A DURATION is in
-seconds, or has units: 500ms, 20m, 1h30m, 7d. Relative paths start where the server is started.
+seconds, or has units: 500ms, 20m, 1h30m, 7d. Relative paths are relative to the working directory.
 """
 
 _log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: Parser) -> None:
-    """All settings."""
+    """Declare all settings."""
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until stopped by a signal and return the exit code."""
     loaded = load_arguments(arguments, os.environ)
     logs.configure(loaded.settings.log_format, loaded.settings.log_level)
     for warning in loaded.warnings:
         logs.event(_log, logging.WARNING, "settings", message=warning)
 
-    # The server and all that it stands on: not needed to find out that a flag is wrong.
+    # Imported here, so that a wrong flag is reported without loading the server.
     from tusd_py.process.server import run as serve  # noqa: PLC0415
 
     return serve(loaded.settings)

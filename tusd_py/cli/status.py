@@ -1,4 +1,4 @@
-"""`tusd-py status`: whether workers and the scheduler do what they should."""
+"""`tusd-py status`: prints the state of sweeps, queues, workers and the scheduler, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tusd_py.cli.output import format_time, write_json, write_line
+from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.settings.commandline import Parser
 from tusd_py.settings.load import add_flags, load_arguments
 
@@ -19,42 +20,35 @@ if TYPE_CHECKING:
 
 USAGE = "[--json] [options of serve]"
 ABOUT = """\
-Print what there is to know about the jobs beside the server: how many uploads are known and due, what the last sweeps did, \
-queues, workers, and what is scheduled. Give it the same options as the server.
+Print the state of background jobs: how many uploads are unfinished and due, the last sweeps, the schedule, queues and \
+workers. Give it the same options as the server.
 
-The exit code is 1 if something is wrong: no worker, no scheduler, failed jobs, events that were given up or wait for too \
-long, no sweep for too long, or a Redis that is away.
+The exit code is 1 if there is a problem: no worker, no scheduler, failed jobs, events that failed or have waited for too \
+long, no sweep for too long, or an unavailable Redis.
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    """How to print, and all settings."""
+    """Declare the output format and all settings."""
     parser.option("--json", "Print JSON.", section="Output", action="store_true")
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print; returns the exit code."""
+    """Print the status and return the exit code."""
     settings = load_arguments(arguments, os.environ).settings
 
-    # rq: not needed to find out that a flag is wrong.
+    # Imported here, so that a wrong flag is reported without loading rq.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.jobs.connection import redis_url  # noqa: PLC0415
     from tusd_py.redis import RedisUnavailable  # noqa: PLC0415
-    from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError  # noqa: PLC0415
+    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers.status import collect  # noqa: PLC0415
 
     try:
-        # A path that was mistyped shall not become an instance.
-        embedded = EmbeddedRedis(settings.state_dir)
-        if settings.redis_url is None and not embedded.directory.is_dir():
-            raise EmbeddedRedisError(
-                f"there is no Redis in {settings.state_dir} (--upload-dir, --state-dir), and no --redis-url was given"
-            )
-        with redis_url(settings) as url:
+        with instance_redis(settings) as url:
             status = collect(settings, url)
-    except (RedisError, RedisUnavailable, EmbeddedRedisError) as problem:
+    except (RedisError, RedisUnavailable, EmbeddedRedisError, NoRedis) as problem:
         sys.stderr.write(f"tusd-py status: {problem}\n")
         return 1
     problems = list(status.problems(settings))

@@ -1,7 +1,6 @@
-"""`tusd-py sweep`: removes what has expired now, or shows what would go.
+"""`tusd-py sweep`: removes expired uploads now, or lists them.
 
-A sweep needs the locks of the uploads. Where a server keeps them in its memory it is the server that sweeps, asked by this
-command; otherwise the command does it.
+A sweep needs the uploads' locks. A running server that keeps them in memory is asked to sweep; otherwise the command does.
 """
 
 from __future__ import annotations
@@ -20,37 +19,37 @@ from tusd_py.settings.model import Settings
 
 USAGE = "[--dry-run] [--force] [--json] [options of serve]"
 ABOUT = """\
-Look at every upload now: remove those that have expired, finish what was complete when a server died, clear away what crashes \
-left behind. Give it the same options as the server; the server may run or not. Uploads in use are spared.
+Check every upload now: remove expired ones, finish those that were complete when a server crashed, and remove leftovers of \
+crashes. Give it the same options as the server. The server need not be running. Uploads in use are skipped.
 
-With --dry-run nothing changes, and what has expired is listed.
+With --dry-run nothing changes, and expired uploads are listed.
 """
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, and all settings."""
+    """Declare the options and all settings."""
     parser.option(
         "--dry-run",
-        "Change nothing; list what would be removed.",
+        "Change nothing; list the uploads that would be removed.",
         section="Sweep",
         action="store_true",
     )
     parser.option(
         "--force",
-        "Remove what has expired even if it is most of what there is, or the clock is far from that of the last sweep.",
+        "Remove expired uploads even if they are most of all uploads, or if the clock is far from that of the last sweep.",
         section="Sweep",
         action="store_true",
     )
-    parser.option("--json", "Print a JSON object a line.", section="Sweep", action="store_true")
+    parser.option("--json", "Print one JSON object per line.", section="Sweep", action="store_true")
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Sweep; returns the exit code."""
+    """Sweep and return the exit code."""
     settings = load_arguments(arguments, os.environ).settings
     logs.configure(settings.log_format, "warning")
 
-    # The server's parts: not needed to find out that a flag is wrong.
+    # Imported here, so that a wrong flag is reported without loading them.
     from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
 
     try:

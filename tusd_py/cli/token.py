@@ -1,7 +1,7 @@
-"""`tusd-py token`: make access tokens to try things out, look into tokens, and take them back.
+"""`tusd-py token`: issues access tokens for testing, inspects tokens, and revokes them.
 
-Settings are those of `tusd-py serve`: the secret, the names of claims and scopes, the Redis. Tokens are read from standard
-input, since arguments can be seen by everybody on a machine.
+It takes the settings of `tusd-py serve`: the secret, the names of claims and scopes, the Redis. Tokens are read from standard
+input, as all users of a machine can see the arguments of its processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.output import write_json, write_line
-from tusd_py.cli.state import NoState, redis_of
+from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.backends import redis_client
@@ -33,9 +33,9 @@ from tusd_py.settings.model import Settings
 
 USAGE = "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]"
 ABOUT = """\
-Issue prints an access token that is signed with the server's secret, for operators and for trying things out. Inspect reads a \
-token from standard input, prints what is in it and whether the server would take it; its exit code is 1 if not. Revoke takes \
-all tokens of an owner back that were issued until now, or an upload for good.
+issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from \
+standard input, prints its content and whether the server would accept it; the exit code is 1 if not. revoke invalidates all \
+tokens issued to an owner until now, or all tokens of an upload for good.
 
 Give it the same options as the server, or the same environment.
 """
@@ -45,28 +45,33 @@ _SECTION = "Token"
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, what about, and all settings."""
+    """Declare the action, its options and all settings."""
     parser.add_argument("action", nargs="?", default="")
-    parser.option("--owner", "Who it is for.", section=_SECTION, metavar="NAME")
+    parser.option("--owner", "Owner of the token.", section=_SECTION, metavar="NAME")
     parser.option("--upload", "The upload to revoke.", section=_SECTION, metavar="ID")
     parser.option(
         "--scope",
-        "Scopes of the token, with commas between them.",
+        "Scopes of the token, separated by commas.",
         section=_SECTION,
         metavar="NAMES",
         note="create, read and delete",
     )
     parser.option(
         "--lasts",
-        "How long the token is good for.",
+        "Lifetime of the token.",
         section=_SECTION,
         metavar="DURATION",
         note="1h",
     )
-    parser.option("--upload-size", "Largest upload it allows.", section=_SECTION, metavar="SIZE")
+    parser.option(
+        "--upload-size",
+        "Maximum size of an upload with this token.",
+        section=_SECTION,
+        metavar="SIZE",
+    )
     parser.option(
         "--open-uploads",
-        "Most unfinished uploads it allows.",
+        "Maximum number of unfinished uploads of its owner.",
         section=_SECTION,
         metavar="NUMBER",
     )
@@ -74,7 +79,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; returns the exit code."""
+    """Run the action and return the exit code."""
     action: str = arguments.action
     if action not in _ACTIONS:
         given = f'"{action}" is no action' if action else "no action was given"
@@ -89,18 +94,18 @@ def run(arguments: argparse.Namespace) -> int:
         if action == "inspect":
             return asyncio.run(_inspect(settings, sys.stdin.read().strip()))
         return _revoke(settings, given_options)
-    except (ValueError, RedisUnavailable, EmbeddedRedisError, KeysUnavailable, NoState) as problem:
+    except (ValueError, RedisUnavailable, EmbeddedRedisError, KeysUnavailable, NoRedis) as problem:
         sys.stderr.write(f"tusd-py token: {problem}\n")
         return 1
 
 
 def _issue(settings: Settings, given: Mapping[str, object]) -> str:
-    """An access token. Raises ValueError where there is no secret to sign it with."""
+    """Return a signed access token. Raises ValueError if there is no secret to sign it with."""
     secret = (build.shared_secrets(settings) or (None,))[0]
     if secret is None:
         raise ValueError(
             "there is no secret to sign with (--jwt-secret-file, TUSD_JWT_SECRET); "
-            "tokens for a key set come from whoever has the private key"
+            "with a key set, only the holder of the private key can issue tokens"
         )
     owner = str(given.get("owner", ""))
     if not owner:
@@ -108,7 +113,7 @@ def _issue(settings: Settings, given: Mapping[str, object]) -> str:
     values = owner.split("/") if len(settings.jwt_owner_claims) > 1 else [owner]
     if len(values) != len(settings.jwt_owner_claims):
         claims = "/".join(settings.jwt_owner_claims)
-        raise UsageError(f"--owner: give {claims}, with slashes between them")
+        raise UsageError(f"--owner: give {claims}, separated by slashes")
     now = int(time.time())
     claims_of_token: dict[str, object] = {
         **dict(zip(settings.jwt_owner_claims, values, strict=True)),
@@ -135,7 +140,7 @@ def _scopes(settings: Settings, given: Mapping[str, object]) -> list[str]:
     if "scope" not in given:
         return [names[right] for right in (Right.CREATE, Right.READ, Right.DELETE)]
     by_right = {right.value: name for right, name in names.items()}
-    # The short names are easier to type than the full ones, and to remember.
+    # Short names (create, read, delete) are accepted for the configured ones.
     return [by_right.get(name, name) for name in re.split(r"[, ]+", str(given["scope"])) if name]
 
 
@@ -150,7 +155,7 @@ def _number(text: str) -> int:
 
 
 async def _inspect(settings: Settings, token: str) -> int:
-    """Prints a token's header and claims, and what the server would make of it."""
+    """Print a token's header and claims, and whether the server would accept it."""
     try:
         header = unverified_header(token)
         claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
@@ -192,7 +197,7 @@ def _described(principal: Principal) -> dict[str, object]:
 def _revoke(settings: Settings, given: Mapping[str, object]) -> int:
     if ("owner" in given) == ("upload" in given):
         raise UsageError("give either --owner or --upload")
-    with redis_of(settings) as url:
+    with instance_redis(settings) as url:
         asyncio.run(_revoke_in(url, settings, given))
     return 0
 

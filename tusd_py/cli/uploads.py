@@ -1,7 +1,7 @@
-"""`tusd-py uploads`: what is there, for operators, and a way to remove it.
+"""`tusd-py uploads`: lists, shows and removes uploads.
 
-Listing reads the storage alone, without locks, whether a server runs or not. Removing needs the upload's lock, as the sweep
-does, and goes the same way.
+Listing reads the storage without locks, whether a server runs or not. Removing needs the upload's lock, so a running server
+that keeps its locks in memory is asked to do it, as for a sweep.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from tusd_py.uploads.service import Uploads
 
 USAGE = "list | show ID... | rm ID... [--json] [options of serve]"
 ABOUT = """\
-Print or remove uploads. Give it the same options as the server; the server may run or not.
+Print or remove uploads. Give it the same options as the server. The server need not be running.
 
-list prints a page of the uploads in the order of their ids, show all that is known of some, rm removes some, finished or not; \
-one that a client is writing to is not removed. The exit code is 1 if an ID was not found or could not be removed.
+list prints a page of uploads, ordered by id. show prints everything about the given uploads. rm removes them, finished or \
+not, unless a client is writing to them. The exit code is 1 if an ID was not found or could not be removed.
 """
 
 _ACTIONS = ("list", "show", "rm")
@@ -53,20 +53,22 @@ _STATE_NAMES = {
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, and all settings."""
+    """Declare the action, its ids and all settings."""
     parser.add_argument("action", nargs="?", default="")
     parser.add_argument("ids", nargs="*", default=[])
     for flag, metavar, meaning in (
-        ("--limit", "NUMBER", f"Uploads on a page of list; {_PAGE} unless told."),
-        ("--after", "ID", "List those that come after this one: the last of the page before."),
+        ("--limit", "NUMBER", f"Uploads per page of list. Default: {_PAGE}."),
+        ("--after", "ID", "List the uploads after this id, the last one of the previous page."),
     ):
         parser.option(flag, meaning, section="Output", metavar=metavar)
-    parser.option("--json", "Print a JSON object a line.", section="Output", action="store_true")
+    parser.option(
+        "--json", "Print one JSON object per line.", section="Output", action="store_true"
+    )
     add_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print or remove; returns the exit code."""
+    """Run the action and return the exit code."""
     given = vars(arguments)
     action, ids = str(arguments.action), list(arguments.ids)
     limit = _check(action, ids, given.get("limit"))
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(action: str, ids: list[str], limit: str | None) -> int:
-    """The limit; raises UsageError."""
+    """Check the arguments and return the limit. Raises UsageError."""
     if action not in _ACTIONS:
         given = f'"{action}" is no action' if action else "no action was given"
         raise UsageError(f"{given}; give list, show or rm{suggestion(action, _ACTIONS)}")
@@ -105,7 +107,7 @@ def _check(action: str, ids: list[str], limit: str | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """The uploads, to be looked at and not to be changed."""
+    """The store and its uploads, for reading."""
 
     store: FileStore
     uploads: Uploads
@@ -128,24 +130,24 @@ async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> in
         listing.write(upload)
         last = upload.id
     if listing.count == limit:
-        sys.stderr.write(f"tusd-py uploads: go on with --after {last}\n")
+        sys.stderr.write(f"tusd-py uploads: continue with --after {last}\n")
     return 0
 
 
 async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload]:
-    """Uploads in the order of their ids; of a million, no more are held than a page has."""
-    said = set[str]()
+    """Yield a page of uploads, ordered by id, holding no more than a page of ids in memory."""
+    reported = set[str]()
 
-    def say_skipped(path: str, problem: Exception) -> None:
-        # The whole storage is walked through for each page.
-        if path not in said:
-            said.add(path)
+    def report_skipped(path: str, problem: Exception) -> None:
+        # The whole storage is scanned for each page.
+        if path not in reported:
+            reported.add(path)
             sys.stderr.write(f"tusd-py uploads: {printable_path(path)} is passed over: {problem}\n")
 
     while limit > 0:
-        # A heap of the smallest ids so far, the largest of them on top.
+        # A heap of the smallest ids so far, the largest on top.
         heap: list[_Reversed] = []
-        async for upload_id in reader.store.ids(say_skipped):
+        async for upload_id in reader.store.ids(report_skipped):
             if upload_id > after:
                 if len(heap) < limit:
                     heapq.heappush(heap, _Reversed(upload_id))
@@ -168,7 +170,7 @@ async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload
 
 @dataclass(frozen=True, slots=True)
 class _Reversed:
-    """An id that comes before those that it comes after."""
+    """An id that sorts in reverse order."""
 
     text: str
 
@@ -200,7 +202,7 @@ async def _show(reader: _Reader, ids: list[str], *, as_json: bool) -> int:
 
 
 async def _remove(settings: Settings, ids: list[str]) -> int:
-    # The server's parts: the other actions do without.
+    # Imported here, as the other actions do without.
     from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
@@ -264,7 +266,7 @@ def _metadata(upload: Upload) -> dict[str, str]:
 
 
 def _age(seconds: float) -> str:
-    """Roughly, as in "3d" or "12m"."""
+    """Format an age in its largest unit, as in "3d" or "12m"."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= size:
             return f"{seconds // size:.0f}{unit}"

@@ -1,4 +1,4 @@
-"""`tusd-py worker`: does the jobs beside the server."""
+"""`tusd-py worker`: runs background jobs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tusd_py.settings.load import add_flags, load_arguments
 
 USAGE = "[--queue NAME]... [--concurrency N] [options of serve]"
 ABOUT = """\
-Do the jobs that run beside the server, until told to stop: SIGTERM ends it after the job in hand. Give it the same options as \
-the server. Any number of workers may run, on any machine that reaches the uploads and the Redis.
+Run background jobs (sweeps and event deliveries) until stopped: SIGTERM ends it after the current job. Give it the same \
+options as the server. Any number of workers may run, on any machine with access to the uploads and to Redis.
 
 tusd-py serve runs one itself unless it is given a --redis-url (see --jobs).
 """
 
-_MOST = 64
+_MAX_CONCURRENCY = 64
 
 
 def add_arguments(parser: Parser) -> None:
-    """What to do, and all settings."""
+    """Declare the queues, the concurrency and all settings."""
     parser.option(
         "--queue",
-        "Take jobs from this queue only; may be repeated, the most urgent first. There are: expiry, delivery.",
+        "Queue to take jobs from: expiry or delivery. Repeat it for several, the most urgent first. Default: all.",
         section="Worker",
         metavar="NAME",
         action="append",
     )
     parser.option(
         "--concurrency",
-        "Jobs at the same time, each in a process of its own.",
+        "Number of jobs that run at the same time, each in its own process.",
         section="Worker",
         metavar="NUMBER",
         note="default 1",
@@ -43,11 +43,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Work; returns the exit code."""
+    """Run the worker and return the exit code."""
     given = vars(arguments)
     settings = load_arguments(arguments, os.environ).settings
 
-    # rq and the server's parts: not needed to find out that a flag is wrong.
+    # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_py.jobs.queues import QUEUES  # noqa: PLC0415
     from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers import worker  # noqa: PLC0415
@@ -72,6 +72,8 @@ def _queues(given: list[str], known: tuple[str, ...]) -> list[str]:
 
 
 def _concurrency(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= _MOST:
-        raise UsageError(f"--concurrency {json.dumps(text)}: give a whole number from 1 to {_MOST}")
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= _MAX_CONCURRENCY:
+        raise UsageError(
+            f"--concurrency {json.dumps(text)}: give a whole number from 1 to {_MAX_CONCURRENCY}"
+        )
     return int(text)

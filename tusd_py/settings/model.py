@@ -83,32 +83,31 @@ class Settings(BaseModel):
         description='Address to listen on. "0.0.0.0" or "::" is every address of this machine.',
     )
     port: Annotated[int, kinds.whole(0, 65535), NETWORK] = Field(
-        8080, description="Port to listen on. 0 takes any that is free."
+        8080, description="Port to listen on. 0 picks a free one."
     )
     unix_sock: Annotated[Path | None, kinds.OPTIONAL_SOCKET, NETWORK] = Field(
         None, description="Listen on this Unix socket instead of an address and a port."
     )
     unix_sock_perms: Annotated[int, kinds.perms(0o600), NETWORK] = Field(
         0o660,
-        description="Permissions of the Unix socket: whoever may write to it can connect.",
+        description="Permissions of the Unix socket. Write permission is what a client needs to connect.",
     )
     base_path: Annotated[str, kinds.BASE_PATH, NETWORK] = Field(
         "/files/",
-        description="Path of the URL under which uploads are created. The closing slash may be "
-        "left out.",
+        description="URL path under which uploads are created. The trailing slash may be omitted.",
     )
     behind_proxy: Annotated[tuple[str, ...], kinds.PROXIES, NETWORK] = Field(
         (),
-        description="Proxies whose Forwarded and X-Forwarded-* headers are believed: addresses, "
-        'networks, "private" (this machine and private networks), "unix" (whoever '
-        'connects to --unix-sock) or "*" (anybody: only where nobody else can '
-        'connect). Without a value it means "private".',
+        description="Proxies whose Forwarded and X-Forwarded-* headers are trusted: addresses, networks, "
+        '"private" (this machine and private networks), "unix" (connections to --unix-sock) '
+        'or "*" (any address: only safe if clients cannot connect directly). Without a value '
+        'it means "private".',
     )
     relative_location: Annotated[Flag, NETWORK] = Field(
-        False, description="Give only the path of an upload in Location, not its whole URL."
+        False, description="Send only the path of an upload in Location, not its full URL."
     )
     tls_certificate: Annotated[Path | None, kinds.OPTIONAL_FILE, NETWORK] = Field(
-        None, description="Serve HTTPS with this certificate (PEM, with its chain)."
+        None, description="Serve HTTPS with this certificate (PEM, including its chain)."
     )
     tls_key: Annotated[Path | None, kinds.OPTIONAL_FILE, NETWORK] = Field(
         None, description="Private key of the certificate (PEM)."
@@ -116,210 +115,211 @@ class Settings(BaseModel):
 
     workers: Annotated[int, kinds.whole(1, 256), NETWORK] = Field(
         1,
-        description="Processes that serve the same port. One is enough for most disks and links.",
+        description="Server processes that share the port. One is enough for most disks and networks.",
     )
 
     upload_dir: Annotated[Path, kinds.DIRECTORY, STORAGE] = Field(
         Path("./data"),
-        description="Where uploads are kept. Created if missing. One server serves one directory.",
+        description="Directory for uploads. Created if missing. Only one server may use a directory, "
+        "unless servers share a Redis.",
     )
     wait_for_directory: Annotated[DurationOrZero, STORAGE] = Field(
         0.0,
-        description="How long to wait at the start for another server to release the upload directory, such as the "
-        "one that this one replaces. 0 gives up at once.",
+        description="How long to wait at startup for another server to release the upload directory, such"
+        " as the one being replaced. 0 fails at once.",
     )
     state_dir: Annotated[
         Path, kinds.DIRECTORY, Shown("Storage", default="<upload-dir>/.tusd-py")
     ] = Field(
         default_factory=_default_state_dir,
-        description="Where the server keeps what it needs to know beyond the uploads themselves.",
+        description="Directory for everything the server stores besides the uploads themselves.",
     )
     dir_perms: Annotated[int, kinds.perms(0o700), STORAGE] = Field(
-        0o750, description="Permissions of the directories that the server creates."
+        0o750, description="Permissions of directories that the server creates."
     )
     file_perms: Annotated[int, kinds.perms(0o600), STORAGE] = Field(
-        0o640, description="Permissions of the files that the server creates."
+        0o640, description="Permissions of files that the server creates."
     )
     durability: Annotated[
         Literal["none", "finish", "chunk"], kinds.choice("none", "finish", "chunk"), STORAGE
     ] = Field(
         "finish",
-        description="What survives a power cut: every finished upload (finish), every byte that a "
-        "client was told is stored (chunk), or what the system happened to have "
-        "written (none).",
+        description="What survives a power failure: every finished upload (finish), every byte "
+        "acknowledged to a client (chunk), or whatever the system had written (none).",
     )
     disk_reserve: Annotated[Size, STORAGE] = Field(
-        0, description="Free space to leave on the disk: what would use it is refused with 507."
+        0, description="Disk space to keep free. Requests that would use it are refused with 507."
     )
 
     max_size: Annotated[Size, LIMITS] = Field(
-        0, description="Largest upload that is accepted. 0 is no limit."
+        0, description="Maximum size of an upload. 0 is unlimited."
     )
     max_connections: Annotated[Count, LIMITS] = Field(
         10_000,
-        description="Connections open at the same time. Any more are answered with 503, HEAD with 423.",
+        description="Maximum number of open connections. Further ones are answered with 503, HEAD "
+        "requests with 423.",
     )
     max_header_size: Annotated[int, kinds.size(1024, 16 * 1024**2), LIMITS] = Field(
         64 * 1024,
-        description="Most that the request line and the headers of a request may take. Upload-Concat is not "
-        "counted: --max-concat-parts bounds it.",
+        description="Maximum size of the request line and header fields of a request. Upload-Concat is "
+        "not counted: --max-concat-parts bounds it.",
     )
     max_concat_parts: Annotated[int, kinds.whole(1, 100_000), LIMITS] = Field(
         10_000,
-        description="Most parts that a final upload may be joined from. Upload-Concat may be as long as that many "
-        "URLs of 128 bytes and the base path.",
+        description="Maximum number of parts of a final upload. Upload-Concat may be as long as that many"
+        " URLs of 128 bytes plus the base path.",
     )
 
     max_concat_repeats: Annotated[Size, LIMITS] = Field(
         1024**3,
-        description="Most that parts may add to a final upload by being named more than once. 0 is no limit.",
+        description="Maximum number of bytes that repeated parts may add to a final upload. 0 is "
+        "unlimited.",
     )
 
     network_timeout: Annotated[Duration, TIME] = Field(
         60.0,
-        description="How long a request may go without receiving a byte of its body. Then it "
-        "ends; what arrived is kept.",
+        description="How long a request may go without receiving a byte of its body before it is ended. "
+        "Received bytes are kept.",
     )
     keep_alive_timeout: Annotated[Duration, TIME] = Field(
-        60.0, description="How long an idle connection is kept open for a further request."
+        60.0, description="How long an idle connection is kept open for the next request."
     )
     shutdown_timeout: Annotated[DurationOrZero, TIME] = Field(
         10.0,
-        description="How long running requests may take to end when the server is told to stop.",
+        description="How long running requests may take to finish when the server shuts down.",
     )
     acquire_lock_timeout: Annotated[Duration, TIME] = Field(
-        20.0, description="How long to wait for another request to let go of the same upload."
+        20.0,
+        description="How long to wait for another request to release the lock of the same upload.",
     )
 
     expire_after: Annotated[DurationOrZero, EXPIRY] = Field(
         7 * 86_400.0,
-        description="How long an unfinished upload is kept after its last byte arrived. 0 is for "
-        "ever.",
+        description="How long an unfinished upload is kept after its last byte arrived. 0 is forever.",
     )
     retain_finished: Annotated[DurationOrZero, EXPIRY] = Field(
         0.0,
-        description="How long a finished upload is kept after it was finished; then it is removed as "
-        "expired ones are. 0 is for ever.",
+        description="How long a finished upload is kept before it is removed as expired. 0 is forever.",
     )
     tombstone_ttl: Annotated[DurationOrZero, EXPIRY] = Field(
         30 * 86_400.0,
-        description="How long a removed upload is answered with 410 (gone) rather than 404.",
+        description="How long a removed upload is answered with 410 (Gone) instead of 404.",
     )
     sweep_interval: Annotated[Duration, EXPIRY] = Field(
-        600.0, description="How often to look for expired uploads."
+        600.0, description="How often to remove expired uploads."
     )
     tuspyserver_dirs: Annotated[tuple[Path, ...], kinds.DIRECTORIES, EXPIRY] = Field(
         (),
-        description="Directories that tuspyserver's router keeps: workers remove the unfinished uploads there "
-        "that have expired, as often as they look for ours.",
+        description="Directories of tuspyserver's router. Workers remove expired unfinished uploads "
+        "there, too.",
     )
     time_zone: Annotated[str, kinds.TIME_ZONE, EXPIRY] = Field(
         "local",
-        description="Where it has to be 02:00 for the daily sweep over all uploads: the name of a "
-        "time zone, or local for that of this machine.",
+        description="Time zone of the daily sweep over all uploads, which runs at 02:00: a name, or local"
+        " for that of this machine.",
     )
 
     jobs: Annotated[Literal["auto", "on", "off"], kinds.choice("auto", "on", "off"), EXPIRY] = (
         Field(
             "auto",
-            description="Whether the server runs a worker and a scheduler beside it: on, off, or only "
-            "where it runs a Redis of its own (auto). Without any it sweeps by itself.",
+            description="Whether the server runs a worker and a scheduler of its own: on, off, or only if it "
+            "also runs its own Redis (auto). Without any, it sweeps by itself.",
         )
     )
 
     disable_download: Annotated[Flag, PROTOCOL] = Field(
-        False, description="Do not serve finished uploads by GET."
+        False, description="Do not serve finished uploads to GET requests."
     )
     disable_termination: Annotated[Flag, PROTOCOL] = Field(
-        False, description="Do not let clients remove uploads by DELETE."
+        False, description="Do not let clients remove uploads with DELETE."
     )
     disable_concatenation: Annotated[Flag, PROTOCOL] = Field(
-        False, description="Do not join uploads from parts."
+        False, description="Do not offer to join uploads from parts (concatenation)."
     )
 
     remove_parts_when_joined: Annotated[Flag, PROTOCOL] = Field(
         False,
-        description="Remove parts as soon as every final upload that lists them is joined and finished.",
+        description="Remove parts as soon as every final upload that lists them is finished.",
     )
 
     disable_direct_bodies: Annotated[Flag, PROTOCOL] = Field(
         False,
-        description="Let large bodies pass through the HTTP parser as small ones do, instead of "
-        "going straight from the socket into the file.",
+        description="Pass large bodies through the HTTP parser like small ones, instead of reading them "
+        "from the socket straight into the file.",
     )
 
     disable_cors: Annotated[Flag, CORS] = Field(
-        False, description="Send no CORS headers, for instance because a proxy does."
+        False, description="Send no CORS headers, for example because a proxy does."
     )
     cors_allow_origin: Annotated[str, kinds.REGEX, CORS] = Field(
-        ".*", description="Regular expression that has to match the whole of an origin to allow it."
+        ".*", description="Regular expression that an allowed origin must match as a whole."
     )
     cors_allow_credentials: Annotated[Flag, CORS] = Field(
         False,
-        description="Let pages send cookies and other credentials. Say with --cors-allow-origin "
-        "which pages.",
+        description="Let pages send cookies and other credentials. Restrict --cors-allow-origin with it.",
     )
     cors_allow_private_network: Annotated[Flag, CORS] = Field(
         False,
-        description="Let pages of public addresses reach this server at a private one "
+        description="Let pages from public addresses reach this server at a private one "
         "(Access-Control-Allow-Private-Network).",
     )
     cors_allow_methods: Annotated[Methods, CORS] = Field(
-        "", description="Further methods that pages may use."
+        "", description="Additional methods that pages may use."
     )
     cors_allow_headers: Annotated[HeaderNames, CORS] = Field(
-        "", description="Further request headers that pages may send."
+        "", description="Additional request headers that pages may send."
     )
     cors_expose_headers: Annotated[HeaderNames, CORS] = Field(
-        "", description="Further response headers that pages may read."
+        "", description="Additional response headers that pages may read."
     )
     cors_max_age: Annotated[str, kinds.DELTA_SECONDS, CORS] = Field(
-        "86400", description="How long browsers may remember the answer to a preflight request."
+        "86400", description="How long browsers may cache the answer to a preflight request."
     )
 
     duplicates: Annotated[
         Literal["on", "finished", "off"], kinds.choice("on", "finished", "off"), DUPLICATES
     ] = Field(
         "on",
-        description="Which uploads stand in the way of another of the same thing: all (on), those "
-        "that are finished (finished), or none (off).",
+        description="Which uploads cause a duplicate to be refused: all (on), only finished ones "
+        "(finished), or none (off).",
     )
     duplicate_window: Annotated[Duration, DUPLICATES] = Field(
-        30 * 86_400.0, description="How long a finished upload is remembered."
+        30 * 86_400.0,
+        description="How long a finished upload is remembered for duplicate detection.",
     )
     duplicate_keys: Annotated[tuple[str, ...], kinds.METADATA_KEYS, DUPLICATES] = Field(
         (),
-        description="Keys of the metadata that say what is uploaded. Without any, all keys do.",
+        description="Metadata keys that identify the content. By default all keys do.",
     )
     duplicate_fingerprint_key: Annotated[str, kinds.METADATA_KEY, DUPLICATES] = Field(
         "",
-        description="Key of the metadata whose value alone says what is uploaded, such as a digest "
-        "that clients compute.",
+        description="Metadata key whose value alone identifies the content, such as a digest that clients"
+        " compute.",
     )
     duplicate_scope: Annotated[
         Literal["owner", "server"], kinds.choice("owner", "server"), DUPLICATES
     ] = Field(
         "owner",
-        description="Whether an upload is compared with those of the same owner or with everybody's.",
+        description="Compare an upload with those of the same owner (owner) or of all owners (server).",
     )
     duplicates_when_unavailable: Annotated[
         Literal["allow", "refuse"], kinds.choice("allow", "refuse"), DUPLICATES
     ] = Field(
         "allow",
-        description="What to do with new uploads while Redis is away: take them unchecked, or "
-        "refuse them with 503.",
+        description="What to do with new uploads while Redis is unavailable: create them unchecked "
+        "(allow), or refuse them with 503 (refuse).",
     )
 
     hooks: Annotated[tuple[str, ...], kinds.HOOKS, HOOKS] = Field(
         (),
-        description='Python code to call when something happens to an upload: "module:name", '
-        '"path/file.py" or "path/file.py:name".',
+        description='Python hooks to call on upload events: "module:name", "path/file.py" or '
+        '"path/file.py:name".',
     )
     hooks_timeout: Annotated[Duration, HOOK_TIMES] = Field(
-        30.0, description="How long a hook that a request depends on may take."
+        30.0, description="Timeout of hooks that a request waits for."
     )
     progress_hooks_interval: Annotated[Duration, HOOK_TIMES] = Field(
-        1.0, description="How often post-receive is called while bytes arrive."
+        1.0, description="How often post-receive is called while data arrives."
     )
     hooks_delivery: Annotated[
         Literal["auto", "workers", "server"],
@@ -327,48 +327,49 @@ class Settings(BaseModel):
         HOOK_TIMES,
     ] = Field(
         "auto",
-        description="Who calls post-create, post-finish, post-terminate and post-expire: workers, which "
-        "try again until it succeeds (workers), the server, once (server), or workers where the server "
-        "runs one or has a --redis-url (auto).",
+        description="Who calls post-create, post-finish, post-terminate and post-expire: workers, with "
+        "retries (workers), the server, once (server), or workers if the server runs one or "
+        "has a --redis-url (auto).",
     )
     hooks_delivery_attempts: Annotated[int, kinds.whole(1, 100), HOOK_TIMES] = Field(
-        10, description="How often workers try to deliver an event before they give it up."
+        10,
+        description="Maximum number of attempts to deliver an event. Then it is marked as failed.",
     )
     hooks_delivery_backoff: Annotated[Duration, HOOK_TIMES] = Field(
         10.0,
-        description="How long workers wait after the first failed attempt. The pause grows threefold with "
-        "each, to an hour at most.",
+        description="How long workers wait after the first failed attempt. The pause triples with each "
+        "further one, up to an hour.",
     )
 
     hooks_http: Annotated[tuple[str, ...], kinds.HTTP_URLS, WIRE_HOOKS] = Field(
-        (), description="Send events to these URLs as POST requests, in tusd's format."
+        (), description="URLs to send events to, as POST requests in tusd's format."
     )
     hooks_http_forward_headers: Annotated[HeaderNames, WIRE_HOOKS] = Field(
         "",
-        description="Header fields of the client's request to repeat in the calls, such as Cookie.",
+        description="Header fields of the client's request to forward to the endpoints, such as Cookie.",
     )
     hooks_http_retry: Annotated[int, kinds.whole(1, 100), WIRE_HOOKS] = Field(
         3,
-        description="How often a call is tried in all, if the endpoint cannot be reached or answers "
-        "5xx.",
+        description="Maximum number of attempts of a call whose endpoint is unreachable or answers 5xx.",
     )
     hooks_http_backoff: Annotated[DurationOrZero, WIRE_HOOKS] = Field(
-        1.0, description="How long to wait between two tries."
+        1.0, description="How long to wait between two attempts."
     )
     hooks_http_timeout: Annotated[Duration, WIRE_HOOKS] = Field(
-        15.0, description="How long a call may take, with all its tries and the time between them."
+        15.0, description="Timeout of a call, including all attempts and the pauses between them."
     )
     hooks_http_size_limit: Annotated[int, kinds.size(2, 16 * 1024**2), WIRE_HOOKS] = Field(
-        5 * 1024, description="Largest answer that is taken from an endpoint."
+        5 * 1024, description="Maximum size of an endpoint's response."
     )
     hooks_http_secret: Annotated[SecretStr | None, kinds.secret(16), WIRE_HOOKS] = Field(
         None,
-        description="Sign every call with this secret (HMAC-SHA256, Hook-Signature), of at least 16 "
-        "characters. Rather in the environment or the file than on the command line.",
+        description="Secret of at least 16 characters that signs every call (HMAC-SHA256, "
+        "Hook-Signature). Set it in the environment or the file rather than on the command "
+        "line.",
     )
     hooks_dir: Annotated[Path | None, kinds.OPTIONAL_DIRECTORY, WIRE_HOOKS] = Field(
         None,
-        description="Run the executables in this directory that are named after events, such as "
+        description="Directory with executables named after the events they are run for, such as "
         "pre-create.",
     )
     hooks_enabled_events: Annotated[
@@ -377,24 +378,23 @@ class Settings(BaseModel):
         Shown(WIRE_HOOKS.group, default="tusd's"),
     ] = Field(
         ("pre-create", "post-create", "post-receive", "post-terminate", "post-finish"),
-        description="Events that are told by --hooks-http and --hooks-dir: by default pre-create, "
-        "post-create, post-receive, post-terminate and post-finish. There are besides pre-finish, "
+        description="Events sent to --hooks-http and --hooks-dir: by default pre-create, post-create, "
+        "post-receive, post-terminate and post-finish. Also available: pre-finish, "
         "pre-terminate, pre-access and post-expire.",
     )
 
     auth: Annotated[Literal["none", "jwt"], kinds.choice("none", "jwt"), TOKENS] = Field(
         "none",
-        description="Whether requests need a token: nobody is asked (none), or everybody has to "
-        "show a JSON Web Token (jwt).",
+        description="Whether requests need a token: no (none), or a JSON Web Token (jwt).",
     )
     jwt_secret: Annotated[SecretStr | None, kinds.secret(32), TOKENS] = Field(
         None,
-        description="Secret that access tokens are signed with (HS256), of at least 32 bytes. Rather "
-        "in the environment or in --jwt-secret-file than on the command line.",
+        description="Secret of at least 32 bytes that access tokens are signed with (HS256). Set it in "
+        "the environment or in --jwt-secret-file rather than on the command line.",
     )
     jwt_secret_file: Annotated[Path | None, kinds.OPTIONAL_FILE, TOKENS] = Field(
         None,
-        description='File with such a secret, or with several, a line each: "KID SECRET".',
+        description='File with one or more such secrets, one per line: "KID SECRET".',
     )
     jwt_jwks: Annotated[str | None, kinds.OPTIONAL_JWKS, TOKENS] = Field(
         None,
@@ -406,109 +406,111 @@ class Settings(BaseModel):
         Shown(TOKENS.group, default="automatic"),
     ] = Field(
         (),
-        description="Algorithms that access tokens may be signed with: by default HS256 with a secret, and RS256, "
-        "PS256, ES256 and EdDSA with a key set.",
+        description="Accepted signature algorithms of access tokens: by default HS256 with a secret, and "
+        "RS256, PS256, ES256 and EdDSA with a key set.",
     )
     jwt_issuer: Annotated[str | None, kinds.OPTIONAL_TEXT, TOKENS] = Field(
-        None, description="Who has to have issued access tokens (iss)."
+        None, description="Required issuer (iss) of access tokens."
     )
     jwt_audience: Annotated[tuple[str, ...], kinds.AUDIENCES, TOKENS] = Field(
         (),
-        description="Whom access tokens have to be for (aud), one of these. Without any, tokens that "
-        "are for somebody are refused.",
+        description="Accepted audiences (aud) of access tokens. Without any, tokens that have an audience"
+        " are refused.",
     )
     jwt_leeway: Annotated[DurationOrZero, TOKENS] = Field(
-        30.0, description="How far the issuer's clock may be off."
+        30.0, description="Tolerated clock difference to the issuer of access tokens."
     )
     jwt_required_claims: Annotated[tuple[str, ...], kinds.CLAIMS, TOKENS] = Field(
-        (), description="Claims that access tokens must have, besides exp and those of the owner."
+        (), description="Claims that access tokens must have, besides exp and the owner's."
     )
     jwt_owner_claims: Annotated[tuple[str, ...], kinds.SOME_CLAIMS, TOKENS] = Field(
         ("sub",),
-        description="Claims that say who somebody is, all of them together, such as tenant,sub.",
+        description="Claims that together identify the owner, such as tenant,sub.",
     )
     jwt_scope_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
-        "scope", description="Claim with the scopes: a text with spaces between them, or a list."
+        "scope",
+        description="Claim with the scopes: a list, or a text in which spaces separate them.",
     )
     jwt_max_upload_size_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
         "max_upload_size",
-        description="Claim that limits the size of the uploads of its owner, in bytes.",
+        description="Claim with the maximum size of the owner's uploads, in bytes.",
     )
     jwt_max_open_uploads_claim: Annotated[str, kinds.CLAIM, TOKENS] = Field(
         "max_open_uploads",
-        description="Claim that limits how many unfinished uploads its owner may have.",
+        description="Claim with the maximum number of the owner's unfinished uploads.",
     )
     scope_create: Annotated[str, kinds.CLAIM, TOKENS] = Field(
-        "uploads:create", description="Scope that lets create uploads, and go on with one's own."
+        "uploads:create", description="Scope required to create uploads and resume your own."
     )
     scope_read: Annotated[str, kinds.CLAIM, TOKENS] = Field(
-        "uploads:read", description="Scope that lets download one's own uploads."
+        "uploads:read", description="Scope required to download your own uploads."
     )
     scope_delete: Annotated[str, kinds.CLAIM, TOKENS] = Field(
-        "uploads:delete", description="Scope that lets remove and revoke one's own uploads."
+        "uploads:delete", description="Scope required to remove and revoke your own uploads."
     )
     scope_admin: Annotated[str, kinds.CLAIM, TOKENS] = Field(
-        "uploads:admin", description="Scope that lets do everything with everybody's uploads."
+        "uploads:admin", description="Scope that permits everything on the uploads of all owners."
     )
     upload_token_secret_file: Annotated[Path | None, kinds.OPTIONAL_FILE, TOKENS] = Field(
         None,
         description="File with the secret that upload tokens are signed with, in the format of "
-        "--jwt-secret-file. Without it the key is derived from the secret of access tokens or, with a "
-        "key set, kept in --state-dir; servers that share uploads but not that directory need it.",
+        "--jwt-secret-file. By default the key is derived from the secret of access tokens "
+        "or, with a key set, stored in --state-dir. Servers that share uploads but not that "
+        "directory need this file.",
     )
     upload_token_ttl: Annotated[Duration, TOKENS] = Field(
-        3600.0, description="How long an upload token is good for."
+        3600.0, description="Lifetime of an upload token."
     )
     upload_token_grace: Annotated[DurationOrZero, TOKENS] = Field(
-        86_400.0, description="How long after that it can still be renewed."
+        86_400.0, description="How long an expired upload token can still be renewed."
     )
     upload_token_refreshes: Annotated[Count, TOKENS] = Field(
-        60, description="How often the token of one upload may be renewed within a minute."
+        60, description="Maximum number of renewals of one upload's token per minute."
     )
     revocation_ttl: Annotated[Duration, TOKENS] = Field(
         34_560_000.0,
-        description="How long what was revoked is remembered: longer than an access token lives, and "
-        "longer than an upload may go on. All servers have to be given the same.",
+        description="How long a revocation is remembered. Must exceed the lifetime of access tokens and "
+        "the duration of an upload, and be the same on all servers.",
     )
 
     redis_url: Annotated[SecretStr | None, kinds.OPTIONAL_REDIS_URL, STATE] = Field(
         None,
-        description="Redis (6.2 or newer) or Valkey to keep in what several servers share: "
+        description="Redis (6.2 or newer) or Valkey for the state that servers share: "
         "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, unix:///PATH, or "
-        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB. It is never "
-        "shown. Without it the server starts one of its own beside the uploads.",
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB. Never printed or logged. By default"
+        " the server starts one of its own beside the uploads.",
     )
     redis_timeout: Annotated[Duration, STATE_USE] = Field(
-        1.0, description="How long a command to Redis may take. Then Redis counts as away."
+        1.0, description="Timeout of a Redis command. After it, Redis counts as unavailable."
     )
     redis_prefix: Annotated[str, kinds.REDIS_PREFIX, STATE_USE] = Field(
         "tusd:",
-        description="What the names of all keys in Redis begin with. Servers that share uploads "
-        "have the same, others that share a Redis another one.",
+        description="Prefix of all key names in Redis. Servers that share uploads must use the same one; "
+        "other users of the same Redis must not.",
     )
 
     lock_lease: Annotated[Duration, STATE_USE] = Field(
         10.0,
-        description="How long an upload stays locked when the machine that was receiving it is "
-        "gone. The same on all servers that share uploads; of no meaning to one that has them to "
-        "itself.",
+        description="How long an upload stays locked after the server that was receiving it died. Must be"
+        " the same on all servers that share uploads. Not used by a server that has its "
+        "uploads to itself.",
     )
 
     expose_metrics: Annotated[Flag, OPERATION] = Field(
-        True, description="Serve metrics for Prometheus."
+        True, description="Serve Prometheus metrics."
     )
     metrics_path: Annotated[str, kinds.URL_PATH, OPERATION] = Field(
-        "/metrics", description="Path of the URL of the metrics, outside the base path."
+        "/metrics", description="URL path of the metrics, outside the base path."
     )
     log_format: Annotated[Literal["text", "json"], kinds.choice("text", "json"), OPERATION] = Field(
         "text",
-        description="Log lines as text for people or as JSON for machines, on standard error.",
+        description="Format of the log on standard error: text for people, or JSON for machines.",
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         kinds.choice("debug", "info", "warning", "error"),
         OPERATION,
-    ] = Field("info", description="Least serious kind of event that is logged.")
+    ] = Field("info", description="Least severe level that is logged.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
