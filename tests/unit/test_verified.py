@@ -330,7 +330,7 @@ async def test_who_gives_up_waiting_leaves_nothing_behind(tmp_path: Path, held: 
     await closed
     await added.close()
     assert added.stored() == b""
-    assert [blocks.take(added.writer) is not None for _ in range(7)] == [True] * 6 + [False]
+    assert [blocks.acquire(added.writer) is not None for _ in range(7)] == [True] * 6 + [False]
 
 
 async def test_closed_it_has_no_thread_at_the_file_any_more(tmp_path: Path, held: Held) -> None:
@@ -348,12 +348,12 @@ async def test_memory_comes_back_from_a_body_that_was_cut(tmp_path: Path, thread
     for length in (1000, MIB):
         added = Added(tmp_path, threads, blocks=blocks, length=length)
         await added.add(content(500), in_place=True)
-        assert blocks.take(added.writer) is None
+        assert blocks.acquire(added.writer) is None
         await added.writer.discard()
         await added.close()
-        block = blocks.take(added.writer)
+        block = blocks.acquire(added.writer)
         assert block is not None
-        blocks.give_back(block)
+        blocks.release(block)
 
 
 async def test_what_is_being_verified_is_left_in_its_block(tmp_path: Path, held: Held) -> None:
@@ -510,12 +510,12 @@ async def test_a_marker_that_cannot_be_made_is_told_to_whoever_goes_on(
     added.marker.mkdir()
     added.path.unlink()
     added.writer.since = LONG_AGO
-    assert blocks.take(added.writer) is None
+    assert blocks.acquire(added.writer) is None
     with pytest.raises(StorageError):
         added.offer(content(1000), in_place=True)
     added.marker.rmdir()
     await added.close()
-    assert blocks.take(added.writer) is not None
+    assert blocks.acquire(added.writer) is not None
 
 
 @pytest.mark.parametrize("length", [1000, MIB, 8 * MIB])

@@ -1,1 +1,1 @@
-"""Where bytes live. `base.py` is the contract, the other modules fulfil it."""
+"""Storage of uploads. `base.py` is the contract, `file/` implements it with files."""

@@ -1,4 +1,4 @@
-"""What the errors of the operating system mean to those who use a store."""
+"""Translation of operating system errors into the errors of a store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TAKES_NOTHING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def takes_nothing(problem: OSError) -> bool:
-    """Whether a write failed as the disk is full, a quota used up, or the file system read-only: what is there can be read."""
+    """Return whether a write failed because the disk is full, a quota is used up or the file system is read-only."""
     return problem.errno in _TAKES_NOTHING
 
 
 class translated:
-    """`with translated(what):` turns an OSError into the StorageError that it means; what: was being done, for the log.
+    """`with translated(what):` raises an OSError as the StorageError that it means. what: the operation, for the log.
 
-    A class, as every request passes several of them, and a generator takes three times as long.
+    A class, because every request uses several of them and a generator takes three times as long.
     """
 
     __slots__ = ("_what",)
@@ -42,7 +42,7 @@ class translated:
 
 
 def _meaning(problem: OSError) -> type[StorageError]:
-    # First: that a disk was full when it wrote out what it had taken does not mean that what it had taken is kept.
+    # First: a disk that was full during write-back has lost bytes that it had accepted.
     if isinstance(problem, BytesLost):
         return BytesNotKept
     return StorageFull if problem.errno in _NO_ROOM else StorageError

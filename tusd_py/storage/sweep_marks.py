@@ -1,6 +1,6 @@
-"""When the last sweep ended and since when one is held, as the times of two files beside the uploads.
+"""The time of the last sweep, and since when sweeps are held: the mtimes of two files beside the uploads.
 
-By this process's clock and not the file system's, as it is the former that decides what is due. Not for: what is decided of it.
+By this process's clock, not the file system's, because the former decides what is due.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 class SweepMarks:
-    """The marks in `directory`. What cannot be read or written is not known."""
+    """The marks in `directory`. A mark that cannot be read or written counts as missing."""
 
     def __init__(self, directory: str, *, file_perms: int) -> None:
         self._swept = f"{directory}/swept"
@@ -18,21 +18,21 @@ class SweepMarks:
         self._file_perms = file_perms
 
     def last(self) -> float | None:
-        """When the last sweep ended that was not held, in seconds since the epoch."""
+        """Return when the last sweep that was not held ended, in seconds since the epoch."""
         return _time_of(self._swept)
 
     def held_since(self) -> float | None:
-        """When a sweep was held first since then."""
+        """Return when a sweep was first held since then."""
         return _time_of(self._held)
 
     def record_end(self, now: float) -> None:
-        """A sweep ended."""
+        """Record the end of a sweep."""
         self._mark(self._swept, now)
         with suppress(OSError):
             os.unlink(self._held)
 
     def record_hold(self, now: float) -> None:
-        """A sweep is held from now on."""
+        """Record that a sweep is held."""
         self._mark(self._held, now)
 
     def _mark(self, path: str, now: float) -> None:

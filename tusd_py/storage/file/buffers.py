@@ -1,7 +1,4 @@
-"""Memory for bytes that are checked before they are written: some blocks that all uploads of a store share.
-
-Not for: what becomes of the bytes.
-"""
+"""A pool of buffers for bytes that are verified before they are written, shared by all uploads of a store."""
 
 from __future__ import annotations
 
@@ -9,57 +6,56 @@ import time
 from collections import deque
 from typing import Protocol
 
-SIZE = 1024 * 1024
-"""Bytes of a block."""
-_MOST = 32
-"""Blocks that there are at most: few enough to stay in a processor's cache until they are hashed."""
-LONG = 1.0
-"""Seconds. Whoever fills a block for longer has a slow client, and has to do without."""
+BUFFER_BYTES = 1024 * 1024
+"""Size of one buffer."""
+_MAX_BUFFERS = 32
+"""Few enough that buffers stay in a processor's cache until they are hashed."""
+SLOW_FILL_SECONDS = 1.0
+"""A client that takes longer to fill a buffer is slow and has to go without one."""
 
 
 class Holder(Protocol):
-    """Who fills a block. since: when it was taken, by the monotonic clock."""
+    """A user that fills a buffer. since: when it acquired the buffer, by the monotonic clock."""
 
     since: float
 
-    def hurry(self) -> None:
-        """Gives up the block with what is in it, as others wait for one."""
+    def flush(self) -> None:
+        """Hand the buffer on with what it holds, because others wait for one."""
 
 
 class BufferPool:
-    """Blocks that are made when they are needed and stay, for the first use is the dearest. For the event loop, but for
-    `give_back`."""
+    """A pool of buffers, allocated on demand and kept, as the first use costs most. For the event loop, except `release`."""
 
-    def __init__(self, most: int = _MOST) -> None:
+    def __init__(self, most: int = _MAX_BUFFERS) -> None:
         self._free: deque[memoryview] = deque()
-        self._left_to_make = most
-        # Those that fill one, the one that has it for the longest time first.
+        self._unallocated = most
+        # Users that are filling a buffer, longest first.
         self._holders: dict[Holder, None] = {}
 
-    def take(self, holder: Holder) -> memoryview | None:
-        """One that nobody uses, if there is one; `holder` fills it until it calls `filled`."""
+    def acquire(self, holder: Holder) -> memoryview | None:
+        """Return a free buffer, if any, which `holder` fills until it calls `filled`."""
         if self._free:
-            block = self._free.pop()
-        elif self._left_to_make:
-            self._left_to_make -= 1
-            block = memoryview(bytearray(SIZE))
+            buffer = self._free.pop()
+        elif self._unallocated:
+            self._unallocated -= 1
+            buffer = memoryview(bytearray(BUFFER_BYTES))
         else:
-            self._hurry()
+            self._flush_slowest()
             return None
         holder.since = time.monotonic()
         self._holders[holder] = None
-        return block
+        return buffer
 
-    def _hurry(self) -> None:
-        """A client that stands still does not keep the others from their blocks."""
+    def _flush_slowest(self) -> None:
+        """Take the buffer from a client that is too slow."""
         holder = next(iter(self._holders), None)
-        if holder is not None and time.monotonic() - holder.since > LONG:
-            holder.hurry()
+        if holder is not None and time.monotonic() - holder.since > SLOW_FILL_SECONDS:
+            holder.flush()
 
     def filled(self, holder: Holder) -> None:
-        """It fills its block no more."""
+        """End the filling of the holder's buffer."""
         self._holders.pop(holder, None)
 
-    def give_back(self, block: memoryview) -> None:
-        """A block is used no more; for any thread."""
-        self._free.append(block)
+    def release(self, buffer: memoryview) -> None:
+        """Return a buffer to the pool. For any thread."""
+        self._free.append(buffer)

@@ -1,7 +1,4 @@
-"""Copying between files without their bytes passing through this process where the kernel can do that.
-
-Blocking calls: they belong in a thread.
-"""
+"""Copying between files, inside the kernel where it can do that. Blocking calls: for threads."""
 
 from __future__ import annotations
 
@@ -9,15 +6,26 @@ import errno
 import os
 import sys
 
-_PLAIN_STEP = 1024 * 1024
+_READ_BYTES = 1024 * 1024
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 
 
 def copy_some(source: int, target: int, count: int, offset: int) -> int:
-    """Appends at most `count` bytes of the descriptor `source`, from `offset` on, to `target`; returns how many, at least one.
+    """Append bytes of one file to another.
 
-    By `copy_file_range`, which shares blocks on file systems that can; by reading and writing elsewhere. Raises OSError, and
-    OSError(EIO) for a source that has no such bytes.
+    Uses `copy_file_range`, which shares blocks on file systems that can; elsewhere reads and writes.
+
+    Args:
+        source: Descriptor to copy from.
+        target: Descriptor to append to.
+        count: The most bytes to copy.
+        offset: Where they start in `source`.
+
+    Returns:
+        How many bytes were copied, at least one.
+
+    Raises:
+        OSError: Copying failed; EIO if `source` has no bytes there.
     """
     copied = _copy(source, target, count, offset)
     if copied == 0:
@@ -32,7 +40,7 @@ def _copy(source: int, target: int, count: int, offset: int) -> int:
         except OSError as problem:
             if problem.errno not in _CANNOT:
                 raise
-    data = os.pread(source, min(count, _PLAIN_STEP), offset)
+    data = os.pread(source, min(count, _READ_BYTES), offset)
     written = 0
     while written < len(data):
         written += os.write(target, data[written:])

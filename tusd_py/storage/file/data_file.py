@@ -1,6 +1,6 @@
-"""One data file that is being added to: bytes at their places, a head start for its last sync, and back to where it began.
+"""One data file that is appended to: writes, early write-back, syncs, and cutting back to where it began.
 
-Not for: when and in which thread that is done.
+The callers decide when and in which thread that happens.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import BytesLost, start_writing, sync_bytes
 from tusd_py.storage.file.losses import LossWatch
 
-_WRITE_BEHIND = 8 * 1024 * 1024
-"""Bytes after which the disk is told to begin with them."""
+_WRITE_BEHIND_BYTES = 8 * 1024 * 1024
+"""Unwritten bytes after which their write-back is started."""
 
 
 class DataFile:
-    """The file at `path`, which is added to from `start` on.
+    """The file at `path`, appended to from `start` on.
 
-    end: where the next bytes go. writes_behind: whether the disk shall begin with large bodies while they come in.
-    watch: looks out for bytes that the disk loses meanwhile. on_durable: called in a thread after each sync.
+    Args:
+        path: The file.
+        start: Its length in bytes.
+        threads: For syncs and write-back.
+        writes_behind: Start the write-back of large bodies while they arrive.
+        fence: Used around every write and cut, so that a holder that lost its lock does neither.
+        watch: Detects bytes that the disk loses meanwhile.
+        on_durable: Called in a thread after each sync.
 
-    fence: around every write and every cut, so that a holder that lost its lock does neither.
+    Attributes:
+        end: Where the next bytes go.
     """
 
     __slots__ = (
@@ -67,7 +74,7 @@ class DataFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def write(self, data: memoryview) -> None:
-        """Adds `data`. Raises OSError, with a prefix of it perhaps added; BytesLost if earlier bytes may be lost; LeaseLost."""
+        """Append `data`. Raises OSError (a prefix may be written then), BytesLost if earlier bytes may be lost, LeaseLost."""
         if self._watch is not None:
             self._watch.check(self._descriptor)
         with self._fence():
@@ -77,39 +84,39 @@ class DataFile:
                 data = data[written:]
                 written = os.pwrite(self._descriptor, data, self.end)
                 self.end += written
-        if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND:
+        if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND_BYTES:
             self._write_behind()
 
     def _write_behind(self) -> None:
-        """Lets the disk begin with what it will have to write anyhow, so that the sync at the end is short."""
+        """Start the write-back of new bytes, so that the final sync is short."""
         if self._writing_behind is not None and not self._writing_behind.done():
             return
         begun, self._written_behind = self._written_behind, self.end
-        # It waits where the disk's queue is full.
+        # In a thread, as it blocks while the disk's queue is full.
         self._writing_behind = self._threads.executor.submit(
             start_writing, self._descriptor, begun, self.end - begun
         )
 
     def read(self, view: memoryview, at: int) -> int:
-        """Reads back what was added, as far as it fills `view`; returns how many bytes that were."""
+        """Read back into `view` from `at`; returns the number of bytes read."""
         return os.preadv(self._descriptor, [view], at)
 
     @property
     def sound_length(self) -> int:
-        """The length to which the file is sound if what was added is taken back."""
+        """The length up to which the bytes count if those added are discarded."""
         if self._watch is not None and self._watch.is_lost and not self._watch.written.starts_sound:
             return 0
         return self._start
 
     def cut_back(self) -> None:
-        """Takes back all that was added, and what was there before if that may be lost. Raises OSError, LeaseLost."""
+        """Discard all added bytes, and earlier ones if they may be lost. Raises OSError, LeaseLost."""
         length = self.sound_length
         with self._fence():
             os.ftruncate(self._descriptor, length)
         self.end = length
 
     async def sync(self) -> None:
-        """Returns when what was added is durable; otherwise it is cut back, if it is ours. Raises StorageError."""
+        """Make the added bytes durable; if that fails, cut back, if the lock is still held. Raises StorageError."""
         with translated("syncing"):
             await self._threads.run(self._sync)
 
@@ -118,7 +125,7 @@ class DataFile:
         try:
             sync_bytes(self._descriptor)
         except BytesLost:
-            # What was added may be lost, and a second sync would find nothing wrong: it does not count.
+            # The added bytes may be lost, and a second sync would not report it: they do not count.
             if self._watch is not None:
                 self._watch.failed()
             with suppress(OSError, LeaseLost), self._fence():
@@ -135,26 +142,26 @@ class DataFile:
         return os.pread(self._descriptor, 1, max(0, self.end - 1)) == b"\0"
 
     async def check_losses(self) -> None:
-        """Cuts back what the disk may have lost meanwhile, if it is ours, and raises the StorageError of that."""
+        """Discard bytes that the disk may have lost, if the lock is still held. Raises StorageError for them."""
         if self._watch is not None and self._watch.is_due():
             with translated("writing"):
                 await self._threads.run(self._check_losses, self._watch)
 
     def _check_losses(self, watch: LossWatch) -> None:
         try:
-            watch.look(self._descriptor)
+            watch.recheck(self._descriptor)
         except BytesLost:
             with suppress(OSError, LeaseLost), self._fence():
                 os.ftruncate(self._descriptor, self.sound_length)
             raise
 
     async def settle(self) -> None:
-        """Returns when no thread has to do with the file any more."""
+        """Wait until no thread uses the file."""
         if self._writing_behind is not None and not self._writing_behind.done():
             await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Close the file."""
         os.close(self._descriptor)
         if self._watch is not None:
             self._watch.written.closed_at = time.monotonic()

@@ -17,25 +17,25 @@ _POLL_SECONDS = 0.1
 
 
 class DirectoryHeld(Exception):
-    """Another process has the directory. The text is its process id, if that is known."""
+    """Another process holds the directory. The text is its process id, if known."""
 
 
 def acquire(path: str, *, exclusive: bool, perms: int, wait: float) -> int:
     """Lock the file at `path` and record this process in it; blocking. Returns its descriptor, which holds the lock.
 
-    wait: seconds for which another process may go on holding it. Raises DirectoryHeld, OSError.
+    wait: seconds to wait for another process to release it. Raises DirectoryHeld, OSError.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, perms)
     except OSError as problem:
         if problem.errno != errno.EROFS:
             raise
-        # The file of an earlier start can be locked all the same.
+        # A file from an earlier start can be locked even if it is read-only.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait)
         with suppress(OSError):
-            # Without room, or where nothing can be written, others are not told who holds it.
+            # On a full or read-only disk other processes do not learn who holds the lock.
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except BaseException:

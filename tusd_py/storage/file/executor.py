@@ -1,4 +1,4 @@
-"""The threads of a store: for what would hold up the event loop, such as a disk."""
+"""Threads for blocking calls, such as disk operations."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-_MOST = 16
+_MAX_THREADS = 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Threads:
-    """Some threads of a name."""
+    """A named pool of threads."""
 
-    def __init__(self, name: str, most: int = _MOST) -> None:
+    def __init__(self, name: str, most: int = _MAX_THREADS) -> None:
         self.executor = ThreadPoolExecutor(most, thread_name_prefix=name)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What a function returns or raises, called in a thread; whoever is cancelled waits for its end all the same."""
+        """Call a function in a thread. A cancelled caller still waits for it to end."""
         loop = asyncio.get_running_loop()
-        # Shielded: a request that is cancelled must not leave the lock while its thread still writes.
+        # Shielded: a cancelled request must not release its lock while its thread still writes.
         work = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
         try:
             return await asyncio.shield(work)
@@ -33,5 +33,5 @@ class Threads:
             raise
 
     def close(self) -> None:
-        """Returns when all that was begun has ended; what was not begun yet is not done."""
+        """Wait for the running calls; queued ones are cancelled."""
         self.executor.shutdown(wait=True, cancel_futures=True)

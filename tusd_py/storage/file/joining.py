@@ -1,7 +1,7 @@
-"""Joins of files, in threads of their own and in short turns.
+"""Joining of files, in threads of their own and in short time slices.
 
-However many joins there are, and however large: they take no thread from syncs, removals and checks, and a small one does not
-wait for the end of a large one. Not for: which files are joined, and when.
+However many and large the joins are, they take no thread from syncs, removals and checks, and a small join does not wait for a
+large one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_data
 
 _THREADS = 2
-_TURN_SECONDS = 0.05
-"""Seconds after which a join lets others go on. One step of it may take longer on a slow disk."""
-_STEP = 16 * 1024 * 1024
-"""Bytes copied between two looks at the clock."""
-_SYNC_EVERY = 64 * 1024 * 1024
-"""Bytes after which those copied so far are synced: `syncfs` for a small upload would otherwise write whole joins."""
+_SLICE_SECONDS = 0.05
+"""Time after which a join yields to others. One step may take longer on a slow disk."""
+_STEP_BYTES = 16 * 1024 * 1024
+"""Bytes copied between two checks of the clock."""
+_SYNC_BYTES = 64 * 1024 * 1024
+"""Bytes after which a join syncs: a `syncfs` for a small upload would otherwise write out whole joins."""
 
 
 class FileJoiner:
-    """Joins files. file_perms: of what is made. stopped: whether joins in flight have to end."""
+    """Joins files. file_perms: permission bits of new files. stopped: returns whether running joins must end."""
 
     def __init__(self, *, file_perms: int, stopped: Callable[[], bool]) -> None:
         self._file_perms = file_perms
@@ -34,16 +34,23 @@ class FileJoiner:
         self._threads = Threads("tusd-join", _THREADS)
 
     async def join(self, target: str, parts: Sequence[tuple[str, str, int]]) -> None:
-        """Makes the file `target` of `parts`, each an id, a path and a number of bytes; it is durable then, or not there.
+        """Create the file `target` from `parts`. It is durable when this returns, and removed if this raises.
 
-        Raises UploadNotFound for a part that is gone, StorageError at the server's end, OSError.
+        Args:
+            target: Path of the new file.
+            parts: The id, the path and the number of bytes of each part.
+
+        Raises:
+            UploadNotFound: A part is gone.
+            StorageError: The server is stopping.
+            OSError: Reading or writing failed.
         """
         work = _Join(target, parts, self._file_perms)
         try:
-            # Turns queue in the order in which they are asked for, so all joins advance alike.
-            while not await self._threads.run(work.take_turn):
+            # Slices are queued in order of request, so all joins progress alike.
+            while not await self._threads.run(work.run_slice):
                 if self._stopped():
-                    raise StorageError("stopped by the server's end")
+                    raise StorageError("the server is stopping")
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(target)
@@ -52,12 +59,12 @@ class FileJoiner:
             work.close()
 
     def close(self) -> None:
-        """Returns when the turns in flight have ended."""
+        """Wait for the running slices."""
         self._threads.close()
 
 
 class _Join:
-    """One join on its way; its methods block."""
+    """One join in progress; its methods block."""
 
     def __init__(self, target: str, parts: Sequence[tuple[str, str, int]], perms: int) -> None:
         self._parts = iter(parts)
@@ -68,9 +75,9 @@ class _Join:
         self._offset = self._size = 0
         self._unsynced = 0
 
-    def take_turn(self) -> bool:
-        """Goes on for a moment; returns whether all is done and durable."""
-        ends = time.monotonic() + _TURN_SECONDS
+    def run_slice(self) -> bool:
+        """Copy for one time slice; returns whether the join is complete and durable."""
+        ends = time.monotonic() + _SLICE_SECONDS
         if self._target < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._target = os.open(self._target_path, flags, self._perms)
@@ -83,7 +90,7 @@ class _Join:
                 return False
 
     def _open_next(self) -> bool:
-        """Opens the next part, one descriptor at a time: a final may have thousands. Returns whether there is one."""
+        """Open the next part, closing the last: a final may have thousands. Returns False at the end."""
         self._close_source()
         part = next(self._parts, None)
         if part is None:
@@ -99,11 +106,11 @@ class _Join:
     def _copy(self) -> None:
         if self._offset == self._size:
             return
-        count = min(_STEP, self._size - self._offset)
+        count = min(_STEP_BYTES, self._size - self._offset)
         copied = copy_some(self._source, self._target, count, self._offset)
         self._offset += copied
         self._unsynced += copied
-        if self._unsynced >= _SYNC_EVERY:
+        if self._unsynced >= _SYNC_BYTES:
             sync_data(self._target)
             self._unsynced = 0
 
@@ -113,7 +120,7 @@ class _Join:
             self._source = -1
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close the open files."""
         self._close_source()
         if self._target >= 0:
             os.close(self._target)

@@ -1,4 +1,4 @@
-"""Entries of directories, where one that cannot be looked at does not keep anybody from the others."""
+"""Listing of directories, skipping entries that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import suppress
 
 from tusd_py.storage.skipped import Skip, skip_entry
 
-_BATCH = 1000
+_BATCH_ENTRIES = 1000
 
 
 class Listing:
-    """The entries of one directory, some at a time. prefix: the directory, relative to the store, with a slash behind it."""
+    """The entries of one directory, in batches. prefix: its path relative to the store, with a slash at the end."""
 
     def __init__(self, entries: Iterator[os.DirEntry[str]], prefix: str, skip: Skip) -> None:
         self._entries = entries
@@ -20,22 +20,22 @@ class Listing:
         self._skip = skip
 
     def next_batch(self) -> list[tuple[str, bool]]:
-        """The next names, each with whether it is a directory; none at the end. Blocking."""
+        """Return the next names, each with whether it is a directory; none at the end. Blocking."""
         batch: list[tuple[str, bool]] = []
         try:
             for entry in self._entries:
                 if (is_directory := self._is_directory(entry)) is not None:
                     batch.append((entry.name, is_directory))
-                if len(batch) == _BATCH:
+                if len(batch) == _BATCH_ENTRIES:
                     break
         except OSError as problem:
-            # What was read before counts; the directory ends here.
+            # Entries read before count; the listing ends here.
             self._skip(self._prefix or ".", problem)
             self._entries = iter(())
         return batch
 
     def _is_directory(self, entry: os.DirEntry[str]) -> bool | None:
-        """None for what cannot be looked at, or could not be told to anybody by its name."""
+        """Return whether an entry is a directory; None if it cannot be read or its name is not UTF-8."""
         name = entry.name
         try:
             is_directory = entry.is_dir(follow_symlinks=False)
@@ -51,7 +51,7 @@ class Listing:
 
 
 def files_in(directory: str) -> Iterator[os.DirEntry[str]]:
-    """The regular files of a directory; none if it is not there, and those before the first error."""
+    """Yield the regular files of a directory, up to the first error; none if it does not exist."""
     for entry in entries_of(directory):
         with suppress(OSError):
             if entry.is_file(follow_symlinks=False):
@@ -59,7 +59,7 @@ def files_in(directory: str) -> Iterator[os.DirEntry[str]]:
 
 
 def entries_of(directory: str) -> Iterator[os.DirEntry[str]]:
-    """All entries of a directory, likewise."""
+    """Yield all entries of a directory, up to the first error; none if it does not exist."""
     try:
         with os.scandir(directory) as entries:
             yield from entries

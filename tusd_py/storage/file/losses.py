@@ -130,7 +130,7 @@ class LossWatch:
     def check(self, descriptor: int) -> None:
         """Raises BytesLost if this process learned of a loss, and these bytes may be among what was lost."""
         if self.is_lost or self._losses.count != self._seen:
-            self.look(descriptor)
+            self.recheck(descriptor)
 
     def is_due(self) -> bool:
         """Whether any server of the directory has learned of a loss since the file was opened."""
@@ -140,7 +140,7 @@ class LossWatch:
             or self._losses.last() >= self.written.began_at
         )
 
-    def look(self, descriptor: int) -> None:
+    def recheck(self, descriptor: int) -> None:
         """Raises BytesLost if these bytes may be among what was lost."""
         seen = self._losses.count
         try:

@@ -1,7 +1,4 @@
-"""Things that are done one after the other, in threads, while more of them come.
-
-Not for: what they are.
-"""
+"""A queue whose items are processed one after the other, in threads, while more of them are added."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-_TURN = 8
-"""Things after which a thread takes another chain: there may be more of them than threads."""
+_MAX_ITEMS = 8
+"""Items after which a thread turns to another queue: there may be more queues than threads."""
 
 T = TypeVar("T")
 
 
 class SerialQueue(Generic[T]):
-    """Does `work` to each thing that is added, in a thread, in their order, and then `release`, whatever became of it.
+    """Calls `work` for each added item, in order and in a thread, and then `release` in any case.
 
-    After `work` has raised, or after `stop`, the things that are left are released only. Its methods are for the event loop.
+    After `work` has raised, or after `stop`, remaining items are only released. The methods are for the event loop.
     """
 
     __slots__ = (
+        "_items",
         "_left",
         "_lock",
         "_problem",
         "_release",
         "_stopped",
-        "_things",
         "_threads",
         "_waiter",
         "_work",
@@ -43,39 +40,39 @@ class SerialQueue(Generic[T]):
         self._work = work
         self._release = release
         self._lock = threading.Lock()
-        self._things: deque[T] = deque()
+        self._items: deque[T] = deque()
         self._left = 0
         self._problem: Exception | None = None
         self._stopped = False
-        # Who waits, and until how many are left.
+        # The waiter, and down to how many items it waits.
         self._waiter: tuple[int, asyncio.Future[None]] | None = None
 
     @property
     def left(self) -> int:
-        """How many things are not done yet."""
+        """Items that are not done yet."""
         return self._left
 
-    def add(self, thing: T) -> None:
-        """One more thing, behind the others."""
+    def add(self, item: T) -> None:
+        """Append an item."""
         with self._lock:
-            self._things.append(thing)
+            self._items.append(item)
             self._left += 1
             is_first = self._left == 1
         if is_first:
             self._threads.submit(self._run)
 
     def check(self) -> None:
-        """Raises what `work` has raised, if it has."""
+        """Raise the error that `work` raised, if any."""
         if self._problem is not None:
             raise self._problem
 
-    async def left_are(self, most: int) -> None:
-        """Returns when no more than so many are left. Raises what `work` has raised. For one at a time."""
+    async def wait_until_left(self, most: int) -> None:
+        """Wait until at most so many items are left; for one waiter at a time. Raises what `work` raised."""
         await self._wait(most)
         self.check()
 
     async def stop(self) -> None:
-        """Returns when nothing is being done any more, and everything was released."""
+        """Stop processing, and wait until all items are released."""
         self._stopped = True
         await self._wait(0)
 
@@ -90,21 +87,21 @@ class SerialQueue(Generic[T]):
     # In a thread
 
     def _run(self) -> None:
-        """Does what there is to be done, for as long as it is this one's turn."""
-        for _ in range(_TURN):
+        """Process items until the queue is empty or another queue's turn has come."""
+        for _ in range(_MAX_ITEMS):
             if not self._do_next():
                 return
         self._threads.submit(self._run)
 
     def _do_next(self) -> bool:
-        """Does one thing; returns whether there are more."""
-        thing = self._things.popleft()
+        """Process one item; returns whether there are more."""
+        item = self._items.popleft()
         try:
             if self._problem is None and not self._stopped:
-                self._work(thing)
+                self._work(item)
         except Exception as problem:  # noqa: BLE001 - raised again by `check`
             self._problem = problem
-        self._release(thing)
+        self._release(item)
         waiter = None
         with self._lock:
             self._left -= 1

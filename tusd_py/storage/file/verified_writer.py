@@ -1,10 +1,10 @@
-"""Bytes that count only once their checksum was found right.
+"""A writer whose bytes count only once their checksum is verified.
 
-They gather in blocks, straight from the socket where that can be, and threads hash and write what has gathered: hashing costs
-more than everything else that is done to a byte, and does not wait for its turn in the event loop. A chunk that fits into one
-block is written when it was found right, and nothing has to be taken back of a wrong one. A longer one is written as it comes,
-and so is what comes in slowly or finds no block. From before the first byte in the file until all of them count, a marker says
-where to cut back to, for a kill may come in the middle of a write. Not for: what the checksum should be.
+Bytes are received into buffers, straight from the socket if possible, and threads hash and write full buffers: hashing costs
+more than anything else done to a byte, so it does not run in the event loop. A chunk that fits into one buffer is written only
+after verification, so a wrong one leaves nothing to undo. Longer chunks are written as they arrive, as are those of slow
+clients and those that get no buffer. From before the first byte in the file until all of them count, a marker holds the length
+to cut back to, as the process may be killed in the middle of a write.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from dataclasses import dataclass
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum, Hasher
 from tusd_py.storage.errors import translated
-from tusd_py.storage.file.buffers import LONG, SIZE, BufferPool
+from tusd_py.storage.file.buffers import BUFFER_BYTES, SLOW_FILL_SECONDS, BufferPool
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
 from tusd_py.storage.file.serial_queue import SerialQueue
 
-_WORTHWHILE = 128 * 1024
-"""Bytes that are left to a thread; the way into it costs as much as hashing some tens of KiB."""
-_AHEAD = 4
-"""Blocks that one upload may be ahead of its checksum; then it waits until half of them are done."""
-_MOST_THREADS = 16
+_THREAD_BYTES = 128 * 1024
+"""Size from which bytes are hashed in a thread; a switch to one costs as much as hashing some tens of KiB."""
+_MAX_QUEUED = 4
+"""Buffers that one upload may have queued for hashing; then it waits until half of them are done."""
+_MAX_THREADS = 16
 
 
 def hashing_threads() -> Threads:
-    """Threads for what verified writers have to hash, as many as there are processors."""
-    return Threads("tusd-hash", min(_processors(), _MOST_THREADS))
+    """Return threads for hashing, one for each processor."""
+    return Threads("tusd-hash", min(_processors(), _MAX_THREADS))
 
 
 def _processors() -> int:
-    """How many this process may use."""
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,25 +47,32 @@ def _processors() -> int:
 
 @dataclass(slots=True)
 class _Piece:
-    """Bytes on their way into the file, and the block that they lie in, if they do."""
+    """Bytes on their way into the file, and the buffer that holds them, if any."""
 
     data: memoryview
-    block: memoryview | None
+    buffer: memoryview | None
 
 
 class VerifiedFileWriter:
-    """Bytes at the end of one data file that count once they were found right; see `VerifiedWriter` and `ReceivesInPlace`.
+    """Appends bytes to one data file that count once verified; see `VerifiedWriter` and `ReceivesInPlace`.
 
-    opened: opens the file. mark: makes the marker, and returns its path; marks_slowly: it takes a sync, which is not for the
-    event loop. checksum: what was announced in front, if that was so. length: how many bytes are to come, where that is known.
-    fence: of the upload's lock, around the removal of the marker; what `opened` and `mark` give have it already.
+    Args:
+        open_file: Opens the data file. Fenced already.
+        offset: Its length in bytes.
+        threads: For hashing and writing.
+        buffers: The pool of buffers.
+        disk: For short file operations.
+        mark: Creates the marker and returns its path. Fenced already.
+        marks_slowly: `mark` syncs, so it must not run in the event loop.
+        checksum: The expected checksum, if announced in advance.
+        length: Number of bytes to come, if known.
+        fence: Of the upload's lock, used around the removal of the marker.
     """
 
     __slots__ = (
         "_abandoned",
-        "_block",
-        "_blocks",
-        "_chain",
+        "_buffer",
+        "_buffers",
         "_checksum",
         "_closed",
         "_disk",
@@ -79,8 +86,9 @@ class VerifiedFileWriter:
         "_mark",
         "_marker",
         "_marks_slowly",
-        "_opened",
+        "_open_file",
         "_problem",
+        "_queue",
         "_start",
         "_threads",
         "offset",
@@ -89,10 +97,10 @@ class VerifiedFileWriter:
 
     def __init__(
         self,
-        opened: Callable[[], DataFile],
+        open_file: Callable[[], DataFile],
         offset: int,
         threads: Threads,
-        blocks: BufferPool,
+        buffers: BufferPool,
         disk: Disk,
         *,
         mark: Callable[[], str],
@@ -104,48 +112,48 @@ class VerifiedFileWriter:
         self.offset = offset
         self.since = 0.0
         self._start = offset
-        self._opened = opened
+        self._open_file = open_file
         self._mark = mark
         self._marks_slowly = marks_slowly
         self._fence = fence
         self._threads = threads
-        self._blocks = blocks
+        self._buffers = buffers
         self._disk = disk
         self._checksum = checksum
         self._hasher: Hasher | None = None
-        # Whether all of it fits into a block, and stays there until it was found right.
-        self._is_whole = length is not None and length <= SIZE
-        # Others get a block once they have shown that they are worth it.
+        # Whether all bytes fit into one buffer and stay there until verified.
+        self._is_whole = length is not None and length <= BUFFER_BYTES
+        # Other clients get a buffer once they prove fast.
         self._is_fast = self._is_whole
         self._is_spilt = False
-        self._block: memoryview | None = None
+        self._buffer: memoryview | None = None
         self._filled = 0
-        self._chain: SerialQueue[_Piece] | None = None
+        self._queue: SerialQueue[_Piece] | None = None
         self._file: DataFile | None = None
         self._marker: str | None = None
         self._problem: OSError | LeaseLost | None = None
         self._abandoned = False
         self._closed = False
 
-    # What comes in
+    # Receiving
 
     def get_buffer(self) -> memoryview | None:
-        if self._block is None and self._is_fast:
-            self._block = self._blocks.take(self)
-        return None if self._block is None else self._block[self._filled :]
+        if self._buffer is None and self._is_fast:
+            self._buffer = self._buffers.acquire(self)
+        return None if self._buffer is None else self._buffer[self._filled :]
 
     def write_view(self, data: memoryview) -> Awaitable[None] | None:
         with translated("writing"):
             self._check()
             self.offset += len(data)
-            block = self._block
-            if block is not None and data.obj is block.obj:
-                self._took(len(data))
-                return self._pause()
-            if self._is_fast or block is not None or len(data) >= _WORTHWHILE:
+            buffer = self._buffer
+            if buffer is not None and data.obj is buffer.obj:
+                self._advance(len(data))
+                return self._wait_if_ahead()
+            if self._is_fast or buffer is not None or len(data) >= _THREAD_BYTES:
                 self._is_fast = True
                 return self._gather(data)
-            return self._take_at_once(data)
+            return self._write_at_once(data)
 
     async def write(self, data: bytes) -> None:
         rest = self.write_view(memoryview(data))
@@ -153,101 +161,101 @@ class VerifiedFileWriter:
             await rest
 
     def _gather(self, data: memoryview) -> Awaitable[None] | None:
-        """Copies it into blocks, as far as there are any."""
+        """Copy `data` into buffers, as far as there are any."""
         while data:
-            if self._filled == SIZE:
-                self._hand_over()
-            room = self.get_buffer()
-            if room is None:
-                return self._take_at_once(data)
-            size = min(len(room), len(data))
-            room[:size] = data[:size]
+            if self._filled == BUFFER_BYTES:
+                self._submit_buffer()
+            buffer = self.get_buffer()
+            if buffer is None:
+                return self._write_at_once(data)
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
             data = data[size:]
-            self._took(size)
-        return self._pause()
+            self._advance(size)
+        return self._wait_if_ahead()
 
-    def _took(self, size: int) -> None:
-        """So many bytes came into the block."""
+    def _advance(self, size: int) -> None:
+        """Account for `size` bytes added to the buffer; submit it if it is full or the client is slow."""
         self._filled += size
-        if self._filled == SIZE:
+        if self._filled == BUFFER_BYTES:
             if not self._is_whole:
-                self._hand_over()
-        elif time.monotonic() - self.since > LONG:
-            self._hand_over()
+                self._submit_buffer()
+        elif time.monotonic() - self.since > SLOW_FILL_SECONDS:
+            self._submit_buffer()
             self._is_fast = False
 
-    def _pause(self) -> Awaitable[None] | None:
-        """Where it is far ahead of its checksum."""
-        if self._chain is not None and self._chain.left > _AHEAD:
-            return self._wait_for(self._chain, _AHEAD // 2)
+    def _wait_if_ahead(self) -> Awaitable[None] | None:
+        """Return what to wait for if too many buffers are queued."""
+        if self._queue is not None and self._queue.left > _MAX_QUEUED:
+            return self._wait_for(self._queue, _MAX_QUEUED // 2)
         return None
 
-    def _take_at_once(self, data: memoryview) -> Awaitable[None] | None:
-        """Hashes and writes it now, or behind what is under way already."""
+    def _write_at_once(self, data: memoryview) -> Awaitable[None] | None:
+        """Hash and write `data` now, or after what is queued already."""
         self._spill()
-        chain = self._chain
+        queue = self._queue
         can_mark = self._marker is not None or not self._marks_slowly
-        if can_mark and (chain is None or not chain.left) and self._disk.is_quick():
+        if can_mark and (queue is None or not queue.left) and self._disk.is_quick():
             self._process(_Piece(data, None))
             return None
-        chain = self._add(_Piece(memoryview(bytes(data)), None))
-        return self._wait_for(chain, 0)
+        queue = self._add(_Piece(memoryview(bytes(data)), None))
+        return self._wait_for(queue, 0)
 
     @staticmethod
-    async def _wait_for(chain: SerialQueue[_Piece], left: int) -> None:
+    async def _wait_for(queue: SerialQueue[_Piece], left: int) -> None:
         with translated("writing"):
-            await chain.left_are(left)
+            await queue.wait_until_left(left)
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """See `Holder`."""
         self._is_fast = False
         try:
-            self._hand_over()
+            self._submit_buffer()
         except (OSError, LeaseLost) as problem:
             self._problem = problem
 
     def _check(self) -> None:
-        """Raises what went wrong since, if anything did."""
+        """Raise the error of earlier bytes, if any."""
         if self._problem is not None:
             raise self._problem
-        if self._chain is not None:
-            self._chain.check()
+        if self._queue is not None:
+            self._queue.check()
 
-    # From blocks into the file
+    # From buffers into the file
 
-    def _hand_over(self) -> None:
-        """Lets a thread have what is in the block. Raises OSError, LeaseLost."""
+    def _submit_buffer(self) -> None:
+        """Queue the buffer for a thread. Raises OSError, LeaseLost."""
         filled, self._filled = self._filled, 0
-        block = self._let_go()
-        if block is None:
+        buffer = self._detach_buffer()
+        if buffer is None:
             return
         if not filled:
-            self._blocks.give_back(block)
+            self._buffers.release(buffer)
             return
         try:
             self._spill()
         except (OSError, LeaseLost):
-            self._blocks.give_back(block)
+            self._buffers.release(buffer)
             raise
-        self._add(_Piece(block[:filled], block))
+        self._add(_Piece(buffer[:filled], buffer))
 
-    def _let_go(self) -> memoryview | None:
-        """The block, which nobody fills any more."""
-        block, self._block = self._block, None
-        if block is not None:
-            self._blocks.filled(self)
-        return block
+    def _detach_buffer(self) -> memoryview | None:
+        """Stop filling the buffer and return it."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._buffers.filled(self)
+        return buffer
 
     def _begin(self) -> DataFile:
-        """The file, in which there may be bytes from now on that do not count. Raises OSError, LeaseLost."""
+        """Open the file and create its marker, once, before bytes that do not count. Raises OSError, LeaseLost."""
         if self._file is None:
-            self._file = self._opened()
+            self._file = self._open_file()
         if self._marker is None:
             self._marker = self._mark()
         return self._file
 
     def _spill(self) -> None:
-        """From now on what comes is not kept until all of it was found right. Raises OSError, LeaseLost."""
+        """Start writing bytes before all of them are verified. Raises OSError, LeaseLost."""
         if not self._is_spilt:
             if not self._marks_slowly and self._disk.is_quick():
                 self._begin()
@@ -256,10 +264,10 @@ class VerifiedFileWriter:
                 self._hasher = self._checksum.hasher()
 
     def _add(self, piece: _Piece) -> SerialQueue[_Piece]:
-        if self._chain is None:
-            self._chain = SerialQueue(self._threads.executor, self._process, self._release)
-        self._chain.add(piece)
-        return self._chain
+        if self._queue is None:
+            self._queue = SerialQueue(self._threads.executor, self._process, self._release)
+        self._queue.add(piece)
+        return self._queue
 
     def _process(self, piece: _Piece) -> None:
         if self._hasher is not None:
@@ -274,31 +282,31 @@ class VerifiedFileWriter:
             self._disk.observe_change(began)
 
     def _release(self, piece: _Piece) -> None:
-        if piece.block is not None:
-            self._blocks.give_back(piece.block)
+        if piece.buffer is not None:
+            self._buffers.release(piece.buffer)
 
-    # The end
+    # Verifying and closing
 
     async def verify(self, checksum: Checksum) -> bool:
         with translated("writing"):
             self._check()
             if not self._is_spilt:
                 return await self._verify_whole(checksum)
-            self._hand_over()
-            if self._chain is not None:
-                await self._chain.left_are(0)
+            self._submit_buffer()
+            if self._queue is not None:
+                await self._queue.wait_until_left(0)
             if self._hasher is None:
                 self._hasher = await self._threads.run(self._read_back, checksum)
         return checksum.matches(self._hasher)
 
     async def _verify_whole(self, checksum: Checksum) -> bool:
-        self._blocks.filled(self)
-        data = memoryview(b"") if self._block is None else self._block[: self._filled]
-        if len(data) < _WORTHWHILE and not self._marks_slowly:
-            return await self._disk.change(self._write_if_right, checksum, data)
-        return await self._threads.run(self._write_if_right, checksum, data)
+        self._buffers.filled(self)
+        data = memoryview(b"") if self._buffer is None else self._buffer[: self._filled]
+        if len(data) < _THREAD_BYTES and not self._marks_slowly:
+            return await self._disk.change(self._write_if_verified, checksum, data)
+        return await self._threads.run(self._write_if_verified, checksum, data)
 
-    def _write_if_right(self, checksum: Checksum, data: memoryview) -> bool:
+    def _write_if_verified(self, checksum: Checksum, data: memoryview) -> bool:
         hasher = checksum.hasher()
         hasher.update(data)
         if not checksum.matches(hasher):
@@ -308,12 +316,12 @@ class VerifiedFileWriter:
         return True
 
     def _read_back(self, checksum: Checksum) -> Hasher:
-        """A checksum that was not announced, of all that was added."""
+        """Hash all added bytes with a checksum that was not announced."""
         if self._file is None:
-            raise OSError(errno.EIO, "there is no file to be read back")
+            raise OSError(errno.EIO, "there is no file to read back")
         hasher = checksum.hasher()
         at = self._start
-        view = memoryview(bytearray(min(SIZE, self.offset - at)))
+        view = memoryview(bytearray(min(BUFFER_BYTES, self.offset - at)))
         while at < self.offset:
             count = self._file.read(view[: self.offset - at], at)
             if not count:
@@ -323,8 +331,8 @@ class VerifiedFileWriter:
         return hasher
 
     async def discard(self) -> None:
-        if self._chain is not None:
-            await self._chain.stop()
+        if self._queue is not None:
+            await self._queue.stop()
         with translated("cutting back"):
             if self._file is not None:
                 await self._disk.change(self._file.cut_back)
@@ -338,11 +346,11 @@ class VerifiedFileWriter:
         if self._closed:
             return
         self._closed = True
-        block = self._let_go()
-        if block is not None:
-            self._blocks.give_back(block)
-        if self._chain is not None:
-            await self._chain.stop()
+        buffer = self._detach_buffer()
+        if buffer is not None:
+            self._buffers.release(buffer)
+        if self._queue is not None:
+            await self._queue.stop()
         if self._file is None:
             return
         await self._file.settle()
@@ -360,7 +368,7 @@ class VerifiedFileWriter:
             self._file.close()
 
     def _remove_marker(self) -> None:
-        """From now on what was added counts. Raises LeaseLost: another holder cut it back, or will."""
+        """Make the added bytes count. Raises LeaseLost: another holder has cut them back, or will."""
         if self._marker is not None:
             with translated("removing a marker"), suppress(FileNotFoundError), self._fence():
                 os.unlink(self._marker)

@@ -1,7 +1,4 @@
-"""Bytes into one data file as they come: inline while the disk is quick, in a thread while it is slow (`disk.py`).
-
-Not for: where the file lies, and whose turn it is to write.
-"""
+"""A writer whose bytes count as they are written: inline while the disk is quick, in a thread while it is slow (`disk.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from tusd_py.storage.file.disk import Disk
 
 
 class FileWriter:
-    """Bytes at the end of one data file, from an offset on; see `Writer` and `ReceivesInPlace`."""
+    """Appends bytes to one data file; see `Writer` and `ReceivesInPlace`."""
 
     __slots__ = ("_closed", "_disk", "_file")
 
@@ -28,7 +25,7 @@ class FileWriter:
         return self._file.end
 
     def get_buffer(self) -> memoryview | None:
-        """See `ReceivesInPlace`: bytes are written from wherever they lie."""
+        """See `ReceivesInPlace`: any memory will do."""
         return None
 
     def write_view(self, data: memoryview) -> Awaitable[None] | None:
@@ -48,7 +45,7 @@ class FileWriter:
             await self._disk.change(self._file.cut_back)
 
     def abandon(self) -> None:
-        """See `Writer`. Nothing is left to be done at the end: each write counted when it was made."""
+        """See `Writer`. Nothing to do: each write counted when it was made."""
 
     async def close(self, *, sync: bool) -> None:
         if self._closed:
