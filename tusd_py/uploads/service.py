@@ -1,8 +1,8 @@
-"""The life of an upload: create, append, finish, join, terminate, expire. Every rule about it stands here, once.
+"""The operations on uploads: create, append, finish, join, terminate, expire. The rules about them are all here.
 
-Commands come from `protocol/`, already well-formed; here it is decided whether they may happen to the upload that they name,
-under its lock, before the first byte of a body is read. What arrived is then kept however the request ends, except for a
-chunk with a checksum, which counts whole or not at all. Not for: header fields, sockets, files.
+Commands come from `protocol/`, already well-formed. They are checked against the upload under its lock, before the first byte
+of a body is read. The bytes that arrived are kept however the request ends, except for a chunk with a checksum, which counts
+whole or not at all. The states of an upload are in `model.py`. Not for: header fields, sockets, files.
 """
 
 from __future__ import annotations
@@ -70,24 +70,21 @@ from tusd_py.uploads.receive import NOTHING_COUNTS, Body, BodyReceiver
 logger = logging.getLogger(__name__)
 
 _ID_BYTES = 16
-"""Random bytes of an id: where nobody is authenticated, it is all that keeps strangers away."""
+"""Random bytes of an id: without authentication, it is the only secret that protects an upload."""
 _NO_CHANGES = Changes()
 _KEY_LOCK = ".final/"
-"""Before the key of a final, what is locked while it is created; no upload has such an id."""
-_UNANSWERED = {"ERR_CONNECTION_RESET", "ERR_READ_TIMEOUT", "ERR_UPLOAD_INTERRUPTED"}
-"""Codes of ends of a creation's body that its client does not hear of: it finds what arrived by asking again."""
-_TOGETHER = 64
+"""Prefix of the name that is locked while a final is created; no upload has such an id."""
+_NO_RESPONSE = {"ERR_CONNECTION_RESET", "ERR_READ_TIMEOUT", "ERR_UPLOAD_INTERRUPTED"}
+"""Codes of early ends of a creation's body after which the client gets no response, and asks for the offset."""
+_REMOVAL_BATCH = 64
 """Parts that are removed together."""
-_UNFINISHED_DUE = 60.0
-"""Seconds after which the sweep looks at an upload that is complete and whose finish did not come to its end."""
+_RECOVERY_DELAY_SECONDS = 60.0
+"""Time after which the sweep checks an upload whose finish, join or removal was interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command made of an upload. problem: why the bytes that came with its creation ended early, and what to answer.
-
-    response: what hooks want of the response.
-    """
+    """The upload after a command. problem: the error if the body of its creation ended early. response: changes by hooks."""
 
     upload: Upload
     problem: ProtocolError | None = None
@@ -95,7 +92,20 @@ class Result:
 
 
 class Uploads:
-    """The uploads of one store, and the rules that they live by."""
+    """The uploads of one store.
+
+    Args:
+        store: Holds the uploads.
+        locks: One lock an upload.
+        policy: What the operator allows.
+        hooks: Called in this process.
+        publisher: Publishes events, also to hooks that workers call.
+        counters: Counts for the metrics.
+        due_marks: Records when uploads are due.
+        access_policy: Which principal may do what.
+        open_uploads: Limits the unfinished uploads of an owner; None for no limits.
+        clock: Returns seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -121,15 +131,15 @@ class Uploads:
         self._counters = counters or Counters()
         self._due_marks: DueMarks = due_marks or NoDueMarks()
         self._clock = clock
-        self._reception = BodyReceiver(
+        self._receiver = BodyReceiver(
             store, self.policy, self.hooks, self._counters, clock, access_error=self._access_error
         )
-        self._joining = Concatenation(
+        self._concatenation = Concatenation(
             store,
             self.policy,
             load=self._current,
             finish_part=self.recover_interrupted,
-            check_space=self._reception.check_space,
+            check_space=self._receiver.check_space,
             on_ready=self._mark_due_soon,
             clock=clock,
         )
@@ -137,9 +147,9 @@ class Uploads:
         self._closing = False
 
     def extensions(self, *, trailers: bool) -> list[str]:
-        """The extensions of tus 1.0.0 that hold here, derived from what the store can do and the operator allows.
+        """The extensions of tus 1.0.0 on offer, by the capabilities of the store and the policy.
 
-        trailers: whether the HTTP server in front hands trailer fields over.
+        trailers: whether the HTTP server passes trailer fields on.
         """
         removes = isinstance(self.store, RemovesUploads)
         joins = isinstance(self.store, JoinsParts) and self.policy.concatenation
@@ -158,9 +168,9 @@ class Uploads:
         return [name for name, holds in offered.items() if holds]
 
     def expires_at(self, upload: Upload) -> float | None:
-        """When an upload will be given up if no byte comes, in seconds since the epoch; None if it will not.
+        """When an upload expires if no byte comes, in seconds since the epoch; None for never.
 
-        Parts expire even when they are complete: by themselves they are of no use to anybody.
+        Parts expire even when they are finished, as they are useless by themselves.
         """
         if upload.expires_at is not None:
             return None if upload.expires_at == float("inf") else upload.expires_at
@@ -170,11 +180,11 @@ class Uploads:
         return upload.changed_at + after
 
     def expire_after(self, info: UploadInfo) -> float:
-        """Seconds without a byte after which an unfinished upload is given up; 0 for never."""
+        """Seconds without a byte after which an unfinished upload expires; 0 for never."""
         return self.policy.expire_after if info.expire_after is None else info.expire_after
 
     def due_at(self, upload: Upload) -> float | None:
-        """When an upload is to be removed, in seconds since the epoch: it expires, or its time as a finished one is over."""
+        """When an upload is to be removed, in seconds since the epoch: at its expiry, or at the end of its retention."""
         finished_at = upload.info.finished_at
         if finished_at is None or upload.info.is_partial:
             return self.expires_at(upload)
@@ -188,9 +198,16 @@ class Uploads:
     async def create(
         self, command: Creation, parts: Sequence[str], body: Body, request: RequestView
     ) -> Result:
-        """Makes a new upload, with the bytes that its creation carries, or joins `parts` (ids) to a final.
+        """Create an upload (POST), with the bytes of the body if the request has any ("Creation", "Creation With Upload").
 
-        Raises the ProtocolError of a refusal; then nothing was created.
+        Args:
+            command: The parsed request.
+            parts: Ids of the parts if the upload is a final ("Concatenation").
+            body: The body.
+            request: For access, hooks and events.
+
+        Raises:
+            ProtocolError: The request is refused; nothing was created.
         """
         self._refuse_when_closing()
         owner = self.access_policy.creator(request.principal, parts)
@@ -214,13 +231,13 @@ class Uploads:
                 return await self._create_final(info, body, request)
             content = command.content
             self._check_creation(info, content)
-            await self._reception.check_space(
+            await self._receiver.check_space(
                 info.length or (content.length if content else None) or 0
             )
             return await self._create(info, content, body, request)
 
     async def _create_final(self, info: UploadInfo, body: Body, request: RequestView) -> Result:
-        """Creates a final, or finds the one that an earlier request created from the same: its answer may have been lost."""
+        """Create a final, or return the one that an earlier, equal request created, as its response may have been lost."""
         key = final_key(info)
         try:
             async with self._held(f"{_KEY_LOCK}{key}", request_release=False):
@@ -228,7 +245,7 @@ class Uploads:
                 if found is None:
                     return await self._create_new_final(info, key, body, request)
         except LockTimeout:
-            # It is being joined.
+            # Another request is joining it.
             found = await self._same_final(key, info)
             if found is None:
                 raise errors.locked() from None
@@ -238,21 +255,21 @@ class Uploads:
     async def _create_new_final(
         self, info: UploadInfo, key: str, body: Body, request: RequestView
     ) -> Result:
-        sources = await self._joining.parts(
+        sources = await self._concatenation.parts(
             info.parts, lambda part: self._check(part, request, Action.JOIN)
         )
         info = replace(
             info,
-            length=self._joining.length_of(info.parts, sources),
+            length=self._concatenation.length_of(info.parts, sources),
             max_size=_least(info, *(part.info for part in sources.values())),
         )
         self._check_creation(info, None)
-        self._joining.check_repeats(info.parts, sources)
-        await self._reception.check_space(info.length or 0)
+        self._concatenation.check_repeats(info.parts, sources)
+        await self._receiver.check_space(info.length or 0)
         return await self._create(info, None, body, request, key=key)
 
     async def _same_final(self, key: str, info: UploadInfo) -> Upload | None:
-        """The final that was created from what `info` says, if it is there."""
+        """The existing final with the same parts, owner and metadata as `info`; None if there is none."""
         store = self.store
         if not isinstance(store, JoinsParts) or (final_id := await store.recall_final(key)) is None:
             return None
@@ -260,12 +277,12 @@ class Uploads:
             found = await self.load(final_id)
         except (UploadNotFound, UploadGone):
             return None
-        # Another upload may have the id by now.
+        # The id may belong to another upload now.
         is_same = (found.info.parts, found.info.owner) == (info.parts, info.owner)
         return found if is_same and not self.is_due(found) else None
 
     async def _check_repeat(self, found: Upload, info: UploadInfo, request: RequestView) -> None:
-        """Raises what whoever repeats a creation is refused with; that the final is there already is no reason."""
+        """Raise the refusal of a repeated creation, if there is one other than that the final exists."""
         if request.principal.owner:
             self._check(found.info, request, Action.INSPECT)
         if not self.hooks.wants(EventType.PRE_CREATE):
@@ -277,13 +294,13 @@ class Uploads:
             if problem.code != errors.DUPLICATE_UPLOAD:
                 raise
         else:
-            # Nothing is created: what they reserved for it goes back.
+            # Nothing is created: the hooks undo their reservations.
             await creation.failed()
 
     async def find_part(self, ids: Sequence[str], request: RequestView) -> str:
-        """The first of `ids`, the readings of one URL, that names an upload which the client may join. Raises a 404.
+        """The first of `ids`, the candidates for one URL, of an upload that the client may join. Raises a 404.
 
-        One that stands alone is not looked up here: `create` looks at every part anyway.
+        A single candidate is not loaded here, as `create` loads every part.
         """
         if len(ids) == 1:
             return ids[0]
@@ -304,7 +321,7 @@ class Uploads:
         if maximum is not None and info.length is not None and info.length > maximum:
             raise errors.max_size_exceeded()
         if content is not None:
-            self._reception.check(Upload(info, 0, info.created_at), content)
+            self._receiver.check(Upload(info, 0, info.created_at), content)
 
     async def _create(
         self,
@@ -315,9 +332,9 @@ class Uploads:
         *,
         key: str = "",
     ) -> Result:
-        """Lets the hooks have their say, brings the upload into being and adds the bytes that came with it.
+        """Call the pre-create hooks, create the upload and add the bytes of the body.
 
-        key: of a final, by which its creation can be repeated.
+        key: of a final, which makes its creation idempotent.
         """
         created = False
         creation = NO_CREATION_HOOKS
@@ -325,30 +342,30 @@ class Uploads:
             event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self.hooks.before_creation(event)
         try:
-            info = self._changed(info, creation.changes)
+            info = self._with_changes(info, creation.changes)
             await self._count(info, request)
-            async with _Holding(self._creators_lease(info, content, creation.changes)) as lease:
+            async with _Holding(self._creation_lease(info, content, creation.changes)) as lease:
                 upload = await self._record(info, key, request, lease.fence)
                 created = True
                 result = await self._fill(upload, content, body, request, lease)
         except BaseException as problem:
-            # Before the answer: what was reserved must not stand in the way of the next attempt.
+            # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
                 await creation.failed()
-                await self._count_no_more(info, request)
+                await self._uncount(info, request)
             raise
-        if result.problem is not None and result.problem.code not in _UNANSWERED:
+        if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
         wanted = creation.changes.response
         return result if wanted is None or result.response else replace(result, response=wanted)
 
     async def _count(self, info: UploadInfo, request: RequestView) -> None:
-        """Raises a 429 if whoever creates this has as many unfinished uploads as they may have."""
+        """Count a new upload of its owner. Raises a 429 if the owner has the maximum of unfinished uploads."""
         limit = request.principal.limits.max_open_uploads
         if limit is not None and self._open_uploads is not None:
             await self._open_uploads.enter(info.owner, info.id, limit, self._is_open)
 
-    async def _count_no_more(self, info: UploadInfo, request: RequestView) -> None:
+    async def _uncount(self, info: UploadInfo, request: RequestView) -> None:
         if request.principal.limits.max_open_uploads is not None and self._open_uploads is not None:
             await self._open_uploads.leave(info.owner, info.id)
 
@@ -361,8 +378,8 @@ class Uploads:
             return False
 
     @staticmethod
-    def _changed(info: UploadInfo, changes: Changes) -> UploadInfo:
-        """The record of a new upload with what the hooks want of it."""
+    def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
+        """The record of a new upload with the changes of the hooks."""
         if changes is NO_CREATION_HOOKS.changes or changes == _NO_CHANGES:
             return info
         for path in (changes.id, changes.storage_path):
@@ -383,21 +400,21 @@ class Uploads:
     async def _record(
         self, info: UploadInfo, key: str, request: RequestView, fence: Fence
     ) -> Upload:
-        """Brings a new upload into being; a final with the bytes of its parts, if they are there. All or nothing."""
+        """Create the upload in the store; join a final if its parts are finished. All or nothing."""
         finals = self.store if key and isinstance(self.store, JoinsParts) else None
         if finals is not None:
-            # First: a final that nobody finds by its key could be created, joined and announced twice.
+            # First: without its key, a repeated request would create, join and publish the final twice.
             await finals.remember_final(key, info.id)
         upload = await self.store.create(info, fence=fence)
         try:
             if info.is_final:
-                upload = await self._joining.begin(upload, fence)
+                upload = await self._concatenation.begin(upload, fence)
             elif self.policy.durability == "chunk":
                 await self.store.sync(upload, fence=fence)
             await self._publisher.record(EventType.POST_CREATE, upload, request, fence)
         except BaseException:
             with suppress(LeaseLost):
-                await self._take_back(upload, fence)
+                await self._remove_failed(upload, fence)
             if finals is not None:
                 with suppress(StorageError):
                     await finals.forget_final(key)
@@ -415,34 +432,34 @@ class Uploads:
         request: RequestView,
         lease: Lease,
     ) -> Result:
-        """Adds the bytes that came with the creation, and finishes what is complete by then."""
+        """Add the bytes that came with the creation, and finish the upload if it is complete."""
         try:
             if content is not None:
-                upload = await self._reception.receive(upload, content, body, lease, request)
+                upload = await self._receiver.receive(upload, content, body, lease, request)
             return await self._finish(upload, request, lease.fence)
         except LeaseLost:
             return Result(await self.store.load(upload.id), errors.interrupted())
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
-                # Nothing of it counts and the client was never told where it is: nobody could use it.
+                # No byte counts and the client does not know its URL, so the upload is useless.
                 await self._remove_unfilled(upload, request, lease)
                 raise
             return Result(await self.store.load(upload.id), problem)
         except StorageError as problem:
-            return Result(await self.store.load(upload.id), _meaning(problem))
+            return Result(await self.store.load(upload.id), _response_to(problem))
 
     async def _remove_unfilled(self, upload: Upload, request: RequestView, lease: Lease) -> None:
-        """Takes an upload back of which hooks were told already."""
+        """Remove a new upload whose creation hooks know already."""
         kind, fences = EventType.POST_TERMINATE, {upload.id: lease.fence}
         unpublished = await self._publisher.record_removals(kind, [upload], request, fences)
-        await self._take_back(upload, lease.fence, unpublished.get(upload.id))
+        await self._remove_failed(upload, lease.fence, unpublished.get(upload.id))
         await self._record_late(unpublished, [upload], request, keep_tombstone=False)
         self._publisher.publish(kind, upload, request)
 
-    async def _take_back(
+    async def _remove_failed(
         self, upload: Upload, fence: Fence, unpublished: RemovalEvent | None = None
     ) -> None:
-        """Removes an upload that is of no use to anybody. Raises LeaseLost if another holder has it by now."""
+        """Remove an upload whose creation failed. Raises LeaseLost if another holder has it by now."""
         self._due_marks.mark(upload.id, None)
         if isinstance(self.store, RemovesUploads):
             with suppress(StorageError):
@@ -453,27 +470,27 @@ class Uploads:
     # Reading about uploads
 
     async def inspect(self, upload_id: str, request: RequestView) -> Upload:
-        """An upload as it stands (HEAD). Whoever is writing to it is asked to let go, so that the offset holds.
+        """Return an upload (HEAD). A request that is writing to it is asked to release its lock, so that the offset is final.
 
-        What a crash left undone between the last byte and the finish is made up for first.
+        First finishes the upload if a crash interrupted that. Raises ProtocolError.
         """
         self._refuse_when_closing()
         with _translated:
-            upload = await self._admitted(upload_id, request, Action.INSPECT)
-            await self._ask_for_access(upload, request)
+            upload = await self._load_checked(upload_id, request, Action.INSPECT)
+            await self._call_access_hooks(upload, request)
             if upload.finished:
                 return upload
             async with self._held(upload_id) as lease:
                 fence = lease.fence
                 upload = await self.store.recover(await self._current(upload_id), fence=fence)
                 if upload.info.is_final and not upload.joined:
-                    upload = await self._joining.try_join(upload, fence)
+                    upload = await self._concatenation.try_join(upload, fence)
                 return (await self._finish(upload, request, fence)).upload
 
     async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, int]:
-        """A finished upload and a descriptor of its bytes, which the caller closes (GET). Needs no lock.
+        """Return a finished upload and a file descriptor of its bytes, which the caller closes (GET). Needs no lock.
 
-        Raises a 404 for all that is not served: unknown, removed, unfinished.
+        Raises a 404 for uploads that are unknown, removed or unfinished.
         """
         self._refuse_when_closing()
         if not isinstance(self.store, ServesFiles) or not self.policy.downloads:
@@ -488,7 +505,7 @@ class Uploads:
                 self._check(upload.info, request, Action.DOWNLOAD)
                 if not upload.finished or self.is_due(upload):
                     raise errors.not_served()
-                await self._ask_for_access(upload, request)
+                await self._call_access_hooks(upload, request)
                 return upload, await self.store.open_file(upload)
             except UploadGone:
                 raise errors.not_found() from None
@@ -498,33 +515,37 @@ class Uploads:
     async def append(
         self, upload_id: str, command: Append, body: Body, request: RequestView
     ) -> Result:
-        """Adds the body's bytes at `command.offset` (PATCH). Raises the ProtocolError of a refusal, or of an early end."""
+        """Append the body at `command.offset` (PATCH), and finish the upload if it is complete.
+
+        Raises:
+            ProtocolError: The request is refused, or its body ended early; the bytes that arrived are kept then.
+        """
         self._refuse_when_closing()
         with _translated:
-            # Before the holder is asked to let go: who may not write may not disturb either.
-            await self._ask_before(upload_id, request, Action.APPEND)
+            # Before the lock is requested: a client without access must not interrupt the holder.
+            await self._check_access(upload_id, request, Action.APPEND)
             async with self._held(upload_id) as lease:
                 upload = await self.store.recover(
-                    await self._admitted(upload_id, request, Action.APPEND), fence=lease.fence
+                    await self._load_checked(upload_id, request, Action.APPEND), fence=lease.fence
                 )
                 if upload.info.is_final:
                     raise errors.modify_final()
                 if command.offset != upload.offset:
                     raise errors.mismatched_offset(upload.offset)
                 declared = self._declared(upload, command.length)
-                self._reception.check(declared, command.content)
-                await self._reception.check_space(command.content.length or 0)
+                self._receiver.check(declared, command.content)
+                await self._receiver.check_space(command.content.length or 0)
                 if declared.info is not upload.info:
                     await self.store.save(declared.info, fence=lease.fence)
-                upload = await self._reception.receive(
+                upload = await self._receiver.receive(
                     declared, command.content, body, lease, request
                 )
                 self._due_marks.mark(upload_id, self.due_at(upload))
-                await self._joining.grown(upload)
+                await self._concatenation.grown(upload)
                 return await self._finish(upload, request, lease.fence)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
-        """The upload with the length that a request declares, if it may ("Creation", Upload-Defer-Length)."""
+        """The upload with the length that the request declares ("Creation", Upload-Defer-Length). Raises a 400 or 413."""
         if length is None or length == upload.length:
             return upload
         if upload.length is not None:
@@ -541,20 +562,20 @@ class Uploads:
     # Finishing
 
     async def _finish(self, upload: Upload, request: RequestView, fence: Fence) -> Result:
-        """If all bytes are there: makes them durable, lets the hooks agree, records it, announces it. Under the lock, once.
+        """If all bytes are there: sync them, call the pre-finish hooks, record the finish and publish it. Under the lock, once.
 
-        The lock may be lost in every wait: whatever is recorded afterwards is recorded within the fence. Raises LeaseLost.
+        The lock may be lost at every await, so everything is recorded within the fence. Raises LeaseLost.
         """
         if upload.finished or not upload.complete:
             return Result(upload)
-        # Whatever goes wrong from here on, and if the server is killed: the sweep tries again soon.
+        # If anything fails from here on, or the server is killed, the sweep tries again soon.
         self._mark_due_soon(upload.id)
         durable = self.policy.durability != "none"
         response: HookResponse | None = None
         if not upload.info.is_partial and self.hooks.wants(EventType.PRE_FINISH):
             if durable:
                 await self.store.sync(upload, fence=fence)
-                # Hooks are not asked about an upload that belongs to another holder.
+                # Not if another holder has the upload by now.
                 with fence():
                     pass
             event = Event(EventType.PRE_FINISH, UploadView.of(upload.info, upload.offset), request)
@@ -567,7 +588,7 @@ class Uploads:
         except (StorageError, LeaseLost):
             await self._unfinish(upload, fence)
             raise
-        # Forgotten first: a later time than the one noted above would be passed by.
+        # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
         self._due_marks.mark(upload.id, self.due_at(finished))
         if upload.info.is_partial:
@@ -580,22 +601,22 @@ class Uploads:
         return Result(finished, response=response)
 
     async def _unfinish(self, upload: Upload, fence: Fence) -> None:
-        """A finish failed: puts the unfinished record back, and takes back what was written down to be announced.
+        """Undo a finish that failed: restore the unfinished record, and withdraw the event.
 
-        Another holder that has the upload by now does both by itself, when it finishes or removes the upload.
+        If another holder has the upload by now, it does both when it finishes or removes the upload.
         """
         with suppress(StorageError, LeaseLost):
             await self.store.save(upload.info, fence=fence)
             await self._publisher.withdraw(EventType.POST_FINISH, upload, fence)
 
     def _mark_due_soon(self, upload_id: str) -> None:
-        """Has the sweep look at an upload soon, should what is being done to it not come to its end."""
-        self._due_marks.mark(upload_id, self._clock() + _UNFINISHED_DUE)
+        """Have the sweep check an upload soon, in case the current operation on it is interrupted."""
+        self._due_marks.mark(upload_id, self._clock() + _RECOVERY_DELAY_SECONDS)
 
     # Joining
 
     async def _wake_finals(self, part_id: str, request: RequestView) -> None:
-        """A part is complete: finals that wait for it are looked at, without holding its client up."""
+        """Try to join the finals that wait for a finished part, in the background."""
         if not isinstance(self.store, JoinsParts):
             return
         for final_id in await self.store.finals_awaiting(part_id):
@@ -603,37 +624,37 @@ class Uploads:
 
     async def _complete_final(self, final_id: str, request: RequestView) -> None:
         try:
-            # Whoever completed the part need not be one who may do anything with the final.
+            # The client of the part may have no access to the final.
             await self.inspect(final_id, replace(request, principal=ANYBODY))
         except ProtocolError as problem:
             # The next HEAD of the final, or the sweep, tries again.
             logger.warning("final upload %s was not joined yet: %s", final_id, problem)
 
     async def _remove_parts(self, final: Upload) -> None:
-        """Removes the parts of a finished final that no other final waits for. What fails is left to the sweep."""
+        """Remove the parts of a finished final that no other final waits for. The sweep retries what fails."""
         part_ids = list(dict.fromkeys(final.info.parts))
         for part_id in part_ids:
             self._mark_due_soon(part_id)
         try:
-            for at in range(0, len(part_ids), _TOGETHER):
-                await self.expire_each(part_ids[at : at + _TOGETHER])
+            for at in range(0, len(part_ids), _REMOVAL_BATCH):
+                await self.expire_each(part_ids[at : at + _REMOVAL_BATCH])
         except (LocksUnavailable, LocksClosed, StorageError) as problem:
             logger.warning("parts of %s were not removed yet: %s", final.id, problem)
 
     # Ending
 
     async def terminate(self, upload_id: str, request: RequestView) -> HookResponse | None:
-        """Removes an upload, finished or not; a running request on it is ended first (DELETE).
+        """Remove an upload, finished or not, after ending a request that is writing to it (DELETE).
 
-        Returns what hooks want of the response.
+        Returns the response that hooks want. Raises ProtocolError.
         """
         self._refuse_when_closing()
         if not isinstance(self.store, RemovesUploads) or not self.policy.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with _translated:
-            await self._ask_before(upload_id, request, Action.DELETE)
+            await self._check_access(upload_id, request, Action.DELETE)
             async with self._held(upload_id) as lease:
-                upload = await self._admitted(upload_id, request, Action.DELETE)
+                upload = await self._load_checked(upload_id, request, Action.DELETE)
                 view = UploadView.of(upload.info, upload.offset)
                 changes = await self.hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
                 fences = {upload_id: lease.fence}
@@ -652,28 +673,22 @@ class Uploads:
     # Tokens
 
     async def look_up(self, upload_id: str, request: RequestView, action: Action) -> Upload:
-        """An upload as it stands, for whoever may do `action` to it; nothing is done, and nobody is disturbed.
-
-        Raises the ProtocolError of a refusal.
-        """
+        """Return an upload if the principal may do `action`. Needs no lock, changes nothing. Raises ProtocolError."""
         self._refuse_when_closing()
         with _translated:
-            return await self._admitted(upload_id, request, action)
+            return await self._load_checked(upload_id, request, action)
 
     async def watch(self, upload_id: str, request: RequestView) -> Upload:
-        """An upload as it stands, for whoever may ask for its offset. Takes no lock: whoever is writing to it goes on.
-
-        Raises the ProtocolError of a refusal.
-        """
+        """Return an upload without its lock, so that a request that is writing to it continues. Raises ProtocolError."""
         upload = await self.look_up(upload_id, request, Action.INSPECT)
-        await self._ask_for_access(upload, request)
+        await self._call_access_hooks(upload, request)
         return upload
 
     def recheck_access(self) -> None:
-        """Something was revoked: requests that may not go on any more are ended; what arrived is kept."""
-        self._reception.recheck_access()
+        """End the requests that have lost their permission by a revocation; the bytes that arrived are kept."""
+        self._receiver.recheck_access()
 
-    # The sweep's part
+    # For the sweep
 
     @property
     def closing(self) -> bool:
@@ -681,11 +696,11 @@ class Uploads:
         return self._closing
 
     def now(self) -> float:
-        """Seconds since the epoch, by the clock that decides what is due."""
+        """Seconds since the epoch, by the clock that expiry uses."""
         return self._clock()
 
     def is_due(self, upload: Upload) -> bool:
-        """Whether an upload has expired, or is finished and was kept long enough."""
+        """Whether the expiry or the retention of an upload is over."""
         due = self.due_at(upload)
         return due is not None and due <= self._clock()
 
@@ -694,7 +709,7 @@ class Uploads:
         return state_of(upload, due=self.is_due(upload))
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
-        """What `load` returns or raises for each, in the same order; for many at a time."""
+        """`load` for many at a time: in the same order, what it returns or raises for each."""
         if not isinstance(self.store, RemovesUploads):
             return [UploadNotFound(upload_id) for upload_id in upload_ids]
         return [
@@ -709,9 +724,9 @@ class Uploads:
             return problem
 
     async def expire_each(self, upload_ids: Sequence[str]) -> dict[str, bool | StorageError]:
-        """Removes those that are due, unless somebody holds them or they have moved; whether each went, or what was wrong.
+        """Remove the uploads that are due and not locked.
 
-        Raises LocksUnavailable, LocksClosed.
+        Returns, by id, whether each was removed, or the error. Raises LocksUnavailable, LocksClosed.
         """
         outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
         store = self.store
@@ -743,14 +758,14 @@ class Uploads:
         return outcomes
 
     async def tidy(self) -> int:
-        """Removes what crashes left behind, and what is kept about uploads that are gone; how many things went."""
+        """Remove the leftovers of crashes and old tombstones; return how many."""
         if not isinstance(self.store, RemovesUploads):
             return 0
         removed = await self.store.tidy(tombstone_ttl=self.policy.tombstone_ttl)
         return removed + await self._locks.tidy(self._is_gone)
 
     async def _is_gone(self, upload_id: str) -> bool:
-        """Whether nothing is left of an upload, not even its tombstone."""
+        """Whether there is neither an upload nor a tombstone."""
         try:
             await self.store.load(upload_id)
         except UploadNotFound:
@@ -760,9 +775,9 @@ class Uploads:
         return False
 
     async def discard(self, upload_id: str) -> bool:
-        """Removes an upload because the operator wants it, finished or not; returns False if somebody is writing to it.
+        """Remove an upload for the operator, finished or not; return False if its lock is held.
 
-        One that is damaged, or whose bytes are missing, goes as well. Raises UploadNotFound, UploadGone.
+        Removes damaged uploads and those without bytes as well. Raises UploadNotFound, UploadGone.
         """
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
@@ -777,9 +792,9 @@ class Uploads:
         return removed
 
     async def expire_missing(self, upload_id: str) -> bool:
-        """Removes an upload whose bytes have been missing for as long as one is kept without a byte; whether it went.
+        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed.
 
-        Not one that was finished: nobody was to send anything more, so that no time makes up for what cannot be found.
+        Finished uploads stay: no further bytes are expected, so their age is no reason to remove them.
         """
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
@@ -806,7 +821,7 @@ class Uploads:
         return await self.store.missing_since(upload_id)
 
     async def _remove_held(self, upload: Upload, event_type: EventType, lease: Lease) -> bool:
-        """Removes an upload that is locked, and announces that; whether the store can do so."""
+        """Remove an upload whose lock is held, and publish that; False if the store cannot remove uploads."""
         if not isinstance(self.store, RemovesUploads):
             return False
         fences = {upload.id: lease.fence}
@@ -829,15 +844,15 @@ class Uploads:
         *,
         keep_tombstone: bool = True,
     ) -> None:
-        """Writes down the removals for which there was no room before they made some."""
+        """Record the events of removals that could not be recorded before, because the disk was full."""
         for upload in uploads:
             if event := unpublished.get(upload.id):
-                # It has happened: the next holder of the lock cannot make it untrue.
-                await self._tell_removal(
+                # Without a fence: the removal has happened, whoever holds the lock now.
+                await self._publish_removal(
                     UnpublishedRemoval(upload, event, keep_tombstone), request, UNFENCED
                 )
 
-    async def _tell_removal(
+    async def _publish_removal(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> None:
         if not isinstance(self.store, RemovesUploads):
@@ -846,12 +861,12 @@ class Uploads:
             await self._publisher.record_late(removal, request, fence)
             await self.store.forget_removal(removal, fence=fence)
         except StorageError as problem:
-            logger.warning("the removal of %s is told later: %s", removal.upload.id, problem)
+            logger.warning("the removal of %s is published later: %s", removal.upload.id, problem)
         else:
             self._publisher.enqueue(removal.upload.id)
 
     async def recover_removals(self) -> None:
-        """Sees that removals are told for which there was no room, or whose server died. Raises StorageError."""
+        """Publish removals whose events could not be recorded, or whose server died in between. Raises StorageError."""
         store = self.store
         if not isinstance(store, RemovesUploads) or not self._publisher.delivers:
             return
@@ -859,29 +874,29 @@ class Uploads:
             try:
                 async with self._held(removal.upload.id, request_release=False, timeout=0) as lease:
                     await store.finish_removal(removal, fence=lease.fence)
-                    await self._tell_removal(removal, RequestView(), lease.fence)
+                    await self._publish_removal(removal, RequestView(), lease.fence)
             except (LockTimeout, LeaseLost):
-                # Whoever holds it sees to it, or the next attempt does.
+                # The holder does it, or the next attempt.
                 continue
             except ProtocolError:
                 return
 
     async def recover_interrupted(self, upload_id: str) -> bool:
-        """Joins and finishes what was complete when a server died, unless somebody holds it; returns whether it is finished."""
+        """Join and finish an upload that was complete when a server died, unless it is locked; whether it is finished."""
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 upload = await self._current(upload_id)
                 try:
-                    upload = await self._joining.try_join(upload, lease.fence)
+                    upload = await self._concatenation.try_join(upload, lease.fence)
                 except UploadGone:
-                    # A part of it was removed: it stays until it expires.
+                    # A part was removed: the final stays until it expires.
                     return False
                 return (await self._finish(upload, RequestView(), lease.fence)).upload.finished
         except (LockTimeout, LeaseLost):
             return False
 
     async def discard_fragment(self, upload_id: str) -> bool:
-        """Removes what a crash left of a creation, unless somebody holds it; returns whether it did. Raises StorageError."""
+        """Remove what a crash left of a creation, unless it is locked; return whether it did. Raises StorageError."""
         if not isinstance(self.store, RemovesUploads):
             return False
         try:
@@ -893,13 +908,13 @@ class Uploads:
     # Shutting down
 
     def begin_shutdown(self) -> None:
-        """Ends the bodies in flight, keeping what arrived, and refuses whatever comes or waits from now on."""
+        """End the bodies in flight, keeping the bytes that arrived, and refuse all further requests."""
         self._closing = True
-        self._reception.close()
+        self._receiver.close()
         self._locks.close()
 
     async def drain(self) -> None:
-        """Returns when nothing goes on in the background any more."""
+        """Wait for the work in the background."""
         while self._background:
             await asyncio.wait(list(self._background))
 
@@ -910,14 +925,14 @@ class Uploads:
             raise errors.shutting_down()
 
     async def _current(self, upload_id: str) -> Upload:
-        """The upload as it stands. Raises a 410 for one that is due: its removal is only a matter of time."""
+        """Load an upload. Raises a 410 for one that is due, as the sweep may remove it at any moment."""
         upload = await self.load(upload_id)
         if self.is_due(upload):
             raise errors.gone()
         return upload
 
-    async def _admitted(self, upload_id: str, request: RequestView, action: Action) -> Upload:
-        """The upload as it stands, for whoever may do `action` to it. Strangers learn nothing, not even that it is gone."""
+    async def _load_checked(self, upload_id: str, request: RequestView, action: Action) -> Upload:
+        """Load an upload if the principal may do `action`. Others get a 404, also for one that is gone."""
         try:
             upload = await self.load(upload_id)
         except UploadGone:
@@ -928,7 +943,7 @@ class Uploads:
             self._check(problem.upload.info, request, action)
             if action is not Action.DELETE or isinstance(problem, BytesMissing):
                 raise
-            # Its owner may be rid of it.
+            # Its owner may delete it.
             upload = problem.upload
         self._check(upload.info, request, action)
         if self.is_due(upload):
@@ -939,37 +954,39 @@ class Uploads:
         self.access_policy.check(request.principal, info.id, info.owner, action)
 
     def _access_error(self, info: UploadInfo, request: RequestView) -> ProtocolError | None:
-        """What there is to be said against a request that is adding bytes."""
+        """The error if a request that is adding bytes has lost its permission; None if it may continue."""
         try:
             self._check(info, request, Action.APPEND)
         except ProtocolError as problem:
             return problem
         return None
 
-    async def _ask_before(self, upload_id: str, request: RequestView, action: Action) -> None:
-        """Lets those be asked who have a say, before the upload is locked; where nobody has, it costs nothing."""
+    async def _check_access(self, upload_id: str, request: RequestView, action: Action) -> None:
+        """Check access before the upload is locked. Loads nothing if there are neither restrictions nor hooks."""
         if self.hooks.wants(EventType.PRE_ACCESS) or not request.principal.unrestricted:
-            await self._ask_for_access(await self._admitted(upload_id, request, action), request)
+            await self._call_access_hooks(
+                await self._load_checked(upload_id, request, action), request
+            )
 
     async def load(self, upload_id: str) -> Upload:
-        """The upload as the store has it, with its expiry where other uploads have a say in that."""
+        """Load an upload, with its expiry if that depends on other uploads. Raises StorageError."""
         return await self._with_expiry(await self.store.load(upload_id))
 
     async def _with_expiry(self, upload: Upload) -> Upload:
         if upload.joined and not upload.info.is_partial:
             return upload
-        return await self._joining.with_expiry(upload, self.expires_at)
+        return await self._concatenation.with_expiry(upload, self.expires_at)
 
-    async def _creators_lease(
+    async def _creation_lease(
         self, info: UploadInfo, content: Content | None, changes: Changes
     ) -> Lease:
-        """The lock of an upload that is being created. An id that was just drawn is known to nobody, so that it takes none.
+        """The lock of an upload that is being created; none for a fresh random id, which no other request can know.
 
-        That is unless its bytes come along: others may be told of an upload that was begun. Then the lock is better had, but
-        not worth refusing the creation where locks cannot be asked for.
+        If the creation has a body, hooks may pass the id on while it is received: then the lock is taken, but a creation is not
+        refused because locks are unavailable.
         """
         known = info.is_final or changes.id is not None
-        # An upload of no bytes is finished by its creation, which waits for hooks while others are told of it.
+        # The creation of an empty upload finishes it: hooks may pass the id on while pre-finish hooks run.
         if known or content is not None or info.length == 0:
             try:
                 return await self._acquire(info.id)
@@ -986,12 +1003,12 @@ class Uploads:
     async def _acquire(
         self, upload_id: str, *, request_release: bool = True, timeout: float | None = None
     ) -> Lease:
-        """The upload's lock. Raises a 423 or 503; with `ask` False, LockTimeout instead of the 423."""
+        """Acquire the upload's lock. Raises a 423 or 503; without `request_release`, LockTimeout instead of the 423."""
         began = time.monotonic()
-        patience = self.policy.acquire_lock_timeout if timeout is None else timeout
+        limit = self.policy.acquire_lock_timeout if timeout is None else timeout
         try:
             lease = await self._locks.acquire(
-                upload_id, timeout=patience, request_release=request_release
+                upload_id, timeout=limit, request_release=request_release
             )
         except LockTimeout:
             if not request_release:
@@ -1006,13 +1023,13 @@ class Uploads:
         self._counters.lock_waits.observe(time.monotonic() - began)
         return lease
 
-    async def _ask_for_access(self, upload: Upload, request: RequestView) -> None:
+    async def _call_access_hooks(self, upload: Upload, request: RequestView) -> None:
         if self.hooks.wants(EventType.PRE_ACCESS):
             view = UploadView.of(upload.info, upload.offset)
             await self.hooks.decide(Event(EventType.PRE_ACCESS, view, request))
 
     async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
-        """The offset of an upload and whether it is finished; None if it is not there (any more). For hooks."""
+        """The offset of an upload and whether it is finished; None if it does not exist. For hooks."""
         try:
             upload = await self._current(upload_id)
         except (UploadNotFound, UploadGone, ProtocolError):
@@ -1021,7 +1038,7 @@ class Uploads:
 
 
 class _Holding:
-    """`async with _Holding(acquiring) as lease:` lets a lease go at the end of the block."""
+    """`async with _Holding(acquiring) as lease:` releases the lease at the end of the block."""
 
     __slots__ = ("_acquiring", "_lease")
 
@@ -1037,7 +1054,7 @@ class _Holding:
 
 
 class _Translation:
-    """Turns what a store or a fence raises into the response that it means; the reason stays in the log."""
+    """Translate the errors of a store or a fence to the response; the reason is logged."""
 
     __slots__ = ()
 
@@ -1051,16 +1068,16 @@ class _Translation:
         _trace: TracebackType | None,
     ) -> None:
         if isinstance(problem, StorageError):
-            raise _meaning(problem) from None
+            raise _response_to(problem) from None
         if isinstance(problem, LeaseLost):
-            # Logged by the locks, which know more about it.
+            # The locks have logged it.
             raise errors.interrupted() from None
 
 
 _translated = _Translation()
 
 
-def _meaning(problem: StorageError) -> ProtocolError:
+def _response_to(problem: StorageError) -> ProtocolError:
     match problem:
         case UploadUntrusted():
             logger.warning("not served: %s", problem)
@@ -1088,5 +1105,5 @@ def _meaning(problem: StorageError) -> ProtocolError:
 
 
 def _least(*infos: UploadInfo) -> int | None:
-    """The smallest of the limits that several uploads have of their own."""
+    """The smallest `max_size` of several uploads; None if none has one."""
     return min((info.max_size for info in infos if info.max_size is not None), default=None)
