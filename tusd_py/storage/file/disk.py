@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, ParamSpec, TypeVar, cast
 
+from tusd_py.storage.file.disk_waits import WaitClock
 from tusd_py.storage.file.executor import Threads
 
 SLOW_SECONDS = 0.02
@@ -35,6 +36,8 @@ _WRITE_MOMENT_SECONDS = 0.005
 """For bytes of bodies, which have to be copied for a helper."""
 _READ_MOMENT_SECONDS = 0.02
 """Reads of what is in memory rarely wait, and HEAD has little else to do."""
+_LOOK_SECONDS = 0.002
+"""How old a count of what a thread lacked a processor may be: as much of that is overlooked at most."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,17 +119,26 @@ class _Lane:
         self._slow_until = float("-inf")
         self._overdue = 0
         self._threads = threads
-        self._helper = _Helper(name)
+        self._clock = WaitClock()
+        self._helper = _Helper(name, self._clock)
 
     def observe(self, began: float) -> None:
+        """An operation has ended just now, in the thread of the caller."""
         now = time.monotonic()
-        if now - began <= SLOW_SECONDS:
+        clock = self._clock
+        if now - began <= SLOW_SECONDS or clock.waited(began, now) <= SLOW_SECONDS:
             if not self._overdue and now >= self._slow_until:
                 self.quick_at = now
+            if now - clock.looked_at > _LOOK_SECONDS:
+                clock.look(now)
         else:
             self.quick_at = float("-inf")
-            # A process that was not given a processor looks like a slow disk, for a short time.
+            # Not every system tells what a thread lacked a processor: then that looks like a slow disk, for a short time.
             self._slow_until = now + min(SLOW_PERIOD_SECONDS, _SLOW_FACTOR * (now - began))
+
+    def _look(self, now: float) -> None:
+        if now - self._clock.looked_at > _LOOK_SECONDS:
+            self._clock.look(now)
 
     async def run(self, operation: Callable[[], T]) -> T:
         """Run an operation that may be slow."""
@@ -153,16 +165,19 @@ class _Lane:
             return None
         job = self._helper.start(operation)
         if job.ended.acquire(timeout=SLOW_SECONDS):
-            self.quick_at = time.monotonic()
+            self.quick_at = now = time.monotonic()
+            self._look(now)
         elif not job.is_done:
             self.quick_at = float("-inf")
             self._overdue += 1
             job.notify(asyncio.get_running_loop().create_future(), self._came_back)
         return job
 
-    def _came_back(self) -> None:
+    def _came_back(self, waited: float) -> None:
         self._overdue -= 1
-        self._slow_until = time.monotonic() + SLOW_PERIOD_SECONDS
+        # Else it was the helper that had to wait for a processor.
+        if waited > SLOW_SECONDS:
+            self._slow_until = time.monotonic() + SLOW_PERIOD_SECONDS
 
     async def _wait_for(self, job: _Job[T]) -> None:
         waiter = job.waiter
@@ -181,9 +196,13 @@ class _Lane:
         job.result()
 
     async def _run_in_thread(self, operation: Callable[[], T]) -> T:
+        return await self._threads.run(self._timed, operation)
+
+    def _timed(self, operation: Callable[[], T]) -> T:
         began = time.monotonic()
+        self._clock.look(began)
         try:
-            return await self._threads.run(operation)
+            return operation()
         finally:
             if time.monotonic() - began > SLOW_SECONDS:
                 self.observe(began)
@@ -195,24 +214,37 @@ class _Lane:
 class _Job(Generic[T]):
     """One operation in a helper. ended: a lock that is released at its end. waiter: resolved then, if there is one."""
 
-    __slots__ = ("_back", "_operation", "_problem", "_result", "ended", "is_done", "waiter")
+    __slots__ = (
+        "_back",
+        "_operation",
+        "_problem",
+        "_result",
+        "_waited",
+        "ended",
+        "is_done",
+        "waiter",
+    )
 
     def __init__(self, operation: Callable[[], T]) -> None:
         self._operation = operation
         self._result: T | None = None
         self._problem: BaseException | None = None
-        self._back: Callable[[], None] | None = None
+        self._waited = 0.0
+        self._back: Callable[[float], None] | None = None
         self.ended = threading.Lock()
         self.ended.acquire()
         self.is_done = False
         self.waiter: asyncio.Future[None] | None = None
 
-    def execute(self) -> None:
+    def execute(self, clock: WaitClock) -> None:
         """In the helper."""
+        began = time.monotonic()
+        clock.look(began)
         try:
             self._result = self._operation()
         except BaseException as problem:  # noqa: BLE001 - raised again by `result`
             self._problem = problem
+        self._waited = clock.waited(began, time.monotonic())
 
     def finish(self) -> None:
         """In the helper: tells whoever waits."""
@@ -224,8 +256,8 @@ class _Job(Generic[T]):
                 # The loop is closed where nobody waits any more.
                 waiter.get_loop().call_soon_threadsafe(self._wake)
 
-    def notify(self, waiter: asyncio.Future[None], back: Callable[[], None]) -> None:
-        """Resolve `waiter` at the end, and call `back`, in the event loop."""
+    def notify(self, waiter: asyncio.Future[None], back: Callable[[float], None]) -> None:
+        """Resolve `waiter` at the end, and call `back` with the seconds that it waited, in the event loop."""
         self._back = back
         self.waiter = waiter
         # It may have ended before the waiter was seen.
@@ -235,7 +267,7 @@ class _Job(Generic[T]):
     def _wake(self) -> None:
         back, self._back = self._back, None
         if back is not None:
-            back()
+            back(self._waited)
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -249,8 +281,9 @@ class _Job(Generic[T]):
 class _Helper:
     """A thread that does one operation at a time. By bare locks: a pool of threads costs three times as much a time."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: WaitClock) -> None:
         self.is_busy = False
+        self._clock = clock
         self._name = name
         self._thread: threading.Thread | None = None
         self._next: _Job[object] | None = None
@@ -275,7 +308,7 @@ class _Helper:
             job, self._next = self._next, None
             if job is None:
                 return
-            job.execute()
+            job.execute(self._clock)
             self.is_busy = False
             job.finish()
             del job
