@@ -1,5 +1,5 @@
-"""Jobs that run beside the server: sweeping what was abandoned, delivering events again.
+"""Background jobs: sweeps of expired uploads and deliveries of events to hooks.
 
-The package stands apart from ``tusd_py`` because workers are scaled apart from the server, on other
-machines if need be; it works on the same storage and state and never answers a client.
+The package is separate from ``tusd_py`` because workers scale separately from the server, if need be on other machines. It
+works on the same storage and Redis and never answers a client.
 """

@@ -1,4 +1,4 @@
-"""The worker in whose process a job runs: jobs in the queue carry no settings, so that secrets stay out of Redis."""
+"""The instance that this process works for. Jobs carry no settings, so that secrets stay out of Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tusd_py.settings.model import Settings
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What the worker works for. redis_url: of its Redis, also where that is the embedded one."""
+    """The settings of an instance, and the URL of its Redis, which may be the embedded one."""
 
     settings: Settings
     redis_url: str
@@ -19,14 +19,14 @@ _instance: list[Instance] = []
 
 
 def use(settings: Settings, redis_url: str) -> None:
-    """Jobs of this process work for this from now on."""
+    """Set the instance that jobs of this process work for."""
     _instance[:] = [Instance(settings, redis_url)]
 
 
 def instance() -> Instance:
-    """What this worker works for. Raises RuntimeError where no worker of ours runs."""
+    """Return the instance of this process. Raises RuntimeError outside a worker."""
     if not _instance:
         raise RuntimeError(
-            "jobs run in the worker of an instance (tusd-py worker), not in any of rq's"
+            "jobs run in the worker of an instance (tusd-py worker), not in rq's own"
         )
     return _instance[0]

@@ -1,8 +1,8 @@
-"""The job that delivers: tells the operator's hooks what the outbox says has happened to one upload, in order.
+"""Delivers the events of one upload from the outbox to the operator's hooks, in order.
 
-Whether it did happen is asked of the storage. An event is told to each of its hooks until that succeeds or has been tried
-often enough; then it goes, or is put among those that were given up, and the next one's turn comes. Attempts are counted on
-disk before they are made, so that one in which the worker dies counts too. Not for: whose turn it is (`desk.py`).
+The storage decides whether a recorded event did happen. An event is delivered to each of its hooks until that succeeds or the
+attempts are used up; then it is removed or marked as failed, and the next one follows. Attempts are counted on disk before
+they are made, so that one during which the worker dies counts too. `delivery_runner` holds the lease.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from tusd_py.storage.base import (
 
 logger = logging.getLogger(__name__)
 
-_GROWTH = 3
-_LONGEST = 3600.0
-"""Seconds between two attempts, at most."""
-_ABANDONED = 3600.0
-"""Seconds after which what has not happened will not happen any more, unless it is written down again."""
-_UNSOUND_PAUSE = 600.0
-"""Seconds until it is looked again whether an upload that was damaged, or whose bytes were missing, is as it should be."""
+_BACKOFF_FACTOR = 3
+_MAX_PAUSE_SECONDS = 3600.0
+"""Longest pause between two attempts."""
+_ABANDONED_SECONDS = 3600.0
+"""Age at which an event that has not happened is dropped from the outbox; it is recorded again if it happens after all."""
+_DAMAGED_PAUSE_SECONDS = 600.0
+"""Pause before a damaged upload, or one with missing bytes, is checked again."""
 _JITTER = 0.2
-"""Part of a pause by which it is longer or shorter, so that not all that failed at once comes back at once."""
+"""Random part of a pause, which spreads the retries of events that failed at the same time."""
 
 
 def deliver(upload_id: str) -> None:
-    """The job. Raises RedisUnavailable, StorageError, RedisError; then the sweep sees to it."""
-    # Not before it runs: whoever only puts jobs into the queue needs none of it.
+    """Run the delivery job of an upload. Raises RedisUnavailable, StorageError, RedisError; the next sweep queues it again."""
+    # Imported here, as processes that only queue jobs do not need it.
     from tusd_workers import delivery_runner  # noqa: PLC0415
 
     delivery_runner.current().deliver(upload_id)
@@ -55,34 +55,35 @@ def deliver(upload_id: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often is an event tried to be told, and with which pauses. first: seconds."""
+    """Number of attempts to deliver an event, and the first pause between them in seconds."""
 
     attempts: int
     first: float
 
     @classmethod
     def from_settings(cls, settings: Settings) -> RetryPolicy:
-        """The operator's."""
+        """Read the policy from the settings."""
         return cls(settings.hooks_delivery_attempts, settings.hooks_delivery_backoff)
 
     def pause(self, attempts: int) -> float:
-        """Seconds after so many failed attempts."""
-        longest = max(self.first, _LONGEST)
-        pause = min(self.first * math.pow(_GROWTH, attempts - 1), longest)
+        """Return the pause in seconds after so many failed attempts."""
+        longest = max(self.first, _MAX_PAUSE_SECONDS)
+        pause = min(self.first * math.pow(_BACKOFF_FACTOR, attempts - 1), longest)
         return pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- no secret
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a delivery left in the outbox. next: when to go on, in seconds since the epoch; None if there is nothing to go on
-    with. passed_over: ids of events that have not happened (yet)."""
+    """What a delivery left in the outbox."""
 
     next: float | None
+    """When to continue, in seconds since the epoch; None if nothing is left to deliver."""
     passed_over: frozenset[str]
+    """Ids of events that have not happened yet."""
 
 
 class Delivery:
-    """Delivers from one outbox to hooks that were started. counts: what was done, by `delivered`, `failed`, `given up`."""
+    """Delivers from an outbox to started hooks. counts: outcomes, by `delivered`, `failed` and `given up`."""
 
     def __init__(
         self,
@@ -101,9 +102,9 @@ class Delivery:
         self.counts: Counter[str] = Counter()
 
     async def deliver(self, upload_id: str, is_held: Callable[[], bool]) -> Outcome:
-        """Tells the events of an upload in order, as far as it comes. is_held: whether the turn still is ours.
+        """Deliver the events of an upload in order, up to the first that has to wait. Raises StorageError.
 
-        Raises StorageError.
+        is_held: returns whether the lease is still held.
         """
         passed_over: set[str] = set()
         for kept in await self._outbox.of(upload_id):
@@ -115,28 +116,28 @@ class Delivery:
             try:
                 has_happened = record is not None and await self._has_happened(kept, record)
             except (UploadDamaged, BytesMissing) as problem:
-                # Nobody is told of bytes that are not those that were sent.
+                # No hook may see bytes that differ from those that were sent.
                 logger.error("%s waits: %s", kept.event_id, problem)
-                return Outcome(self._clock() + _UNSOUND_PAUSE, frozenset(passed_over))
+                return Outcome(self._clock() + _DAMAGED_PAUSE_SECONDS, frozenset(passed_over))
             if record is None or not has_happened:
-                if self._clock() - kept.kept_at > _ABANDONED:
+                if self._clock() - kept.kept_at > _ABANDONED_SECONDS:
                     await self._outbox.forget(kept)
                 else:
                     passed_over.add(kept.event_id)
                 continue
             if not is_held():
                 return Outcome(self._clock(), frozenset(passed_over))
-            next_attempt = await self._tell(kept, record)
+            next_attempt = await self._try_deliver(kept, record)
             if next_attempt is not None:
                 return Outcome(next_attempt, frozenset(passed_over))
         return Outcome(None, frozenset(passed_over))
 
     async def has_news(self, upload_id: str, passed_over: frozenset[str]) -> bool:
-        """Whether something came into the outbox since."""
+        """Return whether the outbox has events of the upload other than these."""
         return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
 
     async def _has_happened(self, kept: KeptEvent, record: OutboxRecord) -> bool:
-        """Whether what was about to happen did: it was written down before."""
+        """Return whether the event happened: it was recorded before it did."""
         event_type = record.event.type
         if event_type is EventType.POST_CREATE:
             return True
@@ -145,18 +146,18 @@ class Delivery:
         except (UploadGone, UploadNotFound):
             return await self._is_kept(kept)
         if upload.info.created_at != record.created_at:
-            # Another one has its id by now.
+            # A later upload has the same id.
             return await self._is_kept(kept)
         return event_type is EventType.POST_FINISH and upload.finished
 
     async def _is_kept(self, kept: KeptEvent) -> bool:
-        """Whether it is still there: what had not happened to an upload was withdrawn before that was removed."""
+        """Return whether an event is still recorded: those that had not happened are withdrawn before an upload is removed."""
         return any(each.event_id == kept.event_id for each in await self._outbox.of(kept.upload_id))
 
-    async def _tell(self, kept: KeptEvent, record: OutboxRecord) -> float | None:
-        """Makes an attempt; when to make the next one, None if there is none to be made."""
+    async def _try_deliver(self, kept: KeptEvent, record: OutboxRecord) -> float | None:
+        """Attempt to deliver an event. Return when to try again, or None if it is done with."""
         if record.attempts >= self._retries.attempts:
-            # A worker died in the last of them.
+            # A worker died during the last attempt.
             await self._mark_failed(kept, kept.content, record.problem or "workers died in it")
             return None
         if record.not_before > self._clock():
@@ -168,7 +169,7 @@ class Delivery:
             await self._outbox.forget(kept)
             self.counts["delivered"] += 1
             return None
-        self._note_failure(record, left, problem)
+        self._log_failure(record, left, problem)
         record = replace(record, hooks=left, problem=problem)
         if record.attempts >= self._retries.attempts:
             await self._mark_failed(kept, outbox_record.serialize(record), problem)
@@ -178,14 +179,14 @@ class Delivery:
         return record.not_before
 
     async def _record_attempt(self, kept: KeptEvent, record: OutboxRecord) -> None:
-        """Records how far the delivery of an event has come. A full disk keeps nobody from being told."""
+        """Record the attempts of an event. A full disk does not stop its delivery."""
         try:
             await self._outbox.replace(kept, outbox_record.serialize(record))
         except StorageFull as problem:
             logger.warning("an attempt to deliver %s is not counted: %s", kept.event_id, problem)
 
     async def _attempt(self, record: OutboxRecord) -> tuple[tuple[str, ...], str]:
-        """Tells each hook that was not told yet; the names of those that failed, and why."""
+        """Call each remaining hook. Return the names of those that failed, and why."""
         problems: dict[str, str] = {}
         for name in record.hooks:
             try:
@@ -208,7 +209,7 @@ class Delivery:
             reason=problem,
         )
 
-    def _note_failure(self, record: OutboxRecord, hooks: tuple[str, ...], reason: str) -> None:
+    def _log_failure(self, record: OutboxRecord, hooks: tuple[str, ...], reason: str) -> None:
         self.counts["failed"] += 1
         event = record.event
         logs.event(
@@ -225,5 +226,5 @@ class Delivery:
 
 
 def _read(kept: KeptEvent) -> OutboxRecord | None:
-    """None for one whose content a power cut took, before what it tells of was recorded. Raises MalformedIntent."""
+    """Parse an event; None if a power failure took its content, before the change itself. Raises MalformedOutboxRecord."""
     return outbox_record.parse(kept.content) if kept.content else None

@@ -1,8 +1,8 @@
-"""The jobs that give up what was abandoned: a sweep of what is due, and one of the whole storage.
+"""The sweep jobs: one for uploads that are due, and one for the whole storage.
 
-They hold one lock among them, so that jobs that come faster than they are done do not pile up: one that finds a sweep running
-ends at once, as the next one comes anyhow. What is removed, and how, is said by `tusd_py.uploads.sweep`; who may do it, by
-`tusd_py.service.connect`. On the way it is seen to that what waits in the outbox is delivered.
+They share a lock, so that sweeps do not pile up: a job that finds a sweep running ends at once, as the next one comes anyway.
+`tusd_py.uploads.sweep` removes uploads, and `tusd_py.service.connect` finds the process that may do so. After a sweep, a
+delivery is queued for each upload that has events in the outbox and no job.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 
 
 def sweep_due() -> None:
-    """The job every ten minutes."""
+    """Sweep the uploads that are due; queued every `sweep_interval`."""
     _run("due")
 
 
 def sweep_all() -> None:
-    """The job every night."""
+    """Sweep the whole storage; queued every night."""
     _run("all")
 
 
 def sweep_tuspyservers() -> None:
-    """The job for directories that tuspyserver's router keeps; under the router's own locks, which no other job holds."""
+    """Sweep directories of tuspyserver's router, under the router's own locks, which no other job holds."""
     for directory in current.instance().settings.tuspyserver_dirs:
         report = expire(directory)
         logs.event(
@@ -55,12 +55,12 @@ def _run(kind: SweepKind) -> None:
     try:
         asyncio.run(_sweep(current.instance(), kind))
     except (MaintenanceError, RedisUnavailable) as problem:
-        # Not a job that failed: the next one does its work, and the status says when none did for too long.
+        # Not a failed job: the next one does its work, and the status reports if none did for too long.
         logs.event(logger, logging.WARNING, "sweep failed", kind=kind, reason=str(problem))
 
 
-async def _pass_on(instance: Instance) -> None:
-    """Sees that somebody delivers what waits in the outbox, whatever became of those who were to."""
+async def _queue_deliveries(instance: Instance) -> None:
+    """Queue a delivery for each upload that has events waiting and no job, because it was lost."""
     settings = instance.settings
     outbox = file_store(settings).outbox
     waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
@@ -73,17 +73,17 @@ async def _pass_on(instance: Instance) -> None:
 
 
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
-    """Raises MaintenanceError, RedisUnavailable."""
+    """Sweep unless another sweep runs. Raises MaintenanceError, RedisUnavailable."""
     settings = instance.settings
     redis = redis_client(settings, instance.redis_url)
     await redis.start()
     try:
-        # A directory that is taken here is one on which a server cannot start.
+        # A server cannot start on a directory that is locked here.
         async with open_maintenance(settings, may_open=False) as maintenance:
             report = await sweep_alone(maintenance, DueIndex(redis), kind)
     finally:
         await redis.stop()
-        await _pass_on(instance)
+        await _queue_deliveries(instance)
     if report is None:
         logs.event(logger, logging.INFO, "sweep skipped", message="Another sweep is running")
         return

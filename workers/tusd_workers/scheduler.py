@@ -1,10 +1,9 @@
-"""When jobs run.
+"""The scheduler: queues periodic jobs at their times.
 
-A job is scheduled once for each of its times, under an id that is made of that time, so any number of schedulers arrive at the
-same jobs. It is looked at every few seconds whether the next ones are there: whatever takes them away (a Redis that was
-emptied or restarted, a scheduler killed in the middle of a step), they are back at once. rq-scheduler's own repetitions are not
-used: a job that is repeated under one id vanishes with its result, and its cron knows no time zone. Nor is its loop, which
-does not outlive an outage of Redis. What others keep in the same Redis is neither read nor touched.
+Each run of a job has an id made from its time, so that any number of schedulers create the same jobs. Every few seconds the
+next ones are checked and created again if they are missing (Redis was emptied or restarted, or a scheduler was killed).
+rq-scheduler's own repetition is not used: a job repeated under one id vanishes with its result, and its cron has no time
+zones. Nor is its loop, which does not survive an outage of Redis. Keys of other applications are neither read nor changed.
 """
 
 from __future__ import annotations
@@ -37,24 +36,24 @@ from tusd_py.settings.model import Settings
 logger = logging.getLogger(__name__)
 
 DAILY_HOUR = 2
-"""In the operator's time zone, when the whole storage is swept."""
-_REPORT = 10
-"""Seconds between reports for the servers' metrics."""
-_REPORT_LASTS = 60
-"""Seconds for which one is believed."""
-_POLL = 2
-"""Seconds between looks at what has to be put into a queue."""
-_ALIVE = 30
-"""Seconds after which a scheduler that said nothing is taken for dead."""
-_SHORTEST_TTL = 60.0
+"""Hour of the sweep of the whole storage, in the operator's time zone."""
+_REPORT_SECONDS = 10
+"""Interval of reports for the servers' metrics."""
+_REPORT_TTL_SECONDS = 60
+_POLL_SECONDS = 2
+"""Interval of checks for jobs that are due."""
+_HEARTBEAT_TTL_SECONDS = 30
+"""Age at which the last sign of life of a scheduler is forgotten."""
+_MIN_TTL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Something that is done again and again. next: the first time after a time, both in seconds since the epoch.
+    """A periodic job.
 
-    job: its name in `job_table`. lasts: seconds after which a job that nobody has begun is left out, as the next one does its
-    work.
+    job: its name in `tusd_py.jobs.table`.
+    next: returns the first run after a time, both in seconds since the epoch.
+    lasts: seconds after which a run that has not started is skipped, as the next one does its work.
     """
 
     name: str
@@ -65,11 +64,11 @@ class Schedule:
 
 
 def schedules(settings: Settings) -> list[Schedule]:
-    """What there is to be done at which times."""
+    """Return the periodic jobs of an instance."""
     interval = max(1.0, settings.sweep_interval)
 
     def every_interval(job: str) -> Schedule:
-        lasts = max(_SHORTEST_TTL, 2 * interval)
+        lasts = max(_MIN_TTL_SECONDS, 2 * interval)
         return Schedule(job, EXPIRY, job, lambda now: (now // interval + 1) * interval, lasts)
 
     theirs = [every_interval(job_table.SWEEP_TUSPYSERVERS)]
@@ -87,9 +86,9 @@ def schedules(settings: Settings) -> list[Schedule]:
 
 
 def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
-    """The first time after `now` (seconds since the epoch) at which it is `hour` o'clock in a time zone, "local" for ours.
+    """Return the first time after `now` at which it is `hour` o'clock in a time zone, both in seconds since the epoch.
 
-    Where the clock jumps over that hour, the time that it would have been.
+    time_zone: a name, or "local" for that of this machine. Where the clock skips that hour, the time at which it would be.
     """
     zone = None if time_zone == "local" else ZoneInfo(time_zone)
     here = datetime.fromtimestamp(now, UTC).astimezone(zone)
@@ -104,7 +103,7 @@ def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
 
 
 class Scheduler:
-    """Puts jobs into queues at their times. clock: seconds since the epoch, for what comes next."""
+    """Queues jobs at their times. clock: returns seconds since the epoch."""
 
     def __init__(
         self,
@@ -122,18 +121,20 @@ class Scheduler:
         self._clock = clock
 
     def check_permissions(self, refusals: Refusals) -> None:
-        """Log what the Redis user lacks. Raises RedisError."""
+        """Log the commands that the Redis user may not run. Raises RedisError."""
         refusals.check(self._connection, self._prefix)
 
     def poll(self) -> None:
-        """Sees that the next job of each schedule is there, and puts into queues what is due. Raises RedisError."""
-        self._connection.set(Keys(self._prefix).scheduler(), self._clock(), ex=_ALIVE)
+        """Create the next job of each schedule if it is missing, and queue the jobs that are due. Raises RedisError."""
+        self._connection.set(
+            Keys(self._prefix).scheduler(), self._clock(), ex=_HEARTBEAT_TTL_SECONDS
+        )
         for schedule in self._schedules:
             self._ensure(schedule)
         self._put_off.enqueue_due(time.time())
 
     def report(self) -> None:
-        """Tells servers what there is to know about jobs. Raises RedisError."""
+        """Publish the state of queues and workers for the servers' metrics. Raises RedisError."""
         workers = jobs.workers(self._connection, self._prefix)
         report = JobsReport(
             at=time.time(),
@@ -142,12 +143,12 @@ class Scheduler:
             busy=sum(1 for worker in workers if worker.state == "busy"),
             schedule=self.upcoming(),
         )
-        self._connection.set(Keys(self._prefix).jobs(), report.to_json(), ex=_REPORT_LASTS)
+        self._connection.set(Keys(self._prefix).jobs(), report.to_json(), ex=_REPORT_TTL_SECONDS)
 
     def _ensure(self, schedule: Schedule) -> None:
         when = schedule.next(self._clock())
         identity = job_id(schedule.name, round(when))
-        # One that is on its way already is known as a job, though no longer as one to come.
+        # A job that was queued already is no longer among the delayed ones.
         if self._put_off.time_of(identity) is not None:
             return
         if self._connection.exists(self._keys.job(identity)):
@@ -161,7 +162,7 @@ class Scheduler:
         )
 
     def upcoming(self) -> dict[str, float]:
-        """When each schedule's next job is due, as Redis has it. Raises RedisError."""
+        """Return when the next job of each schedule is due, according to Redis. Raises RedisError."""
         found: dict[str, float] = {}
         for schedule in self._schedules:
             identity = job_id(schedule.name, round(schedule.next(self._clock())))
@@ -171,15 +172,15 @@ class Scheduler:
         return found
 
 
-class _Troubles:
-    """Logs once that something is wrong with Redis, and once that it works again."""
+class _OutageLog:
+    """Logs once that Redis became unavailable, and once that it is back."""
 
     def __init__(self, url: str) -> None:
         self.refusals = Refusals(url)
         self._is_away = False
 
     def begin(self, problem: RedisError) -> None:
-        """A command failed."""
+        """Log a failed command, unless the outage was logged already."""
         if self.refusals.report(problem):
             return
         if not self._is_away:
@@ -187,52 +188,52 @@ class _Troubles:
         self._is_away = True
 
     def end(self) -> None:
-        """All commands worked."""
+        """Log the end of an outage."""
         if self._is_away:
             logs.event(logger, logging.WARNING, "redis back")
         self._is_away = False
 
 
 def run(settings: Settings) -> int:
-    """Schedules until SIGTERM or SIGINT; returns the exit code. Raises EmbeddedStateError."""
-    told = threading.Event()
+    """Schedule until SIGTERM or SIGINT and return the exit code. Raises EmbeddedRedisError."""
+    stop = threading.Event()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        told.set()
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, on_signal)
     ending.follow_parent()
     with redis_url(settings) as url:
         connection = connect(url)
         scheduler = Scheduler(connection, schedules(settings), prefix=settings.redis_prefix)
         legacy = LegacyJobs(connection, settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
-        _schedule(scheduler, legacy, _Troubles(url), told)
+        _schedule(scheduler, legacy, _OutageLog(url), stop)
     logs.event(logger, logging.INFO, "scheduler stopped")
     return 0
 
 
 def _schedule(
-    scheduler: Scheduler, legacy: LegacyJobs, troubles: _Troubles, told: threading.Event
+    scheduler: Scheduler, legacy: LegacyJobs, outage_log: _OutageLog, stop: threading.Event
 ) -> None:
     report_at = 0.0
     is_checked = False
-    while not told.is_set():
+    while not stop.is_set():
         try:
             if not is_checked:
-                scheduler.check_permissions(troubles.refusals)
+                scheduler.check_permissions(outage_log.refusals)
                 is_checked = True
             scheduler.poll()
             if time.monotonic() >= report_at:
                 legacy.remove_put_off()
                 scheduler.report()
-                report_at = time.monotonic() + _REPORT
+                report_at = time.monotonic() + _REPORT_SECONDS
         except RedisError as problem:
-            troubles.begin(problem)
-        except Exception as problem:  # noqa: BLE001 -- the edge of a job; without it nothing would be scheduled ever again
+            outage_log.begin(problem)
+        except Exception as problem:  # noqa: BLE001 -- the scheduler must go on
             logs.event(logger, logging.ERROR, "scheduling failed", exc_info=problem)
-            told.wait(_REPORT)
+            stop.wait(_REPORT_SECONDS)
         else:
-            troubles.end()
-        told.wait(_POLL)
+            outage_log.end()
+        stop.wait(_POLL_SECONDS)

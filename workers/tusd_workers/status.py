@@ -1,4 +1,4 @@
-"""What there is to know about the jobs of an instance: queues, workers, the schedule, the last sweeps, and what is wrong."""
+"""Collects the state of an instance's jobs: queues, workers, the schedule, the last sweeps, and problems."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from tusd_py.service.backends import file_store, redis_client
 from tusd_py.settings.model import Settings
 from tusd_workers.scheduler import Scheduler, schedules
 
-_OVERDUE = 3
-"""Times the sweep's interval after which something is wrong with the sweep."""
+_OVERDUE_INTERVALS = 3
+"""Sweep intervals without a sweep that count as a problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventsStatus:
-    """What hooks are told of by workers. waiting, failed: events in the outbox, and given up; oldest: seconds for which the
-    first one has been waiting; done: how many were ever delivered, attempts failed, events given up, as far as Redis knows."""
+    """Events that workers deliver to hooks.
+
+    waiting, failed: number of events in the outbox and of failed ones.
+    oldest: seconds that the oldest event has been waiting.
+    done: number of events delivered, attempts failed and events given up, since Redis was last empty.
+    """
 
     waiting: int
     failed: int
@@ -38,7 +42,11 @@ class EventsStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything. schedule: seconds since the epoch by name; scheduler: seconds since one last looked, None if none runs."""
+    """The state of all jobs of an instance.
+
+    scheduler: seconds since a scheduler was last active; None if none runs.
+    schedule: next run of each job by name, in seconds since the epoch.
+    """
 
     registry: RegistryCounts
     sweeps: list[SweepRecord]
@@ -48,10 +56,10 @@ class Status:
     schedule: dict[str, float]
     events: EventsStatus
     refused: list[str]
-    """What the Redis user may not do, and needs."""
+    """Required commands that the Redis user may not run."""
 
     def problems(self, settings: Settings) -> Iterator[str]:
-        """What an operator has to look at, in words."""
+        """Yield what an operator has to attend to."""
         for command in self.refused:
             yield f"the Redis user may not run {command} (docs/state.md)"
         if not self.workers:
@@ -59,20 +67,20 @@ class Status:
         if self.scheduler is None:
             yield "no scheduler runs"
         for queue in self.queues:
-            # What became of deliveries, the outbox knows.
+            # The outbox has the outcome of deliveries.
             if queue.failed and queue.name != DELIVERY:
                 yield f"{queue.failed} jobs failed in the queue {queue.name}"
         if self.events.failed:
-            yield f"{self.events.failed} events were given up (tusd-py events failed)"
-        if (self.events.oldest or 0.0) > _OVERDUE * settings.sweep_interval + 60:
+            yield f"{self.events.failed} events failed after all attempts (tusd-py events failed)"
+        if (self.events.oldest or 0.0) > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
             yield "an event has been waiting for too long (tusd-py events list)"
         last = max((record.ended for record in self.sweeps), default=0.0)
-        if time.time() - last > _OVERDUE * settings.sweep_interval + 60:
+        if time.time() - last > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
             yield "nothing has been swept for too long"
 
 
 def collect(settings: Settings, url: str) -> Status:
-    """Asks the Redis. Raises RedisError, RedisUnavailable."""
+    """Read the state from Redis and the outbox. Raises RedisError, RedisUnavailable."""
     prefix = settings.redis_prefix
     with connect(url) as connection:
         looked = connection.get(Keys(prefix).scheduler())

@@ -1,9 +1,8 @@
-"""A worker: takes jobs from the queues and does them, one at a time in a process, until it is told to end.
+"""A worker: runs jobs from the queues, one at a time per process, until it is stopped by a signal.
 
-It is rq's, in the process itself (a fork would cost more than most jobs), and goes on through outages of Redis: what rq gives
-up is begun anew here. SIGTERM lets it finish the job in hand; a second one does not. Of rq's own features only the loop, the
-queues and the list of workers are used: what would let others direct a worker through Redis (commands, suspension, callbacks,
-dependencies, results) is left out.
+It is rq's SimpleWorker, which runs jobs in its own process (a fork would cost more than most jobs), restarted after outages of
+Redis. SIGTERM lets it finish the current job; a second one does not. Only rq's loop, queues and list of workers are used: the
+features by which others could control a worker through Redis (commands, suspension, callbacks, dependencies, results) are off.
 """
 
 from __future__ import annotations
@@ -43,32 +42,34 @@ from tusd_workers import current, delivery_runner
 
 logger = logging.getLogger(__name__)
 
-_ALIVE = 30
-"""Seconds in which a worker says that it lives, and another minute after which it is taken for dead."""
-_WAIT_FOR_JOB = 5
-"""Seconds for which Redis is asked to wait for a job, before it is asked again."""
-_ANSWER_TIMEOUT = 10
-"""Seconds without an answer after which a connection is given up, and Redis looked for anew: longer than a wait for a job."""
-_IDLE_INTERVAL = 10.0
-"""Seconds between looks for jobs of an older version."""
-_PAUSE = 1.0
-"""Seconds between attempts while Redis is away."""
-_PATIENCE = 86_400.0
-"""Seconds for jobs in hand to end after SIGTERM. Whoever has less patience sends SIGKILL: jobs bear it."""
+_HEARTBEAT_SECONDS = 30
+"""Interval of heartbeats; a minute after a missed one the worker counts as dead."""
+_JOB_WAIT_SECONDS = 5
+"""How long Redis waits for a job before it is asked again."""
+_REPLY_TIMEOUT_SECONDS = 10
+"""Time without a reply after which a connection is closed and Redis is looked up again; longer than a wait for a job."""
+_IDLE_INTERVAL_SECONDS = 10.0
+"""Interval of checks for jobs of an older version."""
+_RETRY_PAUSE_SECONDS = 1.0
+"""Pause between attempts to reach Redis."""
+_SHUTDOWN_TIMEOUT_SECONDS = 86_400.0
+"""Time for running jobs to end after SIGTERM. Jobs survive a SIGKILL before that."""
 
 
 class _Outage(logging.Filter):
-    """Says once that Redis went away and once that it is back. rq says so every other second, and at length where Redis
-    went away during a job: as a filter of its log this leaves that out."""
+    """Logs once that Redis became unavailable and once that it is back.
+
+    As a filter of rq's log it drops the messages in which rq repeats this every other second, or at length during a job.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._away = False
         self.refusals: Refusals | None = None
-        """Of the Redis for which this process works."""
+        """Logs refused commands of the Redis that this process uses."""
 
     def begin(self, problem: RedisError) -> None:
-        """It does not answer, or refuses."""
+        """Log a failed command, unless the outage was logged already."""
         if self.refusals is not None and self.refusals.report(problem):
             return
         if not self._away:
@@ -76,19 +77,19 @@ class _Outage(logging.Filter):
         self._away = True
 
     def end(self) -> None:
-        """It does."""
+        """Log the end of an outage."""
         if self._away:
             logs.event(logger, logging.WARNING, "redis back")
         self._away = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for what is about Redis."""
-        told: list[object] = [record.exc_info[1]] if record.exc_info else []
-        told += record.args or ()
-        return not any(self.is_told_of(problem) for problem in told)
+        """Drop records about errors of Redis."""
+        values: list[object] = [record.exc_info[1]] if record.exc_info else []
+        values += record.args or ()
+        return not any(self.handles(value) for value in values)
 
-    def is_told_of(self, problem: object) -> bool:
-        """Whether this is about Redis; then it has been said."""
+    def handles(self, problem: object) -> bool:
+        """Log an error of Redis and return True; return False for anything else."""
         if isinstance(problem, RedisError):
             self.begin(problem)
             return True
@@ -99,41 +100,41 @@ _outage = _Outage()
 
 
 class _Worker(SimpleWorker):
-    """rq's, told apart in that it waits for Redis no longer than need be, and ends even while Redis is away."""
+    """rq's worker, which here reconnects to Redis quickly and can be stopped while Redis is unavailable."""
 
     max_connection_wait_time = 2.0
     log_result_lifespan = False
     keys: QueueKeys
-    told: threading.Event
-    """Set by a signal that came before rq listened to any."""
+    stop_event: threading.Event
+    """Set by a signal that came before rq installed its handlers."""
     on_idle: Callable[[], None]
-    """Called from time to time, between jobs."""
+    """Called periodically between jobs."""
     _idle_at = 0.0
 
-    # Its life
+    # Start, heartbeat, stop
 
     @property
     def dequeue_timeout(self) -> int:
         """Seconds. rq's own is half of the time to live, and no command would notice earlier that its Redis stands still."""
-        return _WAIT_FOR_JOB
+        return _JOB_WAIT_SECONDS
 
     @property
     def connection_timeout(self) -> int:
         """Seconds, of every command."""
-        return _ANSWER_TIMEOUT
+        return _REPLY_TIMEOUT_SECONDS
 
     @property
-    def was_told_to_end(self) -> bool:
-        """Whether it ended because it should."""
+    def was_stopped(self) -> bool:
+        """Whether a signal stopped it."""
         return self._shutdown_requested_date is not None
 
     def _install_signal_handlers(self) -> None:
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
-        if self.told.is_set():
+        if self.stop_event.is_set():
             raise StopRequested
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Says that it lives. A Redis that was emptied is told anew who it is: rq does so only once."""
+        """Send a heartbeat. Register again if Redis was emptied: rq registers only once."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None:
             _outage.end()
@@ -141,11 +142,11 @@ class _Worker(SimpleWorker):
             self.connection.delete(self.key)
             self.register_birth()
         if pipeline is None and time.monotonic() >= self._idle_at:
-            self._idle_at = time.monotonic() + _IDLE_INTERVAL
+            self._idle_at = time.monotonic() + _IDLE_INTERVAL_SECONDS
             self.on_idle()
 
     def register_birth(self) -> None:
-        """Put itself on the list of workers."""
+        """Add the worker to the list of workers."""
         self.birth_date = self.last_heartbeat = now()
         set_aside_unless(self.connection, self.keys, self.keys.workers(), "set")
         with self.connection.pipeline() as pipeline:
@@ -156,49 +157,49 @@ class _Worker(SimpleWorker):
             pipeline.execute()
 
     def register_death(self) -> None:
-        """Take itself off the list of workers."""
+        """Remove the worker from the list of workers."""
         with self.connection.pipeline() as pipeline:
             pipeline.srem(self.keys.workers(), self.key)
             pipeline.delete(self.key)
             pipeline.execute()
 
     def set_shutdown_requested_date(self) -> None:
-        """For others to see only: not worth failing the job in hand."""
+        """Record the request for information only; an error must not fail the current job."""
         with suppress(RedisError):
             super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def teardown(self) -> None:
-        """Takes itself off the list of workers; while Redis is away it is forgotten there by itself."""
+        """Remove the worker from the list; while Redis is unavailable its entry expires instead."""
         with suppress(RedisError):
             super().teardown()  # type: ignore[no-untyped-call]
 
     @property
     def executions_key(self) -> str:
-        """Of no use here; rq prolongs it with each heartbeat."""
+        """Key that rq extends with each heartbeat; not used here."""
         return f"{self.key}:executions"
 
-    # What others cannot do to it
+    # Remote control, all of it off
 
     def subscribe(self) -> None:
-        """Listen to no channel: whoever can publish in Redis could end this worker, or its job."""
+        """Listen to no channel: clients that can publish in Redis could stop this worker or its job."""
 
     def unsubscribe(self) -> None:
-        """There is nothing to end."""
+        """Do nothing, as there is no subscription."""
 
     def check_for_suspension(self, burst: bool) -> None:
-        """Never: rq's mark of a suspension is one for all that use the Redis."""
+        """Do nothing: rq's suspension applies to all applications that share the Redis."""
 
     def _set_ip_address(self, _connection: Redis) -> None:
         self.ip_address = "unknown"
 
     def get_redis_server_version(self) -> tuple[int, int, int]:
-        """The oldest one that is used; nothing here needs to know."""
+        """Return the oldest supported version instead of asking Redis."""
         return (6, 2, 0)
 
     # Jobs
 
     def run_maintenance_tasks(self) -> None:
-        """Forget jobs that failed or were begun long ago."""
+        """Forget old entries of failed and started jobs."""
         for queue in self.queue_names():
             for key in (self.keys.failed(queue), self.keys.running(queue)):
                 set_aside_unless(self.connection, self.keys, key, "zset")
@@ -206,14 +207,14 @@ class _Worker(SimpleWorker):
         self.last_cleaned_at = now()  # type: ignore[assignment]  # rq's own does so too
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Carry out a job. Raises RedisError if Redis cannot be told of its begin or end."""
+        """Run a job. Raises RedisError if its start or end cannot be recorded."""
         job = cast(TableJob, job)
         self._begin(job, queue.name)
         try:
             with self.death_penalty_class(job.kind.timeout, JobTimeoutException, job_id=job.id):
                 job.perform()
         except Exception as problem:  # noqa: BLE001 -- the edge of a job
-            if not _outage.is_told_of(problem):
+            if not _outage.handles(problem):
                 reason = f"{type(problem).__name__}: {problem}"
                 logs.event(
                     logger, logging.ERROR, "job failed", job=job.id, reason=reason, exc_info=problem
@@ -229,7 +230,7 @@ class _Worker(SimpleWorker):
             pipeline.hset(self.key, "current_job", job.id)
             self.heartbeat(lasts, pipeline=pipeline)
             pipeline.zadd(self.keys.running(queue), {job.id: time.time() + lasts})
-            # Until it is done: there is no second one of the same id.
+            # Kept until it is done, so that no second one gets the same id.
             pipeline.expire(job.key, lasts)
             pipeline.execute()
 
@@ -247,7 +248,7 @@ class _Worker(SimpleWorker):
 
 @lru_cache
 def _worker_class(prefix: str) -> type[_Worker]:
-    """rq's class of the workers of an instance; prefix: of its keys."""
+    """Return rq's worker class for an instance with this key prefix."""
     keys = QueueKeys(prefix)
     return type(
         "PrefixedWorker",
@@ -263,9 +264,9 @@ def _worker_class(prefix: str) -> type[_Worker]:
 
 
 def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int = 1) -> int:
-    """Works until SIGTERM or SIGINT; returns the exit code. concurrency: processes, each with one job at a time.
+    """Run jobs until SIGTERM or SIGINT and return the exit code.
 
-    Raises EmbeddedStateError.
+    concurrency: number of processes, each of which runs one job at a time. Raises EmbeddedRedisError.
     """
     ending.follow_parent()
     with redis_url(settings) as url:
@@ -276,71 +277,74 @@ def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int 
             ending.follow(supervisor.parent.fileno())
             return _work(settings, url, queues)
 
-        supervisor = Supervisor(concurrency, work, shutdown_timeout=_PATIENCE)
+        supervisor = Supervisor(concurrency, work, shutdown_timeout=_SHUTDOWN_TIMEOUT_SECONDS)
         return supervisor.run()
 
 
 def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
-    """One process's part."""
+    """Run jobs in this process, with its hooks started if it delivers events."""
     current.use(settings, url)
     if DELIVERY not in queues:
-        return _take(settings, url, queues)
+        return _run_jobs(settings, url, queues)
     try:
         with delivery_runner.running(current.instance()):
-            return _take(settings, url, queues)
+            return _run_jobs(settings, url, queues)
     except HookError as problem:
         logger.error("%s", problem)
         return 2
 
 
-def _take(settings: Settings, url: str, queues: Sequence[str]) -> int:
-    """Takes jobs until it is told to end."""
-    told = threading.Event()
+def _run_jobs(settings: Settings, url: str, queues: Sequence[str]) -> int:
+    """Run jobs until a signal stops the process."""
+    stop = threading.Event()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        told.set()
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
 
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
     logging.getLogger("rq.worker").addFilter(_outage)
     _outage.refusals = refusals = Refusals(url)
-    while not told.is_set():
-        # rq's own take their place while it works.
+    while not stop.is_set():
+        # rq installs its own handlers while it works.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
+            signal.signal(number, on_signal)
         try:
-            worker = _made(settings, url, queues)
+            worker = _make_worker(settings, url, queues)
             refusals.check(worker.connection, settings.redis_prefix)
-            worker.told = told
+            worker.stop_event = stop
             try:
                 worker.work(logging_level="WARNING")
             except StopRequested:
                 worker.teardown()
-            if worker.was_told_to_end:
+            if worker.was_stopped:
                 break
         except RedisError as problem:
             _outage.begin(problem)
-        told.wait(_PAUSE)
+        stop.wait(_RETRY_PAUSE_SECONDS)
     logs.event(logger, logging.INFO, "worker stopped")
     return 0
 
 
-def _made(settings: Settings, url: str, queues: Sequence[str]) -> _Worker:
+def _make_worker(settings: Settings, url: str, queues: Sequence[str]) -> _Worker:
     connection = connect(url)
     legacy = LegacyJobs(connection, settings.redis_prefix)
     worker = _worker_class(settings.redis_prefix)(
-        list(queues), connection=connection, worker_ttl=_ALIVE, serializer=JSONSerializer
+        list(queues),
+        connection=connection,
+        worker_ttl=_HEARTBEAT_SECONDS,
+        serializer=JSONSerializer,
     )
 
-    def look_anew() -> None:
+    def queue_missing() -> None:
         if DELIVERY in queues:
             delivery_runner.current().queue_missing()
 
-    def replace_older() -> None:
+    def replace_legacy() -> None:
         try:
-            legacy.replace_queued(look_anew)
+            legacy.replace_queued(queue_missing)
         except StorageError as problem:
-            # They stay where they are until the outbox can be read.
+            # They stay in the queue until the outbox can be read.
             logs.event(logger, logging.WARNING, "older jobs not replaced", reason=str(problem))
 
-    worker.on_idle = replace_older
+    worker.on_idle = replace_legacy
     return worker
