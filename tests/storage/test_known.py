@@ -103,7 +103,7 @@ async def test_a_record_that_had_just_changed_is_looked_at_again(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of a file system may stand still for longer than an upload takes: then no time of the file tells."""
-    monkeypatch.setattr(known, "_sign", lambda status: (status.st_ino, status.st_size, 0, 0))
+    monkeypatch.setattr(known, "_signature", lambda status: (status.st_ino, status.st_size, 0, 0))
     other = FileStore(tmp_path)
     other.open("none")
     upload = await other.create(UploadInfo(id="a", length=0, created_at=1_700_000_000.0))

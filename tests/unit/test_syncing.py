@@ -210,7 +210,7 @@ def test_a_directory_that_cannot_be_synced_is_passed_over_and_said_once(
     caplog: pytest.LogCaptureFixture,
     number: int,
 ) -> None:
-    syncing._say_once.cache_clear()
+    syncing._warn_once.cache_clear()
     monkeypatch.setattr(os, "fsync", failing_fsync(number))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -1,9 +1,9 @@
-"""What a directory remembers of finals: which of them list a part, and which one was created from a list of parts.
+"""Indexes of finals: which of them list a part, and which one was created from a list of parts.
 
     awaiting/<part>/<final>   a final that lists the part and is not joined yet
-    finals/<key>              the id of the final that was created from what the key stands for
+    finals/<key>              the id of the final created for a key
 
-Neither is the truth: a final is there if it has a record, and its record names its parts. Blocking calls on small files.
+Neither is the truth: a final exists if it has a record, and its record names its parts. Blocking calls on small files.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tusd_py.storage.file.files import unlink_if_exists
 from tusd_py.storage.file.layout import flat_name, id_of
 
 _KEPT_SECONDS = 7 * 86_400.0
-"""Seconds for which the creation of a final can be repeated: longer than any client tries."""
+"""Time in which the creation of a final can be repeated: longer than any client tries."""
 
 
 class Write(Protocol):
-    """Makes a new file with some content, for an upload, and returns its path; it is to be renamed into its place."""
+    """Writes a temporary file with some content, for an upload, and returns its path."""
 
     def __call__(self, upload_id: str, content: bytes) -> str: ...
 
 
 class FinalRecords:
-    """See the module. root: where the two directories are. write: see `Write`. has_record: whether an upload is recorded."""
+    """The indexes in the directory `root`. has_record: returns whether an upload has a record."""
 
     def __init__(
         self,
@@ -49,26 +49,26 @@ class FinalRecords:
 
     @property
     def directories(self) -> tuple[str, str]:
-        """Those that have to be there."""
+        """The directories that must exist."""
         return self._awaiting, self._finals
 
     # Which finals list a part
 
     def await_parts(self, part_ids: Iterable[str], final_id: str) -> None:
-        """Records that the final lists these parts. Raises OSError."""
+        """Record that the final lists these parts. Raises OSError."""
         for part_id in part_ids:
             self._await_part(f"{self._awaiting}/{flat_name(part_id)}", flat_name(final_id))
 
     def _await_part(self, directory: str, name: str) -> None:
         while True:
             os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
-            # Whoever tidies may take the directory away as long as it is empty.
+            # A concurrent `tidy` may remove the directory while it is empty.
             with suppress(FileNotFoundError):
                 Path(directory, name).touch(mode=self._file_perms)
                 return
 
     def awaiting(self, part_id: str) -> list[str]:
-        """The finals that list a part."""
+        """Return the finals that list a part. Raises OSError."""
         try:
             names = os.listdir(f"{self._awaiting}/{flat_name(part_id)}")
         except FileNotFoundError:
@@ -76,7 +76,7 @@ class FinalRecords:
         return [id_of(name) for name in names]
 
     def forget_awaiting(self, part_ids: Iterable[str], final_id: str) -> None:
-        """Takes back what `await_parts` recorded. Raises OSError."""
+        """Undo `await_parts`. Raises OSError."""
         for part_id in part_ids:
             directory = f"{self._awaiting}/{flat_name(part_id)}"
             with suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ class FinalRecords:
                 os.rmdir(directory)
 
     def forget_part(self, part_id: str) -> None:
-        """The part is gone: nothing lists it any more. Raises OSError."""
+        """Remove the entries of a removed part. Raises OSError."""
         directory = f"{self._awaiting}/{flat_name(part_id)}"
         with suppress(FileNotFoundError):
             for name in os.listdir(directory):
@@ -93,10 +93,10 @@ class FinalRecords:
                     os.unlink(f"{directory}/{name}")
             os.rmdir(directory)
 
-    # Which final was created from what
+    # Which final was created for a key
 
     def remember(self, key: str, final_id: str) -> None:
-        """Records which final has a key. Raises OSError."""
+        """Record the final of a key. Raises OSError."""
         tmp = self._write(final_id, final_id.encode())
         try:
             os.rename(tmp, f"{self._finals}/{key}")
@@ -105,11 +105,11 @@ class FinalRecords:
             raise
 
     def forget(self, key: str) -> None:
-        """Takes back what `remember` recorded. Raises OSError."""
+        """Undo `remember`. Raises OSError."""
         unlink_if_exists(f"{self._finals}/{key}")
 
     def recall(self, key: str) -> str | None:
-        """The final that has a key. Raises OSError."""
+        """Return the final of a key, if any. Raises OSError."""
         try:
             return Path(f"{self._finals}/{key}").read_bytes().decode()
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class FinalRecords:
     # Tidying
 
     def tidy(self, is_finished: Callable[[str], bool]) -> int:
-        """Removes what belongs to no upload any more, and old keys of finished finals; returns how many things went."""
+        """Remove entries of removed uploads, and old keys of finished finals; returns how many."""
         return self._tidy_awaiting() + self._tidy_keys(is_finished)
 
     def _tidy_awaiting(self) -> int:

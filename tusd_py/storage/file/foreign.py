@@ -1,8 +1,8 @@
-"""Uploads that another server kept in the directory: what its record says, how much of it the bytes bear out, taking it over.
+"""Uploads that another server stored in the directory: reading its records, checking them against the bytes, conversion.
 
-tusd's records are read by `info.py`, since ours are the same; tuspyserver's are read here. tusd keeps no count, so the data
-file's length is the truth; tuspyserver keeps one, and after a crash its file may be longer, with bytes that nobody was told
-of. Whatever contradicts itself is not trusted: it is left as it is, for a person to look at.
+tusd's records are read by `records.py`, since ours are the same; tuspyserver's are read here. tusd keeps no count, so the data
+file's length is the truth; tuspyserver keeps one, and after a crash its file may be longer, with bytes that no client was told
+about. An upload that contradicts itself is not trusted: it is left untouched for the operator.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LOCKS = ".locks"
 """tuspyserver's directory of lock files."""
 
 _KEYS_OF_TUSPYSERVER = frozenset(("metadata", "size", "offset", "created_at"))
-_COMPARED = 1024 * 1024
+_COMPARE_BYTES = 1024 * 1024
 
 
 def layout_of(document: object) -> Layout:
-    """Whose record a JSON document is."""
+    """Return which server wrote a record, given as a JSON document."""
     if not isinstance(document, dict):
         return "unknown"
     if "TusdPy" in document:
@@ -49,9 +49,9 @@ def layout_of(document: object) -> Layout:
 def read_tuspyservers(
     document: Mapping[str, object], *, upload_id: str, changed_at: float
 ) -> UploadInfo:
-    """The record of tuspyserver's in `document`; changed_at: when the bytes were, in seconds since the epoch.
+    """Read tuspyserver's record. changed_at: mtime of the bytes, in seconds since the epoch.
 
-    Raises UploadUntrusted for what makes no sense, or cannot be taken over without loss.
+    Raises UploadUntrusted if it is malformed, or cannot be taken over without loss.
     """
     try:
         return _read(document, upload_id, changed_at)
@@ -82,7 +82,7 @@ def _read(document: Mapping[str, object], upload_id: str, changed_at: float) -> 
         is_final=is_final,
         parts=parts,
         created_at=seconds(document["created_at"]) or changed_at,
-        # Theirs is a moment, ours counts from the last byte.
+        # Theirs is a point in time, ours a time since the last byte.
         expire_after=None if expires is None else max(1.0, expires - changed_at),
         foreign=True,
         counted=Counted(
@@ -92,9 +92,9 @@ def _read(document: Mapping[str, object], upload_id: str, changed_at: float) -> 
 
 
 def as_tuspyservers(upload: Upload, *, expires: float | None) -> bytes:
-    """The record with which tuspyserver goes on with an upload of ours; expires: seconds since the epoch, None for never.
+    """Return the record with which tuspyserver continues one of our uploads. expires: seconds since the epoch, None for never.
 
-    Raises UploadUntrusted for what its format has no room for.
+    Raises UploadUntrusted if its format cannot express the upload.
     """
     info = upload.info
     if not upload.joined:
@@ -110,7 +110,7 @@ def as_tuspyservers(upload: Upload, *, expires: float | None) -> bytes:
         "size": info.length,
         "offset": upload.offset,
         "upload_part": 0,
-        # Local time without a zone, as theirs writes it.
+        # Local time without a zone, as tuspyserver writes it.
         "created_at": str(datetime.fromtimestamp(info.created_at)),  # noqa: DTZ006
         "defer_length": info.length is None,
         "upload_chunk_size": 0,
@@ -124,9 +124,9 @@ def as_tuspyservers(upload: Upload, *, expires: float | None) -> bytes:
 
 
 def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
-    """A foreign upload as it stands. size: bytes that there are; changed_at: of the last, in seconds since the epoch.
+    """Return the state of a foreign upload. size: of the data file; changed_at: its mtime, in seconds since the epoch.
 
-    Raises UploadUntrusted where the record and the bytes contradict each other.
+    Raises UploadUntrusted if the record and the bytes contradict each other.
     """
     if info.is_final and not info.length and info.counted is None:
         info = replace(info, length=size)
@@ -150,13 +150,13 @@ def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
 
 
 def check(upload: Upload, path: str) -> None:
-    """Raises UploadUntrusted where the bytes that count are not what the client sent, as far as that can be seen."""
+    """Check that the bytes that count are those that the client sent, as far as detectable. Raises UploadUntrusted."""
     with _opened(path, os.O_RDONLY) as descriptor:
         _check(upload, descriptor)
 
 
 def cut(upload: Upload, path: str) -> None:
-    """Takes off what is behind the bytes that count, if anything is; durable when this returns. Raises as `check` does."""
+    """Cut off bytes behind those that count, durably. Raises UploadUntrusted as `check` does."""
     if upload.info.counted is None:
         return
     with _opened(path, os.O_RDWR) as descriptor:
@@ -165,7 +165,7 @@ def cut(upload: Upload, path: str) -> None:
             return
         _check(upload, descriptor)
         os.ftruncate(descriptor, upload.offset)
-        # When the last byte came decides when the upload expires.
+        # The mtime decides when the upload expires.
         os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(descriptor)
 
@@ -188,10 +188,10 @@ def _check(upload: Upload, descriptor: int) -> None:
 
 
 def _is_displaced(descriptor: int, counted: Counted, size: int) -> bool:
-    """Whether the last request that was counted began behind bytes of one that was not, instead of over them.
+    """Return whether the last counted request was appended behind uncounted bytes of an earlier one.
 
-    tuspyserver appends: when a server was killed in the middle of a request and its client resumed, the bytes of the former
-    stand before those of the latter, which repeat them.
+    tuspyserver appends: if it was killed in the middle of a request and the client resumed, the bytes of the first request
+    precede those of the second, which repeats them.
     """
     lost, last = size - counted.offset, counted.last_request
     start = counted.offset - last
@@ -200,13 +200,13 @@ def _is_displaced(descriptor: int, counted: Counted, size: int) -> bool:
     overlap = min(lost, last)
     if not _are_same(descriptor, start, start + lost, overlap):
         return False
-    # If all of it is the same there, both readings give the same bytes.
+    # If all of them are the same, both readings give the same bytes.
     return not _are_same(descriptor, start, start + lost, last)
 
 
 def _are_same(descriptor: int, first: int, second: int, count: int) -> bool:
     while count:
-        piece = min(_COMPARED, count)
+        piece = min(_COMPARE_BYTES, count)
         if os.pread(descriptor, piece, first) != os.pread(descriptor, piece, second):
             return False
         first, second, count = first + piece, second + piece, count - piece
@@ -215,9 +215,9 @@ def _are_same(descriptor: int, first: int, second: int, count: int) -> bool:
 
 @contextmanager
 def locked(directory: str, name: str, *, must_exist: bool = False) -> Iterator[None]:
-    """Holds tuspyserver's lock of an upload, where such a server has been. Raises BlockingIOError if it is held.
+    """Hold tuspyserver's lock on an upload. Without its directory of locks, no such server uses the uploads.
 
-    must_exist: it is made where none has been, for whoever comes while such a server runs.
+    must_exist: create that directory if it is missing. Raises BlockingIOError if the lock is held.
     """
     locks = f"{directory}/{LOCKS}"
     path = f"{locks}/{name}.lock"
@@ -241,7 +241,7 @@ def locked(directory: str, name: str, *, must_exist: bool = False) -> Iterator[N
 
 
 def _is_still(path: str, descriptor: int) -> bool:
-    """Whether nobody has removed the file in the meantime, as its holder does in the end."""
+    """Return whether the lock file still exists: its holder removes it in the end."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -249,7 +249,7 @@ def _is_still(path: str, descriptor: int) -> bool:
 
 
 def may_be_upload(name: str) -> bool:
-    """Whether a file without a record has a name as both servers give them to uploads."""
+    """Return whether a file without a record has a name that both servers give to uploads."""
     return len(name) == 32 and is_valid_id(name) and set(name) <= set("0123456789abcdef")
 
 
@@ -268,7 +268,7 @@ def _count(value: object) -> int | None:
 
 
 def seconds(value: object) -> float | None:
-    """A time as tuspyserver writes it: a date of HTTP, ISO 8601 (local time where it names no zone) or a number."""
+    """Parse a time of tuspyserver's: an HTTP date, ISO 8601 (local time if it has no zone) or a number."""
     if value is None or value == "":
         return None
     if isinstance(value, int | float):

@@ -1,10 +1,9 @@
-"""Making files durable, those of many uploads at a time where that is cheaper.
+"""Syncing of files, with group commit where that is cheaper.
 
-One sync costs a wait for the disk, and most of it is the same wait for all. So those that come while others are being synced
-wait for each other, and one `syncfs` then makes all of them durable; a few are synced one by one, side by side. Only for file
-systems of this machine of which it is known that `syncfs` says what went wrong (Linux 5.8 or newer); elsewhere each file is
-synced by itself. `syncfs` reports an error once, whichever files it concerns, so each file of a group is asked for its own.
-Not for: what must be durable before what, which is for the store to say.
+A sync waits for the disk, and most of that wait is shared by all. So requests that arrive during other syncs are collected, and
+one `syncfs` makes all of them durable; a few are synced one by one, in parallel. `syncfs` is used only on local file systems
+whose kernel reports its errors (Linux 5.8 or newer); elsewhere each file is synced by itself. `syncfs` reports an error once,
+whichever file it concerns, so each file of a group is checked for its own errors. The order of syncs is up to the store.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ from tusd_py.storage.file.mounts import is_local
 
 logger = logging.getLogger(__name__)
 
-_GROUP = 3
-"""So many that wait are synced together."""
-_SIDE_BY_SIDE = 2
-"""So many are synced one by one at a time, before others have to wait."""
+_GROUP_SIZE = 3
+"""Number of waiting requests from which they are synced together."""
+_MAX_PARALLEL = 2
+"""Number of requests that are synced one by one at a time."""
 _START_WRITING = 2
 """SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""
 _WAIT_BEFORE = 1
-"""SYNC_FILE_RANGE_WAIT_BEFORE: waits for what is being written, begins with nothing, and reports what went wrong."""
+"""SYNC_FILE_RANGE_WAIT_BEFORE: waits for running writes, starts none, and reports errors."""
 _CANNOT_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What file systems answer that have no sync for a directory (CIFS, some FUSE)."""
+"""Errors of file systems that cannot sync a directory (CIFS, some FUSE)."""
 
 # macOS has no fdatasync.
 sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 class BytesLost(OSError):
-    """The bytes of a file could not be made durable: the system may have thrown them away, and says so only once."""
+    """The bytes of a file could not be made durable: the kernel may have dropped them, and reports that only once."""
 
 
 @dataclass(slots=True, eq=False)
-class _Wish:
-    """Paths that somebody waits for to be durable. whole: by a sync of the file system, where that is to be had.
+class _SyncRequest:
+    """A request to make paths durable. whole: by a sync of the whole file system, if possible.
 
-    done: resolved with what went wrong, None if nothing did.
+    done: resolved with the error, or None.
     """
 
     data: str | None
@@ -62,9 +61,9 @@ class _Wish:
 
 
 class GroupSync:
-    """Syncs what lies under `root`, in threads of `threads`; its methods are for the event loop.
+    """Syncs files under `root`, in threads of `threads`. Its methods are for the event loop.
 
-    on_loss: called in a thread when it is reported that bytes were lost, of whichever files.
+    on_loss: called in a thread when the kernel reports lost bytes of any file.
     """
 
     def __init__(
@@ -74,14 +73,14 @@ class GroupSync:
         self._root = root
         self._threads = threads
         self._whole = -1
-        self._waiting: list[_Wish] = []
+        self._waiting: list[_SyncRequest] = []
         self._running = 0
         self._grouped = False
 
     def open(self) -> None:
-        """Finds out what the file system can do. Raises OSError."""
+        """Find out whether the file system can be synced as a whole. Raises OSError."""
         if _syncs_whole(self._root):
-            # One descriptor for good: what went wrong since it was opened is reported to it.
+            # Kept open, as it reports the errors since it was opened.
             self._whole = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -90,44 +89,50 @@ class GroupSync:
             self._whole = -1
 
     async def sync(self, data: str | None, *others: str, whole: bool = False) -> None:
-        """Returns when the bytes of the file `data`, and the files and directories `others`, are durable.
+        """Make the bytes of the file `data`, and the files and directories `others`, durable.
 
-        whole: what may have been lost of other files since the server started is found out, too, where that can be done.
-        Raises BytesLost if it was the bytes, OSError for all else; then they are as they were.
+        Args:
+            data: Path of a file of which only the bytes matter.
+            others: Paths of files and directories.
+            whole: Also detect losses of any file since the server started, if possible.
+
+        Raises:
+            BytesLost: Bytes of `data` may be lost.
+            OSError: Anything else failed; the bytes are as they were.
         """
-        wish = _Wish(data, others, whole)
-        self._waiting.append(wish)
-        self._go_on()
-        # Shielded: whoever waits must not go on while a thread still syncs for it.
+        request = _SyncRequest(data, others, whole)
+        self._waiting.append(request)
+        self._start_waiting()
+        # Shielded: the caller must not continue while a thread still syncs for it.
         try:
-            problem = await asyncio.shield(wish.done)
+            problem = await asyncio.shield(request.done)
         except asyncio.CancelledError:
-            await asyncio.wait([wish.done])
+            await asyncio.wait([request.done])
             raise
         if problem is not None:
             raise problem
 
-    def _go_on(self) -> None:
-        """Begins with as many as may be begun with now."""
+    def _start_waiting(self) -> None:
+        """Start as many waiting requests as possible."""
         if not self._waiting or self._grouped:
             return
         if self._whole >= 0 and (
-            len(self._waiting) >= _GROUP or any(wish.whole for wish in self._waiting)
+            len(self._waiting) >= _GROUP_SIZE or any(request.whole for request in self._waiting)
         ):
             group, self._waiting = self._waiting, []
             self._grouped = True
             self._begin(self._sync_group, group)
             return
-        while self._waiting and self._running < _SIDE_BY_SIDE:
+        while self._waiting and self._running < _MAX_PARALLEL:
             self._begin(self._sync_each, [self._waiting.pop(0)])
 
     def _begin(
         self,
-        how: Callable[[Sequence[_Wish]], list[OSError | None]],
-        wishes: Sequence[_Wish],
+        how: Callable[[Sequence[_SyncRequest]], list[OSError | None]],
+        requests: Sequence[_SyncRequest],
     ) -> None:
         self._running += 1
-        work = asyncio.get_running_loop().run_in_executor(self._threads, how, wishes)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, how, requests)
 
         def end(done: asyncio.Future[list[OSError | None]]) -> None:
             self._running -= 1
@@ -136,54 +141,54 @@ class GroupSync:
             failed = None if done.cancelled() else done.exception()
             if done.cancelled() or failed is not None:
                 reason = repr(failed) if failed is not None else "the server is stopping"
-                results: list[OSError | None] = [OSError(reason)] * len(wishes)
+                results: list[OSError | None] = [OSError(reason)] * len(requests)
             else:
                 results = done.result()
-            for wish, problem in zip(wishes, results, strict=True):
-                wish.done.set_result(problem)
-            self._go_on()
+            for request, problem in zip(requests, results, strict=True):
+                request.done.set_result(problem)
+            self._start_waiting()
 
         work.add_done_callback(end)
 
-    def _sync_group(self, wishes: Sequence[_Wish]) -> list[OSError | None]:
+    def _sync_group(self, requests: Sequence[_SyncRequest]) -> list[OSError | None]:
         try:
             _call(_syncfs, self._whole)
         except OSError:
-            # It does not say which files lost bytes, and nobody will be told again.
+            # It does not say which files lost bytes, and the error is not reported again.
             self._on_loss()
-            return [_sync_alone(wish) for wish in wishes]
-        results = [_loss_of(wish) for wish in wishes]
+            return [_sync_alone(request) for request in requests]
+        results = [_loss_of(request) for request in requests]
         if any(results):
-            self._note_loss()
+            self._record_loss()
         return results
 
-    def _sync_each(self, wishes: Sequence[_Wish]) -> list[OSError | None]:
-        results = [_sync_alone(wish) for wish in wishes]
+    def _sync_each(self, requests: Sequence[_SyncRequest]) -> list[OSError | None]:
+        results = [_sync_alone(request) for request in requests]
         if any(isinstance(result, BytesLost) for result in results):
-            self._note_loss()
+            self._record_loss()
         return results
 
-    def _note_loss(self) -> None:
-        """A file has lost bytes; others may have, in the same write-back."""
+    def _record_loss(self) -> None:
+        """Record that a file lost bytes; others may have, in the same write-back."""
         if self._whole >= 0:
-            # So that the next group is not told of it as of something new.
+            # So that the same error is not reported to the next group.
             with suppress(OSError):
                 _call(_syncfs, self._whole)
         self._on_loss()
 
 
-def _loss_of(wish: _Wish) -> OSError | None:
-    """What a file was to be told of its own bytes, after they were written out."""
+def _loss_of(request: _SyncRequest) -> OSError | None:
+    """Return a file's own write-back error, if any, after a sync of the whole file system."""
     try:
-        if wish.data is not None:
-            _report_loss(wish.data)
+        if request.data is not None:
+            _report_loss(request.data)
     except OSError as problem:
         return problem
     return None
 
 
 def _report_loss(path: str) -> None:
-    """Raises BytesLost if bytes of a file were lost, as far as nobody was told. Costs no wait for the disk."""
+    """Raise BytesLost if the file has an unreported write-back error. Does not wait for the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         report_loss(descriptor)
@@ -192,7 +197,7 @@ def _report_loss(path: str) -> None:
 
 
 def report_loss(descriptor: int) -> None:
-    """Raises BytesLost if bytes of an open file were lost since it was opened, or before that and nobody was told."""
+    """Raise BytesLost if an open file has a write-back error since it was opened, or an earlier unreported one."""
     if _sync_file_range is None:
         return
     everything = ctypes.c_int64(0)
@@ -202,11 +207,11 @@ def report_loss(descriptor: int) -> None:
         raise BytesLost(problem.errno, problem.strerror) from problem
 
 
-def _sync_alone(wish: _Wish) -> OSError | None:
+def _sync_alone(request: _SyncRequest) -> OSError | None:
     try:
-        if wish.data is not None:
-            sync_path(wish.data, data_only=True)
-        for path in wish.others:
+        if request.data is not None:
+            sync_path(request.data, data_only=True)
+        for path in request.others:
             sync_path(path)
     except OSError as problem:
         return problem
@@ -214,7 +219,7 @@ def _sync_alone(wish: _Wish) -> OSError | None:
 
 
 def sync_bytes(descriptor: int) -> None:
-    """Makes the bytes of an open file durable, and what is needed to read them. Raises BytesLost."""
+    """Make the bytes of an open file durable, and the metadata needed to read them. Raises BytesLost."""
     try:
         sync_data(descriptor)
     except OSError as problem:
@@ -222,7 +227,7 @@ def sync_bytes(descriptor: int) -> None:
 
 
 def sync_path(path: str, *, data_only: bool = False) -> None:
-    """Makes a file or directory durable; with data_only, of a file what is needed to read its bytes. Raises OSError."""
+    """Make a file or directory durable; with data_only, only a file's bytes. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if data_only:
@@ -234,31 +239,30 @@ def sync_path(path: str, *, data_only: bool = False) -> None:
 
 
 def _sync_entry(descriptor: int, path: str) -> None:
-    """Syncs a file, or a directory if it can be synced. Raises OSError."""
+    """Sync a file, or a directory if that can be synced. Raises OSError."""
     try:
         os.fsync(descriptor)
     except OSError as problem:
         if problem.errno not in _CANNOT_SYNC or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise
-        _say_that_directories_cannot_be_synced(path, problem.errno)
+        _warn_of_unsynced_directories(path, problem.errno)
 
 
 @cache
-def _say_once(number: int, device: int) -> None:
+def _warn_once(number: int, device: int) -> None:
     logger.warning(
-        "directories cannot be synced on this file system (%s): whether the names of finished uploads outlast a power cut is "
-        "up to it; their bytes are synced",
+        "directories cannot be synced on this file system (%s): the names of finished uploads may not survive a power cut; "
+        "their bytes are synced",
         os.strerror(number),
     )
 
 
-def _say_that_directories_cannot_be_synced(path: str, number: int) -> None:
-    _say_once(number, os.stat(path).st_dev)
+def _warn_of_unsynced_directories(path: str, number: int) -> None:
+    _warn_once(number, os.stat(path).st_dev)
 
 
 def start_writing(descriptor: int, offset: int, count: int) -> None:
-    """Lets the disk begin with these bytes, so that a later sync has less to wait for. It promises nothing, and may wait for
-    the disk's queue."""
+    """Start the write-back of these bytes, so that a later sync is shorter. May block while the disk's queue is full."""
     if _sync_file_range is not None:
         _sync_file_range(
             descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), ctypes.c_uint(_START_WRITING)
@@ -276,14 +280,14 @@ _sync_file_range = _function("sync_file_range")
 
 def _call(function: Callable[..., int] | None, *args: object) -> None:
     if function is None:
-        raise OSError("the system lacks a function")
+        raise OSError("the system lacks this call")
     if function(*args) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def _syncs_whole(path: str) -> bool:
-    """Whether `syncfs` is to be had here, and does what it has to."""
+    """Return whether `syncfs` exists, reports errors, and is safe to use at this path."""
     version = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if _syncfs is None or os.uname().sysname != "Linux" or version is None:
         return False

@@ -1,19 +1,16 @@
-"""When the disk could not keep what it had taken, and which bytes cannot be trusted since.
+"""Write-back failures: when the disk lost bytes that it had accepted, and which bytes cannot be trusted since.
 
-The system reports a failed write-back once: to the descriptors of the file that are open then, or to the next one that is
-opened, and it forgets the report when the file leaves its memory. To `syncfs` it reports it once a descriptor. So what was
-lost of an upload may have been reported to somebody else by the time at which it is finished. The rule that holds instead:
+The kernel reports a failed write-back once: to the file's open descriptors, or to the next one that is opened, and it forgets
+the report when the file leaves the page cache. To `syncfs` it reports it once per descriptor. So a loss may already have been
+reported to another descriptor by the time the upload is finished. Hence these rules:
 
-- A failed sync is recorded in `.tusd-py/write-back-failed`, whose time of change is when that was noticed, for all servers of
-  the directory and across restarts.
-- Of an unfinished upload that was last written to before that time nothing counts, as nothing tells what became of it; its
-  client sends it again.
-- Bytes that all came with one request have a witness, the descriptor by which they were written: it is asked.
-- Bytes of several requests are synced by `syncfs`, which reports what went wrong with any of them since the server started, or
-  earlier if nobody was told.
-- With durability `chunk`, what is not being written was synced by the descriptor by which it was written.
-
-Not for: syncing.
+- A failed sync is recorded as the mtime of `.tusd-py/write-back-failed`, for all servers of the directory and across restarts.
+- No byte counts of an unfinished upload that was last written to before that time, as its state is unknown; its client sends it
+  again.
+- If all bytes came with one request, the descriptor that wrote them tells whether they were lost.
+- Bytes of several requests are synced by `syncfs`, which reports losses of any file since the server started, and earlier
+  unreported ones.
+- With durability `chunk`, bytes not being written now were synced by the descriptor that wrote them.
 """
 
 from __future__ import annotations
@@ -31,13 +28,13 @@ from tusd_py.storage.file.fsync import BytesLost, report_loss, sync_path
 
 logger = logging.getLogger(__name__)
 
-_MOST = 16_384
-_RECENT_SECONDS = 10.0
-"""For so long after it was closed a file is certain to be in the system's memory, with what is to be reported of it."""
+_MAX_UPLOADS = 16_384
+_CACHED_SECONDS = 10.0
+"""Time after its close in which a file is certain to be in the page cache, with its unreported errors."""
 
 
 class Losses:
-    """What is recorded at `path` of writes that failed."""
+    """The record of write-back failures: the mtime of the file at `path`."""
 
     def __init__(self, path: str, file_perms: int) -> None:
         self._path = path
@@ -46,26 +43,26 @@ class Losses:
         self.count = 0
 
     def record(self) -> None:
-        """A write failed: from now on what was written before is not trusted. For any thread."""
+        """Record a failure: bytes written before are no longer trusted. For any thread."""
         with self._lock:
             self.count += 1
             try:
                 self._touch()
             except OSError as problem:
                 logger.error(
-                    "it could not be recorded at %s that the disk lost bytes: %s",
+                    "cannot record at %s that the disk lost bytes: %s",
                     self._path,
                     problem,
                 )
         logger.error(
-            "the disk could not keep what was written to it: nothing counts of unfinished uploads that may have lost bytes, "
-            "their clients send them again; look at the system's log for the reason"
+            "the disk lost bytes that were written to it: unfinished uploads that may be affected start again from 0; "
+            "see the system's log for the reason"
         )
 
     def _touch(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
-            # By the file system's clock, which is the one that data files are compared by.
+            # By the file system's clock, as data files' times are compared with it.
             os.utime(descriptor)
             with suppress(OSError):
                 os.fsync(descriptor)
@@ -75,8 +72,8 @@ class Losses:
             sync_path(os.path.dirname(self._path))
 
     def last(self) -> int:
-        """When a write was last known to have failed, in nanoseconds since the epoch; 0 for never."""
-        # Quicker than an exception where there is none, as nearly always.
+        """Return when the last failure was recorded, in nanoseconds since the epoch; 0 for never."""
+        # Faster than an exception if the file does not exist, which is the usual case.
         if not os.access(self._path, os.F_OK):
             return 0
         try:
@@ -86,23 +83,23 @@ class Losses:
 
 
 _CLOCK_STEP_NS = 20_000_000
-"""Nanoseconds. File systems count their times in steps of a few milliseconds."""
+"""File systems count time in steps of a few milliseconds; this is more."""
 
 
 def untrusted() -> BytesLost:
-    """The error of bytes that may be lost, as far as is known."""
-    return BytesLost(
-        errno.EIO, "the disk lost bytes, and nothing tells whether these were among them"
-    )
+    """Return the error of bytes that may be lost."""
+    return BytesLost(errno.EIO, "the disk lost bytes, perhaps these")
 
 
 @dataclass(slots=True)
 class Written:
-    """What is known of the bytes of an upload that this process has written.
+    """State of the bytes that this process wrote of an upload.
 
-    starts_sound: nothing that was there before can have been lost unnoticed. began_at: nanoseconds since the epoch, or a little
-    earlier. closed_at: by the monotonic clock, infinite while the file is open. durable_to: the length to which all bytes are
-    known to be durable.
+    Attributes:
+        starts_sound: Earlier bytes cannot have been lost unnoticed.
+        began_at: When writing began or a little earlier, in nanoseconds since the epoch.
+        closed_at: When the file was closed, by the monotonic clock; infinite while it is open.
+        durable_to: The length up to which all bytes are known to be durable.
     """
 
     starts_sound: bool
@@ -112,12 +109,12 @@ class Written:
 
     @property
     def has_witness(self) -> bool:
-        """Whether the data file itself still knows of everything that was lost."""
-        return self.starts_sound and time.monotonic() - self.closed_at < _RECENT_SECONDS
+        """Whether the data file itself still reports every loss."""
+        return self.starts_sound and time.monotonic() - self.closed_at < _CACHED_SECONDS
 
 
 class LossWatch:
-    """Looks out for losses while bytes are added to one data file by one descriptor, which was opened before."""
+    """Detects losses while bytes are added to one data file through one descriptor, opened before."""
 
     __slots__ = ("_losses", "_seen", "is_lost", "written")
 
@@ -128,12 +125,12 @@ class LossWatch:
         self.is_lost = False
 
     def check(self, descriptor: int) -> None:
-        """Raises BytesLost if this process learned of a loss, and these bytes may be among what was lost."""
+        """If this process learned of a loss, raise BytesLost if these bytes may be affected."""
         if self.is_lost or self._losses.count != self._seen:
             self.recheck(descriptor)
 
     def is_due(self) -> bool:
-        """Whether any server of the directory has learned of a loss since the file was opened."""
+        """Return whether any server of the directory recorded a loss since the file was opened."""
         return (
             self.is_lost
             or self._losses.count != self._seen
@@ -141,7 +138,7 @@ class LossWatch:
         )
 
     def recheck(self, descriptor: int) -> None:
-        """Raises BytesLost if these bytes may be among what was lost."""
+        """Raise BytesLost if these bytes may be lost."""
         seen = self._losses.count
         try:
             if self.is_lost or not self.written.starts_sound:
@@ -153,20 +150,20 @@ class LossWatch:
         self._seen = seen
 
     def failed(self) -> None:
-        """A sync of the file reported a loss."""
+        """Record that a sync of the file reported a loss."""
         self.is_lost = True
         self._losses.record()
 
 
 class WrittenUploads:
-    """What is known of the uploads that were written to last."""
+    """The states of the uploads that were written to last."""
 
     def __init__(self, *, syncs_chunks: bool) -> None:
         self._syncs_chunks = syncs_chunks
         self._written: OrderedDict[str, Written] = OrderedDict()
 
     def begin(self, upload_id: str, offset: int) -> Written:
-        """An upload is going to be written to, from `offset` on."""
+        """Start writing to an upload from `offset` on; returns its new state."""
         before = self._written.pop(upload_id, None)
         is_durable = before is not None and offset <= before.durable_to
         written = Written(
@@ -175,14 +172,14 @@ class WrittenUploads:
             durable_to=offset if is_durable else 0,
         )
         self._written[upload_id] = written
-        if len(self._written) > _MOST:
+        if len(self._written) > _MAX_UPLOADS:
             self._written.popitem(last=False)
         return written
 
     def of(self, upload_id: str) -> Written | None:
-        """None for an upload that was not written to of late."""
+        """Return an upload's state; None if it was not written to recently."""
         return self._written.get(upload_id)
 
     def forget(self, upload_id: str) -> None:
-        """The upload is finished or gone."""
+        """Forget an upload that is finished or gone."""
         self._written.pop(upload_id, None)

@@ -1,11 +1,11 @@
-"""Markers of chunks that are being verified: how many bytes of an upload count until the chunk behind them was found right.
+"""Markers of chunks that are being verified: how many bytes of an upload count until the chunk behind them is verified.
 
-A marker is a symbolic link to a number, `verifying/<upload>` -> `4194304`. Its target is a part of the directory's metadata, so
-that there is never a marker without its number, and file systems that keep the order of metadata have the marker on the disk
-before the data file grows there: after a power cut no byte behind it counts. Where that order is not known, the directory is
-synced before the first byte is written; where there are no symbolic links, the marker is a file that is synced as well, as
-those of earlier versions were, in `chunks/`. A marker that says nothing was left by a power cut in an earlier version: nothing
-tells which bytes were verified, and none of them counts. Not for: when a chunk was found right.
+A marker is a symbolic link to a number, `verifying/<upload>` -> `4194304`. Its target is part of the directory's metadata, so
+there is never a marker without its number, and file systems that keep the order of metadata write the marker to the disk before
+the data file grows there: after a power cut no byte behind it counts. Where that order is not guaranteed, the directory is
+synced before the first byte is written; without symbolic links, the marker is a synced file, as those of earlier versions in
+`chunks/` were. A marker without a valid number was left by a power cut in an earlier version: it does not tell which bytes were
+verified, so none of them counts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tusd_py.storage.file.mounts import keeps_order
 logger = logging.getLogger(__name__)
 
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_MOST_DIGITS = 20
+_MAX_DIGITS = 20
 
 
 class ChunkMarkers:
-    """The markers in one directory; an upload is named by its id as one file name.
+    """The markers in one directory. Their names are those of `flat_name`.
 
-    former: where earlier versions made theirs, which are read as well.
+    former: the directory of earlier versions' markers, which are read as well.
     """
 
     def __init__(self, directory: str, former: str | None = None) -> None:
@@ -36,17 +36,17 @@ class ChunkMarkers:
         self.is_slow = True
 
     def open(self) -> None:
-        """Find out whether making a marker takes a sync (`is_slow`). Raises OSError."""
+        """Find out whether a marker needs a sync (`is_slow`). Raises OSError."""
         self.is_slow = not keeps_order(self.directory)
 
     def path(self, name: str) -> str:
-        """Where the marker of an upload is, if there is one."""
+        """Return the path of an upload's marker."""
         return f"{self.directory}/{name}"
 
     def make(self, name: str, offset: int, tmp: str) -> str:
-        """Make a marker, or replace one, that outlasts a power cut at least as long as bytes behind `offset` do.
+        """Create or replace a marker. It survives a power cut if any byte behind `offset` does.
 
-        tmp: a path in the same file system that nobody else uses. Returns the marker's path. Raises OSError.
+        tmp: an unused path in the same file system. Returns the marker's path. Raises OSError.
         """
         path = self.path(name)
         try:
@@ -69,7 +69,7 @@ class ChunkMarkers:
             os.rename(tmp, path)
 
     def remove(self, name: str) -> None:
-        """Remove the marker of an upload, wherever it is, if there is one. Raises OSError."""
+        """Remove an upload's marker, if any. Raises OSError."""
         for path in self._paths(name):
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -81,24 +81,24 @@ class ChunkMarkers:
         return paths
 
     def read(self, name: str) -> int | None:
-        """The bytes that count, None where no chunk is being verified. Raises OSError."""
+        """Return how many bytes count; None if no chunk is being verified. Raises OSError."""
         found = [count for path in self._paths(name) if (count := self._read(path)) is not None]
         return min(found) if found else None
 
     @staticmethod
     def _read(path: str) -> int | None:
-        # Quicker than an exception where there is none, as nearly always.
+        # Faster than an exception if there is none, which is the usual case.
         if not os.access(path, os.F_OK, follow_symlinks=False):
             return None
         try:
             content = _content(path)
         except FileNotFoundError:
             return None
-        if content.isdigit() and len(content) <= _MOST_DIGITS:
+        if content.isdigit() and len(content) <= _MAX_DIGITS:
             return int(content)
         logger.warning(
-            "the marker %s does not tell which bytes were verified, after a power cut as it seems: none of them counts, "
-            "its client has to send them again",
+            "the marker %s does not tell which bytes were verified, probably after a power cut: none of them counts, "
+            "the client sends them again",
             path,
         )
         return 0
@@ -112,7 +112,7 @@ def _content(path: str) -> bytes:
             raise
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        return os.read(descriptor, _MOST_DIGITS + 1)
+        return os.read(descriptor, _MAX_DIGITS + 1)
     finally:
         os.close(descriptor)
 

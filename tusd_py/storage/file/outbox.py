@@ -1,11 +1,11 @@
-"""Events that are still to be told, as files beside the uploads: written before what they tell of is recorded, gone when told.
+"""The outbox: events to be delivered, as files beside the uploads, written before the change is recorded.
 
-    outbox/<shard>/<upload>.<sequence>-<event>          what waits, in the order of its upload
-    outbox-failed/<shard>/<upload>.<sequence>-<event>   what was given up, until an operator wants it told again
+    outbox/<shard>/<upload>.<sequence>-<event>          waiting events, in order for each upload
+    outbox-failed/<shard>/<upload>.<sequence>-<event>   events that failed for good, until an operator replays them
 
-There are 65,536 shards, by a digest of the upload's id, and only those that have something in them are there: an upload shares
-its shard with hardly any other, so that what is done to its events costs the same however many others wait. The version before
-had 256, whose names are shorter: what lies there is moved when it is met. Not for: what an event is, and when it is told.
+There are 65,536 shards, by a digest of the upload's id; empty ones do not exist. An upload shares its shard with hardly any
+other, so operations on its events cost the same however many others wait. The previous version had 256 shards, with shorter
+names; their events are moved when they are found.
 """
 
 from __future__ import annotations
@@ -36,37 +36,42 @@ _is_shard = re.compile(r"[0-9a-f]{4}").fullmatch
 _is_old_shard = re.compile(r"[0-9a-f]{2}").fullmatch
 _NAME = re.compile(r"(?P<upload>.+)\.(?P<sequence>[0-9]{6})-(?P<event>[0-9a-f]{1,40})")
 _COUNTED_AT_ONCE = 4_096
-"""Shards that one count reads: some 50 ms. Where there are more, it goes on where the last one stopped."""
+"""Shards that one count reads, in some 50 ms. If there are more, the next count continues where it stopped."""
 
 _READ_AT_ONCE = 1_024
-"""Shards."""
+"""Shards that one call in a thread reads."""
 
 
 class Write(Protocol):
-    """Makes a new file with some content, for an upload, and returns its path; it is to be renamed into its place."""
+    """Writes a temporary file with some content, for an upload, and returns its path."""
 
     def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
 
 
 class Sync(Protocol):
-    """Returns when the bytes of a file and other files and directories are durable. Raises OSError."""
+    """Makes the bytes of a file, and other files and directories, durable. Raises OSError."""
 
     def __call__(self, data: str, *others: str) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _ShardCounts:
-    """What one shard has. oldest: in seconds since the epoch."""
+    """The number of events in a shard, and the time of the oldest in seconds since the epoch."""
 
     count: int
     oldest: float | None
 
 
 class FileOutbox:
-    """The outbox of one directory. See `Outbox` for what it does, and who may do it when.
+    """The outbox of one directory; see `Outbox`.
 
-    root: where the directories are made. write, sync: see `Write` and `Sync`. threads: for what always takes long. disk: for
-    what mostly does not. dir_perms: of directories.
+    Args:
+        root: Where its directories are created.
+        write: See `Write`.
+        threads: For long operations.
+        disk: For short operations.
+        sync: See `Sync`.
+        dir_perms: Permission bits of directories.
     """
 
     def __init__(
@@ -93,7 +98,7 @@ class FileOutbox:
         with translated(f"keeping an event of {upload_id}"):
             path = await self._disk.change(self._keep, upload_id, event_id, content, fence)
             if sync:
-                # Content and name at once: what a power cut leaves empty is of something that was not recorded either.
+                # Content and name in one sync: if a power cut leaves the file empty, the change was not recorded either.
                 await self._sync(path, *self._ancestors(path))
 
     def _keep(self, upload_id: str, event_id: str, content: bytes, fence: Fence) -> str:
@@ -107,7 +112,7 @@ class FileOutbox:
         event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
         self._place(tmp, "waiting", event)
         for kept in others:
-            # It was about to happen before, and did not. Under another name, as whoever looks at that one may forget it now.
+            # From an earlier attempt. The new name differs, as a deliverer may be about to remove the old file.
             if kept.event_id == event_id:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path("waiting", kept))
@@ -132,7 +137,7 @@ class FileOutbox:
             with suppress(FileNotFoundError):
                 os.unlink(self._path(box, event))
             with suppress(OSError):
-                # Where it was the last one.
+                # If it was the last one.
                 os.rmdir(self._directory(box, _shard(event.upload_id)))
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
@@ -146,14 +151,14 @@ class FileOutbox:
             if not takes_nothing(problem) or not self._overwrite(event, content):
                 raise
             return
-        # The time of a file is when its event was kept.
+        # The mtime is when the event was put there.
         os.utime(tmp, (event.kept_at, event.kept_at))
         self._place(tmp, "waiting", event)
 
     def _overwrite(self, event: KeptEvent, content: bytes) -> bool:
-        """Writes an event anew where it lies, on a disk that has no room for another file; False where it does not fit.
+        """Overwrite an event in place, on a disk without space for another file; returns False if it does not fit.
 
-        By one write within blocks that it has already, and never shorter: blanks behind JSON mean nothing.
+        By one write within the blocks that the file has, and never shorter: blanks behind JSON are ignored.
         """
         descriptor = os.open(self._path("waiting", event), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -168,7 +173,7 @@ class FileOutbox:
             os.close(descriptor)
 
     async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
-        with translated(f"giving an event of {event.upload_id} up"):
+        with translated(f"moving an event of {event.upload_id} to the failed ones"):
             await self._threads.run(self._mark_failed, event, content)
 
     def _mark_failed(self, event: KeptEvent, content: bytes) -> None:
@@ -177,7 +182,7 @@ class FileOutbox:
         except OSError as problem:
             if not takes_nothing(problem):
                 raise
-            # As it was written last: there is no room for what became of the last attempt.
+            # With its old content: there is no space for the result of the last attempt.
             target = self._path("failed", event)
             os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
             os.rename(self._path("waiting", event), target)
@@ -189,7 +194,7 @@ class FileOutbox:
         self._forget(event, "waiting", UNFENCED)
 
     async def replay(self, event: KeptEvent, content: bytes) -> None:
-        # What was given up has happened: no holder of the lock can take it back.
+        # A failed event is final: no holder of the lock can void it.
         await self.keep(event.upload_id, event.event_id, content, sync=True, fence=UNFENCED)
         await self.forget(event, "failed")
 
@@ -206,7 +211,7 @@ class FileOutbox:
                     yield kept
 
     async def _events(self, box: Box) -> AsyncIterator[list[KeptEvent]]:
-        """All events without their content, those of some shards at a time."""
+        """Yield all events without their content, in batches of shards."""
         with translated("reading the outbox"):
             shards = await self._threads.run(self._shards, box)
         for start in range(0, len(shards), _READ_AT_ONCE):
@@ -228,7 +233,7 @@ class FileOutbox:
         return OutboxCounts(waiting, failed, oldest)
 
     def _count(self, box: Box, most: int) -> tuple[int, float | None]:
-        """How many events there are, and when the oldest was kept, by no more than so many shards that are read anew."""
+        """Count events and find the oldest, reading at most so many shards."""
         return self._counters[box].count(
             self._shards(box), lambda shard: self._counts_in(box, shard), most
         )
@@ -252,8 +257,7 @@ class FileOutbox:
         return f"{directory}/{flat_name(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
 
     def _ancestors(self, path: str) -> list[str]:
-        """The directories in which a file or one of its directories has its name. Any of them may have been made by somebody
-        who did not make it durable."""
+        """Return the directories above a file, up to the root. Another process may have created any of them without a sync."""
         found: list[str] = []
         while path != self._root:
             path = os.path.dirname(path)
@@ -261,14 +265,14 @@ class FileOutbox:
         return found
 
     def _place(self, tmp: str, box: Box, event: KeptEvent) -> None:
-        """Renames a file into its place."""
+        """Rename a temporary file into place."""
         target = self._path(box, event)
         try:
             while True:
                 with suppress(FileNotFoundError):
                     os.rename(tmp, target)
                     return
-                # Whoever takes the last event out of the directory removes it, perhaps before this comes into it.
+                # The directory may be removed together with its last event before this one arrives.
                 os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
                 os.stat(tmp)
         except OSError:
@@ -277,14 +281,14 @@ class FileOutbox:
             raise
 
     def _names(self, box: Box, upload_id: str) -> list[KeptEvent]:
-        """An upload's events in their order, without their content."""
+        """Return an upload's events in order, without their content."""
         shard = _shard(upload_id)
         self._move_old(box, shard[:2])
         found = [kept for kept in self._in_shard(box, shard) if kept.upload_id == upload_id]
         return sorted(found, key=lambda kept: (kept.sequence, kept.event_id))
 
     def _shards(self, box: Box) -> list[str]:
-        """The shards that there are. What lies in those of the version before is moved first."""
+        """Return the existing shards. Events in those of the previous version are moved first."""
         parent = f"{self._root}/{_DIRECTORIES[box]}"
         for entry in list(entries_of(parent)):
             if _is_old_shard(entry.name):
@@ -298,12 +302,12 @@ class FileOutbox:
         for entry in files_in(self._directory(box, shard)):
             if match := _NAME.fullmatch(entry.name):
                 upload_id = id_of(match["upload"])
-                # Not a name of ours: it could be encoded for nobody who is told of it.
+                # Other names are not ours, and might not even be encodable.
                 if is_valid_id(upload_id):
                     yield KeptEvent(upload_id, match["event"], int(match["sequence"]), b"", 0.0)
 
     def _move_old(self, box: Box, shard: str) -> None:
-        """Moves what the version before left in one of its shards. Several processes may do so at a time."""
+        """Move the events out of a shard of the previous version. Several processes may do so at once."""
         directory = self._directory(box, shard)
         for kept in list(self._in_shard(box, shard)):
             target = self._path(box, kept)
@@ -314,7 +318,7 @@ class FileOutbox:
             os.rmdir(directory)
 
     def _read(self, box: Box, name: KeptEvent) -> KeptEvent | None:
-        """It with its content; None if it has gone meanwhile, or cannot be read."""
+        """Return the event with its content; None if it is gone or cannot be read."""
         path = self._path(box, name)
         try:
             content, status = read_record(path)
@@ -327,7 +331,7 @@ class FileOutbox:
 
 
 class _Counter:
-    """Counts what lies in many shards, some of them anew each time."""
+    """Counts the events in many shards, reading only some of them each time."""
 
     def __init__(self) -> None:
         self._known: dict[str, _ShardCounts] = {}
@@ -336,13 +340,13 @@ class _Counter:
     def count(
         self, shards: Sequence[str], read: Callable[[str], _ShardCounts], most: int
     ) -> tuple[int, float | None]:
-        """How many there are, and the oldest. What was never read is taken to be like the rest. shards: sorted."""
+        """Return the number of events, estimated for shards never read, and the time of the oldest. shards: sorted."""
         start = bisect_right(shards, self._last)
-        turn = [*shards[start:], *shards[:start]][:most]
+        batch = [*shards[start:], *shards[:start]][:most]
         known = {shard: self._known[shard] for shard in shards if shard in self._known}
-        known |= {shard: read(shard) for shard in turn}
+        known |= {shard: read(shard) for shard in batch}
         self._known = known
-        self._last = turn[-1] if turn else ""
+        self._last = batch[-1] if batch else ""
         total = sum(each.count for each in known.values())
         times = [each.oldest for each in known.values() if each.oldest is not None]
         return round(total * len(shards) / max(1, len(known))), min(times, default=None)

@@ -1,10 +1,10 @@
-"""What a power cut may have left of an unfinished upload that is not what was sent.
+"""Detection of bytes of unfinished uploads that a power cut replaced by zeros.
 
-The length of a data file may be on the disk without its last bytes: they read as zeros. ext4 does that to bytes that were added
-to a block which had been written before, and to blocks that it had only reserved, which are holes then. Neither can be told
-from a client's zeros. So of a file that was last written to before the present session began, which is the time since the
-file system was mounted or the machine was started, zeros do not count that lie at the end of its last block, nor anything
-behind a hole. Whoever acknowledges durable bytes that end in a zero has them marked as sound before. Not for: finished uploads.
+A data file's length may reach the disk without its last bytes, which then read as zeros. ext4 does that to bytes appended to a
+block that was written before, and to blocks that were only reserved, which become holes. Neither can be distinguished from
+zeros that a client sent. So if a file was last written to before the current session (since the file system was mounted or the
+machine started), zeros at the end of its last block do not count, nor anything behind a hole. Before durable bytes that end in
+a zero are acknowledged, their length is recorded as sound. Finished uploads are synced and not concerned.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _SMALLEST_BLOCK = 4096
 
 
 class Session:
-    """The time since the file system was mounted, as far as servers were started since.
+    """The time since the file system was mounted, or since a server was first started after that.
 
-    path: a symbolic link to what tells this mount from others, made when it was first seen.
+    path: a symbolic link to an id of the mount, created when a server first saw it.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,7 +31,7 @@ class Session:
         self.began_at = 0
 
     def open(self) -> None:
-        """Find out when it began. A record that cannot be read or written means that it begins now."""
+        """Find out when the session began. If the link cannot be read or written, it begins now."""
         try:
             present = f"{_BOOT_ID.read_text().strip()} {mount_of(os.path.dirname(self._path))}"
             if _read(self._path) != present:
@@ -45,7 +45,7 @@ class Session:
             self.began_at = time.time_ns()
 
     def is_older(self, status: os.stat_result) -> bool:
-        """Whether a file was last written to before the session began."""
+        """Return whether a file was last written to before the session began."""
         return status.st_mtime_ns <= self.began_at
 
 
@@ -56,7 +56,7 @@ def _read(path: str) -> str:
 
 
 def sound_length(path: str) -> int:
-    """How many bytes of a data file count after a power cut. Raises OSError."""
+    """Return how many bytes of a data file count after a power cut. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(descriptor)

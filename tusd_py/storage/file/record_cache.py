@@ -1,10 +1,9 @@
-"""Records that were read or written before, so that the requests of one upload need not read its record each time.
+"""A cache of records, so that the requests of one upload need not read its record each time.
 
-The file is asked each time whether it is still the one that was read: its inode, its size, and its times of change. A finish
-is written into a record where it lies and leaves its size alone, and a file system's clock may stand still for longer than an
-upload takes: so of a record that had just changed when it was read, the ending is read again, until it has been left alone
-for long enough. How many are kept depends on their size, because a client decides how much metadata an upload has. Not for:
-what may be true without the file, which is nothing.
+An entry is valid while the file's inode, size, mtime and ctime are unchanged. A finish is written into a record in place and
+leaves its size alone, and a coarse file system clock may not advance during a whole upload: so the ending of a record that was
+changed shortly before it was read is read again, until it has been unchanged for long enough. The cache is limited by bytes,
+because clients decide how much metadata an upload has.
 """
 
 from __future__ import annotations
@@ -20,45 +19,45 @@ from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file import records
 
 _MAX_BYTES = 32 * 1024 * 1024
-"""Bytes of memory for one process's records, some 25,000 ordinary ones. Reading one anew takes a third of a HEAD's time."""
+"""Memory for one process's records, some 25,000 ordinary ones. Reading one again takes a third of a HEAD's time."""
 _MAX_RECORD_BYTES = _MAX_BYTES // 32
-"""Bytes of the largest record that is kept: a few clients with as much metadata as they may send push nobody else out."""
+"""Size of the largest cached record: a few clients with much metadata must not evict all others."""
 _ENTRY_BYTES = 400
-"""What a record takes beside its values: the entry in the cache, its key and signature, and the record's own fields."""
+"""Memory that a record takes besides its values: the cache entry, its key and signature, and the record's own fields."""
 _COARSEST_CLOCK_NS = 2_000_000_000
-"""Nanoseconds. No file system of this machine counts its times in longer steps."""
+"""The longest step in which a local file system counts time."""
 
-_Sign = tuple[int, int, int, int]
+_Signature = tuple[int, int, int, int]
 
 
 @dataclass(slots=True)
-class _Known:
-    """read_at: when the file was known to hold the record, in nanoseconds since the epoch. size: bytes of memory."""
+class _Entry:
+    """A cached record. read_at: when the file held it, in nanoseconds since the epoch. size: bytes of memory."""
 
-    sign: _Sign
+    signature: _Signature
     info: UploadInfo
     read_at: int
     size: int
 
 
 class RecordCache:
-    """The records of the uploads that were asked for last. Safe for use from several threads."""
+    """The most recently used records. Safe for use from several threads."""
 
     def __init__(self) -> None:
-        # A plain dict looks for its first entry past all that were taken out.
-        self._records: OrderedDict[str, _Known] = OrderedDict()
+        # Not a dict: finding its first entry scans past all removed ones.
+        self._records: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     @property
     def bytes(self) -> int:
-        """Bytes of memory that the records take, by estimate."""
+        """Estimated memory of the records, in bytes."""
         return self._bytes
 
     def remember(self, info: UploadInfo, status: os.stat_result, *, read_at: int = 0) -> None:
-        """The file with this status holds this record.
+        """Cache the record of a file with this status.
 
-        read_at: a moment before the file was read, in nanoseconds since the epoch; 0 if it has just been written.
+        read_at: a time before the file was read, in nanoseconds since the epoch; 0 if it was just written.
         """
         size = size_of(info)
         with self._lock:
@@ -67,15 +66,15 @@ class RecordCache:
                 self._bytes -= before.size
             if size > _MAX_RECORD_BYTES:
                 return
-            self._records[info.id] = _Known(_sign(status), info, read_at, size)
+            self._records[info.id] = _Entry(_signature(status), info, read_at, size)
             self._bytes += size
             while self._bytes > _MAX_BYTES:
                 self._bytes -= self._records.popitem(last=False)[1].size
 
     def recall(self, upload_id: str, path: str, status: os.stat_result) -> UploadInfo | None:
-        """The record in the file at `path`, which has this status, if it is known. Raises OSError."""
+        """Return the cached record of the file at `path`, if it is valid for this status. Raises OSError."""
         known = self._records.get(upload_id)
-        if known is None or known.sign != _sign(status):
+        if known is None or known.signature != _signature(status):
             return None
         if known.read_at - status.st_ctime_ns < _COARSEST_CLOCK_NS:
             now = time.time_ns()
@@ -86,7 +85,7 @@ class RecordCache:
 
 
 def size_of(info: UploadInfo) -> int:
-    """Bytes of memory that a record takes, by estimate: no less than it really does, unless its values are shared."""
+    """Estimate a record's memory in bytes: not less than it really takes, unless its values are shared."""
     size = _ENTRY_BYTES + getsizeof(info.id) + getsizeof(info.metadata)
     size += getsizeof(info.metadata_header) + getsizeof(info.concat_header) + getsizeof(info.owner)
     for key, value in info.metadata.items():
@@ -99,15 +98,15 @@ def size_of(info: UploadInfo) -> int:
 
 
 def _ending_of(path: str, size: int) -> bytes:
-    """The bytes of a record that tell whether its upload is finished."""
+    """Read the end of a record, which says whether its upload is finished."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         length = len(records.UNFINISHED)
-        # One more than expected: a file that has grown is another one.
+        # One more byte than expected, to detect a file that has grown.
         return os.pread(descriptor, length + 1, max(0, size - length))
     finally:
         os.close(descriptor)
 
 
-def _sign(status: os.stat_result) -> _Sign:
+def _signature(status: os.stat_result) -> _Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""The file of a record, read whatever stands in its place: a pipe that nobody writes to, a link, gigabytes of something."""
+"""Safe reading of a record's file, even if a pipe, a link or a huge file is in its place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import stat
 from tusd_py.storage.base import StorageError
 
 _MAX_BYTES = 64 * 1024 * 1024
-"""More than the record of a final with the most parts."""
+"""More than the record of a final with the maximum of parts."""
 
 
 def read_record(path: str) -> tuple[bytes, os.stat_result]:
-    """The content of a record's file, and its status. Raises OSError, and StorageError for what is no such file."""
-    # Without O_NONBLOCK the open of a pipe would wait for a writer; for a file it makes no difference.
+    """Return the content and the status of a record's file. Raises OSError, StorageError if it is not a record."""
+    # Without O_NONBLOCK, opening a pipe would wait for a writer; files ignore it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)

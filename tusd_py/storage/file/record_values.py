@@ -1,4 +1,4 @@
-"""Values of a record held against what they may be, so that nobody who works with an upload meets a text for a number."""
+"""Validation of a record's values, so that later code can rely on their types and ranges."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from tusd_py.storage.base import UploadInfo
 
 _LAST_SECOND = 1e11
-"""Seconds since the epoch beyond which no time lies, nor as many before it: calendars end there."""
+"""Largest distance of a valid time from the epoch, in seconds; calendars end there."""
 _LONGEST_SECONDS = 1e15
-"""The longest time for which an upload may be kept."""
-_MOST_BYTES = 2**63 - 1
+"""Longest time for which an upload may be kept."""
+_MAX_BYTES = 2**63 - 1
 
 
 def check_values(info: UploadInfo) -> None:
-    """Raise ValueError with the name of the first value of `info` that cannot be."""
+    """Raise ValueError with the name of the first invalid value of `info`."""
     _check("Size", info.length is None or _is_count(info.length), info.length)
     _check("MaxSize", info.max_size is None or _is_count(info.max_size), info.max_size)
     _check("CreatedAt", _is_number(info.created_at, -_LAST_SECOND, _LAST_SECOND), info.created_at)
@@ -38,7 +38,7 @@ def _check(name: str, is_right: bool, value: object) -> None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_BYTES
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES
 
 
 def _is_number(value: object, least: float, most: float) -> bool:

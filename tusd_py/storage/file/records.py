@@ -1,12 +1,12 @@
-"""The `.info` file beside an upload's bytes: tusd's keys in tusd's order, and ours behind them.
+"""The format of records, the `.info` files beside the uploads' bytes: tusd's keys in tusd's order, and ours behind them.
 
-tusd ignores what it does not know, so a directory can change servers in both directions. Our keys stand in one object,
-`TusdPy`; its absence tells that another server wrote the record last.
+tusd ignores keys that it does not know, so a directory can change servers in both directions. Our keys are in one object,
+`TusdPy`; if it is missing, another server wrote the record last.
 
-`FinishedAt` stands last and is exactly as long before the finish as after it, so that it can be written into the record where
-it lies: an upload that finishes needs no new file, and the record's size never changes, as a power cut may keep a new size
-without its new content. The first and the last byte of the time of a finish differ from those of an unfinished record: a torn
-write, of which only the beginning or only the end is on the disk, still reads as unfinished.
+`FinishedAt` comes last and has the same length before and after the finish, so it can be overwritten in place: an upload that
+finishes needs no new file, and the record's size never changes, as a power cut may keep a new size without the new content. The
+first and the last byte of a time of finish differ from those of an unfinished record: a torn write, of which only the beginning
+or only the end reached the disk, still reads as unfinished.
 
 Earlier versions ended the record of a finished upload with a line break, and its time with zeros. Such records are read; NULs
 behind the last brace, which a power cut made of that line break, are ignored until the record is replaced.
@@ -32,7 +32,7 @@ MALFORMED = (
     OverflowError,
     RecursionError,
 )
-"""What reading JSON of a shape that is not as it should be may raise: values of other types, too large, nested too deep."""
+"""Errors of reading JSON of an unexpected shape: values of other types, too large, or nested too deep."""
 
 
 class _Storage(TypedDict, total=False):
@@ -66,8 +66,8 @@ class _Info(TypedDict, total=False):
 
 
 def serialize(info: UploadInfo, *, root: str) -> bytes:
-    """The file's content; `root` is the absolute path of the upload directory."""
-    # Written out: this is done twice an upload, and takes half as long as json does.
+    """Serialize a record to the file's content. root: absolute path of the upload directory."""
+    # Without `json`, which takes twice as long: this runs twice for each upload.
     pairs = (
         f"{_text(key)}:{_text(value.decode('utf-8', 'replace'))}"
         for key, value in info.metadata.items()
@@ -89,18 +89,17 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
 
 
 def ending(finished_at: float | None) -> bytes:
-    """The last bytes of a record: those of an unfinished upload, which all have `UNFINISHED`, may be replaced by those of a
-    finished one. All are equally long."""
+    """Return the end of a record. All ends have the same length, so `UNFINISHED` can be overwritten by a time of finish."""
     if finished_at is None:
         return UNFINISHED
-    # Blanks in the place of zeros: the last byte must not be that of an unfinished record.
+    # Padded with blanks, not zeros: the last byte must differ from that of an unfinished record.
     digits = f"{finished_at:.{TIME_DIGITS}f}".rstrip("0").rstrip(".").ljust(len(_NEVER))
     return b',"FinishedAt":%b}}' % digits.encode()
 
 
 _NEVER = "0.000000000000000"
 _TOO_LATE = 1e11
-"""Seconds since the epoch: a later time was not written by a server with a working clock."""
+"""Seconds since the epoch beyond which no working clock can be."""
 UNFINISHED = b',"FinishedAt":%b}}' % _NEVER.encode()
 
 _ending = re.compile(
@@ -114,16 +113,23 @@ _text = json.encoder.encode_basestring
 
 
 def _value(value: float | None) -> str:
-    """A number, a truth value or null."""
+    """Serialize a number, a boolean or null."""
     if value is None:
         return "null"
     return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> UploadInfo:
-    """The record in `content`; `changed_at` stands in for times that another server did not write.
+    """Parse a record.
 
-    Raises StorageError for anything that is not such a record.
+    Args:
+        content: The file's content.
+        upload_id: The upload's id.
+        root: Absolute path of the upload directory.
+        changed_at: Used for times that another server did not record, in seconds since the epoch.
+
+    Raises:
+        StorageError: It is not a valid record.
     """
     try:
         document = json.loads(_without_torn_finish(strip_nuls(content)))
@@ -140,17 +146,17 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
 
 
 def strip_nuls(content: bytes) -> bytes:
-    """A record's content without NULs at its end; nothing is left of a record whose content never reached the disk."""
+    """Remove NULs from the end of a record; the result is empty if the content never reached the disk."""
     return content.rstrip(b"\0")
 
 
 def _without_torn_finish(content: bytes) -> bytes:
-    """The record with an unfinished ending in the place of one of which a part was written."""
+    """Replace a partly written end of a record by that of an unfinished one."""
     found = _ending(content)
     if found is None:
         return content
     time = found["time"]
-    # The versions before wrote zeros at the end of the time, and a line break behind them.
+    # Earlier versions padded the time with zeros, followed by a line break.
     if _is_time(time) and (not time.endswith(b"0") or found["line_break"]):
         return content
     return content[: found.start()] + UNFINISHED
@@ -174,7 +180,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
     deferred = bool(document.get("SizeIsDeferred"))
     size = int(document["Size"])
     finished_at = _finished_at(ours) if ours else None
-    # A final whose parts are still coming has no length yet; tusd has a word for that only where the client defers it.
+    # A final that waits for parts has no length yet; tusd's format can express that only for deferred lengths.
     unknown = deferred or (is_final and size == 0 and ours is not None and finished_at is None)
     return UploadInfo(
         id=upload_id,
@@ -202,7 +208,7 @@ def _finished_at(ours: _Ours) -> float | None:
 
 
 def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:
-    """Where the bytes lie, relative to `root`; None for the usual place, and for one outside of this directory."""
+    """Return the path of the bytes relative to `root`; None for the usual place and for one outside of the directory."""
     path = (storage or {}).get("Path")
     if not path or path == f"{root}/{upload_id}":
         return None

@@ -1,7 +1,7 @@
-"""Whether the bytes of an upload are what its record tells; asked in one place, whenever an upload is loaded or opened.
+"""Check of an upload's data file against its record, made whenever an upload is loaded or opened.
 
-A finished upload has exactly as many bytes as its record says, an unfinished one no more. Anything else was done by somebody
-else (a disk repaired, a backup restored in part, a file cut by hand), and must not be taken for what the client sent.
+A finished upload has exactly as many bytes as its record says, an unfinished one no more. Anything else has an external cause
+(a repaired disk, a partly restored backup, a file cut by hand), and must not be taken for what the client sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def check_bytes(upload: Upload, data: os.stat_result) -> None:
     length, size = upload.length, data.st_size
     problem = ""
     if not stat.S_ISREG(data.st_mode):
-        problem = "there is something else in the place of its bytes than a file"
+        problem = "its data is not a regular file"
     elif upload.finished and length is not None and size != length:
         problem = f"it is finished with {length} bytes, but there are {size}"
     elif length is not None and size > length and not upload.is_cut:

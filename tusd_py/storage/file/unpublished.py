@@ -1,9 +1,9 @@
-"""Removals whose event could not be recorded, as on a full disk: the record of the upload is kept until it is.
+"""Removals whose event could not be put into the outbox, as on a full disk: the upload's record is kept until it is.
 
-    untold/<upload>.<offset>-<kept>-<event>     the record; kept: whether a tombstone is to stay of it
+    untold/<upload>.<offset>-<kept>-<event>     the record; kept: 1 if a tombstone is to remain
 
-A record that is renamed needs no room, and its name says what is not in it. Nothing is told from here: whoever finds one puts
-its event into the outbox, and then forgets it. Blocking calls on small files.
+Renaming a record takes no space, and its new name holds what the record lacks. No event is delivered from here: a sweep puts
+the events into the outbox and then forgets the removals. Blocking calls on small files.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _NAME = re.compile(r"(?P<upload>.+)\.(?P<offset>[0-9]+)-(?P<kept>[01])-(?P<event
 
 
 class UnpublishedRemovals:
-    """Those of one directory. state: where the directory for them is made. root: of the uploads."""
+    """The unpublished removals of one upload directory, `root`. state: where their directory is."""
 
     def __init__(self, state: str, *, root: str) -> None:
         self.directory = f"{state}/untold"
         self._root = root
 
     def path(self, upload_id: str, event: RemovalEvent, *, keep_tombstone: bool) -> str:
-        """Where the record of an upload is kept whose removal is an event to be told."""
+        """Return where the record of a removed upload is kept."""
         name = f"{flat_name(upload_id)}.{event.offset}-{int(keep_tombstone)}-{event.event_id}"
         return f"{self.directory}/{name}"
 
     def has(self, upload_id: str) -> bool:
-        """Whether such an upload is remembered."""
+        """Return whether a removed upload is here and is to leave a tombstone. Raises OSError."""
         flat = flat_name(upload_id)
         return any(match["upload"] == flat and match["kept"] == "1" for match in self._names())
 
     def all(self) -> list[UnpublishedRemoval]:
-        """Every one that can be read. Raises OSError."""
+        """Return all removals that can be read. Raises OSError."""
         return [found for match in self._names() if (found := self._read(match)) is not None]
 
     def _names(self) -> Iterator[re.Match[str]]:
@@ -61,7 +61,9 @@ class UnpublishedRemovals:
         except FileNotFoundError:
             return None
         except (OSError, StorageError) as problem:
-            logger.error("the removal of %s cannot be told: %s", upload_id, problem)
+            logger.error(
+                "the event of the removal of %s cannot be published: %s", upload_id, problem
+            )
             return None
         event = RemovalEvent(match["event"], offset)
         return UnpublishedRemoval(
@@ -69,12 +71,12 @@ class UnpublishedRemovals:
         )
 
     def forget(self, removal: UnpublishedRemoval, tombstone: str | None) -> None:
-        """Its event is recorded. tombstone: what its record becomes, emptied. Raises OSError."""
+        """Forget a removal. tombstone: the path to which its emptied record moves, if any. Raises OSError."""
         path = self.path(removal.upload.id, removal.event, keep_tombstone=removal.keep_tombstone)
         with suppress(FileNotFoundError):
             if tombstone is None:
                 os.unlink(path)
                 return
-            # Whoever finds it before it is emptied takes it for a removal that did not come to its end, and empties it.
+            # If a crash keeps it from being emptied, it counts as an interrupted removal, which is completed.
             os.rename(path, tombstone)
             os.truncate(tombstone, 0)
