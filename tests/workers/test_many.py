@@ -130,7 +130,7 @@ async def test_without_redis_it_stops_with_one_word_and_the_next_one_goes_on(
 
         with caplog.at_level(logging.INFO), pytest.raises(MaintenanceError) as failed:
             await maintenance.sweep("all", tell=tell)
-        assert "nobody can tell who holds the uploads' locks" in str(failed.value)
+        assert "the uploads' locks are unavailable" in str(failed.value)
         assert [record.name for record in caplog.records] == ["tusd_py.redis.client"]
         left = [each async for each in store.ids()]
         assert len(left) == 400 - 3 * 64
@@ -164,7 +164,7 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
         hooks = [Hooks([Hook()]) for _ in redis_clients]
         places = [uploads(store, *both) for both in zip(locks, hooks, strict=True)]
         reports = await asyncio.gather(
-            *(sweep(place, registry=DueIndex(redis_clients[0])) for place in places)
+            *(sweep(place, due_index=DueIndex(redis_clients[0])) for place in places)
         )
         for each in hooks:
             await each.drain()

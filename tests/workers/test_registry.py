@@ -85,7 +85,7 @@ async def test_what_is_due_goes_and_the_rest_is_not_looked_at(
     place.clock.now += 50
     await place.new("young")
     await place.writer.flush()
-    await sweep(place.uploads, registry=registry)
+    await sweep(place.uploads, due_index=registry)
     place.clock.now += 60
     report = await sweep_due(place.uploads, registry)
     assert (report.seen, report.expired) == (1, 1)

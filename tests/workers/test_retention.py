@@ -125,10 +125,10 @@ async def test_a_retention_that_is_changed_holds_for_what_is_there(house: House)
     await house.new("a")
     never = house.ruled(UploadPolicy())
     house.clock.now += 40 * DAY
-    report = await sweep(never, registry=house.registry)
+    report = await sweep(never, due_index=house.registry)
     assert (report.seen, report.expired) == (1, 0)
     assert (await house.registry.counts(house.clock.now)).known == 0
-    report = await sweep(house.uploads, registry=house.registry)
+    report = await sweep(house.uploads, due_index=house.registry)
     assert (report.seen, report.expired) == (1, 1)
 
 
@@ -137,7 +137,7 @@ async def test_finished_uploads_are_kept_unless_told(house: House) -> None:
     await house.new("a")
     await house.new("b", retain=DAY)
     house.clock.now += 4000 * DAY
-    report = await sweep(house.uploads, registry=house.registry)
+    report = await sweep(house.uploads, due_index=house.registry)
     assert (report.seen, report.expired) == (2, 1)
 
 

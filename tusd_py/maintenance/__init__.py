@@ -1,1 +1,1 @@
-"""Maintenance of an instance: sweeps and removals, done here or by the server that holds the locks."""
+"""Maintenance of an instance: sweeps and removals, in this process or by the server that holds the locks."""

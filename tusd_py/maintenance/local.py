@@ -1,8 +1,8 @@
-"""What operators and workers want done to uploads as a whole: a sweep, removals; done by whoever holds the uploads' locks.
+"""Sweeps and removals for operators and workers, in the process that holds the uploads' locks.
 
-A single server keeps its locks in its memory, so nobody else may touch its uploads: it is asked, over a unix socket beside its
-state (`control.py`). Where locks are in Redis, or no server runs, whoever wants something does it itself. Both look the same
-here. Not for: when a sweep is run, which is said by the workers.
+A single server keeps its locks in memory, so only that process may change its uploads: others send it requests over a unix
+socket (`remote.py`). If the locks are in Redis, or no server runs, any process does the work itself. Both implement
+`Maintenance`. Not for: when to sweep (`service/regular_sweeps.py`, `tusd_workers`).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.sweep_marks import SweepMarks
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import Rest, SweepReport, SweepStopped, sweep, sweep_due
+from tusd_py.uploads.sweep import PauseFactor, SweepReport, SweepStopped, sweep, sweep_due
 from tusd_py.uploads.sweep_guard import hold_reason, is_far, is_most
 
 logger = logging.getLogger(__name__)
 
-_LEASE = 20.0
-"""Seconds after which a sweep whose process died is no longer in the way of the next."""
+_LEASE_SECONDS = 20.0
+"""Time after which the lock of a sweep whose process died expires."""
 
 
 class MaintenanceError(Exception):
-    """It could not be done; the text says why."""
+    """The operation failed; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """An upload that a sweep removes. bytes: how many it has; since: when it expired, seconds since the epoch."""
+    """An upload that a sweep removes. bytes: its size; since: when it expired, in seconds since the epoch."""
 
     upload: str
     bytes: int
@@ -57,30 +57,44 @@ Tell = Callable[[Expired], Awaitable[None]]
 
 
 class Maintenance(Protocol):
-    """What can be wanted."""
+    """Maintenance operations on an instance."""
 
     async def sweep(
         self, kind: SweepKind, *, dry_run: bool, tell: Tell | None, force: bool = False
     ) -> SweepReport:
-        """Sweeps what is due, or the whole storage. tell: awaited with each upload that goes, or would.
+        """Sweep what is due, or the whole storage.
 
-        force: also what a sweep is held for (`sweep_guard.py`); else nothing is done then, and the report says so.
-        Raises MaintenanceError, RedisUnavailable.
+        Args:
+            kind: "due" or "all".
+            dry_run: Change nothing, count only.
+            tell: Awaited with each upload that is due.
+            force: Sweep even if `sweep_guard.py` would hold the sweep; a held sweep only reports that.
+
+        Raises:
+            MaintenanceError: The sweep failed.
+            RedisUnavailable: The index cannot be read.
         """
 
     async def remove(self, upload_id: str) -> str | None:
-        """Removes an upload; None, or why it is still or no longer there. Raises MaintenanceError."""
+        """Remove an upload. Returns None, or why it was not removed. Raises MaintenanceError."""
 
 
 class LocalMaintenance:
-    """It is done in this process, whose locks hold for all that serve the uploads. See `Maintenance`. rest: see `Rest`."""
+    """`Maintenance` in this process, whose locks exclude all servers of the uploads.
+
+    due_index: None without a Redis. pause_factor: see `PauseFactor`.
+    """
 
     def __init__(
-        self, uploads: Uploads, registry: DueIndex | None, *, rest: Rest | None = None
+        self,
+        uploads: Uploads,
+        due_index: DueIndex | None,
+        *,
+        pause_factor: PauseFactor | None = None,
     ) -> None:
         self._uploads = uploads
-        self._registry = registry
-        self._rest = rest
+        self._due_index = due_index
+        self._pause_factor = pause_factor
 
     async def sweep(
         self,
@@ -108,16 +122,16 @@ class LocalMaintenance:
         return store.sweep_marks if isinstance(store, KeepsSweepMarks) else None
 
     async def _held(self, kind: SweepKind) -> SweepReport | None:
-        """What a sweep is held for, said in the log; None if it may go on."""
-        uploads, registry, marks = self._uploads, self._registry, self._marks
+        """Log and return a report if the sweep is held; None if it may run."""
+        uploads, due_index, marks = self._uploads, self._due_index, self._marks
         if marks is None:
             return None
-        if kind == "due" and registry is not None and not is_far(marks.last(), uploads.now()):
-            counts = await registry.counts(uploads.now())
+        if kind == "due" and due_index is not None and not is_far(marks.last(), uploads.now()):
+            counts = await due_index.counts(uploads.now())
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
-        # The index may know uploads as due that are not, and does not know those that never are.
-        report = await sweep(uploads, dry_run=True, rest=self._rest)
+        # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
+        report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor)
         now = uploads.now()
         reason = hold_reason(marks, seen=report.seen, due=report.expired, now=now)
         if reason is None:
@@ -135,19 +149,25 @@ class LocalMaintenance:
         return SweepReport(seen=report.seen, held=report.expired, held_because=reason)
 
     async def _sweep(self, kind: SweepKind, *, dry_run: bool, tell: Tell | None) -> SweepReport:
-        uploads, registry = self._uploads, self._registry
+        uploads, due_index = self._uploads, self._due_index
 
-        async def found(upload: Upload) -> None:
+        async def on_due(upload: Upload) -> None:
             if tell is not None:
                 since = uploads.due_at(upload) or upload.changed_at
                 await tell(Expired(upload.id, upload.offset, since))
 
         if not dry_run:
             await uploads.recover_removals()
-        if kind == "due" and registry is not None:
-            return await sweep_due(uploads, registry, dry_run=dry_run, found=found, rest=self._rest)
+        if kind == "due" and due_index is not None:
+            return await sweep_due(
+                uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=self._pause_factor
+            )
         return await sweep(
-            uploads, registry=registry, dry_run=dry_run, found=found, rest=self._rest
+            uploads,
+            due_index=due_index,
+            dry_run=dry_run,
+            on_due=on_due,
+            pause_factor=self._pause_factor,
         )
 
     async def remove(self, upload_id: str) -> str | None:
@@ -163,32 +183,32 @@ class LocalMaintenance:
 
 
 async def sweep_alone(
-    maintenance: Maintenance, registry: DueIndex, kind: SweepKind
+    maintenance: Maintenance, due_index: DueIndex, kind: SweepKind
 ) -> SweepReport | None:
-    """Sweeps unless another sweep is running, and remembers what it did. None if another one is.
+    """Sweep and record the result, unless another sweep is running; None then.
 
-    Two sweeps at a time would do no harm, but jobs that come faster than they are done would pile up. Raises MaintenanceError,
+    Two sweeps at a time would be harmless, but jobs that arrive faster than they finish would pile up. Raises MaintenanceError,
     RedisUnavailable.
     """
     token = secrets.token_hex(8)
-    if not await registry.lock_sweep(token, lease=_LEASE):
+    if not await due_index.lock_sweep(token, lease=_LEASE_SECONDS):
         return None
-    keeping = keep_running(partial(_keep, registry, token), "sweep lease")
+    renewal = keep_running(partial(_renew, due_index, token), "sweep lease")
     try:
         began = time.time()
         report = await maintenance.sweep(kind, dry_run=False, tell=None)
-        await registry.record_sweep(report.record(kind, began))
+        await due_index.record_sweep(report.record(kind, began))
     finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        renewal.cancel()
+        await asyncio.gather(renewal, return_exceptions=True)
         with suppress(RedisUnavailable):
-            await registry.unlock_sweep(token)
+            await due_index.unlock_sweep(token)
     return report
 
 
-async def _keep(registry: DueIndex, token: str) -> None:
-    """Renews the lock. Should it be lost while Redis is away, the worst is a second sweep."""
+async def _renew(due_index: DueIndex, token: str) -> None:
+    """Renew the lock. If it is lost while Redis is unavailable, the worst result is a second sweep."""
     while True:
-        await asyncio.sleep(_LEASE / 4)
+        await asyncio.sleep(_LEASE_SECONDS / 4)
         with suppress(RedisUnavailable):
-            await registry.renew_sweep(token, lease=_LEASE)
+            await due_index.renew_sweep(token, lease=_LEASE_SECONDS)

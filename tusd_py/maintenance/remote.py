@@ -1,8 +1,8 @@
-"""The way to a running server for the operator's commands and for workers: a unix socket beside the server's state.
+"""Maintenance of a running server by commands and workers, over a unix socket in the server's state directory.
 
-One request a connection, a JSON object on a line; the answer is lines of JSON, the last of which has `done` or `failed`. The
-socket lies in a directory that is this user's alone, and so nobody is authenticated. Not for: clients, and servers whose locks
-are in Redis, where everybody can do the work.
+Each connection carries one request, a line with a JSON object; the response is lines of JSON, the last with `done` or `failed`.
+There is no authentication, as only this user may enter the socket's directory. Not for: clients, and servers whose locks are
+in Redis, where any process can do the work itself.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from tusd_py.uploads.sweep import SweepReport
 logger = logging.getLogger(__name__)
 
 _DIRECTORY = "control"
-_LINE_TIMEOUT = 10.0
-"""Seconds in which a request has to be there."""
+_REQUEST_TIMEOUT_SECONDS = 10.0
 
 Document = Mapping[str, object]
 
 
 class ControlServer:
-    """Takes requests while the server runs. state_dir: the server's."""
+    """Serves requests while the server runs. state_dir: the server's."""
 
     def __init__(self, maintenance: LocalMaintenance, state_dir: Path) -> None:
         self._maintenance = maintenance
@@ -42,16 +41,16 @@ class ControlServer:
         self._running: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listens. Raises OSError, EmbeddedStateError where the socket cannot be had."""
+        """Listen. Raises OSError, EmbeddedRedisError if the socket cannot be created."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = sockets.path_for(self._directory)
         with suppress(FileNotFoundError):
-            # Of a server that was killed: the directory is ours alone while we serve.
+            # Left by a server that was killed: no other server uses this directory now.
             os.unlink(path)
         self._server = await asyncio.start_unix_server(self._accept, path)
 
     async def stop(self) -> None:
-        """Listens no more, and waits for what was begun: it ends soon once the uploads are closing."""
+        """Stop listening, and wait for running requests, which end soon once the uploads are closing."""
         if self._server is None:
             return
         self._server.close()
@@ -66,13 +65,13 @@ class ControlServer:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
-            async with asyncio.timeout(_LINE_TIMEOUT):
+            async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 line = await reader.readline()
             request = json.loads(line) if line else {}
             _write(writer, await self._answer(request, writer))
             await writer.drain()
         except (OSError, ValueError, TypeError, KeyError) as problem:
-            # Who asked has gone away, or is none of ours. What was begun is done all the same.
+            # The client has disconnected, or sent something else. An operation that has started is completed all the same.
             logger.debug("a request to the control socket failed: %r", problem)
         finally:
             writer.close()
@@ -99,8 +98,8 @@ class ControlServer:
         return {"failed": f"the server does not understand {sorted(request)}"}
 
 
-class AskedUpkeep:
-    """A running server is asked. See `Maintenance`."""
+class RemoteMaintenance:
+    """`Maintenance` by a running server."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -120,7 +119,7 @@ class AskedUpkeep:
             "tell": tell is not None,
             "force": force,
         }
-        async with self._asked(request) as answers:
+        async with self._request(request) as answers:
             async for answer in answers:
                 if "done" in answer:
                     return _report(cast(Document, answer["done"]))
@@ -129,17 +128,17 @@ class AskedUpkeep:
         raise MaintenanceError("the server ended before the sweep did")
 
     async def remove(self, upload_id: str) -> str | None:
-        async with self._asked({"do": "remove", "upload": upload_id}) as answers:
+        async with self._request({"do": "remove", "upload": upload_id}) as answers:
             async for answer in answers:
                 return cast("dict[str, str | None]", answer["done"])["problem"]
         raise MaintenanceError("the server ended before it answered")
 
     @asynccontextmanager
-    async def _asked(self, request: Document) -> AsyncIterator[AsyncIterator[Document]]:
+    async def _request(self, request: Document) -> AsyncIterator[AsyncIterator[Document]]:
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)
         except OSError as problem:
-            raise MaintenanceError(f"the server cannot be asked: {problem}") from problem
+            raise MaintenanceError(f"the server cannot be reached: {problem}") from problem
         try:
             _write(writer, request)
             yield _answers(reader)
@@ -149,13 +148,13 @@ class AskedUpkeep:
             writer.close()
 
 
-def find_server(state_dir: Path) -> AskedUpkeep | None:
-    """The server that runs with this state, if it is one that has to be asked."""
+def find_server(state_dir: Path) -> RemoteMaintenance | None:
+    """Connect to the server that runs with this state directory; None if none does, or its locks are in Redis."""
     directory = state_dir / _DIRECTORY
     if not directory.is_dir():
         return None
     path = sockets.path_for(directory)
-    return AskedUpkeep(path) if sockets.listens(path) else None
+    return RemoteMaintenance(path) if sockets.listens(path) else None
 
 
 async def _answers(reader: asyncio.StreamReader) -> AsyncIterator[Document]:

@@ -1,8 +1,7 @@
-"""Who does the upkeep of the uploads that settings lead to: the server that runs on them, or this process.
+"""Open the maintenance of the uploads that settings describe: by the server that runs on them, or in this process.
 
-A server without a Redis of the operator's may keep its locks in its memory, so it is asked; if none runs, this process takes
-the directory as a server would, and lets it go in the end. With a Redis of the operator's, locks are there, and this process
-takes them beside all servers.
+Without `redis_url`, a running server keeps its locks in memory, so it does the work; if none runs, this process locks the
+upload directory as a server would. With `redis_url`, the locks are in Redis, and this process works beside all servers.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from tusd_py.storage.base import StorageError
 
 @asynccontextmanager
 async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterator[Maintenance]:
-    """The upkeep, as long as the block lasts.
+    """`async with`: the maintenance of the uploads.
 
-    may_open: whether the directory may be taken where no server runs; a server cannot start then. Raises MaintenanceError.
+    may_open: whether to lock the upload directory if no server runs; no server can start meanwhile. Raises MaintenanceError.
     """
     try:
         if settings.redis_url is None:
@@ -33,7 +32,7 @@ async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterat
                 return
             if not may_open:
                 raise MaintenanceError(f"no server runs on {settings.upload_dir}")
-        # A path that was mistyped shall not become an instance.
+        # Do not create an instance for a mistyped path.
         if not settings.upload_dir.is_dir():
             raise MaintenanceError(f"there are no uploads: {settings.upload_dir} is no directory")
         instance = Instance(settings, is_server=False)

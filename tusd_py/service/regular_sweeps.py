@@ -55,7 +55,7 @@ class RegularSweeps:
         """Sweep once; None if another process is sweeping. Raises MaintenanceError, RedisUnavailable."""
         instance = self._instance
         due_index = instance.due_index
-        maintenance = LocalMaintenance(instance.uploads, due_index, rest=self._pause_factor)
+        maintenance = LocalMaintenance(instance.uploads, due_index, pause_factor=self._pause_factor)
         if due_index is not None and instance.settings.redis_url is not None:
             report = await sweep_alone(maintenance, due_index, kind)
         else:

@@ -1,1 +1,1 @@
-"""The life of an upload, from its creation to its end."""
+"""Uploads, from their creation to their end."""

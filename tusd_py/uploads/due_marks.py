@@ -1,4 +1,4 @@
-"""Marks of when uploads are due, so that a sweep need not read all of them."""
+"""Record when uploads are due, so that a sweep need not read all of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class DueMarks(Protocol):
-    """Who remembers when uploads are due, so that the sweep need not look at all of them."""
+    """Records when uploads are due; `DueIndexWriter` does so in Redis."""
 
     def mark(self, upload_id: str, due: float | None, /) -> None:
-        """An upload is due at that time (seconds since the epoch) unless bytes come; None: never, or it is gone."""
+        """Record when an upload is due, in seconds since the epoch; None for never, or because it was removed."""
 
 
 class NoDueMarks:
-    """Remembers nothing; the sweep then looks at every upload."""
+    """Records nothing; sweeps check every upload then."""
 
     def mark(self, _upload_id: str, _due: float | None, /) -> None: ...

@@ -1,4 +1,4 @@
-"""What the operator allows, as the life of an upload needs to know it; made from the settings by whoever builds the server."""
+"""The part of the settings that the operations on uploads need."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Literal
 class UploadPolicy:
     """What the operator allows. Sizes in bytes, times in seconds.
 
-    0 for max_size, disk_reserve, expire_after, retain_finished and max_concat_repeats is none. max_concat_repeats: bytes that
-    parts may add to a final by being named again.
+    0 means no limit for max_size, disk_reserve, expire_after, retain_finished and max_concat_repeats. max_concat_repeats: bytes
+    that parts may add to a final by being listed again.
     """
 
     max_size: int = 0
@@ -29,6 +29,6 @@ class UploadPolicy:
     downloads: bool = True
 
     def most_bytes(self, own: int | None) -> int | None:
-        """How large an upload may become whose own limit is `own`; None for any size."""
+        """The maximum size of an upload with the limit `own` of its owner, in bytes; None for no limit."""
         limits = [limit for limit in (self.max_size or None, own) if limit is not None]
         return min(limits, default=None)

@@ -1,10 +1,9 @@
-"""The sweep: what has expired is removed, what a crash left undone is made up for, what it left behind goes.
+"""The sweep: remove uploads that have expired, finish uploads that a crash interrupted, remove what crashes left behind.
 
-It looks at every upload of the store, or at those that the registry knows to be due, and decides nothing itself: whether an
-upload is due, and how it ends, is told by `uploads.py` under the upload's lock. Any number of sweeps may run at a time.
+It checks every upload of the store, or those that are due by the index. Whether an upload is due is decided in `service.py`,
+under the upload's lock. Any number of sweeps may run at a time.
 
-Uploads are read, locked and removed some dozens at a time, as most of what one alone would cost is the way into a thread, or
-to Redis, and back.
+Uploads are loaded, locked and removed in batches, since a call costs mostly the round trip to a thread or to Redis.
 """
 
 from __future__ import annotations
@@ -35,21 +34,22 @@ from tusd_py.uploads.service import Uploads
 logger = logging.getLogger(__name__)
 
 _BATCH = 512
-"""Uploads that are looked at before the registry is told what was found."""
-_TOGETHER = 64
-"""Uploads that are read, locked and removed together. A client that comes back then waits until all of them are done."""
-_LATER = 60.0
-"""Seconds after which an upload is looked at again that could not be dealt with, for instance because it is in use."""
-_MOST_LOGGED = 20
-"""Uploads that one sweep passes over with a warning each."""
+"""Uploads that are checked between two updates of the index."""
+_LOCK_BATCH = 64
+"""Uploads that are loaded, locked and removed together. A client that resumes one of them waits for all."""
+_RETRY_SECONDS = 60.0
+"""Time after which an upload is checked again that could not be swept, for instance because it is locked."""
+_MAX_WARNINGS = 20
+"""Failures per sweep that are logged as warnings; further ones are logged at DEBUG."""
 
 
 @dataclass(slots=True)
 class SweepReport:
-    """What a sweep did: counts of uploads, and of remains of crashes. failed: uploads that it had to pass over.
+    """What a sweep did, as counts of uploads. A dry run counts what would have been removed.
 
-    skipped: directories and names that it could not read. held: that it would have removed, but waits, and why. With a dry
-    run, expired and remains are what would have gone. remains of the store as a whole are then not looked for.
+    finished: uploads that a crash had interrupted. remains: leftovers of crashes; a dry run counts only those of uploads.
+    failed: uploads that could not be swept. skipped: directory entries that could not be read. held: uploads that are due but
+    not removed yet, because of held_because.
     """
 
     seen: int = 0
@@ -62,7 +62,7 @@ class SweepReport:
     held_because: str = ""
 
     def record(self, kind: SweepKind, began: float) -> SweepRecord:
-        """It as it is remembered; it ends now."""
+        """The record of this sweep, ending now."""
         return SweepRecord(
             kind=kind,
             began=began,
@@ -76,134 +76,145 @@ class SweepReport:
 
 
 class SweepStopped(Exception):
-    """The sweep could not go on, as nobody can tell who holds the locks; the text says why."""
+    """The sweep stopped because locks are unavailable; the text says why."""
 
 
-Rest = Callable[[], float]
-"""Asked after some uploads: for how many times as long as they took the sweep is to pause, for others' sake."""
+PauseFactor = Callable[[], float]
+"""Called after each batch: seconds to pause per second of work, to leave capacity to clients."""
 
-Found = Callable[[Upload], Awaitable[None]]
-"""Awaited with each upload that has expired, before it is removed."""
+OnDue = Callable[[Upload], Awaitable[None]]
+"""Awaited with each upload that is due, before it is removed."""
 
 
 async def sweep(
     uploads: Uploads,
     *,
-    registry: DueIndex | None = None,
+    due_index: DueIndex | None = None,
     dry_run: bool = False,
-    found: Found | None = None,
-    rest: Rest | None = None,
+    on_due: OnDue | None = None,
+    pause_factor: PauseFactor | None = None,
 ) -> SweepReport:
-    """Looks at every upload once, and tidies the store. Raises StorageError where the store as a whole fails, SweepStopped.
+    """Check every upload once, and remove the leftovers of crashes. May run beside requests and other sweeps.
 
-    registry: built anew on the way. May run at any time, beside requests and beside other sweeps.
+    Args:
+        uploads: The uploads.
+        due_index: Rebuilt on the way; None for none.
+        dry_run: Change nothing, count only.
+        on_due: Awaited with each upload that is due.
+        pause_factor: See `PauseFactor`.
+
+    Raises:
+        StorageError: The store as a whole failed.
+        SweepStopped: Locks are unavailable.
     """
-    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found, rest=rest)
+    running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
     store = uploads.store
     if not isinstance(store, RemovesUploads):
-        return looking.report
+        return running.report
     batch: list[str] = []
-    async for upload_id in store.ids(looking.skip):
+    async for upload_id in store.ids(running.skip):
         if uploads.closing:
-            return looking.report
+            return running.report
         batch.append(upload_id)
         if len(batch) == _BATCH:
-            await looking.at(store, batch)
+            await running.check(store, batch)
             batch.clear()
-    await looking.at(store, batch)
+    await running.check(store, batch)
     if not dry_run:
-        looking.report.remains += await uploads.tidy()
-        await looking.end()
-    return looking.report
+        running.report.remains += await uploads.tidy()
+        await running.end()
+    return running.report
 
 
 async def sweep_due(
     uploads: Uploads,
-    registry: DueIndex,
+    due_index: DueIndex,
     *,
     dry_run: bool = False,
-    found: Found | None = None,
-    rest: Rest | None = None,
+    on_due: OnDue | None = None,
+    pause_factor: PauseFactor | None = None,
 ) -> SweepReport:
-    """Looks at the uploads that the registry knows to be due; at all of them if it may lack some.
+    """Check the uploads that are due by the index; all uploads if the index may be incomplete.
 
-    Raises RedisUnavailable when Redis cannot be asked, StorageError, SweepStopped.
+    Arguments as of `sweep`. Raises RedisUnavailable, StorageError, SweepStopped.
     """
-    if not await registry.is_whole():
-        return await sweep(uploads, registry=registry, dry_run=dry_run, found=found, rest=rest)
-    looking = _Sweep(uploads, registry, dry_run=dry_run, found=found, rest=rest)
+    if not await due_index.is_whole():
+        return await sweep(
+            uploads, due_index=due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor
+        )
+    running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
     store = uploads.store
     if not isinstance(store, RemovesUploads):
-        return looking.report
-    async for batch in _due_batches(registry, uploads.now()):
+        return running.report
+    async for batch in _due_batches(due_index, uploads.now()):
         if uploads.closing:
             break
-        await looking.at(store, batch)
+        await running.check(store, batch)
         if dry_run:
-            # Nothing is removed, so the first batch would come for ever.
+            # Nothing is removed, so the same batch would come again.
             break
-    return looking.report
+    return running.report
 
 
-async def _due_batches(registry: DueIndex, until: float) -> AsyncIterator[list[str]]:
-    """What is due at that time. Whoever looks at a batch tells the registry, so that the next one is another."""
-    while batch := await registry.due(until, _BATCH):
+async def _due_batches(due_index: DueIndex, until: float) -> AsyncIterator[list[str]]:
+    """Batches of uploads that are due. The caller updates the index for each batch, so that the next one differs."""
+    while batch := await due_index.due(until, _BATCH):
         yield batch
 
 
 class _Sweep:
-    """One sweep on its way."""
+    """One running sweep."""
 
     def __init__(
         self,
         uploads: Uploads,
-        registry: DueIndex | None,
+        due_index: DueIndex | None,
         *,
         dry_run: bool,
-        found: Found | None,
-        rest: Rest | None,
+        on_due: OnDue | None,
+        pause_factor: PauseFactor | None,
     ) -> None:
-        self._rest = rest
+        self._pause_factor = pause_factor
         self.report = SweepReport()
         self._uploads = uploads
-        self._registry = registry
+        self._due_index = due_index
         self._dry_run = dry_run
-        self._found = found
-        self._told = True
+        self._on_due = on_due
+        self._is_index_complete = True
         self._stopped = ""
         self._due: dict[str, float] = {}
         self._gone: list[str] = []
-        self._announced: list[str] = []
+        self._expired_ids: list[str] = []
 
-    async def at(self, store: RemovesUploads, batch: list[str]) -> None:
-        """Looks at some uploads, then tells the registry. Raises SweepStopped."""
-        announced, self._announced = self._announced, []
+    async def check(self, store: RemovesUploads, batch: list[str]) -> None:
+        """Check some uploads, then update the index. Raises SweepStopped."""
+        expired_ids, self._expired_ids = self._expired_ids, []
         began = time.monotonic()
-        # Not several at a time: threads would spend more time on taking turns than on the disk.
-        for at in range(0, len(batch), _TOGETHER):
+        # One batch at a time: several threads would contend for the interpreter more than they use the disk.
+        for at in range(0, len(batch), _LOCK_BATCH):
             if self._uploads.closing or self._stopped:
                 break
-            await self._at_some(store, batch[at : at + _TOGETHER])
-        await self._tell()
-        if self._rest is not None:
-            await asyncio.sleep(self._rest() * (time.monotonic() - began))
+            await self._check_batch(store, batch[at : at + _LOCK_BATCH])
+        await self._update_index()
+        if self._pause_factor is not None:
+            await asyncio.sleep(self._pause_factor() * (time.monotonic() - began))
         if self._stopped:
             raise SweepStopped(
-                f"nobody can tell who holds the uploads' locks: {self._stopped} "
+                f"the uploads' locks are unavailable: {self._stopped} "
                 f"({self.report.seen} seen, {self.report.expired} removed until then)"
             )
-        # Hooks that are slower than the removal would pile up.
-        await self._uploads.hooks.wait_for(announced)
+        # Else events would pile up if hooks are slower than removals.
+        await self._uploads.hooks.wait_for(expired_ids)
 
     async def end(self) -> None:
-        """All uploads were looked at: the registry knows them all, if it could be told."""
-        if self._registry is not None and self._told and not self._uploads.closing:
+        """Mark the index as complete, unless an update of it failed."""
+        if self._due_index is not None and self._is_index_complete and not self._uploads.closing:
             try:
-                await self._registry.mark_whole(whole=True)
+                await self._due_index.mark_whole(whole=True)
             except RedisUnavailable as problem:
-                logger.debug("the registry is not known to be whole: %s", problem)
+                logger.debug("the index could not be marked as complete: %s", problem)
 
-    async def _at_some(self, store: RemovesUploads, upload_ids: list[str]) -> None:
+    async def _check_batch(self, store: RemovesUploads, upload_ids: list[str]) -> None:
         uploads = self._uploads
         self.report.seen += len(upload_ids)
         expired: list[str] = []
@@ -212,14 +223,14 @@ class _Sweep:
                 upload = found.upload if isinstance(found, UploadDamaged) else found
                 if isinstance(upload, Upload) and uploads.is_due(upload):
                     expired.append(upload_id)
-                    if self._found is not None:
-                        await self._found(upload)
+                    if self._on_due is not None:
+                        await self._on_due(upload)
                 else:
-                    self._note(upload_id, await self._look_at(store, upload_id, found))
+                    self._schedule(upload_id, await self._check(store, upload_id, found))
             except (LocksClosed, LocksUnavailable):
                 raise
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
-                self._pass_over(upload_id, problem)
+                self._record_failure(upload_id, problem)
             if self._stopped:
                 return
         if self._dry_run:
@@ -227,10 +238,10 @@ class _Sweep:
         else:
             await self._expire(expired)
 
-    async def _look_at(
+    async def _check(
         self, store: RemovesUploads, upload_id: str, found: Upload | StorageError
     ) -> float | None:
-        """Does what is to be done to one that is not due; when it is to be looked at again, None for never."""
+        """Finish or clean up an upload that is not due. Returns when to check it again; None for never."""
         uploads, report = self._uploads, self.report
         match found:
             case UploadGone():
@@ -247,7 +258,7 @@ class _Sweep:
         if self._dry_run or found.finished or (found.joined and not found.complete):
             return uploads.due_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
-        return uploads.now() + _LATER
+        return uploads.now() + _RETRY_SECONDS
 
     async def _expire(self, upload_ids: list[str]) -> None:
         if not upload_ids:
@@ -262,45 +273,45 @@ class _Sweep:
         for upload_id, outcome in outcomes.items():
             if outcome is True:
                 self.report.expired += 1
-                self._announced.append(upload_id)
-                self._note(upload_id, None)
+                self._expired_ids.append(upload_id)
+                self._schedule(upload_id, None)
             elif outcome is False:
-                self._note(upload_id, self._uploads.now() + _LATER)
+                self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
             elif isinstance(outcome, UploadGone):
-                self._note(upload_id, None)
+                self._schedule(upload_id, None)
             else:
-                self._pass_over(upload_id, outcome)
+                self._record_failure(upload_id, outcome)
 
-    def _pass_over(self, upload_id: str, problem: Exception) -> None:
+    def _record_failure(self, upload_id: str, problem: Exception) -> None:
         if isinstance(problem, ProtocolError) and problem.code == "ERR_UNAVAILABLE":
             self._stopped = str(problem)
             return
         self.report.failed += 1
         skipped.counts["upload"] += 1
-        # With a store that is away there would be one for each.
-        level = logging.WARNING if self.report.failed <= _MOST_LOGGED else logging.DEBUG
-        logger.log(level, "the sweep passed %s over: %s", upload_id, problem)
-        self._note(upload_id, self._uploads.now() + _LATER)
+        # While a store is unavailable every upload fails.
+        level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
+        logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
+        self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
 
     def skip(self, path: str, problem: Exception) -> None:
-        """Passes a directory over, or a name that nobody could be told."""
+        """Count and log a directory entry that cannot be read."""
         self.report.skipped += 1
         skip_entry(path, problem)
 
-    def _note(self, upload_id: str, due: float | None) -> None:
-        """When an upload is to be looked at again; None for never."""
+    def _schedule(self, upload_id: str, due: float | None) -> None:
+        """Schedule the next check of an upload; None for never."""
         if due is None:
             self._gone.append(upload_id)
         else:
             self._due[upload_id] = due
 
-    async def _tell(self) -> None:
+    async def _update_index(self) -> None:
         due, self._due = self._due, {}
         gone, self._gone = self._gone, []
-        if self._registry is None or self._dry_run:
+        if self._due_index is None or self._dry_run:
             return
         try:
-            await self._registry.update(due, gone)
+            await self._due_index.update(due, gone)
         except RedisUnavailable as problem:
-            self._told = False
-            logger.debug("the registry was not told of %d uploads: %s", len(due), problem)
+            self._is_index_complete = False
+            logger.debug("the index was not updated for %d uploads: %s", len(due), problem)

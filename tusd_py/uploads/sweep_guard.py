@@ -1,8 +1,8 @@
-"""Whether a sweep may remove what it finds due, or waits since something is wrong, for instance the clock.
+"""Hold a sweep that would remove suspiciously much, as when the clock is wrong.
 
-A sweep that would remove 20 uploads and more than half of all, or whose clock is far from the last sweep's, removes nothing
-and says so. It goes on after a day in which nobody objected, unless both hold: then only the operator has it go on. Not for:
-finding out what is due.
+A sweep is held if it would remove at least 20 uploads and more than half of all, or if its clock is far from that of the last
+sweep. After a day it runs all the same, unless both conditions hold: then only the operator can force it. Not for: finding out
+what is due.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from tusd_py.storage.sweep_marks import SweepMarks
 
 _FEW_UPLOADS = 20
 _AHEAD_SECONDS = 2 * 86_400.0
-"""Later than that after the last sweep the clock may be wrong, or no server has run."""
+"""Time since the last sweep from which on the clock may be wrong, or no server has run."""
 _BEHIND_SECONDS = 3_600.0
 _GRACE_SECONDS = 86_400.0
 _LONGEST_GRACE_SECONDS = 3 * 86_400.0
-"""Longer ago a hold was not begun by this clock."""
+"""Age from which on a recorded hold was not begun by this clock."""
 
 
 def hold_reason(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | None:
-    """Why a sweep that would remove `due` of `seen` uploads is to wait; None if it may go on. now: by its clock."""
+    """The reason to hold a sweep that would remove `due` of `seen` uploads; None to let it run. now: by its clock."""
     last = marks.last()
     reasons = []
     if is_most(seen, due):
@@ -39,7 +39,7 @@ def hold_reason(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | 
 
 
 def is_most(seen: int, due: int) -> bool:
-    """Whether `due` uploads are most of those that were seen."""
+    """Whether `due` is suspiciously much of `seen`."""
     return due >= _FEW_UPLOADS and 2 * due > seen
 
 
