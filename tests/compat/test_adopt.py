@@ -186,7 +186,7 @@ def untrusted(directory: Path) -> dict[str, str]:
     reasons = {letter * 32: reason for letter, (_, _, reason) in uploads.items()}
     return reasons | {
         "8" * 32: "bytes, but no record",
-        "9" * 32: "none of an upload",
+        "9" * 32: "not one of an upload",
         "0" * 32: "adopt it with --from tusd",
     }
 
@@ -377,7 +377,7 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ([str(tmp_path)], "--from: give the server"),
         ([str(tmp_path), "--from", "tuspyservr"], "did you mean tuspyserver?"),
         ([str(tmp_path / "none"), "--from", "tusd"], "is no directory"),
-        ([str(tmp_path), "--to", "tusd"], "tusd understands ours"),
+        ([str(tmp_path), "--to", "tusd"], "tusd reads ours"),
         ([str(tmp_path), "--to", "tuspyserver", "--from", "tusd"], "not both"),
     ):
         assert main(["adopt", *arguments]) == 2
@@ -596,7 +596,7 @@ async def test_what_is_taken_over_was_looked_at_under_the_lock(directory: Path) 
     store.open()
     upload = await store.load(CUT_OFF)
     write_as_tuspyserver(directory, CUT_OFF, b"hello wo", size=11, offset=8)
-    with pytest.raises(Exception, match="still runs"):
+    with pytest.raises(Exception, match="still running"):
         await store.adopt(upload, fence=UNFENCED)
     assert (directory / CUT_OFF).read_bytes() == b"hello wo"
     store.close()
