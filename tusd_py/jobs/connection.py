@@ -1,7 +1,4 @@
-"""The Redis of an instance as rq wants it: a blocking client whose answers are bytes.
-
-It is the operator's, or the embedded one, which is started unless it runs and lives as long as somebody uses it.
-"""
+"""Connects to the Redis of an instance for rq, with a blocking client whose replies are bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ _LONGEST_REASON = 200
 
 @contextmanager
 def redis_url(settings: Settings) -> Iterator[str]:
-    """Where it is; the embedded one runs at least until the end of the block. Raises EmbeddedStateError."""
+    """Yield the URL of the instance's Redis; an embedded one runs at least until the block ends. Raises EmbeddedRedisError."""
     if settings.redis_url is not None:
         yield settings.redis_url.get_secret_value()
         return
@@ -45,7 +42,7 @@ def redis_url(settings: Settings) -> Iterator[str]:
 
 
 class Client(Redis):
-    """redis-py's, whose refusals name the command."""
+    """redis-py's client, with the name of the command in permission errors."""
 
     def execute_command(self, *args: object, **options: object) -> object:
         """Send one command. Raises RedisError."""
@@ -102,7 +99,7 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
             "password": address.sentinel_password,
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
-            # The next one is asked instead.
+            # The next Sentinel is asked instead.
             "retry": Retry(NoBackoff(), 0),
             **tls,
         },
@@ -128,10 +125,10 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
 
 
 def refused_commands(connection: Redis, prefix: str) -> list[tuple[str, str]]:
-    """The commands that the Redis user lacks, and what Redis says. prefix: of the instance's keys. Raises RedisError."""
+    """Return the commands that the Redis user may not run on keys of this prefix, and the errors. Raises RedisError."""
     asked = permissions.questions(Keys(prefix))
     sent = [("MULTI",), *asked, ("DISCARD",)]
-    # Not by a pipeline of redis-py, which takes "QUEUED" for an answer of each command.
+    # Not with a pipeline of redis-py, which takes "QUEUED" for the reply of each command.
     raw = connection.connection_pool.get_connection()
     answers: list[object] = []
     try:
@@ -147,23 +144,23 @@ def refused_commands(connection: Redis, prefix: str) -> list[tuple[str, str]]:
 
 
 class Refusals:
-    """Logs once for each command that the Redis user may not run it. url: of the Redis."""
+    """Logs each command that the Redis user may not run, once."""
 
     def __init__(self, url: str) -> None:
         self._server = str(addresses.parse(url))
 
     def report(self, problem: object) -> bool:
-        """Log a refusal that was not logged before. Returns False if `problem` is none."""
+        """Log a permission error, unless it was logged before. Return False for any other error."""
         if not isinstance(problem, NoPermissionError):
             return False
         reason = str(problem)[:_LONGEST_REASON]
-        # After its place, in a pipeline.
+        # In a pipeline, its position comes before the name.
         found = re.match(r"(?:NOPERM |Command # \d+ \()([A-Za-z]+)", reason)
         command = found[1] if found else "a command"
         permissions.report(self._server, command, reason.removeprefix("NOPERM "))
         return True
 
     def check(self, connection: Redis, prefix: str) -> None:
-        """Log every command that is refused, of those that an instance needs. prefix: of its keys. Raises RedisError."""
+        """Log each required command that is refused on keys of this prefix. Raises RedisError."""
         for command, reason in refused_commands(connection, prefix):
             permissions.report(self._server, command, reason)

@@ -1,4 +1,4 @@
-"""Jobs that are put off: they lie in Redis until a scheduler (`scheduler.py`) puts them into their queue."""
+"""Delayed jobs: they stay in Redis until a scheduler (`tusd_workers.scheduler`) queues them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tusd_py.jobs.queues import QueueKeys
 from tusd_py.jobs.rq_classes import scheduler_class, set_aside_unless
 
 
-class PutOff:
-    """The jobs of an instance that are put off. prefix: of its keys. Every method raises RedisError."""
+class DelayedJobs:
+    """The delayed jobs of the instance with this key prefix. Every method raises RedisError."""
 
     def __init__(self, connection: Redis, prefix: str) -> None:
         self._connection = connection
@@ -30,14 +30,14 @@ class PutOff:
         queue: str,
         ttl: int | None = None,
     ) -> None:
-        """Put a job into a queue at a time, in seconds since the epoch, if a scheduler runs then.
+        """Queue a job at a time (seconds since the epoch), provided that a scheduler runs then.
 
-        job: its name in `job_table`. ttl: seconds after which it is left out if nobody has begun it.
+        job: its name in `jobs.table`. ttl: seconds after which it is skipped if it has not started.
         """
         set_aside_unless(self._connection, self._keys, self._keys.job(job_id), "hash")
         set_aside_unless(self._connection, self._keys, self._keys.scheduled(), "zset")
         self._scheduler.enqueue_at(
-            # rq-scheduler wants times in UTC without saying so.
+            # rq-scheduler expects naive times in UTC.
             datetime.fromtimestamp(when, UTC).replace(tzinfo=None),
             job,
             *arguments,
@@ -48,7 +48,7 @@ class PutOff:
         )
 
     def enqueue_due(self, now: float) -> None:
-        """Put into their queues what is due, unless another scheduler is at it."""
+        """Queue the jobs that are due, unless another scheduler is doing so."""
         if self._scheduler.acquire_lock():
             try:
                 self._scheduler.enqueue_due(now)
@@ -56,11 +56,11 @@ class PutOff:
                 self._scheduler.remove_lock()
 
     def time_of(self, job_id: str) -> float | None:
-        """To when a job is put off; None if it is not."""
+        """Return when a job will be queued, or None if it is not delayed."""
         return self._connection.zscore(self._keys.scheduled(), job_id)
 
     def times(self) -> dict[str, float]:
-        """The ids of all jobs that are put off, and to when."""
+        """Return when each delayed job will be queued, by job id."""
         set_aside_unless(self._connection, self._keys, self._keys.scheduled(), "zset")
         found = self._connection.zrange(self._keys.scheduled(), 0, -1, withscores=True)
         pairs = cast("list[tuple[bytes, float]]", found)

@@ -1,6 +1,6 @@
-"""Queues and workers as they are in Redis. Not for: what is wrong with them, which is said by `status.py`.
+"""Reads the state of queues and workers from Redis; `tusd_workers.status` judges it.
 
-Read as plain values, so that whatever else stands there (a hash of another kind, a time that is none) only counts as unknown.
+Everything is read as plain values, so that foreign data (another type, an invalid time) only counts as unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker. heard: seconds since it last said that it lives; job: the id of what it does."""
+    """A worker. heard: seconds since its last heartbeat; job: id of its current job."""
 
     name: str
     host: str
@@ -35,13 +35,13 @@ class WorkerStatus:
 
 
 def queues(connection: Redis, prefix: str) -> list[QueueStatus]:
-    """Every queue of an instance; prefix is that of its keys. Raises RedisError."""
+    """Return the state of every queue of the instance with this key prefix. Raises RedisError."""
     keys = QueueKeys(prefix)
     return [_queue(connection, keys, queue) for queue in QUEUES]
 
 
 def workers(connection: Redis, prefix: str) -> list[WorkerStatus]:
-    """The workers of an instance that live, or died within the last minutes. Raises RedisError."""
+    """Return the workers of an instance that are alive or died within the last minutes. Raises RedisError."""
     keys = QueueKeys(prefix)
     names: set[bytes] = _or(set(), lambda: connection.smembers(keys.workers()))
     begin = keys.worker("").encode()
@@ -51,7 +51,7 @@ def workers(connection: Redis, prefix: str) -> list[WorkerStatus]:
         if key.startswith(begin):
             fields = _or({}, lambda key=key: connection.hgetall(key))  # type: ignore[misc]
         if not fields:
-            # It died without a word, or is none.
+            # Its entry expired, or is not one of a worker.
             connection.srem(keys.workers(), key)
         elif b"death" not in fields:
             found.append(_worker(key[len(begin) :], fields))
@@ -75,7 +75,7 @@ def _queue(connection: Redis, keys: QueueKeys, queue: str) -> QueueStatus:
 
 
 def _or(default: T, ask: Callable[[], object]) -> T:
-    """What Redis answers; `default` where something of another type stands in its place. Raises RedisError."""
+    """Return the reply of Redis, or `default` for a key of another type. Raises RedisError."""
     try:
         return cast(T, ask())
     except NoPermissionError:
@@ -99,7 +99,7 @@ def _worker(name: bytes, fields: Mapping[bytes, bytes]) -> WorkerStatus:
 
 
 def _since(moment: bytes | None) -> float | None:
-    """Seconds since a time of rq's, which is in UTC whether it says so or not; None if it is none."""
+    """Return the seconds since a time as rq writes it (UTC, with or without a zone), or None if it is invalid."""
     if not moment:
         return None
     with suppress(ValueError, OverflowError):

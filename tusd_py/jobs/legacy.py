@@ -1,8 +1,8 @@
-"""Jobs that a version before this one put into Redis: pickles, under rq's own names. They are replaced, and never unpickled.
+"""Replaces the jobs of an earlier version, which are pickles under rq's own key names. They are never unpickled.
 
-What such a job stands for is known without it: events lie in the outbox, and sweeps are scheduled anew. So only ids are read
-here; a job goes when what it stands for has been queued in today's form. Workers of the older version that still run take
-their own jobs as before. Not for: jobs of other applications, which are not looked at.
+Their content is not needed: events are in the outbox, and sweeps are scheduled again. So only ids are read, and a job is
+removed after its work was queued in the current form. Workers of the earlier version that still run take their own jobs as
+before. Jobs of other applications are left alone.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tusd_py.jobs.queues import QUEUES
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 1000
+_BATCH = 1000
 _SCHEDULED = "rq:scheduler:scheduled_jobs"
-_LATE = 60.0
-"""Seconds after which no scheduler of the older version is believed to see to a job any more."""
+_OVERDUE_SECONDS = 60.0
+"""Age at which a delayed job counts as abandoned by schedulers of the earlier version."""
 _FOREIGN = re.compile(r"[^A-Za-z0-9]+")
 _OURS = r"(?:sweep-due|sweep-all|sweep-tuspyservers|deliver-[0-9a-f]{24})-[0-9a-f]+"
-"""What the ids of jobs ended with."""
+"""End of the ids of jobs."""
 
 
 def instance_word(prefix: str) -> str:
-    """What the names of an instance's queues and jobs began with; prefix: of its keys."""
+    """Return the start of the names of queues and jobs of the instance with this key prefix."""
     word = _FOREIGN.sub("-", prefix).strip("-") or "tusd"
     if prefix == f"{word}:":
         return word
@@ -39,8 +39,10 @@ def instance_word(prefix: str) -> str:
 
 
 class LegacyJobs:
-    """The older version's jobs of one instance. prefix: of its keys. Methods raise RedisError, but not for a lack of rights:
-    who may not see them has none."""
+    """Jobs of the earlier version of the instance with this key prefix.
+
+    Methods raise RedisError, except for missing permissions: a user who may not read these keys has no such jobs.
+    """
 
     def __init__(self, connection: Redis, prefix: str) -> None:
         self._connection = connection
@@ -50,17 +52,17 @@ class LegacyJobs:
         self._is_permitted = True
 
     def replace_queued(self, queue_anew: Callable[[], object]) -> int:
-        """Replace the jobs that wait; returns how many these were.
+        """Replace the queued jobs and return how many there were.
 
-        queue_anew: sees that what they stand for is queued. It is called before they are removed, so that none is lost if this
-        process dies; what it raises is raised.
+        queue_anew: queues their work. It is called before they are removed, so that none is lost if this process dies; its
+        errors are passed on.
         """
         if not self._is_permitted:
             return 0
         count = 0
         try:
             for queue in self._queues:
-                found = cast("list[bytes]", self._connection.lrange(queue, 0, _AT_ONCE - 1))
+                found = cast("list[bytes]", self._connection.lrange(queue, 0, _BATCH - 1))
                 if found:
                     queue_anew()
                     self._remove(queue, found)
@@ -68,18 +70,18 @@ class LegacyJobs:
         except NoPermissionError:
             self._is_permitted = False
         except ResponseError as problem:
-            # Not a list: whatever it is, it is not ours.
+            # Not a list, so not one of ours.
             logger.debug("jobs of an older version were not looked for: %s", problem)
         return count
 
-    def remove_put_off(self, now: float | None = None) -> None:
-        """Remove jobs that were put off and that nobody puts into a queue any more; others' are left alone."""
+    def remove_delayed(self, now: float | None = None) -> None:
+        """Remove overdue delayed jobs, which no scheduler queues; those of other applications are left alone."""
         if not self._is_permitted:
             return
         now = self._now() if now is None else now
         try:
             found = self._connection.zrangebyscore(
-                _SCHEDULED, "-inf", now - _LATE, start=0, num=_AT_ONCE
+                _SCHEDULED, "-inf", now - _OVERDUE_SECONDS, start=0, num=_BATCH
             )
             for raw_id in cast("list[bytes]", found):
                 if self._is_ours(raw_id):
@@ -103,7 +105,7 @@ class LegacyJobs:
                     logging.ERROR,
                     "job refused",
                     job=repr(raw_id[:64]),
-                    reason="it stood in a queue of an older version and is none of ours",
+                    reason="it was in a queue of an older version and is not one of our jobs",
                 )
 
     def _is_ours(self, raw_id: bytes) -> bool:

@@ -1,6 +1,6 @@
-"""The names of queues and jobs in Redis: all under the prefix of the instance, so that others may use the same Redis.
+"""Names of queues and jobs in Redis, all under the instance's prefix, so that other applications can use the same Redis.
 
-They are laid out as rq does, with `<prefix>rq` in the place of its `rq`; its own tools read them with RQ_KEY_PREFIX set so.
+The layout is rq's, with `<prefix>rq` instead of `rq`; rq's tools read it with RQ_KEY_PREFIX set to that.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ EXPIRY = "expiry"
 """Sweeps."""
 
 DELIVERY = "delivery"
-"""Events that hooks are told of."""
+"""Deliveries of events to hooks."""
 
 QUEUES = (EXPIRY, DELIVERY)
-"""Every queue, the most urgent first: sweeps are few and soon done."""
+"""All queues, the most urgent first: sweeps are few and short."""
 
 
 class QueueKeys:
-    """The keys of the queues of one instance; prefix: that of its keys."""
+    """Keys of the queues of the instance with this key prefix."""
 
     __slots__ = ("base",)
 
@@ -24,7 +24,7 @@ class QueueKeys:
         self.base = f"{prefix}rq:"
 
     def queue(self, queue: str) -> str:
-        """A list: ids of the jobs that wait."""
+        """A list: ids of waiting jobs."""
         return f"{self.base}queue:{queue}"
 
     def queues(self) -> str:
@@ -36,15 +36,15 @@ class QueueKeys:
         return f"{self.base}job:{job_id}"
 
     def running(self, queue: str) -> str:
-        """A sorted set: ids of jobs in hand, by the time at which they must be done."""
+        """A sorted set: ids of running jobs, by their deadline."""
         return f"{self.base}wip:{queue}"
 
     def failed(self, queue: str) -> str:
-        """A sorted set: ids of jobs that failed, by the time until which that is remembered."""
+        """A sorted set: ids of failed jobs, by the time at which the entry expires."""
         return f"{self.base}failed:{queue}"
 
     def worker(self, name: str) -> str:
-        """A hash: one worker, gone soon after it has died."""
+        """A hash: one worker; expires soon after it died."""
         return f"{self.base}worker:{name}"
 
     def workers(self) -> str:
@@ -52,18 +52,18 @@ class QueueKeys:
         return f"{self.base}workers"
 
     def scheduled(self) -> str:
-        """A sorted set: ids of jobs by the time at which they are to be put into their queues."""
+        """A sorted set: ids of delayed jobs, by the time at which they are due."""
         return f"{self.base}scheduler:scheduled_jobs"
 
     def refused(self) -> str:
-        """A list: which jobs were refused last, and why."""
+        """A list: the last refused jobs, and why."""
         return f"{self.base}refused"
 
     def set_aside(self, key: str) -> str:
-        """Where something is kept that was refused; gone after a week."""
+        """Key under which a refused job is kept for a week."""
         return f"{self.base}refused:{key.removeprefix(self.base)}"
 
 
 def job_id(schedule: str, slot: int) -> str:
-    """The id of a scheduled job. slot: which one in the row of them; every scheduler arrives at the same id."""
+    """Return the id of a scheduled job, the same in every scheduler. slot: number of the run."""
     return f"{schedule}-{slot}"

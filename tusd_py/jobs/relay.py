@@ -1,8 +1,7 @@
-"""Gets workers to tell what is in the outbox: the server's end of deliveries.
+"""Queues deliveries for workers: the server's end of the outbox.
 
-Nothing of the server waits for it: uploads are noted, and go into the queue together, by a thread. What cannot be said while
-Redis is away is said later; what is lost on the way (the server was killed, Redis was emptied) lies in the outbox, where the
-sweep finds it. Not for: telling events, which is done in workers.
+The server never waits for it: upload ids are collected and queued together by a thread, and again later if Redis is
+unavailable. Ids that are lost on the way (the server was killed, Redis was emptied) are found in the outbox by the sweep.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from tusd_py.storage.base import Outbox
 
 logger = logging.getLogger(__name__)
 
-_MOST = 100_000
-"""Uploads that are remembered while Redis is away. The others are found in the outbox."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-"""Seconds between attempts while Redis is away, at first and in the end."""
+_MAX_PENDING = 100_000
+"""Uploads remembered while Redis is unavailable. Others are found in the outbox later."""
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.5, 10.0
+"""Pauses between attempts while Redis is unavailable."""
 
 T = TypeVar("T")
 
@@ -39,35 +38,35 @@ class Relay:
         self._connection = connect(url)
         self._refusals = Refusals(url)
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
-        self._noted: dict[str, None] = {}
-        self._news = asyncio.Event()
-        # One is enough, and keeps the order.
+        self._pending: dict[str, None] = {}
+        self._has_pending = asyncio.Event()
+        # One thread is enough, and keeps the order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tusd-relay")
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to put into the queue what is noted."""
+        """Start to queue deliveries."""
         self._task = keep_running(self._run, "relay")
 
     async def stop(self) -> None:
-        """Tries once more."""
+        """Stop after a last attempt to queue what is pending."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        if self._noted:
-            await self._pass_on()
+        if self._pending:
+            await self._queue_pending()
         await asyncio.to_thread(self._thread.shutdown)
         self._connection.close()
 
     def enqueue(self, upload_id: str, /) -> None:
         """See `tusd_py.events.publisher.Relay`."""
-        if len(self._noted) < _MOST:
-            self._noted[upload_id] = None
-            self._news.set()
+        if len(self._pending) < _MAX_PENDING:
+            self._pending[upload_id] = None
+            self._has_pending.set()
 
     async def scan(self, outbox: Outbox) -> int:
-        """See `tusd_py.events.publisher.Relay`. While Redis is away nothing is passed on. Raises StorageError."""
+        """See `tusd_py.events.publisher.Relay`. While Redis is unavailable, nothing is queued. Raises StorageError."""
         waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
         if not waiting:
             return 0
@@ -79,26 +78,26 @@ class Relay:
             return 0
 
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = _FIRST_PAUSE_SECONDS
         while True:
-            await self._news.wait()
-            self._news.clear()
-            if await self._pass_on():
-                pause = _FIRST_PAUSE
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            if await self._queue_pending():
+                pause = _FIRST_PAUSE_SECONDS
                 continue
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            self._news.set()
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+            self._has_pending.set()
 
-    async def _pass_on(self) -> bool:
-        """Puts into the queue what is noted; False if Redis does not take it."""
-        noted, self._noted = self._noted, {}
+    async def _queue_pending(self) -> bool:
+        """Queue all pending deliveries; return False if Redis is unavailable."""
+        pending, self._pending = self._pending, {}
         try:
-            await self._in_thread(lambda: self._deliveries.add(noted))
+            await self._in_thread(lambda: self._deliveries.add(pending))
         except RedisError as problem:
             if not self._refusals.report(problem):
-                logger.debug("%d uploads wait to be delivered: %s", len(noted), problem)
-            self._noted = noted | self._noted
+                logger.debug("%d uploads wait to be delivered: %s", len(pending), problem)
+            self._pending = pending | self._pending
             return False
         return True
 

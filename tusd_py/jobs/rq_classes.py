@@ -1,8 +1,8 @@
-"""rq's queues and jobs, as this instance uses them: under keys of its own, in JSON, and nothing that is not one of our jobs.
+"""rq's queues and jobs for one instance: under its own keys, in JSON, and restricted to the table of jobs.
 
-rq loads functions, callbacks and classes by the names that it finds in Redis, and pickles by default. Here a job is read in one
-place, `TableJob.restore`, which refuses whatever `job_table` does not know, and takes nothing else from Redis than a name,
-arguments and times: no callbacks, dependencies, groups, repetitions, webhooks, limits or results.
+rq imports functions, callbacks and classes by names that it finds in Redis, and unpickles by default. Here a job is read in one
+place, `TableJob.restore`, which refuses everything that `jobs.table` does not list and takes only a name, arguments and times
+from Redis: no callbacks, dependencies, groups, repetitions, webhooks, limits or results.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tusd_py.jobs.table import JobKind, JobRefused
 logger = logging.getLogger(__name__)
 
 _REFUSED_KEPT = 7 * 86_400
-"""Seconds for which what was refused is kept for whoever looks into it."""
+"""Seconds for which refused jobs are kept for inspection."""
 _REFUSED_LISTED = 1000
-"""Refusals that are listed."""
-_AT_ONCE = 1000
-"""Jobs that are put into their queues in one go."""
+"""Length of the list of refused jobs."""
+_BATCH = 1000
+"""Delayed jobs queued at a time."""
 _SERVER_VERSION = (6, 2, 0)
-"""The oldest that is used; nothing here needs a newer one."""
+"""Oldest supported version; nothing here needs a newer one."""
 
-_EMPTY = frozenset(
+_FORBIDDEN_FIELDS = frozenset(
     {
         "success_callback_name",
         "failure_callback_name",
@@ -61,11 +61,11 @@ _EMPTY = frozenset(
         "result",
     }
 )
-"""Fields of a job that make rq load or do something, or that ours have no use for."""
+"""Fields that must be empty, because they make rq load or do something, or because our jobs have no use for them."""
 
 
 class TableJob(Job):
-    """A job of `job_table`."""
+    """A job of `jobs.table`."""
 
     kind: JobKind
     _arguments: tuple[str, ...]
@@ -79,13 +79,13 @@ class TableJob(Job):
         super().__init__(id, connection, JSONSerializer)
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
-        """Take over what is in Redis. Raises JobRefused for a job that is not ours, NoSuchJobError for what is none."""
+        """Read the job from its hash. Raises JobRefused for a foreign job, NoSuchJobError if there is none."""
         fields = {name.decode("ascii", "replace"): value for name, value in raw_data.items()}
         data = fields.get("data")
         if data is None:
             raise NoSuchJobError("a job without content")
         self.kind, self._arguments = job_table.parse(data)
-        for name in sorted(_EMPTY & fields.keys()):
+        for name in sorted(_FORBIDDEN_FIELDS & fields.keys()):
             if fields[name]:
                 raise JobRefused(f"it has a {name}")
         self.data = self.serializer.dumps((self.kind.name, None, self._arguments, {}))
@@ -105,12 +105,12 @@ class TableJob(Job):
             raise JobRefused("it is of another queue")
 
     def perform(self) -> None:
-        """Carry it out."""
+        """Run the job."""
         self.kind.run(self._arguments)
 
     @property
     def func(self) -> None:
-        """Nothing: functions are not loaded by name."""
+        """None: functions are not imported by name."""
         return
 
 
@@ -137,7 +137,7 @@ class InstanceQueue(Queue):
         )
 
     def get_redis_server_version(self) -> tuple[int, int, int]:
-        """The oldest one; rq would ask for it."""
+        """Return the oldest supported version instead of asking Redis."""
         return _SERVER_VERSION
 
     @classmethod
@@ -150,9 +150,9 @@ class InstanceQueue(Queue):
         serializer: object = None,
         death_penalty_class: type[BaseDeathPenalty] | None = None,
     ) -> tuple[Job, Queue] | None:
-        """Wait for a job that is one of ours. What else comes is set aside. Raises DequeueTimeout, RedisError.
+        """Wait for a job of the table, and set aside others. Raises DequeueTimeout, RedisError.
 
-        A job that is lost because this process dies now is found by the sweep, or comes again.
+        If this process dies now and the job is lost, the sweep queues it again.
         """
         by_key = {queue.key.encode(): queue for queue in queues}
         while True:
@@ -175,14 +175,14 @@ class InstanceQueue(Queue):
 
 @lru_cache
 def job_class(prefix: str) -> type[TableJob]:
-    """rq's class of the jobs of an instance; prefix: of its keys. rq takes the prefix of keys from the class."""
+    """Return rq's job class for an instance with this key prefix, which rq takes from the class."""
     keys = QueueKeys(prefix)
     return type("InstanceJob", (TableJob,), {"redis_job_namespace_prefix": keys.job("")})
 
 
 @lru_cache
 def queue_class(prefix: str) -> type[InstanceQueue]:
-    """rq's class of the queues of an instance; prefix: of its keys."""
+    """Return rq's queue class for an instance with this key prefix."""
     keys = QueueKeys(prefix)
     return type(
         "PrefixedQueue",
@@ -197,15 +197,15 @@ def queue_class(prefix: str) -> type[InstanceQueue]:
 
 
 class InstanceScheduler(RQScheduler):  # type: ignore[misc]  # it has no types
-    """rq-scheduler's jobs that are put off, in a set of the instance's own: others' are neither read nor moved."""
+    """rq-scheduler's delayed jobs, in a set of the instance: those of other applications are neither read nor moved."""
 
     keys: QueueKeys
 
     def enqueue_due(self, now: float) -> None:
-        """Put into their queues what is due, and set aside what is not one of our jobs. Raises RedisError."""
+        """Queue the jobs that are due, and set aside those that are not in the table. Raises RedisError."""
         key = self.scheduled_jobs_key
         set_aside_unless(self.connection, self.keys, key, "zset")
-        for raw_id in self.connection.zrangebyscore(key, "-inf", now, start=0, num=_AT_ONCE):
+        for raw_id in self.connection.zrangebyscore(key, "-inf", now, start=0, num=_BATCH):
             job = fetch(self.job_class, self.connection, self.keys, raw_id)
             if job is not None:
                 queue = self.queue_class(job.origin, connection=self.connection)
@@ -216,7 +216,7 @@ class InstanceScheduler(RQScheduler):  # type: ignore[misc]  # it has no types
 
 @lru_cache
 def scheduler_class(prefix: str) -> type[InstanceScheduler]:
-    """rq-scheduler's class for an instance; prefix: of its keys."""
+    """Return rq-scheduler's class for an instance with this key prefix."""
     keys = QueueKeys(prefix)
     return type(
         "PrefixedScheduler",
@@ -236,7 +236,7 @@ def scheduler_class(prefix: str) -> type[InstanceScheduler]:
 def fetch(
     kind: type[TableJob], connection: Redis, keys: QueueKeys, raw_id: bytes
 ) -> TableJob | None:
-    """Read a job; None if there is none, or one that is not ours, which is set aside. Raises RedisError."""
+    """Read a job; None if there is none, or if it is refused and set aside. Raises RedisError."""
     try:
         job_id = raw_id.decode("ascii")
         job = kind(job_id, connection=connection)
@@ -253,19 +253,19 @@ def fetch(
     except ResponseError as problem:
         if not _is_wrong_type(problem):
             raise
-        refuse(connection, keys, job_id, "it is not kept as a job is")
+        refuse(connection, keys, job_id, "it is not stored as a job")
         return None
     return job
 
 
 def refuse(connection: Redis, keys: QueueKeys, job_id: str, reason: str) -> None:
-    """Log that a job is not carried out, and keep it for a week where nobody takes it for one. Raises RedisError."""
+    """Log a refused job, and keep it for a week under a key where it is not run. Raises RedisError."""
     _set_aside(connection, keys, keys.job(job_id))
     _record_refusal(connection, keys, job_id, reason)
 
 
 def set_aside_unless(connection: Redis, keys: QueueKeys, key: str, kind: str) -> None:
-    """Put out of the way what lies under a key of ours and is of another type than `kind`. Raises RedisError."""
+    """Rename a key of ours that has another type than `kind`. Raises RedisError."""
     found = cast(bytes, connection.type(key)).decode()
     if found not in (kind, "none"):
         _set_aside(connection, keys, key)
@@ -279,7 +279,7 @@ def _set_aside(connection: Redis, keys: QueueKeys, key: str) -> None:
     except NoPermissionError:
         raise
     except ResponseError:
-        # It is gone by now.
+        # The key no longer exists.
         return
     connection.expire(aside, _REFUSED_KEPT)
 

@@ -1,6 +1,6 @@
-"""What a scheduler reports of the jobs beside the server, by way of Redis, to the servers' metrics.
+"""The report on background jobs that a scheduler writes to Redis for the servers' metrics.
 
-So servers need not know how jobs are kept, and a scrape of metrics asks nobody. Not for: `tusd-py status`, which looks itself.
+With it, servers need not know how jobs are stored. `tusd-py status` reads the queues itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One queue. waiting, running, failed: jobs; oldest: seconds for which the first one has been waiting."""
+    """A queue. waiting, running, failed: number of jobs; oldest: seconds that the first one has been waiting."""
 
     name: str
     waiting: int
@@ -22,7 +22,7 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class JobsReport:
-    """at: when it was made, seconds since the epoch. workers, busy: processes. schedule: when each is due next, likewise."""
+    """A report. at: its time; workers, busy: number of processes; schedule: next run of each job. Times since the epoch."""
 
     at: float
     queues: list[QueueStatus] = field(default_factory=list)
@@ -31,12 +31,12 @@ class JobsReport:
     schedule: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """For Redis."""
+        """Serialize for Redis."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: bytes) -> JobsReport:
-        """What `to_json` made. Raises ValueError, TypeError for anything else."""
+        """Parse the output of `to_json`. Raises ValueError, TypeError for anything else."""
         document = json.loads(text)
         queues = [QueueStatus(**queue) for queue in document.pop("queues")]
         return cls(queues=queues, **document)

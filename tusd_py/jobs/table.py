@@ -1,7 +1,6 @@
-"""The jobs that workers carry out, by name: a fixed table, and the only way from what lies in Redis to code.
+"""The jobs that workers run, by name: a fixed table, and the only way from data in Redis to code.
 
-A name that is not in it, or arguments that do not fit, are refused before anything is loaded. Not for: how jobs are kept in
-Redis (`rq_classes.py`).
+Unknown names and wrong arguments are refused before anything is imported. `rq_classes` stores jobs in Redis.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ SWEEP_DUE = "sweep-due"
 SWEEP_ALL = "sweep-all"
 SWEEP_TUSPYSERVERS = "sweep-tuspyservers"
 
-_LARGEST = 16 * 1024
-"""Bytes of a job's document: an upload id and a name."""
+_MAX_BYTES = 16 * 1024
+"""Size of a job's document, which has a name and an upload id."""
 
 
 class JobRefused(Exception):
-    """A job that is not one of ours. The text says why, for the log; it repeats nothing of the job."""
+    """A job that is not in the table. The text says why, for the log, without any content of the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobKind:
-    """One kind of job. timeout: seconds it may take. result_ttl, failure_ttl: seconds for which its end is remembered.
+    """A kind of job. timeout: seconds it may take; result_ttl, failure_ttl: seconds for which its end is remembered.
 
-    accepts: whether these are its arguments. function: what carries it out, as `module:name`.
+    accepts: returns whether arguments are valid. function: its implementation, as `module:name`.
     """
 
     name: str
@@ -42,7 +41,7 @@ class JobKind:
     function: str
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Carry a job out. The module is loaded only here: servers, which put jobs into the queue, need none of it."""
+        """Run a job. Its module is imported only here, as servers, which queue jobs, do not need it."""
         module, _, name = self.function.partition(":")
         function: Callable[..., None] = getattr(import_module(module), name)
         function(*arguments)
@@ -60,9 +59,9 @@ def _one_upload(arguments: Sequence[object]) -> bool:
 
 
 _SIX_HOURS = 6 * 3600
-"""Seconds. The sweep of a million uploads takes minutes; what a hook may take has limits of its own."""
+"""Seconds. The sweep of a million uploads takes minutes; hooks have their own timeouts."""
 _HOUR = 3600
-"""Seconds. The outbox knows better what became of a delivery; for a sweep, so that a scheduler whose clock is behind does not
+"""Seconds. The outbox has the outcome of deliveries. A sweep is remembered so that a scheduler whose clock is behind does not
 schedule it again."""
 _DAY = 86_400
 """Seconds. A sweep fails only if its worker was killed, and the next one does its work."""
@@ -86,14 +85,14 @@ KINDS = {
 
 
 def parse(data: bytes) -> tuple[JobKind, tuple[str, ...]]:
-    """Read a job's document as rq keeps it: JSON of name, instance, arguments, keyword arguments; compressed or not.
+    """Parse a job's document as rq stores it: JSON of name, instance, arguments, keyword arguments; compressed or not.
 
     Raises JobRefused.
     """
     try:
         document: object = json.loads(_decompressed(data).decode())
     except (ValueError, RecursionError):
-        # A pickle, too: its bytes are no JSON.
+        # This also refuses pickles, which are not JSON.
         raise JobRefused("its content is not JSON") from None
     match document:
         case [str(name), None, [*arguments], {**keywords}] if not keywords:
@@ -102,19 +101,19 @@ def parse(data: bytes) -> tuple[JobKind, tuple[str, ...]]:
             raise JobRefused("its content is not that of a job")
     kind = KINDS.get(name)
     if kind is None:
-        raise JobRefused("its name is not that of a job of ours")
+        raise JobRefused("its name is not that of one of our jobs")
     if not kind.accepts(arguments):
         raise JobRefused(f"its arguments are not those of {kind.name}")
     return kind, tuple(str(each) for each in arguments)
 
 
 def _decompressed(data: bytes) -> bytes:
-    """Raises JobRefused for what is too large, without unpacking it."""
-    if len(data) > _LARGEST:
+    """Decompress a document. Raises JobRefused if it is too large, without unpacking it whole."""
+    if len(data) > _MAX_BYTES:
         raise JobRefused("it is too large")
     unpacker = zlib.decompressobj()
     try:
-        plain = unpacker.decompress(data, _LARGEST)
+        plain = unpacker.decompress(data, _MAX_BYTES)
     except zlib.error:
         return data
     if unpacker.unconsumed_tail:

@@ -25,7 +25,7 @@ from tusd_py import logs
 from tusd_py.jobs import inspection as jobs
 from tusd_py.jobs import table as job_table
 from tusd_py.jobs.connection import Refusals, connect, redis_url
-from tusd_py.jobs.delayed import PutOff
+from tusd_py.jobs.delayed import DelayedJobs
 from tusd_py.jobs.legacy import LegacyJobs
 from tusd_py.jobs.queues import EXPIRY, QueueKeys, job_id
 from tusd_py.jobs.status import JobsReport
@@ -113,7 +113,7 @@ class Scheduler:
         prefix: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._put_off = PutOff(connection, prefix)
+        self._delayed = DelayedJobs(connection, prefix)
         self._keys = QueueKeys(prefix)
         self._connection = connection
         self._schedules = schedules
@@ -131,7 +131,7 @@ class Scheduler:
         )
         for schedule in self._schedules:
             self._ensure(schedule)
-        self._put_off.enqueue_due(time.time())
+        self._delayed.enqueue_due(time.time())
 
     def report(self) -> None:
         """Publish the state of queues and workers for the servers' metrics. Raises RedisError."""
@@ -149,11 +149,11 @@ class Scheduler:
         when = schedule.next(self._clock())
         identity = job_id(schedule.name, round(when))
         # A job that was queued already is no longer among the delayed ones.
-        if self._put_off.time_of(identity) is not None:
+        if self._delayed.time_of(identity) is not None:
             return
         if self._connection.exists(self._keys.job(identity)):
             return
-        self._put_off.add(
+        self._delayed.add(
             when,
             schedule.job,
             job_id=identity,
@@ -166,7 +166,7 @@ class Scheduler:
         found: dict[str, float] = {}
         for schedule in self._schedules:
             identity = job_id(schedule.name, round(schedule.next(self._clock())))
-            when = self._put_off.time_of(identity)
+            when = self._delayed.time_of(identity)
             if when is not None:
                 found[schedule.name] = when
         return found
@@ -226,7 +226,7 @@ def _schedule(
                 is_checked = True
             scheduler.poll()
             if time.monotonic() >= report_at:
-                legacy.remove_put_off()
+                legacy.remove_delayed()
                 scheduler.report()
                 report_at = time.monotonic() + _REPORT_SECONDS
         except RedisError as problem:
