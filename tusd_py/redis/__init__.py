@@ -1,8 +1,7 @@
-"""What several processes and machines have to agree on: Redis (or Valkey), and an embedded server
-where nobody gave us one.
+"""Shared state of processes and machines: a client of Redis (or Valkey), its indexes, and an embedded server.
 
-Bytes, offsets and the existence of uploads are not kept here but in the storage; with all of this
-emptied, uploads still resume. `docs/state.md` lists what is kept.
+Bytes, offsets and the existence of uploads are in the storage; with Redis emptied, uploads still resume. `docs/state.md`
+lists the keys.
 """
 
 from tusd_py.redis.client import Part, RedisClient, RedisUnavailable

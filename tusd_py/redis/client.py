@@ -1,9 +1,7 @@
-"""The connection to Redis: pooled, with a deadline for every command, and quick to fail while Redis
-is away.
+"""The Redis client: pooled connections, a deadline for every command, and immediate failure while Redis is unavailable.
 
-What fails is a `RedisUnavailable`, whatever the reason; callers decide what that means for an
-upload. That it went away and that it came back is logged here, once each. Nothing is repeated here
-once it may have been carried out.
+Every failure is a `RedisUnavailable`; callers decide what that means for an upload. The start and the end of an outage are
+logged here, once each. A command that may have been executed is never repeated.
 """
 
 from __future__ import annotations
@@ -54,27 +52,24 @@ from tusd_py.settings import redis_url
 logger = logging.getLogger(__name__)
 
 Part: TypeAlias = bytes | str | int | float
-"""A piece of a command. Text is sent as UTF-8."""
+"""A part of a command. Text is sent as UTF-8."""
 
 OLDEST = (6, 2)
-"""The oldest version that is used: Redis 6.2, whose commands Valkey has too."""
+"""Oldest supported version: Redis 6.2, whose commands Valkey has too."""
 
-_CONNECTIONS = 32
-"""Most that are used at a time; more commands would only wait inside Redis, which runs one after the other."""
-_TOGETHER = 64
-"""Most commands that are sent in one go."""
-_IDLE = 10.0
-"""Seconds without a command after which a connection is asked whether it still works, because
-firewalls forget connections without telling.
-"""
-_HEARTBEAT = 30.0
-"""Seconds between questions to a Redis that nobody else asks anything."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-"""Seconds between questions to a Redis that is away, at first and in the end."""
-_REPEAT_ERROR = 60.0
-"""Seconds before the same error of a script is logged again."""
-_PROBE_TTL = 60_000
-"""Milliseconds."""
+_MAX_CONNECTIONS = 32
+"""With more, commands would only wait inside Redis, which runs one at a time."""
+_MAX_BATCH = 64
+"""Most commands that are sent together."""
+_IDLE_SECONDS = 10.0
+"""Idle time after which a connection is checked before use, because firewalls drop connections silently."""
+_HEARTBEAT_SECONDS = 30.0
+"""Interval of probes of an available Redis."""
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.05, 1.0
+"""Pauses between probes of an unavailable Redis."""
+_REPEAT_ERROR_SECONDS = 60.0
+"""Time before the same error of a script is logged again."""
+_PROBE_TTL_MILLISECONDS = 60_000
 
 _PROBE = Script(
     "probe",
@@ -85,30 +80,30 @@ return redis.call('GET', KEYS[2])
 """,
 )
 
-# Replies that say that Redis takes no writes now. Redis 6.2 puts them into the middle of a
-# sentence when a script met them.
+# Replies that mean that Redis accepts no writes now. Redis 6.2 has them in the middle of a
+# sentence if a script met them.
 _REFUSED = re.compile(r"(?:^|-)(READONLY|OOM|MISCONF|NOREPLICAS|BUSY) ")
 _DOWN = re.compile(r"(?:^|-)(MASTERDOWN|CLUSTERDOWN|NOAUTH|WRONGPASS) ")
 
 
 class RedisUnavailable(Exception):
-    """Redis did not do what it was asked. The text is for the log; it never has the password."""
+    """A command failed, or could not be sent. The text is for the log and never has the password."""
 
 
 @dataclass(frozen=True)
-class _Trouble:
-    """What is wrong with Redis."""
+class _Failure:
+    """What is wrong with Redis, and since when."""
 
     reason: str
     away: bool
-    """Whether nothing works; otherwise it answers, but takes no writes."""
+    """Whether nothing works; otherwise Redis replies, but accepts no writes."""
     began: float
     """By the monotonic clock."""
 
 
 @dataclass(slots=True, eq=False)
 class _Command:
-    """One that is to be sent. packed: as it goes over the wire; script: what EVALSHA means; deadline: by the loop's clock."""
+    """A command to send. packed: its encoded form; script: that of an EVALSHA; deadline: by the loop's clock."""
 
     parts: Sequence[Part]
     script: Script | None
@@ -117,9 +112,9 @@ class _Command:
     answer: asyncio.Future[object]
 
     def settle(self, answer: object) -> None:
-        """Tells whoever waits what Redis answered: an exception if that is an error."""
+        """Set the reply, or the exception if it is an error."""
         if self.answer.done():
-            # They do not wait any more.
+            # The caller was cancelled.
             return
         if isinstance(answer, Exception):
             self.answer.set_exception(answer)
@@ -128,7 +123,7 @@ class _Command:
 
 
 class RedisClient:
-    """A Redis and what is known about whether it works. One for each process."""
+    """A client of one Redis that knows whether it is available. One per process."""
 
     def __init__(
         self,
@@ -139,12 +134,14 @@ class RedisClient:
         on_failure: Callable[[], None] | None = None,
         memory: Path | None = None,
     ) -> None:
-        """Does not connect yet. Raises ValueError if the URL is wrong.
+        """Create a client; `start` connects. Raises ValueError for a wrong URL.
 
-        `timeout` (seconds) is the deadline of a command with everything that it needs: waiting for
-        a connection, connecting, the answer. `on_failure` is called for every command that fails.
-        `memory` is a file that remembers between runs which Redis this was, so that one that was
-        emptied is noticed; its directory must exist.
+        Args:
+            url: see `tusd_py.settings.redis_url`.
+            prefix: of the names of all keys.
+            timeout: deadline of a command in seconds, including waiting for a connection and connecting.
+            on_failure: called for every command that fails.
+            memory: file that identifies the Redis of the last run, so that an emptied one is noticed; its directory must exist.
         """
         self.prefix = prefix
         self.keys = Keys(prefix)
@@ -152,18 +149,18 @@ class RedisClient:
         self.timeout = timeout
         self._pool = _pool(self.address, timeout)
         self.client: Redis = Redis(connection_pool=self._pool)
-        """For what `command` and `run` cannot do: subscriptions. Raises redis-py's own errors."""
+        """redis-py's client, for subscriptions and pipelines. Raises redis-py's own errors."""
         self._on_failure = on_failure
         self._memory = memory
         self._secrets = _secrets(self.address)
-        self._slots = asyncio.Semaphore(_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._waiting: list[_Command] = []
         self._sent: set[asyncio.Task[None]] = set()
-        self._trouble: _Trouble | None = None
+        self._failure: _Failure | None = None
         self._logged: bool | None = None
-        """Whether the log says that Redis is away; None if it says that it works."""
+        """Whether an outage (True) or a refusal of writes (False) was logged; None if Redis works."""
         self._verified = False
-        """Whether its version is known to do."""
+        """Whether the version and permissions were checked."""
         self._known: str | None = None
         self._stopped = False
         self._asked = asyncio.Event()
@@ -172,26 +169,26 @@ class RedisClient:
 
     @property
     def available(self) -> bool:
-        """Whether Redis took writes when it was last asked. No command is sent to find out."""
-        return self._trouble is None and not self._stopped
+        """Whether the last command or probe succeeded. Sends no command."""
+        return self._failure is None and not self._stopped
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, for the log; None if nothing is."""
-        return None if self._trouble is None else self._trouble.reason
+        """What is wrong, for the log, or None."""
+        return None if self._failure is None else self._failure.reason
 
     async def start(self) -> None:
-        """Connect. A Redis that is away is logged; it is used as soon as it is there."""
+        """Connect. An unavailable Redis is logged, and used as soon as it is available."""
         if self._memory is not None:
             self._known = await asyncio.to_thread(_read, self._memory)
         trouble = await self._probe()
         if trouble is not None:
             self._begin(trouble)
-            self._say_away(trouble)
+            self._log_outage(trouble)
         self._watcher = keep_running(self._watch, "redis")
 
     async def stop(self) -> None:
-        """Close all connections. Commands fail from now on."""
+        """Close all connections. Later commands fail."""
         self._stopped = True
         if self._watcher is not None:
             self._watcher.cancel()
@@ -202,25 +199,24 @@ class RedisClient:
             await self._pool.disconnect()
 
     async def command(self, *parts: Part) -> object:
-        """Send one command; its answer as Redis gives it (bytes, int, None, list).
+        """Send a command and return its reply (bytes, int, None or list).
 
-        Raises RedisUnavailable, no later than the deadline; at once while Redis is away. Whether a
-        command that failed was carried out is not known.
+        Raises RedisUnavailable, no later than the deadline, and at once while Redis is unavailable. A command that failed may
+        have been executed.
         """
         return await self._ask(str(parts[0]), parts, None)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part] = ()) -> object:
-        """Run a script; what it returns. Raises RedisUnavailable as `command` does."""
+        """Run a script and return its result. Raises RedisUnavailable as `command` does."""
         parts = (script.sha, len(keys), *keys, *args)
         return await self._ask(script.name, ("EVALSHA", *parts), script)
 
     async def run_each(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Part]]]
     ) -> list[object]:
-        """Run a script with each of these keys and arguments, some dozens of them, in one go.
+        """Run a script with each of these keys and arguments, sent together, and return the results.
 
-        Returns what it returned for each. Raises RedisUnavailable as `command` does, if any of them fails; others may have
-        been carried out.
+        Raises RedisUnavailable as `command` does if any of them fails; others may have been executed.
         """
         if not calls:
             return []
@@ -237,20 +233,20 @@ class RedisClient:
         return [answer.result() for answer in answers]
 
     async def check(self) -> str | None:
-        """Ask Redis now whether it works: None, or what is wrong. For health checks."""
-        if self._trouble is None:
+        """Probe Redis now, for health checks. Return None, or what is wrong."""
+        if self._failure is None:
             trouble = await self._probe()
             if trouble is not None:
                 self._begin(trouble)
         return self.trouble
 
-    # Asking
+    # Commands
 
     async def _ask(self, name: str, parts: Sequence[Part], script: Script | None) -> object:
         return await self._answered(name, self._queue(parts, script))
 
     def _queue(self, parts: Sequence[Part], script: Script | None) -> asyncio.Future[object]:
-        """Has a command sent, together with all others of the same turn of the event loop; its answer to come."""
+        """Queue a command, to be sent with all others of this iteration of the event loop. Return the future of its reply."""
         loop = asyncio.get_running_loop()
         command = _Command(
             parts, script, b"", loop.time() + self.timeout, answer=loop.create_future()
@@ -270,29 +266,29 @@ class RedisClient:
 
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for begin in range(0, len(waiting), _TOGETHER):
-            batch = waiting[begin : begin + _TOGETHER]
-            spawn(self._carry_out(batch), "redis commands", self._sent)
+        for begin in range(0, len(waiting), _MAX_BATCH):
+            batch = waiting[begin : begin + _MAX_BATCH]
+            spawn(self._execute(batch), "redis commands", self._sent)
 
     async def _answered(self, name: str, answer: asyncio.Future[object]) -> object:
-        """What Redis answers. Raises RedisUnavailable."""
+        """Wait for a reply. Raises RedisUnavailable."""
         try:
             return await answer
         except RedisUnavailable:
             self._count()
             raise
         except (RedisError, OSError) as error:
-            # OSError is the deadline, too.
+            # OSError includes TimeoutError, the deadline.
             self._count()
-            raise self._judged(name, error) from None
+            raise self._translated(name, error) from None
 
     def _fail_if_away(self) -> None:
-        trouble = self._trouble
+        trouble = self._failure
         if trouble is not None and trouble.away:
             raise RedisUnavailable(f"Redis is away: {trouble.reason}")
 
-    async def _carry_out(self, commands: Sequence[_Command]) -> None:
-        """Sends commands, and tells those who wait before the deadline of the first of them."""
+    async def _execute(self, commands: Sequence[_Command]) -> None:
+        """Send commands and settle each before the deadline of the first of them."""
         try:
             async with (
                 asyncio.timeout_at(commands[0].deadline),
@@ -300,17 +296,17 @@ class RedisClient:
             ):
                 await self._exchange(connection, commands)
         except (RedisUnavailable, RedisError, OSError) as error:
-            # What was answered stays answered.
+            # Commands that have a reply keep it.
             for command in commands:
                 command.settle(error)
         finally:
-            # Nobody waits for ever, whatever it was.
+            # Whatever happened, no caller waits forever.
             for command in commands:
                 command.answer.cancel()
 
     @staticmethod
     async def _exchange(connection: AbstractConnection, commands: Sequence[_Command]) -> None:
-        """Sends commands and settles each. Raises an answer after which the connection is of no use any more."""
+        """Send commands and settle each. Raises a reply after which the connection must not be used again."""
         await connection.send_packed_command([command.packed for command in commands])
         unknown: list[_Command] = []
         errors: list[ResponseError] = []
@@ -323,7 +319,7 @@ class RedisClient:
                 errors.append(answer)
             command.settle(answer)
         for command in unknown:
-            # Not carried out, so it may be sent again; EVAL makes Redis remember the script.
+            # Not executed, so it may be sent again; EVAL makes Redis cache the script.
             source = cast(Script, command.script).source
             await connection.send_command("EVAL", source, *command.parts[2:])
             answer = await _response_or_error(connection)
@@ -336,21 +332,21 @@ class RedisClient:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AbstractConnection]:
-        """One that nobody else uses meanwhile, when it is our turn."""
+        """Take a connection for exclusive use."""
         async with self._slots:
-            # It may have gone while this waited for its turn.
+            # Redis may have become unavailable while this waited.
             self._fail_if_away()
             connection = await self._pool.take()
             try:
                 yield connection
             except ResponseError as error:
                 if _is_away(error) is not None:
-                    # What takes no writes may take none ever, and another server have its name.
+                    # This may be a former primary, and the name resolve to another server now.
                     await connection.disconnect(nowait=True)
                 raise
             finally:
                 if self._stopped:
-                    # It may have been made after all others were closed.
+                    # It may have been opened after the others were closed.
                     await connection.disconnect(nowait=True)
                 await self._pool.release(connection)
 
@@ -358,14 +354,14 @@ class RedisClient:
         if self._on_failure is not None:
             self._on_failure()
 
-    def _judged(self, name: str, error: Exception) -> RedisUnavailable:
-        """What to tell the caller about a failure; what follows from it has been begun."""
+    def _translated(self, name: str, error: Exception) -> RedisUnavailable:
+        """Record an error and translate it into RedisUnavailable."""
         reason = self._reason(error)
         away = _is_away(error)
         if away is None:
             self._report_error(name, reason)
         else:
-            self._begin(_Trouble(reason, away, time.monotonic()))
+            self._begin(_Failure(reason, away, time.monotonic()))
         return RedisUnavailable(f"{name}: {reason}")
 
     def _reason(self, error: Exception) -> str:
@@ -381,57 +377,57 @@ class RedisClient:
         return text
 
     def _report_error(self, name: str, reason: str) -> None:
-        """An error that says nothing about Redis as a whole, such as a mistake in a script."""
+        """Log an error of one command, such as a mistake in a script."""
         key, now = (name, reason[:80]), time.monotonic()
         if reason.startswith("NOPERM"):
-            # A script is refused for a command in it, which the log has by now.
+            # A script is refused for a command in it, which was logged before.
             if not permissions.is_reported(str(self.address)):
                 permissions.report(str(self.address), name, reason.removeprefix("NOPERM "))
             return
-        if now - self._reported.get(key, -_REPEAT_ERROR) >= _REPEAT_ERROR:
+        if now - self._reported.get(key, -_REPEAT_ERROR_SECONDS) >= _REPEAT_ERROR_SECONDS:
             if len(self._reported) > 100:
                 self._reported.clear()
             self._reported[key] = now
             logs.event(logger, logging.ERROR, "redis error", command=name, reason=reason)
 
-    # Knowing whether it works
+    # Availability
 
-    def _begin(self, trouble: _Trouble) -> None:
-        """Note that something is wrong, and have it looked at now."""
+    def _begin(self, trouble: _Failure) -> None:
+        """Record a failure and start probing."""
         self._verified = False
-        current = self._trouble
+        current = self._failure
         if current is not None and (current.away or not trouble.away):
             return
-        self._trouble = trouble
+        self._failure = trouble
         self._asked.set()
 
     async def _watch(self) -> None:
-        """Ask from time to time whether Redis works, and often while it does not."""
-        pause = _FIRST_PAUSE
+        """Probe Redis periodically, and often while it is unavailable."""
+        pause = _FIRST_PAUSE_SECONDS
         # Python 3.11 loses a cancellation now and then (asyncio.wait_for, which redis-py uses).
         while not self._stopped:
-            trouble = self._trouble
+            trouble = self._failure
             if trouble is None:
-                pause = _FIRST_PAUSE
-                await self._wait(_HEARTBEAT)
+                pause = _FIRST_PAUSE_SECONDS
+                await self._wait(_HEARTBEAT_SECONDS)
             elif self._logged is not None:
                 self._asked.clear()
-                # Several servers shall not ask in step.
+                # Jitter keeps several servers from probing in step.
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            if self._trouble is not None:
-                # They may lead to a server that is none any more.
+                pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+            if self._failure is not None:
+                # They may lead to a server that is gone.
                 await self._pool.drop_idle()
             try:
                 found = await self._probe()
             except Exception as error:  # noqa: BLE001
-                # The edge of a job, without which Redis would be away for ever.
+                # The watcher must go on, or Redis would stay unavailable forever.
                 logs.event(logger, logging.ERROR, "redis probe failed", exc_info=error)
-                found = _Trouble(repr(error), True, time.monotonic())
-            self._settle(found)
+                found = _Failure(repr(error), True, time.monotonic())
+            self._record_probe(found)
 
     async def _wait(self, seconds: float) -> None:
-        """Until something is wrong, at most so long."""
+        """Wait for a failure, at most so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._asked.wait()
@@ -439,59 +435,61 @@ class RedisClient:
             pass
         self._asked.clear()
 
-    def _settle(self, found: _Trouble | None) -> None:
-        """Take note of what asking has shown."""
-        before = self._trouble
+    def _record_probe(self, found: _Failure | None) -> None:
+        """Record the result of a probe."""
+        before = self._failure
         if found is None:
-            self._trouble = None
+            self._failure = None
             if before is not None:
-                self._say_back(before)
+                self._log_recovery(before)
             return
-        # Since when it is so stays; what is wrong may have changed.
+        # The start of the outage stays; its reason may have changed.
         began = found.began if before is None else before.began
-        self._trouble = _Trouble(found.reason, found.away, began)
-        self._say_away(self._trouble)
+        self._failure = _Failure(found.reason, found.away, began)
+        self._log_outage(self._failure)
 
-    def _say_away(self, trouble: _Trouble) -> None:
+    def _log_outage(self, trouble: _Failure) -> None:
         if self._logged is trouble.away:
             return
         self._logged = trouble.away
         what = "redis away" if trouble.away else "redis takes no writes"
         logs.event(logger, logging.WARNING, what, server=str(self.address), reason=trouble.reason)
 
-    def _say_back(self, trouble: _Trouble) -> None:
+    def _log_recovery(self, trouble: _Failure) -> None:
         seconds = round(time.monotonic() - trouble.began, 3)
         if self._logged is not None:
             logs.event(
                 logger, logging.WARNING, "redis back", server=str(self.address), after=seconds
             )
         else:
-            # A connection that broke, an answer that came late: it works when asked again.
+            # A broken connection or a late reply: Redis works when it is probed.
             logs.event(logger, logging.WARNING, "redis failed once", reason=trouble.reason)
         self._logged = None
 
-    async def _probe(self) -> _Trouble | None:
-        """Ask for a write, on a path of its own that is never closed. What is wrong, or None."""
+    async def _probe(self) -> _Failure | None:
+        """Try a write, even while other commands fail at once. Return what is wrong, or None."""
         try:
             async with asyncio.timeout(self.timeout):
                 return await self._probe_unbounded()
         except (RedisError, OSError) as error:
-            return _Trouble(self._reason(error), _is_away(error) is not False, time.monotonic())
+            return _Failure(self._reason(error), _is_away(error) is not False, time.monotonic())
 
-    async def _probe_unbounded(self) -> _Trouble | None:
+    async def _probe_unbounded(self) -> _Failure | None:
         connection = await self._pool.take()
         try:
             if not self._verified:
                 await connection.send_command("INFO", "server")
-                # A user whom nobody lets read it has a Redis that is new enough for users.
+                # A user without the permission for INFO has a Redis that is new enough for ACLs.
                 with suppress(NoPermissionError):
                     problem = _too_old(await connection.read_response())
                     if problem is not None:
-                        return _Trouble(problem, True, time.monotonic())
+                        return _Failure(problem, True, time.monotonic())
                 await self._check_permissions(connection)
             mark = secrets.token_hex(8)
             keys = (self.keys.probe(), self.keys.since())
-            await connection.send_command("EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL)
+            await connection.send_command(
+                "EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL_MILLISECONDS
+            )
             try:
                 found = await connection.read_response()
             except NoPermissionError as error:
@@ -507,7 +505,7 @@ class RedisClient:
         return None
 
     async def _check_permissions(self, connection: AbstractConnection) -> None:
-        """Log, once each, the commands that are needed and that this user may not run."""
+        """Log each required command that this user may not run, once."""
         asked = permissions.questions(self.keys)
         sent = [("MULTI",), *asked, ("DISCARD",)]
         await connection.send_packed_command([_packed(question) for question in sent])
@@ -516,7 +514,7 @@ class RedisClient:
             permissions.report(str(self.address), command, reason)
 
     async def _recognise(self, found: str) -> None:
-        """Notice that this Redis is not the one that it was, or has lost what it knew."""
+        """Log if this is not the Redis of before, or if it has lost its data."""
         if found == self._known:
             return
         if self._known is not None:
@@ -534,14 +532,14 @@ class RedisClient:
 
 
 def _packed(parts: Sequence[Part]) -> bytes:
-    """A command as it is sent; ten times as fast as redis-py does it."""
-    # Any number of parts, whatever its types say.
+    """Encode a command, ten times as fast as redis-py does."""
+    # Its types allow one part only, but it takes any number.
     packed: bytes = hiredis.pack_command(tuple(parts))  # type: ignore[arg-type]
     return packed
 
 
 async def _response_or_error(connection: AbstractConnection) -> object:
-    """An answer, also one that is an error: others follow it."""
+    """Read a reply, and return rather than raise an error: other replies follow."""
     try:
         return await connection.read_response()
     except ResponseError as error:
@@ -549,17 +547,17 @@ async def _response_or_error(connection: AbstractConnection) -> object:
 
 
 class _Droppable(ConnectionPool):
-    """Connections that can be dropped while others are taken and given back."""
+    """A pool whose idle connections can be dropped while others are in use."""
 
     async def take(self) -> AbstractConnection:
-        """A connection that works, as far as is known; to be given back by `release`."""
+        """Take a connection that is believed to work; return it with `release`."""
         connection: AbstractConnection = await ConnectionPool.get_connection(self)
         return connection
 
     async def drop_idle(self) -> None:
-        """Close the connections that nobody uses now."""
+        """Close the idle connections."""
         idle = self._available_connections[:]
-        # Out of the pool first: nobody shall take one that is being closed.
+        # Removed first, so that none is taken while it is being closed.
         self._available_connections.clear()
         for connection in idle:
             with suppress(RedisError, OSError):
@@ -567,15 +565,15 @@ class _Droppable(ConnectionPool):
 
 
 class _Pool(_Droppable):
-    """To one server."""
+    """Connections to one server."""
 
 
 class _SentinelPool(_Droppable, SentinelConnectionPool):
-    """To the primary that Sentinels name, asked with every new connection."""
+    """Connections to the primary that Sentinels name, which are asked for every new connection."""
 
 
 class _Common(TypedDict):
-    """Options of redis-py for connections of every kind."""
+    """redis-py's options for all kinds of connections."""
 
     db: int
     username: str | None
@@ -590,12 +588,12 @@ class _Common(TypedDict):
 
 
 def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
-    """Connections as we want them; redis-py's own defaults wait and repeat far longer."""
+    """Create the pool. redis-py's defaults would wait and retry far longer."""
     common = _Common(
         db=address.db,
         username=address.username,
         password=address.password,
-        # The bytes as they are: metadata are not always UTF-8.
+        # Replies stay bytes: metadata are not always UTF-8.
         decode_responses=False,
         # One round trip less for each connection; nothing of the newer protocol is needed.
         protocol=2,
@@ -604,9 +602,9 @@ def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
         # each, a third of all, and lose cancellations (asyncio.wait_for before Python 3.12).
         socket_timeout=None,
         socket_connect_timeout=timeout,
-        health_check_interval=_IDLE,
-        # Once, at once: for the question whether an idle connection still works, which is answered
-        # by a new connection. Commands do not go this way and are never repeated.
+        health_check_interval=_IDLE_SECONDS,
+        # One immediate retry, for the check of an idle connection, which then connects anew. Commands
+        # do not use it and are never repeated.
         retry=Retry(NoBackoff(), 1),
     )
     if address.sentinels:
@@ -633,7 +631,7 @@ def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
 
 
 def _sentinel_pool(address: redis_url.Address, timeout: float, common: _Common) -> _SentinelPool:
-    # All of them have to fit into the deadline of a command: those that are asked first may be gone.
+    # All attempts must fit into the deadline of a command: the first Sentinels may be gone.
     each = timeout / (len(address.sentinels) + 1)
     tls = address.tls_options()
     sentinel = Sentinel(
@@ -653,14 +651,14 @@ def _sentinel_pool(address: redis_url.Address, timeout: float, common: _Common) 
 
 
 def _is_away(error: Exception) -> bool | None:
-    """True if nothing works, False if only writes do not, None if it is about one command."""
+    """Classify an error: True if nothing works, False if only writes fail, None if it concerns one command."""
     if isinstance(error, ReadOnlyError | OutOfMemoryError):
         return False
     if isinstance(error, DataError):
-        # It was not even sent.
+        # The command was not even sent.
         return None
     if isinstance(error, ClusterDownError) or not isinstance(error, ResponseError):
-        # ClusterDownError stands for a primary that is down, too.
+        # ClusterDownError also means that the primary is down.
         return True
     text = str(error)
     if _REFUSED.search(text):
@@ -669,7 +667,7 @@ def _is_away(error: Exception) -> bool | None:
 
 
 def _too_old(info: object) -> str | None:
-    """What is wrong with the version that INFO tells; None if nothing is, or if it tells none."""
+    """Return what is wrong with the version in INFO, or None; also None if there is none."""
     found = re.search(
         rb"^redis_version:(\d+)\.(\d+)(\S*)", info if isinstance(info, bytes) else b"", re.MULTILINE
     )

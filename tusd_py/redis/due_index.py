@@ -1,8 +1,7 @@
-"""Which upload is due when: a sorted set in Redis, so that the sweep every ten minutes costs what is due and not what is known.
+"""The index of uploads by the time at which they are due: a sorted set in Redis, so that a sweep costs only what is due.
 
-It is a hint and never the truth: whatever it says about an upload is asked of the storage again before anything happens. It
-may lack uploads (Redis was emptied, a server was killed within a second of a creation) and have some that are gone; the sweep
-of the whole storage mends both. Not for: deciding what has expired.
+It is a hint: a sweep reads each upload from the storage before it acts. The index may lack uploads (Redis was emptied, a server
+was killed within a second of a creation) and have removed ones; the sweep of the whole storage corrects both.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 logger = logging.getLogger(__name__)
 
 SweepKind = Literal["due", "all"]
-"""due: what the registry knows to be due. all: the whole storage."""
+"""due: uploads that are due according to the index. all: the whole storage."""
 
 _BATCH = 1000
-"""Uploads in one script; Lua takes no more than some thousands of arguments at once."""
-_FLUSH = 1.0
-"""Seconds for which changes are collected before Redis is told."""
-_REPEAT = 60.0
-"""Seconds in which an upload that grows is told once."""
-_MOST_OWED = 200_000
-"""Changes that are kept while Redis is away. Beyond them the registry is told to be incomplete, and is built again."""
+"""Uploads in one script call; Lua accepts only some thousands of arguments."""
+_FLUSH_SECONDS = 1.0
+"""Interval at which changes are sent."""
+_REPEAT_SECONDS = 60.0
+"""Interval in which a growing upload is sent once."""
+_MAX_PENDING = 200_000
+"""Changes kept while Redis is unavailable. With more, the index is marked as incomplete and rebuilt."""
 
 _UPDATE = Script(
     "registry update",
@@ -67,7 +66,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """What a sweep did. began, ended: seconds since the epoch; the rest are counts."""
+    """Result of a sweep. began, ended: seconds since the epoch; the others are counts of uploads."""
 
     kind: SweepKind
     began: float
@@ -81,7 +80,7 @@ class SweepRecord:
 
 @dataclass(frozen=True, slots=True)
 class RegistryCounts:
-    """How many uploads are known, and how many of them are due."""
+    """Number of indexed uploads, and of those that are due. is_whole: whether the index is complete."""
 
     known: int
     due: int
@@ -89,14 +88,14 @@ class RegistryCounts:
 
 
 class DueIndex:
-    """The registry in one Redis. Every method raises RedisUnavailable when Redis cannot be asked."""
+    """The index in Redis. Every method raises RedisUnavailable."""
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
         self._keys = redis.keys
 
     async def update(self, due: Mapping[str, float], gone: Collection[str] = ()) -> None:
-        """Uploads are due at these times (seconds since the epoch), others are not to be looked at any more."""
+        """Set when uploads are due (seconds since the epoch), and remove others."""
         items, ids = list(due.items()), list(gone)
         while items or ids:
             some, items = items[:_BATCH], items[_BATCH:]
@@ -107,67 +106,67 @@ class DueIndex:
             await self._redis.run(_UPDATE, [self._keys.registry()], [*args, *others])
 
     async def due(self, now: float, limit: int) -> list[str]:
-        """At most so many ids of uploads that are due, those first that have been so for the longest time."""
+        """Return at most `limit` ids of uploads that are due, the longest due first."""
         answer = await self._redis.command(
             "ZRANGEBYSCORE", self._keys.registry(), "-inf", now, "LIMIT", 0, limit
         )
         return [member.decode() for member in cast("list[bytes]", answer)]
 
     async def counts(self, now: float) -> RegistryCounts:
-        """How much it knows."""
+        """Count the uploads in the index."""
         key = self._keys.registry()
         known = await self._redis.command("ZCARD", key)
         due = await self._redis.command("ZCOUNT", key, "-inf", now)
         return RegistryCounts(cast(int, known), cast(int, due), await self.is_whole())
 
     async def is_whole(self) -> bool:
-        """Whether the whole storage was walked through since Redis was last empty."""
+        """Return whether the index is complete: the whole storage was swept since Redis was last empty."""
         return await self._redis.command("GET", self._keys.registry_whole()) is not None
 
     async def mark_whole(self, *, whole: bool) -> None:
-        """It knows every upload now, or may lack some."""
+        """Mark the index as complete or incomplete."""
         key = self._keys.registry_whole()
         await (self._redis.command("SET", key, "1") if whole else self._redis.command("DEL", key))
 
-    # The sweeps
+    # Sweeps
 
     async def lock_sweep(self, token: str, *, lease: float) -> bool:
-        """Whether no other sweep is running; then this one is, for `lease` seconds unless renewed."""
+        """Try to acquire the lease of the running sweep, for `lease` seconds unless renewed."""
         key = self._keys.sweep_lock()
         answer = await self._redis.command("SET", key, token, "NX", "PX", round(lease * 1000))
         return answer is not None
 
     async def renew_sweep(self, token: str, *, lease: float) -> bool:
-        """Whether this sweep is still the one that is running."""
+        """Renew the lease; return False if it was lost."""
         key = self._keys.sweep_lock()
         return bool(await self._redis.run(_RENEW, [key], [token, round(lease * 1000)]))
 
     async def unlock_sweep(self, token: str) -> None:
-        """This sweep has ended."""
+        """Release the lease, if it is still held."""
         await self._redis.run(_RELEASE, [self._keys.sweep_lock()], [token])
 
     async def record_sweep(self, record: SweepRecord) -> None:
-        """Remembers the last sweep of its kind."""
+        """Store the result of the last sweep of its kind."""
         await self._redis.command(
             "HSET", self._keys.sweeps(), record.kind, json.dumps(asdict(record))
         )
 
     async def sweeps(self) -> list[SweepRecord]:
-        """The last sweep of each kind, the latest first."""
+        """Return the results of the last sweep of each kind, the latest first."""
         answer = await self._redis.command("HVALS", self._keys.sweeps())
         records = [SweepRecord(**json.loads(value)) for value in cast("list[bytes]", answer)]
         return sorted(records, key=lambda record: -record.ended)
 
 
 class DueIndexWriter:
-    """Tells the registry what one process's uploads do; see `DueMarks`.
+    """Sends the changes of one process's uploads to the index; see `DueMarks`.
 
-    Nothing waits for it: changes are collected and go to Redis in one command a second, however many uploads there are.
+    No request waits for it: changes are collected and sent once per second, however many uploads there are.
     """
 
     def __init__(self, registry: DueIndex) -> None:
         self._registry = registry
-        self._owed: dict[str, float | None] = {}
+        self._pending: dict[str, float | None] = {}
         self._recent: dict[str, float] = {}
         self._is_complete = True
 
@@ -179,36 +178,36 @@ class DueIndexWriter:
             return
         else:
             self._recent[upload_id] = due
-        if len(self._owed) >= _MOST_OWED:
-            self._owed.clear()
+        if len(self._pending) >= _MAX_PENDING:
+            self._pending.clear()
             self._is_complete = False
-        self._owed[upload_id] = due
+        self._pending[upload_id] = due
 
     async def run(self) -> None:
-        """Goes on until it is cancelled."""
+        """Send changes until cancelled."""
         loop = asyncio.get_running_loop()
-        forget_at = loop.time() + _REPEAT
+        forget_at = loop.time() + _REPEAT_SECONDS
         while True:
-            await asyncio.sleep(_FLUSH)
+            await asyncio.sleep(_FLUSH_SECONDS)
             await self.flush()
             if loop.time() >= forget_at:
                 self._recent.clear()
-                forget_at = loop.time() + _REPEAT
+                forget_at = loop.time() + _REPEAT_SECONDS
 
     async def flush(self) -> None:
-        """Tells Redis what it was not told yet; if it is away, later."""
-        owed, self._owed = self._owed, {}
-        due = {upload_id: when for upload_id, when in owed.items() if when is not None}
-        gone = [upload_id for upload_id, when in owed.items() if when is None]
+        """Send the pending changes; keep them if Redis is unavailable."""
+        pending, self._pending = self._pending, {}
+        due = {upload_id: when for upload_id, when in pending.items() if when is not None}
+        gone = [upload_id for upload_id, when in pending.items() if when is None]
         try:
             if not self._is_complete:
                 await self._registry.mark_whole(whole=False)
                 self._is_complete = True
             await self._registry.update(due, gone)
         except RedisUnavailable as problem:
-            logger.debug("the registry was not told of %d uploads: %s", len(owed), problem)
-            self._owed = owed | self._owed
+            logger.debug("the index of due uploads lacks %d changes: %s", len(pending), problem)
+            self._pending = pending | self._pending
         except Exception:
-            # Not owed for ever: should one of these be what fails, no others would ever be told.
+            # Dropped, as one invalid change would otherwise block all others forever.
             self._is_complete = False
             raise

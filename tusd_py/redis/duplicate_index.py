@@ -1,11 +1,11 @@
-"""Which upload has which fingerprint: the index by which duplicates are found.
+"""The index of uploads by fingerprint, which finds duplicates.
 
-A fingerprint is a key; its value is the list of the uploads that have it, oldest first: one as a rule, several where their
-clients insisted, or where Redis was away when they were created. Each change is one script, so that of any number of servers
-that ask at the same instant one gets the fingerprint. Not for: what makes a fingerprint, and what is said to whom.
+Each fingerprint is a key whose value is the list of uploads that have it, oldest first: usually one, several if clients forced
+an upload or Redis was unavailable at its creation. Each change is one script, so that of simultaneous requests to any number of
+servers exactly one reserves the fingerprint. `tusd_hooks` computes fingerprints and answers clients.
 
-The value is JSON that people can read: upload, owner, final, state, token, created, completed, expires (milliseconds since
-the epoch, by the clock of Redis). It ends with the record that lasts longest.
+The value is JSON: upload, owner, final, state, token, created, completed, expires (milliseconds since the epoch, by Redis's
+clock). The key expires with the record that expires last.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Literal, TypedDict, cast
 from tusd_py.redis import RedisClient, Script
 
 CAPACITY = 8
-"""Uploads that are remembered for one fingerprint. Nobody can make a list grow without bounds by insisting."""
+"""Most uploads remembered for one fingerprint, so that forced uploads cannot grow a list without bounds."""
 
 _PAGE = 500
 
 RecordState = Literal["pending", "complete", "ending"]
-"""pending: being uploaded. complete: finished. ending: being removed, at least so its client wanted."""
+"""pending: being uploaded. complete: finished. ending: its removal was requested."""
 
 
 class _Document(TypedDict):
@@ -40,7 +40,7 @@ class _Document(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An upload that asks for a fingerprint. token: unique to this attempt to create it; ids may be used again."""
+    """An upload that requests a fingerprint. token: unique to this attempt to create it, as ids may be reused."""
 
     upload: str
     owner: str
@@ -50,7 +50,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An upload that has a fingerprint. Times in seconds since the epoch; completed is None before."""
+    """An upload that has a fingerprint. Times are in seconds since the epoch; completed is None until it is."""
 
     claim: Claim
     state: RecordState
@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has a fingerprint that was asked for. age: seconds since it was reserved."""
+    """The current holder of a requested fingerprint. age: seconds since it was reserved."""
 
     record: Record
     age: float
@@ -213,7 +213,7 @@ return removed
 
 
 class DuplicateIndex:
-    """The index in one Redis. Every method raises RedisUnavailable when Redis cannot be asked."""
+    """The index in Redis. Every method raises RedisUnavailable."""
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
@@ -229,11 +229,15 @@ class DuplicateIndex:
         gone: Collection[str] = (),
         passed: Collection[str] = (),
     ) -> Holder | None:
-        """Gives the fingerprint to `claim`, for `lasts` seconds as long as it is pending; or tells who has it.
+        """Reserve a fingerprint, or return its holder, the newest of several.
 
-        The newest of several holders is told. force: whoever has it keeps it too. gone, passed: tokens of records that turned
-        out to be of no upload any more, and that shall not be in the way; a record that was completed or taken over since is
-        neither.
+        Args:
+            fingerprint: in hexadecimal.
+            claim: the upload to reserve it for.
+            lasts: seconds until a pending reservation expires.
+            force: reserve it beside any other holder.
+            gone: tokens of records whose uploads no longer exist; those that were completed since are kept.
+            passed: tokens of records to ignore.
         """
         answer = await self._run(
             _RESERVE,
@@ -250,30 +254,30 @@ class DuplicateIndex:
         return Holder(_record(cast(_Document, _loads(encoded))), int(age) / 1000)
 
     async def complete(self, fingerprint: str, claim: Claim, *, lasts: float) -> None:
-        """Its upload is finished: remembers that for `lasts` seconds from the first time that it is told."""
+        """Mark an upload as complete, and remember it for `lasts` seconds from the first such call."""
         await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts))
 
     async def end(self, fingerprint: str, upload_id: str) -> None:
-        """The upload is about to be removed: from now on whoever wants to know has to look whether it is still there."""
+        """Mark an upload as ending, so that later checks look whether it still exists."""
         await self._run(_END, fingerprint, upload_id)
 
     async def release(self, fingerprint: str, upload_id: str, *, token: str = "") -> bool:
-        """Forgets one upload, or one attempt to create it, and no other. False if it was not known."""
+        """Remove one upload, or one attempt to create it. Return False if it is not in the index."""
         return bool(await self._run(_RELEASE, fingerprint, upload_id, token))
 
     async def release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
-        """`release` for some dozens of uploads in one go, each with its fingerprint before its id."""
+        """Release several uploads together. uploads: pairs of fingerprint and upload id."""
         calls = [([self._key(fingerprint)], (each, "")) for fingerprint, each in uploads]
         await self._redis.run_each(_RELEASE, calls)
 
     # For operators
 
     async def records(self, fingerprint: str) -> list[Record]:
-        """The uploads that have a fingerprint, oldest first."""
+        """Return the uploads that have a fingerprint, oldest first."""
         return _records(await self._redis.command("GET", self._key(fingerprint)))
 
     async def scan(self) -> AsyncIterator[tuple[str, list[Record]]]:
-        """Every fingerprint and who has it, a page at a time, in no order. What changes meanwhile may come twice."""
+        """Yield every fingerprint and its uploads, in no order. Entries that change meanwhile may come twice."""
         pattern = self._redis.keys.all_duplicates()
         cursor = b"0"
         while True:
@@ -291,7 +295,7 @@ class DuplicateIndex:
 
 
 def _arguments(claim: Claim, lasts: float) -> tuple[bytes | str | int, ...]:
-    # A string may hold half a surrogate pair, which has no bytes otherwise.
+    # A string may have a lone surrogate, which UTF-8 cannot encode otherwise.
     owner = claim.owner.encode("utf-8", "surrogatepass")
     final = int(claim.is_final)
     return claim.upload, owner, final, claim.token, CAPACITY, int(lasts * 1000)
@@ -306,7 +310,7 @@ def _records(value: object) -> list[Record]:
     if not isinstance(value, bytes):
         return []
     found = [_record(document) for document in cast("list[_Document]", _loads(value))]
-    # One that has ended is only left out of the list when that is next changed.
+    # Expired records stay in the list until its next change.
     return [record for record in found if record.expires > time.time()]
 
 

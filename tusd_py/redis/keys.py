@@ -1,7 +1,7 @@
-"""The name of every key that is kept in Redis; `docs/state.md` tells what is in them.
+"""The name of every key in Redis; `docs/state.md` describes their values.
 
-The part in braces decides where a Redis Cluster puts a key, so keys that one script touches have
-the same. What is an upload's has the upload's id there, what is a fingerprint's the fingerprint.
+The part in braces is the hash tag, which decides where a Redis Cluster puts a key, so keys that one script uses share it: the
+upload's id for keys of an upload, the fingerprint for those of a fingerprint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ DEFAULT_PREFIX = "tusd:"
 
 
 class Keys:
-    """Names under one prefix."""
+    """Key names under one prefix."""
 
     __slots__ = ("prefix",)
 
@@ -20,65 +20,63 @@ class Keys:
         self.prefix = prefix
 
     def probe(self) -> str:
-        """Written to find out whether Redis takes writes; goes by itself."""
+        """Written to test whether Redis accepts writes; expires."""
         return f"{self.prefix}{{server}}:probe"
 
     def since(self) -> str:
-        """A mark that is gone when Redis was emptied."""
+        """A random mark, by whose loss an emptied Redis is noticed."""
         return f"{self.prefix}{{server}}:since"
 
     def lock(self, upload_id: str) -> str:
-        """Who may write to an upload, or who could last; goes when the lease runs out."""
+        """The holder of an upload's lock, or its last one; expires with the lease."""
         return f"{self.prefix}lock:{{{upload_id}}}"
 
     def lock_queue(self, upload_id: str) -> str:
-        """Who waits for the lock on an upload; goes soon after the last of them is gone."""
+        """The waiters for an upload's lock; expires soon after the last of them."""
         return f"{self.prefix}lock-queue:{{{upload_id}}}"
 
     def lock_channel(self, process: str) -> str:
-        """A channel, not a key: where a process is asked for the locks that it holds, and is told
-        that it may have the one for which it waits.
-        """
+        """A channel, not a key, on which a process is asked to release locks and is offered those that it waits for."""
         return f"{self.prefix}lock-channel:{process}"
 
     def duplicate(self, fingerprint: str) -> str:
-        """Which upload has a fingerprint (hexadecimal)."""
+        """The uploads that have a fingerprint (hexadecimal)."""
         return f"{self.prefix}duplicate:{{{fingerprint}}}"
 
     def registry(self) -> str:
-        """Uploads by the time at which they are due."""
+        """Uploads by the time at which they are due for a sweep."""
         return f"{self.prefix}{{registry}}:due"
 
     def registry_whole(self) -> str:
-        """A mark that the registry knows every upload of the storage; gone when Redis was emptied."""
+        """A mark that the index has every upload of the storage; lost when Redis is emptied."""
         return f"{self.prefix}{{registry}}:whole"
 
     def sweeps(self) -> str:
-        """What the last sweep of each kind did."""
+        """Results of the last sweep of each kind."""
         return f"{self.prefix}{{registry}}:sweeps"
 
     def scheduler(self) -> str:
-        """When a scheduler last looked; gone soon after the last of them is."""
+        """When a scheduler was last active; expires."""
         return f"{self.prefix}{{registry}}:scheduler"
 
     def jobs(self) -> str:
-        """What a scheduler last reported of queues and workers; gone a minute after the last of them is."""
+        """The last report of a scheduler on queues and workers; expires after a minute."""
         return f"{self.prefix}{{registry}}:jobs"
 
     def sweep_lock(self) -> str:
-        """Which sweep is running; goes when its process dies."""
+        """The lease of the running sweep; expires if its process dies."""
         return f"{self.prefix}{{registry}}:lock"
 
     def delivery_lease(self, upload_id: str) -> str:
-        """Which worker tells the events of an upload; goes when the worker dies."""
+        """The lease of the worker that delivers an upload's events; expires if it dies."""
         return f"{self.prefix}turn:{{{upload_id}}}"
 
     def deliveries(self) -> str:
-        """How many events were delivered, how many attempts failed, how many events were given up."""
+        """Counts of events delivered, attempts failed and events given up."""
         return f"{self.prefix}{{deliveries}}:counts"
 
     def revoked(self) -> str:
-        """Which uploads and owners were revoked, and when (milliseconds since the epoch, to the microsecond)."""
+        """Revoked uploads and owners, and when (milliseconds since the epoch, to the microsecond)."""
         return f"{self.prefix}{{revoked}}:all"
 
     def revoked_version(self) -> str:
@@ -86,23 +84,23 @@ class Keys:
         return f"{self.prefix}{{revoked}}:version"
 
     def revoked_log(self) -> str:
-        """What was revoked last, by the number of the change."""
+        """The last revocations, by the number of the change."""
         return f"{self.prefix}{{revoked}}:log"
 
     def refreshes(self, upload_id: str) -> str:
-        """How often an upload's token was renewed in the last minute; goes after it."""
+        """Number of renewals of an upload's token in the last minute; expires after it."""
         return f"{self.prefix}refreshes:{{{upload_id}}}"
 
     def open_uploads(self, owner: str) -> str:
-        """The uploads of an owner that were unfinished when they were last looked at (milliseconds since the epoch)."""
+        """Unfinished uploads of an owner, by the time of the last check (milliseconds since the epoch)."""
         digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self.prefix}open:{{{digest}}}"
 
     def all_duplicates(self) -> str:
-        """A pattern for SCAN."""
+        """The SCAN pattern of all fingerprints."""
         return f"{_escaped(self.prefix)}duplicate:*"
 
 
 def _escaped(text: str) -> str:
-    """`text` for a pattern that matches nothing else."""
+    """Escape a text for a glob pattern."""
     return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)

@@ -1,7 +1,7 @@
-"""What the Redis user of an instance must be allowed, and how to find out whether it is.
+"""The commands that the Redis user of an instance must be allowed to run, and how to check that.
 
-Redis checks a user's rights when a command is queued in a transaction. So each command is queued once on keys of the instance
-and the transaction is discarded: nothing is carried out. Not for: sending the questions, which each kind of client does itself.
+Redis checks permissions when a command is queued in a transaction. So each command is queued once on keys of the instance, and
+the transaction is discarded: nothing is executed. Each kind of client sends these probes itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tusd_py.redis.keys import Keys
 
 logger = logging.getLogger(__name__)
 
-# Every command that is sent or that a script runs, as it would be used; a key, then arguments. docs/state.md lists the same.
+# Every command that a client or a script runs, with its arguments after the key. docs/state.md lists the same commands.
 _ON_KEYS = {
     "GET": (),
     "MGET": (),
@@ -56,9 +56,9 @@ _ON_KEYS = {
 
 
 def questions(keys: Keys) -> list[tuple[str, ...]]:
-    """The commands that are to be queued between MULTI and DISCARD."""
+    """Return the commands to queue between MULTI and DISCARD."""
     key, channel = keys.probe(), keys.lock_channel("probe")
-    # A key of each kind: rights may end within the prefix.
+    # Keys of both kinds: permissions may differ within the prefix.
     job = f"{keys.prefix}rq:probe"
     asked = [(name, key, *arguments) for name, arguments in _ON_KEYS.items()]
     asked += [(name, job, *_ON_KEYS[name]) for name in ("HGETALL", "HSET", "DEL")]
@@ -78,12 +78,12 @@ def questions(keys: Keys) -> list[tuple[str, ...]]:
 
 
 def commands(keys: Keys) -> set[str]:
-    """The names of all commands that are needed, those of the transaction itself among them."""
+    """Return the names of all required commands, including those of the transaction."""
     return {"MULTI", "EXEC", "DISCARD", *map(_name, questions(keys))}
 
 
 def refused(asked: Sequence[Sequence[str]], answers: Sequence[object]) -> list[tuple[str, str]]:
-    """The commands that are refused, with what Redis says; answers: to those, errors among them."""
+    """Return the refused commands and the error of each. answers: replies to the commands, errors included."""
     found = []
     for question, answer in zip(asked, answers, strict=True):
         text = str(answer)
@@ -98,11 +98,11 @@ def _name(question: Sequence[str]) -> str:
 
 
 _reported: set[tuple[str, str]] = set()
-"""Servers and commands of which this process has said that they are refused."""
+"""Servers and refused commands that this process has logged."""
 
 
 def report(server: str, command: str, reason: str) -> None:
-    """Log that a server refuses a command to its user; once for each in the life of this process."""
+    """Log that a server refuses a command to its user, once per process."""
     key = (server, command.upper())
     if key not in _reported:
         _reported.add(key)
@@ -116,5 +116,5 @@ def report(server: str, command: str, reason: str) -> None:
 
 
 def is_reported(server: str) -> bool:
-    """Whether anything was reported of a server."""
+    """Return whether a refused command of a server was logged."""
     return any(name == server for name, _ in _reported)

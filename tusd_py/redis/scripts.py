@@ -1,7 +1,4 @@
-"""Lua scripts that run inside Redis: one for each change of state, so that nobody sees half of it.
-
-The scripts themselves stand with what they are for; here is what they have in common.
-"""
+"""Lua scripts that run inside Redis, each of them one atomic change. They are defined beside the code that uses them."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import hashlib
 
 
 class Script:
-    """A Lua script and the name under which Redis remembers it.
+    """A Lua script and the digest under which Redis caches it.
 
     Every key it touches must be given as a key, and all of them must have the same {hash tag}.
-    A script may run twice when an answer was lost, so its second run must do no harm.
+    A script may run twice if a reply was lost, so it must be idempotent.
     """
 
     __slots__ = ("name", "sha", "source")
@@ -21,7 +18,7 @@ class Script:
         """`name` is for log lines."""
         self.name = name
         self.source = source
-        # Redis' name for it; nothing depends on its being hard to forge.
+        # Redis identifies scripts by SHA-1; nothing depends on its security.
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
