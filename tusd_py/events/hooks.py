@@ -42,7 +42,7 @@ _POST_TIMEOUT_SECONDS = 3600.0
 
 
 class Creation:
-    """The hooks that let one creation pass, so that they can take it back. See `Hooks.before_creation`."""
+    """The hooks that have accepted one creation, to call them again if it fails. See `Hooks.before_creation`."""
 
     def __init__(self, hooks: Hooks, event: Event) -> None:
         self._hooks = hooks
@@ -51,7 +51,7 @@ class Creation:
         self.changes = Changes()
 
     def passed(self, hook: object, changes: Changes | None) -> None:
-        """`hook` agreed, perhaps with changes; later hooks see them."""
+        """Record that `hook` accepted, perhaps with changes; later hooks see them."""
         self._passed.append((hook, self.event))
         if changes is None:
             return
@@ -68,7 +68,7 @@ class Creation:
         )
 
     async def failed(self) -> None:
-        """The creation did not come about: the hooks that agreed give back what they reserved, last first."""
+        """Send `create-failed` to the hooks that accepted, the last one first, so that they undo their reservations."""
         for hook, event in reversed(self._passed):
             with suppress(ProtocolError):
                 await self._hooks.call(hook, replace(event, type=EventType.CREATE_FAILED))
@@ -77,7 +77,7 @@ class Creation:
 class Hooks:
     """The configured hooks. timeout: seconds that one hook may take for one event.
 
-    delivered: those of them, by name, that workers tell of the events in `DELIVERED`.
+    delivered: by name, the hooks that workers call for the events in `DELIVERED`.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Hooks:
         self._hooks = list(hooks)
         self._delivered = dict(delivered or {})
         self._listeners: dict[EventType, list[object]] = {}
-        self._look_at_listeners()
+        self._find_listeners()
         self._queues: dict[str, asyncio.Task[None]] = {}
         self._last_progress: dict[str, Event] = {}
 
     async def start(self, context: HookContext) -> None:
-        """Lets every hook get ready. Raises HookError for one that cannot."""
+        """Call `start` of every hook. Raises HookError if one fails."""
         for hook in self._hooks:
             begin = getattr(hook, "start", None)
             if not callable(begin):
@@ -107,21 +107,21 @@ class Hooks:
                 await _awaited(begin(context))
             except Exception as problem:
                 raise HookError(f"hook {_name(hook)} cannot start: {problem}") from problem
-        # What a hook listens to may depend on its settings.
-        self._look_at_listeners()
+        # The events of a hook may depend on its settings.
+        self._find_listeners()
 
-    def _look_at_listeners(self) -> None:
-        elsewhere = {id(hook) for hook in self._delivered.values()}
+    def _find_listeners(self) -> None:
+        delivered = {id(hook) for hook in self._delivered.values()}
         for event_type in EventType:
             self._listeners[event_type] = [
                 hook
                 for hook in self._hooks
                 if listens(hook, event_type)
-                and not (event_type in DELIVERED and id(hook) in elsewhere)
+                and not (event_type in DELIVERED and id(hook) in delivered)
             ]
 
     async def stop(self) -> None:
-        """Tells what is still to be told, and lets every hook end."""
+        """Wait for pending notifications, then call `stop` of every hook."""
         await self.drain()
         for hook in self._hooks:
             end = getattr(hook, "stop", None)
@@ -129,19 +129,19 @@ class Hooks:
                 try:
                     await _awaited(end())
                 except Exception:
-                    logger.exception("hook %s failed to end", _name(hook))
+                    logger.exception("hook %s failed to stop", _name(hook))
 
     def wants(self, event_type: EventType) -> bool:
-        """Whether any hook listens to `event_type` here."""
+        """Whether any hook listens to `event_type` in this process."""
         return bool(self._listeners[event_type])
 
     @property
     def delivers(self) -> bool:
-        """Whether there are hooks that workers tell of events."""
+        """Whether workers deliver events to any hook."""
         return any(listens(hook, each) for hook in self._delivered.values() for each in DELIVERED)
 
     def delivered_to(self, event_type: EventType) -> tuple[str, ...]:
-        """The names of the hooks that workers have to tell of an event of this type."""
+        """The names of the hooks to which workers deliver events of this type."""
         if event_type not in DELIVERED:
             return ()
         return tuple(
@@ -151,7 +151,7 @@ class Hooks:
         )
 
     async def deliver(self, name: str, event: Event) -> None:
-        """Tells one of the hooks of `delivered`. Raises HookFailed, whose text is for the log."""
+        """Call one of the hooks in `delivered`, by name. Raises HookFailed."""
         hook = self._delivered.get(name)
         if hook is None or not listens(hook, event.type):
             raise HookFailed(
@@ -163,9 +163,9 @@ class Hooks:
             raise HookFailed(f"it refused with {refusal.status}: {refusal.body}") from None
 
     async def before_creation(self, event: Event) -> Creation:
-        """Lets the `pre-create` hooks decide, in order; each sees the changes of those before it.
+        """Call the `pre-create` hooks in order; each sees the changes of those before it.
 
-        Raises the ProtocolError of the first that refuses, after what the others reserved was given back.
+        Raises the ProtocolError of the first that refuses, after sending `create-failed` to those before it.
         """
         creation = Creation(self, event)
         for hook in self._listeners[EventType.PRE_CREATE]:
@@ -177,46 +177,50 @@ class Hooks:
         return creation
 
     async def decide(self, event: Event) -> Changes:
-        """Lets the hooks of a `pre-` event decide, in order. Raises the ProtocolError of the first that refuses, and a 500
-        for a hook that fails or takes too long."""
+        """Call the hooks of a `pre-` event in order, and merge their changes.
+
+        Raises the ProtocolError of the first that refuses, or a 500 if one fails or times out.
+        """
         changes = Changes()
         for hook in self._listeners[event.type]:
             changes = changes.then(await self.call(hook, event) or Changes())
         return changes
 
     def notify_progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
-        """Announces a `post-receive` event like `tell`, so that no bytes wait for its hooks; it is left out while an earlier
-        event of the upload is still being told. stop: called with the response if one of them wants the request ended."""
+        """Call the `post-receive` hooks in the background; skipped while an earlier event of the upload is pending.
+
+        stop: called with the response if a hook raises Stop.
+        """
         if event.upload.id not in self._queues:
             self._enqueue(event, stop)
 
     def notify_progress_end(self, event: Event) -> None:
-        """Announces the last `post-receive` event of a request, behind earlier events of the upload. While that of an earlier
-        request still waits for its turn, this one takes its place."""
+        """Call the `post-receive` hooks for the last event of a request, after earlier events of the upload.
+
+        Replaces the last event of an earlier request that is still waiting.
+        """
         upload_id = event.upload.id
         if upload_id not in self._last_progress:
             before = self._queues.get(upload_id)
-            self._queue(upload_id, self._announce_last_progress(upload_id, before))
+            self._queue(upload_id, self._run_last_progress(upload_id, before))
         self._last_progress[upload_id] = event
 
-    async def _announce_last_progress(
-        self, upload_id: str, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _run_last_progress(self, upload_id: str, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        await self._announce(self._last_progress.pop(upload_id), None, None)
+        await self._run(self._last_progress.pop(upload_id), None, None)
 
-    def tell(self, event: Event) -> None:
-        """Announces a `post-` event: its hooks run in the background, after those of earlier events of the same upload."""
+    def notify(self, event: Event) -> None:
+        """Call the hooks of a `post-` event in the background, after those of earlier events of the same upload."""
         if self._listeners[event.type]:
             self._enqueue(event, None)
 
     def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
         before = self._queues.get(event.upload.id)
-        self._queue(event.upload.id, self._announce(event, before, stop))
+        self._queue(event.upload.id, self._run(event, before, stop))
 
-    def _queue(self, upload_id: str, announcement: Coroutine[None, None, None]) -> None:
-        task = spawn(announcement, "hooks")
+    def _queue(self, upload_id: str, work: Coroutine[None, None, None]) -> None:
+        task = spawn(work, "hooks")
         self._queues[upload_id] = task
         task.add_done_callback(lambda done: self._forget(upload_id, done))
 
@@ -224,7 +228,7 @@ class Hooks:
         if self._queues.get(upload_id) is done:
             del self._queues[upload_id]
 
-    async def _announce(
+    async def _run(
         self,
         event: Event,
         before: asyncio.Task[None] | None,
@@ -235,27 +239,29 @@ class Hooks:
         for hook in self._listeners[event.type]:
             try:
                 await self.call(hook, event)
-            except Stop as wish:
+            except Stop as stopped:
                 if stop is not None:
-                    stop(_response_to(wish, "ERR_UPLOAD_STOPPED"))
+                    stop(_response_to(stopped, "ERR_UPLOAD_STOPPED"))
                     return
             except ProtocolError as refusal:
                 logger.debug("a %s hook failed: %s", event.type, refusal)
 
     async def wait_for(self, upload_ids: Iterable[str]) -> None:
-        """Returns when what was announced of these uploads has been told."""
+        """Wait for the pending notifications of these uploads."""
         tasks = [task for each in upload_ids if (task := self._queues.get(each)) is not None]
         if tasks:
             await asyncio.wait(tasks)
 
     async def drain(self) -> None:
-        """Returns when all that was announced has been told."""
+        """Wait for all pending notifications."""
         while self._queues:
             await asyncio.wait(list(self._queues.values()))
 
     async def call(self, hook: object, event: Event) -> Changes | None:
-        """Calls one hook's function for the event, if it has one. Raises the ProtocolError that its refusal or failure means,
-        and Stop."""
+        """Call one hook's function for the event, if it has one.
+
+        Raises the ProtocolError for its refusal or failure, and Stop.
+        """
         try:
             return await self._invoke(hook, event)
         except Reject as refusal:
@@ -272,7 +278,7 @@ class Hooks:
             raise errors.hook_failed() from None
 
     async def _invoke(self, hook: object, event: Event) -> Changes | None:
-        """Calls one hook's function for the event, if it has one. Raises Reject, Stop, HookFailed."""
+        """Call one hook's function for the event, if it has one. Raises Reject, Stop, HookFailed."""
         function: HookFunction | None = getattr(hook, event.type.function, None)
         if function is None:
             return None
@@ -301,13 +307,13 @@ class Hooks:
 NO_CREATION_HOOKS = Creation(
     Hooks(), Event(EventType.PRE_CREATE, UploadView("", None, 0, {}), RequestView(), id="")
 )
-"""Of a creation that no hook was asked about."""
+"""A creation without pre-create hooks."""
 
 
-def _response_to(wish: Reject | Stop, code: str) -> ProtocolError:
-    is_whole = any(name.lower() == "content-type" for name in wish.headers)
+def _response_to(refusal: Reject | Stop, code: str) -> ProtocolError:
+    is_whole = any(name.lower() == "content-type" for name in refusal.headers)
     kind = RefusedByHook if is_whole else ProtocolError
-    return kind(wish.status, code, wish.body, wish.headers)
+    return kind(refusal.status, code, refusal.body, refusal.headers)
 
 
 async def _awaited(answer: object) -> object:
@@ -320,7 +326,7 @@ def listens(hook: object, event_type: EventType) -> bool:
 
 
 def _wants_now(hook: object, event_type: EventType) -> bool:
-    """What a hook answers that knows better than its functions tell what it has use for."""
+    """The answer of the hook's optional `wants_event`, for hooks with functions for more events than they need."""
     wants = getattr(hook, "wants_event", None)
     return not callable(wants) or bool(wants(event_type))
 

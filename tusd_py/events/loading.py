@@ -1,7 +1,7 @@
-"""The hooks that settings lead to, in a server and in a worker, and which of the two tells them of what.
+"""Load the hooks of the settings, for a server or a worker, and decide which of the two calls them for which events.
 
-The operator's hooks are asked (`pre-`) and told of progress in the server; of what has happened they are told by workers, where
-there are any to rely on. The hooks that belong to the server stay there. Not for: telling.
+The server calls the operator's hooks for `pre-` events and for progress; workers, if there are any, call them for the other
+`post-` events. Hooks that come with the server are called there only. Not for: calling hooks.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 def runs_workers(settings: Settings) -> bool:
-    """Whether `tusd-py serve` runs a worker beside it, if there is a Redis."""
+    """Whether `tusd-py serve` starts a worker, if there is a Redis."""
     return settings.jobs == "on" or (settings.jobs == "auto" and settings.redis_url is None)
 
 
 def are_delivered(settings: Settings, *, runs_jobs: bool, has_redis: bool) -> bool:
-    """Whether workers tell of what has happened, and not the server.
+    """Whether workers deliver `post-` events, instead of the server.
 
-    runs_jobs: whether this is, or works for, a server that runs workers if the settings want that. has_redis: whether it has
-    a Redis.
+    runs_jobs: whether this process is, or works for, a server that starts workers if the settings say so. has_redis: whether it
+    has a Redis.
     """
     if settings.hooks_delivery != "auto":
         return settings.hooks_delivery == "workers"
@@ -44,10 +44,16 @@ def are_delivered(settings: Settings, *, runs_jobs: bool, has_redis: bool) -> bo
 def in_server(
     settings: Settings, counters: Counters, *, given: Iterable[object] = (), delivered: bool
 ) -> Hooks:
-    """All hooks, those that come with the server last: they judge what the others have made of an upload. Raises HookError.
+    """Load all hooks. Those that come with the server are last, so that they see the changes of the others.
 
-    given: objects that are called before those of the settings. delivered: whether workers tell the operator's of what has
-    happened; given objects exist in this process alone.
+    Args:
+        settings: Name the operator's hooks.
+        counters: Count calls.
+        given: Objects that are called before the hooks of the settings; they exist in this process only.
+        delivered: Whether workers deliver `post-` events to the operator's hooks.
+
+    Raises:
+        HookError: A hook cannot be loaded.
     """
     operators = _operators(settings)
     if delivered:
@@ -65,14 +71,14 @@ def _warn_about_secrets(settings: Settings) -> None:
     names = [name for name in settings.hooks_http_forward_headers.split(", ") if is_secret(name)]
     if names:
         logger.warning(
-            "--hooks-http-forward-headers: %s will not come with events that workers deliver, as credentials are not "
-            "written down (--hooks-delivery server)",
+            "--hooks-http-forward-headers: %s is left out of events that workers deliver, as credentials are not "
+            "stored; --hooks-delivery server sends it",
             ", ".join(names),
         )
 
 
 def in_worker(settings: Settings) -> Hooks:
-    """The hooks that a worker tells of what has happened. Raises HookError."""
+    """Load the hooks that a worker calls. Raises HookError."""
     operators = _operators(settings)
     return Hooks(operators.values(), timeout=settings.hooks_timeout, delivered=operators)
 
@@ -91,7 +97,7 @@ def _operators(settings: Settings) -> dict[str, object]:
 
 
 def _names(specifications: Iterable[str]) -> list[str]:
-    """What they are called in the outbox: the same on all machines, wherever a file lies there."""
+    """The names of hooks in the outbox: equal on all machines, wherever the file is there."""
     names: list[str] = []
     for specification in specifications:
         place, separator, function = specification.rpartition(":")
@@ -105,10 +111,7 @@ def _names(specifications: Iterable[str]) -> list[str]:
 
 
 def _load(specification: str) -> object:
-    """The hook that `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name` names; a class is instantiated.
-
-    Raises HookError.
-    """
+    """Load `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name`; a class is instantiated. Raises HookError."""
     place, separator, name = specification.rpartition(":")
     if not separator:
         place, name = specification, ""

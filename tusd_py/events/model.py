@@ -28,7 +28,7 @@ _PATH_CHARACTERS = "/~!$&'()*+,;=:@"
 
 
 class EventType(StrEnum):
-    """The moments of an upload's life. Named as in tusd, except the last three, which are ours."""
+    """The events of an upload. Named as in tusd, except the last three."""
 
     PRE_CREATE = "pre-create"
     POST_CREATE = "post-create"
@@ -43,7 +43,7 @@ class EventType(StrEnum):
 
     @property
     def function(self) -> str:
-        """The name of the function that a hook has for it."""
+        """The name of a hook's function for this event."""
         return self.value.replace("-", "_")
 
 
@@ -55,14 +55,14 @@ DELIVERED = frozenset(
         EventType.POST_EXPIRE,
     )
 )
-"""Events that workers tell the operator's hooks of, at least once, where delivery is their business."""
+"""Events that workers deliver to the operator's hooks, at least once, if there are workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadView:
     """An upload as hooks see it. length and offset in bytes; length is None while unknown.
 
-    location: where its bytes lie, relative to the upload directory, if that is not its id.
+    location: path of its bytes relative to the upload directory, if that is not the id.
     """
 
     id: str
@@ -77,7 +77,7 @@ class UploadView:
 
     @classmethod
     def of(cls, info: UploadInfo, offset: int) -> UploadView:
-        """The view of an upload with this record and this offset, in bytes."""
+        """The view of an upload; offset in bytes."""
         return cls(
             id=info.id,
             length=info.length,
@@ -93,10 +93,10 @@ class UploadView:
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """The request that led to an event; empty for what the server did by itself.
+    """The request that caused an event; empty for events caused by the server itself.
 
-    path: with the query. client: `address:port`. headers: names in lower case. collection_url: where uploads are created, as
-    the client sees it, with a slash at the end. principal: who sent it, as far as that is asked.
+    path: with the query. client: `address:port`. headers: names in lower case. collection_url: the URL for creations as the
+    client sees it, with a slash at the end. principal: the authenticated client.
     """
 
     method: str = ""
@@ -113,10 +113,7 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens to an upload. id is unique to the event, however often it is told.
-
-    attempt: which attempt to tell it this is, from 1; more only where workers deliver it.
-    """
+    """An event of an upload. id: unique to the event, equal in every delivery. attempt: number of the delivery, from 1."""
 
     type: EventType
     upload: UploadView
@@ -127,11 +124,11 @@ class Event:
 
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
-"""What a header field of a response may be (RFC 9110, sections 5.1 and 5.5)."""
+"""Valid names and values of header fields (RFC 9110, sections 5.1 and 5.5)."""
 
 
 def _check_response(status: int | None, fields: Iterable[tuple[object, object]]) -> None:
-    """Raises ValueError for what no response can have (RFC 9110, sections 5.1, 5.5 and 15)."""
+    """Raise ValueError for an invalid status or header field (RFC 9110, sections 5.1, 5.5 and 15)."""
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"{status!r} is not the status of a response (200 to 599)")
     for name, value in fields:
@@ -143,9 +140,9 @@ def _check_response(status: int | None, fields: Iterable[tuple[object, object]])
 
 @dataclass(frozen=True, slots=True)
 class HookResponse:
-    """What a hook makes of the response to a success: another status, further header fields, a body.
+    """Changes of a hook to the response of a successful request: another status, further header fields, a body.
 
-    Raises ValueError for a status and for header fields that no response can have.
+    Raises ValueError for an invalid status or header field.
     """
 
     status: int | None = None
@@ -158,10 +155,10 @@ class HookResponse:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a `pre_create` hook may change; None leaves it as it is. `pre_finish` and `pre_terminate` may set the response.
+    """Changes by a `pre_create` hook; None for no change. `pre_finish` and `pre_terminate` may change the response only.
 
-    storage_path: where the bytes are to lie, relative to the upload directory. expire_after: seconds without a byte, for this
-    upload; 0 for never. retain: seconds for which it is kept once it is finished; 0 for ever.
+    storage_path: path for the bytes, relative to the upload directory. expire_after: seconds without a byte after which this
+    upload expires; 0 for never. retain: seconds to keep it once it is finished; 0 for ever.
     """
 
     id: str | None = None
@@ -172,7 +169,7 @@ class Changes:
     response: HookResponse | None = None
 
     def then(self, later: Changes) -> Changes:
-        """These changes with those of a later hook on top."""
+        """These changes, overridden by those of a later hook."""
         return Changes(
             id=self.id if later.id is None else later.id,
             metadata=self.metadata if later.metadata is None else later.metadata,
@@ -184,9 +181,9 @@ class Changes:
 
 
 class Reject(Exception):
-    """Raised by a `pre_` hook: the request is refused with this response. code: for logs and metrics.
+    """Raised by a `pre_` hook to refuse the request with this response. code: for logs and metrics.
 
-    Raises ValueError for a status and for header fields that no response can have.
+    Raises ValueError for an invalid status or header field.
     """
 
     def __init__(
@@ -206,9 +203,9 @@ class Reject(Exception):
 
 
 class Stop(Exception):
-    """Raised by a `post_receive` hook: the running request is ended with this response; what arrived is kept.
+    """Raised by a `post_receive` hook to end the running request with this response; the bytes that arrived are kept.
 
-    Raises ValueError for a status and for header fields that no response can have.
+    Raises ValueError for an invalid status or header field.
     """
 
     def __init__(
@@ -225,11 +222,11 @@ class Stop(Exception):
 
 
 class HookFailed(Exception):
-    """Raised by a hook that could not do its work. The text says why, for the log; no traceback is added to it."""
+    """Raised by a hook that failed in a known way. The text is logged, without a traceback."""
 
 
 class HookCrashed(HookFailed):
-    """A hook raised what is not for the server to understand; the cause has the traceback."""
+    """A hook raised an unexpected exception, which is the cause."""
 
 
 class HookError(Exception):
@@ -241,9 +238,9 @@ HookFunction = Callable[[Event], "Awaitable[Changes | None] | Changes | None"]
 
 @dataclass(frozen=True, slots=True)
 class HookContext:
-    """What a hook may want to know of the server that it runs in; given to its `start`.
+    """The server that a hook runs in; passed to its `start`.
 
-    offset_of: the offset of an upload, and whether it is finished; None if it is not there (any more).
+    offset_of: returns the offset of an upload and whether it is finished; None if there is none.
     """
 
     settings: Settings
@@ -253,4 +250,4 @@ class HookContext:
 
 
 class RefusedByHook(ProtocolError):
-    """A refusal whose message is the body as it is to be sent; its media type is among the headers."""
+    """A refusal whose message is the exact body to send; the headers contain its Content-Type."""

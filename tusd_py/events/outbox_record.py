@@ -1,7 +1,7 @@
-"""An event that has to be told, as it is written down before it happens: what hooks are told, without what is secret.
+"""The record of an event in the outbox: the event without credentials, and the state of its delivery.
 
-It lies in the outbox until everyone was told who has to be, and tells how far that has come. Not for: where it lies, and when
-it is told.
+It is kept until all hooks were called. Not for: the place of the outbox (`storage/file/outbox.py`), the delivery
+(`tusd_workers.delivery`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from tusd_py.storage.base import UploadInfo
 _SECRET = re.compile(
     r"auth|cookie|token|secret|passw|key|session|signature|credential|jwt|csrf|xsrf|assertion|referer"
 )
-"""What the name of a header field has in it whose value is not for a disk. A URL (referer) may have anything in it."""
+"""Matches names of header fields that may contain credentials, which are not stored. A URL (Referer) may contain some."""
 
 
 class MalformedOutboxRecord(Exception):
-    """What was written down cannot be read; the text says why."""
+    """A record cannot be parsed; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxRecord:
-    """An event that workers have to tell. event: without secrets.
+    """An event that workers deliver. event: without credentials.
 
-    created_at: of its upload, which tells it from later ones with the same id. hooks: the names of those that still have to be
-    told. attempts: how many were begun. not_before: when the next one may be, in seconds since the epoch. problem: why the
-    last one failed.
+    created_at: of its upload, to distinguish it from later uploads with the same id. hooks: names of the hooks that still have
+    to be called. attempts: number of attempts begun. not_before: earliest time of the next attempt, in seconds since the epoch.
+    problem: why the last attempt failed.
     """
 
     event: Event
@@ -44,7 +44,7 @@ class OutboxRecord:
     problem: str = ""
 
     def next_attempt(self) -> OutboxRecord:
-        """It with one more attempt."""
+        """The record with one more attempt."""
         attempts = self.attempts + 1
         return replace(self, attempts=attempts, event=replace(self.event, attempt=attempts))
 
@@ -82,13 +82,13 @@ class _Document(TypedDict):
 
 
 def id_of(event_type: EventType, info: UploadInfo) -> str:
-    """The id of an event that happens once in the life of an upload: the same whenever, and by whomever, it is made."""
+    """The id of an event that happens once to an upload; derived, so that every process computes the same."""
     text = f"{event_type}\0{info.id}\0{info.created_at!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def without_secrets(request: RequestView) -> RequestView:
-    """A request as it may be written down: without credentials, and without the query, which may have some in it."""
+    """The request without header fields that may contain credentials, and without the query, which may contain some."""
     return RequestView(
         method=request.method,
         path=request.path.partition("?")[0],
@@ -99,12 +99,12 @@ def without_secrets(request: RequestView) -> RequestView:
 
 
 def is_secret(header: str) -> bool:
-    """Whether a header field of this name may have a credential in it."""
+    """Whether a header field of this name may contain a credential."""
     return _SECRET.search(header.lower()) is not None
 
 
 def serialize(record: OutboxRecord) -> bytes:
-    """It as JSON in UTF-8."""
+    """Serialize to UTF-8 JSON."""
     event, upload, request = record.event, record.event.upload, record.event.request
     document: _Document = {
         "id": event.id,
@@ -137,7 +137,7 @@ def serialize(record: OutboxRecord) -> bytes:
 
 
 def parse(content: bytes) -> OutboxRecord:
-    """What `serialize` wrote. Raises MalformedIntent."""
+    """Parse the output of `serialize`. Raises MalformedOutboxRecord."""
     try:
         document: _Document = json.loads(content)
         record = _read(document)
@@ -155,7 +155,7 @@ def parse(content: bytes) -> OutboxRecord:
 
 
 def _check_values(record: OutboxRecord) -> None:
-    """Raises ValueError for values by which nobody could decide when to tell it, and whom."""
+    """Raise ValueError for values of a wrong type or range."""
     counts = (record.attempts, record.event.attempt)
     if not all(type(each) is int and each >= 0 for each in counts):
         raise ValueError(f"attempts is {record.attempts!r:.100}")
@@ -164,7 +164,7 @@ def _check_values(record: OutboxRecord) -> None:
             raise ValueError(f"{name} is {seconds!r:.100}")
     texts = (*record.hooks, record.problem, record.event.id, record.event.upload.id)
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("there is something else in place of a text")
+        raise ValueError("a text is expected in hooks, problem and ids")
 
 
 def _read(document: _Document) -> OutboxRecord:

@@ -1,8 +1,8 @@
-"""What happens to uploads, announced: to the hooks in this process, and to those that workers tell, by way of the outbox.
+"""Publish events to the hooks in this process, and through the outbox to the hooks that workers call.
 
-What workers have to tell is written down before it happens, so that whoever dies in between leaves a trace of it: whoever
-delivers looks whether it did happen, and a thing that is tried again has the same id. Where no hook wants an event, nothing
-is written and nobody is asked. Not for: telling (`events.py` here, `tusd_workers.delivery` there).
+An event for workers is recorded in the outbox before it happens, so that it survives a crash in between. The worker checks
+whether the event did happen before it delivers it, and an operation that is tried again yields the same event id. Events that
+no hook listens to are not recorded. Not for: calling hooks (`hooks.py`, `tusd_workers.delivery`).
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, Unpublished
 
 logger = logging.getLogger(__name__)
 
-_LONG = 900.0
-"""Seconds that an event waits before it is worth a warning."""
+_WARN_AFTER_SECONDS = 900.0
+"""Age of an undelivered event from which on a warning is logged."""
 _REMOVALS = (EventType.POST_TERMINATE, EventType.POST_EXPIRE)
 
 
 class Relay(Protocol):
-    """Who gets workers to look at the outbox."""
+    """Queues deliveries of the outbox for workers."""
 
     async def start(self) -> None:
-        """From now on it does."""
+        """Start queueing."""
 
     async def stop(self) -> None:
-        """Not any more. What it could not say is found by the sweep."""
+        """Stop. A later `scan` finds what is not queued yet."""
 
     def enqueue(self, upload_id: str, /) -> None:
-        """Events of this upload are to be told. Returns at once; should it be lost, the sweep makes up for it."""
+        """Queue the delivery of an upload's events. Returns at once; a later `scan` finds what is lost."""
 
     async def scan(self, outbox: Outbox) -> int:
-        """Sees that there is somebody to tell everything that waits; how many uploads were passed on."""
+        """Queue deliveries for all events in the outbox that lack one; return the number of uploads."""
 
 
 class NoRelay:
-    """Nobody; the sweep finds what is to be told."""
+    """Queues nothing; a worker's scan finds the events."""
 
     async def start(self) -> None: ...
 
@@ -58,10 +58,10 @@ class NoRelay:
 
 
 class EventPublisher:
-    """Announces events of uploads.
+    """Publishes events of uploads.
 
-    outbox: where those are written down that workers tell; None if none are. durable: whether what was answered to a client
-    has to outlast a power cut.
+    outbox: for the events that workers deliver; None if they deliver none. durable: whether an event must survive a power cut
+    once the client has its response.
     """
 
     def __init__(self, hooks: Hooks, outbox: Outbox | None = None, *, durable: bool = True) -> None:
@@ -73,10 +73,7 @@ class EventPublisher:
     async def record(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> None:
-        """Writes down what is about to happen to an upload, for workers to tell. Under its lock.
-
-        Raises StorageError, LeaseLost.
-        """
+        """Record an event that is about to happen in the outbox, under the upload's lock. Raises StorageError, LeaseLost."""
         if self._outbox is None:
             return
         hooks = self._hooks.delivered_to(event_type)
@@ -88,47 +85,47 @@ class EventPublisher:
         await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
     def publish(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
-        """It has happened: whoever wants to know of it is told in the background."""
+        """Publish an event that has happened: call hooks in the background, and queue the delivery by workers."""
         if self._hooks.wants(event_type):
-            self._hooks.tell(_event(event_type, upload, request))
+            self._hooks.notify(_event(event_type, upload, request))
         if self._outbox is not None and self._hooks.delivered_to(event_type):
             self.relay.enqueue(upload.id)
 
     async def scan(self) -> None:
-        """Sees that everything that waits is told, whatever became of those who were to see to it."""
+        """Queue the events in the outbox whose delivery was lost, and warn if events wait for long."""
         if self._outbox is None:
             return
         try:
             found = await self.relay.scan(self._outbox)
             counts = await self._outbox.counts()
         except StorageError as problem:
-            logger.warning("the outbox cannot be looked at: %s", problem)
+            logger.warning("the outbox cannot be read: %s", problem)
             return
         if found:
             logs.event(logger, logging.INFO, "events found", uploads=found)
         age = 0.0 if counts.oldest is None else time.time() - counts.oldest
-        if age > _LONG:
+        if age > _WARN_AFTER_SECONDS:
             logs.event(
                 logger,
                 logging.WARNING,
                 "events wait",
                 message=f"{counts.waiting} events wait to be delivered, the first of them for {age:.0f} s: "
-                "tusd-py events list tells why, tusd-py status whether a worker runs",
+                "see tusd-py events list for the reason, tusd-py status for the workers",
                 events=counts.waiting,
                 oldest=round(age),
             )
 
     async def withdraw(self, event_type: EventType, upload: Upload, fence: Fence) -> None:
-        """Takes back what was about to happen to an upload and did not. Under its lock. Raises StorageError, LeaseLost."""
+        """Remove an event that did not happen from the outbox, under the upload's lock. Raises StorageError, LeaseLost."""
         await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
 
     @property
     def delivers(self) -> bool:
-        """Whether workers are told of anything."""
+        """Whether workers deliver any events."""
         return self._outbox is not None and self._hooks.delivers
 
     def enqueue(self, upload_id: str) -> None:
-        """Has workers look at the events of an upload."""
+        """Queue the delivery of an upload's events."""
         self.relay.enqueue(upload_id)
 
     async def record_removals(
@@ -138,10 +135,10 @@ class EventPublisher:
         request: RequestView,
         fences: Mapping[str, Fence],
     ) -> dict[str, RemovalEvent]:
-        """Writes down that uploads are about to be removed, under their locks. fences: of these, by id.
+        """Record the events of uploads that are about to be removed, under their locks. fences: by upload id.
 
-        Returns, by id, the events that could not be written down. They keep nobody from removing: on a disk that is full, that
-        makes the room for them.
+        Returns, by id, the events that could not be recorded. The removal goes on all the same: on a full disk, it makes the
+        space to record them.
         """
         return {
             each.id: RemovalEvent(id_of(event_type, each.info), each.offset)
@@ -152,7 +149,7 @@ class EventPublisher:
     async def record_late(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> EventType | None:
-        """Writes down a removal after it. Returns what it was, None if it was none of ours. Raises StorageError, LeaseLost."""
+        """Record the event of a removal after it. Returns its type, None if unknown. Raises StorageError, LeaseLost."""
         info = removal.upload.info
         for event_type in _REMOVALS:
             if id_of(event_type, info) == removal.event.event_id:
@@ -163,24 +160,24 @@ class EventPublisher:
     async def _record_removal(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> bool:
-        """Whether it could be written down, if it is ours to remove."""
+        """Record the event of a removal; False if that failed and it must be recorded later."""
         stale = {id_of(each, upload.info) for each in _REMOVALS}
         if not upload.finished:
-            # Once it is gone, nobody could tell that this did not happen.
+            # After the removal, a worker could not find out that the finish did not happen.
             stale.add(id_of(EventType.POST_FINISH, upload.info))
         try:
             await self._withdraw(upload, stale, fence)
             await self.record(event_type, upload, request, fence)
         except LeaseLost:
-            # Nor will it be removed: that takes the same fence.
+            # The removal fails as well, as it needs the same fence.
             return True
         except StorageError as problem:
-            logger.warning("%s of %s is written down after it: %s", event_type, upload.id, problem)
+            logger.warning("%s of %s is recorded after it: %s", event_type, upload.id, problem)
             return False
         return True
 
     async def _withdraw(self, upload: Upload, stale: AbstractSet[str], fence: Fence) -> None:
-        """Forgets the events of an upload with these ids."""
+        """Remove the events with these ids from the outbox."""
         if self._outbox is None or not self._hooks.delivers:
             return
         for kept in await self._outbox.of(upload.id):

@@ -1,7 +1,7 @@
-"""Finals: joining parts, at once or when the last of them is complete (tus 1.0.0, "Concatenation").
+"""Join the parts of a final upload, at once or when the last part is finished (tus 1.0.0, "Concatenation").
 
-Nothing here locks: the caller holds the final's lock, and gives its fence. The parts need none, since a finished part never
-changes any more; one that is only complete may, as long as its last request is under way.
+The caller holds the final's lock, and passes its fence. Parts need no lock, since a finished part never changes; one that is
+only complete may change until its last request ends.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tusd_py.uploads.policy import UploadPolicy
 logger = logging.getLogger(__name__)
 
 _YIELD_EVERY = 50
-_MOST_JOINS = 1000
-"""Joins that run or wait for their turn in one process."""
+_MAX_JOINS = 1000
+"""Joins that run or wait in one process."""
 
 
 def final_key(info: UploadInfo) -> str:
-    """What a final is created from, as a digest: its parts in order, its owner, its metadata as the client sent it."""
+    """Digest of what identifies a final: its parts in order, its owner, its metadata. Equal creations have equal keys."""
     digest = hashlib.sha256()
     pairs = [part for key in sorted(info.metadata) for part in (key.encode(), info.metadata[key])]
     owner = info.owner.encode("utf-8", "surrogatepass")
@@ -50,9 +50,9 @@ def final_key(info: UploadInfo) -> str:
 class Concatenation:
     """Joins the uploads of one store.
 
-    load: an upload as it stands, or an error where it is not there. finish_part: finishes a complete part, unless somebody
-    holds it; whether it is finished. check_space: raises a 507 where a number of bytes does not fit. on_ready: called with the
-    id of a final whose parts are all finished, before they are joined.
+    load: loads an upload. finish_part: finishes a complete part unless it is locked; returns whether it is finished.
+    check_space: raises a 507 if a number of bytes does not fit. on_ready: called with the id of a final before its parts are
+    joined.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Concatenation:
     async def parts(
         self, ids: Sequence[str], check: Callable[[UploadInfo], None] | None = None
     ) -> dict[str, Upload]:
-        """The parts of a final by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part.
+        """Load the parts of a final, by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part.
 
-        check: raises for a part that may not be joined, before anything is told about it.
+        check: raises for a part that the client may not join; called before anything about the part is revealed.
         """
         found: dict[str, Upload] = {}
         for position, part_id in enumerate(dict.fromkeys(ids), start=1):
@@ -101,13 +101,13 @@ class Concatenation:
 
     @staticmethod
     def length_of(ids: Sequence[str], parts: Mapping[str, Upload]) -> int | None:
-        """The length of a final, in bytes; None while that of a part is unknown."""
+        """The length of a final in bytes; None while that of a part is unknown."""
         lengths = [parts[part_id].length for part_id in ids]
         known = [length for length in lengths if length is not None]
         return sum(known) if len(known) == len(lengths) else None
 
     def check_repeats(self, ids: Sequence[str], parts: Mapping[str, Upload]) -> None:
-        """Raises a 413 where parts that are named several times make the server copy more than it is to."""
+        """Raise a 413 if the parts that are listed repeatedly add more bytes than the policy allows."""
         most = self._policy.max_concat_repeats
         repeats = Counter(ids)
         added = sum((repeats[each] - 1) * (parts[each].length or 0) for each in parts)
@@ -115,30 +115,30 @@ class Concatenation:
             raise errors.too_many_repeats(most)
 
     async def begin(self, final: Upload, fence: Fence) -> Upload:
-        """Joins the parts of a new final, or sees to it that it happens when the last of them is complete.
+        """Join the parts of a new final, or register it to be joined when the last part is finished.
 
-        Raises UploadNotFound for a part that went meanwhile.
+        Raises UploadNotFound for a part that was removed meanwhile.
         """
         if not isinstance(self._store, JoinsParts):
             raise errors.invalid_concat("this server's store cannot join uploads")
         await self._store.await_parts(list(dict.fromkeys(final.info.parts)), final.id)
-        # Looked at again only now: a part that finished in the meantime either saw the record or is seen complete.
+        # Checked after registering: a part that finishes meanwhile either sees the final or is seen finished.
         try:
             return await self._try_join(final, self._store, fence)
         except UploadGone as problem:
             raise UploadNotFound(str(problem)) from None
 
     async def try_join(self, final: Upload, fence: Fence) -> Upload:
-        """The final, joined if all its parts are finished; else with the length that is known by now. Under its lock.
+        """Join a final under its lock if all parts are finished; else return it with its length, as far as known.
 
-        Raises UploadGone where a part was removed: nothing can come of it any more.
+        Raises UploadGone if a part was removed, so that the final can never be joined.
         """
         if final.joined or not isinstance(self._store, JoinsParts):
             return final
         try:
             return await self._try_join(final, self._store, fence)
         except UploadNotFound:
-            # Its bytes may be out of reach for now.
+            # Its bytes may be temporarily unavailable.
             return final
 
     async def _try_join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
@@ -153,7 +153,7 @@ class Concatenation:
         return pending if missing is not None else await self._join(pending, store, fence)
 
     async def _recover_part(self, part_id: str) -> bool:
-        """Finish a part that is complete, as after a crash between its last byte and its finish; whether it is finished now."""
+        """Finish a part that is complete, as after a crash before its finish. Returns whether it is finished."""
         part = await self._store.load(part_id)
         if part.finished or not part.complete:
             return part.finished
@@ -164,7 +164,7 @@ class Concatenation:
             return False
 
     async def _join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
-        """Joins parts that were all seen finished. Returns the final as it is if one of them is another upload by now."""
+        """Join parts that were all seen finished. Returns the final unchanged if a part is not finished any more."""
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
         parts: dict[str, Upload] = {}
@@ -178,7 +178,7 @@ class Concatenation:
         self.check_repeats(ids, parts)
         length = sum(parts[part_id].offset for part_id in ids)
         final = final.with_info(length=length)
-        if self._joins >= _MOST_JOINS:
+        if self._joins >= _MAX_JOINS:
             raise errors.too_many_joins()
         await self._check_space(self._joining_bytes + length)
         self._on_ready(final.id)
@@ -200,10 +200,10 @@ class Concatenation:
     async def with_expiry(
         self, upload: Upload, expires_at: Callable[[Upload], float | None]
     ) -> Upload:
-        """The upload with the time at which it expires, where other uploads have a say in that.
+        """The upload with its expiry, as far as that depends on other uploads.
 
-        A final that waits is as young as its youngest part. A part lives as long as the finals that list it, and no longer
-        where parts are removed when joined. expires_at: when an upload expires by its own age.
+        A waiting final is as young as its youngest part. A part lives as long as the finals that list it; if parts are removed
+        when joined, not longer. expires_at: computes the expiry by an upload's own age.
         """
         info = upload.info
         if not upload.joined:
@@ -225,21 +225,21 @@ class Concatenation:
         return upload
 
     async def _finals(self, final_ids: Sequence[str], part_id: str) -> list[Upload]:
-        """Those finals that are there, each as young as its parts."""
+        """Load the finals that exist and list the part, each with the age of its parts."""
         found: list[Upload] = []
         for final_id in final_ids:
             try:
                 final = await self._store.load(final_id)
             except (UploadNotFound, UploadGone):
                 continue
-            # Another upload may have the id by now.
+            # The id may belong to another upload now.
             if part_id in final.info.parts:
                 if not final.joined:
                     final = replace(final, changed_at=await self.pending.changed_at(final))
                 found.append(final)
         return found
 
-    async def grown(self, part: Upload) -> None:
-        """A part has got bytes: finals that list it are as young now."""
+    async def record_growth(self, part: Upload) -> None:
+        """Update the age of the finals that list a part which got bytes."""
         if part.info.is_partial and isinstance(self._store, JoinsParts):
             self.pending.touch(await self._store.finals_awaiting(part.id), part.changed_at)

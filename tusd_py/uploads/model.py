@@ -34,7 +34,7 @@ TRANSITIONS: Mapping[UploadState, Mapping[UploadState, str]] = {
     UploadState.ABSENT: {
         UploadState.RECEIVING: "POST",
         UploadState.WAITING: "POST of a final upload",
-        UploadState.COMPLETE: "POST of an empty upload, or of a final upload whose parts are complete",
+        UploadState.COMPLETE: "POST of an empty upload, or of a final upload whose parts are finished",
     },
     UploadState.RECEIVING: {
         UploadState.COMPLETE: "PATCH, or the body of the POST, with the last byte",
@@ -43,7 +43,7 @@ TRANSITIONS: Mapping[UploadState, Mapping[UploadState, str]] = {
         UploadState.ABSENT: "the POST was refused because of its body",
     },
     UploadState.WAITING: {
-        UploadState.COMPLETE: "the last part is complete",
+        UploadState.COMPLETE: "the last part is finished",
         UploadState.EXPIRED: "no byte of a part for `expire_after`",
         UploadState.REMOVED: "DELETE",
         UploadState.ABSENT: "the POST failed",

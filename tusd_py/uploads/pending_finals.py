@@ -1,8 +1,8 @@
-"""Finals that wait for their parts: how far these are, without a look at every part each time.
+"""Cache the progress of the parts of final uploads, so that not every part is loaded each time.
 
-A finished part never changes any more and a length that is known stays, so only what is still missing is looked at again; as
-long as one part is missing, that one alone. A part that has all its bytes and is not finished may still lose them. Everything
-here can be found out anew from the store. Not for: joining.
+A finished part never changes and a known length stays, so only the other parts are loaded again, and only the first of them if
+it is still unfinished. A part that is complete but not finished may still lose bytes. All of this can be recomputed from the
+store. Not for: joining.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from tusd_py.storage.base import Upload, UploadGone, UploadNotFound
 
 _MOST_PARTS = 100_000
-"""Parts of all finals together of which something is kept. Each takes some hundred bytes."""
+"""Parts of all cached finals together; each takes some hundred bytes."""
 _YIELD_EVERY = 50
-"""Parts that are looked at before others get a turn."""
-_REST = 1000.0
-_LONGEST_REST_SECONDS = 60.0
-"""How much longer than a look at all parts takes none of them is looked at for their age alone; seconds at most."""
-_PART_OF_EXPIRY = 20
+"""Parts that are loaded between two yields to the event loop."""
+_PAUSE_FACTOR = 1000.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_PAUSES_PER_EXPIRY = 20
+"""The age of the parts is cached for the smallest of: this multiple of the time that loading them took, these seconds, and this
+fraction of their expiry."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """One final. missing, unmeasured: parts that were not seen finished or whose length was not known, the next one last."""
+    """One final. missing, unmeasured: parts not known to be finished, or without a known length; the next to load is last."""
 
     created_at: float
     count: int
@@ -37,11 +38,11 @@ class _Pending:
     changed_at: float
     lengths: dict[str, int] = field(default_factory=dict)
     length: int | None = None
-    look_again: float = 0.0
+    update_at: float = 0.0
 
 
 class PendingFinals:
-    """Looks at the parts of finals. load: an upload as the store has it. expire_after: seconds, 0 for never, as a rule."""
+    """Progress of the parts of finals. load: loads an upload. expire_after: the default in seconds, 0 for never."""
 
     def __init__(self, load: Callable[[str], Awaitable[Upload]], *, expire_after: float) -> None:
         self._load = load
@@ -50,9 +51,9 @@ class PendingFinals:
         self._parts = 0
 
     async def missing(self, final: Upload) -> str | None:
-        """A part that is not finished; None if all are. Raises UploadGone, UploadNotFound for one that is not there."""
+        """The id of a part that is not finished; None if all are. Raises UploadGone, UploadNotFound for a missing part."""
         known = self._recall(final)
-        looked_at = 0
+        loaded = 0
         while known.missing:
             part_id = known.missing[-1]
             part = await self._load(part_id)
@@ -61,13 +62,13 @@ class PendingFinals:
             known.changed_at = max(known.changed_at, part.changed_at)
             if known.missing and known.missing[-1] == part_id:
                 known.missing.pop()
-            looked_at = await _yield_at_times(looked_at)
+            loaded = await _yield_sometimes(loaded)
         return None
 
     async def length(self, final: Upload) -> int | None:
-        """The sum of the parts' lengths, in bytes; None while one is unknown. Raises UploadGone, UploadNotFound."""
+        """The sum of the parts' lengths in bytes; None while one is unknown. Raises UploadGone, UploadNotFound."""
         known = self._recall(final)
-        looked_at = 0
+        loaded = 0
         while known.length is None:
             if not known.unmeasured:
                 known.length = sum(known.lengths[part_id] for part_id in final.info.parts)
@@ -80,28 +81,27 @@ class PendingFinals:
             known.lengths[part_id] = length
             if known.unmeasured and known.unmeasured[-1] == part_id:
                 known.unmeasured.pop()
-            looked_at = await _yield_at_times(looked_at)
+            loaded = await _yield_sometimes(loaded)
         return known.length
 
     async def changed_at(self, final: Upload) -> float:
-        """When the youngest of the parts got its last byte, in seconds since the epoch.
-
-        It may be late about parts that other processes write to, the longer the more parts there are.
-        """
+        """When a part last got a byte, in seconds since the epoch; cached, so it may miss recent writes of other processes."""
         known = self._recall(final)
         began = time.monotonic()
-        if began >= known.look_again:
-            await self._look_at_ages(known)
+        if began >= known.update_at:
+            await self._update_ages(known)
             spent = time.monotonic() - began
             own = final.info.expire_after
             expire_after = (self._expire_after if own is None else own) or float("inf")
-            rest = min(_REST * spent, _LONGEST_REST_SECONDS, expire_after / _PART_OF_EXPIRY)
-            known.look_again = time.monotonic() + rest
+            pause = min(
+                _PAUSE_FACTOR * spent, _LONGEST_PAUSE_SECONDS, expire_after / _PAUSES_PER_EXPIRY
+            )
+            known.update_at = time.monotonic() + pause
         return max(final.changed_at, known.changed_at)
 
-    async def _look_at_ages(self, known: _Pending) -> None:
+    async def _update_ages(self, known: _Pending) -> None:
         missing: list[str] = []
-        looked_at = 0
+        loaded = 0
         for part_id in list(known.missing):
             with suppress(UploadNotFound, UploadGone):
                 part = await self._load(part_id)
@@ -109,17 +109,17 @@ class PendingFinals:
                 if part.finished:
                     continue
             missing.append(part_id)
-            looked_at = await _yield_at_times(looked_at)
+            loaded = await _yield_sometimes(loaded)
         known.missing = missing
 
     def touch(self, final_ids: Sequence[str], changed_at: float) -> None:
-        """A part of these finals has grown."""
+        """Record that a part of these finals got bytes at `changed_at`."""
         for final_id in final_ids:
             if known := self._known.get(final_id):
                 known.changed_at = max(known.changed_at, changed_at)
 
     def forget(self, final_id: str) -> None:
-        """The final is joined, or gone."""
+        """Drop a final that is joined or removed."""
         known = self._known.pop(final_id, None)
         if known is not None:
             self._parts -= known.count
@@ -142,7 +142,7 @@ class PendingFinals:
         return known
 
 
-async def _yield_at_times(looked_at: int) -> int:
-    if (looked_at + 1) % _YIELD_EVERY == 0:
+async def _yield_sometimes(loaded: int) -> int:
+    if (loaded + 1) % _YIELD_EVERY == 0:
         await asyncio.sleep(0)
-    return looked_at + 1
+    return loaded + 1

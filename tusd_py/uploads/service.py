@@ -541,7 +541,7 @@ class Uploads:
                     declared, command.content, body, lease, request
                 )
                 self._due_marks.mark(upload_id, self.due_at(upload))
-                await self._concatenation.grown(upload)
+                await self._concatenation.record_growth(upload)
                 return await self._finish(upload, request, lease.fence)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
