@@ -98,9 +98,9 @@ async def test_a_holder_has_the_byte_alone_though_redis_granted_the_lock(
     holder = await here.acquire("study", timeout=60)
     assert holder.granted is not None
     other = OfdLocks(str(tmp_path / "locks"))
-    assert not other.take("study", alone=False)
+    assert not other.acquire("study", exclusive=False)
     await holder.release()
-    assert other.take("study", alone=True)
+    assert other.acquire("study", exclusive=True)
     other.close()
 
 
@@ -258,7 +258,7 @@ _HOLDER = """
 import sys
 from tusd_py.locks.ofd import OfdLocks
 ranges = OfdLocks(sys.argv[1])
-print(ranges.take("study", alone=sys.argv[2] == "alone"), flush=True)
+print(ranges.acquire("study", exclusive=sys.argv[2] == "alone"), flush=True)
 sys.stdin.read()
 """
 
@@ -275,22 +275,22 @@ async def test_the_byte_of_a_process_goes_with_it(tmp_path: Path, number: signal
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"True\n"
-        assert not mine.take("study", alone=False)
-        assert mine.take("another", alone=True)
+        assert not mine.acquire("study", exclusive=False)
+        assert mine.acquire("another", exclusive=True)
         os.kill(process.pid, number)
         process.wait()
-    assert mine.take("study", alone=True)
+    assert mine.acquire("study", exclusive=True)
     mine.close()
 
 
 async def test_bytes_are_had_by_many_or_by_one_alone(tmp_path: Path) -> None:
     one, two = (OfdLocks(str(tmp_path / "locks")) for _ in range(2))
-    assert one.take("study", alone=False)
-    assert two.take("study", alone=False)
-    assert not two.take("study", alone=True)
-    one.let_go("study")
-    assert two.take("study", alone=True)
-    assert not one.take("study", alone=False)
+    assert one.acquire("study", exclusive=False)
+    assert two.acquire("study", exclusive=False)
+    assert not two.acquire("study", exclusive=True)
+    one.release("study")
+    assert two.acquire("study", exclusive=True)
+    assert not one.acquire("study", exclusive=False)
     one.set_requested("study", on=True)
     assert two.is_requested("study")
     assert not one.is_requested("study")

@@ -1,1 +1,1 @@
-"""Who may write to an upload. `base.py` is the contract, the other modules fulfil it."""
+"""Locks on uploads. `base.py` is the contract, the other modules implement it."""

@@ -1,10 +1,10 @@
-"""The contract of locks: one holder an upload, and a holder can be asked to let go.
+"""The contract of locks: each upload has at most one holder, and a holder can be asked to release the lock.
 
-A connection that died without a word would otherwise block its own client's next attempt. So a newcomer asks, the holder
-keeps what it has stored and ends, and the newcomer goes on. Locks protect writing, never reading.
+A connection that died silently would otherwise block its own client's next attempt. So a new request asks for the lock's
+release, the holder keeps what it has stored and ends, and the new request continues. Locks protect writing, never reading.
 
-Those who wait get the lock in the order in which they came. As long as somebody waits who asked, whoever gets it is asked at
-once to let go again, so that of many attempts of one client the last one wins.
+Waiters get the lock in order of arrival. While one that asked for a release is still waiting, each new holder is asked at once,
+so that of many attempts of one client the last one wins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 
 class LockTimeout(Exception):
-    """The holder did not let go in time."""
+    """The holder did not release the lock in time."""
 
 
 class LocksClosed(Exception):
@@ -23,7 +23,7 @@ class LocksClosed(Exception):
 
 
 class LocksUnavailable(Exception):
-    """Nobody can tell who holds the lock: where that is kept does not answer. The text is for the log."""
+    """The lock service does not answer, so the holder is unknown. The text is for the log."""
 
 
 class LeaseLost(Exception):
@@ -31,47 +31,46 @@ class LeaseLost(Exception):
 
 
 Fence = Callable[[], AbstractContextManager[None]]
-"""`with fence(): ...` around one change of an upload: the change happens while the lock is certainly held, or not at all.
+"""`with fence(): ...` around one change of an upload: it happens while the lock is certainly held, or not at all.
 
-Entering raises LeaseLost. Cheap enough for every write, usable in every thread, and entered again within itself. The block
-holds the change alone: no await, and no wait that is not the change's own.
+Entering raises LeaseLost. A fence is cheap enough for every write, works in every thread, and is reentrant. The block contains
+only the change: no await, and no wait other than that of the change.
 """
 
 _NO_CHECK: AbstractContextManager[None] = nullcontext()
 
 
 def UNFENCED() -> AbstractContextManager[None]:
-    """The fence of changes that no other holder can meet, for a reason that the caller knows."""
+    """The fence of changes with which no other holder can interfere, for a reason that the caller knows."""
     return _NO_CHECK
 
 
 class Lease(Protocol):
-    """A lock that is held. It is let go by `release`; letting go twice does no harm."""
+    """A held lock. `release` may be called twice."""
 
     def on_requested(self, callback: Callable[[], None] | None) -> None:
-        """Sets what is called, in the event loop, when the holder shall end; at once if it shall already.
+        """Set the callback that asks the holder to end, called in the event loop; at once if that was asked already.
 
-        That is when somebody else asks for the lock, or when the lock was lost (then `is_held` is False). It may be called
-        several times.
+        It is called when another request asks for the lock's release, or when the lock was lost (then `is_held` is False), and
+        perhaps several times.
         """
 
     def is_held(self) -> bool:
-        """Whether the lock is still ours: locks that live elsewhere can be lost. Asked before bytes are made to count.
+        """Return whether the lock is still held: remote locks can be lost. Cheap enough for every write.
 
-        Cheap enough for every write. Once False it stays False, and somebody else may be writing: what is in the store is no
-        longer ours, neither to add to nor to cut back. True is a hint that may be out of date at the next instruction;
-        changes are made within `fence`.
+        Once False it stays False, and another holder may be writing: the upload must be neither appended to nor cut back. True
+        may be outdated at the next instruction; therefore changes are made within `fence`.
         """
 
     def fence(self) -> AbstractContextManager[None]:
-        """Guard one change of the upload. See `Fence`, which this method is a value of."""
+        """Guard one change of the upload; see `Fence`."""
 
     async def release(self) -> None:
-        """Lets go; whoever waits longest goes on. Never raises: a lock that cannot be let go of runs out."""
+        """Release the lock to the longest waiter. Never raises: a lock that cannot be released expires."""
 
 
 class UncontestedLease:
-    """For what nobody else can know of yet, such as an upload whose id was just drawn: held without asking anybody."""
+    """A lease on an upload that no other request can know of, because its id was just drawn."""
 
     def on_requested(self, callback: Callable[[], None] | None) -> None:
         pass
@@ -87,7 +86,7 @@ class UncontestedLease:
 
 
 class HeldFence:
-    """Fence of locks that have nothing but `is_held` to tell whether they are held."""
+    """The fence of locks that have no stronger check than `is_held`."""
 
     __slots__ = ("_is_held",)
 
@@ -96,7 +95,7 @@ class HeldFence:
 
     def __enter__(self) -> None:
         if not self._is_held():
-            raise LeaseLost("the lease is over")
+            raise LeaseLost("the lease has ended")
 
     def __exit__(self, *_error: object) -> None:
         pass
@@ -124,16 +123,16 @@ class Locks(Protocol):
     def try_acquire_many(
         self, upload_ids: Sequence[str]
     ) -> AbstractAsyncContextManager[Mapping[str, Lease]]:
-        """The locks of those uploads that are free now, by id, let go at the end of the block; for many at a time.
+        """Acquire the locks of those uploads that are free now; the block gets the leases by id, and its end releases them.
 
-        Nobody is asked and nobody waits. Entering raises LocksClosed, LocksUnavailable; then none is held.
+        Asks for no release and does not wait. Entering raises LocksClosed, LocksUnavailable; then none is held.
         """
 
     async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Removes what is kept about uploads that are gone, as `is_gone` tells; returns how many things went."""
+        """Remove what is stored about uploads for which `is_gone` returns True; returns how many entries."""
 
     def close(self) -> None:
-        """Lets everybody who waits fail with LocksClosed, and grants no more. What is held stays held."""
+        """Grant no more locks, and fail all waiters with LocksClosed. Held locks stay held."""
 
     async def stop(self) -> None:
-        """Closes, and ends what goes on in the background. Locks that are still held run out if they live elsewhere."""
+        """Close, and end background tasks. Remote locks that are still held expire."""

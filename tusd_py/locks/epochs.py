@@ -1,10 +1,9 @@
-"""Epochs of uploads: which holder's bytes in the range-lock file count.
+"""Epochs of uploads: which holder's byte in the range-lock file counts.
 
-An upload has a byte in that file for each of its epochs (`locks/ranges.py`), and whoever has the byte of the current epoch
-holds the upload. The epoch is a random token in `epochs/<upload>`; an upload without such a file is in its first. A newcomer
-that gives a holder up, because it stands still or is out of reach, writes a new token: what the holder has belongs to an
-epoch that is over, and each of its changes is refused from then on, whenever it wakes up. Not for: when that may be done
-(`locks/shared.py`).
+An upload has a byte in that file for each of its epochs (`locks/ofd.py`), and the owner of the current epoch's byte holds the
+upload. The epoch is a random token in `epochs/<upload>`; an upload without such a file is in its first. A request that takes
+over from a hanging or unreachable holder writes a new token: the old holder's byte then belongs to a past epoch, and each of
+its changes is refused, whenever it wakes up. `locks/fallback.py` decides when to take over.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 FIRST = ""
-"""The epoch of uploads whose holders were never given up."""
+"""The epoch of uploads that were never taken over."""
 
 _TOKEN_BYTES = 16
-_ABANDONED = 3600.0
-"""Seconds after which a file that is not in its place yet was left by a crash."""
-_MOST = 64
+_ABANDONED_SECONDS = 3600.0
+"""Age at which a temporary file is taken for the remains of a crash."""
+_MAX_BYTES = 64
 
 
 class Epochs:
     """The epochs of all uploads, in one directory.
 
-    is_local: whether the directory lies on a disk of this machine. What other machines did to it over a network is seen only by
-    opening it. perms: permission bits of the files.
+    is_local: whether the directory lies on a disk of this machine; on a network file system only opening it shows changes of
+    other machines. perms: permission bits of the files.
     """
 
     def __init__(self, directory: str, *, is_local: bool, perms: int = 0o640) -> None:
@@ -38,10 +37,10 @@ class Epochs:
         self._perms = perms
 
     def read(self, upload_id: str) -> str:
-        """The current epoch of an upload. Raises OSError."""
+        """Return the current epoch of an upload. Raises OSError."""
         if self._is_local:
             path = self._path(upload_id)
-            # Quicker than an exception where there is none, as nearly always.
+            # Faster than an exception if there is none, which is the usual case.
             return self._content(path) if os.access(path, os.F_OK) else FIRST
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -56,13 +55,13 @@ class Epochs:
         except FileNotFoundError:
             return FIRST
         try:
-            # Never FIRST, whatever a power cut left of it.
-            return "=" + os.read(descriptor, _MOST).decode("ascii", "replace")
+            # Differs from FIRST even if a power cut left the file empty.
+            return "=" + os.read(descriptor, _MAX_BYTES).decode("ascii", "replace")
         finally:
             os.close(descriptor)
 
     def is_current(self, upload_id: str, epoch: str) -> Callable[[], bool]:
-        """What tells whether an epoch is still the current one, as quickly as can be. It raises OSError."""
+        """Return a fast function that returns whether an epoch is still the current one. It raises OSError."""
         if epoch != FIRST or not self._is_local:
             return lambda: self.read(upload_id) == epoch
         path, access, exists = self._path(upload_id), os.access, os.F_OK
@@ -70,11 +69,11 @@ class Epochs:
 
     @staticmethod
     def new() -> str:
-        """An epoch that no upload has had."""
+        """Return an epoch that no upload has had."""
         return "=" + secrets.token_hex(_TOKEN_BYTES)
 
     def write(self, upload_id: str, epoch: str) -> None:
-        """Begin an epoch that `new` made, all or nothing. Raises OSError."""
+        """Start an epoch that `new` made, atomically. Raises OSError."""
         content = epoch[1:].encode()
         # No id begins with a dot.
         tmp = f"{self._directory}/.{epoch[1:]}"
@@ -92,25 +91,25 @@ class Epochs:
             raise
 
     def forget(self, upload_id: str) -> None:
-        """Let an upload be in its first epoch again. For one that is gone, and of whose bytes nobody has any."""
+        """Return an upload to its first epoch. Only for one that is gone and whose bytes no process holds."""
         with suppress(FileNotFoundError):
             os.unlink(self._path(upload_id))
 
     def ids(self) -> Iterator[str]:
-        """The uploads that are in a later epoch than their first. Raises OSError."""
+        """Yield the uploads that are not in their first epoch. Raises OSError."""
         for name in os.listdir(self._directory):
             if not name.startswith("."):
                 yield name.replace("%", "/")
 
-    def remove_remains(self) -> int:
-        """Remove what crashes left of epochs that were never begun; how many. Raises OSError."""
+    def remove_abandoned(self) -> int:
+        """Remove temporary files that crashes left; returns how many. Raises OSError."""
         removed = 0
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if (
                         entry.name.startswith(".")
-                        and time.time() - entry.stat().st_mtime > _ABANDONED
+                        and time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
                     ):
                         os.unlink(entry.path)
                         removed += 1
@@ -121,10 +120,10 @@ class Epochs:
 
 
 def _name(upload_id: str) -> str:
-    """The id as one file name: `%` cannot stand in an id, so no two of them meet."""
+    """The id as one file name. Ids contain no `%`, so two of them never collide."""
     return upload_id.replace("/", "%")
 
 
-def place_name(upload_id: str, epoch: str) -> str:
-    """What the bytes of an upload in one of its epochs are called; in its first, as in versions without epochs."""
+def range_name(upload_id: str, epoch: str) -> str:
+    """Name an upload's bytes in the lock file for an epoch; in the first, as in versions without epochs."""
     return f"{upload_id}\0{epoch}" if epoch else upload_id

@@ -1,18 +1,17 @@
-"""Locks of several processes and machines that have Redis in common, and a file system that outlasts it.
+"""Locks of several processes and machines that share Redis, and a file system that works without it.
 
-Two things decide. Redis decides whose turn it is: it knows who waits, tells holders that they are asked, and hands over at
-once. The file system decides who may change an upload: a holder always has the upload's byte alone (`ranges.py`), from before
-it reads the upload until it releases the lock, so two that Redis granted the lock at a time, because it lost its data or
-failed over, are never both holders. Who cannot ask Redis goes by the byte alone.
+Redis orders the requests: it keeps the queue, tells holders to release, and hands the lock over at once. The file system
+decides who may change an upload: a holder always has the upload's byte exclusively (`ofd.py`), from before it reads the upload
+until it releases the lock. So if Redis grants a lock twice, because it lost its data or failed over, there are still not two
+holders. While Redis is unavailable, the byte alone decides.
 
-Who got the lock from Redis waits for the byte like this: a holder that lives learns within a quarter of a lease that it has
-lost Redis' lock, keeps what arrived and releases. One that stands still does not; after half a lease the newcomer gives it
-up, by beginning a new epoch of the upload (`epochs.py`), with bytes of its own. Every change of an upload is made within a
-fence (`fence.py`) that refuses those of a holder whose epoch is over, so giving up a holder is always safe; the wait is there
-for those that live.
+A request with the lock from Redis waits for the byte: a running holder learns within a quarter of a lease that it lost the lock
+in Redis, keeps what arrived and releases. A hanging holder does not; after half a lease the new request takes over, by starting
+a new epoch of the upload (`epochs.py`) with bytes of its own. Every change of an upload is made within a fence (`fence.py`)
+that refuses changes of a past epoch, so taking over is always safe; the wait only spares running holders.
 
-Who waits for a byte looks again every so often. That they ask for it is told by another byte, which those that Redis may have
-forgotten look at. Within a process, locks in its memory keep requests apart whose bytes could not.
+Waiters poll the byte. A second byte says that they ask for its release; holders that Redis may have forgotten poll that one.
+Within a process, locks in memory keep requests apart, as its bytes belong to the whole process.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.locks.base import LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
-from tusd_py.locks.epochs import FIRST, Epochs, place_name
+from tusd_py.locks.epochs import FIRST, Epochs, range_name
 from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
@@ -34,14 +33,14 @@ from tusd_py.redis import RedisClient
 
 logger = logging.getLogger(__name__)
 
-_SOON = 0.02
-"""Seconds after which a byte is tried for again at first; then twice as long, up to _POLL."""
-_POLL = 0.25
-"""Seconds, also after which holders that Redis may have forgotten look whether somebody asks for them."""
+_MIN_POLL_SECONDS = 0.02
+"""First pause between two attempts for a byte; doubled each time, up to `_MAX_POLL_SECONDS`."""
+_MAX_POLL_SECONDS = 0.25
+"""Also the interval in which holders that Redis may have forgotten check for requests."""
 
 
 class FallbackLocks:
-    """See `Locks`. ranges, epochs: in a directory that all who share the uploads have in common; closed by `stop`."""
+    """See `Locks`. ranges, epochs: in a directory shared by all servers of the uploads; closed by `stop`."""
 
     def __init__(
         self, redis: RedisLocks, ranges: OfdLocks, epochs: Epochs, redis_client: RedisClient
@@ -61,20 +60,22 @@ class FallbackLocks:
         self, upload_id: str, *, timeout: float, request_release: bool = True
     ) -> FallbackLease:
         deadline = asyncio.get_running_loop().time() + timeout
-        granted = await self._granted(upload_id, timeout, request_release)
+        granted = await self._acquire_in_redis(upload_id, timeout, request_release)
         try:
-            # With half of the time that there is, so that the other half is left to come to an end in.
-            patience = min(self._redis.duration, timeout) / 2
-            return await self._acquire(upload_id, deadline, request_release, granted, patience)
+            # At half time, so that the other half is left for the request itself.
+            takeover_seconds = min(self._redis.duration, timeout) / 2
+            return await self._acquire(
+                upload_id, deadline, request_release, granted, takeover_seconds
+            )
         except BaseException:
             if granted is not None:
                 await granted.release()
             raise
 
-    async def _granted(
+    async def _acquire_in_redis(
         self, upload_id: str, timeout: float, request_release: bool
     ) -> RedisLease | None:
-        """What Redis gave, None if it cannot be asked."""
+        """Acquire the lock in Redis; None if Redis is unavailable."""
         if not self._redis_client.available:
             return None
         try:
@@ -90,15 +91,17 @@ class FallbackLocks:
         deadline: float,
         request_release: bool,
         granted: RedisLease | None,
-        patience: float = 0.0,
+        takeover_seconds: float = 0.0,
     ) -> FallbackLease:
-        """patience: seconds after which a holder is given up that Redis knows nothing of any more; only by those who ask."""
+        """takeover_seconds: wait before taking over from a holder unknown to Redis, if `request_release`."""
         loop = asyncio.get_running_loop()
         left = max(deadline - loop.time(), 0)
         mine = await self._memory.acquire(upload_id, timeout=left, request_release=request_release)
         lease = FallbackLease(self, upload_id, mine, granted)
         try:
-            await self._take(lease, deadline, request_release, loop.time() + patience)
+            await self._acquire_byte(
+                lease, deadline, request_release, loop.time() + takeover_seconds
+            )
         except BaseException:
             await mine.release()
             raise
@@ -107,27 +110,27 @@ class FallbackLocks:
             self.watch(lease)
         return lease
 
-    async def _take(
-        self, lease: FallbackLease, deadline: float, request_release: bool, patient_until: float
+    async def _acquire_byte(
+        self, lease: FallbackLease, deadline: float, request_release: bool, takeover_at: float
     ) -> None:
-        """Has the byte alone. Raises LockTimeout, LocksClosed, LocksUnavailable."""
+        """Wait for the byte. Raises LockTimeout, LocksClosed, LocksUnavailable."""
         loop = asyncio.get_running_loop()
-        pause = _SOON
+        pause = _MIN_POLL_SECONDS
         asking = False
         try:
-            while not self._try(lease):
+            while not self._try_byte(lease):
                 left = deadline - loop.time()
                 if self._closed:
                     raise LocksClosed
                 if left <= 0:
                     raise LockTimeout
-                if request_release and loop.time() >= patient_until and self._give_up_holder(lease):
+                if request_release and loop.time() >= takeover_at and self._take_over(lease):
                     return
                 if request_release and not asking:
                     asking = True
                     self._ranges.set_requested(lease.upload_id, on=True)
                 await asyncio.sleep(min(pause, left))
-                pause = min(pause * 2, _POLL)
+                pause = min(pause * 2, _MAX_POLL_SECONDS)
         except OSError as problem:
             raise LocksUnavailable(f"the file system's locks: {problem}") from None
         finally:
@@ -135,23 +138,23 @@ class FallbackLocks:
                 with suppress(OSError):
                     self._ranges.set_requested(lease.upload_id, on=False)
 
-    def _try(self, lease: FallbackLease) -> bool:
-        """Whether the byte of the current epoch is ours now."""
+    def _try_byte(self, lease: FallbackLease) -> bool:
+        """Try to lock the byte of the current epoch. Raises OSError."""
         upload_id = lease.upload_id
         epoch = self._epochs.read(upload_id)
-        name = place_name(upload_id, epoch)
-        if not self._ranges.take(name, alone=True):
+        name = range_name(upload_id, epoch)
+        if not self._ranges.acquire(name, exclusive=True):
             return False
         if self._epochs.read(upload_id) != epoch:
-            # It ended before the byte was ours.
-            self._ranges.let_go(name)
+            # The epoch ended before we had the byte.
+            self._ranges.release(name)
             return False
         self._begin(lease, epoch)
         return True
 
     def _begin(self, lease: FallbackLease, epoch: str) -> None:
         upload_id = lease.upload_id
-        name = place_name(upload_id, epoch)
+        name = range_name(upload_id, epoch)
         lease.begin(
             name,
             ChangeFence(
@@ -161,66 +164,66 @@ class FallbackLocks:
             ),
         )
 
-    def _give_up_holder(self, lease: FallbackLease) -> bool:
-        """Whether the upload is ours now, in a new epoch. Only while Redis grants us the lock, in no change of the holder's."""
+    def _take_over(self, lease: FallbackLease) -> bool:
+        """Try to take over in a new epoch: only with the lock in Redis, and not during a change. Raises OSError."""
         upload_id, granted = lease.upload_id, lease.granted
         if granted is None:
             return False
         epoch = self._epochs.read(upload_id)
-        change = self._ranges.change_byte(place_name(upload_id, epoch))
+        change = self._ranges.change_byte(range_name(upload_id, epoch))
         try:
-            change.take()
+            change.acquire()
         except (BlockingIOError, PermissionError):
             return False
         try:
             if self._epochs.read(upload_id) != epoch or not granted.is_held():
                 return False
             following = self._epochs.new()
-            name = place_name(upload_id, following)
-            # Before anybody can know of it.
-            self._ranges.take(name, alone=True)
+            name = range_name(upload_id, following)
+            # Before any other process can learn of it.
+            self._ranges.acquire(name, exclusive=True)
             try:
                 self._epochs.write(upload_id, following)
             except OSError:
-                self._ranges.let_go(name)
+                self._ranges.release(name)
                 raise
         finally:
-            change.let_go()
+            change.release()
         self._begin(lease, following)
         logs.event(
             logger,
             logging.WARNING,
             "lock taken over",
             upload=upload_id,
-            reason="its holder did not release it, and Redis does not know of it any more",
+            reason="its holder did not release it, and Redis no longer knows the holder",
         )
         return True
 
     def watch(self, lease: FallbackLease) -> None:
-        """From now on the holder learns here that it is asked: Redis may not know that it holds the lock."""
+        """Poll for release requests to a holder, as Redis may not know that it holds the lock."""
         self._watched.add(lease)
         if self._watcher is None or self._watcher.done():
             self._watcher = keep_running(self._watch, "file locks")
 
     def _watch_all(self) -> None:
-        """Redis does not answer, so nobody can ask by it."""
+        """Poll for all holders, as Redis does not answer."""
         for lease in self._held.values():
             self.watch(lease)
 
     async def _watch(self) -> None:
-        """Passes on what others ask of those that Redis may have forgotten."""
+        """Pass release requests on to the watched holders."""
         while self._watched:
             for lease in list(self._watched):
                 with suppress(OSError):
                     if self._ranges.is_requested(lease.upload_id):
                         lease.request()
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_MAX_POLL_SECONDS)
 
     @asynccontextmanager
     async def try_acquire_many(
         self, upload_ids: Sequence[str]
     ) -> AsyncIterator[dict[str, FallbackLease]]:
-        # Who wants many can wait for a Redis that is away.
+        # Callers for many locks can wait until Redis is available.
         async with self._redis.try_acquire_many(upload_ids) as granted:
             leases: dict[str, FallbackLease] = {}
             try:
@@ -229,32 +232,32 @@ class FallbackLocks:
                         leases[upload_id] = await self._acquire(upload_id, 0.0, False, each)
                 yield leases
             finally:
-                # What Redis gave is let go of by the inner block, all at once.
+                # The inner block releases the locks in Redis, all at once.
                 for lease in leases.values():
-                    await self._let_go(lease)
+                    await self._release_local(lease)
 
     async def release(self, lease: FallbackLease) -> None:
-        """Lets everything go that the lease stands on."""
-        if await self._let_go(lease) and lease.granted is not None:
+        """Release all parts of a lease."""
+        if await self._release_local(lease) and lease.granted is not None:
             await lease.granted.release()
 
-    async def _let_go(self, lease: FallbackLease) -> bool:
-        """Lets go of all but what Redis gave, the byte first: whoever is next needs it. False if that was done before."""
+    async def _release_local(self, lease: FallbackLease) -> bool:
+        """Release all but the lock in Redis, the byte first, as the next holder needs it. False if released before."""
         if self._held.get(lease.upload_id) is not lease:
             return False
         del self._held[lease.upload_id]
         self._watched.discard(lease)
         byte = lease.end()
         with suppress(OSError):
-            self._ranges.let_go(byte)
+            self._ranges.release(byte)
         await lease.mine.release()
         return True
 
     async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Puts uploads that are gone back into their first epoch, unless a holder may live that was given up in it."""
+        """Return removed uploads to their first epoch, unless a holder of that epoch may still run."""
         removed = 0
         with suppress(OSError):
-            removed += self._epochs.remove_remains()
+            removed += self._epochs.remove_abandoned()
             for upload_id in self._epochs.ids():
                 if not await is_gone(upload_id):
                     continue
@@ -267,12 +270,12 @@ class FallbackLocks:
         return removed
 
     def _forget_epoch(self, upload_id: str) -> bool:
-        """Whether that was possible: with the bytes of the current and of the first epoch. Others never count again."""
+        """Forget an upload's epoch if the bytes of the current and the first epoch are free; returns whether they were."""
         epoch = self._epochs.read(upload_id)
         taken: list[str] = []
         try:
-            for name in (place_name(upload_id, FIRST), place_name(upload_id, epoch)):
-                if not self._ranges.take(name, alone=True):
+            for name in (range_name(upload_id, FIRST), range_name(upload_id, epoch)):
+                if not self._ranges.acquire(name, exclusive=True):
                     return False
                 taken.append(name)
             if self._epochs.read(upload_id) != epoch:
@@ -281,7 +284,7 @@ class FallbackLocks:
             return True
         finally:
             for name in taken:
-                self._ranges.let_go(name)
+                self._ranges.release(name)
 
     def close(self) -> None:
         self._closed = True
@@ -299,7 +302,7 @@ class FallbackLocks:
 
 
 class FallbackLease:
-    """See `Lease`. granted: what Redis gave, if it could be asked; mine: this process' part."""
+    """See `Lease`. granted: the lock in Redis, if available; mine: the lock in this process."""
 
     __slots__ = (
         "_byte",
@@ -329,18 +332,18 @@ class FallbackLease:
         self._is_lost = False
 
     def begin(self, byte: str, fence: ChangeFence) -> None:
-        """Hold the lock from now on, by the byte of this name."""
+        """Start holding the lock, by the byte of this name."""
         self._byte = byte
         self._fence = fence
         self._is_held = True
 
     def end(self) -> str:
-        """Hold it no more; the name of the byte, which is to be let go of."""
+        """Stop holding the lock; returns the name of the byte to release."""
         self._is_held = False
         return self._byte
 
     def lose(self, reason: str) -> None:
-        """Another holder has the upload. For any thread."""
+        """Mark the lock as lost to another holder. For any thread."""
         if self._is_held:
             self._is_held = False
             self._is_lost = True
@@ -350,7 +353,7 @@ class FallbackLease:
             self._loop.call_soon_threadsafe(self.request)
 
     def request(self) -> None:
-        """Its holder shall end."""
+        """Ask the holder to release the lock."""
         if self._callback is not None:
             self._callback()
 
@@ -358,16 +361,16 @@ class FallbackLease:
         self._callback = callback
         self.mine.on_requested(callback)
         if self.granted is not None:
-            self.granted.on_requested(None if callback is None else self._redis_wants)
+            self.granted.on_requested(None if callback is None else self._on_redis_request)
         if self._is_lost:
             self.request()
 
-    def _redis_wants(self) -> None:
+    def _on_redis_request(self) -> None:
         granted = self.granted
         if granted is None or granted.is_held() or granted.taken:
             self.request()
         else:
-            # Redis' lock ran out, which nobody need have noticed: the byte is still ours.
+            # The lock in Redis expired, perhaps unnoticed by others: we still have the byte.
             self._locks.watch(self)
 
     def is_held(self) -> bool:
@@ -375,7 +378,7 @@ class FallbackLease:
 
     def fence(self) -> AbstractContextManager[None]:
         if not self._is_held or self._fence is None:
-            raise LeaseLost("the lease is over")
+            raise LeaseLost("the lease has ended")
         return self._fence
 
     async def release(self) -> None:

@@ -1,8 +1,8 @@
 """The fence of locks in the file system: a change of an upload happens while its lock is held, or not at all.
 
-Around each change its holder has a second byte of the range-lock file alone. Whoever wants to end the holder's epoch needs
-that byte, so the epoch cannot end between the look at it and the change, even if the process stands still there: the kernel
-keeps the byte for it. Nobody else ever takes it, so a holder that does not get it is being given up. Not for: waiting.
+During each change its holder locks a second byte of the range-lock file exclusively. A process that wants to end the holder's
+epoch needs that byte, so the epoch cannot end between the check and the change, even if the holder's process is stopped there:
+the kernel keeps the byte locked. No one else ever locks it, so a holder that does not get it is being taken over. Never waits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tusd_py.locks.ofd import ChangeByte
 
 
 class ChangeFence:
-    """See `Fence`. For all threads of the process, which share what the process has of the file: the first one in takes the
-    byte and the last one out lets it go.
+    """See `Fence`. The threads of a process share its byte: the first one in locks it, the last one out releases it.
 
-    byte: of the holder's epoch. is_current: whether that epoch still is; raises OSError. on_loss: is called, in any thread,
-    with the reason when the lock turns out to be lost.
+    Args:
+        byte: That of the holder's epoch.
+        is_current: Returns whether that epoch is still current; raises OSError.
+        on_loss: Called in any thread, with the reason, when the lock turns out to be lost.
     """
 
     __slots__ = ("_byte", "_inside", "_is_current", "_lock", "_on_loss")
@@ -36,11 +37,11 @@ class ChangeFence:
         self._inside = 0
 
     def __enter__(self) -> None:
-        # Around every write: as few calls as can be.
+        # Runs around every write, hence with as few calls as possible.
         with self._lock:
             if not self._inside:
                 try:
-                    self._byte.take()
+                    self._byte.acquire()
                     if not self._is_current():
                         self._refuse("another server took the upload over")
                 except BlockingIOError:
@@ -58,16 +59,16 @@ class ChangeFence:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._let_go()
+                self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         try:
-            self._byte.let_go()
+            self._byte.release()
         except (OSError, ValueError):
-            # Only of a file that was closed meanwhile, which has let it go.
+            # The file was closed meanwhile, which released the byte.
             return
 
     def _refuse(self, reason: str) -> NoReturn:
-        self._let_go()
+        self._release()
         self._on_loss(reason)
         raise LeaseLost(reason)

@@ -1,7 +1,7 @@
-"""Names of processes, by which a process that died without a word is recognised on the machine where it ran.
+"""Unique names of processes, by which the death of a process is detected on the machine where it ran.
 
-A lock that lives elsewhere runs out by itself some seconds after its holder died. Whoever waits for it on the same machine
-need not: the kernel knows. Not for: processes of other machines or containers, about which nothing is known here.
+A remote lock expires some seconds after its holder died. A waiter on the same machine need not wait that long, as it can ask
+the kernel. About processes on other machines or in other containers nothing is known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 _NOWHERE = "0"
-"""The machine of processes that cannot be recognised."""
+"""The machine of processes whose death cannot be detected."""
 
 _PID_NAMESPACE, _TIME_NAMESPACE = Path("/proc/self/ns/pid"), Path("/proc/self/ns/time")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -22,10 +22,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class ProcessName:
-    """A process, as no other on any machine is called.
+    """A name that no other process on any machine has.
 
-    machine: stands for a boot of a kernel and the part of it in which process ids have the same meaning. started: clock ticks
-    after that boot, as ids are used again. nonce: random.
+    Attributes:
+        machine: Identifies a boot of a kernel and a namespace of process ids.
+        pid: The process id.
+        started: Clock ticks from boot to the process's start, because ids are reused.
+        nonce: Random digits.
     """
 
     machine: str
@@ -35,7 +38,7 @@ class ProcessName:
 
     @classmethod
     def of_this(cls) -> ProcessName:
-        """A new name for this process. Not to be made before a fork and used after it."""
+        """Return a new name for this process. It must not be used across a fork."""
         pid = os.getpid()
         started = _started(pid)
         machine = _machine() if started is not None else _NOWHERE
@@ -43,7 +46,7 @@ class ProcessName:
 
     @classmethod
     def parse(cls, text: str) -> ProcessName | None:
-        """What `str` made; None for anything else."""
+        """Parse the result of `str`; returns None for anything else."""
         try:
             machine, pid, started, nonce = text.split("-")
             return cls(machine, int(pid), int(started), nonce)
@@ -54,7 +57,7 @@ class ProcessName:
         return f"{self.machine}-{self.pid}-{self.started}-{self.nonce}"
 
     def is_gone(self) -> bool:
-        """Whether it is certain that this process does nothing any more. False if it lives, or lives elsewhere."""
+        """Return whether the process is certain to be dead; False if it lives or ran elsewhere."""
         if self.machine == _NOWHERE or self.machine != _machine() or self.pid <= 0:
             return False
         try:
@@ -62,7 +65,7 @@ class ProcessName:
         except ProcessLookupError:
             return True
         except OSError:
-            # It is somebody else's, so it is there.
+            # It belongs to another user, so it exists.
             pass
         started = _started(self.pid)
         return (started is not None and started != self.started) or _is_dead(self.pid)
@@ -70,12 +73,12 @@ class ProcessName:
 
 @cache
 def _machine() -> str:
-    """What stands for the place in which process ids have a meaning; _NOWHERE if that cannot be told."""
+    """Return the id of this machine and process namespace; _NOWHERE if unknown."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             # The /proc of another namespace: the ids in it are not ours.
             return _NOWHERE
-        # Copies of a virtual machine may have a boot id in common, but hardly a host name too.
+        # Copies of a virtual machine may share a boot id, but hardly a host name as well.
         parts = [
             _BOOT_ID.read_text("ascii"),
             os.uname().nodename,
@@ -89,7 +92,7 @@ def _machine() -> str:
 
 
 def _status(pid: int) -> list[str] | None:
-    """The fields of a process' status from the third on ("proc_pid_stat"), None if they cannot be read."""
+    """Return the fields of /proc/<pid>/stat from the third on; None if it cannot be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     except OSError:
@@ -105,6 +108,6 @@ def _started(pid: int) -> int | None:
 
 
 def _is_dead(pid: int) -> bool:
-    """Whether it has ended and only its parent does not know yet. Not while one of its threads still runs."""
+    """Return whether a process is a zombie without running threads."""
     fields = _status(pid)
     return fields is not None and fields[0] in "ZX" and int(fields[17]) <= 1
