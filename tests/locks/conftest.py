@@ -45,7 +45,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def by_messages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits and was told nothing asks again too late for any test, and is not forgotten for it."""
-    monkeypatch.setattr(redis, "_POLL", LEASE)
+    monkeypatch.setattr(redis, "_MAX_POLL_SECONDS", LEASE)
     spans = f"{FORGOTTEN * 1000:.0f}, {FORGOTTEN * 3000:.0f}\n"
     longer = f"{LEASE * 3000:.0f}, {LEASE * 9000:.0f}\n"
     for name, script in (("ACQUIRE", ACQUIRE), ("RENEW", RENEW), ("RELEASE", RELEASE)):
@@ -60,12 +60,12 @@ async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
     async with AsyncExitStack() as stack:
 
         async def make(
-            *, lease: float = LEASE, timeout: float = TIMEOUT, patience: float = 60.0
+            *, lease: float = LEASE, timeout: float = TIMEOUT, retry_seconds: float = 60.0
         ) -> RedisLocks:
             redis_client = RedisClient(redis_server.url, timeout=timeout)
             await redis_client.start()
             stack.push_async_callback(redis_client.stop)
-            locks = RedisLocks(redis_client, lease=lease, patience=patience)
+            locks = RedisLocks(redis_client, lease=lease, retry_seconds=retry_seconds)
             stack.push_async_callback(locks.stop)
             return locks
 
@@ -89,7 +89,7 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
 
 
 def shared(redis_client: RedisClient, path: Path, *, lease: float = LEASE) -> FallbackLocks:
-    granting = RedisLocks(redis_client, lease=lease, patience=0)
+    granting = RedisLocks(redis_client, lease=lease, retry_seconds=0)
     directory = path.with_name("epochs")
     directory.mkdir(exist_ok=True)
     epochs = Epochs(str(directory), is_local=True)

@@ -231,8 +231,8 @@ async def test_requests_of_one_process_hand_over_while_redis_is_away(
 async def test_a_redis_that_stays_away_refuses_in_time(
     make_locks: MakeLocks, redis_server: RedisServer, how: str
 ) -> None:
-    patient = await make_locks(timeout=0.3, patience=1000)
-    locks = await make_locks(timeout=0.3, patience=0.8)
+    patient = await make_locks(timeout=0.3, retry_seconds=1000)
+    locks = await make_locks(timeout=0.3, retry_seconds=0.8)
     if how == "refuses":
         redis_server.stop()
     else:
@@ -300,7 +300,7 @@ async def test_a_holder_of_which_nothing_is_known_keeps_its_lease(
     redis_server.client.set("tusd:lock:{study}", f"held:{elsewhere}:1", px=1500)
     # As soon as it runs out, not when it would be looked again.
     with monkeypatch.context() as rarely:
-        for name in ("_SOON", "_POLL"):
+        for name in ("_MIN_POLL_SECONDS", "_MAX_POLL_SECONDS"):
             rarely.setattr(redis, name, 1000.0)
         lease = await locks.acquire("study", timeout=60)
     assert time.monotonic() - began > 1.4

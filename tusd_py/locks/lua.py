@@ -1,14 +1,14 @@
-"""What happens to a lock inside Redis, each step in one script, so that no step is seen half done.
+"""The Lua scripts of locks in Redis. Each step is one script, hence atomic.
 
-Two keys an upload. The lock itself, a text that runs out: `held:<owner>`, `offered:<milliseconds>:<owner>` or `free:<owner>`,
-where the owner is who has it, may come and take it, or had it last. A free lock keeps the name of its last holder for the time
-of a lease: a holder whose lock vanished because Redis lost its data can tell by it that nobody else had the lock meanwhile.
-And the queue, a hash of those who wait: `<owner>` to `<arrived, µs> <seen, ms> <1 if it asks>`; who was not seen for a while
-is forgotten.
+Each upload has two keys. The lock is an expiring string: `held:<owner>`, `offered:<milliseconds>:<owner>` or `free:<owner>`,
+where the owner is its holder, the waiter that may take it, or its last holder. A free lock keeps its last holder's name for one
+lease: so a holder whose lock vanished because Redis lost its data can tell that no other holder had it meanwhile. The queue is
+a hash of waiters: `<owner>` to `<arrived, µs> <seen, ms> <1 if it asks for the release>`; waiters not seen for a while are
+dropped.
 
-An owner is `<process>:<number>`; a process listens on a channel of its name, to `ask:<number>` and `wait:<number>`
-(somebody wants, or waits for, the lock that it holds under that number) and `offer:<number>` (it may take the lock). Messages
-may be lost. All times are by the clock of Redis.
+An owner is `<process>:<number>`. A process subscribes to a channel of its name, for `ask:<number>` and `wait:<number>` (another
+process asks, or waits, for the lock that it holds under that number) and `offer:<number>` (it may take the lock). Messages may
+be lost. All times are by the clock of Redis.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 from tusd_py.redis import Script
 
 OFFER = 2.0
-"""Seconds for which a lock is kept for the one to whom it was offered."""
+"""Seconds for which a lock stays reserved for the waiter to whom it was offered."""
 FORGOTTEN = 3.0
-"""Seconds after which somebody who waits and does not come again is forgotten."""
+"""Seconds after which a waiter that does not poll is dropped from the queue."""
 
 _COMMON = (
     f"""
@@ -29,7 +29,7 @@ local OWNER, LEASE, CHANNEL = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- The state of the lock and its owner; since when, if it is offered. Free if there is no lock, then without an owner.
+-- Returns the lock's state, its owner, and since when it is offered. A missing lock is free without an owner.
 local function read()
   local value = redis.call('GET', KEYS[1])
   if not value then
@@ -47,13 +47,13 @@ local function write(state, owner)
   redis.call('SET', KEYS[1], state .. ':' .. owner, 'PX', LEASE)
 end
 
--- How many connections heard it. In a cluster 0 may mean that the listener is connected to another node.
+-- Returns the number of subscribers. In a cluster, 0 may mean that the subscriber is connected to another node.
 local function tell(owner, what)
   local process, number = string.match(owner, '^(.*):(%x+)$')
   return redis.call('PUBLISH', CHANNEL .. process, what .. ':' .. number)
 end
 
--- Who waits, the longest first.
+-- Returns the waiters, longest waiting first.
 local function queue()
   local waiting = {}
   local fields = redis.call('HGETALL', KEYS[2])
@@ -74,7 +74,7 @@ local function queue()
   return waiting
 end
 
--- Offers the lock to the first who hears it, up to `before`. Whether there was one.
+-- Offers the lock to the first subscribed waiter ahead of `before`; returns whether there was one.
 local function offer(waiting, before)
   for _, each in ipairs(waiting) do
     if each.owner == before then
@@ -88,7 +88,7 @@ local function offer(waiting, before)
   return false
 end
 
--- 0 if nobody else waits, 1 if somebody does, 2 if somebody does who asks.
+-- Returns 0 without other waiters, 1 with some, 2 if one of them asks for the release.
 local function demand(waiting)
   local found = 0
   for _, each in ipairs(waiting) do
@@ -105,8 +105,8 @@ ACQUIRE = Script(
     "lock acquire",
     _COMMON
     + """
--- ARGV: owner, lease (ms), channel prefix, 1 to wait, 1 to ask, an owner that has died (or nothing).
--- {1, demand} if the lock is ours now; else {0, who has it, ms after which it may be free, how many heard (-1: none was told)}.
+-- ARGV: owner, lease (ms), channel prefix, 1 to wait, 1 to ask for the release, an owner that has died (or '').
+-- Returns {1, demand} if the lock is granted; else {0, its owner, ms after which it may be free, subscribers (-1: none told)}.
 local WAITS, ASKS, DEAD = ARGV[4] == '1', ARGV[5], ARGV[6]
 
 local waiting = queue()
@@ -169,7 +169,7 @@ RENEW = Script(
     _COMMON
     + """
 -- ARGV: owner, lease (ms), channel prefix.
--- {1, demand} if the lock is still ours, {2, demand} if there was none and nobody had one meanwhile, {0, 0} if it is lost.
+-- Returns {1, demand} if still held, {2, demand} if it was missing and no one else had it meanwhile, {0, 0} if lost.
 local state, owner = read()
 if owner ~= nil and (owner ~= OWNER or state ~= 'held') then
   return { 0, 0 }
@@ -187,7 +187,7 @@ RELEASE = Script(
     "lock release",
     _COMMON
     + """
--- ARGV: owner, lease (ms), channel prefix. Leaves the queue, too.
+-- ARGV: owner, lease (ms), channel prefix. Leaves the queue as well.
 redis.call('HDEL', KEYS[2], OWNER)
 local state, owner = read()
 if owner == OWNER and state ~= 'free' and not offer(queue()) then

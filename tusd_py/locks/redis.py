@@ -1,13 +1,14 @@
 """Locks of several processes and machines, in Redis.
 
-A lock is held for the time of a lease, which is renewed as long as its holder lives. A holder counts that time from before it
-asked Redis, and leaves a part of it for safety: so what it knows itself is enough to say whether it may write, and it stops
-before anybody else can begin. While Redis is away what is held stays held until its lease is over, and nothing is granted.
+A lock is held for a lease, which is renewed while its holder lives. A holder counts the lease from before it asked Redis, minus
+a safety margin: so its own clock tells whether it may write, and it stops before another holder can begin. While Redis is
+unavailable, held locks stay held until their leases end, and none is granted.
 
-Within a process, requests for one upload hand its lock over without asking Redis, as long as nobody elsewhere waits for it.
-Who waits elsewhere is told when it is its turn; a message that gets lost costs a second. Not for: keeping a process that
-stands still in the middle of a write from finishing it later, and Redis that lost its data from granting a lock twice. Only the
-storage can do that (`shared.py`), so these locks are used by themselves only where its file system has no locks.
+Within a process, requests for one upload hand its lock over without asking Redis, unless another process waits for it. Waiters
+in other processes are notified when it is their turn; a lost message costs a second.
+
+These locks cannot keep a process that hangs in the middle of a write from finishing it later, nor a Redis that lost its data
+from granting a lock twice. Only the storage can (`fallback.py`), so they are used alone only if its file system has no locks.
 """
 
 from __future__ import annotations
@@ -39,30 +40,28 @@ from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LEASE = 10.0
-"""Seconds."""
-_SAFETY = 0.1
-"""The part of a lease in which it does not count any more: for clocks that differ in speed, and for the write that was begun
-when it was asked whether the lock is held."""
+DEFAULT_LEASE_SECONDS = 10.0
+_SAFETY_MARGIN = 0.1
+"""Fraction of a lease at its end in which it no longer counts: for clocks of different speed, and for a running write."""
 _RENEWALS = 4
-"""How often a lease is renewed before it would run out."""
-_BATCH = 32
-"""Leases got, renewed or let go of in one go; the event loop gets its turn between two of them."""
+"""Renewals in the time of one lease."""
+_BATCH_SIZE = 32
+"""Leases acquired, renewed or released in one pipeline; the event loop runs between two of them."""
 
-_POLL = 1.0
-"""Seconds after which who waits asks Redis again: what a lost message costs at most."""
-_SOON = 0.05
-"""Seconds after which what is about to be settled is looked at again at first; then twice as long, up to _POLL."""
-_GLANCE = 0.1
-"""Seconds after which it is looked whether the process that is waited for is still there; nobody else is asked about it."""
-DEFAULT_PATIENCE = 3.0
-"""Seconds: an embedded Redis is back sooner. Clients that are refused when they ask for the offset may begin from the start."""
-_SILENCE = 5.0
-"""Seconds without a message after which it is asked whether the subscription still works."""
-_STOP = 2.0
-"""Seconds that `stop` waits for locks to be let go of."""
+_MAX_POLL_SECONDS = 1.0
+"""Interval in which a waiter asks Redis again: the most that a lost message costs."""
+_MIN_POLL_SECONDS = 0.05
+"""First interval of polling for imminent changes; doubled each time, up to `_MAX_POLL_SECONDS`."""
+_PROCESS_POLL_SECONDS = 0.1
+"""Interval in which a waiter checks whether the holder's process is alive, on the same machine."""
+DEFAULT_RETRY_SECONDS = 3.0
+"""An embedded Redis restarts sooner. Clients that are refused the offset may start again from 0."""
+_SILENCE_SECONDS = 5.0
+"""Time without messages after which the subscription is checked."""
+_STOP_SECONDS = 2.0
+"""Time that `stop` waits for locks to be released."""
 
-# Unlike the monotonic clock this one goes on while the machine sleeps.
+# Unlike the monotonic clock, this one continues while the machine sleeps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -71,45 +70,47 @@ def _now() -> float:
 
 
 class RedisLocks:
-    """See `Locks`. What goes on in the background begins with the first lock that is asked for, and ends with `stop`.
+    """See `Locks`. Background tasks start with the first request for a lock, and end with `stop`.
 
-    lease: seconds; the same in all processes. It is how long uploads outlast a Redis that is away, and how long a lock stays
-    when its holder's machine died. A holder that died on this machine is found out at once. patience: seconds for which a
-    Redis that does not answer is waited for.
+    Args:
+        redis: The client.
+        lease: Seconds, the same in all processes. It is how long uploads continue while Redis is unavailable, and how long a
+            lock stays when its holder's machine died. The death of a holder on this machine is detected at once.
+        retry_seconds: How long to retry while Redis does not answer.
     """
 
     def __init__(
         self,
         redis: RedisClient,
         *,
-        lease: float = DEFAULT_LEASE,
-        patience: float = DEFAULT_PATIENCE,
+        lease: float = DEFAULT_LEASE_SECONDS,
+        retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
         self.on_silence: Callable[[], None] | None = None
-        """Called when Redis does not answer while leases are to be renewed, before they run out."""
+        """Called when Redis does not answer a renewal, before the leases end."""
         self.duration = lease
-        """Seconds of a lease."""
+        """Length of a lease in seconds."""
         self._redis = redis
         self._lease = lease
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._closed = False
         self._stopped = False
         self._process = ""
         self._numbers = count(1)
-        # Claims that are being made or held, by number.
+        # Pending and held claims, by number.
         self._claims: dict[int, _Claim] = {}
-        # The claim that further requests of this process for the same upload may join.
+        # The claim that other requests of this process for the same upload may join.
         self._joinable: dict[str, _Claim] = {}
-        # Claims that are over, which Redis may not know yet, and when it will know by itself (by _now).
-        self._leftovers: dict[_Claim, float] = {}
+        # Claims that have ended but may still be in Redis, and when they expire there (by _now).
+        self._unreleased: dict[_Claim, float] = {}
         self._work = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._renew_now = asyncio.Event()
         self._listened = False
         self._subscribed = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._chores: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
-    # The contract
+    # See `Locks`
 
     async def acquire(
         self, upload_id: str, *, timeout: float, request_release: bool = True
@@ -118,8 +119,8 @@ class RedisLocks:
             raise LocksClosed
         deadline = asyncio.get_running_loop().time() + timeout
         claim = self._joinable.get(upload_id)
-        # While nobody could have told us that they wait elsewhere, their turn is not skipped; but where Redis is away
-        # nobody waits there.
+        # Without a subscription, waiters of other processes could not have notified us and must not be skipped; but if
+        # Redis is unavailable, nothing can wait there.
         if claim is not None and (self._subscribed or not self._redis.available):
             lease = await claim.join(deadline, request_release)
             if lease is not None:
@@ -147,10 +148,12 @@ class RedisLocks:
                 await self._obtain_free(batch)
             yield {claim.upload_id: lease for claim, lease in leases.items() if claim.valid_until}
         finally:
-            await self._end_all([claim for claim, lease in leases.items() if claim.let_go(lease)])
+            await self._end_all(
+                [claim for claim, lease in leases.items() if claim.release_locally(lease)]
+            )
 
     async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Nothing is kept here that does not run out by itself."""
+        """Do nothing: every key expires by itself."""
         return 0
 
     def close(self) -> None:
@@ -164,17 +167,17 @@ class RedisLocks:
         for task in self._tasks:
             task.cancel()
         while self._tasks:
-            # asyncio.wait_for, which redis-py uses, may swallow a cancellation before Python 3.12; then the loop ends.
-            self._hurry.set()
+            # asyncio.wait_for, used by redis-py, may swallow a cancellation before Python 3.12; `_stopped` ends the loop then.
+            self._renew_now.set()
             self._work.set()
-            done, _ = await asyncio.wait(self._tasks, timeout=_SOON)
+            done, _ = await asyncio.wait(self._tasks, timeout=_MIN_POLL_SECONDS)
             self._tasks = [task for task in self._tasks if task not in done]
             for task in self._tasks:
                 task.cancel()
-        if self._chores:
-            await asyncio.wait(self._chores, timeout=_STOP)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_STOP_SECONDS)
 
-    # Getting a lock, and letting it go
+    # Acquiring and releasing
 
     def _begin(self, upload_id: str) -> _Claim:
         self._start()
@@ -185,21 +188,21 @@ class RedisLocks:
         return claim
 
     def joinable(self, claim: _Claim) -> None:
-        """Requests of this process may have the lock after this one, without asking Redis."""
+        """Let other requests of this process have the lock after this one, without asking Redis."""
         self._joinable.setdefault(claim.upload_id, claim)
 
     def unjoinable(self, claim: _Claim) -> None:
-        """From now on requests of this process queue up in Redis, as others wait there."""
+        """Make further requests of this process wait in Redis, as other processes wait there."""
         if self._joinable.get(claim.upload_id) is claim:
             del self._joinable[claim.upload_id]
 
     async def _obtain(
         self, claim: _Claim, deadline: float, request_release: bool, *, wait: bool
     ) -> None:
-        """Waits in Redis' queue; `wait` False is one attempt that leaves no trace there."""
+        """Wait in the queue in Redis; without `wait`, try once and leave no trace there."""
         loop = asyncio.get_running_loop()
-        soon, dead = _SOON, ""
-        give_up: float | None = None
+        soon, dead = _MIN_POLL_SECONDS, ""
+        retry_until: float | None = None
         while True:
             claim.woken.clear()
             if self._closed:
@@ -207,18 +210,18 @@ class RedisLocks:
             try:
                 answer = await self._ask_for(claim, wait, request_release, dead)
             except RedisUnavailable as problem:
-                if give_up is None:
-                    give_up = min(deadline, loop.time() + self._patience)
-                if loop.time() >= give_up:
+                if retry_until is None:
+                    retry_until = min(deadline, loop.time() + self._retry_seconds)
+                if loop.time() >= retry_until:
                     raise LocksUnavailable(str(problem)) from None
-                await claim.sleep(min(soon, give_up - loop.time()))
-                soon = min(soon * 2, _POLL)
+                await claim.sleep(min(soon, retry_until - loop.time()))
+                soon = min(soon * 2, _MAX_POLL_SECONDS)
                 continue
             if answer is None:
                 return
-            give_up = None
-            # Requests of this process that came after this one have their turn after it, and that is known in Redis.
-            claim.disband()
+            retry_until = None
+            # Later requests of this process have to queue up in Redis behind this one.
+            claim.dismiss_waiters()
             holder, left, heard = answer
             gone = self._is_gone(holder)
             if gone and heard == 0 and dead != holder:
@@ -226,16 +229,16 @@ class RedisLocks:
                 continue
             if loop.time() >= deadline:
                 raise LockTimeout
-            # Where the holder, or this process, is not listening yet, what one says to the other is lost.
+            # While the holder or this process is not subscribed, messages between them are lost.
             unsure = gone or heard == 0 or not self._subscribed
-            pause = min(soon if unsure else _POLL, left, deadline - loop.time())
-            soon = min(soon * 2, _POLL) if unsure else _SOON
+            pause = min(soon if unsure else _MAX_POLL_SECONDS, left, deadline - loop.time())
+            soon = min(soon * 2, _MAX_POLL_SECONDS) if unsure else _MIN_POLL_SECONDS
             await self._watch(holder, claim, pause, was_gone=gone)
 
     async def _ask_for(
         self, claim: _Claim, wait: bool, request_release: bool, dead: str
     ) -> tuple[str, float, int] | None:
-        """None if the lock is ours now; else who has it, for how long (seconds), and how many heard that it is wanted."""
+        """Ask for the lock: None if granted, else its holder, its remaining seconds, and how many subscribers were notified."""
         sent = _now()
         claim.recorded = True
         answer = await self._redis.run(
@@ -245,54 +248,56 @@ class RedisLocks:
         )
         match answer:
             case [1, int(demand)]:
-                claim.confirm(sent + self._lease * (1 - _SAFETY), demand)
+                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
                 self._work.set()
                 return None
             case [0, bytes(holder), int(left), int(heard)]:
-                # A claim of ours that is over is known to be so; nobody need be asked.
+                # A holder in this process needs no message.
                 ours = holder.startswith(f"{self._process}:".encode())
                 claim.recorded = wait
                 return holder.decode("ascii", "replace"), left / 1000 + 0.001, 0 if ours else heard
-        raise RedisUnavailable(f"{ACQUIRE.name}: {answer!r} makes no sense")
+        raise RedisUnavailable(f"{ACQUIRE.name}: {answer!r} is not a valid answer")
 
     async def _watch(self, holder: str, claim: _Claim, seconds: float, *, was_gone: bool) -> None:
-        """Until it is our turn, or the holder is gone that was not, at most so long."""
+        """Wait until it is our turn or the holder dies, at most so long."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (left := end - loop.time()) > 0:
-            if await claim.sleep(min(left, _GLANCE)) or (not was_gone and self._is_gone(holder)):
+            if await claim.sleep(min(left, _PROCESS_POLL_SECONDS)) or (
+                not was_gone and self._is_gone(holder)
+            ):
                 return
 
     async def _obtain_free(self, claims: Sequence[_Claim]) -> None:
-        """Gets the locks that are free, in one go; the other claims are over. Raises LocksUnavailable, LocksClosed."""
+        """Acquire the free locks in one pipeline, and drop the other claims. Raises LocksUnavailable, LocksClosed."""
         for claim in claims:
             claim.recorded = True
         sent, answers = await self._ask_for_free(claims)
         for claim, answer in zip(claims, answers, strict=True):
             match answer:
                 case [1, int(demand)]:
-                    claim.confirm(sent + self._lease * (1 - _SAFETY), demand)
+                    claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
                 case _:
                     claim.recorded = False
                     self._forget(claim)
         self._work.set()
 
     async def _ask_for_free(self, claims: Sequence[_Claim]) -> tuple[float, list[object]]:
-        """What Redis says, and when it was asked."""
+        """Return when Redis was asked, and its answers."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + DEFAULT_PATIENCE
+        retry_until = loop.time() + DEFAULT_RETRY_SECONDS
         while not self._closed:
             sent = _now()
             try:
                 return sent, await self._redis.run_each(ACQUIRE, self._calls(claims, 0, 0, ""))
             except RedisUnavailable as problem:
-                if loop.time() >= give_up:
+                if loop.time() >= retry_until:
                     raise LocksUnavailable(str(problem)) from None
-            await asyncio.sleep(_SOON)
+            await asyncio.sleep(_MIN_POLL_SECONDS)
         raise LocksClosed
 
     async def _end_all(self, claims: Sequence[_Claim]) -> None:
-        """Claims are over: whoever is next goes on."""
+        """End claims, so that the next waiters get the locks."""
         for claim in claims:
             self._forget(claim)
         recorded = [claim for claim in claims if claim.recorded]
@@ -303,10 +308,10 @@ class RedisLocks:
                     for claim in batch:
                         claim.recorded = False
         finally:
-            self._settle_later(claim for claim in recorded if claim.recorded)
+            self._release_later(claim for claim in recorded if claim.recorded)
 
     def _is_gone(self, holder: str) -> bool:
-        """Whether it is certain that the holder does nothing with its lock any more."""
+        """Return whether the holder is certain to have ended."""
         process, _, number = holder.rpartition(":")
         if process == self._process:
             return int(number, 16) not in self._claims
@@ -314,7 +319,7 @@ class RedisLocks:
         return name is not None and name.is_gone()
 
     async def end(self, claim: _Claim) -> None:
-        """A claim is over: held or not, whoever is next goes on."""
+        """End a claim, held or not, so that the next waiter gets the lock."""
         self._forget(claim)
         if not claim.recorded:
             return
@@ -324,21 +329,21 @@ class RedisLocks:
                 claim.recorded = False
         finally:
             if claim.recorded:
-                self._settle_later([claim])
+                self._release_later([claim])
 
     def _forget(self, claim: _Claim) -> None:
         self._claims.pop(claim.number, None)
-        claim.disband()
+        claim.dismiss_waiters()
 
-    def _settle_later(self, claims: Iterable[_Claim]) -> None:
-        """Redis could not be told that they are over: tried again as long as it matters."""
+    def _release_later(self, claims: Iterable[_Claim]) -> None:
+        """Retry the release of claims in Redis until they expire there."""
         for claim in claims:
-            self._leftovers[claim] = _now() + self._lease
+            self._unreleased[claim] = _now() + self._lease
             self._work.set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Does what nobody waits for."""
-        spawn(work, "locks", self._chores)
+        """Run a coroutine in the background."""
+        spawn(work, "locks", self._background)
 
     def _keys(self, claim: _Claim) -> tuple[str, str]:
         names = self._redis.keys
@@ -357,7 +362,7 @@ class RedisLocks:
     def _start(self) -> None:
         if self._process:
             return
-        # Not earlier: a name must not be shared with the process that we may have been forked from.
+        # Not earlier: the name must not be shared with a parent process that forked this one.
         self._process = str(ProcessName.of_this())
         self._tasks = [
             keep_running(self._keep, "lock leases"),
@@ -365,37 +370,39 @@ class RedisLocks:
         ]
 
     async def _keep(self) -> None:
-        """Renews what is held."""
+        """Renew the held leases."""
         interval = self._lease / _RENEWALS
         pause = interval
         while not self._stopped:
-            if not self._claims and not self._leftovers:
+            if not self._claims and not self._unreleased:
                 self._work.clear()
                 await self._work.wait()
-            hurry = await _is_set_within(self._hurry, pause)
-            self._hurry.clear()
+            renew_all = await _is_set_within(self._renew_now, pause)
+            self._renew_now.clear()
             self._drop_overdue()
-            fresh = _now() + self._lease * (1 - _SAFETY) - interval / 2
+            fresh = _now() + self._lease * (1 - _SAFETY_MARGIN) - interval / 2
             due = [claim for claim in self._claims.values() if claim.valid_until]
-            done = await self._renew([claim for claim in due if hurry or claim.valid_until < fresh])
-            done = await self._settle_leftovers() and done
+            done = await self._renew(
+                [claim for claim in due if renew_all or claim.valid_until < fresh]
+            )
+            done = await self._release_remaining() and done
             if not done and self.on_silence is not None:
                 self.on_silence()
             self._drop_overdue()
-            pause = interval if done else min(interval, _POLL) / 4
+            pause = interval if done else min(interval, _MAX_POLL_SECONDS) / 4
 
     def _drop_overdue(self) -> None:
-        """Gives up what could not be renewed in time."""
+        """Drop claims whose leases have ended."""
         now = _now()
         for claim in list(self._claims.values()):
             if 0 < claim.valid_until <= now:
                 self._lose(claim, "it was not renewed in time")
-        for claim, until in list(self._leftovers.items()):
+        for claim, until in list(self._unreleased.items()):
             if until <= now:
-                del self._leftovers[claim]
+                del self._unreleased[claim]
 
     async def _renew(self, claims: Sequence[_Claim]) -> bool:
-        """Whether Redis answered."""
+        """Renew leases; returns whether Redis answered."""
         for batch in _batches(claims):
             sent = _now()
             answers = await self._run_all(RENEW, batch)
@@ -410,30 +417,30 @@ class RedisLocks:
             return
         match answer:
             case [1, int(demand)]:
-                claim.confirm(sent + self._lease * (1 - _SAFETY), demand)
+                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
             case [2, int(demand)] if _now() < claim.valid_until:
-                # Redis has lost its data. Nobody else had the lock in the time for which we could be sure of it, nor since.
-                claim.confirm(sent + self._lease * (1 - _SAFETY), demand)
+                # Redis lost its data. No other holder had the lock during our lease, nor since.
+                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
             case [2, _]:
                 self._lose(claim, "it was not renewed in time")
             case _:
                 claim.recorded = False
-                self._lose(claim, "somebody else has it", taken=True)
+                self._lose(claim, "another holder has it", taken=True)
 
     def _lose(self, claim: _Claim, reason: str, *, taken: bool = False) -> None:
         logs.event(logger, logging.WARNING, "lock lost", upload=claim.upload_id, reason=reason)
         claim.lose(taken=taken)
 
-    async def _settle_leftovers(self) -> bool:
-        for batch in _batches(list(self._leftovers)):
+    async def _release_remaining(self) -> bool:
+        for batch in _batches(list(self._unreleased)):
             if await self._run_all(RELEASE, batch) is None:
                 return False
             for claim in batch:
-                self._leftovers.pop(claim, None)
+                self._unreleased.pop(claim, None)
         return True
 
     async def _run_all(self, script: Script, claims: Sequence[_Claim]) -> list[object] | None:
-        """Runs a script for each, in one go; None if Redis did not answer."""
+        """Run a script for each claim in one pipeline; None if Redis did not answer."""
         try:
             async with asyncio.timeout(min(self._redis.timeout, self._lease / _RENEWALS)):
                 answers = await self._send(script, claims)
@@ -443,7 +450,7 @@ class RedisLocks:
         except (RedisError, OSError):
             answers = None
         if answers is None or any(isinstance(answer, RedisError) for answer in answers):
-            # Whoever asks will find out what is wrong, and says so.
+            # Checks the connection, and logs what is wrong.
             await self._redis.check()
             return None
         return answers
@@ -456,25 +463,25 @@ class RedisLocks:
             return await pipeline.execute(raise_on_error=False)
 
     async def _listen(self) -> None:
-        """Hears what others tell this process, on one connection."""
-        pause = _SOON
+        """Receive this process's messages, on one connection."""
+        pause = _MIN_POLL_SECONDS
         while not self._stopped:
             with suppress(RedisError, OSError):
                 async with self._redis.client.pubsub() as subscription:
                     async with asyncio.timeout(self._redis.timeout):
                         await subscription.subscribe(self._redis.keys.lock_channel(self._process))
-                    await self._hear_all(subscription)
-            pause = _SOON if self._subscribed else min(pause * 2, _POLL)
+                    await self._handle_messages(subscription)
+            pause = _MIN_POLL_SECONDS if self._subscribed else min(pause * 2, _MAX_POLL_SECONDS)
             self._subscribed = False
             await asyncio.sleep(pause)
 
-    async def _hear_all(self, subscription: PubSub) -> None:
-        """Returns, or raises, when the connection is of no use any more."""
+    async def _handle_messages(self, subscription: PubSub) -> None:
+        """Handle messages until the connection fails."""
         asked = False
         while not self._stopped:
-            # It may connect again meanwhile, which has no deadline of its own.
-            async with asyncio.timeout(_SILENCE + self._redis.timeout):
-                message = await subscription.get_message(timeout=_SILENCE)
+            # redis-py may reconnect here, without a deadline of its own.
+            async with asyncio.timeout(_SILENCE_SECONDS + self._redis.timeout):
+                message = await subscription.get_message(timeout=_SILENCE_SECONDS)
             if message is None:
                 if asked:
                     return
@@ -482,19 +489,19 @@ class RedisLocks:
             asked = message is None
             match message:
                 case {"type": "subscribe"}:
-                    self._hear_again()
+                    self._resubscribed()
                 case {"type": "message", "data": bytes(data)}:
-                    self._hear(data)
+                    self._handle_message(data)
 
-    def _hear_again(self) -> None:
-        """Nobody could reach this process before, and Redis may have been restarted: find out what was missed."""
+    def _resubscribed(self) -> None:
+        """Catch up after a (re)subscription: messages may have been missed, and Redis may have been restarted."""
         if self._listened:
-            self._hurry.set()
+            self._renew_now.set()
         self._listened = self._subscribed = True
         for claim in self._claims.values():
             claim.woken.set()
 
-    def _hear(self, data: bytes) -> None:
+    def _handle_message(self, data: bytes) -> None:
         what, _, number = data.partition(b":")
         with suppress(ValueError):
             claim = self._claims.get(int(number, 16))
@@ -503,11 +510,11 @@ class RedisLocks:
             if what == b"offer":
                 claim.woken.set()
             else:
-                claim.demanded(2 if what == b"ask" else 1)
+                claim.add_demand(2 if what == b"ask" else 1)
 
 
 class _Claim:
-    """This process' claim to an upload's lock: being made, held, or over. Its requests hold it one after the other."""
+    """This process's claim to an upload's lock: pending, held or ended. Its requests hold it one after the other."""
 
     __slots__ = (
         "_asked",
@@ -528,38 +535,38 @@ class _Claim:
         self.owner = owner
         self.lease = RedisLease(self)
         self.valid_until = 0.0
-        """Until when the lock is certainly ours, by _now; 0 while it is not held."""
+        """Until when the lock is certainly held, by _now; 0 while it is not held."""
         self.recorded = False
-        """Whether Redis may have something about it."""
+        """Whether Redis may have an entry of it."""
         self.woken = asyncio.Event()
         self._asked = False
         self._locks = locks
         self._waiters: list[tuple[asyncio.Future[RedisLease | None], bool]] = []
 
     def confirm(self, valid_until: float, demand: int) -> None:
-        """The lock is ours. demand: 0 if nobody waits elsewhere, 1 if somebody does, 2 if somebody asks for it."""
+        """Mark the lock as held. demand: 0 without waiters in other processes, 1 with some, 2 if one asks for its release."""
         self.valid_until = valid_until
         if demand:
-            self.demanded(demand)
+            self.add_demand(demand)
         else:
             self._locks.joinable(self)
 
-    def demanded(self, demand: int) -> None:
-        """Somebody elsewhere waits for the lock. What came before in this process goes first, what comes now does not."""
+    def add_demand(self, demand: int) -> None:
+        """Note a waiter in another process: earlier requests of this process go before it, later ones after."""
         self._locks.unjoinable(self)
         if demand == 2:
             self._asked = True
             self.lease.request()
 
     def lose(self, *, taken: bool) -> None:
-        """The lock is not ours any more; the one who thought so is told. taken: whether somebody else has it."""
+        """Mark the lock as lost and notify its holder. taken: whether another process has it."""
         self.valid_until = 0.0
         self.lease.taken = taken
-        self.disband()
+        self.dismiss_waiters()
         self.lease.request()
 
-    def disband(self) -> None:
-        """Those who joined have to get the lock for themselves."""
+    def dismiss_waiters(self) -> None:
+        """Make the requests that joined this claim acquire the lock themselves."""
         self._locks.unjoinable(self)
         waiters, self._waiters = self._waiters, []
         for waiter, _ in waiters:
@@ -574,11 +581,11 @@ class _Claim:
         self.woken.set()
 
     async def sleep(self, seconds: float) -> bool:
-        """Until woken, at most so long; whether it was woken."""
+        """Sleep until woken, at most so long; returns whether it was woken."""
         return await _is_set_within(self.woken, seconds)
 
     async def join(self, deadline: float, request_release: bool) -> RedisLease | None:
-        """Waits for those in this process who came before; None if the lock has to be got from Redis."""
+        """Wait for earlier requests of this process; None if the lock has to be acquired in Redis."""
         waiter: asyncio.Future[RedisLease | None] = asyncio.get_running_loop().create_future()
         entry = (waiter, request_release)
         self._waiters.append(entry)
@@ -591,7 +598,7 @@ class _Claim:
             if not waiter.cancelled() and waiter.done() and waiter.exception() is None:
                 lease = waiter.result()
                 if lease is not None:
-                    # Granted at the very moment in which we gave up: nobody else would ever let it go.
+                    # Granted at the very moment of the timeout: no one else would release it.
                     self._locks.spawn(lease.release())
             elif entry in self._waiters:
                 self._waiters.remove(entry)
@@ -600,11 +607,11 @@ class _Claim:
             raise
 
     async def release(self, lease: RedisLease) -> None:
-        if self.let_go(lease):
+        if self.release_locally(lease):
             await self._locks.end(self)
 
-    def let_go(self, lease: RedisLease) -> bool:
-        """Whether the claim is over now: it was held by this lease, and nobody in this process goes on with it."""
+    def release_locally(self, lease: RedisLease) -> bool:
+        """Release the lock within this process; returns whether the claim has ended, with no request to hand it over to."""
         if lease is not self.lease or self._hand_over():
             return False
         self.valid_until = 0.0
@@ -612,7 +619,7 @@ class _Claim:
         return True
 
     def _hand_over(self) -> bool:
-        """Gives the lock to whoever waits longest in this process."""
+        """Hand the lock over to the longest waiting request of this process; returns whether there was one."""
         while self._waiters and _now() < self.valid_until:
             waiter, _ = self._waiters.pop(0)
             if not waiter.done():
@@ -625,7 +632,7 @@ class _Claim:
 
 
 class RedisLease:
-    """See `Lease`. taken: whether the lock was lost to somebody else; otherwise it ran out, and nobody may have it."""
+    """See `Lease`. taken: whether the lock was lost to another holder; otherwise it expired, and may be free."""
 
     __slots__ = ("_callback", "_claim", "_requested", "taken")
 
@@ -636,7 +643,7 @@ class RedisLease:
         self._callback: Callable[[], None] | None = None
 
     def request(self) -> None:
-        """Its holder shall end."""
+        """Ask the holder to release the lock."""
         self._requested = True
         if self._callback is not None:
             self._callback()
@@ -657,11 +664,11 @@ class RedisLease:
 
 
 def _batches(claims: Sequence[_Claim]) -> Iterator[Sequence[_Claim]]:
-    return (claims[start : start + _BATCH] for start in range(0, len(claims), _BATCH))
+    return (claims[start : start + _BATCH_SIZE] for start in range(0, len(claims), _BATCH_SIZE))
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Waits for an event, at most so long; whether it came."""
+    """Wait for an event, at most so long; returns whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -182,7 +182,7 @@ class Backends:
             )
             return RedisLocks(redis, lease=settings.lock_lease)
         return FallbackLocks(
-            RedisLocks(redis, lease=settings.lock_lease, patience=0),
+            RedisLocks(redis, lease=settings.lock_lease, retry_seconds=0),
             ranges,
             Epochs(str(epochs), is_local=is_local(str(epochs)), perms=settings.file_perms),
             redis,
