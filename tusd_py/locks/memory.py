@@ -1,7 +1,4 @@
-"""Locks of one process, in its memory. They cannot be lost and are always available.
-
-Not for: several processes that serve the same uploads.
-"""
+"""Locks of one process, in its memory. They cannot be lost and are always available, but hold for this process only."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ class MemoryLocks:
                 return await waiter
         except (TimeoutError, asyncio.CancelledError) as problem:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # Granted at the very moment in which we gave up: nobody else would ever let it go.
+                # Granted at the very moment of the timeout: no one else would release it.
                 waiter.result().hand_over()
             else:
                 self._forget(upload_id, waiter)
@@ -69,7 +66,7 @@ class MemoryLocks:
             holder.waiters = [entry for entry in holder.waiters if entry[0] is not waiter]
 
     async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Nothing is kept here that does not run out by itself."""
+        """Do nothing: entries are removed on release."""
         return 0
 
     def close(self) -> None:
@@ -98,7 +95,7 @@ class MemoryLease:
         self.waiters: list[tuple[asyncio.Future[MemoryLease], bool]] = []
 
     def request(self) -> None:
-        """Somebody asks for the lock."""
+        """Ask the holder to release the lock."""
         self._requested = True
         if self._callback is not None:
             self._callback()
@@ -118,7 +115,7 @@ class MemoryLease:
         self.hand_over()
 
     def hand_over(self) -> None:
-        """Gives the lock to whoever waits longest, or to nobody."""
+        """Hand the lock over to the longest waiter, if any."""
         if not self.is_held():
             return
         while self.waiters:

@@ -1,16 +1,16 @@
-"""One rule for every small file operation of a store: inline while the disk is quick, in a thread while it is slow.
+"""Short file operations of a store: run inline while the disk is quick, in a thread while it is slow.
 
-An operation on the page cache takes microseconds, and a way through a thread costs more than that. But a disk may stand still
-(a full queue, a frozen snapshot, a server of files that is away), and an operation that waits for it in the event loop holds up
-every client. So an operation runs inline only if another one was quick a moment ago. Otherwise a helper thread does it, and the
-event loop waits for that for as long as it would for a quick disk; then it goes on with other things. Once an operation was
-slow, the following ones go to threads at once, until the disk has had time to recover.
+An operation on the page cache takes microseconds, less than a switch to a thread. But a disk may hang (a full queue, a frozen
+snapshot, an unreachable file server), and an operation that waits for it in the event loop blocks every client. So an operation
+runs inline only if another one was quick a moment ago. Otherwise a helper thread runs it, and the event loop waits for it as
+long as for a quick disk, then continues with other work. After a slow operation, the next ones run in threads at once, until
+the disk has had time to recover.
 
-What remains: the disk may stand still within that moment. Then one operation blocks the event loop. A moment is so short that
-this needs hundreds of operations a second, and so long that helpers cost no more than a fiftieth of a processor.
+One risk remains: if the disk starts to hang within that moment, one operation blocks the event loop. The moment is so short
+that this needs hundreds of operations a second, and so long that helpers cost no more than a fiftieth of a processor.
 
-Reads and changes are told apart: a file system that takes no changes mostly still answers what is in memory. Not for: syncs,
-joins and removals, which are always slow and always run in threads.
+Reads and changes are separate: a file system that accepts no changes mostly still serves reads from memory. Syncs, joins and
+removals are always slow and always run in threads, not here.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from tusd_py.storage.file.executor import Threads
 SLOW_SECONDS = 0.02
 """An operation on the page cache takes far less; one that takes longer waits for the disk."""
 SLOW_PERIOD_SECONDS = 1.0
-"""How long operations go through threads after a slow one has ended, at most."""
+"""The longest time for which operations run in threads after a slow one."""
 _SLOW_FACTOR = 5
-"""How much longer than the slow one took."""
+"""That time in multiples of the slow operation's own."""
 _CHANGE_MOMENT_SECONDS = 0.001
 _WRITE_MOMENT_SECONDS = 0.005
-"""For bytes of bodies, which have to be copied for a helper."""
+"""For bytes of bodies, which a helper needs as a copy."""
 _READ_MOMENT_SECONDS = 0.02
-"""Reads of what is in memory rarely wait, and HEAD has little else to do."""
+"""Reads from memory rarely wait, and HEAD does little else."""
 _LOOK_SECONDS = 0.002
-"""How old a count of what a thread lacked a processor may be: as much of that is overlooked at most."""
+"""Age up to which a count of a thread's time without a processor is used; at most that much of it is missed."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Disk:
-    """The file operations of one store. threads: for changes while the disk is slow.
+    """Runs the short file operations of one store. threads: for changes while the disk is slow.
 
-    Its methods are for the event loop, but for `observe_change`.
+    Its methods are for the event loop, except `observe_change`.
     """
 
     def __init__(self, threads: Threads) -> None:
-        # Reads are not to queue behind changes that wait for a disk that takes none.
+        # Separate, so that reads do not queue behind changes that wait for the disk.
         self._read_threads = Threads("tusd-read")
         self._reads = _Lane("tusd-read-helper", self._read_threads)
         self._changes = _Lane("tusd-change-helper", threads)
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation that changes nothing: open, read, stat. Returns and raises what it does."""
+        """Run an operation that changes nothing: open, read, stat. Returns its result."""
         lane = self._reads
         if (began := time.monotonic()) - lane.quick_at < _READ_MOMENT_SECONDS:
             try:
@@ -66,9 +66,9 @@ class Disk:
         return await lane.run(lambda: function(*args, **kwargs))
 
     async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation that changes files or directories. Returns and raises what it does.
+        """Run an operation that changes files or directories. Returns its result.
 
-        A caller that is cancelled waits for its end all the same.
+        A cancelled caller still waits for it to end.
         """
         lane = self._changes
         if (began := time.monotonic()) - lane.quick_at < _CHANGE_MOMENT_SECONDS:
@@ -81,10 +81,9 @@ class Disk:
     def write(
         self, function: Callable[[memoryview], None], data: memoryview, *, is_kept: bool
     ) -> Awaitable[None] | None:
-        """Run an operation that writes `data`. What it returns, if anything, is awaited before there is more.
+        """Run an operation that writes `data`. If this returns an awaitable, await it before the next write.
 
-        is_kept: whether `data` stays as it is after this has returned; else it is copied where the operation takes longer.
-        Raises what the operation raises.
+        is_kept: whether `data` stays unchanged after this returns; otherwise a slow operation gets a copy.
         """
         lane = self._changes
         if (began := time.monotonic()) - lane.quick_at < _WRITE_MOMENT_SECONDS:
@@ -97,22 +96,22 @@ class Disk:
         return lane.begin(lambda: function(kept))
 
     def is_quick(self) -> bool:
-        """Whether a change was quick a moment ago, so that bytes of a body may be written inline."""
+        """Return whether a change was quick a moment ago, so that bytes of a body may be written inline."""
         return time.monotonic() - self._changes.quick_at < _WRITE_MOMENT_SECONDS
 
     def observe_change(self, began: float) -> None:
-        """A change that `is_quick` allowed, or that a thread made, has ended just now. began: by the monotonic clock."""
+        """Report the end of a change made inline after `is_quick`, or in a thread. began: by the monotonic clock."""
         self._changes.observe(began)
 
     def close(self) -> None:
-        """Returns when all that was begun has ended."""
+        """Wait for the running operations."""
         self._reads.close()
         self._changes.close()
         self._read_threads.close()
 
 
 class _Lane:
-    """Operations that wait for the same things. quick_at: when the last quick one ended, by the monotonic clock."""
+    """Reads or changes. quick_at: when the last quick operation ended, by the monotonic clock."""
 
     def __init__(self, name: str, threads: Threads) -> None:
         self.quick_at = float("-inf")
@@ -123,7 +122,7 @@ class _Lane:
         self._helper = _Helper(name, self._clock)
 
     def observe(self, began: float) -> None:
-        """An operation has ended just now, in the thread of the caller."""
+        """Report the end of an operation, in its own thread."""
         now = time.monotonic()
         clock = self._clock
         if now - began <= SLOW_SECONDS or clock.waited(began, now) <= SLOW_SECONDS:
@@ -133,7 +132,7 @@ class _Lane:
                 clock.look(now)
         else:
             self.quick_at = float("-inf")
-            # Not every system tells what a thread lacked a processor: then that looks like a slow disk, for a short time.
+            # On systems that do not count a thread's time without a processor, that briefly looks like a slow disk.
             self._slow_until = now + min(SLOW_PERIOD_SECONDS, _SLOW_FACTOR * (now - began))
 
     def _look(self, now: float) -> None:
@@ -142,7 +141,7 @@ class _Lane:
 
     async def run(self, operation: Callable[[], T]) -> T:
         """Run an operation that may be slow."""
-        job = self._tried(operation)
+        job = self._try_in_helper(operation)
         if job is None:
             return await self._run_in_thread(operation)
         if not job.is_done:
@@ -150,8 +149,8 @@ class _Lane:
         return job.result()
 
     def begin(self, operation: Callable[[], None]) -> Awaitable[None] | None:
-        """Like `run`; returns what is to be awaited, or None where it has ended already."""
-        job = self._tried(operation)
+        """Like `run`; returns an awaitable, or None if the operation has ended."""
+        job = self._try_in_helper(operation)
         if job is None:
             return self._run_in_thread(operation)
         if not job.is_done:
@@ -159,8 +158,8 @@ class _Lane:
         job.result()
         return None
 
-    def _tried(self, operation: Callable[[], T]) -> _Job[T] | None:
-        """The operation in the helper, waited for as long as the disk may be quick; None if it is not tried."""
+    def _try_in_helper(self, operation: Callable[[], T]) -> _Job[T] | None:
+        """Run the operation in the helper and wait as long as for a quick disk; None if the helper is not used."""
         if self._overdue or self._helper.is_busy or time.monotonic() < self._slow_until:
             return None
         job = self._helper.start(operation)
@@ -170,12 +169,12 @@ class _Lane:
         elif not job.is_done:
             self.quick_at = float("-inf")
             self._overdue += 1
-            job.notify(asyncio.get_running_loop().create_future(), self._came_back)
+            job.notify(asyncio.get_running_loop().create_future(), self._on_overdue_end)
         return job
 
-    def _came_back(self, waited: float) -> None:
+    def _on_overdue_end(self, waited: float) -> None:
         self._overdue -= 1
-        # Else it was the helper that had to wait for a processor.
+        # Otherwise the helper only waited for a processor.
         if waited > SLOW_SECONDS:
             self._slow_until = time.monotonic() + SLOW_PERIOD_SECONDS
 
@@ -183,7 +182,7 @@ class _Lane:
         waiter = job.waiter
         if waiter is None:
             return
-        # Shielded: a request that is cancelled must not give up the lock while a thread still writes.
+        # Shielded: a cancelled request must not release its lock while a thread still writes.
         try:
             await asyncio.shield(waiter)
         except asyncio.CancelledError:
@@ -212,7 +211,7 @@ class _Lane:
 
 
 class _Job(Generic[T]):
-    """One operation in a helper. ended: a lock that is released at its end. waiter: resolved then, if there is one."""
+    """One operation in a helper. ended: a lock that is released at its end. waiter: resolved then, if set."""
 
     __slots__ = (
         "_back",
@@ -237,7 +236,7 @@ class _Job(Generic[T]):
         self.waiter: asyncio.Future[None] | None = None
 
     def execute(self, clock: WaitClock) -> None:
-        """In the helper."""
+        """Run the operation, in the helper."""
         began = time.monotonic()
         clock.look(began)
         try:
@@ -247,20 +246,20 @@ class _Job(Generic[T]):
         self._waited = clock.waited(began, time.monotonic())
 
     def finish(self) -> None:
-        """In the helper: tells whoever waits."""
+        """Wake the waiter, in the helper."""
         self.is_done = True
         self.ended.release()
         waiter = self.waiter
         if waiter is not None:
             with suppress(RuntimeError):
-                # The loop is closed where nobody waits any more.
+                # The loop is closed if nothing waits for it.
                 waiter.get_loop().call_soon_threadsafe(self._wake)
 
     def notify(self, waiter: asyncio.Future[None], back: Callable[[float], None]) -> None:
-        """Resolve `waiter` at the end, and call `back` with the seconds that it waited, in the event loop."""
+        """At the end, resolve `waiter` and call `back` with the seconds that the operation waited, in the event loop."""
         self._back = back
         self.waiter = waiter
-        # It may have ended before the waiter was seen.
+        # It may have ended before the waiter was set.
         if self.is_done:
             self._wake()
 
@@ -272,14 +271,14 @@ class _Job(Generic[T]):
             self.waiter.set_result(None)
 
     def result(self) -> T:
-        """What the operation returned. Raises what it raised."""
+        """Return what the operation returned, or raise what it raised."""
         if self._problem is not None:
             raise self._problem
         return cast(T, self._result)
 
 
 class _Helper:
-    """A thread that does one operation at a time. By bare locks: a pool of threads costs three times as much a time."""
+    """A thread that runs one operation at a time. Uses bare locks: a thread pool costs three times as much."""
 
     def __init__(self, name: str, clock: WaitClock) -> None:
         self.is_busy = False
@@ -291,9 +290,9 @@ class _Helper:
         self._wanted.acquire()
 
     def start(self, operation: Callable[[], T]) -> _Job[T]:
-        """Begin with an operation. Only while the helper is not busy."""
+        """Start an operation. Only while the helper is not busy."""
         if self._thread is None:
-            # A daemon: a command that ends does not wait for a disk that does not come back.
+            # A daemon: a command that ends must not wait for a disk that hangs.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         job = _Job(operation)
@@ -314,7 +313,7 @@ class _Helper:
             del job
 
     def close(self) -> None:
-        """Returns when the thread has ended."""
+        """Wait for the thread to end."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._wanted.release()

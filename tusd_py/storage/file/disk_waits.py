@@ -1,7 +1,7 @@
-"""How long an operation waited, without the time for which its thread was ready to go on and had no processor.
+"""Measures how long an operation waited, without the time in which its thread was runnable but had no processor.
 
-On a busy machine a thread stands still for tens of milliseconds because others run. To the wall clock that looks like a slow
-disk. Linux counts it per thread (`schedstat`); where it does not, all time counts. Not for: what follows from a slow disk.
+On a busy machine a thread may not run for tens of milliseconds, which looks like a slow disk to the wall clock. Linux counts
+that time per thread (`schedstat`); on other systems all time counts as waiting.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import threading
 from contextlib import suppress
 
 _PATH = "/proc/thread-self/schedstat"
-_MOST = 128
+_MAX_BYTES = 128
 
 
 class _Counter:
-    """The kernel's count for the thread that made this object."""
+    """The kernel's counter for the thread that created this object."""
 
     __slots__ = ("_descriptor",)
 
@@ -29,18 +29,18 @@ class _Counter:
             os.close(self._descriptor)
 
     def read(self) -> float:
-        """Seconds without a processor since the thread began; 0 where nothing tells."""
+        """Return the seconds without a processor since the thread started; 0 if unknown."""
         if self._descriptor < 0:
             return 0.0
         try:
             # Seconds of work, seconds without a processor, and a count; all in nanoseconds.
-            return int(os.pread(self._descriptor, _MOST, 0).split()[1]) / 1e9
+            return int(os.pread(self._descriptor, _MAX_BYTES, 0).split()[1]) / 1e9
         except (OSError, ValueError, IndexError):
             return 0.0
 
 
 class WaitClock(threading.local):
-    """Tells each thread how long it waited. looked_at: when `look` was called last in this thread, by the monotonic clock."""
+    """A clock per thread. looked_at: when `look` was last called in this thread, by the monotonic clock."""
 
     def __init__(self) -> None:
         self._counter = _Counter()
@@ -48,14 +48,14 @@ class WaitClock(threading.local):
         self.looked_at = float("-inf")
 
     def look(self, now: float) -> None:
-        """Begin to count from here. To be called shortly before what is measured: see `waited`."""
+        """Start counting. Call it shortly before the measured operation; see `waited`."""
         self.looked_at = now
         self._delay = self._counter.read()
 
     def waited(self, began: float, ended: float) -> float:
-        """The seconds between two times for which this thread may have waited for something else than a processor.
+        """Return the seconds between two times in which this thread may have waited for something other than a processor.
 
-        Never too few: what it lacked a processor between the last look and `began` is taken to be as long as that was.
+        Never too few: the whole time between the last look and `began` is taken to be without a processor.
         """
         before = max(0.0, began - self.looked_at)
         delay = self._counter.read() - self._delay - before
