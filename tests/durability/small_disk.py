@@ -1,4 +1,4 @@
-"""A small file system of a test's own that can be filled up, emptied, and made read-only."""
+"""A small file system for one test that can be filled up, emptied, and made read-only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SmallDisk:
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
-        """Made and mounted; a test without the right to do so is skipped."""
+        """Create and mount it; skips the test without the right to do so."""
         self.root.mkdir()
         if self._kind == "tmpfs":
             run_tool("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(self.root))
@@ -35,7 +35,7 @@ class SmallDisk:
             run_tool("umount", "-l", str(self.root))
 
     def fill(self) -> None:
-        """Somebody else takes all the room there is, to the last block and the last inode's directory entry."""
+        """Use up all space, to the last block and the last inode's directory entry."""
         for size in (1 << 20, 4096, 1):
             with (
                 (self.root / f"filler-{size}").open("ab", buffering=0) as filler,
@@ -45,10 +45,10 @@ class SmallDisk:
                     pass
 
     def empty(self) -> None:
-        """That goes again."""
+        """Free that space."""
         for filler in self.root.glob("filler-*"):
             filler.unlink()
 
     def make_read_only(self) -> None:
-        """As after an error of the disk."""
+        """Remount read-only, as after a disk error."""
         run_tool("mount", "-o", "remount,ro", str(self.root))

@@ -1,4 +1,4 @@
-"""A sync that fails is told to the client, and what it may have lost is not taken for stored."""
+"""A failed sync is reported to the client, and bytes that it may have lost do not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, or read-only, when a server starts: it starts, says so, and room can be made by its own means."""
+"""A disk that is full or read-only at the start: the server starts, logs it, and can free space itself."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_read_only_disk_is_served(make_server: MakeServer, disk: SmallDisk) ->
 
 
 class _Endpoint(BaseHTTPRequestHandler):
-    """Refuses as often as is wanted, and remembers what it was told."""
+    """An endpoint that refuses a given number of requests, and records all."""
 
     told: ClassVar[list[int]] = []
     failures = 2

@@ -1,4 +1,4 @@
-"""What was answered as finished is on the disk: tested by taking the disk away, not by trusting a sync."""
+"""Uploads acknowledged as finished are on the disk: tested on a copy of the disk, not by trusting a sync."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def content(seed: int, size: int) -> bytes:
 
 
 def digests(server: Tus, paths: list[str]) -> list[str | int]:
-    """Of what is to be downloaded; the status where nothing is."""
+    """Return the digests of downloads; the status of those that fail."""
     answers = [server.get(path) for path in paths]
     return [
         hashlib.sha256(answer.body).hexdigest() if answer.status == 200 else answer.status
@@ -37,7 +37,7 @@ def digests(server: Tus, paths: list[str]) -> list[str | int]:
 
 
 def upload_all_kinds(tus: Tus) -> dict[str, bytes]:
-    """Finished uploads of every way to finish one, the last ones at the same moment."""
+    """Finish uploads in every possible way, the last ones at the same moment."""
     found: dict[str, bytes] = {}
     for seed, size in enumerate((0, 1, 16_384, 20_000_000)):
         data = content(seed, size)
@@ -108,7 +108,7 @@ def test_every_chunk_survives_it_where_that_is_promised(
 def test_without_syncs_it_would_be_lost(
     make_server: MakeServer, volume: Volume, tmp_path: Path
 ) -> None:
-    """That the tests above show anything: where nothing is promised, nothing is on the disk."""
+    """Proves that the tests above detect losses: without syncs nothing is on the disk."""
     tus = Tus(make_server("--durability", "none", upload_dir=volume.root / "uploads"))
     paths = [tus.finished(content(seed, 16_384)) for seed in range(5)]
     with volume.after_power_loss(tmp_path / "after") as disk:

@@ -1,4 +1,4 @@
-"""A disk that stands still for a while: what needs it waits, and everybody else is answered."""
+"""A disk that hangs for a while: requests that need it wait, all others are answered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = 3_000_000
 
 
 class House:
-    """A server on a disk that can be made to stand still. finished, begun: paths of uploads; begun has 5 of LARGE bytes."""
+    """A server on a disk that can be made to hang. finished, begun: paths of uploads; begun has 5 of LARGE bytes."""
 
     def __init__(self, tus: Tus, root: Path) -> None:
         self.tus = tus
@@ -31,7 +31,7 @@ class House:
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        """The file system takes no change during the block; whoever makes one waits."""
+        """Freeze the file system during the block; changes wait."""
         subprocess.run(["fsfreeze", "-f", str(self._root)], check=True, timeout=60)
         try:
             yield
@@ -117,7 +117,7 @@ def test_others_are_answered_while_the_disk_stands_still(
 
 
 def test_many_that_wait_for_the_disk_keep_nobody_else(house: House) -> None:
-    """More of them than there are threads."""
+    """More requests than there are threads."""
     with ThreadPoolExecutor(40) as pool:
         with house.standing_still():
             waiting = [pool.submit(create, house) for _ in range(40)]

@@ -1,4 +1,4 @@
-"""A disk that loses what it has taken: whoever is told of it first, no upload is finished with bytes that are not there."""
+"""A disk that loses accepted bytes: no upload finishes with missing bytes, whichever sync reports the loss."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def tus(make_server: MakeServer, volume: FailingVolume) -> Iterator[Tus]:
 
 
 def finish_many(tus: Tus, paths: list[str]) -> list[int]:
-    """Finishes uploads of a few bytes at the same moment, so that they are synced as groups; the statuses."""
+    """Finish small uploads at the same moment, so that they are synced as groups; returns the statuses."""
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda path: tus.patch(path, 0, b"x" * 4096).status, paths))
 
 
 def forget_caches() -> None:
-    """Makes the system forget which files have lost bytes, as it does when it needs the memory."""
+    """Make the kernel forget which files lost bytes, as it does when it needs the memory."""
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def send_to_its_end(tus: Tus, volume: FailingVolume, path: str) -> None:
-    """Goes on as a client does: from the offset that it is told, until it is finished, with the right bytes on the disk."""
+    """Resume as a client does until the upload is finished, and check its bytes on the disk."""
     answers = []
     while (offset := tus.offset(path)) < len(DATA):
         answers.append(tus.patch(path, offset, DATA[offset:]).status)
@@ -78,7 +78,7 @@ def test_an_error_that_another_group_was_told_of_is_not_missed(
 def test_a_restart_does_not_hide_it(
     tus: Tus, volume: FailingVolume, told: bool, forgotten: bool
 ) -> None:
-    """told: another upload's sync was told of it before. forgotten: the system knows of it by the file system alone."""
+    """told: another upload's sync reported it before. forgotten: only the file system as a whole still has the error."""
     path, small = tus.new(len(DATA)), [tus.new(4096) for _ in range(20)]
     with volume.losing():
         assert tus.patch(path, 0, DATA[:SENT]).status == 204
@@ -120,7 +120,7 @@ def test_an_upload_that_is_being_sent_meanwhile_is_cut_back(
 
 
 def test_what_came_in_one_request_and_is_on_the_disk_stays(tus: Tus, volume: FailingVolume) -> None:
-    """Others' losses cost those nothing whose own files are sound, and finished uploads nothing at all."""
+    """Losses of other files affect neither sound uploads nor finished ones."""
     before = tus.finished(DATA)
     lost, sound = tus.new(len(DATA)), [tus.new(4096) for _ in range(20)]
     with volume.losing():

@@ -1,4 +1,4 @@
-"""A file system of a test's own, whose disk can be looked at as it would be found after a loss of power.
+"""A file system for one test, whose disk can be inspected as after a loss of power.
 
 The disk is a file under a loop device: what the kernel has not written to it is not in the file, however long it is in memory.
 A copy of that file is the disk of a machine that lost its power at that moment.
@@ -47,7 +47,7 @@ class Volume:
 
 
 class FailingVolume:
-    """A file system on a disk that can be made to lose what is written to its free blocks, as a thin pool that is full does.
+    """A file system on a disk that can be made to lose writes to its free blocks, like a full thin pool.
 
     The disk is a file in a tmpfs: its free blocks are punched out of it, and the tmpfs is filled up, so that they cannot be
     written. No journal: all that a test writes must have its metadata on the disk before.
@@ -108,7 +108,7 @@ class FailingVolume:
                         yield int(first), int(last)
 
     def on_disk(self, file: Path) -> bytes:
-        """What the disk has of a file, whatever the system has in memory."""
+        """Return a file's content on the disk, regardless of the page cache."""
         return subprocess.run(
             ["dd", f"if={file}", "iflag=direct", "bs=1M", "status=none"],
             check=True,
@@ -131,7 +131,7 @@ def run_tool(*command: str) -> str:
 
 
 def require_mounts(directory: Path) -> None:
-    """Skips where this process may not mount anything, as in most containers; with CI=true that is a failure."""
+    """Skip the test without the right to mount, as in most containers; with CI=true, fail."""
     # Where nobody reads that tests were skipped, they have to run.
     refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     if os.geteuid() != 0 or not all(map(shutil.which, ("mount", "umount", "mkfs.ext4"))):

@@ -1,4 +1,4 @@
-"""Locks of every kind, each with a second way to the same locks, as another process would have."""
+"""Locks of every kind, each with a second client of the same locks, as another process would be."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakeShared = Callable[..., Awaitable[FallbackLocks]]
 
 @pytest.fixture(params=KINDS)
 def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, of each kind."""
+    """A Redis server for this test, of each kind."""
     kind: Kind = request.param
     with RedisServer(tmp_path / "redis", kind=kind) as server:
         yield server
@@ -38,13 +38,13 @@ def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Red
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases are renewed much earlier than they have to be."""
+    """Renew leases much earlier than needed."""
     monkeypatch.setattr(redis, "_RENEWALS", 40)
 
 
 @pytest.fixture
 def by_messages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits and was told nothing asks again too late for any test, and is not forgotten for it."""
+    """Make waiters poll too rarely for any test, without being dropped from the queue for it."""
     monkeypatch.setattr(redis, "_MAX_POLL_SECONDS", LEASE)
     spans = f"{FORGOTTEN * 1000:.0f}, {FORGOTTEN * 3000:.0f}\n"
     longer = f"{LEASE * 3000:.0f}, {LEASE * 9000:.0f}\n"
@@ -56,7 +56,7 @@ def by_messages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
-    """``await make_locks(lease=…)``: locks as a process of its own would have them, but in this event loop."""
+    """``await make_locks(lease=…)``: the locks of a separate process, but in this event loop."""
     async with AsyncExitStack() as stack:
 
         async def make(
@@ -74,7 +74,7 @@ async def make_locks(redis_server: RedisServer) -> AsyncIterator[MakeLocks]:
 
 @pytest.fixture
 async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[MakeShared]:
-    """``await make_shared(lease=…)``: locks that outlast Redis, as a process of its own would have them."""
+    """``await make_shared(lease=…)``: the locks of a separate process that survive an outage of Redis."""
     async with AsyncExitStack() as stack:
 
         async def make(*, lease: float = LEASE, timeout: float = TIMEOUT) -> FallbackLocks:
@@ -102,7 +102,7 @@ def shared(redis_client: RedisClient, path: Path, *, lease: float = LEASE) -> Fa
 async def both(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[tuple[Locks, Locks]]:
-    """Two ways to the same locks."""
+    """Two clients of the same locks."""
     kind: str = request.param
     managers: list[RedisLocks] | list[FallbackLocks]
     if kind == "memory":

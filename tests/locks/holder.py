@@ -1,8 +1,8 @@
-"""A process that takes a lock and tells what happens to it: `python -m tests.locks.holder URL UPLOAD LEASE [JOURNAL]`.
+"""A process that acquires a lock and reports what happens to it: `python -m tests.locks.holder URL UPLOAD LEASE [JOURNAL]`.
 
-It prints `held`, then `asked` whenever somebody wants the lock. While the lock is held it adds its process id to JOURNAL, a
-line each millisecond, as a writer adds bytes to a file. Lines on stdin are orders: `release`, `held?` (answered by True or
-False).
+It prints `held`, then `asked` at each request for the lock's release. While it holds the lock it adds its process id to
+JOURNAL, a line each millisecond, as a writer adds bytes to a file. It takes orders on stdin: `release`, `held?` (answered by
+True or False).
 """
 
 from __future__ import annotations

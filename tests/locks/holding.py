@@ -1,4 +1,4 @@
-"""Small things that tests do with leases."""
+"""Helpers for tests of leases."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tusd_py.locks.base import Lease
 
 
 def asked(lease: Lease) -> asyncio.Event:
-    """Is set when the holder shall end."""
+    """Return an event that is set when the holder is asked to release."""
     event = asyncio.Event()
     lease.on_requested(event.set)
     return event
 
 
 async def queued(task: asyncio.Task[Lease], seconds: float = 0.05) -> None:
-    """Gives a task that acquires a lock the time to queue up, and checks that it did not get it."""
+    """Let a task that acquires a lock queue up, and check that it does not get the lock."""
     await asyncio.wait([task], timeout=seconds)
     assert not task.done()
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Returns as soon as something holds that nobody announces."""
+    """Poll until a condition holds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""What every kind of lock has to do, whichever way it is asked: `here` and `there` are two processes where there can be two."""
+"""The contract of every kind of lock. `here` and `there` are two processes, if the kind supports several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("by_messages_alone")
 
 
 async def arrival(here: Locks, there: Locks, count: int) -> None:
-    """Waits until so many wait for the lock, and its holder's process knows of those that wait elsewhere."""
+    """Wait until the lock has so many waiters, and its holder's process knows of those in other processes."""
     await until(lambda: _waiting(here, there) == count, f"{count} to have their place in the queue")
 
 

@@ -1,4 +1,4 @@
-"""Locks of many uploads at a time, as the sweep wants them: those that are free, without asking and without waiting."""
+"""Locks of many uploads at a time, for sweeps: only free ones, without waiting or asking for a release."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tusd_py.locks.base import Locks, LocksClosed, LocksUnavailable, LockTimeout
 MANY = [f"u{number}" for number in range(100)]
 
 
-async def test_those_that_are_free_are_had_and_let_go(here: Locks, there: Locks) -> None:
+async def test_free_locks_are_acquired_and_released(here: Locks, there: Locks) -> None:
     mine, theirs = (
         await here.acquire("u1", timeout=10),
         await there.acquire("u2", timeout=10),
@@ -48,7 +48,7 @@ async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks)
             await (await task).release()
 
 
-async def test_one_of_them_may_be_let_go_of_before(here: Locks, there: Locks) -> None:
+async def test_one_of_them_may_be_released_early(here: Locks, there: Locks) -> None:
     async with here.try_acquire_many(["a", "b"]) as leases:
         await leases["a"].release()
         lease = await there.acquire("a", timeout=10)
@@ -57,7 +57,7 @@ async def test_one_of_them_may_be_let_go_of_before(here: Locks, there: Locks) ->
     await lease.release()
 
 
-async def test_whatever_goes_wrong_inside_they_are_let_go(here: Locks, there: Locks) -> None:
+async def test_an_error_in_the_block_releases_them(here: Locks, there: Locks) -> None:
     with pytest.raises(ZeroDivisionError):
         async with here.try_acquire_many(MANY):
             raise ZeroDivisionError

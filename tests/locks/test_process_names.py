@@ -1,4 +1,4 @@
-"""Whether a process is gone is said only where it is certain."""
+"""A process is reported dead only if that is certain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks between real processes: none of them ever writes at the same time as another, and whoever dies is not waited for."""
+"""Locks between real processes: two never write at the same time, and dead holders are not waited for."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ StartHolder = Callable[..., Awaitable[Holder]]
 
 @pytest.fixture
 async def start_holder(redis_server: RedisServer) -> AsyncIterator[StartHolder]:
-    """``await start_holder("study", lease=…, journal=…)``: a process that has the lock, or waits for it."""
+    """``await start_holder("study", lease=…, journal=…)``: a process that holds the lock or waits for it."""
     async with AsyncExitStack() as stack:
 
         async def start(upload_id: str, *, lease: float = 10.0, journal: Path | str = "") -> Holder:

@@ -1,4 +1,4 @@
-"""What is particular to locks in Redis: what they cost, and what happens when messages, data or Redis itself get lost."""
+"""Locks in Redis: their cost, and losses of messages, of data and of Redis itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tusd_py.redis import RedisClient
 
 
 async def listening(server: RedisServer, count: int) -> None:
-    """Waits until so many processes can be told something."""
+    """Wait until so many processes are subscribed."""
     await until(
         lambda: len(server.client.pubsub_channels("tusd:lock-channel:*")) >= count, "subscriptions"
     )
@@ -88,7 +88,7 @@ async def test_a_lease_is_renewed_for_as_long_as_it_is_held(
 
 
 def ends(server: RedisServer) -> int:
-    """When the lock runs out by itself, by the clock of Redis (milliseconds)."""
+    """Return when the lock expires, by the clock of Redis, in milliseconds."""
     script = "local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 + redis.call('PTTL', KEYS[1])"
     return int(str(server.command("EVAL", script, 1, "tusd:lock:{study}")))
 
@@ -272,7 +272,7 @@ async def test_holders_end_before_their_lease_does_when_redis_is_away(
         await (await waiting).release()
 
 
-async def test_what_could_not_be_let_go_of_is_let_go_of_later(
+async def test_a_release_that_failed_is_retried(
     make_locks: MakeLocks, redis_server: RedisServer
 ) -> None:
     here, there = await make_locks(lease=30), await make_locks(lease=30)

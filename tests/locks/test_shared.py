@@ -1,4 +1,4 @@
-"""Locks that outlast Redis: who may write is known while it is away, and nobody holds one twice when it goes or comes back."""
+"""Locks that survive an outage of Redis: held and granted meanwhile, and never held twice when it goes or comes back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_holder_has_the_byte_alone_though_redis_granted_the_lock(
 async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
     redis_server: RedisServer, make_shared: MakeShared
 ) -> None:
-    """The holder learns of it when it renews, is asked to end, and may still make changes until it does."""
+    """At its renewal the holder learns of it; it is asked to release, and may make changes until then."""
     here, there = await make_shared(lease=8.0), await make_shared(lease=8.0)
     holder = await here.acquire("study", timeout=60)
     wanted = asked(holder)
@@ -127,7 +127,7 @@ async def test_whom_redis_grants_a_lock_that_it_forgot_waits_for_its_holder(
 
 
 async def lost(here: FallbackLocks, there: FallbackLocks) -> tuple[FallbackLease, FallbackLease]:
-    """A holder that does not release, and the newcomer that gave it up."""
+    """A holder that does not release, and the one that took over."""
     holder = await here.acquire("study", timeout=60)
     await there._redis_client.client.flushall()
     async with asyncio.timeout(60):
@@ -196,7 +196,7 @@ async def test_nobody_is_given_up_without_redis_nor_by_those_who_do_not_ask(
     await holder.release()
 
 
-async def test_of_two_that_give_a_holder_up_one_gets_the_upload(make_shared: MakeShared) -> None:
+async def test_of_two_that_take_over_one_gets_the_upload(make_shared: MakeShared) -> None:
     """Redis loses its data twice, so that both were granted the lock."""
     here, there, elsewhere = [await make_shared(lease=4.0) for _ in range(3)]
     holder = await here.acquire("study", timeout=60)

@@ -1,4 +1,4 @@
-"""Uploads whose bytes are not those that their record tells of: never served as what was sent, never taken for rubbish."""
+"""Uploads whose data contradicts their record: never served as what was sent, never removed as garbage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DAMAGES = [cut, empty, lengthen, link, directory]
 
 
 def said(server: ServerProcess, path: str) -> bool:
-    """Whether the log tells of damage to an upload, as an error."""
+    """Return whether the log has an error about a damaged upload."""
     return any("ERROR" in line and f"{id_of(path)} is damaged" in line for line in server.lines)
 
 
@@ -70,7 +70,7 @@ def test_a_finished_upload_that_is_damaged_is_a_500(
         assert "bytes" not in response.text
     wait_until(lambda: said(server, path), "the line in the log")
     assert tus.get(other).body == b"other"
-    # Whoever it belongs to may be rid of it.
+    # Its owner can still delete it.
     if damage is not directory:
         assert tus.delete(path).status == 204
         assert tus.head(path).status == 410
@@ -130,7 +130,7 @@ def test_nobody_is_told_that_a_damaged_upload_is_finished(
     wait_until(told.exists, "the other event")
     wait_until(lambda: said(server, path), "what the worker says")
     assert told.read_text().split() == [id_of(other)]
-    # It waits, and is not given up.
+    # It waits, and has not failed.
     waiting = documents("events", "list", *of(server))
     assert [each["upload"] for each in waiting] == [id_of(path)]
 
@@ -166,7 +166,7 @@ def test_a_damaged_upload_goes_when_it_is_due(make_server: MakeServer) -> None:
     assert server.data_file(id_of(kept)).exists()
 
 
-# Bytes that are not there
+# Missing bytes
 
 
 @pytest.mark.parametrize("content", [b"", b"hel", b"hello"])
@@ -185,7 +185,7 @@ def test_bytes_that_are_away_are_waited_for(
     data.rename(tmp_path / "away")
     server.restart()
     command("sweep", *of(server))
-    # A client that comes meanwhile does not begin anew.
+    # A client must not start again meanwhile.
     response = tus.head(path)
     assert (response.status, "Retry-After" in response) == (423, True)
     for response in (tus.patch(path, len(content), b"x"), tus.get(path), tus.delete(path)):
@@ -208,7 +208,7 @@ def test_an_unfinished_upload_without_bytes_goes_once_they_are_missing_for_long(
     abandon(server, unfinished)
     for path in (unfinished, finished):
         server.data_file(id_of(path)).unlink()
-    # The last byte may have come at any time before it was found out that they are not there.
+    # The last byte may have arrived at any time before they were found missing.
     command("sweep", *of(server))
     assert tus.head(unfinished).status == tus.head(finished).status == 423
     marks = server.upload_dir / ".tusd-py" / "missing"
@@ -235,5 +235,5 @@ def test_half_a_creation_is_cleared_away(make_server: MakeServer) -> None:
         os.utime(record, (long_ago, long_ago))
     command("sweep", *of(server))
     left = sorted(path.name for path in server.upload_dir.iterdir() if path.is_file())
-    # Bytes without a readable record are for a person to look at.
+    # Bytes without a readable record are left for the operator.
     assert left == ["bytes", "bytes.info"]

@@ -1,4 +1,4 @@
-"""What takes long for want of a processor is not taken for a slow disk."""
+"""An operation that waits for a processor does not count as a slow disk."""
 
 from __future__ import annotations
 

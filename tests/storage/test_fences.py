@@ -71,7 +71,7 @@ CHANGES: dict[str, Callable[[FileStore, Upload, Fence], Awaitable[object]]] = {
 
 
 def everything(store: FileStore) -> dict[str, bytes]:
-    """Every file but those of the server's own, and what each holds."""
+    """Return every file, without the server's own, and its content."""
     found: dict[str, bytes] = {}
     for directory, _, names in os.walk(store.root):
         for name in names:
@@ -136,7 +136,7 @@ async def test_what_was_to_be_announced_of_a_finish_that_failed_is_taken_back(
 
 
 async def waiting(store: FileStore) -> list[str]:
-    """What the events are of that wait to be told, in order."""
+    """Return the types of the waiting events, in order."""
     [upload_id] = [each async for each in store.ids()]
     return [
         str(outbox_record.parse(kept.content).event.type)

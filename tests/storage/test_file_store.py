@@ -31,7 +31,7 @@ TUSD_KEYS = [
 
 
 def assert_tusd_reads(info: dict[str, object], upload_id: str, directory: Path) -> None:
-    """Fails where tusd's decoder would: keys, their order, and the types it expects."""
+    """Check what tusd's decoder expects: keys, their order, and types."""
     assert list(info)[: len(TUSD_KEYS)] == TUSD_KEYS
     assert info["ID"] == upload_id
     assert type(info["Size"]) is int
@@ -118,7 +118,7 @@ def test_the_record_is_replaced_never_rewritten(tus: Tus) -> None:
     file = tus.server.info_file(id_of(path))
     with file.open() as before:
         assert tus.patch(path, 0, b"hello", {"Upload-Length": "5"}).status == 204
-        # Who had it open still reads the old record as a whole.
+        # An open file still has the whole old record.
         assert json.load(before)["SizeIsDeferred"] is True
     assert json.loads(file.read_text())["SizeIsDeferred"] is False
 
@@ -134,7 +134,7 @@ OLD = "f" * 32
 
 
 def write_as_tusd(directory: Path, upload_id: str, data: bytes, **changes: object) -> None:
-    """An upload as tusd leaves it: ``Offset`` is what it was at creation."""
+    """Write an upload as tusd does: ``Offset`` is that of the creation."""
     info = {
         "ID": upload_id,
         "Size": len(data),
@@ -246,7 +246,7 @@ def test_a_record_cannot_point_outside_of_the_directory(
 
 
 def remains(server: ServerProcess) -> list[str]:
-    """What lies in the server's own directory beside its lock, tombstones and the mark of this mount."""
+    """Return the server's own files, without its lock, tombstones and the mark of this mount."""
     state = server.upload_dir / ".tusd-py"
     return [
         str(file.relative_to(state))
@@ -274,10 +274,8 @@ def test_a_kill_in_the_middle_of_a_verified_chunk_leaves_nothing(make_server: Ma
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"10\0\0", b"-1", b"9" * 30])
-def test_behind_a_marker_that_says_nothing_no_byte_counts(
-    make_server: MakeServer, content: bytes
-) -> None:
-    """As a power cut left it in an earlier version: nothing tells which of the bytes were verified."""
+def test_no_byte_counts_behind_an_invalid_marker(make_server: MakeServer, content: bytes) -> None:
+    """A power cut could leave such a marker in earlier versions: it does not tell which bytes were verified."""
     server = make_server()
     tus = Tus(server)
     path = tus.new(10)
@@ -340,7 +338,7 @@ def test_an_upload_whose_last_byte_came_before_a_kill_is_finished_later(
 
 
 def limit_file_size(server: ServerProcess, size: int) -> None:
-    """No file of the server's may grow beyond ``size`` bytes: to it, the disk is full."""
+    """Limit the server's files to ``size`` bytes, which looks like a full disk to it."""
     _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, hard))
 

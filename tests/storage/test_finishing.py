@@ -1,4 +1,4 @@
-"""How a record says that its upload is finished: in its last bytes, written where they lie."""
+"""The finish of an upload in its record: the last bytes, written in place."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_the_time_is_read_as_it_was_written(store: FileStore) -> None:
 
 
 async def test_others_see_it_though_the_file_is_as_old_as_before(store: FileStore) -> None:
-    """The clock of a file system may stand still for longer than an upload takes."""
+    """A coarse file system clock may not advance during a whole upload."""
     other = FileStore(store.root)
     other.open("shared")
     info = record()
@@ -100,7 +100,7 @@ TIMES = (FINISHED, 1_732_690_123.5, 1_732_690_120.0, 1_732_690_123.000001, 1_999
 
 
 def old_ending(at: float) -> bytes:
-    """What the version before wrote."""
+    """Return the ending that earlier versions wrote."""
     return b',"FinishedAt":%b}}\n' % f"{at:.6f}".ljust(17, "0").encode()
 
 
@@ -114,7 +114,7 @@ def test_a_record_is_as_long_before_the_finish_as_after_it(at: float) -> None:
 
 @pytest.mark.parametrize("at", TIMES)
 def test_a_torn_write_is_a_record_of_what_is_not_finished(at: float) -> None:
-    """Of all that a power cut in the middle of the write could leave, and a reader could find meanwhile."""
+    """Covers every state that a power cut can leave, or a concurrent reader see, during the write."""
     old = records.serialize(record(), root="/srv")
     whole = records.serialize(finished(record(), at), root="/srv")
     for boundary in range(len(old) + 1):
@@ -146,7 +146,7 @@ def test_a_torn_write_of_the_version_before_is_too(at: float) -> None:
 
 
 def test_sectors_that_were_written_in_any_order_are_too() -> None:
-    """A record that spans many sectors, its time in any place of one: each sector is the old or the new one."""
+    """The record spans many sectors, its time starting anywhere in one; each sector is old or new."""
     for filler in range(460, 540):
         info = UploadInfo(id="a", length=0, created_at=CREATED, metadata={"name": b"x" * filler})
         old = records.serialize(info, root="/srv")
@@ -159,7 +159,7 @@ def test_sectors_that_were_written_in_any_order_are_too() -> None:
 
 @pytest.mark.parametrize("nuls", [1, 7, 512, 4096])
 def test_what_a_power_cut_left_behind_the_last_brace_is_cut_off(tus: Tus, nuls: int) -> None:
-    """Of a finish that had begun in the version before: the size was on the disk, the content was not."""
+    """An interrupted finish of earlier versions: the new size was on the disk, the content was not."""
     paths = [tus.new(10) for _ in range(4)]
     for path in paths:
         assert tus.patch(path, 0, b"hello").status == 204

@@ -1,4 +1,4 @@
-"""Joins of files: in threads of their own, in turns; and finals that wait, looked at for what is still missing."""
+"""Joins of files, in threads of their own and in time slices; and finals that wait for parts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_part_that_goes_while_it_is_joined_is_not_found(
 
 
 class CountingStore(FileStore):
-    """loads: how often an upload was looked at."""
+    """loads: number of loads."""
 
     loads = 0
 

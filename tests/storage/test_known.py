@@ -1,4 +1,4 @@
-"""Records that are not read again: those that clients ask for, in memory that does not grow with what clients send."""
+"""The cache of records: it avoids reads, and its memory is bounded whatever clients send."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def long_value(number: int) -> str:
 
 
 def many_keys(number: int) -> str:
-    """60 KB of metadata in 6,000 keys, which take far more memory than they are long."""
+    """60 KB of metadata in 6,000 keys, which take far more memory than their length."""
     return ",".join(f"{number % 1000:03}{key:04}" for key in range(7_500))
 
 
@@ -56,7 +56,7 @@ def of_metadata(header: Callable[[int], str]) -> Callable[[int], UploadInfo]:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
-    """One that remembers few, and has written none of them itself."""
+    """A store with a small cache that has written no upload itself."""
     monkeypatch.setattr(known, "_MAX_BYTES", MOST * known.size_of(UploadInfo(id="00", length=1)))
     store = FileStore(tmp_path)
     store.open()
@@ -66,7 +66,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore
 
 @pytest.fixture
 async def ids(tmp_path: Path) -> list[str]:
-    """More uploads than are remembered, made by another process."""
+    """More uploads than the cache holds, created by another process."""
     made = [f"{number:02}" for number in range(3 * MOST)]
     other = FileStore(tmp_path)
     other.open("none")
@@ -102,7 +102,7 @@ async def test_a_sweep_does_not_push_out_what_clients_ask_for(
 async def test_a_record_that_had_just_changed_is_looked_at_again(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock of a file system may stand still for longer than an upload takes: then no time of the file tells."""
+    """A coarse file system clock may not advance during a whole upload; then the file's times do not change."""
     monkeypatch.setattr(known, "_signature", lambda status: (status.st_ino, status.st_size, 0, 0))
     other = FileStore(tmp_path)
     other.open("none")
@@ -179,7 +179,7 @@ def test_a_huge_record_pushes_no_other_out(tmp_path: Path) -> None:
 def test_metadata_of_many_uploads_does_not_stay_in_memory(
     make_server: MakeServer, header: Callable[[int], str], enough: int, more: int
 ) -> None:
-    """enough: uploads after which as many are known as may be. more: uploads whose records would take 100 MiB."""
+    """enough: uploads that fill the cache. more: uploads whose records would take 100 MiB."""
     tus = Tus(make_server("--max-header-size", str(100 * 1024)))
     with tus.connect() as connection:
 

@@ -1,4 +1,4 @@
-"""Markers of chunks that are being verified: there is never one that does not tell where to cut back to."""
+"""Markers of chunks that are being verified: each has a valid length at any time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_marker_tells_what_it_was_made_with(
 def test_it_is_there_with_its_number_or_not_at_all(
     made: ChunkMarkers, tmp: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step makes it, so that a power cut cannot come between its name and its number."""
+    """It is created in one step, so a power cut cannot separate its name from its number."""
     steps: list[str] = []
     symlink = os.symlink
 

@@ -1,4 +1,4 @@
-"""Unfinished uploads after a power cut: zeros that the file system made of what it had not written do not count."""
+"""Unfinished uploads after a power cut: zeros in place of unwritten bytes do not count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def another_boot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_power(tus: Tus) -> None:
-    """What is recorded is of the time before the machine was started anew."""
+    """Simulate a restart of the machine after everything so far."""
     tus.server.kill9()
     session = tus.server.upload_dir / ".tusd-py" / "session"
     session.unlink()

@@ -139,9 +139,7 @@ def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
     elif info.is_final and offset != info.length:
         problem = "its parts were not joined to the end; join them again"
     elif offset == info.length and size > offset:
-        problem = (
-            f"it is finished, but there are {size - offset} bytes too many, and nobody knows which"
-        )
+        problem = f"it is finished, but there are {size - offset} bytes too many, and which ones is unknown"
     if problem:
         raise UploadUntrusted(f"{info.id}: {problem}")
     if offset == info.length:
