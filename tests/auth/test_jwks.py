@@ -85,7 +85,7 @@ def issuer() -> Iterator[Issuer]:
 
 
 async def test_a_new_key_is_found_at_once(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "_PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
     issuer.keys = [jwk_of("RS256", "k1")]
     keys = Jwks(issuer.url, ["RS256"])
     await keys.start()
@@ -99,7 +99,7 @@ async def test_a_new_key_is_found_at_once(issuer: Issuer, monkeypatch: pytest.Mo
 async def test_tokens_with_invented_kids_do_not_flood_the_issuer(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks, "_PAUSE", 3600.0)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 3600.0)
     issuer.keys = [jwk_of("RS256", "k1")]
     keys = Jwks(issuer.url, ["RS256"])
     await keys.start()
@@ -116,7 +116,7 @@ async def test_tokens_with_invented_kids_do_not_flood_the_issuer(
 async def test_a_source_that_fails_leaves_what_is_known(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes | None
 ) -> None:
-    monkeypatch.setattr(jwks, "_PAUSE", 0.0)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.0)
     issuer.keys = [jwk_of("RS256", "k1")]
     keys = Jwks(issuer.url, ["RS256"])
     await keys.start()
@@ -218,7 +218,7 @@ async def test_what_is_slow_is_given_up(
     """The time is that of all redirects together."""
     silent = socket.create_server(("127.0.0.1", 0))
     try:
-        monkeypatch.setattr(jwks, "_TIMEOUT", 0.2)
+        monkeypatch.setattr(jwks, "_TIMEOUT_SECONDS", 0.2)
         issuer.status, issuer.redirects = 302, 1
         issuer.location = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         await Jwks(issuer.url, ["RS256"]).start()
@@ -234,7 +234,7 @@ async def test_what_is_known_is_not_good_for_ever(
     keys = Jwks(issuer.url, ["RS256"])
     await keys.start()
     issuer.status = 500
-    monkeypatch.setattr(jwks, "_GOOD", 0.0)
+    monkeypatch.setattr(jwks, "_MAX_AGE_SECONDS", 0.0)
     with pytest.raises(KeysUnavailable):
         await keys.candidates("k1", "RS256")
 

@@ -20,7 +20,7 @@ class Recording(Revocations):
     """Records how many revocations each answer of Redis had."""
 
     def __init__(self, redis_client: RedisClient, *, kept: float = 1e6) -> None:
-        super().__init__(redis_client, on_change=lambda: None, kept=kept)
+        super().__init__(redis_client, on_change=lambda: None, ttl=kept)
         self.sizes: list[int] = []
 
     def _learn(self, found: dict[str, float]) -> None:
@@ -50,7 +50,7 @@ async def make(redis: RedisServer) -> AsyncIterator[Make]:
         redis_clients.append(redis_client)
         await redis_client.start()
         found = Recording(redis_client)
-        await found._look()
+        await found._refresh()
         return found
 
     yield made
@@ -62,12 +62,12 @@ async def test_only_what_is_new_is_read(make: Make) -> None:
     writer, reader = await make(), await make()
     for number in range(300):
         await writer.revoke_upload(f"x{number}")
-    await reader._look()
+    await reader._refresh()
     reader.sizes.clear()
     await writer.revoke_upload("y")
     await writer.revoke_owner("alice")
-    await reader._look()
-    await reader._look()
+    await reader._refresh()
+    await reader._refresh()
     assert reader.sizes == [2]
     assert reader.knows("y", "x0", "x299")
     assert reader.owner_since("alice") is not None
@@ -78,10 +78,10 @@ async def test_only_what_is_new_is_read(make: Make) -> None:
 async def test_one_that_is_revoked_again_is_told_again(make: Make) -> None:
     writer, reader = await make(), await make()
     await writer.revoke_owner("alice")
-    await reader._look()
+    await reader._refresh()
     before = reader.owner_since("alice")
     await writer.revoke_owner("alice")
-    await reader._look()
+    await reader._refresh()
     after = reader.owner_since("alice")
     assert before is not None
     assert after is not None
@@ -91,19 +91,19 @@ async def test_one_that_is_revoked_again_is_told_again(make: Make) -> None:
 async def test_who_missed_more_than_the_log_has_reads_all(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revocation, "_LOGGED", 5)
+    monkeypatch.setattr(revocation, "_LOG_LENGTH", 5)
     writer, behind, close = await make(), await make(), await make()
     await writer.revoke_upload("first")
     for each in (behind, close):
-        await each._look()
+        await each._refresh()
     for number in range(6):
         await writer.revoke_upload(f"x{number}")
         if number == 0:
-            await close._look()
+            await close._refresh()
     close.sizes.clear()
     behind.sizes.clear()
-    await behind._look()
-    await close._look()
+    await behind._refresh()
+    await close._refresh()
     assert (behind.sizes, close.sizes) == ([7], [5])
     assert behind.knows("first", *(f"x{number}" for number in range(6)))
 
@@ -112,13 +112,13 @@ async def test_what_an_older_version_writes_is_read(make: Make, redis: RedisServ
     """It adds to the list and sets the version to something of its own."""
     writer, reader = await make(), await make()
     await writer.revoke_upload("a")
-    await reader._look()
+    await reader._refresh()
     redis.command("ZADD", ALL, time.time() * 1000, "u:older")
     redis.command("SET", VERSION, "0123456789abcdef")
     # One that looks between, and one that does not before the next is written.
-    await writer._look()
+    await writer._refresh()
     await writer.revoke_upload("b")
-    await reader._look()
+    await reader._refresh()
     assert reader.knows("a", "older", "b")
     assert writer.knows("a", "older", "b")
 
@@ -128,10 +128,10 @@ async def test_a_redis_that_was_emptied_or_fell_back_is_told_again(
 ) -> None:
     writer, reader = await make(), await make()
     await writer.revoke_upload("a")
-    await reader._look()
+    await reader._refresh()
     kept = {key: redis.command("DUMP", key) for key in (ALL, VERSION, LOG)}
     await writer.revoke_upload("b")
-    await reader._look()
+    await reader._refresh()
     # A replica that had not heard of it.
     for key, value in kept.items():
         assert isinstance(value, bytes)
@@ -139,13 +139,13 @@ async def test_a_redis_that_was_emptied_or_fell_back_is_told_again(
     other = await make()
     assert not other.knows("b")
     await other.revoke_upload("c")
-    await reader._look()
+    await reader._refresh()
     assert reader.knows("a", "b", "c")
-    await other._look()
+    await other._refresh()
     assert other.knows("a", "b", "c")
     redis.command("FLUSHALL")
     for each in (reader, other):
-        await each._look()
+        await each._refresh()
     late = await make()
     assert late.knows("a", "b", "c")
 
@@ -154,11 +154,11 @@ async def test_what_no_token_can_outlive_is_dropped(redis: RedisServer) -> None:
     redis_client = RedisClient(redis.url, timeout=30.0)
     await redis_client.start()
     found = Recording(redis_client, kept=3600.0)
-    await found._look()
+    await found._refresh()
     old = (time.time() - 3601) * 1000
     redis.command("ZADD", ALL, old, "u:old", time.time() * 1000, "u:new")
     redis.command("SET", VERSION, "anything")
-    await found._look()
+    await found._refresh()
     assert found.knows("old", "new")
     await found._prune()
     assert (found.knows("new"), found.knows("old")) == (True, False)

@@ -1,1 +1,1 @@
-"""Tokens: who somebody is, what they may do, and how both can be taken back. `docs/tokens.md` tells it to operators."""
+"""Authentication and access by tokens, and their revocation. For operators: `docs/tokens.md`."""

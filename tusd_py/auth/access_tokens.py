@@ -1,7 +1,7 @@
-"""Access tokens: JWTs (RFC 7519) that the integrator issues, verified, and what their claims say about who asks.
+"""Verify access tokens, which are JWTs (RFC 7519) of the integrator, and turn their claims into a principal.
 
-The algorithm comes from the settings, the keys from `keys`; a token's header chooses among them by name and nothing else.
-Not for: tokens of our own (`tokens`), and what was revoked (`authority`).
+The allowed algorithms come from the settings, the keys from `keys`; a token's header only selects among them by name. Not for:
+upload tokens (`upload_tokens.py`), revocations (`revocation.py`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What an access token must be like. leeway: seconds by which clocks may differ.
+    """Requirements for access tokens. leeway: seconds by which clocks may differ.
 
-    algorithms: those that count, whatever a token says. owner_claims: whose values, in order, are the owner.
+    algorithms: the allowed ones, whatever a token says. owner_claims: claims whose values, in order, make the owner.
     """
 
     algorithms: Sequence[str] = ("HS256",)
@@ -59,11 +59,11 @@ class AccessTokens:
             self._required.append("aud")
 
     async def verify(self, token: str) -> Principal:
-        """Who shows `token`. Raises BadToken, KeysUnavailable."""
+        """Verify a token. Raises BadToken, KeysUnavailable."""
         return self.principal(await self.claims(token))
 
     async def claims(self, token: str) -> Mapping[str, object]:
-        """The claims of a token that is right. Raises BadToken, KeysUnavailable."""
+        """Verify a token and return its claims. Raises BadToken, KeysUnavailable."""
         header = unverified_header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in self.expected.algorithms:
@@ -88,7 +88,7 @@ class AccessTokens:
                 audience=list(self.expected.audience) or None,
                 issuer=self.expected.issuer,
                 leeway=self.expected.leeway,
-                # Many issuers write numbers into `sub`, as their database has them; `_owner` looks at it. `jti` is not used.
+                # Many issuers write numbers into `sub`, which `_owner` checks. `jti` is not used.
                 options={"require": self._required, "verify_sub": False, "verify_jti": False},
             )
         except jwt.InvalidSignatureError:
@@ -96,11 +96,11 @@ class AccessTokens:
         except jwt.ExpiredSignatureError:
             raise BadToken("the token has expired") from None
         except jwt.PyJWTError as problem:
-            # Its text may quote the token.
+            # The exception's text may contain the token.
             raise BadToken(f"the token does not count here ({type(problem).__name__})") from None
 
     def principal(self, claims: Mapping[str, object]) -> Principal:
-        """Who the claims are about. Raises BadToken for a limit or an owner that cannot be understood."""
+        """The principal of the claims. Raises BadToken for an invalid limit or owner."""
         expected = self.expected
         issued_at = claims.get("iat", 0)
         scopes = claims.get(expected.scope_claim, ())
@@ -121,7 +121,7 @@ class AccessTokens:
 
     def _owner(self, claims: Mapping[str, object]) -> str:
         names = [_name(name, claims.get(name)) for name in self.expected.owner_claims]
-        # Of several values none may be able to look like the end of one and the beginning of the next.
+        # Escaped, so that different lists of values never make the same owner.
         owner = (
             names[0]
             if len(names) == 1
@@ -135,7 +135,7 @@ class AccessTokens:
 def _name(claim: str, value: object) -> str:
     """A claim of the owner as text; a whole number as its decimal digits."""
     if isinstance(value, int) and not isinstance(value, bool):
-        # Longer ones are no names, and take long to write in digits.
+        # Bounded, as the conversion to decimal takes quadratic time.
         value = str(value) if value.bit_length() <= _MAX_NUMBER_BITS else ""
     if not isinstance(value, str) or not value:
         raise BadToken(f"the claim {claim} must be a text or a whole number")

@@ -1,7 +1,7 @@
-"""The gate: from a request's header fields to who asks. It also issues upload tokens, so that whoever has it has all of tokens.
+"""Authenticate requests by their tokens, and issue upload tokens.
 
-Tokens come in `Authorization: Bearer`, an access token or an upload token, and further upload tokens (of parts that are to be
-joined) in `Upload-Token`. They are never taken from URLs, and go nowhere from here.
+`Authorization: Bearer` carries an access token or an upload token, `Upload-Token` further upload tokens (of parts to join).
+Tokens in URLs are ignored, and tokens are not passed on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_GRANTS = 1000
 
 
 class Authenticator:
-    """Finds out who asks. It has to be started, and stopped."""
+    """Authenticates requests; `start` it first, `stop` it in the end."""
 
     def __init__(
         self,
@@ -41,20 +41,24 @@ class Authenticator:
         self._access_tokens = access_tokens
 
     async def start(self) -> None:
-        """Gets the keys and what was revoked."""
+        """Load the keys and the revocations, and keep them up to date."""
         await self._access_tokens.keys.start()
         await self.revocations.start()
 
     async def stop(self) -> None:
-        """Ends what goes on in the background."""
+        """Stop the updates in the background."""
         await self.revocations.stop()
         await self._access_tokens.keys.stop()
 
     async def authenticate(self, headers: Mapping[str, str], *, grace: bool = False) -> Principal:
-        """Who sends a request with these fields (names in lower case).
+        """Authenticate a request by its header fields.
 
-        grace: upload tokens count that ran out less than the grace period ago. Raises a 401 without a token, for one that does
-        not count and for one that was revoked; a 503 while nobody can tell.
+        Args:
+            headers: Names in lower case.
+            grace: Accept upload tokens that expired within the grace period.
+
+        Raises:
+            ProtocolError: 401 for a missing, invalid or revoked token; 503 while keys or revocations are unavailable.
         """
         if not self.revocations.ready:
             raise errors.unavailable()
@@ -94,5 +98,5 @@ class Authenticator:
         return replace(principal, grants=grants)
 
     def headers_for(self, upload_id: str, owner: str) -> dict[str, str]:
-        """The fields with which a creation answers."""
+        """Issue an upload token, as header fields for the response to a creation."""
         return self.upload_tokens.issue(upload_id, owner).headers()

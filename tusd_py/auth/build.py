@@ -1,4 +1,4 @@
-"""The gate put together from settings."""
+"""Build the authenticator from settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEY_SET_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 
 
 def shared_secrets(settings: Settings) -> tuple[Secret, ...]:
-    """The secrets of access tokens; empty where there are none. Raises ValueError."""
+    """The shared secrets for access tokens; empty if there are none. Raises ValueError."""
     if settings.jwt_secret is not None:
         return (Secret(None, settings.jwt_secret.get_secret_value().encode()),)
     if settings.jwt_secret_file is not None:
@@ -30,7 +30,7 @@ def shared_secrets(settings: Settings) -> tuple[Secret, ...]:
 
 
 def scope_names(settings: Settings) -> dict[Right, str]:
-    """What the operator calls each right."""
+    """The operator's name for each right."""
     return {
         Right.CREATE: settings.scope_create,
         Right.READ: settings.scope_read,
@@ -40,7 +40,7 @@ def scope_names(settings: Settings) -> dict[Right, str]:
 
 
 def access_tokens(settings: Settings) -> AccessTokens | None:
-    """What verifies access tokens; None with `--auth none`. Reads files; raises ValueError for what does not fit together."""
+    """The verifier of access tokens; None with `--auth none`. Reads files. Raises ValueError for contradictory settings."""
     sources = {
         "--jwt-secret": settings.jwt_secret,
         "--jwt-secret-file": settings.jwt_secret_file,
@@ -80,7 +80,7 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
 
 
 def upload_tokens(settings: Settings) -> UploadTokens:
-    """What issues and verifies upload tokens. Reads files, and makes one where that is needed; raises ValueError."""
+    """The issuer and verifier of upload tokens. Reads the key file, and creates it if needed. Raises ValueError."""
     file = settings.upload_token_secret_file
     found = shared_secrets(settings)
     if file is not None:
@@ -104,8 +104,8 @@ def authenticator(
     *,
     on_revocation: Callable[[], None],
 ) -> Authenticator:
-    """The gate. on_revocation: called whenever more became known of what was revoked. Raises ValueError."""
-    revocations = Revocations(redis, on_change=on_revocation, kept=settings.revocation_ttl)
+    """Build the authenticator. on_revocation: called after new revocations were read. Raises ValueError."""
+    revocations = Revocations(redis, on_change=on_revocation, ttl=settings.revocation_ttl)
     return Authenticator(
         verifier,
         upload_tokens(settings),

@@ -1,4 +1,4 @@
-"""Requests that the server sends itself, to endpoints of hooks and to issuers of tokens: the proxy in between, and our name."""
+"""User agent and proxies for outgoing requests, to endpoints of hooks and to issuers of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USER_AGENT = f"tusd-py/{__version__}"
 
 
 def without_credentials(url: URL) -> tuple[URL, aiohttp.BasicAuth | None]:
-    """A URL without the name and the password in it (RFC 7617), and these."""
+    """Split a URL into one without user name and password, and these (RFC 7617)."""
     if url.raw_user is None:
         return url, None
     auth = aiohttp.BasicAuth(
@@ -24,9 +24,9 @@ def without_credentials(url: URL) -> tuple[URL, aiohttp.BasicAuth | None]:
 
 
 def proxy_for(url: URL) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-    """The proxy that the environment names for a URL (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), and the credentials for it.
+    """The proxy for a URL by the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), and its credentials.
 
-    None for this machine, which a proxy would take for itself.
+    None for this machine: a proxy would connect to itself.
     """
     host = url.host or ""
     if host in ("localhost", "::1") or host.startswith("127.") or proxy_bypass(host):

@@ -1,7 +1,7 @@
-"""Who may do what to which upload: the one place where that is decided, from plain values, without waiting for anything.
+"""Decide which principal may do what to which upload. All such decisions are here, without I/O.
 
-Strangers are answered as if the upload did not exist (404); whoever knows that it exists but lacks a right is told so (403);
-what was taken back counts as never given (401). Not for: tokens, and where revocations come from.
+A principal without any access to an upload gets a 404, as if it did not exist; one that lacks a right a 403; one whose token is
+revoked a 401. Not for: verifying tokens, reading revocations.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tusd_py.protocol.errors import ProtocolError
 
 
 class Revoked(Protocol):
-    """What was taken back."""
+    """The revocations."""
 
     def owner_since(self, owner: str) -> float | None:
-        """Tokens of `owner` issued until then (seconds since the epoch) are void; None if none are."""
+        """The time until which tokens of `owner` are revoked, in seconds since the epoch; None if none are."""
 
     def has_upload(self, upload_id: str) -> bool:
         """Whether the upload was revoked."""
@@ -33,7 +33,7 @@ class _Nothing:
 
 
 class AccessPolicy:
-    """Decides. Every refusal is a ProtocolError. scopes: what the operator calls each right."""
+    """Checks access; every refusal is a ProtocolError. scopes: the operator's name for each right."""
 
     def __init__(
         self, revoked: Revoked | None = None, scopes: Mapping[Right, str] | None = None
@@ -42,16 +42,16 @@ class AccessPolicy:
         self.scopes: Mapping[Right, str] = scopes or {right: right.value for right in Right}
 
     def check(self, principal: Principal, upload_id: str, owner: str, action: Action) -> None:
-        """Raises unless `principal` may do `action` to the upload, which is `owner`'s.
+        """Raise unless `principal` may do `action` to an upload of `owner`.
 
-        Asked again whenever time has passed since: what was revoked meanwhile is noticed, that a token ran out is not.
+        Called again while a request runs: it then notices revocations, but not that a token has expired.
         """
         if principal.unrestricted:
             return
         self.check_standing(principal)
         if principal.is_admin:
             return
-        # An id that a hook gave out again may be somebody else's by now.
+        # A hook may have reused the id for an upload of another owner.
         grant = principal.grants.get(upload_id)
         holds_token = grant is not None and grant.owner == owner
         if holds_token and action in GRANTED:
@@ -64,7 +64,7 @@ class AccessPolicy:
             raise errors.revoked()
 
     def check_standing(self, principal: Principal) -> None:
-        """Raises a 401 if one of the tokens that were shown was taken back, with its upload or with all of its owner."""
+        """Raise a 401 if a token of the request is revoked, by its upload or by its owner."""
         if any(self._revoked.has_upload(upload_id) for upload_id in principal.grants):
             raise errors.invalid_token("the token was revoked")
         tokens = [(grant.owner, grant.issued_at) for grant in principal.grants.values()]
@@ -76,10 +76,10 @@ class AccessPolicy:
                 raise errors.invalid_token("the token was revoked")
 
     def creator(self, principal: Principal, parts: Sequence[str]) -> str:
-        """Whose a new upload will be. Raises a 403 for those who may not create one.
+        """The owner of a new upload. Raises a 403 if the principal may not create one.
 
-        parts: ids that it is joined from. Whoever holds the tokens of all of them may join them without an access token,
-        which may well have run out while they were uploaded.
+        parts: ids of the parts of a final. The tokens of all of them suffice without an access token, which may have expired
+        while they were uploaded.
         """
         if principal.unrestricted:
             return ""
@@ -93,7 +93,7 @@ class AccessPolicy:
         raise errors.insufficient_scope(self.scopes[Right.CREATE])
 
     def knows_of(self, principal: Principal, upload_id: str) -> bool:
-        """Whether somebody may be told what became of an upload of which nothing is left, its owner neither."""
+        """Whether the principal may learn that an upload was removed; its owner is not known any more."""
         return principal.is_admin or upload_id in principal.grants
 
     def _lacking(self, action: Action) -> ProtocolError:

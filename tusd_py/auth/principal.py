@@ -1,6 +1,6 @@
-"""Who asks, as their tokens have shown, and what that allows. Plain values: no tokens, no keys, no sockets.
+"""The client of a request as its tokens identify it, and the rights that actions need. Plain values.
 
-Not for: whether a token is genuine (`verify`, `tokens`), and whether it was taken back since (`authority`).
+Not for: verifying tokens (`access_tokens.py`, `upload_tokens.py`), deciding on access (`policy.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Right(Enum):
-    """What a scope of an access token stands for; the names of scopes are the operator's."""
+    """A right of an access token; the operator names the scopes that stand for them."""
 
     CREATE = "create"
     READ = "read"
@@ -20,7 +20,7 @@ class Right(Enum):
 
 
 class Action(Enum):
-    """What is done to one upload."""
+    """An operation on one upload."""
 
     INSPECT = "inspect"
     APPEND = "append"
@@ -40,18 +40,18 @@ NEEDED: Mapping[Action, frozenset[Right]] = {
     Action.REFRESH: frozenset((Right.CREATE,)),
     Action.REVOKE: frozenset((Right.DELETE,)),
 }
-"""The rights of which an owner needs one. Whoever has ADMIN needs no other, and need not be the owner."""
+"""For each action the rights of which the owner needs one. ADMIN suffices for all, also for other owners' uploads."""
 
 GRANTED = frozenset((Action.INSPECT, Action.APPEND, Action.JOIN, Action.DELETE, Action.REFRESH))
-"""What an upload token allows with its upload."""
+"""Actions that an upload token allows on its upload."""
 
 GROWING = frozenset((Action.APPEND, Action.JOIN, Action.REFRESH))
-"""What nobody but an admin may do with an upload that was revoked."""
+"""Actions on a revoked upload that need ADMIN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an access token says about the uploads that are created with it; None for no limit. Bytes, and a number."""
+    """Limits of an access token for the uploads created with it: bytes, and a number of uploads; None for no limit."""
 
     max_upload_size: int | None = None
     max_open_uploads: int | None = None
@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """An upload token that was shown. owner: whose upload it is. issued_at: seconds since the epoch."""
+    """An upload token of a request. owner: of the upload. issued_at: seconds since the epoch."""
 
     owner: str
     issued_at: float
@@ -67,10 +67,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. owner and rights are those of an access token, empty without one; grants are upload tokens by upload id.
+    """The client of a request. owner and rights: of its access token, empty without one. grants: upload tokens by upload id.
 
-    issued_at: when the access token was, in seconds since the epoch. unrestricted: nobody is asked who they are here, or it is
-    the server itself.
+    issued_at: of the access token, in seconds since the epoch. unrestricted: for requests without authentication and for the
+    server itself.
     """
 
     owner: str = ""
@@ -82,9 +82,9 @@ class Principal:
 
     @property
     def is_admin(self) -> bool:
-        """Whether all uploads are theirs to look after."""
+        """Whether the principal may act on all uploads."""
         return self.unrestricted or Right.ADMIN in self.rights
 
 
 ANYBODY = Principal(unrestricted=True)
-"""Everybody where nobody is authenticated, and the server where it acts by itself."""
+"""Any client of a server without authentication, and the server itself."""

@@ -1,9 +1,9 @@
-"""How many unfinished uploads somebody has, where their token limits it.
+"""Limit the number of unfinished uploads of an owner, if the token has such a limit.
 
-Redis has a list for each such owner, of no more ids than the limit allows, into which a creation enters its own. Nothing is
-taken off when uploads finish or go: only when the list is full are its ids looked up in the store, which knows the truth,
-until there is one that is unfinished no more and makes room. So nobody is refused before all of them were looked up, a crash
-leaves nothing that counts for ever, and no finish waits for Redis. With Redis emptied, earlier uploads do not count any more.
+Redis has a set of upload ids for each such owner, never larger than the limit, to which a creation adds its id. Ids are not
+removed when uploads finish or are removed: only when the set is full are its ids looked up in the store, until some are found
+that are not unfinished any more. So all are looked up before a creation is refused, a crash leaves no id that counts for ever,
+and no finish waits for Redis. If Redis is emptied, earlier uploads do not count any more.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_UP = 50
-"""Ids at a time, those first that were not looked up for longest. The first lot in which there is room is the last."""
-_CREATING = 120.0
-"""Seconds that a creation may take, hooks included; until then an id that the store does not know may still come."""
-_KEPT = 400 * 86_400.0
+_LOOK_UP_BATCH = 50
+"""Ids that are looked up together, the least recently looked up first, until a batch frees a place."""
+_CREATION_SECONDS = 120.0
+"""Maximum time of a creation, hooks included; an id that the store does not know counts until then."""
+_TTL_SECONDS = 400 * 86_400.0
 
-# KEYS: open. ARGV: id, limit, milliseconds that it is kept. 1, or all ids with their times where there is no room.
+# KEYS: open. ARGV: id, limit, time to keep the set (ms). Returns 1, or all ids with their times if the set is full.
 _ENTER = Script(
     "enter an open upload",
     """\
@@ -46,19 +46,19 @@ return 1
 T = TypeVar("T")
 
 LookUp = Callable[[str], Awaitable[bool | None]]
-"""Whether an upload is unfinished; None if there is none, and never was as far as is known."""
+"""Returns whether an upload is unfinished; None if it is unknown."""
 
 
 class OpenUploads:
-    """Counts. Whoever creates an upload enters it before, and leaves it again if nothing comes of it."""
+    """Counts unfinished uploads: `enter` before a creation, `leave` if it fails."""
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
 
     async def enter(self, owner: str, upload_id: str, limit: int, look_up: LookUp) -> None:
-        """Counts an upload that is about to be created. Raises a 429 if there are `limit` already, a 503 without Redis."""
+        """Count an upload that is about to be created. Raises a 429 if there are `limit` already, a 503 without Redis."""
         try:
-            # Others may take the room that is made; each round makes more, or finds none.
+            # Other creations may take the places that are freed; each round frees more, or finds none.
             while (found := await self._enter(owner, upload_id, limit)) is not None:
                 if not await self._clear(owner, found, look_up):
                     break
@@ -70,7 +70,7 @@ class OpenUploads:
         raise errors.too_many_uploads(limit)
 
     async def leave(self, owner: str, upload_id: str) -> None:
-        """Counts an upload no more that was not created."""
+        """Stop counting an upload whose creation failed."""
         try:
             await self._redis.command("ZREM", self._redis.keys.open_uploads(owner), upload_id)
         except RedisUnavailable as problem:
@@ -80,7 +80,7 @@ class OpenUploads:
         answer = await self._redis.run(
             _ENTER,
             [self._redis.keys.open_uploads(owner)],
-            (upload_id, limit, int(_KEPT * 1000)),
+            (upload_id, limit, int(_TTL_SECONDS * 1000)),
         )
         if answer == 1:
             return None
@@ -91,15 +91,15 @@ class OpenUploads:
         }
 
     async def _clear(self, owner: str, found: dict[str, float], look_up: LookUp) -> bool:
-        """Takes some off that are unfinished no more; whether there are any."""
+        """Remove ids that are not unfinished any more; return whether there were any."""
         key, now = self._redis.keys.open_uploads(owner), time.time()
         still_open: list[str] = []
-        for some in batched(found.items(), _LOOKED_UP):
+        for some in batched(found.items(), _LOOK_UP_BATCH):
             answers = await asyncio.gather(*(look_up(upload_id) for upload_id, _ in some))
             closed = [
                 upload_id
                 for (upload_id, at), is_open in zip(some, answers, strict=True)
-                if is_open is False or (is_open is None and now - at > _CREATING)
+                if is_open is False or (is_open is None and now - at > _CREATION_SECONDS)
             ]
             still_open += [
                 each for (each, _), is_open in zip(some, answers, strict=True) if is_open
@@ -109,15 +109,15 @@ class OpenUploads:
                 break
         else:
             return False
-        # Next time others are looked up first.
-        for part in batched(still_open, _LOOKED_UP):
+        # So that others are looked up first the next time.
+        for part in batched(still_open, _LOOK_UP_BATCH):
             pairs = [value for each in part for value in (int(now * 1000), each)]
             await self._redis.command("ZADD", key, "XX", *pairs)
         return True
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Tuples of so many items; the last may have fewer."""
+    """Split into tuples of `size` items; the last may have fewer."""
     rest = iter(items)
     while some := tuple(islice(rest, size)):
         yield some

@@ -1,8 +1,8 @@
-"""Tokens and uploads that were taken back, known to every server within a second.
+"""Revocations of tokens and uploads, which reach every server within a second.
 
-Redis has the list; each process has a copy that it renews several times a second, so that no request waits for Redis and
-none is decided otherwise while Redis is away. What a process knows it never forgets before its time, and tells a Redis that was
-emptied. Not for: what follows from a revocation (`authority`).
+Redis has the list. Each process polls it several times a second into a copy, so that no request waits for Redis, and decisions
+stay the same while it is unavailable. A process keeps the revocations that it knows until they are too old to matter, and
+writes them back to a Redis that was emptied. Not for: deciding on access (`policy.py`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
 
-_POLL = 0.4
-_KEPT = 400 * 86_400.0
-"""Seconds, unless the settings say otherwise. Longer than any token lives."""
-_PRUNE = 3600.0
-"""Seconds between looks for revocations that are too old to matter."""
-_LOGGED = 4000
-"""Revocations that are told by themselves; a process that missed more than these reads all."""
+_POLL_SECONDS = 0.4
+_DEFAULT_TTL_SECONDS = 400 * 86_400.0
+"""Longer than any token is valid."""
+_PRUNE_SECONDS = 3600.0
+"""Interval of removing revocations that are too old to matter."""
+_LOG_LENGTH = 4000
+"""Revocations in the log of changes; a process that missed more than these reads the whole list."""
 
-# Redis' clock alone decides the order, so that servers' clocks may differ. It is rounded up, and to microseconds as tokens are
-# dated: rounded down, it would lie before a token of the same millisecond, which would outlive its revocation.
+# The time is that of Redis, so that servers' clocks may differ. It is rounded up to a microsecond, the resolution of tokens:
+# rounded down, it could be before a token of the same millisecond, which would survive its revocation.
 #
-# A version is GENERATION.NUMBER.RANDOM. The log has the members that changed in a generation, each under its last number, so
-# that a process reads what came after the number that it knows. What it cannot tell by that (another generation, as after an
-# emptied Redis or a write of an older version of this program; a number that is not higher, as after a failover; a log that was
-# cut) it reads whole. The random part tells two changes apart that have one number.
-# KEYS: all, version, log. ARGV: member, a new generation, how long it is kept (ms), when it was ('' for now, ms with
-# fractions), how much of the log is kept
+# A version is GENERATION.NUMBER.RANDOM. The log has the members that changed in a generation, each with its last number, so
+# that a process reads only those after the number that it knows. It reads the whole list if that is not enough: another
+# generation (Redis was emptied, or an older version of this program wrote), a number that is not higher (failover), a log that
+# was cut. The random part distinguishes two changes with the same number.
+# KEYS: all, version, log. ARGV: member, a new generation, time to keep it (ms), time of revocation ('' for now, ms with
+# fractions), length of the log
 _REVOKE = Script(
     "revoke",
     """\
@@ -59,9 +59,9 @@ return at
 """,
 )
 
-# KEYS: all, version, log. ARGV: the version that is known, how much of the log is kept. Nothing where that is still so;
-# otherwise the version, whether it is all that there is, and members with their times.
-_NEWS = Script(
+# KEYS: all, version, log. ARGV: the known version, length of the log. Returns false if the version is unchanged; else the
+# version, whether the list is whole, and members with their times.
+_READ_NEW = Script(
     "news of revocations",
     """\
 local version = redis.call('GET', KEYS[2]) or ''
@@ -92,14 +92,17 @@ return { version, 1, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') }
 
 
 class Revocations:
-    """What was revoked, as this process knows it. on_change: called whenever more became known. kept: seconds for which a
-    revocation is remembered."""
+    """This process's copy of the revocations. on_change: called after new ones were read. ttl: seconds to keep one."""
 
     def __init__(
-        self, redis: RedisClient, *, on_change: Callable[[], None], kept: float = _KEPT
+        self,
+        redis: RedisClient,
+        *,
+        on_change: Callable[[], None],
+        ttl: float = _DEFAULT_TTL_SECONDS,
     ) -> None:
         self._redis = redis
-        self._kept = kept
+        self._ttl = ttl
         self._on_change = on_change
         self._known: dict[str, float] = {}
         self._version = secrets.token_hex(8)
@@ -108,42 +111,42 @@ class Revocations:
 
     @property
     def ready(self) -> bool:
-        """Whether the list was read at least once: before that nobody can say what was revoked."""
+        """Whether the list was read at least once; before that no token can be accepted."""
         return self._loaded
 
     def owner_since(self, owner: str) -> float | None:
-        """See `authority.Revoked`."""
+        """See `policy.Revoked`."""
         return self._known.get(f"o:{owner}")
 
     def has_upload(self, upload_id: str) -> bool:
-        """See `authority.Revoked`."""
+        """See `policy.Revoked`."""
         return f"u:{upload_id}" in self._known
 
     async def start(self) -> None:
-        """Reads the list, if it can be had, and goes on doing so."""
-        await self._look()
+        """Read the list if Redis is available, and start polling."""
+        await self._refresh()
         if not self._loaded:
             logs.event(
                 logger,
                 logging.WARNING,
                 "revocations",
-                message="Redis does not tell what was revoked; requests are refused until it does",
+                message="Redis is unavailable, so revocations are unknown; requests are refused until they can be read",
             )
         self._poller = keep_running(self._poll, "revocations")
 
     async def stop(self) -> None:
-        """Reads no more."""
+        """Stop polling."""
         if self._poller is not None:
             self._poller.cancel()
             with suppress(asyncio.CancelledError):
                 await self._poller
 
     async def revoke_upload(self, upload_id: str) -> None:
-        """Takes back an upload and all its tokens, for good. Raises RedisUnavailable."""
+        """Revoke an upload and all its tokens, for good. Raises RedisUnavailable."""
         await self._revoke(f"u:{upload_id}")
 
     async def revoke_owner(self, owner: str) -> None:
-        """Takes back all tokens of an owner that were issued until now. Raises RedisUnavailable."""
+        """Revoke all tokens of an owner that were issued until now. Raises RedisUnavailable."""
         await self._revoke(f"o:{owner}")
 
     async def _revoke(self, member: str) -> None:
@@ -157,51 +160,51 @@ class Revocations:
         answer = await self._redis.run(
             _REVOKE,
             self._keys(),
-            (member, secrets.token_hex(8), int(self._kept * 1000), at, _LOGGED),
+            (member, secrets.token_hex(8), int(self._ttl * 1000), at, _LOG_LENGTH),
         )
         return _seconds(answer)
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        prune_at = loop.time() + _PRUNE
+        prune_at = loop.time() + _PRUNE_SECONDS
         while True:
-            await asyncio.sleep(_POLL)
-            await self._look()
+            await asyncio.sleep(_POLL_SECONDS)
+            await self._refresh()
             if loop.time() >= prune_at:
-                prune_at = loop.time() + _PRUNE
+                prune_at = loop.time() + _PRUNE_SECONDS
                 await self._prune()
 
-    async def _look(self) -> None:
-        """Takes note of what is new. While Redis is away, nothing is."""
+    async def _refresh(self) -> None:
+        """Read new revocations; none while Redis is unavailable."""
         with suppress(RedisUnavailable):
-            answer = await self._redis.run(_NEWS, self._keys(), (self._version, _LOGGED))
+            answer = await self._redis.run(_READ_NEW, self._keys(), (self._version, _LOG_LENGTH))
             match answer:
                 case [bytes(version), int(is_all), [*flat]]:
                     members = [_text(member) for member in flat[::2]]
                     found = dict(zip(members, map(_seconds, flat[1::2]), strict=True))
                     if is_all:
-                        await self._tell_what_is_missing(found)
+                        await self._restore_missing(found)
                     self._learn(found)
                     self._version, self._loaded = version.decode(), True
 
-    async def _tell_what_is_missing(self, found: dict[str, float]) -> None:
-        """Writes what a Redis that was emptied does not know. found: all that it knows."""
+    async def _restore_missing(self, found: dict[str, float]) -> None:
+        """Write the revocations that a Redis which was emptied lacks. found: all that it has."""
         self._forget_old()
         for member, at in list(self._known.items()):
             if member not in found:
                 await self._write(member, f"{at * 1000:.3f}")
 
     async def _prune(self) -> None:
-        """Drops what no token can outlive, here and in Redis."""
+        """Remove revocations older than any token, here and in Redis."""
         self._forget_old()
-        oldest = (time.time() - self._kept) * 1000
+        oldest = (time.time() - self._ttl) * 1000
         with suppress(RedisUnavailable):
             await self._redis.command(
                 "ZREMRANGEBYSCORE", self._redis.keys.revoked(), "-inf", f"{oldest:.0f}"
             )
 
     def _forget_old(self) -> None:
-        oldest = time.time() - self._kept
+        oldest = time.time() - self._ttl
         self._known = {member: at for member, at in self._known.items() if at >= oldest}
 
     def _learn(self, found: dict[str, float]) -> None:

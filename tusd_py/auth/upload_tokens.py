@@ -1,7 +1,7 @@
-"""Upload tokens: our own, each good for one upload and for a while.
+"""Issue and verify upload tokens: tokens of this server for one upload each, valid for a while.
 
-They are JWTs that are signed with keys of their own, which nothing else is signed with, and have a type of their own. Not for:
-the integrator's access tokens (`verify`).
+They are JWTs with a type and keys of their own, so that they are never mistaken for access tokens. Not for: the integrator's
+access tokens (`access_tokens.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tusd_py.auth.keys.secrets import Secret
 from tusd_py.auth.principal import Grant
 
 TYPE = "upload+jwt"
-"""The `typ` of their header."""
+"""The `typ` in the header of upload tokens."""
 _ALGORITHM = "HS256"
 _AUDIENCE = "tusd-py:upload"
-_MAX_TOKEN = 8192
+_MAX_TOKEN_CHARACTERS = 8192
 
 
 class BadToken(Exception):
-    """A token that does not count; the text says why, in words of ours alone."""
+    """An invalid token. The text says why and is sent to the client; it contains nothing of the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Issued:
     lasts: float
 
     def headers(self) -> dict[str, str]:
-        """The fields that tell it to whoever created the upload."""
+        """The header fields of the response to a creation."""
         return {
             "Upload-Token": self.token,
             "Upload-Token-Expires": formatdate(self.expires_at, usegmt=True),
@@ -46,8 +46,8 @@ class Issued:
 
 
 def unverified_header(token: str) -> Mapping[str, object]:
-    """What the header of a token says of itself, which proves nothing. Raises BadToken for what is no token."""
-    if len(token) > _MAX_TOKEN:
+    """Parse the header of a token without verifying the signature. Raises BadToken."""
+    if len(token) > _MAX_TOKEN_CHARACTERS:
         raise BadToken("the token is too long")
     try:
         header: dict[str, object] = jwt.get_unverified_header(token)
@@ -59,7 +59,7 @@ def unverified_header(token: str) -> Mapping[str, object]:
 
 
 class UploadTokens:
-    """Issues and verifies upload tokens. ttl, grace: seconds. The first key signs, all verify."""
+    """Issues and verifies upload tokens. keys: the first one signs, all verify. ttl, grace: seconds."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class UploadTokens:
         self._clock = clock
 
     def issue(self, upload_id: str, owner: str) -> Issued:
-        """A token for one upload, which is `owner`'s."""
+        """Issue a token for an upload of `owner`."""
         now = self._clock()
         token = jwt.encode(
             {
@@ -94,9 +94,9 @@ class UploadTokens:
         return Issued(token, now + self._ttl, self._ttl)
 
     def verify(self, token: str, *, grace: bool = False) -> tuple[str, Grant]:
-        """The upload that a token is for, and what it says of it. Raises BadToken.
+        """Verify a token; returns the upload id and the grant. Raises BadToken.
 
-        grace: it may have run out, less than the grace period ago.
+        grace: accept a token that expired within the grace period.
         """
         header = unverified_header(token)
         kid = header.get("kid")
@@ -109,7 +109,7 @@ class UploadTokens:
                 key,
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
-                # Compared below, by our own clock and to the fraction of a second.
+                # Compared below, with our clock and with fractions of a second.
                 options={
                     "require": ["exp", "iat", "sub", "upload"],
                     "verify_exp": False,

@@ -206,7 +206,7 @@ async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) 
     redis = redis_client(settings, url)
     await redis.start()
     try:
-        revocations = Revocations(redis, on_change=lambda: None, kept=settings.revocation_ttl)
+        revocations = Revocations(redis, on_change=lambda: None, ttl=settings.revocation_ttl)
         if "upload" in given:
             await revocations.revoke_upload(str(given["upload"]))
         else:

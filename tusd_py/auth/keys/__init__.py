@@ -1,7 +1,7 @@
-"""The keys that access tokens are verified with: secrets that are shared, or public ones from a key set.
+"""Keys for verifying access tokens: shared secrets, or public keys from a key set.
 
-Which of them is tried is decided by the algorithm that the operator allows and by the `kid` of the token, which is only ever
-compared: nothing in a token is opened, fetched or run.
+The allowed algorithms and the `kid` of a token select the keys to try. The `kid` is only compared: nothing in a token is opened
+or fetched.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from jwt import PyJWK
 
 
 class KeysUnavailable(Exception):
-    """There are no keys, because where they come from does not answer; the text is for the log."""
+    """There are no keys, as their source is unavailable; the text is for the log."""
 
 
 class Keys(Protocol):
-    """Keys to verify with."""
+    """Keys for verifying signatures."""
 
     async def candidates(self, kid: str | None, algorithm: str) -> Sequence[bytes | PyJWK]:
         """The keys that may have signed a token with this header; empty if none can have. Raises KeysUnavailable."""
 
     async def start(self) -> None:
-        """Gets them, if they come from elsewhere. One that does not answer is logged, and asked again when needed."""
+        """Load the keys. A source that is unavailable is logged, and tried again when a key is needed."""
 
     async def stop(self) -> None:
-        """Ends what goes on in the background."""
+        """Stop the updates in the background."""

@@ -1,7 +1,7 @@
-"""Public keys from a key set (RFC 7517), at a URL or in a file, for RS256, PS256, ES256, EdDSA and their like.
+"""Public keys from a key set (RFC 7517) at a URL or in a file, for RS256, PS256, ES256, EdDSA and the like.
 
-What was fetched is good for a day: while its source is away, tokens are verified with what is known. It is looked at again
-every few minutes, and at once for a `kid` that is not in it, though only every few seconds, whatever tokens say.
+A key set is refreshed every few minutes, and used for a day while its source is unavailable. A token with an unknown `kid`
+triggers a refresh as well, but not more often than every few seconds.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tusd_py.background import spawn
 
 logger = logging.getLogger(__name__)
 
-_FRESH = 300.0
-_GOOD = 86_400.0
-_PAUSE = 10.0
-_RETRY = 1.0
-"""Seconds: when a set is looked at again; until when it is used without that; between two looks for unknown keys; and between
-two looks while there are no keys at all."""
-_TIMEOUT = 5.0
-"""Seconds for all of it, redirects included."""
+_REFRESH_SECONDS = 300.0
+_MAX_AGE_SECONDS = 86_400.0
+"""Age at which a key set is refreshed, and at which it is not used any more."""
+_PAUSE_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
+"""Least time between two refreshes for unknown keys, and between two while there are no keys at all."""
+_TIMEOUT_SECONDS = 5.0
+"""For one refresh, redirects included."""
 _MAX_BYTES = 512 * 1024
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FIELDS = {
     "User-Agent": USER_AGENT,
     "Accept": "application/jwk-set+json, application/json",
-    # Nothing is unpacked: a small answer could become a large one.
+    # No compression: a small response could decompress to a large one.
     "Accept-Encoding": "identity",
 }
 _MAX_CANDIDATES = 8
@@ -58,13 +58,13 @@ ALGORITHMS: Mapping[str, tuple[str, str]] = {
     "ES512": ("EC", "P-521"),
     "EdDSA": ("OKP", "Ed25519"),
 }
-"""Which type of key, on which curve, an algorithm goes with."""
+"""Type of key and curve for each algorithm."""
 
 
 class KeySet:
-    """Keys by `kid` and algorithm, as one document had them. Raises ValueError for what is no key set.
+    """The keys of one document, by `kid` and algorithm. Raises ValueError if it is no key set.
 
-    Keys that are not for verifying signatures with `algorithms`, secret ones among them, are left out.
+    Ignores keys that are not for verifying signatures with `algorithms`, such as secret ones.
     """
 
     def __init__(self, document: bytes, algorithms: Sequence[str]) -> None:
@@ -90,13 +90,13 @@ class KeySet:
                 continue
             if key.get("alg", algorithm) != algorithm:
                 continue
-            # A key that cannot be read is none; the others still count.
+            # Ignore a malformed key, and keep the others.
             with suppress(PyJWKError, PyJWTError, ValueError, TypeError, KeyError):
                 usable = PyJWK(key, algorithm)
                 self._keys.append((kid if isinstance(kid, str) else None, algorithm, usable))
 
     def find(self, kid: str | None, algorithm: str) -> list[PyJWK]:
-        """The keys that may have signed; one without a name may be any."""
+        """The keys that may have signed a token; a key without a `kid` always may."""
         found = [
             key
             for name, own, key in self._keys
@@ -106,19 +106,19 @@ class KeySet:
 
 
 class Jwks:
-    """A key set that is kept up to date, as `Keys`. source: an http(s) URL or a file's path."""
+    """`Keys` from a key set that is kept up to date. source: an http(s) URL or the path of a file."""
 
     def __init__(self, source: str, algorithms: Sequence[str]) -> None:
         self._source = source
         self._algorithms = tuple(algorithms)
         self._keys: KeySet | None = None
-        self._loaded = -_GOOD
-        self._tried = -_GOOD
+        self._loaded = -_MAX_AGE_SECONDS
+        self._tried = -_MAX_AGE_SECONDS
         self._loading = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self._refresh(_RETRY)
+        await self._refresh(_RETRY_SECONDS)
 
     async def stop(self) -> None:
         if self._background is not None:
@@ -127,21 +127,23 @@ class Jwks:
 
     async def candidates(self, kid: str | None, algorithm: str) -> Sequence[bytes | PyJWK]:
         now = time.monotonic()
-        if self._keys is None or now - self._loaded > _GOOD:
-            await self._refresh(_RETRY)
-        elif now - self._loaded > _FRESH and (self._background is None or self._background.done()):
-            self._background = spawn(self._refresh(_PAUSE), "jwks")
+        if self._keys is None or now - self._loaded > _MAX_AGE_SECONDS:
+            await self._refresh(_RETRY_SECONDS)
+        elif now - self._loaded > _REFRESH_SECONDS and (
+            self._background is None or self._background.done()
+        ):
+            self._background = spawn(self._refresh(_PAUSE_SECONDS), "jwks")
         keys = self._keys
-        if keys is None or time.monotonic() - self._loaded > _GOOD:
+        if keys is None or time.monotonic() - self._loaded > _MAX_AGE_SECONDS:
             raise KeysUnavailable(f"no keys from {self._source}")
         found = keys.find(kid, algorithm)
         if not found:
-            await self._refresh(_PAUSE)
+            await self._refresh(_PAUSE_SECONDS)
             found = (self._keys or keys).find(kid, algorithm)
         return found
 
     async def _refresh(self, pause: float) -> None:
-        """Reads the source again, unless that was tried less than `pause` seconds ago. Failures are logged."""
+        """Read the source, unless that was tried less than `pause` seconds ago. Failures are logged."""
         async with self._loading:
             if time.monotonic() - self._tried < pause:
                 return
@@ -170,11 +172,11 @@ class Jwks:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         ) as session:
-            return await asyncio.wait_for(_fetch(session, URL(self._source)), _TIMEOUT)
+            return await asyncio.wait_for(_fetch(session, URL(self._source)), _TIMEOUT_SECONDS)
 
 
 async def _fetch(session: aiohttp.ClientSession, url: URL) -> bytes:
-    """The document at a URL, by way of the proxy that the environment names. Raises ValueError for what is not taken."""
+    """Fetch a document, through the proxy of the environment. Raises ValueError for other responses than 200."""
     for _ in range(_MAX_REDIRECTS + 1):
         proxy, proxy_auth = proxy_for(url)
         async with session.get(
@@ -198,7 +200,7 @@ async def _document(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _redirected(url: URL, location: str) -> URL:
-    """Where a redirect leads. Raises ValueError unless that is by HTTPS, or by HTTP from HTTP."""
+    """The target of a redirect. Raises ValueError unless it is an HTTPS URL, or an HTTP URL redirected from HTTP."""
     if not location:
         raise ValueError("it was redirected nowhere")
     target = url.join(URL(location))

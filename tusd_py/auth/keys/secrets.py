@@ -1,7 +1,6 @@
-"""Secrets that the integrator and the server share (HS256, HS384, HS512), and the keys of our own that are derived from them.
+"""Secrets shared with the integrator (HS256, HS384, HS512), and the keys for upload tokens that are derived from them.
 
-A file has one secret a line, or `kid secret` where there are several; `#` begins a comment. The first one signs what the server
-itself issues.
+A file has one secret a line, or `kid secret` if there are several; `#` begins a comment. The first one signs upload tokens.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from pathlib import Path
 from jwt import PyJWK
 
 MINIMUM = 32
-"""Bytes. A shorter key can be found by trying (RFC 7518, section 3.2)."""
+"""Least length of a secret in bytes (RFC 7518, section 3.2)."""
 _PURPOSE = b"tusd-py upload token 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """One secret. kid: its name in the header of tokens; None if it has none."""
+    """A secret. kid: its name in the header of tokens; None if it has none."""
 
     kid: str | None
     value: bytes
 
 
 def new_secret() -> str:
-    """A good secret: 48 random bytes, as 64 characters that need no quoting anywhere."""
+    """A new secret: 48 random bytes, as 64 URL-safe characters."""
     return secrets.token_urlsafe(48)
 
 
 def parse(text: str, source: str) -> tuple[Secret, ...]:
-    """The secrets in a file's text. Raises ValueError that names `source` and the line, and never a secret."""
+    """Parse the text of a file of secrets. Raises ValueError with `source` and the line, never with a secret."""
     found: list[Secret] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
@@ -58,16 +57,16 @@ def parse(text: str, source: str) -> tuple[Secret, ...]:
 
 
 def read(path: Path, source: str) -> tuple[Secret, ...]:
-    """The secrets in a file; blocking. Raises ValueError."""
+    """Read the secrets from a file; blocking. Raises ValueError."""
     try:
-        # Editors on Windows begin files with a byte order mark, which is no part of the first word.
+        # utf-8-sig: editors on Windows write a byte order mark.
         return parse(path.read_text(encoding="utf-8-sig"), source)
     except (OSError, UnicodeDecodeError) as problem:
         raise ValueError(f"{source} cannot be read: {type(problem).__name__}") from None
 
 
 class SharedSecrets:
-    """Secrets as `Keys`."""
+    """`Keys` from shared secrets."""
 
     def __init__(self, found: Sequence[Secret]) -> None:
         self._by_kid = {secret.kid: secret.value for secret in found}
@@ -77,7 +76,7 @@ class SharedSecrets:
             return ()
         if kid is None:
             return tuple(self._by_kid.values())
-        # Integrators may put a name into tokens although there is but one secret.
+        # Tokens may have a `kid` although the only secret has none.
         key = self._by_kid.get(kid, self._by_kid.get(None))
         return () if key is None else (key,)
 
@@ -89,7 +88,7 @@ class SharedSecrets:
 
 
 def derived(found: Sequence[Secret]) -> tuple[Secret, ...]:
-    """Keys for upload tokens, one of each secret. They sign nothing else, so that neither kind of token is ever the other."""
+    """Derive a key for upload tokens from each secret, so that an access token is never valid as an upload token."""
     return tuple(
         Secret(fingerprint(key), key)
         for key in (hmac.digest(secret.value, _PURPOSE, "sha256") for secret in found)
@@ -97,12 +96,12 @@ def derived(found: Sequence[Secret]) -> tuple[Secret, ...]:
 
 
 def fingerprint(key: bytes) -> str:
-    """A name for a key that tells nothing of it."""
+    """A name for a key that reveals nothing about it."""
     return hmac.digest(key, b"name", "sha256").hex()[:16]
 
 
 def kept(path: Path) -> tuple[Secret, ...]:
-    """The key for upload tokens in a file, which is made if it is not there; blocking. Raises ValueError, OSError."""
+    """Read the key for upload tokens from a file, created if missing; blocking. Raises ValueError, OSError."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
@@ -113,7 +112,7 @@ def kept(path: Path) -> tuple[Secret, ...]:
                 file.flush()
                 os.fsync(file.fileno())
             with suppress(FileExistsError):
-                # Of several processes that make one, the first wins.
+                # If several processes create one, the first wins.
                 os.link(fresh, path)
         finally:
             fresh.unlink(missing_ok=True)
