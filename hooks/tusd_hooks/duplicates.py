@@ -1,9 +1,8 @@
-"""Refuses the creation of an upload that is there already, and says what the client may do instead.
+"""Refuses the creation of a duplicate upload, and tells the client how to resume the first one or force another.
 
-Two uploads are the same if they have the same fingerprint (see `fingerprint.py`). It is reserved before the creation, complete
-when the upload is finished, and given back when the upload goes. Redis is asked by one script at each of these, and by none
-while bytes come in. It only remembers: whether an unfinished upload still exists is asked of the storage, so that a record
-that a crash left behind stands in nobody's way.
+Duplicates have the same fingerprint (see `fingerprint`). It is reserved before the creation, marked complete when the upload
+finishes, and released when the upload is removed. Each of these runs one script in Redis; receiving bytes runs none. The
+storage decides whether an unfinished upload still exists, so that a record left by a crash blocks no upload.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ FORCE_HEADER = "upload-force"
 
 _HOW_TO_FORCE = "header Upload-Force: true, or metadata force_upload with the value true"
 _WORDS: Mapping[str, bool] = {"true": True, "false": False}
-_RETRY_AFTER = 5
-_EXPIRY_MARGIN = 86_400.0
-"""Seconds that a pending record outlives its upload's expiry: the sweep comes late at times."""
+_RETRY_AFTER_SECONDS = 5
+_EXPIRY_MARGIN_SECONDS = 86_400.0
+"""How long a pending record outlives its upload's expiry, as the sweep may be late."""
 _CREATION_GRACE = 15.0
-"""Seconds after which a reservation whose upload is not there is no creation that is under way, but one that a crash ended."""
-_PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-"""Seconds to wait for a creation under way: for its upload to appear, or its reservation to go."""
+"""Seconds after which a reservation without an upload is taken for the leftover of a crash, not for a creation in progress."""
+_PAUSES_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+"""Waits for a creation in progress: for its upload to exist, or its reservation to be released."""
 
-_MOST_TOGETHER = 64
-"""Fingerprints that are given back in one go."""
-_MOST_OWED = 10_000
-"""Changes that are kept while Redis is away. Beyond them the oldest are lost: a few uploads too many are taken for duplicates,
-or too few."""
+_MAX_BATCH = 64
+"""Most fingerprints released together."""
+_MAX_PENDING = 10_000
+"""Changes kept while Redis is unavailable. Beyond them the oldest are dropped: the index then lacks a few uploads, or has a few
+too many."""
 
 Change = Callable[[], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """An upload that stands in the way of another. offset: bytes that it has, if it is unfinished and can be looked at."""
+    """The upload of which another is a duplicate. offset: its size so far in bytes, if it is unfinished and can be read."""
 
     claim: Claim
     state: Literal["pending", "complete"]
@@ -60,19 +59,19 @@ class Taken:
 
 
 class Duplicates:
-    """The hook. One a server process; it takes its settings in `start`."""
+    """The hook. One per server process, configured by `start`."""
 
     retry_interval = 5.0
-    """Seconds between attempts to tell Redis what it could not be told."""
+    """Seconds between attempts to apply changes that failed."""
 
     _context: HookContext
     _identity: Identity
     _outage: _Outage
-    _later: _Later
-    _together: _Together
+    _retries: _RetryQueue
+    _releases: _Batcher
 
     async def start(self, context: HookContext) -> None:
-        """Takes the settings. Redis need not be there."""
+        """Read the settings. Redis need not be available."""
         settings = context.settings
         self._context = context
         self._identity = Identity(
@@ -81,18 +80,21 @@ class Duplicates:
             per_owner=settings.duplicate_scope == "owner",
         )
         self._outage = _Outage()
-        self._later = _Later(self.retry_interval)
-        self._together = _Together(self._release_each)
+        self._retries = _RetryQueue(self.retry_interval)
+        self._releases = _Batcher(self._release_each)
 
     async def stop(self) -> None:
-        """Tries once more to tell Redis what it could not be told."""
-        await self._later.stop()
+        """Try a last time to apply changes that failed."""
+        await self._retries.stop()
 
-    # Before an upload is there
+    # Before the creation
 
     async def pre_create(self, event: Event) -> None:
-        """Reserves the upload's fingerprint. Raises Reject: 409 for a duplicate, 400 for a force that is neither true nor
-        false, 503 where nothing can be found out and the operator wants no upload that was not checked."""
+        """Reserve the upload's fingerprint.
+
+        Raises Reject: 409 for a duplicate, 400 for a force that is neither true nor false, 503 if Redis is unavailable and the
+        settings refuse unchecked uploads.
+        """
         force = _is_forced(event)
         fingerprint = self._fingerprint(event.upload)
         if fingerprint is None:
@@ -105,8 +107,8 @@ class Duplicates:
             if self._allows_unchecked():
                 return
             if may_arrive:
-                # A Redis that is only slow may yet carry the reservation out.
-                self._later.add(event.id, self._giving_back(fingerprint, event))
+                # A Redis that is only slow may still execute the reservation.
+                self._retries.add(event.id, self._release(fingerprint, event))
             raise _unavailable() from None
         self._recover()
         self._count(taken.state if taken is not None else "forced" if force else "new")
@@ -114,37 +116,37 @@ class Duplicates:
             raise _refusal(fingerprint, event, taken)
 
     async def create_failed(self, event: Event) -> None:
-        """Gives back what `pre_create` reserved for this event, and nothing else."""
+        """Release what `pre_create` reserved for this event, and nothing else."""
         if fingerprint := self._fingerprint(event.upload):
-            await self._tell(event, self._giving_back(fingerprint, event))
+            await self._apply(event, self._release(fingerprint, event))
 
     async def _reserve(self, fingerprint: str, event: Event, *, force: bool) -> Taken | None:
-        """None when the fingerprint is the upload's, else who has it."""
+        """Reserve a fingerprint for an upload; return None, or the upload that has it."""
         index, claim = self._index(), _claim(event)
-        pauses = iter(_PAUSES)
+        pauses = iter(_PAUSES_SECONDS)
         gone: set[str] = set()
         passed: set[str] = set()
         while holder := await index.reserve(
-            fingerprint, claim, lasts=self._patience(), force=force, gone=gone, passed=passed
+            fingerprint, claim, lasts=self._reservation_ttl(), force=force, gone=gone, passed=passed
         ):
             found = holder.record.claim
             if holder.record.state == "complete":
                 return Taken(found, "complete")
             try:
-                truth = await self._context.offset_of(found.upload)
+                found_offset = await self._context.offset_of(found.upload)
             except StorageError as problem:
-                # Its client may insist; but what cannot be read shall not be overwritten without a word.
-                logger.warning("upload %s cannot be looked at: %s", found.upload, problem)
+                # The client may force the upload, but one that cannot be read must not be replaced silently.
+                logger.warning("upload %s cannot be read: %s", found.upload, problem)
                 return Taken(found, "pending")
-            if truth is None:
-                if not _is_on_its_way(holder):
+            if found_offset is None:
+                if not _may_be_in_progress(holder):
                     gone.add(found.token)
                 elif (pause := next(pauses, None)) is not None:
                     await asyncio.sleep(pause)
                 else:
                     return Taken(found, "pending")
                 continue
-            offset, finished = truth
+            offset, finished = found_offset
             if finished:
                 with suppress(RedisUnavailable):
                     await index.complete(fingerprint, found, lasts=self._window())
@@ -155,16 +157,16 @@ class Duplicates:
         return None
 
     def _allows_unchecked(self) -> bool:
-        """Whether the operator wants uploads that could not be checked."""
+        """Count an unchecked upload; return whether the settings allow it."""
         allows = self._context.settings.duplicates_when_unavailable == "allow"
         self._outage.unchecked += allows
         self._count("unchecked" if allows else "unavailable")
         return allows
 
-    # After it
+    # After the creation
 
     async def post_finish(self, event: Event) -> None:
-        """The fingerprint is the upload's for the whole window from now on."""
+        """Mark the upload as complete; its fingerprint is remembered for the whole window."""
         if fingerprint := self._fingerprint(event.upload):
             claim, lasts = _claim(event), self._window()
 
@@ -172,57 +174,57 @@ class Duplicates:
                 await self._index().complete(fingerprint, claim, lasts=lasts)
 
             async def complete_late() -> None:
-                # An upload that is gone by now shall not take what was given back.
-                if await self._is_there(event.upload.id):
+                # An upload that was removed meanwhile must not reserve its fingerprint again.
+                if await self._exists(event.upload.id):
                     await complete()
 
             change = complete if event.attempt == 1 else complete_late
-            await self._tell(event, change, later=complete_late)
+            await self._apply(event, change, later=complete_late)
 
-    async def _is_there(self, upload_id: str) -> bool:
+    async def _exists(self, upload_id: str) -> bool:
         try:
             return await self._context.offset_of(upload_id) is not None
         except StorageError as problem:
-            logger.warning("upload %s cannot be looked at: %s", upload_id, problem)
+            logger.warning("upload %s cannot be read: %s", upload_id, problem)
             return True
 
     async def pre_terminate(self, event: Event) -> None:
-        """From now on the fingerprint is free as soon as the upload is gone, even if Redis is not there to be told."""
+        """Mark the record as ending: its fingerprint is free once the upload is gone, even if Redis is unavailable then."""
         if fingerprint := self._fingerprint(event.upload):
-            await self._tell(event, lambda: self._index().end(fingerprint, event.upload.id))
+            await self._apply(event, lambda: self._index().end(fingerprint, event.upload.id))
 
     async def post_terminate(self, event: Event) -> None:
-        """Gives the upload's fingerprint back."""
+        """Release the upload's fingerprint."""
         if fingerprint := self._fingerprint(event.upload):
-            await self._tell(event, lambda: self._index().release(fingerprint, event.upload.id))
+            await self._apply(event, lambda: self._index().release(fingerprint, event.upload.id))
 
     async def post_expire(self, event: Event) -> None:
-        """Gives the upload's fingerprint back. A sweep tells of dozens at a time, which go to Redis together.
+        """Release the upload's fingerprint, together with those of other uploads that a sweep removes at the same time.
 
-        Not that of one that was finished and has been kept long enough: it was here, and is not to come again.
+        The fingerprint of a finished upload, removed after its retention, is kept: it must still not be uploaded again.
         """
         if event.upload.offset == event.upload.length:
             return
         if fingerprint := self._fingerprint(event.upload):
             upload_id = event.upload.id
-            await self._tell(event, lambda: self._together.add(fingerprint, upload_id))
+            await self._apply(event, lambda: self._releases.add(fingerprint, upload_id))
 
-    def _giving_back(self, fingerprint: str, event: Event) -> Change:
+    def _release(self, fingerprint: str, event: Event) -> Change:
         return lambda: self._index().release(fingerprint, event.upload.id, token=event.id)
 
-    async def _tell(self, event: Event, change: Change, *, later: Change | None = None) -> None:
-        """Tells Redis what happened to an upload; later, and in order, if that cannot be now. Never fails the upload.
+    async def _apply(self, event: Event, change: Change, *, later: Change | None = None) -> None:
+        """Apply a change to the index now or, while Redis is unavailable, later and in order. Never fails the upload.
 
-        later: what is to be told then, if that is something else.
+        later: the change to apply in the latter case, if it differs.
         """
-        if self._later:
-            self._later.add(event.id, later or change)
+        if self._retries:
+            self._retries.add(event.id, later or change)
             return
         try:
             await change()
         except RedisUnavailable as problem:
             self._outage.begin(problem)
-            self._later.add(event.id, later or change)
+            self._retries.add(event.id, later or change)
         else:
             self._recover()
 
@@ -238,37 +240,37 @@ class Duplicates:
         return DuplicateIndex(redis)
 
     def _recover(self) -> None:
-        """Redis has answered."""
+        """Log the end of an outage and apply pending changes."""
         if self._outage.end():
-            self._later.hurry()
+            self._retries.flush()
 
     def _fingerprint(self, upload: UploadView) -> str | None:
-        """None for an upload that is not checked: a part, one of unknown length, one without metadata that counts."""
+        """Return the fingerprint, or None for uploads that are not checked: parts, unknown length, no identifying metadata."""
         if upload.is_partial:
             return None
         return self._identity.fingerprint(upload.metadata, length=upload.length, owner=upload.owner)
 
     def _window(self) -> float:
-        """Seconds for which a finished upload is remembered."""
+        """Return for how many seconds a finished upload is remembered."""
         return self._context.settings.duplicate_window
 
-    def _patience(self) -> float:
-        """Seconds for which a reservation is remembered whose upload is never finished, and whose removal nobody tells."""
-        return max(self._window(), self._context.settings.expire_after + _EXPIRY_MARGIN)
+    def _reservation_ttl(self) -> float:
+        """Return after how many seconds a reservation expires whose upload never finishes and is never released."""
+        return max(self._window(), self._context.settings.expire_after + _EXPIRY_MARGIN_SECONDS)
 
     def _count(self, outcome: str) -> None:
         self._context.counters.duplicate(outcome)
 
 
 class _Outage:
-    """Whether Redis is away, said once when it goes and once when it is back. unchecked: creations let pass in between."""
+    """Logs the start and the end of an outage of Redis once each. unchecked: creations allowed in between."""
 
     def __init__(self) -> None:
         self.unchecked = 0
         self._began = False
 
     def begin(self, problem: RedisUnavailable) -> None:
-        """It did not answer."""
+        """Log the start of an outage."""
         if not self._began:
             self._began = True
             logs.event(
@@ -279,7 +281,7 @@ class _Outage:
             )
 
     def end(self) -> bool:
-        """It did. True if it had not before."""
+        """Log the end of an outage; return False if there was none."""
         if not self._began:
             return False
         logs.event(
@@ -293,8 +295,8 @@ class _Outage:
         return True
 
 
-class _Together:
-    """Collects what comes at the same moment, and does it in one go. work: raises RedisUnavailable."""
+class _Batcher:
+    """Releases fingerprints that come at the same moment in one batch. work: may raise RedisUnavailable."""
 
     def __init__(self, work: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
         self._work = work
@@ -302,78 +304,78 @@ class _Together:
         self._next: asyncio.Task[None] | None = None
 
     async def add(self, fingerprint: str, upload_id: str) -> None:
-        """Returns when it was done with all that came along."""
+        """Wait until the batch with this fingerprint was released. Raises RedisUnavailable."""
         self._waiting.append((fingerprint, upload_id))
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._run())
         await asyncio.shield(self._next)
 
     async def _run(self) -> None:
-        # Whoever comes in the same turn of the event loop comes along.
+        # Calls in the same iteration of the event loop join the batch.
         await asyncio.sleep(0)
         self._next = None
         batch, self._waiting = self._waiting, []
-        for at in range(0, len(batch), _MOST_TOGETHER):
-            await self._work(batch[at : at + _MOST_TOGETHER])
+        for at in range(0, len(batch), _MAX_BATCH):
+            await self._work(batch[at : at + _MAX_BATCH])
 
 
-class _Later:
-    """What Redis could not be told, in its order, for when it is back. interval: seconds between attempts."""
+class _RetryQueue:
+    """Changes that failed, in order, to apply when Redis is available again. interval: seconds between attempts."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._owed: dict[str, Change] = {}
-        self._hurry = asyncio.Event()
+        self._pending: dict[str, Change] = {}
+        self._flush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._owed)
+        return bool(self._pending)
 
     def add(self, key: str, change: Change) -> None:
-        """Keeps a change; one with the same key takes the place of an earlier one."""
-        if len(self._owed) >= _MOST_OWED:
-            del self._owed[next(iter(self._owed))]
-        self._owed[key] = change
+        """Queue a change; it replaces an earlier one with the same key."""
+        if len(self._pending) >= _MAX_PENDING:
+            del self._pending[next(iter(self._pending))]
+        self._pending[key] = change
         if self._task is None:
             self._task = keep_running(self._run, "duplicates")
 
-    def hurry(self) -> None:
-        """Redis is back: tries at once."""
-        self._hurry.set()
+    def flush(self) -> None:
+        """Apply the changes now, as Redis is available again."""
+        self._flush.set()
 
     async def stop(self) -> None:
-        """Tries once more, and says what remains."""
+        """Try a last time, and log what remains."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         await self._work()
-        if self._owed:
+        if self._pending:
             logger.warning(
-                "Redis was not told of %d changes: some uploads will be taken for duplicates, or not, wrongly",
-                len(self._owed),
+                "%d changes of the duplicate index are lost: some duplicates will be missed, some uploads wrongly refused",
+                len(self._pending),
             )
 
     async def _run(self) -> None:
-        while self._owed:
+        while self._pending:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
-                    await self._hurry.wait()
-            self._hurry.clear()
+                    await self._flush.wait()
+            self._flush.clear()
             await self._work()
         self._task = None
 
     async def _work(self) -> None:
         with suppress(RedisUnavailable):
-            while self._owed:
-                key, change = next(iter(self._owed.items()))
+            while self._pending:
+                key, change = next(iter(self._pending.items()))
                 await change()
-                if self._owed.get(key) is change:
-                    del self._owed[key]
+                if self._pending.get(key) is change:
+                    del self._pending[key]
 
 
 def _is_forced(event: Event) -> bool:
-    """Whether the client insists. Raises Reject: 400 for anything but true and false."""
+    """Return whether the client forces the upload. Raises Reject (400) for values other than true and false."""
     given = {
         "the metadata force_upload": event.upload.metadata.get(FORCE_KEY),
         "the header Upload-Force": event.request.headers.get(FORCE_HEADER),
@@ -396,24 +398,24 @@ def _claim(event: Event) -> Claim:
     return Claim(upload.id, upload.owner, upload.is_final, event.id)
 
 
-def _is_on_its_way(holder: Holder) -> bool:
-    """Whether an upload that is not there may be one that is being created at this moment."""
+def _may_be_in_progress(holder: Holder) -> bool:
+    """Return whether a missing upload may be one whose creation is in progress."""
     return holder.record.state == "pending" and holder.age < _CREATION_GRACE
 
 
 def _unavailable() -> Reject:
-    """The 503 while nothing can be found out."""
+    """Build the 503 response while Redis is unavailable."""
     return _problem(
         503,
         "duplicates-unavailable",
         "ERR_DUPLICATES_UNAVAILABLE",
-        "whether this was uploaded before cannot be found out now; try again later",
-        headers={"Retry-After": str(_RETRY_AFTER)},
+        "the check for duplicates is temporarily unavailable; retry later",
+        headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
     )
 
 
 def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
-    """The 409. It offers to resume where the client may, and can."""
+    """Build the 409 response, which offers to resume if the client may and can."""
     logs.event(
         logger,
         logging.INFO,
@@ -430,10 +432,10 @@ def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
     headers: dict[str, str] = {}
     if taken.state == "complete":
         detail = "this has been uploaded before"
-    elif taken.offset is None or not _may_be_told(event, taken.claim):
-        detail = "an upload of this was begun before and is not finished"
+    elif taken.offset is None or not _may_resume(event, taken.claim):
+        detail = "an unfinished upload of this exists"
     else:
-        detail = "an upload of this was begun before; resume it at Location, from Upload-Offset"
+        detail = "an unfinished upload of this exists; resume it at Location, from Upload-Offset"
         url = event.request.url_of(taken.claim.upload)
         headers = {"Location": url, "Upload-Offset": str(taken.offset)}
         members |= {"location": url, "offset": taken.offset}
@@ -442,10 +444,10 @@ def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
     )
 
 
-def _may_be_told(event: Event, claim: Claim) -> bool:
-    """Whether the client may know the URL of the upload that stands in its way, and can use it.
+def _may_resume(event: Event, claim: Claim) -> bool:
+    """Return whether the client may know the URL of the first upload, and can resume it.
 
-    Where nobody is authenticated a URL is all that it takes to write to an upload. A final takes no bytes.
+    Without authentication, a URL is sufficient to write to an upload. A final upload accepts no bytes.
     """
     is_own = bool(event.upload.owner) and event.upload.owner == claim.owner
     return is_own and not claim.is_final
@@ -460,7 +462,7 @@ def _problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, object] | None = None,
 ) -> Reject:
-    """A refusal in problem details (RFC 9457)."""
+    """Build a response with problem details (RFC 9457)."""
     document = {
         "type": f"urn:tusd-py:problem:{name}",
         "title": HTTPStatus(status).phrase,

@@ -1,7 +1,6 @@
-"""What two uploads have in common if they are the same thing: the fingerprint of an upload.
+"""Computes the fingerprint of an upload, which is equal for duplicates.
 
-It is the SHA-256 of a canonical form of the metadata that counts, the length and the owner. Pure functions of plain values;
-who holds a fingerprint, and what is said to whoever comes second, is not decided here.
+It is the SHA-256 of a canonical form of the identifying metadata, the length and the owner. Pure functions of plain values.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from tusd_py.protocol.metadata import CONTROL_KEYS
 _PAIRS = b"tusd-py upload 1 metadata\0"
 _VALUE = b"tusd-py upload 1 fingerprint\0"
 _COUNT_SIZE = 8
-"""Bytes of every number in the canonical form; big-endian."""
+"""Size of every number in the canonical form in bytes; big-endian."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What counts as the same upload.
+    """What identifies an upload.
 
-    keys: the metadata that counts; None is all but the control keys. fingerprint_key: if not empty, the value of this key is
-    all that counts, whatever `keys` says. per_owner: whether two owners may each have their own.
+    keys: the identifying metadata keys; None means all but the control keys.
+    fingerprint_key: if not empty, only the value of this key identifies, whatever `keys` is.
+    per_owner: whether the owner is part of the fingerprint.
     """
 
     keys: frozenset[str] | None = None
@@ -33,21 +33,20 @@ class Identity:
     def fingerprint(
         self, metadata: Mapping[str, bytes], *, length: int | None, owner: str
     ) -> str | None:
-        """64 hexadecimal digits; None for an upload that nothing can be said about: its length (bytes) is not known yet, or
-        it has no metadata that counts."""
+        """Return 64 hexadecimal digits, or None if the length (bytes) is unknown or there is no identifying metadata."""
         if length is None:
             return None
-        whose = owner if self.per_owner else None
+        owner_part = owner if self.per_owner else None
         if self.fingerprint_key:
             value = metadata.get(self.fingerprint_key)
             if not value:
                 return None
-            form = canonical_value(value, length=length, owner=whose)
+            form = canonical_value(value, length=length, owner=owner_part)
         else:
             pairs = {key: value for key, value in metadata.items() if self._counts(key)}
             if not pairs:
                 return None
-            form = canonical_pairs(pairs, length=length, owner=whose)
+            form = canonical_pairs(pairs, length=length, owner=owner_part)
         return hashlib.sha256(form).hexdigest()
 
     def _counts(self, key: str) -> bool:
@@ -55,26 +54,29 @@ class Identity:
 
 
 def canonical_pairs(pairs: Mapping[str, bytes], *, length: int, owner: str | None) -> bytes:
-    """Metadata, length (bytes) and owner (None: not part of it) as bytes: the same for every order of the pairs, and never the
-    same for different ones, because each piece is preceded by its own length."""
+    """Encode metadata, length (bytes) and owner (None to omit it).
+
+    The result does not depend on the order of the pairs. As each piece is preceded by its length, different inputs never have
+    the same result.
+    """
     encoded = sorted((_encode(key), value) for key, value in pairs.items())
     pieces = (piece for pair in encoded for piece in pair)
     return _join(_PAIRS, pieces, length=length, owner=owner)
 
 
 def canonical_value(value: bytes, *, length: int, owner: str | None) -> bytes:
-    """The same for uploads whose client made the fingerprint; never equal to a form of `canonical_pairs`."""
+    """Encode a fingerprint that the client computed; never equal to a result of `canonical_pairs`."""
     return _join(_VALUE, [value], length=length, owner=owner)
 
 
 def _join(kind: bytes, pieces: Iterable[bytes], *, length: int, owner: str | None) -> bytes:
-    whose = b"" if owner is None else b"=" + _encode(owner)
+    owner_part = b"" if owner is None else b"=" + _encode(owner)
     form = [kind, length.to_bytes(_COUNT_SIZE, "big")]
-    for piece in (whose, *pieces):
+    for piece in (owner_part, *pieces):
         form += (len(piece).to_bytes(_COUNT_SIZE, "big"), piece)
     return b"".join(form)
 
 
 def _encode(text: str) -> bytes:
-    # Every string has bytes of its own, also one with half a surrogate pair, which a token's JSON can smuggle in.
+    # Also encodes lone surrogates, which the JSON of a token can contain.
     return text.encode("utf-8", "surrogatepass")
