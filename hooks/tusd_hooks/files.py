@@ -1,7 +1,7 @@
-"""Hooks as executables: a directory with files that are named after events and run when one happens, in tusd's format.
+"""Hooks as executables in tusd's format: files in a directory, named after the events for which they are run.
 
-The event is on standard input, the answer on standard output, and what is written to standard error goes to the log. Files
-may come and go while the server runs. Not for long work: a hook that takes too long is ended, with all that it started.
+The event is on standard input, the answer on standard output, and standard error goes to the log. Files may be added and
+removed while the server runs. A hook that exceeds its timeout is killed with all processes that it started.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tusd_py.settings.reference import ENVIRONMENT_PREFIX
 logger = logging.getLogger(__name__)
 
 _ANSWER_LIMIT = 64 * 1024
-"""Bytes of an answer that are taken; what is more is read and thrown away."""
+"""Maximum size of an answer in bytes; the rest is read and discarded."""
 _LINE_LIMIT = 1024
-"""Bytes of a line of standard error; a longer one becomes several."""
+"""Maximum length of a logged line of standard error in bytes; longer ones are split."""
 _SHOWN = 200
-"""Bytes of an unexpected output that are logged."""
+"""Bytes of an unexpected output to log."""
 
 
 class FileHooks(WireHooks):
-    """See the module."""
+    """Runs an executable for each event."""
 
     _directory: Path
     _upload_dir: Path
@@ -48,7 +48,7 @@ class FileHooks(WireHooks):
         self._errors: set[asyncio.Task[None]] = set()
 
     async def start(self, context: HookContext) -> None:
-        """Takes its settings, and warns of files that will not be run. Raises HookFailed where there is no directory."""
+        """Read the settings, and warn about files that will not be run. Raises HookFailed if there is no directory."""
         await super().start(context)
         if context.settings.hooks_dir is None:
             raise HookFailed("--hooks-dir is not set")
@@ -67,17 +67,17 @@ class FileHooks(WireHooks):
         )
 
     async def stop(self) -> None:
-        """Stops to listen to what hooks left running in the background."""
+        """Stop reading from background processes that hooks left."""
         for task in self._errors:
             task.cancel()
         await asyncio.gather(*self._errors, return_exceptions=True)
 
     def wants_event(self, event_type: EventType) -> bool:
-        """Whether there is an executable for events of this type now."""
+        """Return whether an executable for this type of event exists now."""
         return (self._directory / event_type.value).exists()
 
     async def handle(self, event: Event) -> Changes | None:
-        """Runs the executable of an event, if there is one; returns or raises what its answer means. Raises HookFailed."""
+        """Run the executable of an event, if it exists. Return or raise the meaning of its answer. Raises HookFailed."""
         path = self._directory / event.type.value
         if not path.exists():
             return None
@@ -92,14 +92,14 @@ class FileHooks(WireHooks):
             raise HookFailed(f"{path}: {problem}") from None
 
     async def _run(self, path: Path, event: Event) -> bytes:
-        """What the executable writes to its standard output, one byte more than is taken at most."""
+        """Return the executable's standard output, at most one byte more than the limit."""
         process = self._begin(path, event)
         try:
             self._listen_to(process, event)
             output = await _read(process)
             code = await _end_of(process)
         except BaseException:
-            # It took too long, or nobody waits for it any more. What it started goes with it.
+            # Timed out or cancelled: kill it with all processes that it started.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await _end_of(process)
@@ -111,10 +111,10 @@ class FileHooks(WireHooks):
         return output
 
     def _begin(self, path: Path, event: Event) -> Popen[bytes]:
-        """Starts the executable, in a group of processes of its own.
+        """Start the executable in its own process group.
 
-        Not by the event loop: uvloop gives copies of our ends of the pipes to the process, and who is left in the background
-        would hold them open.
+        Not with the event loop: uvloop leaks our ends of the pipes to the process, and a background process of the hook would
+        hold them open.
         """
         with _file_with(wire.request_document(event, self._upload_dir)) as document:
             try:
@@ -132,12 +132,12 @@ class FileHooks(WireHooks):
                 raise HookFailed(f"{path}: {_why(problem)}") from None
 
     def _listen_to(self, process: Popen[bytes], event: Event) -> None:
-        """Logs standard error, also of what the hook left running in the background, which may be long after its end."""
+        """Log standard error, also of background processes that outlive the hook."""
         spawn(_log_lines(process, event), "hook output", self._errors)
 
 
 def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:
-    """What an executable finds in its environment: what the server has, but for its settings, some of which are secret."""
+    """Return the environment of executables: the server's, without its settings, some of which are secret."""
     upload = event.upload
     is_created = event.type is not EventType.PRE_CREATE
     return {
@@ -151,7 +151,7 @@ def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:
 
 
 def warnings(directory: Path, enabled: Sequence[str]) -> Iterator[str]:
-    """What in the directory is probably a mistake, a sentence each."""
+    """Return warnings about probable mistakes in the directory."""
     found = False
     for path in sorted(directory.iterdir()):
         name, stem = path.name, path.name.partition(".")[0]
@@ -167,9 +167,9 @@ def warnings(directory: Path, enabled: Sequence[str]) -> Iterator[str]:
 
 
 def _file_with(document: bytes) -> IO[bytes]:
-    """An open file that has no name. A pipe would have to be filled while the executable runs, which may never read it."""
+    """Open an anonymous file with this content. A pipe would block if the executable does not read it."""
     if sys.platform == "linux":
-        # Credentials of a request may be in it: not for a disk.
+        # It may have credentials of a request, which must not go to a disk.
         file: IO[bytes] = os.fdopen(os.memfd_create("event"), "w+b")
     else:
         file = tempfile.TemporaryFile()  # noqa: SIM115 -- the caller closes it
@@ -191,7 +191,7 @@ async def _reading(pipe: IO[bytes] | None) -> AsyncIterator[asyncio.StreamReader
 
 
 async def _read(process: Popen[bytes]) -> bytes:
-    """The output, of which no more is kept than tells that it is too long."""
+    """Read the output, keeping no more than shows that it is too long."""
     output = bytearray()
     async with _reading(process.stdout) as reader:
         while part := await reader.read(_ANSWER_LIMIT):
@@ -200,7 +200,7 @@ async def _read(process: Popen[bytes]) -> bytes:
 
 
 async def _end_of(process: Popen[bytes]) -> int:
-    """Waits for a process to end; its exit code, or the negative number of the signal that ended it."""
+    """Wait for a process; return its exit code, or the negative number of the signal that killed it."""
     if sys.platform != "linux":
         return await asyncio.to_thread(process.wait)
     if process.poll() is None:
@@ -236,11 +236,11 @@ def _log_each(lines: list[bytes], event: Event) -> None:
 
 
 def _why(problem: OSError) -> str:
-    """Why a file that is there could not be run."""
+    """Explain why an existing file could not be run."""
     if problem.errno == errno.ENOENT:
         return "the interpreter that its first line names does not exist"
     if problem.errno == errno.EACCES:
         return "cannot be executed (chmod +x)"
     if problem.errno == errno.ENOEXEC:
-        return "is no program, and its first line names no interpreter (#!/bin/sh)"
+        return "is not a program, and its first line names no interpreter (#!/bin/sh)"
     return str(problem.strerror or problem)

@@ -1,7 +1,7 @@
-"""Hooks over HTTP: every event is a POST request to an endpoint of the operator's, in tusd's format.
+"""Hooks over HTTP: sends every event as a POST request to the operator's endpoints, in tusd's format.
 
-The calls go through one pooled client a process and are tried again when an endpoint fails; an answer decides only where tusd
-lets it. Not for redelivery: an event that could not be told within its time is tried again by workers, if by anybody.
+Calls share one pooled client per process and are retried if an endpoint fails; answers have an effect where tusd gives them
+one. An event that could not be delivered within the timeout is delivered again by workers, if they deliver events.
 
 The client is aiohttp's because it has been maintained by several people for over ten years, keeps its connections without
 blocking, and verifies with the system's certificates; httpx has had no release since 2024.
@@ -34,11 +34,11 @@ ATTEMPT_HEADER = "Hook-Event-Attempt"
 SIGNATURE_HEADER = "Hook-Signature"
 
 _MAX_CONNECTIONS = 512
-"""At the same time, so that an endpoint that hangs does not use up the descriptors that uploads need; others wait in line."""
+"""Maximum number of connections, so that a hanging endpoint does not use up the descriptors that uploads need."""
 _KEEP_IDLE = 4.0
-"""Seconds. Many servers close a connection that was idle for 5; what is sent just then would be lost and tried again."""
+"""Seconds. Many servers close connections after 5 idle seconds, and a request sent at that moment would have to be retried."""
 _SHOWN = 200
-"""Bytes of an unexpected answer that are logged."""
+"""Bytes of an unexpected response to log."""
 
 _NOT_FORWARDED = frozenset(
     (
@@ -57,12 +57,12 @@ _NOT_FORWARDED = frozenset(
         SIGNATURE_HEADER.lower(),
     )
 )
-"""Header fields that belong to one connection or to one body, or that are ours to set."""
+"""Header fields that are never forwarded: they belong to a connection or a body, or are set here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where events are sent. name: for the log, without what may be secret in the URL. proxy: as the environment has it."""
+    """An endpoint. name: for the log, without secret parts of the URL. proxy: from the environment."""
 
     url: URL
     name: str
@@ -73,20 +73,20 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What came back. body: None if it was larger than what is taken."""
+    """A response. body: None if it was larger than the limit."""
 
     status: int
     body: bytes | None
 
 
 class HTTPHooks(WireHooks):
-    """See the module. Several endpoints are asked in turn by `pre-` events, and told at the same time of the others."""
+    """Sends events to endpoints: `pre-` events one after the other, others at the same time."""
 
     _settings: Settings
     _session: aiohttp.ClientSession
 
     async def start(self, context: HookContext) -> None:
-        """Takes its settings and opens the client. No endpoint is called."""
+        """Read the settings and open the client, without calling an endpoint."""
         await super().start(context)
         self._settings = context.settings
         self._endpoints = [endpoint(url) for url in self._settings.hooks_http]
@@ -95,11 +95,11 @@ class HTTPHooks(WireHooks):
         self._secret = secret.get_secret_value().encode() if secret is not None else None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEP_IDLE),
-            # One endpoint's answer to one event must not show up in the call for another.
+            # Cookies set by one response must not be sent with the next call.
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Compressed answers are neither asked for nor unpacked: a small one could become a large one.
+            # No compressed responses: a small one could expand beyond the limit.
             auto_decompress=False,
-            # The time-out is one for all tries of a call.
+            # One timeout covers all attempts of a call.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         )
         logs.event(
@@ -112,18 +112,18 @@ class HTTPHooks(WireHooks):
         )
 
     async def stop(self) -> None:
-        """Closes the client's connections."""
+        """Close the client's connections."""
         await self._session.close()
 
     async def handle(self, event: Event) -> Changes | None:
-        """Tells the endpoints of an event; returns or raises what their answers mean. Raises HookFailed."""
+        """Send an event to the endpoints. Return or raise the meaning of their answers. Raises HookFailed."""
         if event.type.value.startswith("pre-"):
             return await self._ask_in_turn(event)
         await self._tell_all(event)
         return None
 
     async def _ask_in_turn(self, event: Event) -> Changes:
-        """The first refusal wins; a later endpoint sees the metadata that those before it set."""
+        """Send an event to each endpoint in order. The first refusal wins; each sees the metadata that earlier ones set."""
         changes = Changes()
         for each in self._endpoints:
             wanted = await self._call(each, event)
@@ -135,7 +135,7 @@ class HTTPHooks(WireHooks):
         return changes
 
     async def _tell_all(self, event: Event) -> None:
-        """All of them are told, whatever one of them says; then a request to stop goes before a failure."""
+        """Send an event to all endpoints, whatever each answers. Afterwards a stop request takes precedence over a failure."""
         outcomes = await asyncio.gather(
             *(self._call(each, event) for each in self._endpoints), return_exceptions=True
         )
@@ -148,7 +148,7 @@ class HTTPHooks(WireHooks):
             raise HookFailed("; ".join(map(str, failures)))
 
     async def _call(self, to: Endpoint, event: Event) -> Changes | None:
-        """One endpoint's answer to an event. Raises Reject, Stop, HookFailed."""
+        """Return one endpoint's answer to an event. Raises Reject, Stop, HookFailed."""
         body = wire.request_document(event, self._settings.upload_dir)
         headers = {
             **to.headers,
@@ -167,7 +167,7 @@ class HTTPHooks(WireHooks):
             raise HookFailed(f"{to.name}: {problem}") from problem.__cause__
 
     async def _persistently(self, post: Callable[[], Awaitable[_Reply]]) -> _Reply:
-        """The first reply that is not 5xx. Raises HookFailed after so many tries, or when the time is over."""
+        """Return the first response that is not 5xx. Raises HookFailed after all attempts or at the timeout."""
         tries, seconds = self._settings.hooks_http_retry, self._settings.hooks_http_timeout
         failure, cause = "", None
         try:
@@ -210,7 +210,7 @@ class HTTPHooks(WireHooks):
             return _Reply(response.status, bytes(received))
 
     def _meaning(self, reply: _Reply, event_type: EventType) -> Changes | None:
-        """What a reply means for an event. Raises Reject, Stop, HookFailed."""
+        """Interpret a response to an event. Raises Reject, Stop, HookFailed."""
         is_success = 200 <= reply.status < 300
         if is_success and (reply.status == 204 or not wire.counts(event_type)):
             return None
@@ -226,21 +226,21 @@ class HTTPHooks(WireHooks):
             if is_success:
                 raise
             raise HookFailed(_shown(reply)) from None
-        # Endpoints are written that say no with the status as well: said in so many words, it is no failure.
+        # Some endpoints also refuse with an error status: with an explicit refusal it is not a failure.
         if not is_success and not answer.refuses(event_type):
             raise HookFailed(_shown(reply))
         return answer.outcome(event_type)
 
 
 def signature(secret: bytes, timestamp: int, body: bytes) -> str:
-    """The value of `Hook-Signature`: when it was made (seconds since the epoch), and the HMAC-SHA256 of that time, a full
-    stop and the body, in hexadecimal digits."""
+    """Return the value of `Hook-Signature`: the time in seconds since the epoch, and the hexadecimal HMAC-SHA256 of that time,
+    a full stop and the body."""
     signed = hmac.new(secret, b"%d." % timestamp + body, hashlib.sha256)
     return f"t={timestamp},v1={signed.hexdigest()}"
 
 
 def endpoint(url: str) -> Endpoint:
-    """The endpoint at a URL, which may have a name and a password in it (RFC 7617) and is otherwise sent as it stands."""
+    """Return the endpoint of a URL, which may contain a user name and password (RFC 7617) and is otherwise used unchanged."""
     bare, auth = without_credentials(URL(url, encoded=True).with_fragment(None))
     proxy, proxy_auth = proxy_for(bare)
     return Endpoint(
@@ -253,7 +253,7 @@ def endpoint(url: str) -> Endpoint:
 
 
 def _forwarded(names: str) -> Callable[[Mapping[str, str]], dict[str, str]]:
-    """Picks what is to be forwarded out of a request's header fields; names are written as the operator did."""
+    """Return the header fields to forward, with names as the operator wrote them."""
     wanted = []
     for name in filter(None, names.split(", ")):
         if name.lower() in _NOT_FORWARDED:
@@ -270,7 +270,7 @@ def _forwarded(names: str) -> Callable[[Mapping[str, str]], dict[str, str]]:
 
 
 def _shown(reply: _Reply) -> str:
-    """A reply that was not expected, in a few words for the log."""
+    """Summarize an unexpected response for the log."""
     if 300 <= reply.status < 400:
         return f"answered {reply.status}; redirects are not followed"
     begins = (reply.body or b"")[:_SHOWN].decode("utf-8", "replace")

@@ -1,8 +1,7 @@
-"""tusd's format of hooks: the JSON document that tells of an event, and the document that answers it.
+"""tusd's hook format: the JSON document of an event, and the document that answers it.
 
-What is said here holds for every way in which an event leaves the process. Keys, their order and their types are those that
-tusd writes (Go's), so that an endpoint or a script that was made for it needs no change; names in an answer count without
-case, as they do there. How documents travel is the business of `http` and `files`.
+Keys, their order and their types are tusd's, so that existing endpoints and scripts work unchanged; names in answers are
+case-insensitive, as in Go. `http` and `files` transport the documents.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _METADATA_KEY = re.compile(r"[!-+\--~]+")
 _OF_THE_CONNECTION = frozenset(
     ("connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
 )
-"""Header fields that say how a message travels; they are never taken over from somebody else's message."""
+"""Header fields about the transport of a message, which are never copied from another message."""
 
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
@@ -47,18 +46,18 @@ _ANSWERED = frozenset(
         EventType.PRE_ACCESS,
     )
 )
-"""Events whose answer means something. Whatever is said to the others is not even looked at."""
+"""Events whose answer has an effect. Answers to others are ignored."""
 
 
 class MalformedAnswer(HookFailed):
-    """The answer is not what tusd's format allows."""
+    """An answer that violates tusd's format."""
 
 
 class WireHooks(ABC):
-    """A hook that takes the events which `hooks_enabled_events` names, and tells them elsewhere.
+    """A hook that forwards the events listed in `hooks_enabled_events`.
 
-    Until `start` it has functions for all events that it could take, afterwards for those that it does take: what is not
-    enabled costs nothing and is not counted.
+    Until `start` it has methods for all events that it supports, afterwards only for enabled ones: others cost nothing and are
+    not counted.
     """
 
     def __init__(self) -> None:
@@ -74,19 +73,19 @@ class WireHooks(ABC):
                 vars(self).pop(function, None)
 
     async def start(self, context: HookContext) -> None:
-        """Takes its settings. Raises HookFailed for what cannot work."""
+        """Read the settings. Raises HookFailed if they cannot work."""
         self._listen(context.settings.hooks_enabled_events)
 
     @abstractmethod
     async def handle(self, event: Event) -> Changes | None:
-        """Tells an event; returns or raises what the answer means. Raises HookFailed."""
+        """Send an event. Return or raise the meaning of the answer. Raises HookFailed."""
 
 
 # --- the event ------------------------------------------------------------------------------------
 
 
 def request_document(event: Event, upload_dir: Path) -> bytes:
-    """What is told of an event, as JSON in UTF-8."""
+    """Serialize an event to UTF-8 JSON."""
     request = event.request
     document = {
         "Type": event.type.value,
@@ -110,7 +109,7 @@ def _upload(event: Event, upload_dir: Path) -> Mapping[str, object]:
     upload = event.upload
     is_created = event.type is not EventType.PRE_CREATE
     return {
-        # Before its creation tusd knows no id, and endpoints tell by that.
+        # tusd has no id before the creation, and endpoints rely on that.
         "ID": upload.id if is_created else "",
         "Size": upload.length or 0,
         "SizeIsDeferred": upload.length is None,
@@ -132,12 +131,12 @@ def _upload(event: Event, upload_dir: Path) -> Mapping[str, object]:
 
 
 def canonical(name: str) -> str:
-    """The name of a header field as Go writes it: `x-request-id` is `X-Request-Id`."""
+    """Write the name of a header field as Go does: `x-request-id` becomes `X-Request-Id`."""
     return "-".join(part.capitalize() for part in name.split("-"))
 
 
 def header_text(value: str) -> str:
-    """The value of a header field, which arrives as Latin-1 whatever it is, as the UTF-8 that it most likely is."""
+    """Decode the value of a header field, which arrives as Latin-1, as UTF-8 if possible."""
     if value.isascii():
         return value
     return value.encode("latin-1", "replace").decode("utf-8", "replace")
@@ -148,7 +147,7 @@ def header_text(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an endpoint or a script wants. status: None, body: "", id: "" and path: "" leave it to the server."""
+    """An answer. status None and an empty body, id or path leave the choice to the server."""
 
     status: int | None = None
     body: str = ""
@@ -162,7 +161,7 @@ class Answer:
     path: str = ""
 
     def refuses(self, event_type: EventType) -> bool:
-        """Whether it says no to an event of this type. Each has a field of its own, and the others mean nothing to it."""
+        """Return whether it refuses an event of this type. Each type has its own field; the others have no effect."""
         return {
             EventType.PRE_CREATE: self.reject_upload,
             EventType.PRE_TERMINATE: self.reject_termination,
@@ -171,7 +170,7 @@ class Answer:
         }.get(event_type, False)
 
     def outcome(self, event_type: EventType) -> Changes | None:
-        """What it means for an event of this type. Raises Reject, Stop."""
+        """Interpret the answer for an event of this type. Raises Reject, Stop."""
         if self.refuses(event_type):
             raise self._refusal(event_type)
         if event_type not in (EventType.PRE_CREATE, EventType.PRE_FINISH):
@@ -190,13 +189,13 @@ class Answer:
 
     def _refusal(self, event_type: EventType) -> Reject | Stop:
         if event_type is EventType.PRE_ACCESS and self.status is None and not self.body:
-            # What somebody may not touch looks like what is not there.
+            # An inaccessible upload looks like one that does not exist.
             unknown = errors.not_found()
             body, status = f"{unknown.code}: {unknown.message}\n", unknown.status
             return Reject(status, body, {**self.headers, **_TEXT}, code=unknown.code)
         status = self.status or 400
         if self.body:
-            # Sent as it is: with a media type it is no text of ours.
+            # Sent unchanged, with the media type of the answer if it has one.
             has_type = any(name.lower() == "content-type" for name in self.headers)
             body, headers = self.body, dict(self.headers) if has_type else {**self.headers, **_TEXT}
         else:
@@ -222,16 +221,15 @@ _CODES = {
 
 
 def counts(event_type: EventType) -> bool:
-    """Whether the answer to an event of this type means anything."""
+    """Return whether answers to events of this type have an effect."""
     return event_type in _ANSWERED
 
 
 def parse_answer(raw: bytes, upload_dir: Path) -> Answer:
-    """An answer, which is a JSON object with any of tusd's fields; `null` is a field that is left out, and what is unknown
-    is ignored.
+    """Parse an answer: a JSON object with any of tusd's fields. `null` counts as absent, and unknown fields are ignored.
 
-    A storage path may be absolute, as tusd's are; below `upload_dir` it becomes a relative one. Nothing is decided here about
-    paths that lead elsewhere. Raises MalformedAnswer, whose text names the field.
+    A storage path may be absolute, as tusd's are; below `upload_dir` it becomes relative. Paths elsewhere are not judged here.
+    Raises MalformedAnswer, whose text names the field.
     """
     document = _Object(_parsed(raw), "the answer")
     response = document.object("HTTPResponse")
@@ -288,7 +286,7 @@ def _no_constant(name: str) -> object:
 
 
 class _Object:
-    """A JSON object of an answer, whose fields are asked for by name and type. Each method raises MalformedAnswer."""
+    """A JSON object of an answer, with typed access to its fields. Every method raises MalformedAnswer."""
 
     def __init__(self, value: object, where: str) -> None:
         if value is not None and not isinstance(value, dict):
@@ -297,7 +295,7 @@ class _Object:
         self._fields: list[tuple[str, object]] = list((value or {}).items())
 
     def path(self, name: str) -> str:
-        """The field's name with those of the objects around it."""
+        """Return the field's name, qualified by the enclosing objects."""
         return name if self._where == "the answer" else f"{self._where}.{name}"
 
     def get(self, name: str) -> object:
@@ -325,7 +323,7 @@ class _Object:
         return value or 0
 
     def texts(self, name: str) -> dict[str, str] | None:
-        """An object whose names are free and whose values are texts."""
+        """Return an object with arbitrary names and string values."""
         value = self.get(name)
         if value is None:
             return None
@@ -367,7 +365,7 @@ def _headers(response: _Object) -> dict[str, str]:
         if not FIELD_VALUE.fullmatch(value):
             raise MalformedAnswer(f"HTTPResponse.Header.{name} has control characters")
         if name.lower() not in _OF_THE_CONNECTION:
-            # Latin-1 is how bytes are carried to the wire, where this is UTF-8.
+            # ASGI sends Latin-1, so UTF-8 is passed through as such.
             headers[canonical(name.lower())] = value.encode().decode("latin-1")
     return headers
 

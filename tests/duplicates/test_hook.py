@@ -521,7 +521,7 @@ async def test_refusals_leave_nothing_to_be_told(
         assert (await refused(house.create())).status == 503
     await house.hook.stop()
     # Of the first one nobody knew that Redis was away.
-    assert "was not told of 1 changes" in caplog.text
+    assert "1 changes of the duplicate index are lost" in caplog.text
 
 
 async def test_a_finished_upload_is_in_the_way_even_if_redis_goes_at_that_moment(

@@ -269,7 +269,7 @@ def test_a_missing_interpreter_is_a_failure(scripts: Scripts, tus: Tus) -> None:
 def test_a_script_without_a_first_line_is_a_failure(scripts: Scripts, tus: Tus) -> None:
     scripts.write("pre-create", "exit 0", first="")
     assert tus.create(5).status == 500
-    logged(tus, "pre-create: is no program")
+    logged(tus, "pre-create: is not a program")
 
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(scripts: Scripts, tus: Tus) -> None:

@@ -63,7 +63,7 @@ def test_what_is_no_socket_is_left_alone(make_server: MakeServer, tmp_path: Path
     path.write_text("precious")
     server = make_server("--unix-sock", str(path), launch=True)
     assert server.wait() == 2
-    assert "it is no socket (--unix-sock)" in server.log()
+    assert "it is not a socket (--unix-sock)" in server.log()
     assert path.read_text() == "precious"
 
 

@@ -1,1 +1,1 @@
-"""Processes of a server: sockets, signals, the supervisor and what runs beside it."""
+"""Processes of a server: sockets, signals, the supervisor and its sidecars."""

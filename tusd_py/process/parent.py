@@ -1,4 +1,4 @@
-"""When a worker or a scheduler has to end: it is told by a signal, or by the end of the process that started it."""
+"""Ends a worker or a scheduler together with the process that started it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tusd_py.process.sidecars import SUPERVISED
 
 
 def follow_parent() -> None:
-    """Asks this process to end (SIGTERM) when its parent has, if it was started that way."""
+    """Send SIGTERM to this process when its parent ends, if it was started as a sidecar."""
     if os.environ.get(SUPERVISED):
         follow(sys.stdin.fileno())
 
 
 def follow(descriptor: int) -> None:
-    """Asks this process to end when what a descriptor reads from does."""
+    """Send SIGTERM to this process when the other end of a descriptor is closed."""
 
     def wait() -> None:
-        # Not by a file object: its lock would be in the way of the interpreter's end.
+        # Not with a file object: its lock would block the interpreter's shutdown.
         while os.read(descriptor, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,8 +1,7 @@
-"""Whether uvicorn is still what our protocol builds upon: tried at the start, with a connection to ourselves.
+"""Self-test at startup: checks over a connection to itself that request bodies arrive intact with the installed uvicorn.
 
-Bodies that go straight from the socket into the file reach into parts of uvicorn that no version of it promises to keep. An
-upload that got mixed up would be worse than a slow one, so two requests are sent through before any client may: one with a
-body past the parser, and a second one right behind it.
+Direct bodies use parts of uvicorn that are not stable between versions. Two pipelined requests are sent before any client is
+served: one whose body bypasses the parser, and a second one right behind it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running the server: sockets, the event loop, signals, and the end. The settings are what `tusd-py serve` was told."""
+"""Runs the server of `tusd-py serve`: sockets, the event loop, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 EXIT_UNUSABLE = 2
 _BACKLOG = 2048
 _COLLECT_AFTER = 20_000
-"""Objects that came and did not go, after which it is looked for cycles among them."""
+"""Surplus of allocations over deallocations that triggers the garbage collector."""
 _WATCHDOG_GRACE = 0.5
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD: 4 * 1024**2}
@@ -45,7 +45,7 @@ _KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD
 
 
 class _Server(UploadServer):
-    """Says where it listens as soon as it accepts connections; of several processes one does. url: empty to say nothing."""
+    """Logs the URL once it accepts connections; of several processes, one does. url: empty to log nothing."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Server(UploadServer):
 
 
 def run(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where the settings cannot be used, with a message."""
+    """Serve until SIGTERM or SIGINT. Return the exit code: 0, or 2 with a message if the settings cannot be used."""
     several = settings.workers > 1
     works = what_works()
     if works == "nothing":
@@ -91,7 +91,7 @@ def run(settings: Settings) -> int:
     try:
         app = TusApp(settings, sidecars=None if several else Children(settings))
         if several:
-            # Each process opens what is its own; the directory is taken here, for as long as any of them serves.
+            # Each process opens its own files; the directory is locked here, for as long as any of them serves.
             app.instance.lock_directory()
             clear(metrics_directory(settings))
         else:
@@ -105,7 +105,7 @@ def run(settings: Settings) -> int:
         sys.stderr.write(f"tusd-py serve: {problem}\n")
         return EXIT_UNUSABLE
     _raise_descriptor_limit(settings.max_connections)
-    _warn_about_strangers(settings)
+    _warn_if_open(settings)
     if not several:
         return _serve(settings, app, sockets)
 
@@ -125,9 +125,9 @@ def _serve(
     first: bool = True,
     parent: socket.socket | None = None,
 ) -> int:
-    """Serves in this process.
+    """Serve in this process.
 
-    first: whether it speaks for all. parent: becomes readable when the process that supervises this one is gone.
+    first: whether this process logs for all. parent: becomes readable when the supervising process ends.
     """
     site = Site(app)
     config = UploadConfig(
@@ -170,8 +170,8 @@ def _serve(
         app.uploads.begin_shutdown()
         _start_watchdog(settings.shutdown_timeout)
 
-    _spare_the_collector()
-    _keep_memory()
+    _tune_garbage_collector()
+    _tune_allocator()
     server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
     try:
         server.run(sockets)
@@ -183,18 +183,18 @@ def _serve(
     return 0
 
 
-def _spare_the_collector() -> None:
-    """What is there now stays; and requests leave little behind that only the collector of cycles could free."""
+def _tune_garbage_collector() -> None:
+    """Exempt current objects from garbage collection and run it rarely, as requests create few reference cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 50)
 
 
-def _keep_memory() -> None:
-    """Lets glibc keep what was freed for the next body, a few megabytes, where it has options for that.
+def _tune_allocator() -> None:
+    """Let glibc keep a few megabytes of freed memory, where mallopt(3) exists.
 
-    Otherwise the pieces in which bodies come in, which are larger than all else, go back to the system and are asked for anew
-    several times a request: for a PATCH of 1 MiB a quarter of the processor's time.
+    Otherwise the buffers of bodies, which are larger than all else, are returned to the system and allocated again several
+    times per request: a quarter of the processor time of a PATCH of 1 MiB.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
@@ -203,7 +203,7 @@ def _keep_memory() -> None:
 
 
 def _start_watchdog(timeout: float) -> None:
-    """Ends the process when something hangs (a disk, a hook): what was answered is stored, the rest is resumed."""
+    """End the process if the shutdown hangs (a disk, a hook): acknowledged bytes are stored, the rest is resumed."""
 
     def end() -> None:
         logs.event(
@@ -220,7 +220,7 @@ def _start_watchdog(timeout: float) -> None:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that are bound to every address of `host`, all with the same port. Raises ValueError that says what is wrong."""
+    """Bind a socket to every address of `host`, all with the same port. Raises ValueError with a message for the operator."""
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -243,7 +243,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
-    """Where the collection of uploads is, as a person on this machine would reach it."""
+    """Return the URL of the uploads as reached from this machine."""
     if settings.unix_sock:
         return f"unix:{settings.unix_sock}:{settings.base_path}"
     scheme = "https" if settings.tls_certificate else "http"
@@ -254,8 +254,8 @@ def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
     return f"{scheme}://{host}:{address[1]}{settings.base_path}"
 
 
-def _warn_about_strangers(settings: Settings) -> None:
-    """Where nobody is asked for a token, whoever reaches the server can upload."""
+def _warn_if_open(settings: Settings) -> None:
+    """Warn if the server can be reached from other machines and requires no token."""
     if settings.auth == "none" and not settings.unix_sock and not _is_loopback(settings.host):
         logs.event(
             logger,

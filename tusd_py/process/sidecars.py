@@ -1,7 +1,7 @@
-"""The worker and the scheduler that `tusd-py serve` runs beside itself: started, started again when they end, ended with it.
+"""Runs a worker and a scheduler beside `tusd-py serve`: starts them, restarts them when they exit, and stops them with it.
 
-They are the commands that an operator would run, with the server's settings. Each has a pipe from the server as its standard
-input, and ends when that does, so that a server that is killed leaves none behind.
+They are the same commands that an operator would run, with the server's settings. The standard input of each is a pipe from the
+server; they exit when it closes, so that a killed server leaves none behind.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = ("worker", "scheduler")
 SUPERVISED = "_TUSD_SUPERVISED"
-"""In the environment of a process that ends with its standard input."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
-"""Seconds between attempts to start one that ends at once, at first and in the end."""
-_LASTED = 60.0
-"""Seconds after which one that ended had been well."""
+"""Environment variable of a process that exits when its standard input closes."""
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.2, 30.0
+"""Pauses before the restarts of a process that exits at once."""
+_STABLE_SECONDS = 60.0
+"""Uptime after which the next restart follows without a growing pause."""
 
 
 class Children:
@@ -42,11 +42,11 @@ class Children:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Starts them; returns at once."""
+        """Start the processes, without waiting for them."""
         self._tasks = [keep_running(partial(self._keep, each), each) for each in COMMANDS]
 
     async def stop(self, timeout: float) -> None:
-        """Ends them: SIGTERM, and SIGKILL for one that has not ended within `timeout` seconds."""
+        """Stop the processes with SIGTERM, and with SIGKILL those that have not exited within `timeout` seconds."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -65,9 +65,9 @@ class Children:
         await asyncio.gather(*waits)
 
     async def _keep(self, command: str) -> None:
-        """Starts one, and again whenever it ends."""
+        """Run a command, and restart it whenever it exits."""
         loop = asyncio.get_running_loop()
-        pause = _FIRST_PAUSE
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             began = loop.time()
             try:
@@ -75,11 +75,11 @@ class Children:
             except OSError as problem:
                 code = None
                 logger.error("the %s cannot be started: %s", command, problem)
-            if loop.time() - began > _LASTED:
-                pause = _FIRST_PAUSE
+            if loop.time() - began > _STABLE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
             logs.event(logger, logging.ERROR, "child ended", command=command, code=code)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     async def _run(self, command: str) -> int:
         """Starts it and waits for its end; the exit code."""

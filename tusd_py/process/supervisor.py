@@ -1,7 +1,7 @@
-"""Several processes that serve one port: they are started, started again when they die, and ended together.
+"""Supervises several processes that serve one port: starts them, restarts those that die, and stops all together.
 
-The processes are forked before anything runs, so they share what was loaded and the listening sockets. The parent serves
-nothing and holds no state that could be lost.
+They are forked before anything runs, so they share the loaded code and the listening sockets. The parent serves nothing and has
+no state that could be lost.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tusd_py import logs
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-_TOO_SOON = 1.0
-"""Seconds. A process that ends earlier has not served; after several of them in a row it is not tried any more."""
-_MOST_FAILURES = 5
-_PAUSE = 0.2
+_MIN_UPTIME_SECONDS = 1.0
+"""A process that exits earlier has not served; after several of these in a row the supervisor gives up."""
+_MAX_FAILURES = 5
+_RESTART_PAUSE_SECONDS = 0.2
 
 
 class Supervisor:
-    """Runs `serve(index)` in `count` processes; it returns the process's exit code. shutdown_timeout in seconds."""
+    """Runs `serve(index)`, which returns an exit code, in each of `count` processes. shutdown_timeout: in seconds."""
 
     def __init__(self, count: int, serve: Callable[[int], int], *, shutdown_timeout: float) -> None:
         self._count = count
@@ -36,11 +36,11 @@ class Supervisor:
         self._running: dict[int, tuple[int, float]] = {}
         self._stopping = False
         self._failures = 0
-        # The other end is the parent's alone: however it ends, its processes see the end of this.
+        # Only the parent has the other end, so its processes notice its end, however it comes about.
         self.parent, self._ours = socket.socketpair()
 
     def run(self) -> int:
-        """Returns when all processes have ended: 0 after SIGTERM or SIGINT, 1 if they would not stay up."""
+        """Wait until all processes have exited. Return 0 after SIGTERM or SIGINT, 1 if they did not stay up."""
         wake, notice = socket.socketpair()
         wake.setblocking(False)
         notice.setblocking(False)
@@ -56,7 +56,7 @@ class Supervisor:
                 signal.signal(number, handler)
             wake.close()
             notice.close()
-        return 0 if self._failures < _MOST_FAILURES else 1
+        return 0 if self._failures < _MAX_FAILURES else 1
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
@@ -106,14 +106,14 @@ class Supervisor:
                 continue
             code = os.waitstatus_to_exitcode(status)
             logs.event(logger, logging.ERROR, "worker-ended", worker=index, pid=pid, code=code)
-            early = time.monotonic() - started < _TOO_SOON
-            # A process that a signal has ended was not given a chance: that says nothing against the next one.
+            early = time.monotonic() - started < _MIN_UPTIME_SECONDS
+            # A process killed by a signal does not count: that says nothing about the next one.
             self._failures = self._failures + 1 if early and code > 0 else 0
-            if self._failures >= _MOST_FAILURES:
+            if self._failures >= _MAX_FAILURES:
                 logs.event(
                     logger, logging.ERROR, "giving-up", message="Workers end at once; giving up"
                 )
                 self._stopping = True
             else:
-                time.sleep(_PAUSE if early else 0)
+                time.sleep(_RESTART_PAUSE_SECONDS if early else 0)
                 self._start(index)

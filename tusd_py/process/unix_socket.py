@@ -1,4 +1,4 @@
-"""The Unix socket that a server listens on: it has its permissions from the first moment, and no server takes another's."""
+"""Binds the Unix socket of a server with its permissions, without replacing that of a running server."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def bind(path: Path, perms: int) -> socket.socket:
-    """A socket at `path` that listens to nobody yet; one that a server left behind is replaced.
+    """Bind a socket at `path`, not listening yet. A stale one, left by a server that ended, is replaced.
 
-    Raises ValueError that says what is wrong.
+    Raises ValueError with a message for the operator.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        # Not changed afterwards: whoever connected meanwhile would stay connected.
+        # Set by umask rather than chmod afterwards, which would leave a moment for others to connect.
         mask = os.umask(0o777 & ~perms)
         try:
             listener.bind(str(path))
@@ -35,7 +35,7 @@ def bind(path: Path, perms: int) -> socket.socket:
 def _remove_stale(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
-            raise ValueError(f"cannot listen on {path}: it is no socket (--unix-sock)")
+            raise ValueError(f"cannot listen on {path}: it is not a socket (--unix-sock)")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
