@@ -601,7 +601,7 @@ async def test_what_can_never_be_told_is_said(
     own_redis.stop()
     await house.terminate(upload)
     await house.hook.stop()
-    assert "was not told of 2 changes" in caplog.text
+    assert "2 changes of the duplicate index are lost" in caplog.text
 
 
 async def test_after_an_outage_the_truth_heals_what_was_never_told(
