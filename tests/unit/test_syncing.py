@@ -163,6 +163,24 @@ async def test_each_file_of_a_group_is_asked_for_its_own_error(
     assert "!" in calls.made
 
 
+async def test_what_is_to_be_durable_beside_the_bytes_is_asked_too(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    """A record or an event whose content another group's write-back lost: the bytes themselves are there."""
+    first = await arrive(group, "ab")
+    later = [asyncio.create_task(group.sync(name, f"{name}.info")) for name in "cd"]
+    later.append(asyncio.create_task(group.sync(None, "e.info")))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    calls.lost = {"d.info", "e.info"}
+    for _ in range(3):
+        await disk.end_first()
+    assert await outcomes(first) == [False, False]
+    found = await asyncio.gather(*later, return_exceptions=True)
+    assert [type(outcome) for outcome in found] == [type(None), OSError, OSError]
+    assert "!" in calls.made
+
+
 async def test_what_a_group_is_told_is_recorded_though_none_of_its_own_files_lost_bytes(
     group: GroupSync, disk: Disk, calls: Calls
 ) -> None:

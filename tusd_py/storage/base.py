@@ -397,8 +397,11 @@ class RemovesUploads(Protocol):
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         """Remove the remains of an interrupted, unanswered creation once they are an hour old; returns whether it did."""
 
-    async def missing_since(self, upload_id: str) -> float:
-        """Return when an upload's bytes were first found missing (BytesMissing), in seconds since the epoch."""
+    async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
+        """Return when an upload's bytes were first found missing (BytesMissing), in seconds since the epoch.
+
+        marks: record that it is now, if nothing is recorded.
+        """
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many."""

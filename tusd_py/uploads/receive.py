@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -24,6 +25,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     ReceivesInPlace,
+    StorageError,
     StorageFull,
     Store,
     Upload,
@@ -306,10 +308,7 @@ class BodyReceiver:
         outcome = _outcome(problem, transfer.body, counts)
         self._counters.received(writer.offset - began, outcome)
         if not counts:
-            try:
-                await writer.discard()
-            except LeaseLost:
-                writer.abandon()
+            await self._discard(writer)
         try:
             await writer.close(sync=self._policy.durability == "chunk" and writer.offset > began)
         except LeaseLost:
@@ -317,6 +316,20 @@ class BodyReceiver:
         if counts:
             self._report_last_progress(transfer)
         return problem
+
+    @staticmethod
+    async def _discard(writer: Writer) -> None:
+        """Take back what was written, unless another holder has the upload. Raises StorageError, with the writer closed."""
+        try:
+            await writer.discard()
+        except LeaseLost:
+            writer.abandon()
+        except BaseException:
+            # What could not be taken back must not count either: the marker stays for the next request to cut back to.
+            writer.abandon()
+            with suppress(StorageError, LeaseLost):
+                await writer.close(sync=False)
+            raise
 
     async def _pump(self, transfer: _Transfer) -> ProtocolError | None:
         """Write bytes until the body ends; return the error if it ended early."""

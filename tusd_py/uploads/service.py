@@ -792,20 +792,14 @@ class Uploads:
         return removed
 
     async def expire_missing(self, upload_id: str) -> bool:
-        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed.
-
-        Finished uploads stay: no further bytes are expected, so their age is no reason to remove them.
-        """
+        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed."""
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 try:
                     await self.load(upload_id)
                 except BytesMissing as problem:
                     upload = problem.upload
-                    after = self.expire_after(upload.info)
-                    if upload.finished or not after:
-                        return False
-                    if await self._missing_since(upload_id) + after > self._clock():
+                    if not await self.is_missing_too_long(upload):
                         return False
                     removed = await self._remove_held(upload, EventType.POST_EXPIRE, lease)
                 else:
@@ -815,10 +809,17 @@ class Uploads:
         self._counters.uploads_expired += removed
         return removed
 
-    async def _missing_since(self, upload_id: str) -> float:
-        if not isinstance(self.store, RemovesUploads):
-            return self._clock()
-        return await self.store.missing_since(upload_id)
+    async def is_missing_too_long(self, upload: Upload, *, marks: bool = True) -> bool:
+        """Return whether the bytes of an unfinished upload have been missing for its `expire_after`.
+
+        Finished uploads stay: no further bytes are expected, so their age is no reason to remove them.
+        marks: record that the bytes are missing since now, if nothing is recorded.
+        """
+        after = self.expire_after(upload.info)
+        if upload.finished or not after or not isinstance(self.store, RemovesUploads):
+            return False
+        since = await self.store.missing_since(upload.id, marks=marks)
+        return since + after <= self._clock()
 
     async def _remove_held(self, upload: Upload, event_type: EventType, lease: Lease) -> bool:
         """Remove an upload whose lock is held, and publish that; False if the store cannot remove uploads."""

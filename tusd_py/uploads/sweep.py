@@ -250,7 +250,7 @@ class _Sweep:
                 if not self._dry_run:
                     report.remains += await uploads.discard_fragment(upload_id)
                 return None
-            case BytesMissing() if not self._dry_run and await uploads.expire_missing(upload_id):
+            case BytesMissing() if await self._is_missing_too_long(found.upload):
                 report.expired += 1
                 return None
             case StorageError():
@@ -259,6 +259,12 @@ class _Sweep:
             return uploads.due_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
         return uploads.now() + _RETRY_SECONDS
+
+    async def _is_missing_too_long(self, upload: Upload) -> bool:
+        """Whether an upload whose bytes are missing was removed for that, or would be."""
+        if self._dry_run:
+            return await self._uploads.is_missing_too_long(upload, marks=False)
+        return await self._uploads.expire_missing(upload.id)
 
     async def _expire(self, upload_ids: list[str]) -> None:
         if not upload_ids:

@@ -14,7 +14,7 @@ from typing import Protocol
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import BytesMissing, StorageError, Upload
 from tusd_py.storage.file import records
-from tusd_py.storage.file.files import create_file, unlink_if_exists
+from tusd_py.storage.file.files import create_file, is_surely_absent, unlink_if_exists
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
@@ -89,7 +89,7 @@ class Cleanup:
             *entries_of(layout.sound),
         ):
             with suppress(OSError):
-                if not os.path.exists(layout.info_path(id_of(entry.name))):
+                if is_surely_absent(layout.root, f"{id_of(entry.name)}.info"):
                     removed += unlink_if_exists(entry.path)
         return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
 
@@ -124,9 +124,11 @@ class Cleanup:
         unlink_if_exists(data)
         return bool(removed)
 
-    def missing_since(self, upload_id: str) -> float:
+    def missing_since(self, upload_id: str, *, marks: bool) -> float:
         """See `RemovesUploads.missing_since`."""
         mark = self._layout.missing_mark(upload_id)
+        if not marks and not os.path.exists(mark):
+            return time.time()
         with suppress(FileExistsError):
             os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)
             os.close(create_file(mark, self._file_perms))

@@ -24,3 +24,24 @@ def unlink_if_exists(path: str) -> int:
     except FileNotFoundError:
         return 0
     return 1
+
+
+def is_surely_absent(root: str, path: str) -> bool:
+    """Whether nothing is at `root`/`path`, for certain. Raises OSError where that cannot be told.
+
+    A directory on the way that is empty, or a link that leads nowhere, may be the place of a volume that is not mounted.
+    """
+    try:
+        os.lstat(f"{root}/{path}")
+    except (FileNotFoundError, NotADirectoryError):
+        directory = os.path.dirname(path)
+    else:
+        return False
+    while directory:
+        place = f"{root}/{directory}"
+        if os.path.lexists(place):
+            return not os.path.islink(place) and (
+                not os.path.isdir(place) or bool(os.listdir(place))
+            )
+        directory = os.path.dirname(directory)
+    return True

@@ -3,7 +3,9 @@
     awaiting/<part>/<final>   a final that lists the part and is not joined yet
     finals/<key>              the id of the final created for a key
 
-Neither is the truth: a final exists if it has a record, and its record names its parts. Blocking calls on small files.
+Neither is the truth: a final exists if it has a record, and its record names its parts. A key is a symbolic link to an id: as
+part of the directory's metadata it outlasts a power cut if the final's record does, which is written later. Where there are no
+links, and in earlier versions, it is a file. Blocking calls on small files.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Protocol
 
 from tusd_py.storage.file.files import unlink_if_exists
 from tusd_py.storage.file.layout import flat_name, id_of
+from tusd_py.storage.file.markers import NO_LINKS
 
 _KEPT_SECONDS = 7 * 86_400.0
 """Time in which the creation of a final can be repeated: longer than any client tries."""
@@ -25,25 +28,30 @@ _KEPT_SECONDS = 7 * 86_400.0
 class Write(Protocol):
     """Writes a temporary file with some content, for an upload, and returns its path."""
 
-    def __call__(self, upload_id: str, content: bytes) -> str: ...
+    def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
 
 
 class FinalRecords:
-    """The indexes in the directory `root`. has_record: returns whether an upload has a record."""
+    """The indexes in the directory `root`. new_path: returns an unused path for a temporary file of an upload.
+
+    may_have_record: returns False for an upload that is certain to have no record.
+    """
 
     def __init__(
         self,
         root: str,
         *,
         write: Write,
-        has_record: Callable[[str], bool],
+        new_path: Callable[[str], str],
+        may_have_record: Callable[[str], bool],
         dir_perms: int,
         file_perms: int,
     ) -> None:
         self._awaiting = f"{root}/awaiting"
         self._finals = f"{root}/finals"
         self._write = write
-        self._has_record = has_record
+        self._new_path = new_path
+        self._may_have_record = may_have_record
         self._dir_perms = dir_perms
         self._file_perms = file_perms
 
@@ -97,7 +105,13 @@ class FinalRecords:
 
     def remember(self, key: str, final_id: str) -> None:
         """Record the final of a key. Raises OSError."""
-        tmp = self._write(final_id, final_id.encode())
+        tmp = self._new_path(final_id)
+        try:
+            os.symlink(final_id, tmp)
+        except OSError as problem:
+            if problem.errno not in NO_LINKS:
+                raise
+            tmp = self._write(final_id, final_id.encode(), sync=True)
         try:
             os.rename(tmp, f"{self._finals}/{key}")
         except OSError:
@@ -111,7 +125,7 @@ class FinalRecords:
     def recall(self, key: str) -> str | None:
         """Return the final of a key, if any. Raises OSError."""
         try:
-            return Path(f"{self._finals}/{key}").read_bytes().decode()
+            return _content(f"{self._finals}/{key}")
         except FileNotFoundError:
             return None
 
@@ -125,9 +139,9 @@ class FinalRecords:
         removed = 0
         for part in _names(self._awaiting):
             directory = f"{self._awaiting}/{part}"
-            part_is_there = self._has_record(id_of(part))
+            part_is_there = self._may_have_record(id_of(part))
             for final in _names(directory):
-                if not part_is_there or not self._has_record(id_of(final)):
+                if not part_is_there or not self._may_have_record(id_of(final)):
                     with suppress(OSError):
                         removed += unlink_if_exists(f"{directory}/{final}")
             with suppress(OSError):
@@ -139,9 +153,9 @@ class FinalRecords:
         for key in _names(self._finals):
             path = f"{self._finals}/{key}"
             with suppress(OSError):
-                old = time.time() - os.stat(path).st_mtime > _KEPT_SECONDS
-                final_id = Path(path).read_bytes().decode("utf-8", "replace")
-                is_there = self._has_record(final_id)
+                old = time.time() - os.lstat(path).st_mtime > _KEPT_SECONDS
+                final_id = _content(path)
+                is_there = self._may_have_record(final_id)
                 # A creation records its key before its upload.
                 if (old and is_finished(final_id)) if is_there else self._is_old(path):
                     removed += unlink_if_exists(path)
@@ -149,7 +163,14 @@ class FinalRecords:
 
     @staticmethod
     def _is_old(path: str) -> bool:
-        return time.time() - os.stat(path).st_mtime > 60.0
+        return time.time() - os.lstat(path).st_mtime > 60.0
+
+
+def _content(path: str) -> str:
+    """The id that a key leads to; no valid one where a power cut left a file without its content."""
+    if os.path.islink(path):
+        return os.readlink(path)
+    return Path(path).read_bytes().decode("utf-8", "replace")
 
 
 def _names(directory: str) -> Sequence[str]:

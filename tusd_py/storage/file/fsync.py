@@ -178,12 +178,21 @@ class GroupSync:
 
 
 def _loss_of(request: _SyncRequest) -> OSError | None:
-    """Return a file's own write-back error, if any, after a sync of the whole file system."""
+    """Return the write-back error of a file, or of one that is synced with it, after a sync of the whole file system."""
     try:
         if request.data is not None:
             _report_loss(request.data)
     except OSError as problem:
         return problem
+    try:
+        for path in request.others:
+            if not os.path.isdir(path):
+                _report_loss(path)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        # Not of the upload's bytes: these stay, and its record is written anew.
+        return OSError(problem.errno, problem.strerror)
     return None
 
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from tusd_py.storage.base import StorageError, UploadNotFound
+from tusd_py.storage.base import StorageError, Upload, UploadNotFound
 from tusd_py.storage.file.copying import copy_some
 from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_data
+from tusd_py.storage.file.soundness import check_same
 
 _THREADS = 2
 _SLICE_SECONDS = 0.05
@@ -33,12 +34,12 @@ class FileJoiner:
         self._stopped = stopped
         self._threads = Threads("tusd-join", _THREADS)
 
-    async def join(self, target: str, parts: Sequence[tuple[str, str, int]]) -> None:
+    async def join(self, target: str, parts: Sequence[tuple[Upload, str]]) -> None:
         """Create the file `target` from `parts`. It is durable when this returns, and removed if this raises.
 
         Args:
             target: Path of the new file.
-            parts: The id, the path and the number of bytes of each part.
+            parts: Each part, and the path of its bytes.
 
         Raises:
             UploadNotFound: A part is gone.
@@ -66,7 +67,7 @@ class FileJoiner:
 class _Join:
     """One join in progress; its methods block."""
 
-    def __init__(self, target: str, parts: Sequence[tuple[str, str, int]], perms: int) -> None:
+    def __init__(self, target: str, parts: Sequence[tuple[Upload, str]], perms: int) -> None:
         self._parts = iter(parts)
         self._target_path = target
         self._perms = perms
@@ -95,12 +96,13 @@ class _Join:
         part = next(self._parts, None)
         if part is None:
             return False
-        upload_id, path, self._size = part
-        self._offset = 0
+        upload, path = part
+        self._size, self._offset = upload.offset, 0
         try:
             self._source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise UploadNotFound(f"{upload_id} was removed while it was being joined") from None
+            raise UploadNotFound(f"{upload.id} was removed while it was being joined") from None
+        check_same(upload, os.fstat(self._source))
         return True
 
     def _copy(self) -> None:

@@ -20,7 +20,8 @@ from tusd_py.storage.file.mounts import keeps_order
 
 logger = logging.getLogger(__name__)
 
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""Errors of file systems that have no symbolic links."""
 _MAX_DIGITS = 20
 
 
@@ -52,7 +53,7 @@ class ChunkMarkers:
         try:
             self._link(path, offset, tmp)
         except OSError as problem:
-            if problem.errno not in _NO_LINKS:
+            if problem.errno not in NO_LINKS:
                 raise
             _write_synced(tmp, b"%d" % offset)
             os.rename(tmp, path)

@@ -104,17 +104,17 @@ class Removal:
             os.utime(tombstone)
         # The upload is removed now. If the lock is lost before the rest is freed, the next sweep does that.
         with suppress(LeaseLost), fence():
-            self.complete(upload_id, tombstone, info)
+            self._free(upload_id, info or self._parsed(tombstone, upload_id))
+            os.truncate(tombstone, 0)
             if not keep_tombstone:
                 os.unlink(tombstone)
 
     def finish(self, removal: UnpublishedRemoval, fence: Fence) -> None:
         """Free what a crash left of an upload whose removal has an unpublished event. Raises OSError, LeaseLost."""
         info = removal.upload.info
-        # Another upload may have the id, and its data, by now.
-        with fence():
-            if not os.path.lexists(self._layout.info_path(info.id)):
-                self._free(info.id, info)
+        kept = self._unpublished.path(info.id, removal.event, keep_tombstone=removal.keep_tombstone)
+        with fence(), suppress(FileNotFoundError):
+            self._free_later(info.id, info, kept)
 
     def forget(self, removal: UnpublishedRemoval) -> None:
         """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""
@@ -125,12 +125,19 @@ class Removal:
             removal, self._layout.tombstone(upload_id) if keep_tombstone else None
         )
 
-    def complete(self, upload_id: str, tombstone: str, info: UploadInfo | None = None) -> None:
-        """Free everything of a removed upload but its tombstone, then empty that. Raises OSError."""
-        if info is None:
-            info = self._parsed(tombstone, upload_id)
-        self._free(upload_id, info)
+    def complete(self, upload_id: str, tombstone: str) -> None:
+        """Free what a crash left of a removed upload, then empty its tombstone. Raises OSError."""
+        self._free_later(upload_id, self._parsed(tombstone, upload_id), tombstone)
         os.truncate(tombstone, 0)
+
+    def _free_later(self, upload_id: str, info: UploadInfo | None, kept: str) -> None:
+        """Free what is left of an upload some time after its removal, which renamed its record to `kept`. Raises OSError.
+
+        Another upload may have the id by now, or another id and the same location: its bytes came after the removal.
+        """
+        removed_at = os.stat(kept).st_ctime_ns
+        if not os.path.lexists(self._layout.info_path(upload_id)):
+            self._free(upload_id, info, removed_at)
 
     def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
         with suppress(StorageError):
@@ -140,11 +147,15 @@ class Removal:
             )
         return None
 
-    def _free(self, upload_id: str, info: UploadInfo | None) -> None:
-        """Free everything of a removed upload but its record."""
+    def _free(self, upload_id: str, info: UploadInfo | None, removed_at: int | None = None) -> None:
+        """Free everything of a removed upload but its record.
+
+        removed_at: nanoseconds since the epoch; a data file that changed later is another upload's, and stays.
+        """
         path = f"{self._layout.root}/{upload_id}" if info is None else self._layout.data_path(info)
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            if removed_at is None or os.lstat(path).st_mtime_ns <= removed_at:
+                os.unlink(path)
         for markers in self._markers:
             markers.remove(flat_name(upload_id))
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)

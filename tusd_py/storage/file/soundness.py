@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from tusd_py.storage.base import Upload, UploadDamaged
+from tusd_py.storage.base import Upload, UploadDamaged, UploadNotFound
 
 
 def check_bytes(upload: Upload, data: os.stat_result) -> None:
@@ -24,3 +24,12 @@ def check_bytes(upload: Upload, data: os.stat_result) -> None:
         problem = f"its length is {length} bytes, but there are {size}"
     if problem:
         raise UploadDamaged(f"{upload.id} is damaged: {problem}", upload)
+
+
+def check_same(upload: Upload, data: os.stat_result) -> None:
+    """Raise UploadNotFound if the open data file with the status `data` is not the one that `upload` was loaded from.
+
+    Between the two the upload may have been removed, and another one been created with its id, perhaps somebody else's.
+    """
+    if max(data.st_mtime, upload.info.created_at) != upload.changed_at:
+        raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")

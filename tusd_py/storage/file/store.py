@@ -49,7 +49,6 @@ from tusd_py.storage.base import (
     StorageError,
     UnpublishedRemoval,
     Upload,
-    UploadDamaged,
     UploadInfo,
     is_valid_id,
 )
@@ -63,6 +62,7 @@ from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.files import is_surely_absent
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
@@ -77,7 +77,7 @@ from tusd_py.storage.file.power_cuts import Session
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_writer import RecordWriter
 from tusd_py.storage.file.removal import Removal
-from tusd_py.storage.file.soundness import check_bytes
+from tusd_py.storage.file.soundness import check_bytes, check_same
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
 from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.file.writer import FileWriter
@@ -140,7 +140,8 @@ class FileStore:
         self._finals = FinalRecords(
             state,
             write=self._records.write_tmp,
-            has_record=lambda upload_id: os.path.exists(self._layout.info_path(upload_id)),
+            may_have_record=self._may_have_record,
+            new_path=self._layout.new_path,
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
@@ -346,6 +347,7 @@ class FileStore:
             return self._markers.make(name, upload.offset, tmp)
 
     def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
+        self._forget_sound(upload, fence)
         return DataFile(
             self._layout.data_path(upload.info),
             upload.offset,
@@ -353,14 +355,22 @@ class FileStore:
             writes_behind=self._writes_behind,
             fence=fence,
             watch=LossWatch(self._losses, self._written.begin(upload.id, upload.offset)),
-            on_durable=lambda file: self._mark_sound(upload, file),
+            on_durable=lambda file: self._mark_sound(upload, file, fence),
         )
 
-    def _mark_sound(self, upload: Upload, file: DataFile) -> None:
+    def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
         if file.ends_in_zero:
-            self._sound.make(flat_name(upload.id), file.end, self._layout.new_path(upload.id))
+            with fence():
+                self._sound.make(flat_name(upload.id), file.end, self._layout.new_path(upload.id))
             sync_path(self._sound.directory)
+
+    def _forget_sound(self, upload: Upload, fence: Fence) -> None:
+        """Remove the mark of durable bytes that were taken back since: it must not count for those that replace them."""
+        flat = flat_name(upload.id)
+        if (self._sound.read(flat) or 0) > upload.offset:
+            with fence():
+                self._sound.remove(flat)
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
@@ -499,8 +509,10 @@ class FileStore:
                 self._loader.without_bytes(upload.info)
                 raise
             try:
-                check_bytes(upload, os.fstat(descriptor))
-            except UploadDamaged:
+                status = os.fstat(descriptor)
+                check_bytes(upload, status)
+                check_same(upload, status)
+            except StorageError:
                 os.close(descriptor)
                 raise
             return descriptor
@@ -597,16 +609,25 @@ class FileStore:
         with _translated(f"removing the fragment of {upload_id}"):
             return await self._threads.run(self._cleanup.discard_fragment, upload_id, fence)
 
-    async def missing_since(self, upload_id: str) -> float:
+    async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
         with _translated(f"marking {upload_id}"):
-            return await self._disk.change(self._cleanup.missing_since, upload_id)
+            return await self._disk.change(self._cleanup.missing_since, upload_id, marks=marks)
 
     # JoinsParts
+
+    def _may_have_record(self, upload_id: str) -> bool:
+        """False for an upload that is gone for certain: a volume may be away."""
+        if not is_valid_id(upload_id):
+            return False
+        try:
+            return not is_surely_absent(self.root, f"{upload_id}.info")
+        except OSError:
+            return True
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         with _translated(f"joining {final.id}"):
             tmp = self._layout.new_path(final.id)
-            sources = [(part.id, self._layout.data_path(part.info), part.offset) for part in parts]
+            sources = [(part, self._layout.data_path(part.info)) for part in parts]
             await self._joiner.join(tmp, sources)
             try:
                 await self._threads.run(self._place_join, tmp, final, fence)
