@@ -83,7 +83,8 @@ def everything(store: FileStore) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("change", [*CHANGES])
 async def test_without_the_lock_nothing_changes(store: FileStore, change: str) -> None:
-    upload = await store.create(INFO)
+    await store.create(INFO)
+    upload = await store.load("a")
     before = everything(store)
     with pytest.raises(LeaseLost):
         await CHANGES[change](store, upload, lost)

@@ -73,7 +73,7 @@ async def test_joins_leave_the_stores_threads_alone(
 async def test_a_small_join_does_not_wait_for_large_ones(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(joining, "_SLICE_SECONDS", 0.0)
     small = await part(store, "small", b"hello")
     done = asyncio.Event()
     after: list[bool] = []
