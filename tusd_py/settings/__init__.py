@@ -1,5 +1,5 @@
-"""What a server is told to do, and where it was told so.
+"""Settings: their list (`model`), their values and sources (`load`), and their documentation (`reference`).
 
-`Settings` is the one list of settings; `load` fills it from the command line, the environment and a
-file. The rest of the server takes a `Settings` and never asks where a value comes from.
+`load` fills `Settings` from the command line, the environment and a file. The rest of the server takes a `Settings` and does
+not depend on where values come from.
 """

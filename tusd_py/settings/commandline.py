@@ -1,8 +1,4 @@
-"""argparse with help that reads well and errors that help: the front of every command.
-
-It knows nothing of any command or setting. Mistakes of the user are raised as `UsageError`, never
-printed here.
-"""
+"""An argparse parser with readable help and errors, used by every command. Mistakes of the user are raised as `UsageError`."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ _COLUMN = 33
 
 
 class UsageError(Exception):
-    """The user gave something that cannot be; each problem is a line that names it. Exit code 2."""
+    """Wrong arguments or settings; each problem is a line. Exit code 2."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -33,7 +29,7 @@ class Option:
     names: str
     meaning: str
     note: str = ""
-    """What comes after the meaning in brackets, such as the default."""
+    """Text in brackets after the meaning, such as the default."""
 
 
 @dataclass
@@ -45,7 +41,7 @@ class Section:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the arguments of one command; `-h` and `--help` are known to all."""
+    """Parses the arguments of one command, including `-h` and `--help`."""
 
     def __init__(self, prog: str, usage: str, about: str) -> None:
         """`usage` is what follows the program's name; `about` is text in paragraphs."""
@@ -71,9 +67,9 @@ class Parser(argparse.ArgumentParser):
         bare: str | None = None,
         action: Literal["store", "append", "store_true"] = "store",
     ) -> None:
-        """Add a flag; where it is not given, the result has nothing under its name.
+        """Add a flag. If it is not given, the result has no attribute for it.
 
-        `bare` is its value when it is given without one; `note` stands in brackets in help.
+        bare: value of the flag if it is given without one. note: text in brackets in help.
         """
         dest = dest or flag.lstrip("-").replace("-", "_")
         self._flags.add(flag)
@@ -103,7 +99,7 @@ class Parser(argparse.ArgumentParser):
         doubled = [
             f"-{each}" if f"-{each}".split("=", 1)[0] in self._flags else each for each in arguments
         ]
-        # Flags may stand between the words of a command.
+        # Flags may come between the words of a command.
         namespace, rest = self.parse_known_intermixed_args(doubled)
         for argument in rest:
             self.error(self._unknown(argument))
@@ -116,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         return f"unknown option {flag}{suggestion(flag, self._flags)}"
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for a mistake."""
+        """Raise UsageError; argparse calls this for a mistake."""
         message = message.removeprefix("argument ")
         raise UsageError(message.replace(": expected one argument", " needs a value"))
 
@@ -155,7 +151,7 @@ def _format_option(option: Option, width: int) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    # The hyphens of flags and header names are no places to break a line.
+    # Do not break lines at the hyphens of flags and header names.
     return textwrap.wrap(text, width, break_on_hyphens=False)
 
 

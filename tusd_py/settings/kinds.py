@@ -1,8 +1,7 @@
-"""The kinds of values that settings have: how each is written, read, checked and shown.
+"""The kinds of values that settings have: how each is parsed, checked and shown.
 
-A kind is put on a field of the model by `Annotated`, and pydantic runs its `parse`. Every
-`ValueError` raised here is a sentence that says what would be right; who gave the wrong value, and
-where, is added by `load`.
+A kind annotates a field of the model, and pydantic calls its `parse`. Every `ValueError` raised here says what would be valid;
+`load` adds the source of the wrong value.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ PRIVATE_NETWORKS = (
     "fe80::/10",
     "unix",
 )
-"""What "private" stands for in a list of proxies: this machine, and networks that nobody outside
-has addresses in.
-"""
+"""Meaning of "private" in a list of proxies: this machine and private networks."""
 
 _YES = ("true", "yes", "on", "1")
 _NO = ("false", "no", "off", "0")
@@ -55,22 +52,20 @@ _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 @dataclass(frozen=True)
 class Kind:
-    """How a setting's value is written."""
+    """How the values of a setting are written."""
 
     metavar: str
-    """The word for the value in help, such as SIZE."""
+    """Placeholder of the value in help, such as SIZE."""
     parse: Callable[[object], object]
-    """From text (or from a TOML or Python value) to the value; raises ValueError."""
+    """Converts text (or a TOML or Python value) to the value; raises ValueError."""
     show: Callable[[object], str] = str
-    """From the value to text that `parse` reads back."""
+    """Converts the value to text that `parse` accepts."""
     bare: str | None = None
-    """What the flag means when it is given without a value; None where it needs one."""
+    """Value of the flag if it is given without one; None if it needs one."""
     many: bool = False
-    """Whether the flag may be repeated, every one adding to the list."""
+    """Whether the flag may be repeated, each time adding to the list."""
     quoted: bool = False
-    """Whether the value must be text in a TOML file, because a number there would mean something
-    else.
-    """
+    """Whether the value must be quoted in a TOML file, because a number there would mean something else."""
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
@@ -140,9 +135,7 @@ def duration(*, zero: bool) -> Kind:
 
 
 def perms(needed: int) -> Kind:
-    """A file mode in octal; `needed` are the bits without which the server could not use what it
-    creates.
-    """
+    """A file mode in octal; `needed` are the bits that the server itself requires."""
     # The example lets the group read (and search) what the owner can.
     expected = f'give three octal digits in quotes, such as "{needed | (needed & 0o500) >> 3:04o}"'
 
@@ -262,7 +255,7 @@ def _parse_socket(value: object) -> Path:
 
 
 def _optional(parse: Callable[[object], object]) -> Callable[[object], object]:
-    """The same, where None (the default) stays None."""
+    """Wrap a parser so that None (the default) stays None."""
     return lambda value: None if value is None else parse(value)
 
 
@@ -280,7 +273,7 @@ OPTIONAL_SOCKET = Kind("PATH", _optional(_parse_socket))
 
 
 _MOST_REGEX_SECONDS = 0.1
-"""Of the processor, for a text of some twenty characters: others take microseconds."""
+"""Processor time for a text of some twenty characters; harmless expressions take microseconds."""
 
 
 def _parse_regex(value: object) -> str:
@@ -298,7 +291,7 @@ def _parse_regex(value: object) -> str:
 
 
 def _is_exponential(pattern: re.Pattern[str]) -> bool:
-    """Whether matching an origin takes exponential time; tried with growing texts, so that it is found out quickly."""
+    """Return whether matching takes exponential time, by trying it with texts of growing length."""
     for count in range(8, 27, 2):
         for unit in ("a", "a.", "a-", "0", ".", "-", "/"):
             for scheme in ("https://", "http://", ""):
@@ -313,7 +306,7 @@ REGEX = Kind("REGEX", _parse_regex)
 
 
 def _items(value: object, expected: str) -> list[str]:
-    """The items of a list, or of text with commas; empty ones are left out."""
+    """Split a list, or text with commas, into items without the empty ones."""
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, Iterable):
@@ -322,9 +315,7 @@ def _items(value: object, expected: str) -> list[str]:
 
 
 def tokens(metavar: str, expected: str) -> Kind:
-    """Names as HTTP writes them (RFC 9110, section 5.6.2) with commas between them, kept as one
-    text.
-    """
+    """Comma-separated tokens (RFC 9110, section 5.6.2), stored as one text."""
 
     def parse(value: object) -> str:
         names = _items(value, expected)
@@ -359,7 +350,7 @@ def _parse_delta_seconds(value: object) -> str:
 
 
 DELTA_SECONDS = Kind("SECONDS", _parse_delta_seconds)
-"""Seconds that go into a response header as they are."""
+"""Seconds, copied unchanged into a response header."""
 
 
 def _show_list(value: object) -> str:
@@ -420,7 +411,7 @@ HOOKS = Kind("HOOK", _parse_hooks, _show_list, many=True)
 
 
 def words(*known: str) -> Kind:
-    """One or more of a few words; kept in their own order, each once."""
+    """One or more of a few words; stored in canonical order, each once."""
     expected = f"give one or more of {', '.join(known)}"
 
     def parse(value: object) -> tuple[str, ...]:
@@ -433,11 +424,11 @@ def words(*known: str) -> Kind:
 
 
 def secret(minimum: int) -> Kind:
-    """Text that nobody else is to guess, of at least `minimum` characters. It is never shown."""
+    """A secret text of at least `minimum` characters. It is never shown."""
     expected = f"give at least {minimum} characters"
 
     def parse(value: object) -> object:
-        # Spaces count: the other side has the same text.
+        # Spaces are significant, as the other side has the same text.
         if value is None or (isinstance(value, str) and len(value) >= minimum):
             return value
         raise ValueError(expected)
@@ -547,7 +538,7 @@ def _parse_redis_url(value: object) -> object:
 def _parse_redis_prefix(value: object) -> str:
     expected = "give at most 100 printable ASCII characters without spaces and braces"
     prefix = _text(value, expected)
-    # A brace would decide where a cluster puts every key.
+    # A brace would change the hash tags of all keys.
     if not re.fullmatch(r"[!-z|~]{1,100}", prefix):
         raise ValueError(expected)
     return prefix
@@ -574,7 +565,7 @@ def _http_url(text: str, expected: str) -> str:
 
 
 def _show_urls(value: object) -> str:
-    """The URLs without the names and passwords in them."""
+    """Format URLs without user names and passwords."""
     return _CREDENTIALS.sub("********@", _show_list(value))
 
 

@@ -1,10 +1,7 @@
-"""Settings from the command line, the environment and a TOML file, each value with where it came
-from.
+"""Loads settings from the command line, the environment and a TOML file, with the source of each value.
 
-The first of these that has a setting decides: command line, environment, file, default. Which
-settings there are, and what is right for them, is said by the model alone; the readers here are
-ours and not those of pydantic-settings because every error must name the flag, the variable or the
-line's key that the user wrote.
+The first source that has a setting decides: command line, environment, file, default. The model alone defines and validates
+settings. pydantic-settings is not used, because every error must name the flag, the variable or the key that the user wrote.
 """
 
 from __future__ import annotations
@@ -28,10 +25,10 @@ CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "TUSD_CONFIG"
 
 _SHOWN = 200
-"""Characters of a wrong value that are told."""
+"""Characters of a wrong value that are shown."""
 
-# What Kubernetes and Docker's links put into the environment of every container beside a service
-# called "tusd" (or "tusd-…"). Some of the names are ours: TUSD_PORT=tcp://10.0.0.7:80.
+# Variables that Kubernetes and Docker links set in containers beside a service called "tusd" (or
+# "tusd-…"). Some have names of our settings: TUSD_PORT=tcp://10.0.0.7:80.
 _PLATFORM_NAME = re.compile(
     r"TUSD_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO|START|END))?)"
 )
@@ -43,21 +40,19 @@ _PLATFORM_PORT = re.compile(r"(tcp|udp|sctp)://\S+")
 
 
 class SettingsError(UsageError):
-    """Settings that cannot be: each problem names the setting as the user gave it, the value and
-    what would be right.
-    """
+    """Invalid settings. Each problem names the setting as the user gave it, its value and what would be valid."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings in force."""
+    """Effective settings."""
 
     settings: Settings
     origins: dict[str, str]
     """For each setting: "flag --port", "environment TUSD_PORT", "file /etc/tusd.toml" or "default".
     """
     warnings: tuple[str, ...]
-    """What is probably a mistake but harms nobody."""
+    """Probable but harmless mistakes."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +68,14 @@ class _Given:
 def load(
     argv: Sequence[str], environ: Mapping[str, str], model: type[Settings] = Settings
 ) -> Loaded:
-    """Settings from arguments that are nothing but settings; raises UsageError."""
+    """Load settings from arguments that consist of settings only. Raises UsageError."""
     parser = Parser("tusd-py", "[options]", "")
     add_flags(parser, model)
     return load_arguments(parser.read(argv), environ, model)
 
 
 def add_flags(parser: Parser, model: type[Settings] = Settings) -> None:
-    """Give a command the flags of all settings, and --config."""
+    """Add the flags of all settings, and --config, to a command."""
     parser.option(
         CONFIG_FLAG,
         "Read settings from this TOML file.",
@@ -89,7 +84,7 @@ def add_flags(parser: Parser, model: type[Settings] = Settings) -> None:
     )
     for setting in catalogue(model):
         kind = setting.kind
-        # A flag that is off unless it is given needs neither its default nor the word for it.
+        # A switch needs neither its default nor a placeholder.
         is_switch = kind.bare == "true" and setting.default == "false"
         has_default = setting.default and not is_switch
         notes = [f"default {setting.default}" if has_default else "", setting.environment]
@@ -108,10 +103,7 @@ def add_flags(parser: Parser, model: type[Settings] = Settings) -> None:
 def load_arguments(
     arguments: argparse.Namespace, environ: Mapping[str, str], model: type[Settings] = Settings
 ) -> Loaded:
-    """Settings from the arguments of a command that `add_flags` was used on.
-
-    Raises SettingsError.
-    """
+    """Load settings from the parsed arguments of a command with `add_flags`. Raises SettingsError."""
     settings = catalogue(model)
     given = {
         **_from_file(settings, vars(arguments).get("config"), environ),
@@ -144,7 +136,7 @@ def _from_flags(settings: Iterable[Setting], arguments: argparse.Namespace) -> d
 
 
 def _from_environment(settings: Iterable[Setting], environ: Mapping[str, str]) -> dict[str, _Given]:
-    """Variables that are empty count as not set: Compose files pass on what nobody gave a value."""
+    """Read the environment. Empty variables count as not set, because Compose files pass on variables without a value."""
     given = {}
     for setting in settings:
         name = setting.environment
@@ -183,7 +175,7 @@ def _from_file(
 
 def _read_toml(path: Path, label: str) -> dict[str, object]:
     try:
-        # A byte order mark, as editors on Windows write it, is no part of the text.
+        # utf-8-sig skips a byte order mark, which editors on Windows write.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
@@ -193,7 +185,7 @@ def _read_toml(path: Path, label: str) -> dict[str, object]:
         raise SettingsError(f"{label}: is not TOML: {error}") from None
 
 
-# --- what is wrong, and what is odd ---------------------------------------------------------------
+# --- errors and warnings --------------------------------------------------------------------------
 
 
 def _problems(
@@ -224,7 +216,7 @@ def _conflict(
 
 
 def _wrote(setting: Setting, given: Mapping[str, _Given]) -> str:
-    """How the user gave a setting: --port "80x"; its flag alone where it was not given."""
+    """Return how the user gave a setting, such as --port "80x", or its flag if it was not given."""
     if setting.name not in given:
         return f"{setting.flag} {_quote(setting.default)}" if setting.default else setting.flag
     found = given[setting.name]
@@ -232,7 +224,7 @@ def _wrote(setting: Setting, given: Mapping[str, _Given]) -> str:
 
 
 def _quote(value: object) -> str:
-    """The value on one line, in printable ASCII, and not too long."""
+    """Format a value on one line, in printable ASCII, truncated."""
     text = json.dumps(value, default=str).replace("\x7f", "\\u007f")
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -1,8 +1,7 @@
-"""The one list of settings: name, kind, default, meaning, and what must fit together.
+"""The list of all settings: name, kind, default, description, and constraints between them.
 
-Command line, environment, file, help and documentation are all made from this model; nothing about
-a setting is written down anywhere else. Where values come from is the business of `load`; whether
-the directories can be used is found out by the server at start.
+Command line, environment, file, help and documentation are derived from this model. `load` reads values; the server checks at
+startup that the directories are usable.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Size = Annotated[int, kinds.size()]
 Duration = Annotated[float, kinds.duration(zero=False)]
 """Seconds, more than 0."""
 DurationOrZero = Annotated[float, kinds.duration(zero=True)]
-"""Seconds; 0 has a meaning of its own."""
+"""Seconds; 0 has a special meaning."""
 Count = Annotated[int, kinds.whole(1, 1_000_000)]
 Flag = Annotated[bool, kinds.FLAG]
 HeaderNames = Annotated[
@@ -53,7 +52,7 @@ _STRANGERS = (
     "https://a-stranger.invalid:8443",
     "https://pages.a-stranger.invalid",
 )
-"""Origins that no operator names."""
+"""Origins that no operator would allow by name."""
 
 WIRE_EVENTS = (
     "pre-create",
@@ -66,7 +65,7 @@ WIRE_EVENTS = (
     "pre-access",
     "post-expire",
 )
-"""Events that leave the process. The first seven are tusd's."""
+"""Events sent to endpoints and executables. The first seven are tusd's."""
 
 
 def _default_state_dir(given: Mapping[str, Path]) -> Path:
@@ -74,7 +73,7 @@ def _default_state_dir(given: Mapping[str, Path]) -> Path:
 
 
 class Settings(BaseModel):
-    """What a server is told to do; immutable. Bytes, seconds and absolute paths."""
+    """All settings of a server; immutable. Sizes are in bytes, durations in seconds, paths absolute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -521,16 +520,16 @@ class Settings(BaseModel):
         return self
 
     def _conflicts(self) -> Iterator[tuple[str, ...]]:
-        """Sentences about settings that do not fit together, each with those settings' names.
+        """Yield a sentence about each conflict, with the names of the settings in it.
 
-        {name} in a sentence stands for what the user wrote.
+        {name} in a sentence is replaced with what the user wrote.
         """
         if self.unix_sock is not None and "port" in self.model_fields_set:
             yield "{unix_sock} and {port} exclude each other; leave one out", "unix_sock", "port"
         if self.cors_allow_credentials and not self.disable_cors and self._allows_any_origin():
             sentence = (
-                "{cors_allow_credentials} with {cors_allow_origin} lets every page in the world act in the name of "
-                "whoever looks at it; name the origins, such as --cors-allow-origin 'https://app\\.example\\.org'"
+                "{cors_allow_credentials} with {cors_allow_origin} lets every web page act in the name of "
+                "its visitors; name the origins, such as --cors-allow-origin 'https://app\\.example\\.org'"
             )
             yield sentence, "cors_allow_credentials", "cors_allow_origin"
         if self.tls_certificate is not None and self.tls_key is None:
@@ -538,7 +537,7 @@ class Settings(BaseModel):
         if self.tls_key is not None and self.tls_certificate is None:
             yield "{tls_key} needs {tls_certificate} too", "tls_key", "tls_certificate"
         if self.hooks_http and self.hooks_http_timeout * len(self.hooks_http) > self.hooks_timeout:
-            # The URLs are asked one after the other, and the longer time would never be had.
+            # Endpoints are called one after the other, so the total could not be reached.
             sentence = (
                 "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
             )
@@ -557,7 +556,7 @@ class Settings(BaseModel):
             yield "{base_path} must be neither /healthz/ nor /readyz/", "base_path"
 
     def _allows_any_origin(self) -> bool:
-        """Whether the expression lets strangers in; it is tried, as there are many ways to write that."""
+        """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""
         pattern = re.compile(self.cors_allow_origin)
         return any(pattern.fullmatch(origin) is not None for origin in _STRANGERS)
 
@@ -565,5 +564,5 @@ class Settings(BaseModel):
         path = self.metrics_path.removesuffix("/") + "/"
         if path in ("/", "/healthz/", "/readyz/"):
             return False
-        # Under "/" lies everything; there the fixed pages win over the uploads.
+        # With base path "/", fixed pages take precedence over uploads.
         return self.base_path == "/" or not path.startswith(self.base_path)
