@@ -1,7 +1,7 @@
-"""Tasks in the background: each one that fails is logged and counted, and one that has to last is started again.
+"""Background tasks whose failures are logged and counted; long-running ones are restarted.
 
-`asyncio` keeps the exception of a task until somebody asks for it, which for a background task is never: it would end in
-silence. Nothing else in this tree calls `create_task` for work that nobody awaits. Not for: threads and processes.
+`asyncio` reports the exception of a task only to code that awaits it, so a background task would fail silently. All tasks that
+are not awaited are created here. Not for: threads and processes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from tusd_py import logs
 logger = logging.getLogger(__name__)
 
 failures: Counter[str] = Counter()
-"""How often tasks of this process have failed, by name; for the metrics."""
+"""Number of failures of tasks of this process, by name; for the metrics."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 30.0
-"""Pause before a task is started again, at first and in the end."""
+"""Pause before a restart: it starts with the first and doubles up to the longest."""
 _LASTED_SECONDS = 60.0
-"""A task that ran for so long had been well: the pauses begin anew."""
+"""A task that ran for longer than this is considered healthy: its pause is reset."""
 
 Work = Coroutine[None, None, None]
 
 
 def keep_running(start: Callable[[], Work], name: str) -> asyncio.Task[None]:
-    """Run `start()` as a task that is started again whenever it raises, until it returns or the task is cancelled.
+    """Run `start()` as a task that is restarted whenever it raises, until it returns or the task is cancelled.
 
-    name: of the task, for the log and the metrics.
+    name: for the log and the metrics.
     """
     return asyncio.get_running_loop().create_task(_restarted(start, name), name=name)
 
@@ -39,7 +39,7 @@ def spawn(
 ) -> asyncio.Task[None]:
     """Run `work` once as a task.
 
-    tasks: holds the task while it runs, as the event loop alone does not keep it from the garbage collector.
+    tasks: keeps a reference while the task runs, as the event loop has only weak references to tasks.
     """
     task = asyncio.get_running_loop().create_task(work, name=name)
     task.add_done_callback(_report)
@@ -66,7 +66,7 @@ async def _restarted(start: Callable[[], Work], name: str) -> None:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """A callback and not a coroutine around the work: commands to Redis are spawned for every creation."""
+    """Report a failure; a callback, as it is cheaper than a wrapping coroutine and every creation spawns tasks."""
     problem = None if task.cancelled() else task.exception()
     if problem is not None:
         record_failure(task.get_name(), problem, f"{task.get_name()} failed")

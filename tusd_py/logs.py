@@ -1,11 +1,9 @@
 """Log lines: readable text or one JSON object each, on standard error.
 
-Whatever a client put into a field, a line is printable ASCII and one line, so that no entry can be
-forged and no terminal told anything; only tracebacks have lines of their own, which are indented.
-Writing never raises and waits at most once, a moment, for a reader that does not read: an upload
-does not stand still because a log does.
-
-This is the format and the writing alone; what is worth a line is decided where it happens.
+An entry is one line of printable ASCII, whatever a client put into a field, so that entries cannot
+be forged and terminals not controlled; only tracebacks have further lines, which are indented.
+Writing never raises, and waits only briefly for a reader that does not read, so that a stalled log
+does not stall uploads.
 """
 
 from __future__ import annotations
@@ -28,9 +26,7 @@ VALUE_LIMIT = 256
 MESSAGE_LIMIT = 4096
 """Characters of a message, or of one line of a traceback, that are kept."""
 TRACEBACK_LIMIT = 32_768
-"""Characters of a traceback that are kept; its end says what happened, so the beginning is left
-out.
-"""
+"""Characters of a traceback that are kept, from its end."""
 
 ExcInfo: TypeAlias = (
     tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -45,8 +41,7 @@ _LEVELS = {
     "CRITICAL": "FATAL",
 }
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
-"""Printable ASCII without what would make a field ambiguous: space, quote, equals sign, backslash.
-"""
+"""Match printable ASCII without space, quote, equals sign, backslash, which need quoting."""
 
 
 def event(
@@ -59,11 +54,17 @@ def event(
     exc_info: BaseException | bool | None = None,
     **fields: object,
 ) -> None:
-    """Log that something happened: its name and fields; those that are None are left out.
+    """Log an event with its name and fields.
 
-    In text a `message` stands in place of the name and the fields. `exc_info` is an exception, or
-    True for the one that is being handled. Quicker than `logger.log`, because nobody looks for the
-    line of code that called it.
+    Faster than `logger.log`, as the calling line of code is not determined.
+
+    Args:
+        logger: The logger of the calling module.
+        level: As of `logging`.
+        name: The event's name, stable for programs.
+        message: A sentence in place of name and fields in the text format.
+        exc_info: An exception, or True for the one that is being handled.
+        fields: Left out if None.
     """
     if not logger.isEnabledFor(level):
         return
@@ -79,7 +80,7 @@ def event(
 
 
 def _only_handler(logger: logging.Logger) -> StderrHandler | None:
-    """Our handler, if nobody else would see what `logger` logs: then no record need be made of it."""
+    """Our handler if it is the only one for `logger`, so that no LogRecord is needed; else None."""
     handlers = logging.root.handlers
     if len(handlers) == 1 and not logger.handlers and not logger.filters and logger.propagate:
         handler = handlers[0]
@@ -97,7 +98,7 @@ def _exc_info(given: BaseException | bool | None) -> ExcInfo | None:
 
 
 class _Formatter(logging.Formatter):
-    """What both formats share: the time in UTC, and tracebacks."""
+    """Common to both formats: the time in UTC, and tracebacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class JSONFormatter(_Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object] | None:
-    """The fields of an event; None for a message as the standard library knows them."""
+    """The fields of an event; None for an ordinary log message."""
     fields: object = record.__dict__.get("fields")
     return fields if isinstance(fields, dict) else None
 
@@ -228,7 +229,7 @@ def _json_value(value: object) -> str | int | float:
     if isinstance(value, int):
         return value
     if isinstance(value, float):
-        # JSON has no word for infinity.
+        # JSON has no infinity.
         return round(value, 6) if math.isfinite(value) else str(value)
     return _cut(_as_text(value))
 
@@ -248,7 +249,7 @@ def _cut_message(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text in printable ASCII; all else as Python escapes it."""
+    """The text in printable ASCII, other characters as Python escapes."""
     text = _cut_message(text)
     if text.isascii() and text.isprintable():
         return text
@@ -256,15 +257,15 @@ def _printable(text: str) -> str:
 
 
 _encode = json.JSONEncoder().encode
-"""JSON in printable ASCII, of texts too: DEL and all that is not ASCII is escaped."""
+"""JSON in printable ASCII."""
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
 class StderrHandler(logging.Handler):
-    """Writes lines to standard error. What cannot be written is dropped, and the next line that
-    can be says how many were.
+    """Writes lines to standard error. Lines that cannot be written are dropped, and their number is
+    logged with the next line that can.
     """
 
     _WAIT = 50
@@ -293,7 +294,7 @@ class StderrHandler(logging.Handler):
         self._write_or_drop(line)
 
     def write_event(self, level: int, name: str, fields: Mapping[str, object]) -> None:
-        """Write one event that nobody else is to see; never raises."""
+        """Write one event without a LogRecord; never raises."""
         level_name = logging.getLevelName(level)
         try:
             line = self._format.format_event(time.time(), level_name, name, fields)
@@ -311,7 +312,7 @@ class StderrHandler(logging.Handler):
             self._dropped += 1
 
     def _written_after_dropped(self) -> bool:
-        """Whether nothing was dropped, or a line could be written that says so."""
+        """Write the number of dropped lines, if any; False if that fails."""
         if self._dropped:
             if not self._write(self._format_plain("log lines dropped", count=self._dropped)):
                 return False
@@ -322,8 +323,8 @@ class StderrHandler(logging.Handler):
         return self._format.format_event(time.time(), "WARNING", name, fields)
 
     def _write(self, line: str) -> bool:
-        """Whether the whole line was written."""
-        # After a line of which only a part could be written the next begins a line of its own.
+        """Write a line; False if it was not written whole."""
+        # Terminate a line that was only written in part.
         data = f"\n{line}\n" if self._torn else f"{line}\n"
         try:
             if self._poll is None:
@@ -332,7 +333,7 @@ class StderrHandler(logging.Handler):
                 return True
             return self._write_to_descriptor(data.encode("ascii"), self._poll)
         except (OSError, ValueError, AttributeError):
-            # Closed, broken, or None as in a process that was started without it.
+            # Closed, broken, or None as in a process without standard error.
             return False
 
     def _write_to_descriptor(self, data: bytes, poll: select.poll) -> bool:
@@ -351,7 +352,7 @@ _STDERR = 2
 
 
 def _poll_of(stream: TextIO) -> select.poll | None:
-    """A poll for the descriptor of standard error; None where `stream` is something else."""
+    """A poll for the descriptor of standard error; None if `stream` is something else."""
     try:
         if stream is not sys.__stderr__ or stream.fileno() != _STDERR:
             return None
@@ -377,7 +378,7 @@ def configure(format: Literal["text", "json"], level: str) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(number)
     logging.captureWarnings(True)
-    # What no line of ours shows need not be found out for every record.
+    # Do not collect what our formats do not show.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access"):
         logger = logging.getLogger(name)

@@ -56,7 +56,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     report = JobsReport(time.time(), [queue], workers=2, busy=1, schedule={"sweep-due": 42.0})
     redis.command("SET", redis_client.keys.jobs(), report.to_json())
     redis.command("SET", redis_client.keys.scheduler(), time.time())
-    await metrics.jobs.look()
+    await metrics.jobs.read()
     found = scraped()
     assert (
         found.items()
@@ -75,7 +75,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     )
     # A scheduler of another version is none.
     redis.command("SET", redis_client.keys.jobs(), '{"queues": [{"age": 1}]}')
-    await metrics.jobs.look()
+    await metrics.jobs.read()
     assert "tusd_workers" not in scraped()
     now = time.monotonic() + 61
     monkeypatch.setattr("tusd_py.metrics.jobs.time.monotonic", lambda: now)

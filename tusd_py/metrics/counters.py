@@ -1,7 +1,7 @@
 """Numbers that one process counts from its start on: requests, bytes, uploads, locks, hooks.
 
 Plain attributes and dictionaries, so that counting costs nearly nothing. Prometheus reads them when it scrapes
-(`web/metrics.py`); applications that mount the server without metrics need not. For the event loop's thread.
+(`prometheus.py`); applications that mount the server without metrics need not. For the event loop's thread.
 """
 
 from __future__ import annotations

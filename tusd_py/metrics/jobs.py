@@ -1,7 +1,7 @@
-"""What Redis and the outbox know about the work beside the server, as metrics: registry, sweeps, queues, workers, events.
+"""Metrics of the work beside the server, from Redis and the outbox: due index, sweeps, queues, workers, events.
 
-It is read every now and then in the background, so that a scrape asks nobody and never waits; what is too old is left out. Of
-several processes that serve one port, the first does it.
+They are read at intervals in the background, so that a scrape never waits for Redis; samples that are too old are left out. Of
+several processes that serve one port, the first one reads them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from tusd_py.storage.base import Outbox, OutboxCounts, StorageError
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL = 15.0
-"""Seconds between looks."""
-_LASTS = 60.0
-"""Seconds after which what was seen says nothing any more."""
+_INTERVAL_SECONDS = 15.0
+_MAX_AGE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What was found at a moment (monotonic seconds). looked: when a scheduler last did, seconds since the epoch."""
+    """What was read at `at` (monotonic seconds). looked: last heartbeat of a scheduler, in seconds since the epoch."""
 
     at: float
     registry: RegistryCounts
@@ -43,8 +41,10 @@ class _Seen:
 
 
 class JobsMetrics:
-    """outbox: where events wait for workers; None where they do not. speaks: False for one that leaves it to another process,
-    whose numbers it can pass on."""
+    """Reads and collects the metrics. outbox: events for workers, None if there are none.
+
+    speaks: False for a process that leaves it to another process to report whether Redis works.
+    """
 
     def __init__(self, redis: RedisClient, outbox: Outbox | None, *, speaks: bool) -> None:
         self._redis = redis
@@ -53,15 +53,15 @@ class JobsMetrics:
         self._seen: _Seen | None = None
 
     async def run(self) -> None:
-        """Looks again and again, until it is cancelled."""
+        """Read at intervals, until cancelled."""
         while True:
-            # Whoever needs Redis says in the log that it is away.
+            # The Redis client has logged that.
             with suppress(RedisUnavailable):
-                await self.look()
-            await asyncio.sleep(_INTERVAL)
+                await self.read()
+            await asyncio.sleep(_INTERVAL_SECONDS)
 
-    async def look(self) -> None:
-        """Raises RedisUnavailable; then what was seen before goes on to count, for a while."""
+    async def read(self) -> None:
+        """Read once. Raises RedisUnavailable; the earlier samples stay valid until they are too old."""
         registry, keys = DueIndex(self._redis), self._redis.keys
         counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
         looked = await self._redis.command("GET", keys.scheduler())
@@ -90,11 +90,11 @@ class JobsMetrics:
             return None
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families, without samples where nothing is known."""
+        """The metric families, without samples for unknown values."""
         up = self._redis.available if self._speaks else None
         yield _gauge("tusd_redis_up", "Whether Redis works.", up)
         seen = self._seen
-        if seen is not None and time.monotonic() - seen.at > _LASTS:
+        if seen is not None and time.monotonic() - seen.at > _MAX_AGE_SECONDS:
             seen = None
         counts = None if seen is None else seen.registry
         for name, text, value in (
@@ -115,7 +115,7 @@ def _report(answer: object) -> JobsReport | None:
         return JobsReport.from_json(answer) if isinstance(answer, bytes) else None
     except (ValueError, TypeError, KeyError) as problem:
         # A scheduler of another version, for instance.
-        logger.debug("a report makes no sense: %r", problem)
+        logger.debug("the report on jobs cannot be parsed: %r", problem)
         return None
 
 
@@ -187,5 +187,5 @@ def _events(counts: OutboxCounts | None, deliveries: dict[str, int]) -> Iterator
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """Without a sample for None."""
+    """A gauge; without a sample for None."""
     return GaugeMetricFamily(name, text, None if value is None else float(value))

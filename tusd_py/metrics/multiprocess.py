@@ -1,7 +1,7 @@
-"""Metrics of several processes that serve one port: whichever is asked tells the sum of all.
+"""Sum the metrics of several processes that serve one port, so that a scrape of any of them returns the total.
 
-Each process writes what it has counted to a file of its own, once a second, and adds the others' files to its own numbers when
-it is asked. A process that is started again goes on from its predecessor's file, so counters never fall.
+Each process writes its metrics to a file once a second, and adds the files of the others at a scrape. A restarted process
+continues from the file of its predecessor, so counters never decrease.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from prometheus_client.samples import Sample
 
 logger = logging.getLogger(__name__)
 
-_INTERVAL = 1.0
+_INTERVAL_SECONDS = 1.0
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def clear(directory: Path) -> None:
-    """Forgets what an earlier run has left; for the parent, before it starts its processes."""
+    """Remove the files of an earlier run; the parent does so before it starts the processes."""
     for path in directory.glob("*.json"):
         path.unlink(missing_ok=True)
 
 
 class Pool(Collector):
-    """The sum of what the processes count. index: this process's number; own: what it counts itself."""
+    """Collects the sum of all processes. index: number of this process; own: collects its metrics."""
 
     def __init__(self, directory: Path, index: int, own: Collector) -> None:
         self._directory = directory
@@ -43,7 +43,7 @@ class Pool(Collector):
         self._before = _read(self._path, gauges=False)
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families with everybody's numbers."""
+        """The metric families, summed over all processes."""
         others: dict[_Key, float] = dict(self._before)
         for path in self._directory.glob("*.json"):
             if path != self._path:
@@ -53,11 +53,11 @@ class Pool(Collector):
             yield _added(family, others)
 
     async def publish_regularly(self) -> None:
-        """Writes this process's numbers once a second until it is cancelled, and once more then."""
+        """Write this process's metrics once a second until cancelled, and once more then."""
         try:
             while True:
                 await self._publish()
-                await asyncio.sleep(_INTERVAL)
+                await asyncio.sleep(_INTERVAL_SECONDS)
         finally:
             await self._publish()
 
@@ -69,7 +69,7 @@ class Pool(Collector):
                 key = _key(sample)
                 value = sample.value + (0.0 if gauge else self._before.get(key, 0.0))
                 samples.append([gauge, sample.name, list(sample.labels.items()), value])
-        # In a thread: the disk may stand still, and nobody waits for these numbers.
+        # In a thread, as the disk may stall.
         await asyncio.to_thread(self._write, samples)
 
     def _write(self, samples: list[list[object]]) -> None:
@@ -86,7 +86,7 @@ def _key(sample: Sample) -> _Key:
 
 
 def _added(family: Metric, others: dict[_Key, float]) -> Metric:
-    """The family with the others' numbers; samples that only others have come along."""
+    """The family plus the samples of the other processes, including samples that only those have."""
     if family.type == "info":
         return family
     result = Metric(family.name, family.documentation, family.type, family.unit)
@@ -102,7 +102,7 @@ def _added(family: Metric, others: dict[_Key, float]) -> Metric:
 
 
 def _read(path: Path, *, gauges: bool) -> dict[_Key, float]:
-    """What another process, or this one's predecessor, wrote; nothing where that cannot be read."""
+    """Read the file of another process, or of this one's predecessor; empty if it cannot be read."""
     try:
         samples: Iterable[tuple[bool, str, list[tuple[str, str]], float]] = json.loads(
             path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The counters of a server in Prometheus' text format, under tusd's names where tusd has one.
+"""Render the counters of a server in Prometheus' text format, with tusd's names where tusd has the same metric.
 
-Metric families are made when Prometheus scrapes. The numbers are this process's and begin at zero with it.
+Metric families are built at a scrape. The numbers are those of this process since its start.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BARE_COUNTER_TYPE = re.compile(
 
 
 class Metrics(Collector):
-    """Renders the counters of one server. jobs: metrics of queues and workers, where there is a Redis."""
+    """Renders the counters of one server. jobs: metrics of queues and workers; None without a Redis."""
 
     def __init__(self, counters: Counters | None = None) -> None:
         self.counters = counters or Counters()
@@ -53,9 +53,9 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
 
     def pool(self, directory: Path, index: int) -> Pool:
-        """From now on tells the sum of what several processes count; see `pooling`."""
+        """Render the sum over several processes from now on; see `multiprocess.py`."""
         pool = Pool(directory, index, self)
-        # What single processes use, memory and descriptors, would not be told apart.
+        # Without ProcessCollector, as sums of memory and descriptors are useless.
         self._registry = CollectorRegistry()
         self._registry.register(pool)
         return pool

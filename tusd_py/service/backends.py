@@ -1,7 +1,7 @@
-"""The store, the locks and the Redis that settings ask for; the only place where they are put together.
+"""Create the store, the locks and the Redis client from settings; the only place that does.
 
-Locks live in memory where one process serves an upload directory, and in Redis where several do. Without a Redis of the
-operator's, an embedded one is started.
+Locks are in memory if one process serves an upload directory, and in Redis if several do. Without `redis_url`, an embedded
+Redis is started.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def file_store(settings: Settings) -> FileStore:
-    """The store of an upload directory, not yet open: enough for reading, and for the outbox."""
+    """The store of an upload directory, not opened; reading and the outbox work without that."""
     return FileStore(
         settings.upload_dir,
         dir_perms=settings.dir_perms,
@@ -50,7 +50,7 @@ def redis_client(
     on_failure: Callable[[], None] | None = None,
     memory: Path | None = None,
 ) -> RedisClient:
-    """A client of the Redis at `url`, not yet started; see `RedisClient` for the other arguments."""
+    """A client of the Redis at `url`, not started; see `RedisClient` for the other arguments."""
     return RedisClient(
         url,
         prefix=settings.redis_prefix,
@@ -61,15 +61,15 @@ def redis_client(
 
 
 def embedded_redis(settings: Settings) -> EmbeddedRedis:
-    """The embedded Redis of an instance, not yet started."""
+    """The embedded Redis of an instance, not started."""
     return EmbeddedRedis(settings.state_dir)
 
 
 def _started(embedded: EmbeddedRedis) -> str:
-    """The URL of the embedded Redis, started unless there is no room for it. Raises EmbeddedStateError.
+    """Start the embedded Redis and return its URL. Raises EmbeddedRedisError.
 
-    Without room the uploads do without it, as they do while a Redis is away, and it is started once there is some: a server
-    that does not start cannot make any.
+    On a full disk, return the URL without starting it: uploads work as while a Redis is unavailable, and it is started once
+    there is space. A server that refused to start could not free any.
     """
     try:
         return embedded.start()
@@ -81,18 +81,18 @@ def _started(embedded: EmbeddedRedis) -> str:
             logger,
             logging.WARNING,
             "embedded redis not started",
-            message=f"The embedded Redis is not started, as nothing can be stored in {embedded.directory} ({reason}); it will "
-            "be once there is room",
+            message=f"The embedded Redis is not started, as nothing can be stored in {embedded.directory} ({reason}); it "
+            "will be once there is space",
             reason=str(problem),
         )
         return embedded.url
 
 
 def _takes_nothing(directory: Path) -> str | None:
-    """Why nothing can be stored in a directory, if it is for want of room or as the file system is read-only."""
+    """The reason why nothing can be stored in a directory, if it is a full disk or a read-only file system; else None."""
     probe = directory / "probe"
     try:
-        # More than is free in the last block of a file.
+        # More than fits into the last block of an existing file.
         probe.write_bytes(b"\0" * 65_536)
     except OSError as problem:
         return problem.strerror if takes_nothing(problem) else None
@@ -103,8 +103,8 @@ def _takes_nothing(directory: Path) -> str | None:
 
 
 class Backends:
-    """The backends of one process. `redis`, the Redis client, and its `url` are None where nothing needs a Redis; they and
-    `locks` are there after `open`.
+    """The backends of one process. `locks`, `redis` (the client) and its `url` are set by `open`; without need of a Redis, the
+    last two are None.
 
     child: whether this is one of several processes of one server, whose parent has locked the upload directory.
     """
@@ -121,7 +121,7 @@ class Backends:
 
     @property
     def guard(self) -> Guard:
-        """How this process has to take the upload directory."""
+        """How this process has to lock the upload directory."""
         if self._child:
             return "none"
         return "exclusive" if self._settings.redis_url is None else "shared"
@@ -143,7 +143,7 @@ class Backends:
         )
 
     def open(self) -> None:
-        """Starts the embedded server, or attaches to it; blocking. Raises EmbeddedStateError, ValueError for a wrong URL."""
+        """Start the embedded Redis, or connect to a running one; blocking. Raises EmbeddedRedisError, ValueError."""
         settings = self._settings
         if not self.has_redis:
             return
@@ -154,7 +154,7 @@ class Backends:
             url = settings.redis_url.get_secret_value()
         self.url = url
         with suppress(OSError):
-            # What lies there is only remembered; without room nothing is.
+            # The directory is optional: on a full disk its files are not written either.
             settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
         self.redis = redis_client(
             settings, url, on_failure=self._on_failure, memory=settings.state_dir / "redis-seen"
@@ -163,7 +163,7 @@ class Backends:
             self.locks = self._open_locks(self.redis)
 
     def _open_locks(self, redis: RedisClient) -> Locks:
-        """Locks in Redis, which outlast its absence where the file system of the uploads has locks of its own."""
+        """Locks in Redis; if the file system supports locks, with a fallback to those while Redis is unavailable."""
         settings = self._settings
         directory = settings.upload_dir / STATE_DIRECTORY
         try:
@@ -189,14 +189,14 @@ class Backends:
         )
 
     async def start(self) -> None:
-        """Connects, and looks after the embedded server from now on."""
+        """Connect, and start to watch the embedded Redis."""
         if self.redis is not None:
             await self.redis.start()
         if self._embedded is not None:
             self._watcher = keep_running(self._embedded.watch, "embedded redis")
 
     async def stop(self) -> None:
-        """Lets everything go; the embedded server ends with the last process that uses it."""
+        """Release everything; the embedded Redis ends with the last process that uses it."""
         await self.locks.stop()
         if self._watcher is not None:
             self._watcher.cancel()

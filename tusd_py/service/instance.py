@@ -1,7 +1,7 @@
-"""One set of uploads put together from settings: store, locks, Redis, authentication, hooks, outbox, index of what is due.
+"""Build one set of uploads from settings: store, locks, Redis, authentication, hooks, outbox, due index.
 
-A server, a worker's sweep and a command all start from here, so that each of them works by the same policy. Not for: HTTP,
-processes, and what a server does at intervals.
+Servers, workers and commands all start from here, so that they follow the same rules. Not for: HTTP, processes, periodic tasks
+of a server.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class Instance:
-    """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are there after `open`.
+    """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are set by `open`.
 
-    counters: where it counts. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
-    of several processes of one server. is_server: False for a command or a job that works on the uploads for a while; it
-    authenticates nobody. runs_jobs: whether a worker and a scheduler run beside it, if the settings ask for them.
+    counters: for the metrics. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
+    of several processes of one server. is_server: False for a command or a job, which needs no authentication. runs_jobs:
+    whether a worker and a scheduler run beside it, if the settings ask for them.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Instance:
         is_server: bool = True,
         runs_jobs: bool = False,
     ) -> None:
-        """Raises HookError for a hook that cannot be loaded, ValueError for settings of tokens that make no sense."""
+        """Raises HookError for a hook that cannot be loaded, ValueError for contradictory settings of tokens."""
         self.settings = settings
         self.counters = counters or Counters()
         self.store = file_store(settings)
@@ -81,24 +81,24 @@ class Instance:
 
     @property
     def outbox(self) -> Outbox | None:
-        """Events that workers deliver; None where the server calls all hooks itself."""
+        """The events that workers deliver; None if the server calls all hooks itself."""
         return self.store.outbox if self.outbox_delivered_by_workers else None
 
     @property
     def redis(self) -> RedisClient | None:
-        """The Redis client; None where nothing needs a Redis."""
+        """The Redis client; None if nothing needs a Redis."""
         return self._backends.redis
 
     @property
     def uploads(self) -> Uploads:
-        """The uploads; there after `open`."""
+        """The uploads; set by `open`."""
         if self._uploads is None:
             raise RuntimeError("the instance is not open yet")
         return self._uploads
 
     @property
     def maintenance(self) -> LocalMaintenance:
-        """Sweeps and removals in this process; there after `open`."""
+        """Sweeps and removals in this process; only after `open`."""
         return LocalMaintenance(self.uploads, self.due_index)
 
     def lock_directory(self) -> None:
@@ -109,9 +109,9 @@ class Instance:
         )
 
     def open(self) -> None:
-        """Lock the upload directory, start the embedded Redis where it is needed, put the uploads together; blocking.
+        """Lock the upload directory, start the embedded Redis if needed, build the uploads; blocking.
 
-        Raises StorageError, EmbeddedStateError, ValueError.
+        Raises StorageError, EmbeddedRedisError, ValueError.
         """
         if self._uploads is not None:
             return
@@ -144,7 +144,7 @@ class Instance:
         self.uploads.recheck_access()
 
     async def start(self) -> None:
-        """Open, connect, and start the hooks. Raises StorageError, EmbeddedStateError, HookError."""
+        """Open, connect, and start the hooks. Raises StorageError, EmbeddedRedisError, HookError."""
         if self._uploads is None:
             await asyncio.to_thread(self.open)
         await self._backends.start()
@@ -175,7 +175,7 @@ class Instance:
         await self.publisher.relay.start()
 
     async def _warn_of_leftovers(self) -> None:
-        """Warn of events that workers were to deliver before the settings changed: nobody delivers them now."""
+        """Warn of undelivered events from before a change of settings, which no worker delivers now."""
         counts = await self.store.outbox.counts()
         if counts.waiting:
             logs.event(
@@ -188,14 +188,14 @@ class Instance:
             )
 
     async def drain(self) -> None:
-        """Return when nothing is under way in the background any more."""
+        """Cancel the periodic tasks, and wait for other work in the background."""
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.uploads.drain()
 
     async def stop(self) -> None:
-        """End the bodies in flight, wait for what was begun, and release the upload directory."""
+        """End the bodies in flight, wait for running operations, and release the upload directory."""
         self.uploads.begin_shutdown()
         await self.drain()
         await self._hooks.stop()
@@ -209,7 +209,7 @@ class Instance:
 
 
 def reader(settings: Settings, store: FileStore) -> Uploads:
-    """The uploads of a store for reading alone: without locks, whether a server runs on it or not."""
+    """The uploads of a store for reading only: without locks, also while a server runs on it."""
     return Uploads(store, MemoryLocks(), policy=_policy(settings))
 
 

@@ -1,4 +1,4 @@
-"""The sweeps of a server itself: one at its start, and further ones as long as no worker does them."""
+"""Sweep from within a server: once at its start, and later whenever no worker does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RegularSweeps:
         self._served = 0
 
     async def run(self) -> None:
-        """Sweep the whole storage, then what is due whenever nobody else has swept for too long."""
+        """Sweep the whole storage, then what is due whenever no other process has swept for too long."""
         interval = self._instance.settings.sweep_interval
         kind: SweepKind | None = "all"
         while True:
@@ -75,7 +75,7 @@ class RegularSweeps:
         return _PAUSE_FACTOR if served != self._served or counters.uploads_active else 0.0
 
     async def _missing_sweep(self) -> SweepKind | None:
-        """The sweep that should have run by now; None if workers or other servers see to it."""
+        """The kind of sweep that is overdue; None if workers or other servers sweep."""
         instance = self._instance
         if instance.due_index is None:
             return "all"
