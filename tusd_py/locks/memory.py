@@ -42,6 +42,13 @@ class MemoryLocks:
                 raise LockTimeout from None
             raise
 
+    def try_acquire(self, upload_id: str) -> MemoryLease | None:
+        """Acquire the lock of an upload if it is free, without waiting and without asking anybody."""
+        if self._closed or upload_id in self._held:
+            return None
+        lease = self._held[upload_id] = MemoryLease(self, upload_id)
+        return lease
+
     @asynccontextmanager
     async def try_acquire_many(
         self, upload_ids: Sequence[str]

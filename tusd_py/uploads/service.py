@@ -34,6 +34,7 @@ from tusd_py.locks.base import (
     LockTimeout,
     UncontestedLease,
 )
+from tusd_py.locks.memory import MemoryLocks
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
@@ -128,6 +129,7 @@ class Uploads:
         self.hooks = hooks or Hooks()
         self._publisher = publisher or EventPublisher(self.hooks)
         self._locks = locks
+        self._memory_locks = locks if isinstance(locks, MemoryLocks) else None
         self._counters = counters or Counters()
         self._due_marks: DueMarks = due_marks or NoDueMarks()
         self._clock = clock
@@ -476,16 +478,41 @@ class Uploads:
         """
         self._refuse_when_closing()
         with _translated:
+            free = self._try_acquire_local(upload_id, request)
+            if free is not None:
+                # Nobody can change the upload between a look at who may read it and a second one: one load is enough.
+                try:
+                    upload = await self._load_checked(upload_id, request, Action.INSPECT)
+                    return upload if upload.finished else await self._settle(upload, request, free)
+                finally:
+                    await free.release()
             upload = await self._load_checked(upload_id, request, Action.INSPECT)
             await self._call_access_hooks(upload, request)
             if upload.finished:
                 return upload
             async with self._held(upload_id) as lease:
-                fence = lease.fence
-                upload = await self.store.recover(await self._current(upload_id), fence=fence)
-                if upload.info.is_final and not upload.joined:
-                    upload = await self._concatenation.try_join(upload, fence)
-                return (await self._finish(upload, request, fence)).upload
+                return await self._settle(await self._current(upload_id), request, lease)
+
+    async def _settle(self, upload: Upload, request: RequestView, lease: Lease) -> Upload:
+        """Bring an upload whose lock is held to the state that its bytes imply: recovered, joined, finished."""
+        fence = lease.fence
+        upload = await self.store.recover(upload, fence=fence)
+        if upload.info.is_final and not upload.joined:
+            upload = await self._concatenation.try_join(upload, fence)
+        return (await self._finish(upload, request, fence)).upload
+
+    def _try_acquire_local(self, upload_id: str, request: RequestView) -> Lease | None:
+        """Acquire a free lock that lives in this process, where neither tokens nor hooks decide who may read an upload."""
+        if (
+            self._memory_locks is None
+            or not request.principal.unrestricted
+            or self.hooks.wants(EventType.PRE_ACCESS)
+        ):
+            return None
+        lease = self._memory_locks.try_acquire(upload_id)
+        if lease is not None:
+            self._counters.lock_waits.observe(0.0)
+        return lease
 
     async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, int]:
         """Return a finished upload and a file descriptor of its bytes, which the caller closes (GET). Needs no lock.
