@@ -59,11 +59,13 @@ class RecordCache:
 
         read_at: a time before the file was read, in nanoseconds since the epoch; 0 if it was just written.
         """
-        size = size_of(info)
         with self._lock:
             before = self._records.pop(info.id, None)
-            if before is not None:
+            if before is None:
+                size = size_of(info)
+            else:
                 self._bytes -= before.size
+                size = before.size if _has_values_of(info, before.info) else size_of(info)
             if size > _MAX_RECORD_BYTES:
                 return
             self._records[info.id] = _Entry(_signature(status), info, read_at, size)
@@ -95,6 +97,18 @@ def size_of(info: UploadInfo) -> int:
     if info.location is not None:
         size += getsizeof(info.location)
     return size
+
+
+def _has_values_of(info: UploadInfo, before: UploadInfo) -> bool:
+    """Whether two records of an upload share all values whose size differs, as they do before and after its finish."""
+    return (
+        info.metadata is before.metadata
+        and info.metadata_header is before.metadata_header
+        and info.concat_header is before.concat_header
+        and info.owner is before.owner
+        and info.parts is before.parts
+        and info.location is before.location
+    )
 
 
 def _ending_of(path: str, size: int) -> bytes:

@@ -754,7 +754,8 @@ class UploadProtocol(HttpToolsProtocol):
         http_version = self.parser.get_http_version()
         self._refuse_head(self._refusal or self._head_problem(http_version))
         scope = self._complete_scope(http_version)
-        self._refuse_if_too_many_wait()
+        if self._waiting:
+            self._refuse_if_too_many_wait()
         self._in_head = False
         self._unparsed = self._head_size = self._concat_size = 0
         self._stop_timer()
