@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -16,7 +17,8 @@ import pytest
 from tests.locks.conftest import MakeShared
 from tests.locks.holding import asked, queued, until
 from tests.support.redis import RedisServer
-from tusd_py.locks.base import Lease, LeaseLost, LockTimeout
+from tusd_py.locks.base import Lease, LeaseLost, LocksUnavailable, LockTimeout
+from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.fallback import FallbackLease, FallbackLocks
 from tusd_py.locks.ofd import OfdLocks
 
@@ -55,6 +57,26 @@ async def test_T38_without_redis_a_newcomer_is_heard(
     assert lease.is_held()
     assert not asked(lease).is_set()
     await lease.release()
+
+
+async def test_an_epoch_that_cannot_be_read_keeps_nobody_else_out(
+    redis_server: RedisServer, make_shared: MakeShared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a process has no descriptor left between the lock of the byte and the second look at the epoch."""
+    here, there = await make_shared(), await make_shared()
+    redis_server.kill9()
+    read, looks = Epochs.read, iter(range(2))
+
+    def read_once(epochs: Epochs, upload_id: str) -> str:
+        if next(looks):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read(epochs, upload_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Epochs, "read", read_once)
+        with pytest.raises(LocksUnavailable):
+            await here.acquire("study", timeout=0)
+    await (await there.acquire("study", timeout=0, request_release=False)).release()
 
 
 async def test_who_does_not_ask_only_waits(

@@ -145,7 +145,13 @@ class FallbackLocks:
         name = range_name(upload_id, epoch)
         if not self._ranges.acquire(name, exclusive=True):
             return False
-        if self._epochs.read(upload_id) != epoch:
+        try:
+            is_current = self._epochs.read(upload_id) == epoch
+        except OSError:
+            # A byte that nobody releases would keep every other process out for good.
+            self._ranges.release(name)
+            raise
+        if not is_current:
             # The epoch ended before we had the byte.
             self._ranges.release(name)
             return False
