@@ -1,4 +1,4 @@
-"""What tuspyserver's own router lacks, for those who stay with it: duplicates, tokens, expiry.
+"""Adds duplicate detection, tokens and expiry to tuspyserver's own router.
 
 `DuplicateCheck` and `TokenCheck` give what its parameters take; `expire` removes what has expired in its directory, in its
 format and under its lock files. The router is not changed and not imported. Not for our front of that name
@@ -51,7 +51,7 @@ from tusd_py.storage.base import UploadInfo
 __all__ = ["DuplicateCheck", "Expired", "Problem", "TokenCheck", "answer_problem", "expire"]
 
 _DEFAULTS = {"TUSD_REDIS_TIMEOUT": "15s"}
-"""The router's own work on files holds up the event loop: an answer that waits for it is no sign that Redis is away."""
+"""The router's file operations block the event loop: a late reply does not mean that Redis is unavailable."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ PlaceHook = Callable[[Metadata], dict[str, str]]
 
 
 class Problem(HTTPException):
-    """A refusal in problem details (RFC 9457), the same that our server sends.
+    """A response with problem details (RFC 9457), the same as our server's.
 
     Where the request is known (with any of the dependencies), it is answered as it is; else FastAPI puts it under `detail`.
     """
@@ -79,7 +79,7 @@ async def answer_problem(_request: Request, problem: Exception) -> Response:
 
 
 def _let_problems_be_answered(request: Request) -> None:
-    """Registers `answer_problem` with the application at hand, unless it has a handler of its own."""
+    """Register `answer_problem` with the application, unless it has a handler of its own."""
     handlers = request.scope.get("starlette.exception_handlers")
     if handlers is not None:
         handlers[0].setdefault(Problem, answer_problem)
@@ -90,7 +90,7 @@ def _let_problems_be_answered(request: Request) -> None:
 
 @dataclass(slots=True)
 class _Running:
-    """The check on one event loop. end: suspended until it is over."""
+    """The check on one event loop. end: generator that stops it."""
 
     hook: Duplicates
     end: AsyncGenerator[None, None]
@@ -152,7 +152,7 @@ class DuplicateCheck(_Shared):
         await self._reserve(metadata, upload_info, None)
 
     def pre_create_dep(self, request: Request) -> CreationHook:
-        """The same for whoever is authenticated, and with the header Upload-Force."""
+        """Reserve it with the authenticated owner, and honour the header Upload-Force."""
         _let_problems_be_answered(request)
 
         async def check(metadata: Metadata, upload_info: dict[str, object]) -> None:
@@ -161,11 +161,11 @@ class DuplicateCheck(_Shared):
         return check
 
     async def on_upload_complete(self, file_path: str, metadata: Metadata) -> None:
-        """From now on the fingerprint is the upload's for the whole window."""
+        """Mark the upload as complete; its fingerprint is remembered for the whole window."""
         await self._complete(file_path, metadata, "")
 
     def upload_complete_dep(self, request: Request) -> CompletionHook:
-        """The same for whoever is authenticated."""
+        """Mark it as complete with the authenticated owner."""
 
         async def complete(file_path: str, metadata: Metadata) -> None:
             await self._complete(file_path, metadata, _owner_of(request))
@@ -173,7 +173,7 @@ class DuplicateCheck(_Shared):
         return complete
 
     async def file_dep(self, request: Request) -> AsyncIterator[PlaceHook]:
-        """Gives new uploads their ids, and gives back the fingerprint of an upload that its client removes."""
+        """Set the ids of new uploads, and release the fingerprint of an upload that its client removes."""
         _let_problems_be_answered(request)
         upload_id = str(request.path_params.get("uuid", ""))
         method = request.headers.get("x-http-method-override", request.method).upper()
@@ -254,7 +254,7 @@ class DuplicateCheck(_Shared):
         return read(self._path(upload_id))
 
     async def _offset_of(self, upload_id: str) -> tuple[int, bool] | None:
-        """The truth about an upload that stands in the way: how far it has come, and whether it is finished."""
+        """Return the offset of the first upload, and whether it is finished."""
         info = self._record(upload_id)
         if info is None or not os.path.exists(self._path(upload_id)):
             choice = _choice.get()
@@ -282,7 +282,7 @@ class DuplicateCheck(_Shared):
     # Beginning and ending
 
     async def _hook(self) -> Duplicates:
-        """The check on the running loop, begun if it was not yet."""
+        """Return the check of the running loop, started if necessary."""
         loop = asyncio.get_running_loop()
         task = self._running.get(loop)
         if task is None or (task.done() and task.exception() is not None):
@@ -314,7 +314,7 @@ class DuplicateCheck(_Shared):
         return _Running(hook, end)
 
     async def stop(self) -> None:
-        """Ends the check on the running loop. Nobody has to call it: the loop does when it ends."""
+        """Stop the check of the running loop. Optional: the loop does so when it ends."""
         task = self._running.pop(asyncio.get_running_loop(), None)
         if task is not None:
             await (await task).end.aclose()
@@ -323,7 +323,7 @@ class DuplicateCheck(_Shared):
 async def _until_the_end(
     hook: Duplicates, redis: RedisClient, embedded: EmbeddedRedis | None
 ) -> AsyncGenerator[None, None]:
-    """Suspended until it is closed, which the loop does when it ends."""
+    """Wait until closed, which the event loop does when it ends."""
     watcher = None if embedded is None else keep_running(embedded.watch, "embedded redis")
     try:
         yield
@@ -353,7 +353,7 @@ _NEEDED: Mapping[str, frozenset[Right]] = {
 
 
 class TokenCheck(_Shared):
-    """The token check for `auth`: whoever shows an access token with the right that a request takes may pass.
+    """The token check for `auth`: accepts requests with an access token that permits them.
 
     Whose an upload is, the router does not record; who knows its id and has the right may go on with it. settings: of our
     server by name, such as {"jwt_secret_file": "…", "jwt_audience": "uploads"}. Raises ValueError.
@@ -369,7 +369,7 @@ class TokenCheck(_Shared):
         ] = WeakKeyDictionary()
 
     async def auth(self, request: Request) -> Principal | None:
-        """The dependency. It leaves the owner in `request.state.upload_owner`.
+        """Check a request, as a dependency. Stores the owner in `request.state.upload_owner`.
 
         Raises HTTPException: 401 without a token that counts, 403 without the right, 503 while nobody can tell.
         """
@@ -418,7 +418,7 @@ class TokenCheck(_Shared):
 
 
 async def _until_keys_end(verifier: AccessTokens) -> AsyncGenerator[None, None]:
-    """Suspended until it is closed, which the loop does when it ends."""
+    """Wait until closed, which the event loop does when it ends."""
     try:
         yield
     finally:

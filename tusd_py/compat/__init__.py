@@ -1,1 +1,1 @@
-"""Fronts of other servers, on this one's engine."""
+"""Interfaces of other servers on top of this server."""

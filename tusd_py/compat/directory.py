@@ -1,4 +1,4 @@
-"""The directory that tuspyserver's router keeps, as the router leaves it: reading its records, removing what has expired.
+"""Reads the records in a directory of tuspyserver's router, and removes expired uploads.
 
 In its format, and under its lock files, while it runs. Not for taking such a directory over (`storage/foreign.py`).
 """
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Expired:
-    """What a walk through a directory did. removed: paths. in_use, not_understood: records that were passed over."""
+    """Result of a sweep. removed: paths. in_use, not_understood: number of skipped records."""
 
     seen: int = 0
     removed: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ def expire(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Expired:
-    """Removes what has expired of what tuspyserver's router keeps in a directory and those below it; blocking.
+    """Remove the expired uploads of tuspyserver's router in a directory and those below it; blocking.
 
     Each upload goes under the lock that the router itself takes, after a second look. Unfinished uploads and parts go at the
     time that their record names, finished ones only with `finished`. Whoever kills it leaves nothing that the next run does
@@ -66,7 +66,7 @@ def expire(
 
 
 def _remove(path: str, finished: bool, clock: Callable[[], float]) -> bool:
-    """Removes an upload if it is still due. Raises BlockingIOError if it is in use."""
+    """Remove an upload if it is still due. Raises BlockingIOError if it is in use."""
     directory, name = os.path.split(path)
     with foreign.locked(directory, name, must_exist=True):
         # A byte that came in the meantime does not change when it expires; a finish does.
@@ -87,7 +87,7 @@ def _is_due(path: str, finished: bool, now: float) -> bool:
 
 
 def read(path: str, *, strict: bool = False) -> UploadInfo | None:
-    """The router's record of the upload whose bytes lie at `path`; `expire_after` is counted from `created_at`.
+    """The router's record of the upload with data file `path`; `expire_after` is counted from `created_at`.
 
     None for one that is not there and, unless `strict`, for one that is not the router's. Raises StorageError then.
     """
@@ -108,7 +108,7 @@ def read(path: str, *, strict: bool = False) -> UploadInfo | None:
 
 
 def records(root: str) -> Iterator[str]:
-    """The paths of all uploads that have a record, without the ending. Directories that cannot be read are passed over."""
+    """Yield the paths of all uploads that have a record, without the suffix. Unreadable directories are skipped."""
 
     def passed_over(problem: OSError) -> None:
         skip_entry(os.path.relpath(problem.filename, root), problem)

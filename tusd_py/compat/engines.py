@@ -1,4 +1,4 @@
-"""The uploads of directories, each begun when a request first needs it and ended with the event loop that it runs on.
+"""Services for directories, each started by the first request that needs it and stopped with its event loop.
 
 Whoever includes a router need not know of lifespans. Where the application's lifespan is run, it ends what was begun; where it
 is not (an application mounted in another, tests without a context), the end of the loop does. Not for: what requests mean.
@@ -23,11 +23,11 @@ from tusd_py.web.app import TusApp
 logger = logging.getLogger(__name__)
 
 MOST_READY = 64
-"""Directories beyond which those go that nobody uses."""
+"""Number of open directories above which unused ones are closed."""
 
 
 class Engine:
-    """The uploads of one directory. users: requests that are at it.
+    """The service of one directory. users: number of requests that use it.
 
     shares: whether other processes of this machine serve it too; then they have a Redis in common that is started for them.
     """
@@ -67,7 +67,7 @@ class Engine:
         return tus
 
     async def stop(self) -> None:
-        """Ends it, and lets the directory go."""
+        """Stop the service and release the directory."""
         async with self._starting:
             tus, self._tus = self._tus, None
             if tus is not None:
@@ -86,7 +86,7 @@ class Engine:
 
 
 class Engines:
-    """The directories that are in use on one event loop, by whichever routers."""
+    """The open directories of one event loop, shared by all routers."""
 
     def __init__(self) -> None:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
@@ -94,12 +94,12 @@ class Engines:
 
     @classmethod
     def here(cls) -> Engines:
-        """Those of the running loop."""
+        """Return the directories of the running loop."""
         return _by_loop.setdefault(asyncio.get_running_loop(), cls())
 
     @asynccontextmanager
     async def using(self, directory: str, make: Callable[[], Engine]) -> AsyncIterator[TusApp]:
-        """The uploads of a directory, an absolute path; they do not end before the block does.
+        """Yield the service of a directory (an absolute path), which is not stopped during the block.
 
         make: an engine for it, if there is none yet. Raises what `Engine.start` raises.
         """
@@ -128,7 +128,7 @@ class Engines:
                 del self._engines[directory]
 
     async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        """Suspended until it is closed: by `stop`, or by the loop, which closes such generators when it ends."""
+        """Wait until closed: by `stop`, or by the event loop, which closes asynchronous generators when it ends."""
         try:
             yield
         finally:
@@ -140,7 +140,7 @@ class Engines:
                     logger.exception("the uploads of %s did not end cleanly", directory)
 
     async def stop(self) -> None:
-        """Ends all; whoever comes later begins anew."""
+        """Stop all services; later requests start them again."""
         end, self._end = self._end, None
         if end is not None:
             await end.aclose()
@@ -151,7 +151,7 @@ _by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Engines] = WeakKeyDiction
 
 @asynccontextmanager
 async def lifespan(_app: object = None) -> AsyncIterator[None]:
-    """Ends with the application what its requests have begun."""
+    """Stop with the application the services that its requests started."""
     try:
         yield
     finally:

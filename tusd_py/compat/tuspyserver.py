@@ -61,13 +61,13 @@ _PATIENCE = "1h"
 _ANSWERED = "tusd_py.answered"
 
 Metadata = dict[str, str]
-"""What the client says of its upload: `Upload-Metadata`, its values decoded."""
+"""Metadata of an upload: `Upload-Metadata` with decoded values."""
 OnComplete = Callable[[str, Metadata], object]
-"""Called with the path of the bytes and the metadata when an upload is complete."""
+"""Called with the path of the data file and the metadata when an upload is complete."""
 PreCreate = Callable[[Metadata, dict[str, object]], object]
 """Called with the metadata, and with `size` (bytes or None), `defer_length` and `expires`, before an upload is created."""
 PlaceOf = Callable[[Metadata], object]
-"""Says where an upload is: a mapping with `files_dir` and, for a new one, `uid`; anything else for the usual place."""
+"""Returns the place of an upload: a mapping with `files_dir` and, for a new one, `uid`; anything else means the default."""
 
 
 class _Located(Protocol):
@@ -77,7 +77,7 @@ class _Located(Protocol):
 
 
 async def noop() -> None:
-    """Lets everybody in."""
+    """Allow every request."""
 
 
 @dataclass(slots=True)
@@ -113,7 +113,7 @@ class _Bridge:
         self._has_dependency = has_dependency
 
     async def pre_create(self, event: Event) -> Changes | None:
-        """Before an upload comes into being."""
+        """Set the id before an upload is created."""
         call = _current.get()
         if call is None:
             return None
@@ -121,7 +121,7 @@ class _Bridge:
         return Changes(id=call.uid, expire_after=call.expire_after)
 
     async def post_finish(self, event: Event) -> None:
-        """Once it is finished."""
+        """Record that an upload finished."""
         call = _current.get()
         if call is not None and call.completes and call.upload_id == event.upload.id:
             return
@@ -143,14 +143,14 @@ class TusRouter(APIRouter):
     front: "_Front"
 
     def remove_expired_files(self) -> None:
-        """Removes now what has expired, in every directory in use. The server does so by itself, every ten minutes.
+        """Remove expired uploads now, in every directory in use. The server does so by itself every ten minutes.
 
         For schedulers that run beside the event loop; inside of it, await `sweep`. Raises MaintenanceError.
         """
         asyncio.run(self.front.sweep())
 
     async def sweep(self) -> None:
-        """Removes now what has expired, in every directory in use. Raises MaintenanceError."""
+        """Remove expired uploads now, in every directory in use. Raises MaintenanceError."""
         await self.front.sweep()
 
 
@@ -322,7 +322,7 @@ def _routes(
 
 @dataclass(slots=True)
 class _Answer:
-    """What the engine wants to be answered."""
+    """A response of the engine."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -414,7 +414,7 @@ class _Front:
         )
 
     async def sweep(self) -> None:
-        """Removes what has expired. Raises MaintenanceError."""
+        """Remove expired uploads. Raises MaintenanceError."""
         for directory in sorted(self._directories):
             async with open_maintenance(self._settings(directory), may_open=True) as maintenance:
                 await maintenance.sweep("all", dry_run=False, tell=None)
@@ -429,7 +429,7 @@ class _Front:
         pre_create: object,
         place_of: object,
     ) -> Response:
-        """POST. The hook is asked once the request itself is found right, and before anything is kept."""
+        """Handle POST. The hook is called after the request was validated and before anything is stored."""
         headers = Headers(request.scope["headers"])
         try:
             tus.check_version("POST", headers)
@@ -469,7 +469,7 @@ class _Front:
         on_complete: object,
         place_of: object,
     ) -> Response:
-        """PATCH. Whoever sends the last byte is answered when the hook is done."""
+        """Handle PATCH. The response to the last byte is sent after the hook returned."""
         directory, _ = await self._place(place_of, {})
         declared = request.headers.get("upload-length", "")
         # What is no number is refused by the engine.
@@ -487,7 +487,7 @@ class _Front:
     async def carry_out(
         self, request: Request, response: Response, upload_id: str, place_of: object
     ) -> Response:
-        """HEAD and DELETE."""
+        """Handle HEAD and DELETE."""
         directory, _ = await self._place(place_of, {})
         async with self._using(directory) as engine:
             call = self._call(completes=False, upload_id=upload_id)
@@ -495,7 +495,7 @@ class _Front:
         return answer.into(response)
 
     async def capabilities(self, request: Request, response: Response) -> Response:
-        """OPTIONS."""
+        """Handle OPTIONS."""
         async with self._using(self._directory) as engine:
             answer = await self._ask(request, engine, self._call(completes=False))
         # A final that waits for its parts would be complete when nobody is there to tell.
@@ -508,7 +508,7 @@ class _Front:
         return answer.into(response)
 
     async def _place(self, place_of: object, metadata: Metadata) -> tuple[str, str | None]:
-        """The directory of an upload, and the id that a new one shall have."""
+        """Return the directory of an upload, and the id of a new one."""
         place = None if place_of is None else await _called(place_of, metadata)
         if not isinstance(place, dict):
             return self._directory, None
@@ -519,7 +519,7 @@ class _Front:
         )
 
     async def _ask(self, request: Request, engine: TusApp, call: _Call) -> _Answer:
-        """What the engine answers to a request, for which this router is a mount point."""
+        """Return the engine's response to a request, with this router as its mount point."""
         scope = request.scope
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(f"{root}/"):
@@ -544,7 +544,7 @@ _fronts: WeakSet[_Front] = WeakSet()
 
 
 async def _is_removed(engine: TusApp, upload_id: str) -> bool:
-    """Whether an upload is not only due to go, but gone."""
+    """Return whether an upload was removed, not only due."""
     try:
         await engine.uploads.load(upload_id)
     except StorageError:
@@ -566,7 +566,7 @@ async def _check_parts(engine: TusApp, final: Final) -> None:
 
 
 async def _tell_if_complete(engine: TusApp, upload_id: str, hook: object) -> None:
-    """Calls the hook of a completion if the upload is complete. Raises what the hook raises."""
+    """Call the completion hook if the upload is complete. Raises what the hook raises."""
     upload: Upload = await engine.uploads.load(upload_id)
     if upload.finished:
         path = engine.instance.store.data_path(upload.info)
@@ -574,7 +574,7 @@ async def _tell_if_complete(engine: TusApp, upload_id: str, hook: object) -> Non
 
 
 async def _called(function: object, *arguments: object) -> object:
-    """What a function of the application returns, be it async or not; one that is not runs in a thread."""
+    """Call an application's function and return its result; one that is not async runs in a thread."""
     call = cast("Callable[..., object]", function)
     if inspect.iscoroutinefunction(call):
         result: object = call(*arguments)
@@ -584,7 +584,7 @@ async def _called(function: object, *arguments: object) -> object:
 
 
 def _texts(metadata: Mapping[str, bytes]) -> Metadata:
-    """Metadata as theirs hands it over: values that are no text are left out."""
+    """Decode metadata as tuspyserver does: values that are not text are left out."""
     found: Metadata = {}
     for key, value in metadata.items():
         try:
@@ -608,7 +608,7 @@ def _with_effective_method(scope: Scope) -> Scope:
 
 
 def _directory_of(storage: object) -> str:
-    """The directory of a storage of theirs. Raises TypeError for one that has none."""
+    """Return the directory of a tuspyserver storage. Raises TypeError if it has none."""
     directory = getattr(storage, "files_dir", None)
     if not isinstance(directory, str | os.PathLike):
         raise TypeError(
@@ -623,13 +623,13 @@ def _absolute(directory: str) -> str:
 
 
 def _has_siblings() -> bool:
-    """Whether this process may be one of several that serve the same application, as uvicorn and others start them."""
+    """Return whether this process may be one of several that serve the application, as uvicorn and others start them."""
     concurrency = os.environ.get("WEB_CONCURRENCY", "1")
     return multiprocessing.parent_process() is not None or concurrency not in ("", "0", "1")
 
 
 def _parameters(method: str) -> list[dict[str, object]]:
-    """What OpenAPI tells of the header fields of a method (tus 1.0.0)."""
+    """Return the OpenAPI description of a method's header fields (tus 1.0.0)."""
     return [
         {"name": name, "in": "header", "required": required, "schema": {"type": kind}}
         for name, kind, required in _FIELDS[method]
