@@ -33,6 +33,8 @@ _ANSWER_LIMIT = 64 * 1024
 """Maximum size of an answer in bytes; the rest is read and discarded."""
 _LINE_LIMIT = 1024
 """Maximum length of a logged line of standard error in bytes; longer ones are split."""
+_MOST_IN_BACKGROUND = 32
+"""Executables of `post-` events that run at the same time; others wait in line, as each takes a process and descriptors."""
 _SHOWN = 200
 """Bytes of an unexpected output to log."""
 
@@ -46,6 +48,7 @@ class FileHooks(WireHooks):
     def __init__(self) -> None:
         super().__init__()
         self._errors: set[asyncio.Task[None]] = set()
+        self._background = asyncio.Semaphore(_MOST_IN_BACKGROUND)
 
     async def start(self, context: HookContext) -> None:
         """Read the settings, and warn about files that will not be run. Raises HookFailed if there is no directory."""
@@ -81,7 +84,11 @@ class FileHooks(WireHooks):
         path = self._directory / event.type.value
         if not path.exists():
             return None
-        output = await self._run(path, event)
+        if event.type.startswith("post-"):
+            async with self._background:
+                output = await self._run(path, event)
+        else:
+            output = await self._run(path, event)
         if not wire.counts(event.type) or not output.strip():
             return None
         if len(output) > _ANSWER_LIMIT:

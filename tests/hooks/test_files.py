@@ -403,3 +403,21 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_not_too_many_run_in_the_background(tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path)
+    scripts.write(
+        "post-create", "while [ ! -e $NOTES/go ]; do sleep 0.1; done; echo >>$NOTES/ended"
+    )
+    flags = ("--hooks-dir", str(scripts.directory), "--hooks-delivery", "server")
+    with ServerProcess(tmp_path / "uploads", *flags) as server:
+        tus = Tus(server)
+        for _ in range(60):
+            tus.new(5)
+        assert tus.options().status == 204
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        assert len(children) <= 34
+        (scripts.notes / "go").touch()
+        ended = scripts.notes / "ended"
+        wait_until(lambda: ended.exists() and ended.read_text().count("\n") == 60, "all of them")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
-from tests.support.tus import Tus, id_of, path_of
+from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import head_bytes
 
 PRELUDE = """
     import os
@@ -430,3 +431,56 @@ def test_a_hook_that_cannot_start_is_said_in_a_sentence(
     assert server.wait() == 2
     assert "the archive is not mounted" in server.log()
     assert "Traceback" not in server.log()
+
+
+class TestBackgroundHooksThatHang:
+    """They hold up neither those that requests wait for nor the memory of the server."""
+
+    HANGING = """
+        import time
+
+        def pre_create(event):
+            pass
+
+        def post_create(event):
+            while not LOG.with_name("go").exists():
+                time.sleep(0.01)
+            note("told", event.upload.id)
+    """
+    FLAGS = ("--hooks-delivery", "server")
+
+    def test_requests_have_threads_of_their_own(self, hooked: MakeHooked, tmp_path: Path) -> None:
+        server = hooked(self.HANGING, flags=(*self.FLAGS, "--hooks-timeout", "10s"))
+        created = [server.tus.create(5) for _ in range(80)]
+        assert {response.status for response in created} == {201}
+        (tmp_path / "go").touch()
+        server.wait_for(f"told {id_of(path_of(created[-1]['Location']))}")
+
+    @pytest.mark.parametrize("kind", ["large metadata", "many fields"])
+    def test_what_waits_for_them_is_bounded(
+        self, hooked: MakeHooked, tmp_path: Path, kind: str
+    ) -> None:
+        server = hooked(self.HANGING, flags=self.FLAGS)
+        extra = {
+            "large metadata": {"Upload-Metadata": metadata(filename=b"x" * 40_000)},
+            "many fields": {f"X-{number}": "y" for number in range(4_000)},
+        }[kind]
+        path = server.tus.new(5)
+        fields = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", **extra}
+        creation = head_bytes("POST", server.tus.collection, fields, "localhost")
+        before = server.tus.server.memory()
+        sent = 0
+        with server.tus.connect() as connection:
+            response = server.tus.create(5, on=connection)
+            while response.status == 201 and sent < 1_000:
+                connection.send(creation)
+                response = connection.read_response("POST")
+                sent += 1
+        assert (response.status, response.code) == (503, "ERR_UNAVAILABLE")
+        assert response["Retry-After"]
+        assert server.tus.server.memory() - before < 128 << 20
+        # What adds no event goes on.
+        assert server.tus.offset(path) == 0
+        (tmp_path / "go").touch()
+        wait_until(lambda: server.tus.create(5).status == 201, "creations are taken again")
+        assert server.tus.patch(path, 0, b"hello").status == 204

@@ -8,9 +8,12 @@ decided, in order within one upload; those that workers deliver (`DELIVERED`) ar
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -39,6 +42,16 @@ logger = logging.getLogger(__name__)
 
 _POST_TIMEOUT_SECONDS = 3600.0
 """Least time-out of a `post-` hook: only the next event of its upload waits for it, and copying a large file takes long."""
+
+_THREADS = 32
+"""Threads for hooks that are no coroutines: for those that a request depends on, and as many for those in the background."""
+_MOST_WAITING_BYTES = 32 * 1024**2
+"""Memory that events may take whose hooks have not run yet, in one process, before requests that would add to them wait."""
+_EVENT_BYTES, _ITEM_BYTES = 2048, 160
+"""Memory that an event takes besides the texts in it, and each of its header fields and pairs of metadata."""
+_ROOM_SECONDS = 5.0
+"""How long a request waits for hooks to catch up before it is refused."""
+_REPEAT_WARNING_SECONDS = 60.0
 
 
 class Creation:
@@ -96,6 +109,13 @@ class Hooks:
         self._find_listeners()
         self._queues: dict[str, asyncio.Task[None]] = {}
         self._last_progress: dict[str, Event] = {}
+        self._waiting_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._warned_at = -_REPEAT_WARNING_SECONDS
+        # Hooks in the background may take an hour each: those that requests wait for have threads of their own.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tusd-hooks")
+        self._background_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tusd-posts")
 
     async def start(self, context: HookContext) -> None:
         """Call `start` of every hook. Raises HookError if one fails."""
@@ -130,6 +150,8 @@ class Hooks:
                     await _awaited(end())
                 except Exception:
                     logger.exception("hook %s failed to stop", _name(hook))
+        for threads in (self._threads, self._background_threads):
+            threads.shutdown(wait=False)
 
     def wants(self, event_type: EventType) -> bool:
         """Whether any hook listens to `event_type` in this process."""
@@ -200,29 +222,66 @@ class Hooks:
         Replaces the last event of an earlier request that is still waiting.
         """
         upload_id = event.upload.id
-        if upload_id not in self._last_progress:
+        earlier = self._last_progress.get(upload_id)
+        if earlier is None:
             before = self._queues.get(upload_id)
             self._queue(upload_id, self._run_last_progress(upload_id, before))
+        else:
+            self._release(earlier)
+        self._hold(event)
         self._last_progress[upload_id] = event
 
     async def _run_last_progress(self, upload_id: str, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
-        await self._run(self._last_progress.pop(upload_id), None, None)
+        event = self._last_progress.pop(upload_id)
+        try:
+            await self._run(event, None, None)
+        finally:
+            self._release(event)
 
     def notify(self, event: Event) -> None:
         """Call the hooks of a `post-` event in the background, after those of earlier events of the same upload."""
         if self._listeners[event.type]:
             self._enqueue(event, None)
 
+    async def has_room(self) -> bool:
+        """Wait a moment while the events that wait for hooks take too much memory; return whether they take less."""
+        if not self._room.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ROOM_SECONDS):
+                    await self._room.wait()
+        return self._room.is_set()
+
+    def _hold(self, event: Event) -> None:
+        self._waiting_bytes += _size_of(event)
+        if self._waiting_bytes < _MOST_WAITING_BYTES:
+            return
+        self._room.clear()
+        now = time.monotonic()
+        if now - self._warned_at >= _REPEAT_WARNING_SECONDS:
+            self._warned_at = now
+            logger.warning(
+                "%d uploads wait for their post- hooks, which are too slow: new requests have to wait",
+                len(self._queues),
+            )
+
+    def _release(self, event: Event) -> None:
+        self._waiting_bytes -= _size_of(event)
+        if self._waiting_bytes < _MOST_WAITING_BYTES:
+            self._room.set()
+
     def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
         before = self._queues.get(event.upload.id)
-        self._queue(event.upload.id, self._run(event, before, stop))
+        task = self._queue(event.upload.id, self._run(event, before, stop))
+        self._hold(event)
+        task.add_done_callback(lambda _done: self._release(event))
 
-    def _queue(self, upload_id: str, work: Coroutine[None, None, None]) -> None:
+    def _queue(self, upload_id: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = spawn(work, "hooks")
         self._queues[upload_id] = task
         task.add_done_callback(lambda done: self._forget(upload_id, done))
+        return task
 
     def _forget(self, upload_id: str, done: asyncio.Task[None]) -> None:
         if self._queues.get(upload_id) is done:
@@ -291,7 +350,8 @@ class Hooks:
                 if inspect.iscoroutinefunction(function):
                     answer = await function(event)
                 else:
-                    answer = await _awaited(await asyncio.to_thread(function, event))
+                    threads = self._background_threads if in_background else self._threads
+                    answer = await _awaited(await _call_in(threads, function, event))
         except (Reject, Stop):
             raise
         except Exception as problem:
@@ -314,6 +374,22 @@ def _response_to(refusal: Reject | Stop, code: str) -> ProtocolError:
     is_whole = any(name.lower() == "content-type" for name in refusal.headers)
     kind = RefusedByHook if is_whole else ProtocolError
     return kind(refusal.status, code, refusal.body, refusal.headers)
+
+
+def _call_in(
+    threads: ThreadPoolExecutor, function: HookFunction, event: Event
+) -> asyncio.Future[Awaitable[Changes | None] | Changes | None]:
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    return loop.run_in_executor(threads, lambda: context.run(function, event))
+
+
+def _size_of(event: Event) -> int:
+    """Bytes of memory that an event takes, roughly."""
+    headers, pairs = event.request.headers, event.upload.metadata
+    texts = sum(len(name) + len(value) for name, value in headers.items())
+    texts += sum(len(key) + len(value) for key, value in pairs.items())
+    return _EVENT_BYTES + texts + _ITEM_BYTES * (len(headers) + len(pairs))
 
 
 async def _awaited(answer: object) -> object:

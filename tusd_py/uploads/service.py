@@ -212,6 +212,7 @@ class Uploads:
             ProtocolError: The request is refused; nothing was created.
         """
         self._refuse_when_closing()
+        await self._wait_for_hooks()
         owner = self.access_policy.creator(request.principal, parts)
         with _translated:
             info = UploadInfo(
@@ -548,6 +549,7 @@ class Uploads:
             ProtocolError: The request is refused, or its body ended early; the bytes that arrived are kept then.
         """
         self._refuse_when_closing()
+        await self._wait_for_hooks()
         with _translated:
             # Before the lock is requested: a client without access must not interrupt the holder.
             await self._check_access(upload_id, request, Action.APPEND)
@@ -676,6 +678,7 @@ class Uploads:
         Returns the response that hooks want. Raises ProtocolError.
         """
         self._refuse_when_closing()
+        await self._wait_for_hooks()
         if not isinstance(self.store, RemovesUploads) or not self.policy.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with _translated:
@@ -951,6 +954,11 @@ class Uploads:
     def _refuse_when_closing(self) -> None:
         if self._closing:
             raise errors.shutting_down()
+
+    async def _wait_for_hooks(self) -> None:
+        """Wait for hooks that are far behind: what they are still to be told must not fill the memory. Raises a 503."""
+        if not await self.hooks.has_room():
+            raise errors.unavailable()
 
     async def _current(self, upload_id: str) -> Upload:
         """Load an upload. Raises a 410 for one that is due, as the sweep may remove it at any moment."""
