@@ -44,7 +44,7 @@ class Engine:
         self._starting = asyncio.Lock()
 
     async def start(self) -> TusApp:
-        """The component, begun if it was not yet. Raises StorageError, EmbeddedStateError, HookError, ValueError."""
+        """The component, begun if it was not yet. Raises StorageError, EmbeddedRedisError, HookError, ValueError."""
         async with self._starting:
             if self._tus is None:
                 self._tus = await self._begin()

@@ -104,7 +104,7 @@ class TusApp:
     def open(self) -> None:
         """Lock the upload directory, and start the embedded Redis where it is needed; blocking.
 
-        Raises StorageError, EmbeddedStateError, ValueError.
+        Raises StorageError, EmbeddedRedisError, ValueError.
         """
         if self._endpoint is not None:
             return
@@ -148,7 +148,7 @@ class TusApp:
     async def start(self) -> None:
         """Open, start the hooks and begin to sweep.
 
-        Raises StorageError, EmbeddedStateError, HookError.
+        Raises StorageError, EmbeddedRedisError, HookError.
         """
         async with self._starting:
             if self._started:

@@ -122,11 +122,11 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The URL of the server, whether it runs or not. Raises EmbeddedStateError."""
+        """The URL of the server, whether it runs or not. Raises EmbeddedRedisError."""
         return f"unix://{quote(sockets.path_for(self.directory))}"
 
     def start(self) -> str:
-        """The URL of the server, which is started unless it runs. Raises EmbeddedStateError."""
+        """The URL of the server, which is started unless it runs. Raises EmbeddedRedisError."""
         self._stopped = False
         return self._start()
 
@@ -244,7 +244,7 @@ class EmbeddedRedis:
 
     def _attach(self, lock: int, path: str) -> bool:
         """Whether the server that holds the lock can be used; if not it is gone, and the lock is
-        ours. Raises EmbeddedStateError if it is there and of no use.
+        ours. Raises EmbeddedRedisError if it is there and of no use.
         """
         try:
             token = _token(lock, path)
@@ -320,7 +320,7 @@ class EmbeddedRedis:
     # Data that cannot be read
 
     def _may_be_the_data(self, failures: Sequence[_NotStarted]) -> bool:
-        """Whether a server may have ended because of what it was to read. Raises EmbeddedStateError if it is not let read.
+        """Whether a server may have ended because of what it was to read. Raises EmbeddedRedisError if it is not let read.
 
         Whatever it said: the words differ by server and version. One that was too slow, or was killed, has not said so.
         """
@@ -493,7 +493,7 @@ class EmbeddedRedis:
     # Its end
 
     def _end(self) -> None:
-        """Tell the server to end, and wait until it is gone. Raises EmbeddedStateError."""
+        """Tell the server to end, and wait until it is gone. Raises EmbeddedRedisError."""
         lock = guardian.open_lock(str(self.directory / _SERVER_LOCK))
         try:
             if _is_free(lock):
@@ -507,7 +507,7 @@ class EmbeddedRedis:
             os.close(lock)
 
     def _kill(self, lock: int, record: _Record | None) -> None:
-        """End a server that does not listen to anybody. Raises EmbeddedStateError."""
+        """End a server that does not listen to anybody. Raises EmbeddedRedisError."""
         pid = 0 if record is None else record.pid
         if pid and self._is_ours(pid):
             with suppress(ProcessLookupError):

@@ -35,7 +35,7 @@ def path_for(directory: Path) -> str:
     """A path to the socket in `directory` that is short enough for the system.
 
     If need be it leads there by a link: only the path that the system is given must be short, not
-    where it ends. Raises EmbeddedStateError, OSError.
+    where it ends. Raises EmbeddedRedisError, OSError.
     """
     target = os.path.abspath(directory)
     path = os.path.join(target, SOCKET)
@@ -94,7 +94,7 @@ def wait(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def _runtime_directory() -> str:
-    """A directory of this user's with a short path. Raises EmbeddedStateError or OSError."""
+    """A directory of this user's with a short path. Raises EmbeddedRedisError or OSError."""
     parents = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")  # noqa: S108
     for parent in parents:
         path = os.path.join(parent, f"tusd-py-{os.geteuid()}")
