@@ -68,7 +68,10 @@ class KeySet:
     """
 
     def __init__(self, document: bytes, algorithms: Sequence[str]) -> None:
-        content: object = json.loads(document)
+        try:
+            content: object = json.loads(document)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
         keys = content.get("keys") if isinstance(content, dict) else None
         if not isinstance(keys, list):
             raise ValueError("it has no list of keys")

@@ -42,6 +42,12 @@ def parse(text: str, source: str) -> tuple[Secret, ...]:
             continue
         if len(words) > 2:
             raise ValueError(f"{source}, line {number}: give one secret a line, or KID SECRET")
+        if not line.strip().replace("\t", " ").isprintable():
+            # Of a file in UTF-16, or pasted: a secret that nobody sees is not the one that was meant.
+            raise ValueError(
+                f"{source}, line {number}: there is a character that cannot be seen; "
+                "write the file anew, as UTF-8"
+            )
         value = words[-1].encode()
         if len(value) < MINIMUM:
             raise ValueError(
