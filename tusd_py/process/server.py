@@ -16,13 +16,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import uvicorn
-
 from tusd_py import logs
 from tusd_py.events.model import HookError
 from tusd_py.metrics.multiprocess import clear
 from tusd_py.process import unix_socket
-from tusd_py.process.probe import what_works
 from tusd_py.process.sidecars import Children
 from tusd_py.process.supervisor import Supervisor
 from tusd_py.redis.embedded.server import EmbeddedRedisError
@@ -30,7 +27,8 @@ from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.http import heads
-from tusd_py.web.http.protocol import Limits, UploadConfig, UploadServer
+from tusd_py.web.http.connection_config import ConnectionConfig, Limits
+from tusd_py.web.http.server import UploadConfig, UploadServer
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +74,6 @@ class _Server(UploadServer):
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Return the exit code: 0, or 2 with a message if the settings cannot be used."""
     several = settings.workers > 1
-    works = what_works()
-    if works == "nothing":
-        sys.stderr.write(f"tusd-py serve: it does not work with uvicorn {uvicorn.__version__}\n")
-        return EXIT_UNUSABLE
-    if works == "stream" and not settings.disable_direct_bodies:
-        settings = settings.model_copy(update={"disable_direct_bodies": True})
-        logs.event(
-            logger,
-            logging.WARNING,
-            "direct bodies off",
-            message=f"Bodies cannot go straight into files with uvicorn {uvicorn.__version__}; they take the slower way",
-        )
     try:
         app = TusApp(settings, sidecars=None if several else Children(settings))
         if several:
@@ -130,8 +116,7 @@ def _serve(
     first: whether this process logs for all. parent: becomes readable when the supervising process ends.
     """
     site = Site(app)
-    config = UploadConfig(
-        site,
+    connection = ConnectionConfig(
         limits=Limits(
             connections=settings.max_connections,
             head_size=settings.max_header_size,
@@ -144,8 +129,12 @@ def _serve(
             ),
             idle_timeout=settings.network_timeout,
         ),
-        gauge=app.counters,
+        counters=app.counters,
         refusal_headers=app.refusal_headers,
+    )
+    config = UploadConfig(
+        site,
+        connection,
         backlog=_BACKLOG,
         interface="asgi3",
         lifespan="on",

@@ -39,7 +39,7 @@ from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
-from tusd_py.web.http.protocol import EXTENSION, Exchange
+from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.proxy_headers import External, Proxies
 from tusd_py.web.request_body import RequestBody
 from tusd_py.web.token_routes import TokenRoutes

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 
 from tusd_py.uploads.receive import BodyEnd, GetBuffer, WriteView
 from tusd_py.web.http.direct_body import Transfer
-from tusd_py.web.http.protocol import Exchange
+from tusd_py.web.http.exchange import Exchange
 
 
 class RequestBody:

@@ -7,14 +7,13 @@ would count nowhere. The server therefore listens without TLS and starts it here
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from uvicorn.server import ServerState
+import uvicorn
 
 from tusd_py.background import spawn
-
-if TYPE_CHECKING:
-    from tusd_py.web.http.protocol import UploadConfig
+from tusd_py.web.http.connection_config import ConnectionConfig
+from tusd_py.web.http.protocol import ServerState, UploadProtocol
 
 HANDSHAKE_SECONDS = 15.0
 """Within which a handshake has to be done, unless the network time-out is shorter."""
@@ -25,12 +24,17 @@ class TlsHandshake(asyncio.Protocol):
 
     def __init__(
         self,
-        config: UploadConfig,
+        config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        if not config.loaded:
+            config.load()
         self._config = config
+        self._connection: ConnectionConfig = (
+            getattr(config, "connection", None) or ConnectionConfig()
+        )
         self._server_state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
@@ -42,8 +46,8 @@ class TlsHandshake(asyncio.Protocol):
         self._transport = transport
         connections: set[Any] = self._server_state.connections
         connections.add(self)
-        self._config.gauge.connections_open = len(connections)
-        if len(connections) > self._config.limits.most_accepted:
+        self._connection.counters.connections_open = len(connections)
+        if len(connections) > self._connection.limits.most_accepted:
             self._forget()
             transport.abort()
         else:
@@ -73,7 +77,7 @@ class TlsHandshake(asyncio.Protocol):
         if secured is None or early.is_lost or secured.is_closing():
             self._transport.abort()
             return
-        protocol = self._config.make_protocol(self._server_state, self._app_state, self._loop)
+        protocol = UploadProtocol(self._config, self._server_state, self._app_state, self._loop)
         protocol.raw_transport = self._transport
         secured.set_protocol(protocol)
         protocol.connection_made(secured)
@@ -84,7 +88,7 @@ class TlsHandshake(asyncio.Protocol):
 
     async def _shake_hands(self, early: asyncio.Protocol) -> asyncio.Transport | None:
         """Starts TLS, with `early` as the protocol. Raises OSError, which ssl.SSLError is, where it fails or takes too long."""
-        context = self._config.tls
+        context = self._connection.tls
         if context is None or self._transport.is_closing():
             return None
         starting = self._loop.create_task(
@@ -93,7 +97,7 @@ class TlsHandshake(asyncio.Protocol):
                 early,
                 context,
                 server_side=True,
-                ssl_handshake_timeout=min(HANDSHAKE_SECONDS, self._config.limits.idle_timeout),
+                ssl_handshake_timeout=min(HANDSHAKE_SECONDS, self._connection.limits.idle_timeout),
             )
         )
         # Its first step schedules what connects TLS with the transport; what came before is handed over right behind that.
@@ -114,7 +118,7 @@ class TlsHandshake(asyncio.Protocol):
     def _forget(self) -> None:
         connections: set[Any] = self._server_state.connections
         connections.discard(self)
-        self._config.gauge.connections_open = len(connections)
+        self._connection.counters.connections_open = len(connections)
 
 
 class _Early(asyncio.Protocol):

@@ -1,0 +1,321 @@
+"""One request and its response, as an ASGI application sees them, and what ASGI has no messages for.
+
+`scope["extensions"]["tusd_py"]` is the exchange itself: trailer fields, a body that has come in already, a response in one
+write, a body straight from the socket. The extension "http.response.zerocopysend" sends files. Not for: parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol, cast
+
+from starlette.types import ASGIApp, Message, Scope
+
+from tusd_py.protocol.headers import Headers, RawHeaders
+from tusd_py.web.http.direct_body import Room, Take, Transfer
+from tusd_py.web.http.flow import Event
+from tusd_py.web.http.response_head import CONTINUE, serialize
+from tusd_py.web.http.sendfile import sendfile
+
+if TYPE_CHECKING:
+    from tusd_py.web.http.protocol import UploadProtocol
+
+EXTENSION = "tusd_py"
+"""Name of our ASGI extension."""
+
+_BUFFERED_BYTES = 64 * 1024
+"""Bytes of a body that are read ahead of the application."""
+_NO_BODY_STATUSES = frozenset({204, 304})
+
+logger = logging.getLogger(__name__)
+
+
+class _HasDescriptor(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Exchange:
+    """One request and its response.
+
+    body_left: bytes of the body that were not parsed yet, where its length is known. disconnected: the client is gone, or its
+    body ended early. keep_alive: whether the connection may have another request. more_body: whether the body is incomplete.
+    """
+
+    __slots__ = (
+        "_began_to_receive",
+        "_body",
+        "_chunked",
+        "_connection",
+        "_event",
+        "_expects_continue",
+        "_response_left",
+        "_response_started",
+        "_trailers",
+        "body_left",
+        "disconnected",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+        "scope",
+    )
+
+    def __init__(
+        self,
+        connection: UploadProtocol,
+        scope: Scope,
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
+        body_left: int,
+    ) -> None:
+        self.scope = scope
+        self.body_left = body_left
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.response_complete = False
+        self._connection = connection
+        self._expects_continue = expects_continue
+        self._body = bytearray()
+        self._trailers: RawHeaders | None = None
+        self._event = Event()
+        self._began_to_receive = False
+        self._response_started = False
+        self._chunked = False
+        self._response_left = 0
+
+    async def run(self, app: ASGIApp) -> None:
+        """Call the application; answer with 500, or close the connection, if it fails."""
+        problem = "the application returned before its response was complete"
+        error: BaseException | None = None
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as raised:  # noqa: BLE001 - the edge of a request, also when it is cancelled at a shutdown
+            problem, error = "the application failed", raised
+        if error is not None or not (self.response_complete or self.disconnected):
+            logger.error(problem, exc_info=error)
+            if self._response_started:
+                self._connection.close()
+            else:
+                await self._send_500()
+        # The scope refers to this object: as a reference cycle the fields that a client sent would stay until the garbage
+        # collector runs, which counts objects and not bytes.
+        self.scope["extensions"] = {}
+
+    async def _send_500(self) -> None:
+        body = b"ERR_INTERNAL_SERVER_ERROR: internal server error\n"
+        headers: RawHeaders = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *self._connection.fields_of_failure(self.scope),
+        ]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    # What the connection reports
+
+    def feed(self, data: bytes) -> bool:
+        """Add parsed bytes of the body; True if enough wait for the application by now."""
+        self.body_left -= len(data)
+        if self.response_complete:
+            return False
+        self._body += data
+        self._event.set()
+        return len(self._body) > _BUFFERED_BYTES
+
+    def end_body(self) -> None:
+        """The body is complete."""
+        if not self.response_complete:
+            self.more_body = False
+            self._event.set()
+
+    def disconnect(self) -> None:
+        """The client is gone, or the rest of the body will not come."""
+        self.disconnected = True
+        self._event.set()
+
+    def add_trailer(self, name: bytes, value: bytes) -> None:
+        """Add a trailer field (RFC 9112, section 7.1.2)."""
+        if self._trailers is None:
+            self._trailers = []
+        self._trailers.append((name, value))
+
+    # ASGI
+
+    async def receive(self) -> Message:
+        """ASGI "Receive event". Bytes that arrived before the client was gone come first."""
+        self._began_to_receive = True
+        self._continue_if_expected()
+        if not (self.disconnected or self.response_complete):
+            self._connection.flow.resume_reading()
+            await self._event.wait()
+            self._event.clear()
+        if self.response_complete or (self.disconnected and not self._body):
+            return {"type": "http.disconnect"}
+        body, self._body = bytes(self._body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: Message) -> None:
+        """ASGI "Send event". Raises RuntimeError for a message out of order, ValueError for a field that cannot be sent."""
+        await self._wait_for_reader()
+        kind = message["type"]
+        if kind == "http.response.zerocopysend":
+            await self._send_file(message)
+        elif self.disconnected:
+            return
+        elif not self._response_started:
+            if kind != "http.response.start":
+                raise RuntimeError(f"expected http.response.start, not {kind}")
+            self._start_response(message["status"], message.get("headers", ()))
+        elif not self.response_complete:
+            if kind != "http.response.body":
+                raise RuntimeError(f"expected http.response.body, not {kind}")
+            self._write_body(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"unexpected {kind}: the response is complete")
+
+    def _start_response(self, status: int, headers: RawHeaders) -> None:
+        head = serialize(
+            status,
+            chain(self._connection.default_headers, headers),
+            has_body=self.scope["method"] != "HEAD" and status not in _NO_BODY_STATUSES,
+            keep_alive=self.keep_alive,
+        )
+        self._response_started = True
+        self._expects_continue = False
+        self._chunked = head.length is None
+        self._response_left = head.length or 0
+        if head.closes:
+            self.keep_alive = False
+        self._connection.transport.write(head.content)
+
+    def _write_body(self, body: bytes, *, more: bool) -> None:
+        transport = self._connection.transport
+        if self.scope["method"] == "HEAD":
+            self._response_left = 0
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            transport.write(data if more else data + b"0\r\n\r\n")
+        else:
+            if len(body) > self._response_left:
+                raise RuntimeError("the response is longer than its Content-Length")
+            self._response_left -= len(body)
+            transport.write(body)
+        if not more:
+            if self._response_left:
+                raise RuntimeError("the response is shorter than its Content-Length")
+            self._end_response()
+
+    def _end_response(self) -> None:
+        self.response_complete = True
+        self._event.set()
+        if not self.keep_alive:
+            self._connection.close()
+        self._connection.on_response_complete()
+
+    async def _wait_for_reader(self) -> None:
+        """Return when the client has read most of what was sent; disconnect one that reads nothing for too long."""
+        flow = self._connection.flow
+        if not flow.write_paused or self.disconnected:
+            return
+        try:
+            async with asyncio.timeout(self._connection.limits.idle_timeout):
+                await flow.drain()
+        except TimeoutError:
+            self._connection.transport.abort()
+            self.disconnected = True
+
+    async def _send_file(self, message: Message) -> None:
+        """ASGI "Zero Copy Send"; `count` and `offset` in bytes, both given."""
+        connection = self._connection
+        if not self.disconnected:
+            sent = await sendfile(
+                connection.loop,
+                connection.transport,
+                cast(_HasDescriptor, message["file"]).fileno(),
+                message["offset"],
+                message["count"],
+                idle_timeout=connection.limits.idle_timeout,
+            )
+            self._response_left -= sent
+            if sent < message["count"]:
+                self.disconnected = True
+        if not self.disconnected:
+            self._write_body(b"", more=message.get("more_body", False))
+
+    def _continue_if_expected(self) -> None:
+        """Send the 100 that a client waits for before it sends its body (RFC 9110, section 10.1.1)."""
+        if self._expects_continue and not self._connection.transport.is_closing():
+            self._expects_continue = False
+            self._connection.transport.write(CONTINUE)
+
+    # Our extension
+
+    def trailers(self) -> Mapping[str, str]:
+        """Trailer fields, names in lower case; complete when the body is."""
+        return Headers(self._trailers or ())
+
+    def arrived(self) -> bytes | None:
+        """The whole body if it has come in already; `receive` then has nothing more. None if more is to come, or if the
+        application has begun to receive it."""
+        if self._began_to_receive or self.more_body or self.disconnected or not self._body:
+            return None
+        self._began_to_receive = True
+        body, self._body = bytes(self._body), bytearray()
+        return body
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> bool:
+        """Write a whole response at once; False where that is not possible, and nothing was done.
+
+        headers: names in lower case, Content-Length among them where the response has one.
+        """
+        connection = self._connection
+        if self._response_started or self.disconnected or connection.flow.write_paused:
+            return False
+        try:
+            head = serialize(
+                status,
+                chain(connection.default_headers, headers),
+                has_body=False,
+                keep_alive=self.keep_alive,
+            )
+        except ValueError:
+            return False
+        if head.length != len(body):
+            return False
+        if head.closes:
+            self.keep_alive = False
+        self._response_started = True
+        self._expects_continue = False
+        connection.transport.write(head.content + body)
+        self._end_response()
+        return True
+
+    def transfer(self, take: Take, room: Room | None = None) -> Transfer | None:
+        """Let the body bypass the HTTP parser, straight from the socket to `take`, or into the buffer that `room` returns.
+
+        None where the body is too small for that, has no length, or where the application has begun to receive it: it then
+        comes by `receive`.
+        """
+        return self._connection.begin_transfer(self, take, room)
+
+    def take_parsed(self, least: int) -> bytes | None:
+        """The bytes of the body that were parsed already, before the rest bypasses the parser; None if it may not.
+
+        least: bytes that have to be outstanding, parsed ones included.
+        """
+        if (
+            self.body_left <= 0
+            or self.body_left + len(self._body) < least
+            or self.disconnected
+            or self._began_to_receive
+        ):
+            return None
+        self.scope["headers"] = []
+        self._continue_if_expected()
+        parsed, self._body = bytes(self._body), bytearray()
+        return parsed

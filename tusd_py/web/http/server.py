@@ -1,0 +1,56 @@
+"""uvicorn's `Config` and `Server` for our protocol class. Nothing that uvicorn keeps private is used."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tusd_py.web.http.connection_config import ConnectionConfig
+from tusd_py.web.http.protocol import UploadProtocol
+from tusd_py.web.http.tls import TlsHandshake
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class UploadConfig(uvicorn.Config):
+    """uvicorn's configuration with that of our connections; the other arguments are uvicorn's own."""
+
+    def __init__(self, app: ASGIApp, connection: ConnectionConfig, **kwargs: object) -> None:
+        http: type[asyncio.Protocol] = (
+            TlsHandshake if kwargs.get("ssl_certfile") else UploadProtocol
+        )
+        super().__init__(app, http=http, ws="none", log_config=None, **kwargs)  # type: ignore[arg-type]
+        self.connection = connection
+
+    def load(self) -> None:
+        super().load()
+        # The server listens without TLS; see `TlsHandshake`.
+        self.connection.tls, self.ssl = self.ssl, None
+
+
+class UploadServer(uvicorn.Server):
+    """uvicorn's server; `on_shutdown` is called first when it has to stop, so that requests in flight come to an end."""
+
+    def __init__(self, config: UploadConfig, *, on_shutdown: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_shutdown = on_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_shutdown()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Let signals stop the server, which is a success: unlike uvicorn's own, this does not raise them again at the end."""
+        before = {number: signal.signal(number, self.handle_exit) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
