@@ -116,6 +116,53 @@ class Linger:
         )
 
 
+class Flush:
+    """Closes a TLS transport once all of its response was handed to the system.
+
+    Its own `close` aborts the connection 30 s later, whatever a slow client still has to read. raw: the transport below TLS.
+    idle_timeout: seconds without progress after which the connection is aborted.
+    """
+
+    __slots__ = ("_idle_timeout", "_left", "_loop", "_progress_at", "_raw", "_timer", "_transport")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.Transport,
+        raw: asyncio.Transport,
+        idle_timeout: float,
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._raw = raw
+        self._idle_timeout = idle_timeout
+        self._left = self._unsent()
+        self._progress_at = loop.time()
+        self._timer = loop.call_later(_LOOK_SECONDS, self._look)
+
+    def discard(self, size: int) -> None:
+        """Ignore bytes that came: the last request was answered."""
+
+    def cancel(self) -> None:
+        """Stop the timer, as the connection is gone."""
+        self._timer.cancel()
+
+    def _unsent(self) -> int:
+        return self._transport.get_write_buffer_size() + self._raw.get_write_buffer_size()
+
+    def _look(self) -> None:
+        left = self._unsent()
+        now = self._loop.time()
+        if left < self._left:
+            self._left, self._progress_at = left, now
+        if not left:
+            self._transport.close()
+        elif now - self._progress_at > self._idle_timeout:
+            self._transport.abort()
+        else:
+            self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
+
+
 def unacknowledged(descriptor: int) -> int:
     """Bytes that a socket still has to send or that the peer has not acknowledged; 0 where the system does not tell."""
     try:

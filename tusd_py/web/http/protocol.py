@@ -23,7 +23,7 @@ from tusd_py.web.http.direct_body import TRANSFER_FROM, Heads, Room, Take, Trans
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.http.flow import FlowControl
 from tusd_py.web.http.framing import BAD_REQUEST, Refusal, authority_of, check_codings, check_host
-from tusd_py.web.http.linger import Linger
+from tusd_py.web.http.linger import Flush, Linger
 from tusd_py.web.http.response_head import STATUS_LINES
 from tusd_py.web.http.sendfile import is_supported
 
@@ -207,7 +207,7 @@ class UploadProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
-        self._linger: Linger | None = None
+        self._linger: Linger | Flush | None = None
         self._zero_copy = False
 
     @property
@@ -314,6 +314,11 @@ class UploadProtocol(asyncio.Protocol):
         self._idle_since = None
         self.flow.held = False
         if self._in_head and not self._unparsed:
+            if self.raw_transport is not None:
+                self._linger = Flush(
+                    self.loop, self.transport, self.raw_transport, self.limits.idle_timeout
+                )
+                return
             self.flow.resume_reading()
             self.transport.close()
             return
