@@ -119,3 +119,11 @@ def test_T19_a_refusal_does_not_repeat_what_was_sent(text: str) -> None:
     if isinstance(outcome, ProtocolError):
         assert text not in outcome.message
         assert outcome.message.isprintable()
+
+
+def test_T17_surplus_padding_is_refused() -> None:
+    with pytest.raises(ProtocolError):
+        metadata.parse("key aGV5=")
+    with pytest.raises(ProtocolError):
+        metadata.parse("key aGVsbG8==")
+    assert metadata.parse("key aGV5eQ==") == {"key": b"heyy"}

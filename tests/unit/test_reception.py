@@ -12,7 +12,7 @@ import pytest
 
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import RequestView
-from tusd_py.locks.base import UncontestedLease
+from tusd_py.locks.base import HeldFence, UncontestedLease
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.checksum import parse
@@ -33,6 +33,9 @@ class LostLease(UncontestedLease):
     def is_held(self) -> bool:
         self._left -= 1
         return self._left >= 0
+
+    def fence(self) -> HeldFence:
+        return HeldFence(self.is_held)
 
 
 class WholeBody:

@@ -18,7 +18,7 @@ _is_key = re.compile(r"[^\x00-\x20,\x7f-\x9f\u2028\u2029\ud800-\udfff]+").fullma
 """Match a key: no control characters, blanks, commas or line ends."""
 
 
-def parse(value: str) -> dict[str, bytes]:
+def parse(value: str, *, strict: bool = True) -> dict[str, bytes]:
     """Parse an `Upload-Metadata` field into its pairs, in order; an empty field has none.
 
     Keys are non-empty, unique, and without commas, spaces and control characters; beyond ASCII they are UTF-8, or else Latin-1.
@@ -26,6 +26,7 @@ def parse(value: str) -> dict[str, bytes]:
 
     Args:
         value: The field, decoded as Latin-1.
+        strict: False for a field that was accepted before, by a version whose Base64 decoder overlooked surplus padding.
 
     Raises:
         ProtocolError: 400 that names the position and the fault, without repeating the value.
@@ -45,7 +46,7 @@ def parse(value: str) -> dict[str, bytes]:
             )
         if key in pairs:
             raise errors.invalid_metadata(f"the key of pair {position} was given before")
-        pairs[key] = _decode(encoded, position) if separator else b""
+        pairs[key] = _decode(encoded, position, strict) if separator else b""
     return pairs
 
 
@@ -60,8 +61,10 @@ def _from_bytes(key: str) -> str:
         return ""
 
 
-def _decode(encoded: str, position: int) -> bytes:
+def _decode(encoded: str, position: int, strict: bool) -> bytes:
     try:
+        if strict and len(encoded) % 4:
+            raise binascii.Error("not a multiple of four characters")
         return base64.b64decode(encoded.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise errors.invalid_metadata(f"the value of pair {position} is not valid Base64") from None

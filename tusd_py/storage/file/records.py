@@ -166,7 +166,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
     ours = document.get("TusdPy")
     header = ours.get("Metadata", "") if ours else ""
     if header:
-        pairs = metadata.parse(header)
+        pairs = metadata.parse(header, strict=False)
     else:
         texts = document.get("MetaData") or {}
         pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
