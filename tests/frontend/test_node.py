@@ -567,7 +567,7 @@ def test_a_server_that_is_away_is_waited_for(
 def test_while_redis_is_away_uploads_wait_or_go_on(
     make_server: MakeServer, managed: RunManaged, make_source: MakeSource, tmp_path: Path
 ) -> None:
-    """A server that answers 503 until it knows what was revoked."""
+    """A server that answers HEAD with 423 until it knows what was revoked, so that nobody sends the whole file anew."""
     source = make_source(4 * MIB)
     with RedisServer(tmp_path / "redis") as redis:
         env = {"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_URL": redis.url}
@@ -578,7 +578,7 @@ def test_while_redis_is_away_uploads_wait_or_go_on(
             redis.kill9()
             server.restart()
             unavailable = run.wait_for(
-                "state", lambda event: (event["error"] or {}).get("status") == 503
+                "state", lambda event: (event["error"] or {}).get("status") == 423
             )
             assert unavailable["error"]["kind"] == "network"
             redis.start()
