@@ -53,7 +53,7 @@ _stops(file.FileStore, "finish", "finish")
 _stops(record_writer.RecordWriter, "mark_finished", "within-finish")
 _stops(file.FileStore, "recover", "recover")
 _stops(file.FileStore, "remove", "remove")
-_stops(removal.Removal, "complete", "within-remove")
+_stops(removal.Removal, "_free", "within-remove")
 
 
 async def pre_finish(_event: Event) -> None:
