@@ -207,6 +207,7 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "state_dir": str(tmp_path / "state"),
         "dir_perms": "0700",
         "file_perms": "0600",
+        "new_upload_dir": "accept",
         "durability": "chunk",
         "cors_allow_origin": "https://a",
         "cors_allow_methods": "PUT, LOCK",

@@ -134,6 +134,9 @@ insufficient_storage = Refusal(
 bytes_lost = Refusal(
     500, "ERR_BYTES_LOST",
     "the disk could not keep all bytes of this upload; ask for the offset and send again from there")
+# The upload directory is not there, which says nothing about any upload.
+volume_missing = Refusal(
+    503, "ERR_STORAGE_OUT_OF_REACH", "uploads cannot be reached now; try again later", {"Retry-After": "30"})
 bytes_missing = Refusal(
     503, "ERR_UPLOAD_OUT_OF_REACH", "the bytes of the upload cannot be read now; try again later", {"Retry-After": "30"})
 # What is stored differs from what was sent, for good; to HEAD as well.

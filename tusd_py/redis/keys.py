@@ -96,6 +96,11 @@ class Keys:
         digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self.prefix}open:{{{digest}}}"
 
+    def upload_directory(self, path: str) -> str:
+        """The ids of the upload directories that were served at a path."""
+        digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.prefix}directory:{{{digest}}}"
+
     def all_duplicates(self) -> str:
         """The SCAN pattern of all fingerprints."""
         return f"{_escaped(self.prefix)}duplicate:*"

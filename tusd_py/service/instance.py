@@ -26,6 +26,7 @@ from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.service.backends import Backends, file_store
+from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Outbox
 from tusd_py.storage.file.store import FileStore
@@ -33,6 +34,9 @@ from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 
 logger = logging.getLogger(__name__)
+
+_REMEMBER_SECONDS = 600.0
+"""Between two times that the id of the upload directory is sent to Redis."""
 
 
 class Instance:
@@ -57,6 +61,7 @@ class Instance:
         self.settings = settings
         self.counters = counters or Counters()
         self.store = file_store(settings)
+        self._known_directories = KnownDirectories(settings)
         self._is_server = is_server
         self._is_child = child
         self._verifier = build.access_tokens(settings) if is_server else None
@@ -103,10 +108,12 @@ class Instance:
 
     def lock_directory(self) -> None:
         """Lock the upload directory for child processes that each open it. Raises StorageError."""
+        self._known_directories.check(wait=self.settings.wait_for_directory)
         self.store.open(
             "exclusive" if self.settings.redis_url is None else "shared",
             wait=self.settings.wait_for_directory,
         )
+        self._known_directories.remember(self.store)
 
     def open(self) -> None:
         """Lock the upload directory, start the embedded Redis if needed, build the uploads; blocking.
@@ -116,7 +123,11 @@ class Instance:
         if self._uploads is not None:
             return
         wait = self.settings.wait_for_directory if self._is_server else 0.0
+        if not self._is_child:
+            self._known_directories.check(wait=wait)
         self.store.open(self._backends.guard, wait=wait)
+        if not self._is_child:
+            self._known_directories.remember(self.store)
         self._backends.open()
         redis = self._backends.redis
         if redis is not None:
@@ -161,6 +172,15 @@ class Instance:
         await self._start_relay()
         if self._due_marks is not None:
             self._background.append(keep_running(self._due_marks.run, "due index"))
+        if self._is_server and self.settings.redis_url is not None:
+            self._background.append(keep_running(self._remember_directory, "upload directory"))
+
+    async def _remember_directory(self) -> None:
+        """Remember the upload directory in a Redis that was away at the start, or lost its data."""
+        redis = self._backends.redis
+        while redis is not None:
+            await asyncio.sleep(_REMEMBER_SECONDS)
+            await self._known_directories.remember_in_redis(redis, self.store.directory_id)
 
     async def _start_relay(self) -> None:
         """Connect the outbox to the queue of the workers, where hooks are called by workers."""

@@ -125,7 +125,15 @@ class Settings(BaseModel):
     wait_for_directory: Annotated[DurationOrZero, STORAGE] = Field(
         0.0,
         description="How long to wait at startup for another server to release the upload directory, such"
-        " as the one being replaced. 0 fails at once.",
+        " as the one being replaced, and for the volume of a directory that was served before. 0 fails at once.",
+    )
+    new_upload_dir: Annotated[
+        Literal["auto", "accept", "refuse"], kinds.choice("auto", "accept", "refuse"), STORAGE
+    ] = Field(
+        "auto",
+        description="Which upload directories to serve at startup: a new one only if no other one is remembered for its "
+        "path, as the volume of that one may not be mounted (auto); whatever is there, which is then remembered, so that one "
+        "start is enough (accept); only one that was served before (refuse).",
     )
     state_dir: Annotated[
         Path, kinds.DIRECTORY, Shown("Storage", default="<upload-dir>/.tusd-py")

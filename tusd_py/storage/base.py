@@ -47,6 +47,10 @@ class UploadExists(StorageError):
     """An upload with this id exists already."""
 
 
+class VolumeMissing(StorageError):
+    """The upload directory is not the one that was served before, as its volume may not be mounted."""
+
+
 class StorageFull(StorageError):
     """No space is left. Bytes written before count."""
 

@@ -60,6 +60,7 @@ from tusd_py.storage.base import (
     UploadNotFound,
     UploadUntrusted,
     VerifiesChunks,
+    VolumeMissing,
     is_valid_id,
 )
 from tusd_py.uploads.concatenation import Concatenation, final_key
@@ -1127,6 +1128,9 @@ def _response_to(problem: StorageError) -> ProtocolError:
         case UploadDamaged():
             logger.error("not served: %s", problem)
             return errors.damaged()
+        case VolumeMissing():
+            # The store has logged it, once.
+            return errors.volume_missing()
         case BytesMissing():
             logger.error("not served now: %s", problem)
             return errors.bytes_missing()

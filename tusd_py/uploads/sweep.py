@@ -27,6 +27,7 @@ from tusd_py.storage.base import (
     UploadDamaged,
     UploadGone,
     UploadNotFound,
+    VolumeMissing,
 )
 from tusd_py.storage.skipped import skip_entry
 from tusd_py.uploads.service import Uploads
@@ -227,7 +228,7 @@ class _Sweep:
                         await self._on_due(upload)
                 else:
                     self._schedule(upload_id, await self._check(store, upload_id, found))
-            except (LocksClosed, LocksUnavailable):
+            except (LocksClosed, LocksUnavailable, VolumeMissing):
                 raise
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
                 self._record_failure(upload_id, problem)
@@ -283,6 +284,8 @@ class _Sweep:
                 self._schedule(upload_id, None)
             elif outcome is False:
                 self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
+            elif isinstance(outcome, VolumeMissing):
+                raise outcome
             elif isinstance(outcome, UploadGone):
                 self._schedule(upload_id, None)
             else:

@@ -16,6 +16,7 @@ from tusd_py.storage.file.files import create_file, write_all
 from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.removal import Removal
+from tusd_py.storage.file.volume import UploadVolume
 
 _MAX_ATTEMPTS = 20
 """Times that a directory is created again after another process removed it because it was empty."""
@@ -28,23 +29,26 @@ class Creation:
         self,
         layout: Layout,
         *,
+        volume: UploadVolume,
         cache: RecordCache,
         removal: Removal,
         dir_perms: int,
         file_perms: int,
     ) -> None:
         self._layout = layout
+        self._volume = volume
         self._cache = cache
         self._removal = removal
         self._dir_perms = dir_perms
         self._file_perms = file_perms
 
     def create(self, info: UploadInfo, fence: Fence) -> None:
-        """Create an upload. Raises UploadExists, LeaseLost, OSError."""
+        """Create an upload. Raises UploadExists, VolumeMissing, LeaseLost, OSError."""
         with fence():
             self._create_anew(info)
 
     def _create_anew(self, info: UploadInfo) -> None:
+        self._volume.check()
         self._removal.forget_tombstone(info.id)
         if "/" not in info.id and not info.location:
             self._create_files(info)

@@ -25,6 +25,7 @@ from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_file import read_record
 from tusd_py.storage.file.soundness import check_bytes
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
+from tusd_py.storage.file.volume import UploadVolume
 
 
 class UploadLoader:
@@ -34,6 +35,7 @@ class UploadLoader:
         self,
         layout: Layout,
         *,
+        volume: UploadVolume,
         cache: RecordCache,
         markers: ChunkMarkers,
         sound: ChunkMarkers,
@@ -43,6 +45,7 @@ class UploadLoader:
         syncs_chunks: bool,
     ) -> None:
         self._layout = layout
+        self._volume = volume
         self._cache = cache
         self._markers = markers
         self._sound = sound
@@ -110,6 +113,7 @@ class UploadLoader:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
+            self._volume.check()
             is_gone = os.path.exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None

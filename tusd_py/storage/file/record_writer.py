@@ -15,13 +15,17 @@ from tusd_py.storage.file import records
 from tusd_py.storage.file.files import create_file, write_all
 from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.record_cache import RecordCache
+from tusd_py.storage.file.volume import UploadVolume
 
 
 class RecordWriter:
     """Writes the records of one directory, and other small files that are renamed into place."""
 
-    def __init__(self, layout: Layout, *, cache: RecordCache, file_perms: int) -> None:
+    def __init__(
+        self, layout: Layout, *, volume: UploadVolume, cache: RecordCache, file_perms: int
+    ) -> None:
         self._layout = layout
+        self._volume = volume
         self._cache = cache
         self._file_perms = file_perms
 
@@ -63,10 +67,12 @@ class RecordWriter:
             with fence():
                 # The record cannot disappear in between: removing it takes the lock.
                 if not os.access(path, os.F_OK):
+                    self._volume.check()
                     raise UploadNotFound(f"{info.id}: its record is gone")
                 os.rename(tmp, path)
         except BaseException:
-            os.unlink(tmp)
+            with suppress(FileNotFoundError):
+                os.unlink(tmp)
             raise
 
     def mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
@@ -78,6 +84,7 @@ class RecordWriter:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
+            self._volume.check()
             raise UploadNotFound(f"{info.id}: its record is gone") from None
         try:
             at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))

@@ -13,6 +13,7 @@
     finals/             <key>: the final created from a list of parts, so that its creation can be repeated (`finals.py`)
     outbox/             events to be delivered (`outbox.py`)
     outbox-failed/      events whose delivery failed for good (`outbox.py`)
+    id                  the directory's id, by which its volume is recognized (`volume.py`)
     session             its mtime is when the file system was mounted, as far as known (`power_cuts.py`)
     write-back-failed   its mtime is when the disk last lost bytes (`losses.py`)
     swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`storage/sweep_marks.py`)
@@ -80,6 +81,7 @@ from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.soundness import check_bytes, check_same
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
 from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
+from tusd_py.storage.file.volume import UploadVolume
 from tusd_py.storage.file.writer import FileWriter
 from tusd_py.storage.skipped import Skip, skip_entry
 from tusd_py.storage.sweep_marks import SweepMarks
@@ -134,7 +136,10 @@ class FileStore:
         self._hashing = hashing_threads()
         self._losses = Losses(f"{state}/write-back-failed", file_perms)
         self._known = RecordCache()
-        self._records = RecordWriter(layout, cache=self._known, file_perms=file_perms)
+        self._volume = UploadVolume(layout, file_perms=file_perms)
+        self._records = RecordWriter(
+            layout, volume=self._volume, cache=self._known, file_perms=file_perms
+        )
         self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
         self._unpublished = UnpublishedRemovals(state, root=self.root)
         self._finals = FinalRecords(
@@ -147,6 +152,7 @@ class FileStore:
         )
         self._loader = UploadLoader(
             layout,
+            volume=self._volume,
             cache=self._known,
             markers=self._markers,
             sound=self._sound,
@@ -164,6 +170,7 @@ class FileStore:
         )
         self._creation = Creation(
             layout,
+            volume=self._volume,
             cache=self._known,
             removal=self._removal,
             dir_perms=dir_perms,
@@ -191,6 +198,16 @@ class FileStore:
             dir_perms=dir_perms,
         )
 
+    @property
+    def directory_id(self) -> str:
+        """The id of the upload directory; there after `open`. Empty where none could be stored."""
+        return self._volume.id
+
+    def sync_directory_id(self) -> None:
+        """Make the id of the upload directory durable. Raises StorageError."""
+        with _translated("syncing the id of the upload directory"):
+            self._volume.sync_id()
+
     # Opening and closing
 
     def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
@@ -213,6 +230,7 @@ class FileStore:
             self._markers.open()
             self._session.open()
             self._syncs.open()
+            self._volume.open()
             if guard != "none":
                 self._lock_directory(guard, wait)
         except OSError as problem:
@@ -487,6 +505,7 @@ class FileStore:
             probing.result()
 
     def _probe(self) -> None:
+        self._volume.check()
         probe = self._layout.new_path("probe")
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
@@ -575,6 +594,7 @@ class FileStore:
         )
 
     async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
+        await self._disk.read(self._volume.check)
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -600,10 +620,16 @@ class FileStore:
                                 pending.append(f"{prefix}{name}/")
                         elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
                             yield prefix + name[:-5]
+        # A directory that went away meanwhile was not listed to its end.
+        await self._disk.read(self._volume.check)
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         with _translated("tidying up"):
-            return await self._threads.run(self._cleanup.tidy, tombstone_ttl)
+            return await self._threads.run(self._tidy, tombstone_ttl)
+
+    def _tidy(self, tombstone_ttl: float) -> int:
+        self._volume.check()
+        return self._cleanup.tidy(tombstone_ttl)
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         with _translated(f"removing the fragment of {upload_id}"):

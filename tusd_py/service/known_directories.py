@@ -1,0 +1,159 @@
+"""Which upload directories were served before: what is in the place of one whose volume is not mounted is not served.
+
+Where a volume is not mounted its mount point is an empty directory, which looks like a new one: a server would answer 404 to
+every upload, and clients would send all of them again. So the id of an upload directory (`storage/file/volume.py`) is
+remembered outside of it, by its path: in the state directory where that lies elsewhere, and in the operator's Redis. A
+directory without an id that is remembered for its path is refused, until the volume is mounted or the operator accepts what is
+there. By path, so that servers of different directories can share a Redis. Not for: a volume that goes away while it is served.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tusd_py import logs
+from tusd_py.jobs.connection import connect
+from tusd_py.redis import Keys, RedisClient, RedisUnavailable
+from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError, VolumeMissing
+from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.file.volume import read_id
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+
+
+class KnownDirectories:
+    """The upload directories that were served at the path of `settings.upload_dir`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = str(settings.upload_dir)
+        self._policy = settings.new_upload_dir
+        self._timeout = settings.redis_timeout
+        self._key = Keys(settings.redis_prefix).upload_directory(self._path)
+        self._url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
+        is_elsewhere = not settings.state_dir.is_relative_to(settings.upload_dir)
+        self._file = settings.state_dir / "upload-directories" if is_elsewhere else None
+
+    def check(self, *, wait: float) -> None:
+        """Return if the directory may be served; blocking. Touches nothing in it.
+
+        Args:
+            wait: Seconds for which its volume may still be mounted.
+
+        Raises:
+            VolumeMissing: It may not; the text says what to do.
+        """
+        deadline = time.monotonic() + wait
+        is_told = False
+        while (problem := self._problem()) is not None:
+            if time.monotonic() >= deadline:
+                raise VolumeMissing(problem)
+            if not is_told:
+                is_told = True
+                message = f"Waiting up to {wait:g} s: {problem}"
+                logs.event(logger, logging.WARNING, "waiting for the volume", message=message)
+            time.sleep(_POLL_SECONDS)
+
+    def _problem(self) -> str | None:
+        if self._policy == "accept":
+            return None
+        # First: an id that is remembered has been stored in the directory before.
+        known = self._known()
+        try:
+            found = read_id(self._path)
+        except OSError as problem:
+            raise StorageError(f"cannot use {self._path} for uploads: {problem.strerror}") from None
+        if found in known or (not known and (found is not None or self._policy == "auto")):
+            return None
+        if found is None and not known:
+            return (
+                f"{self._path} was never served, and --new-upload-dir refuse says not to begin: mount its volume, or "
+                "start once with --new-upload-dir accept"
+            )
+        which = "an empty or a new one" if found is None else "another one"
+        return (
+            f"{self._path} is not the upload directory that was served there before, but {which}: its volume may not be "
+            "mounted. Mount it, or start once with --new-upload-dir accept to serve what is there now"
+        )
+
+    def _known(self) -> set[str]:
+        """Ids that are remembered for the path. What does not answer remembers none."""
+        known = set(self._read_file().get(self._path, []))
+        found = self._ask_redis(lambda redis: redis.smembers(self._key))
+        if isinstance(found, set):
+            known |= {each.decode("ascii", "replace") for each in found if isinstance(each, bytes)}
+        return known
+
+    def remember(self, store: FileStore) -> None:
+        """Remember that a directory is served, as far as that is possible now; blocking. Raises StorageError."""
+        directory_id = store.directory_id
+        if not directory_id or (self._file is None and self._url is None):
+            return
+        # A power cut must not take an id that is remembered.
+        store.sync_directory_id()
+        self._remember_in_file(directory_id)
+        self._ask_redis(lambda redis: redis.sadd(self._key, directory_id))
+
+    async def remember_in_redis(self, redis: RedisClient, directory_id: str) -> None:
+        """Remember it in a Redis that was emptied or away meanwhile."""
+        if directory_id:
+            with suppress(RedisUnavailable):
+                await redis.command("SADD", self._key, directory_id)
+
+    def _ask_redis(self, ask: Callable[[Redis], object]) -> object:
+        if self._url is None:
+            return None
+        try:
+            with closing(connect(self._url, timeout=self._timeout)) as redis:
+                return ask(redis)
+        except (RedisError, OSError) as problem:
+            logger.debug("Redis was not asked about the upload directory: %r", problem)
+            return None
+
+    def _read_file(self) -> dict[str, list[str]]:
+        if self._file is None:
+            return {}
+        try:
+            content = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(content, dict):
+            return {}
+        return {
+            str(path): [str(each) for each in ids]
+            for path, ids in content.items()
+            if isinstance(ids, list)
+        }
+
+    def _remember_in_file(self, directory_id: str) -> None:
+        content = self._read_file()
+        ids = content.setdefault(self._path, [])
+        if self._file is None or directory_id in ids:
+            return
+        ids.append(directory_id)
+        tmp = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            _write_durably(tmp, json.dumps(content).encode())
+            tmp.replace(self._file)
+        except OSError as problem:
+            logger.warning("%s cannot be written: %s", self._file, problem.strerror)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file, and sync it. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

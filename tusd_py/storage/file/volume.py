@@ -1,0 +1,148 @@
+"""The identity of an upload directory, by which it is told from the empty one that is left where its volume is not mounted.
+
+Its id is random, made when the directory is opened for the first time, and lies in `.tusd-py/id`. While a server runs, the
+directory at its path is compared with the one that was opened: before a client is told that there is no such upload, before an
+upload is created, and around sweeps. Not for: remembering ids elsewhere (`service/known_directories.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from tusd_py import logs
+from tusd_py.storage.base import VolumeMissing
+from tusd_py.storage.errors import takes_nothing
+from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+_ID_BYTES = 16
+_is_id = re.compile(rb"[0-9a-f]{32}\n?").fullmatch
+
+
+def read_id(root: str | os.PathLike[str]) -> str | None:
+    """Return the id of the upload directory `root`; None for a directory without one, or none at all. Raises OSError."""
+    try:
+        content = Path(_id_path(Layout(root).state)).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # What a power cut left of it is none.
+    return content.decode().strip() if _is_id(content) else None
+
+
+def _id_path(state: str) -> str:
+    return f"{state}/id"
+
+
+class UploadVolume:
+    """The upload directory at the root of `layout`. Safe for any thread.
+
+    Attributes:
+        id: Its id; empty before `open`, and where none could be stored.
+    """
+
+    def __init__(self, layout: Layout, *, file_perms: int) -> None:
+        self._layout = layout
+        self._file_perms = file_perms
+        self._opened: tuple[int, int] | None = None
+        self._is_away = False
+        self.id = ""
+
+    def open(self) -> None:
+        """Read the id, or make one. Raises OSError."""
+        root = self._layout.root
+        self.id = read_id(root) or self._make_id()
+        self._opened = _place_of(root)
+
+    def sync_id(self) -> None:
+        """Make the id durable, before anything else remembers it. Raises OSError."""
+        if self.id:
+            state = self._layout.state
+            for path in (_id_path(state), state, self._layout.root):
+                sync_path(path)
+
+    def check(self) -> None:
+        """Raise VolumeMissing if the directory at the path is not the one that was opened."""
+        if self._opened is None:
+            return
+        problem = self._problem()
+        if (problem is not None) is not self._is_away:
+            self._is_away = problem is not None
+            self._log_change(problem)
+        if problem is not None:
+            raise VolumeMissing(problem)
+
+    def _problem(self) -> str | None:
+        root = self._layout.root
+        try:
+            found = _place_of(root)
+            if found == self._opened:
+                return None
+            is_same = bool(self.id) and read_id(root) == self.id
+        except OSError as problem:
+            return f"{root} cannot be reached: {problem.strerror}"
+        if not is_same:
+            return f"{root} is not the directory that was opened: its volume may not be mounted"
+        if self._opened is not None and found[0] != self._opened[0]:
+            # Locks and syncs hold on to the old device.
+            return f"{root} lies on another device than when it was opened: restart the server"
+        # Some file systems in user space number their files anew.
+        self._opened = found
+        return None
+
+    def _log_change(self, problem: str | None) -> None:
+        if problem is None:
+            message = f"{self._layout.root} is back: its uploads are served again"
+            logs.event(logger, logging.WARNING, "upload directory back", message=message)
+            return
+        logs.event(
+            logger,
+            logging.ERROR,
+            "upload directory away",
+            message=f"No upload is served, created or removed: {problem}",
+        )
+
+    def _make_id(self) -> str:
+        """Store a new id, unless another process does at the same moment; return the one that is stored."""
+        made = secrets.token_hex(_ID_BYTES)
+        tmp, path = self._layout.new_path("id"), _id_path(self._layout.state)
+        try:
+            descriptor = os.open(
+                tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
+            )
+            try:
+                os.write(descriptor, f"{made}\n".encode())
+            finally:
+                os.close(descriptor)
+            self._place(tmp, path)
+        except OSError as problem:
+            if not takes_nothing(problem):
+                raise
+            return ""
+        finally:
+            with suppress(OSError):
+                os.unlink(tmp)
+        return read_id(self._layout.root) or made
+
+    def _place(self, tmp: str, path: str) -> None:
+        """Give the file `tmp` its name, unless an id has it. Raises OSError."""
+        try:
+            os.link(tmp, path)
+        except FileExistsError:
+            if read_id(self._layout.root) is None:
+                os.rename(tmp, path)
+        except (PermissionError, NotImplementedError):
+            # A file system without hard links.
+            os.rename(tmp, path)
+
+
+def _place_of(path: str) -> tuple[int, int]:
+    """Device and inode of a directory. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
