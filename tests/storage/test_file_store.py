@@ -246,13 +246,13 @@ def test_a_record_cannot_point_outside_of_the_directory(
 
 
 def remains(server: ServerProcess) -> list[str]:
-    """Return the server's own files, without its lock, tombstones and the marks of this mount and the last sweep."""
+    """Return the server's own files, without its id, lock, tombstones and the marks of this mount and the last sweep."""
     state = server.upload_dir / ".tusd-py"
     return [
         str(file.relative_to(state))
         for file in state.rglob("*")
         if (file.is_file() or file.is_symlink())
-        and file.name not in {"server.lock", "session", "swept"}
+        and file.name not in {"server.lock", "session", "swept", "id"}
         and "gone" not in file.parts
     ]
 
