@@ -26,15 +26,15 @@ def _die_in(where: type[object], name: str, when: Callable[..., bool]) -> None:
     setattr(where, name, called)
 
 
-def _is_finish(_self: object, event_type: EventType, *_args: object) -> bool:
+def _is_finish(_self: object, event_type: EventType, *_args: object, **_: object) -> bool:
     return event_type is EventType.POST_FINISH
 
 
 INSTANTS: dict[str, Callable[[], None]] = {
-    "before the outbox": lambda: _die_in(EventPublisher, "intend", _is_finish),
+    "before the outbox": lambda: _die_in(EventPublisher, "record", _is_finish),
     "before the record": lambda: _die_in(FileStore, "finish", lambda *_, **__: True),
-    "before the queue": lambda: _die_in(EventPublisher, "tell", _is_finish),
-    "before the removal": lambda: _die_in(FileStore, "remove", lambda *_: True),
+    "before the queue": lambda: _die_in(EventPublisher, "publish", _is_finish),
+    "before the removal": lambda: _die_in(FileStore, "remove", lambda *_, **__: True),
 }
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ def test_mistakes(words: tuple[str, ...], problem: str) -> None:
 def test_secrets_of_requests_are_not_written_down(house: House) -> None:
     house.env["TUSD_HOOKS_HTTP_FORWARD_HEADERS"] = "Cookie, X-Project"
     server = house.serve()
-    server.wait_for_line("--hooks-http-forward-headers: Cookie will not come", SLOW)
+    server.wait_for_line("--hooks-http-forward-headers: Cookie is left out", SLOW)
     secret = ("Authorization", "Cookie", "X-Api-Key", "Upload-Token")
     headers = {**dict.fromkeys(secret, "hush-hush"), "X-Project": "7"}
     tus = Tus(server)

@@ -43,6 +43,7 @@ OPERATORS = {
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
     "tusd_py.jobs.": "what lies in the Redis, and names of this machine",
     "tusd_py.storage.file.outbox._is_": "names of directories of our own",
+    "tusd_py.storage.file.volume._is_id": "a file of our own",
 }
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""
 
@@ -73,6 +74,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.download._DATES": ("Mon, ", "Monday", "Mon Jan "),
     "tusd_py.web.download.text": ("",),
     "tusd_py.web.endpoint._REQUEST_ID": ("",),
+    "tusd_py.web.http.response_head._is_name": ("",),
     "tusd_py.web.http.framing._HOST": ("", "[", "a:"),
     "tusd_py.web.http.framing._SCHEME": ("", "http"),
     "tusd_py.web.http.framing._TOKEN": ("", "a"),
