@@ -26,8 +26,7 @@ from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
 from tests.support.waiting import wait_until
 from tusd_py.redis import RedisClient, RedisUnavailable
-from tusd_py.redis.embedded import binaries, sockets
-from tusd_py.redis.embedded import watchdog as guardian
+from tusd_py.redis.embedded import binaries, sockets, watchdog
 from tusd_py.redis.embedded.server import EmbeddedRedis, EmbeddedRedisError
 
 STARTERS = 8
@@ -105,7 +104,7 @@ def client(url: str) -> redis.Redis:
 
 
 def wait_for_end(pid: int) -> None:
-    """A process lets go of its locks a moment before it has ended. Far less than a guardian's grace."""
+    """A process lets go of its locks a moment before it has ended. Far less than a watchdog's grace."""
     wait_until(lambda: not is_alive(pid), "the server to end", 30)
 
 
@@ -244,7 +243,7 @@ def servers_in(directory: Path) -> list[int]:
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if is_here and b"guardian.py" not in command and is_alive(int(process.name)):
+        if is_here and b"watchdog.py" not in command and is_alive(int(process.name)):
             found.append(int(process.name))
     return found
 
@@ -257,8 +256,8 @@ def test_who_starts_and_who_stops_wait_for_each_other(
     state.start()
     if doing == "start":
         state.stop()
-    lock = guardian.open_lock(str(state.directory / guardian.START_LOCK))
-    assert guardian.try_lock(lock, fcntl.LOCK_EX)
+    lock = watchdog.open_lock(str(state.directory / watchdog.START_LOCK))
+    assert watchdog.try_lock(lock, fcntl.LOCK_EX)
     thread = threading.Thread(target=getattr(state, doing))
     thread.start()
     thread.join(0.3)
@@ -313,23 +312,23 @@ def test_it_goes_at_once_if_its_directory_is_removed(engine: Kind, tmp_path: Pat
     wait_until(lambda: not is_alive(running), "the server to end")
 
 
-def test_the_guardian_goes_with_the_server(engine: Kind, tmp_path: Path, embedded: Places) -> None:
+def test_the_watchdog_goes_with_the_server(engine: Kind, tmp_path: Path, embedded: Places) -> None:
     state = embedded(tmp_path)
     state.start()
     # A process has no command line yet at the moment when its `exec` lets go of its parent.
-    wait_until(lambda: len(guardians_in(state.directory)) == 1, "the guardian")
-    guardians = guardians_in(state.directory)
+    wait_until(lambda: len(watchdogs_in(state.directory)) == 1, "the watchdog")
+    watchdogs = watchdogs_in(state.directory)
     state.stop()
-    wait_until(lambda: not any(map(is_alive, guardians)), "the guardian to end")
+    wait_until(lambda: not any(map(is_alive, watchdogs)), "the watchdog to end")
 
 
-def guardians_in(directory: Path) -> list[int]:
+def watchdogs_in(directory: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (
                 os.path.samefile(process / "cwd", directory)
-                and b"guardian.py" in (process / "cmdline").read_bytes()
+                and b"watchdog.py" in (process / "cmdline").read_bytes()
             ):
                 found.append(int(process.name))
         except OSError:

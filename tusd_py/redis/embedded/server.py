@@ -29,8 +29,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tusd_py import logs
-from tusd_py.redis.embedded import binaries, sockets
-from tusd_py.redis.embedded import watchdog as guardian
+from tusd_py.redis.embedded import binaries, sockets, watchdog
 from tusd_py.redis.embedded.binaries import Binary
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError, ask, listens, wait
 
@@ -62,7 +61,7 @@ _OPTIONS = {
     "port": "0",
     # The name alone, in the working directory: the whole path may be longer than the system allows
     # for a socket.
-    "unixsocket": guardian.SOCKET,
+    "unixsocket": watchdog.SOCKET,
     "unixsocketperm": "700",
     "loglevel": "warning",
     "databases": "1",
@@ -104,7 +103,7 @@ class _NotStarted(Exception):
 class EmbeddedRedis:
     """This process's share in the server of one directory. `start` and `stop` block."""
 
-    def __init__(self, directory: Path, *, grace: float = guardian.GRACE) -> None:
+    def __init__(self, directory: Path, *, grace: float = watchdog.GRACE) -> None:
         """`directory` is created if it is missing; everything lies in `valkey/` in it.
 
         `grace` is how long, in seconds, the server outlives the last process that used it if that
@@ -138,7 +137,7 @@ class EmbeddedRedis:
         try:
             with self._starting():
                 self._let_go()
-                if guardian.is_unused(str(self.directory)):
+                if watchdog.is_unused(str(self.directory)):
                     self._end()
         except (OSError, EmbeddedRedisError) as error:
             logs.event(logger, logging.WARNING, "embedded redis not stopped", reason=str(error))
@@ -205,9 +204,9 @@ class EmbeddedRedis:
     @contextmanager
     def _starting(self) -> Iterator[None]:
         """Be the only one who starts or stops the server of this directory."""
-        descriptor = guardian.open_lock(str(self.directory / guardian.START_LOCK))
+        descriptor = watchdog.open_lock(str(self.directory / watchdog.START_LOCK))
         try:
-            if not wait(lambda: guardian.try_lock(descriptor, fcntl.LOCK_EX), _START_TIMEOUT):
+            if not wait(lambda: watchdog.try_lock(descriptor, fcntl.LOCK_EX), _START_TIMEOUT):
                 raise EmbeddedRedisError(
                     f"somebody else has been starting or stopping the embedded Redis in "
                     f"{self.directory} for {_START_TIMEOUT:g} s"
@@ -220,12 +219,12 @@ class EmbeddedRedis:
         """Be counted as a user of the server, and see that it runs."""
         is_new = self._users is None
         if self._users is None:
-            users = guardian.open_lock(str(self.directory / guardian.USERS_LOCK))
+            users = watchdog.open_lock(str(self.directory / watchdog.USERS_LOCK))
             fcntl.flock(users, fcntl.LOCK_SH)
             self._users = users
-        lock = guardian.open_lock(str(self.directory / _SERVER_LOCK))
+        lock = watchdog.open_lock(str(self.directory / _SERVER_LOCK))
         try:
-            if guardian.try_lock(lock, fcntl.LOCK_EX) or not self._attach(lock, path):
+            if watchdog.try_lock(lock, fcntl.LOCK_EX) or not self._attach(lock, path):
                 # The lock is ours now, and becomes the server's.
                 self._launch(lock, path)
         except BaseException:
@@ -430,7 +429,7 @@ class EmbeddedRedis:
             raise _NotStarted(
                 binary.path, self._last_words(begin), ended=True, was_stopped=was_stopped
             )
-        self._start_guardian(path)
+        self._start_watchdog(path)
         if not keeps:
             logs.event(
                 logger,
@@ -448,16 +447,16 @@ class EmbeddedRedis:
             socket=path,
         )
 
-    def _start_guardian(self, path: str) -> None:
+    def _start_watchdog(self, path: str) -> None:
         if not sys.executable:
             return
-        users = guardian.open_lock(str(self.directory / guardian.USERS_LOCK))
-        start = guardian.open_lock(str(self.directory / guardian.START_LOCK))
+        users = watchdog.open_lock(str(self.directory / watchdog.USERS_LOCK))
+        start = watchdog.open_lock(str(self.directory / watchdog.START_LOCK))
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(path)
                 given = [connection.fileno(), users, start]
-                arguments = [guardian.__file__, *map(str, given), str(self.grace)]
+                arguments = [watchdog.__file__, *map(str, given), str(self.grace)]
                 self._spawn([sys.executable, "-I", "-S", *arguments], keep=given)
         finally:
             os.close(users)
@@ -494,7 +493,7 @@ class EmbeddedRedis:
 
     def _end(self) -> None:
         """Tell the server to end, and wait until it is gone. Raises EmbeddedRedisError."""
-        lock = guardian.open_lock(str(self.directory / _SERVER_LOCK))
+        lock = watchdog.open_lock(str(self.directory / _SERVER_LOCK))
         try:
             if _is_free(lock):
                 return
@@ -561,7 +560,7 @@ def _write_record(lock: int, record: _Record) -> None:
 def _is_free(lock: int) -> bool:
     """Whether no server holds its lock any more; then it is held here."""
     _reap()
-    return guardian.try_lock(lock, fcntl.LOCK_EX)
+    return watchdog.try_lock(lock, fcntl.LOCK_EX)
 
 
 def _token(lock: int, path: str) -> bytes | None:
