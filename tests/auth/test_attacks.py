@@ -225,6 +225,6 @@ def test_a_part_of_somebody_else_is_not_joined_by_whatever_url(secret: Victim, f
     fields = {**bearer(secret.good()), "Upload-Concat": "partial"}
     part = path_of(tus.create(3, headers=fields, body=b"abc")["Location"])
     final = {"Upload-Concat": f"final;{form.format(path=part)}"}
-    theirs = access("mallory", aud=AUDIENCE)
+    theirs = access("eve", aud=AUDIENCE)
     assert tus.create(headers={**bearer(theirs), **final}).status == 404
     assert tus.create(headers={**bearer(secret.good()), **final}).status == 201
