@@ -135,7 +135,11 @@ def _by_command(work: Path, arguments: argparse.Namespace) -> None:
 def _sweep(directory: Path, env: Mapping[str, str]) -> tuple[float, float, int]:
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tusd_py", "sweep", "--json", "--upload-dir", str(directory)],
+        # Everything goes, which a sweep does only when told.
+        [
+            *(sys.executable, "-m", "tusd_py", "sweep", "--force", "--json"),
+            *("--upload-dir", str(directory)),
+        ],
         stdout=subprocess.PIPE,
         env={**os.environ, **env},
         cwd=ROOT,

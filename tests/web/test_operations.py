@@ -50,10 +50,14 @@ class TestProbes:
         assert tus.request("POST", "/healthz", {"Content-Length": "0"}).status == 405
 
     def test_probes_leave_nothing_in_the_directory(self, tus: Tus) -> None:
-        before = sorted(tus.server.upload_dir.rglob("*"))
+        def files() -> set[Path]:
+            # The server's first sweep may end meanwhile, which it records.
+            return {path for path in tus.server.upload_dir.rglob("*") if path.name != "swept"}
+
+        before = files()
         for _ in range(3):
             tus.request("GET", "/readyz")
-        assert sorted(tus.server.upload_dir.rglob("*")) == before
+        assert files() == before
 
     def test_not_ready_where_nothing_can_be_written(self, make_server: MakeServer) -> None:
         server = make_server()
