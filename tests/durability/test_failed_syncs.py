@@ -13,7 +13,7 @@ from tests.support.tus import Tus
 FAULTS = """
 import errno, os, time
 from pathlib import Path
-from tusd_py.storage import syncing
+from tusd_py.storage.file import fsync as syncing
 
 HERE = Path(__file__).parent
 real, real_whole = syncing.sync_data, syncing._syncfs

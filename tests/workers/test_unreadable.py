@@ -116,7 +116,8 @@ def test_the_sweep_at_the_start_removes_the_rest(
         assert server.data_file(name).read_bytes() == b"hello"
         # A request for it fails alone.
         assert tus.get(f"{server.base_path}{name}").status == 500
-    assert 0 < names.count("the sweep passed") <= 20
+        # It counts before it removes, and says the same twice.
+        assert 0 < names.count("the sweep skipped") <= 40
     assert "lost+found" in names
     assert "another-users/below" in names
 
