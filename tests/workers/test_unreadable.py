@@ -141,7 +141,7 @@ def test_the_command_removes_the_rest(
     count = littered(server.upload_dir)
     if not running:
         server.terminate()
-    done = command("sweep", "--json", *of(server))
+    done = command("sweep", "--force", "--json", *of(server))
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["expired"] == 1, done.stderr
     # Root can read the directories, where the command runs as root and does it itself.
