@@ -116,8 +116,7 @@ def test_the_sweep_at_the_start_removes_the_rest(
         assert server.data_file(name).read_bytes() == b"hello"
         # A request for it fails alone.
         assert tus.get(f"{server.base_path}{name}").status == 500
-        # It counts before it removes, and says the same twice.
-        assert 0 < names.count("the sweep skipped") <= 40
+        assert 0 < names.count("the sweep skipped") <= 20
     assert "lost+found" in names
     assert "another-users/below" in names
 
@@ -137,11 +136,13 @@ def test_the_command_removes_the_rest(
 ) -> None:
     server = make_server(prefix=OBEYING_PERMISSIONS)
     tus = Tus(server)
+    mark = server.upload_dir / ".tusd-py/swept"
+    wait_until(mark.exists, "the server's own first sweep, which is to find nothing")
     gone_id = abandon(server, tus.new(10))
     count = littered(server.upload_dir)
     if not running:
         server.terminate()
-    done = command("sweep", "--force", "--json", *of(server))
+    done = command("sweep", "--json", *of(server))
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["expired"] == 1, done.stderr
     # Root can read the directories, where the command runs as root and does it itself.

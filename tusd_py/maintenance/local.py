@@ -131,7 +131,7 @@ class LocalMaintenance:
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
         # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
-        report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor)
+        report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True)
         now = uploads.now()
         reason = hold_reason(marks, seen=report.seen, due=report.expired, now=now)
         if reason is None:

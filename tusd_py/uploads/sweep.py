@@ -94,6 +94,7 @@ async def sweep(
     dry_run: bool = False,
     on_due: OnDue | None = None,
     pause_factor: PauseFactor | None = None,
+    quiet: bool = False,
 ) -> SweepReport:
     """Check every upload once, and remove the leftovers of crashes. May run beside requests and other sweeps.
 
@@ -101,6 +102,7 @@ async def sweep(
         uploads: The uploads.
         due_index: Rebuilt on the way; None for none.
         dry_run: Change nothing, count only.
+        quiet: Neither log nor count what cannot be read: for a count before a sweep, which does both.
         on_due: Awaited with each upload that is due.
         pause_factor: See `PauseFactor`.
 
@@ -108,7 +110,14 @@ async def sweep(
         StorageError: The store as a whole failed.
         SweepStopped: Locks are unavailable.
     """
-    running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
+    running = _Sweep(
+        uploads,
+        due_index,
+        dry_run=dry_run,
+        on_due=on_due,
+        pause_factor=pause_factor,
+        quiet=quiet,
+    )
     store = uploads.store
     if not isinstance(store, RemovesUploads):
         return running.report
@@ -174,8 +183,10 @@ class _Sweep:
         dry_run: bool,
         on_due: OnDue | None,
         pause_factor: PauseFactor | None,
+        quiet: bool = False,
     ) -> None:
         self._pause_factor = pause_factor
+        self._quiet = quiet
         self.report = SweepReport()
         self._uploads = uploads
         self._due_index = due_index
@@ -296,16 +307,18 @@ class _Sweep:
             self._stopped = str(problem)
             return
         self.report.failed += 1
-        skipped.counts["upload"] += 1
-        # While a store is unavailable every upload fails.
-        level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
-        logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
+        if not self._quiet:
+            skipped.counts["upload"] += 1
+            # While a store is unavailable every upload fails.
+            level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
+            logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
         self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
 
     def skip(self, path: str, problem: Exception) -> None:
         """Count and log a directory entry that cannot be read."""
         self.report.skipped += 1
-        skip_entry(path, problem)
+        if not self._quiet:
+            skip_entry(path, problem)
 
     def _schedule(self, upload_id: str, due: float | None) -> None:
         """Schedule the next check of an upload; None for never."""
