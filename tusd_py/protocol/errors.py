@@ -89,6 +89,11 @@ method_not_allowed = RefusalWith[str](
     405, "ERR_METHOD_NOT_ALLOWED", "method not allowed; this resource knows {}", {"Allow": "{}"})
 bad_request = RefusalWith[str](400, "ERR_BAD_REQUEST", "{}")
 
+# Header fields that do not parse (Resumable Uploads for HTTP)
+invalid_completeness = RefusalWith[str](400, "ERR_INVALID_UPLOAD_COMPLETE", "missing or invalid {} header; it must be ?0 or ?1")
+inconsistent_length = RefusalWith[str](400, "ERR_INCONSISTENT_UPLOAD_LENGTH", "{}")
+not_partial_upload = Refusal(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/partial-upload")
+
 # The upload's state
 # 404 also for an upload that this client may not know of.
 not_found = Refusal(404, "ERR_UPLOAD_NOT_FOUND", "upload not found")
@@ -99,6 +104,7 @@ mismatched_offset = RefusalWith[int](
 locked = Refusal(423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again")
 # A hook chose an id that is in use.
 id_taken = Refusal(409, "ERR_UPLOAD_EXISTS", "an upload with this id exists already")
+completed = Refusal(400, "ERR_UPLOAD_COMPLETED", "the upload is complete; nothing can be appended to it")
 not_renewable = Refusal(409, "ERR_UPLOAD_FINISHED", "the upload is finished; its token is not renewed")
 
 # Sizes

@@ -50,6 +50,7 @@ class Creation:
     """POST: a new upload. length is None for a deferred length and for a final; content is None without a body.
 
     unwanted_body: the error if the body, whose length is not declared and which is no content of an upload, is not empty.
+    completes: whether the request says that the upload ends with its body; None if the upload ends at its length, as in tus.
     """
 
     length: int | None
@@ -59,15 +60,17 @@ class Creation:
     concat_header: str
     content: Content | None
     unwanted_body: ProtocolError | None = None
+    completes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it."""
+    """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it. completes: see `Creation`."""
 
     offset: int
     length: int | None
     content: Content
+    completes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
