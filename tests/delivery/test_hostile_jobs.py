@@ -117,6 +117,7 @@ def test_what_is_none_of_our_jobs_is_refused_and_put_aside(house: House, marker:
     wait_for_type(house.endpoint, path, "post-finish")
     wait_until(lambda: redis.llen(QUEUE) == 0, "an empty queue", SLOW)
     assert worker.process.poll() is None
+    worker.wait_for_lines("job refused", len(jobs) + 3)
     said = worker_lines(house, worker)
     assert said.count("job refused") == len(jobs) + 3, said
     assert "Traceback" not in said
@@ -216,6 +217,7 @@ def test_what_is_scheduled_among_ours_and_is_none_is_put_aside(house: House, mar
     finished = finish(Tus(server))
     wait_for_type(house.endpoint, finished, "post-finish")
     [scheduler] = [job for job in house.jobs if job.name == "scheduler"]
+    scheduler.wait_for_lines("job refused", len(jobs) + 1)
     code, said = scheduler.end()
     assert (code, said.count("job refused")) == (0, len(jobs) + 1), said
 
@@ -258,6 +260,8 @@ def test_jobs_of_an_older_version_are_replaced_without_being_unpickled(
     wait_until(
         lambda: redis.exists(f"rq:job:{older_id(path, '0a1b2c3d4e5f')}") == 0, "its job", SLOW
     )
+    worker.wait_for_lines("older job replaced")
+    worker.wait_for_lines("job refused")
     said = worker_lines(house, worker)
     assert said.count("older job replaced") == 1, said
     assert said.count("job refused") == 1, said

@@ -450,7 +450,7 @@ def test_a_worker_whose_hook_cannot_be_had_says_so(house: House, tmp_path: Path)
     hook = tmp_path / "broken.py"
     hook.write_text("def start(context): raise OSError('no database')\ndef post_finish(event): ...")
     worker = house.work(server, "--hook", str(hook), scheduler=False)
-    _, said = worker.process.communicate(timeout=SLOW)
-    assert worker.process.returncode == 2
+    code, said = worker.wait()
+    assert code == 2
     assert "cannot start: no database" in said
     assert "Traceback" not in said

@@ -36,13 +36,21 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Use up all space, to the last block and the last inode's directory entry."""
+        while self._append_to_fillers():
+            # The blocks of files that were removed before are free once their removal is committed.
+            run_tool("sync", "-f", str(self.root))
+
+    def _append_to_fillers(self) -> int:
+        """Write until nothing can be written; return the number of bytes."""
+        written = 0
         for size in (1 << 20, 4096, 1):
             with (
                 (self.root / f"filler-{size}").open("ab", buffering=0) as filler,
                 suppress(OSError),
             ):
-                while os.write(filler.fileno(), b"x" * size):
-                    pass
+                while count := os.write(filler.fileno(), b"x" * size):
+                    written += count
+        return written
 
     def empty(self) -> None:
         """Free that space."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 
 from tests.support.server import environment
+from tests.support.waiting import wait_until
 
 
 class Job:
-    """`tusd-py worker` or `scheduler` as an operator runs it."""
+    """`tusd-py worker` or `scheduler` as an operator runs it. `lines` holds its standard error."""
 
     def __init__(self, name: str, *flags: str, env: Mapping[str, str]) -> None:
         self.name = name
+        self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tusd_py", name, *flags],
             env=environment(env),
@@ -22,14 +25,31 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_for_lines(self, text: str, count: int = 1) -> None:
+        """Wait until `count` lines contain `text`."""
+        wait_until(lambda: sum(text in line for line in list(self.lines)) >= count, repr(text))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """The exit code and what it said."""
+        """Send a signal and wait for the end; see :meth:`wait`."""
         self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and all that was written to standard error."""
+        code = self.process.wait(timeout=60)
+        self._reader.join(timeout=60)
+        return code, "".join(self.lines)
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate(timeout=60)
+        self.process.wait(timeout=60)
+        self._reader.join(timeout=60)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as pipe:
+            self.lines.extend(pipe)

@@ -55,10 +55,10 @@ def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
     tus = Tus(server)
     paths = [tus.finished(b"hello") for _ in range(25)]
     server.terminate()
-    done = command("sweep", "--retain-finished", "1s", *of(server))
+    done = command("sweep", "--retain-finished", "1ms", *of(server))
     assert "25 would be removed, but it would remove 25 of 25 uploads" in done.stdout
     assert all(server.data_file(id_of(path)).exists() for path in paths)
-    [*_, summary] = documents("sweep", "--force", "--retain-finished", "1s", *of(server))
+    [*_, summary] = documents("sweep", "--force", "--retain-finished", "1ms", *of(server))
     assert (summary["seen"], summary["expired"]) == (25, 25)
 
 
