@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.durability.small_disk import SmallDisk
 from tests.durability.volume import require_mounts
+from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
@@ -103,6 +105,30 @@ def test_a_read_only_disk_is_served(make_server: MakeServer, disk: SmallDisk) ->
     assert tus.get(finished).body == b"hello"
     assert tus.head(finished).status == 200
     assert command("uploads", "list", *of(server)).returncode == 0
+
+
+def test_an_upload_is_taken_over_on_a_full_disk(
+    make_server: MakeServer, disk: SmallDisk, tmp_path: Path
+) -> None:
+    """From a server that stands still, and with a Redis that has forgotten its lock."""
+    with RedisServer(tmp_path / "redis") as redis:
+        flags = ("--redis-url", redis.url, "--lock-lease", "800ms", "--acquire-lock-timeout", "2s")
+        first, second = (
+            Tus(make_server(*flags, upload_dir=disk.root / "uploads")) for _ in range(2)
+        )
+        path = first.new(200_000)
+        with first.begin_patch(path, 0, 200_000, b"x" * 100_000) as patch:
+            patch.wait_stored()
+            first.server.signal(signal.SIGSTOP)
+            disk.fill()
+            redis.client.flushall()
+            wait_until(lambda: second.head(path).status == 200, "the upload")
+            assert second.offset(path) == 100_000
+            first.server.signal(signal.SIGCONT)
+            patch.send(b"y" * 100_000)
+            assert patch.response().status == 409
+        assert second.stored(path) == b"x" * 100_000
+        assert second.delete(path).status == 204
 
 
 class _Endpoint(BaseHTTPRequestHandler):

@@ -22,6 +22,7 @@ _TOKEN_BYTES = 16
 _ABANDONED_SECONDS = 3600.0
 """Age at which a temporary file is taken for the remains of a crash."""
 _MAX_BYTES = 64
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Epochs:
@@ -39,9 +40,7 @@ class Epochs:
     def read(self, upload_id: str) -> str:
         """Return the current epoch of an upload. Raises OSError."""
         if self._is_local:
-            path = self._path(upload_id)
-            # Faster than an exception if there is none, which is the usual case.
-            return self._content(path) if os.access(path, os.F_OK) else FIRST
+            return self._content(self._path(upload_id))
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return self._content(_name(upload_id), directory)
@@ -54,6 +53,10 @@ class Epochs:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
         except FileNotFoundError:
             return FIRST
+        except OSError as problem:
+            if problem.errno != errno.ELOOP:
+                raise
+            return "=" + os.readlink(path, dir_fd=directory)
         try:
             # Differs from FIRST even if a power cut left the file empty.
             return "=" + os.read(descriptor, _MAX_BYTES).decode("ascii", "replace")
@@ -64,8 +67,16 @@ class Epochs:
         """Return a fast function that returns whether an epoch is still the current one. It raises OSError."""
         if epoch != FIRST or not self._is_local:
             return lambda: self.read(upload_id) == epoch
-        path, access, exists = self._path(upload_id), os.access, os.F_OK
-        return lambda: not access(path, exists)
+        path, status_of = self._path(upload_id), os.lstat
+
+        def is_first() -> bool:
+            try:
+                status_of(path)
+            except FileNotFoundError:
+                return True
+            return False
+
+        return is_first
 
     @staticmethod
     def new() -> str:
@@ -74,21 +85,34 @@ class Epochs:
 
     def write(self, upload_id: str, epoch: str) -> None:
         """Start an epoch that `new` made, atomically. Raises OSError."""
-        content = epoch[1:].encode()
         # No id begins with a dot.
         tmp = f"{self._directory}/.{epoch[1:]}"
-        descriptor = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._perms)
         try:
-            try:
-                if os.write(descriptor, content) != len(content):
-                    raise OSError(errno.ENOSPC, "the epoch was written in part")
-            finally:
-                os.close(descriptor)
+            self._make(tmp, epoch[1:])
             os.rename(tmp, self._path(upload_id))
         except OSError:
             with suppress(OSError):
                 os.unlink(tmp)
             raise
+
+    def _make(self, path: str, token: str) -> None:
+        """Create a file with the token; on a full disk a symbolic link, which takes no space for its content."""
+        content = token.encode()
+        try:
+            descriptor = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._perms
+            )
+            try:
+                if os.write(descriptor, content) != len(content):
+                    raise OSError(errno.ENOSPC, "the epoch was written in part")
+            finally:
+                os.close(descriptor)
+        except OSError as problem:
+            if problem.errno not in _NO_ROOM:
+                raise
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            os.symlink(token, path)
 
     def forget(self, upload_id: str) -> None:
         """Return an upload to its first epoch. Only for one that is gone and whose bytes no process holds."""
@@ -109,7 +133,8 @@ class Epochs:
                 with suppress(FileNotFoundError):
                     if (
                         entry.name.startswith(".")
-                        and time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
+                        and time.time() - entry.stat(follow_symlinks=False).st_mtime
+                        > _ABANDONED_SECONDS
                     ):
                         os.unlink(entry.path)
                         removed += 1

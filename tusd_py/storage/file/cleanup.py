@@ -14,7 +14,7 @@ from typing import Protocol
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import BytesMissing, StorageError, Upload
 from tusd_py.storage.file import records
-from tusd_py.storage.file.files import create_file, is_surely_absent, unlink_if_exists
+from tusd_py.storage.file.files import create_file, exists, is_surely_absent, unlink_if_exists
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
@@ -127,7 +127,7 @@ class Cleanup:
     def missing_since(self, upload_id: str, *, marks: bool) -> float:
         """See `RemovesUploads.missing_since`."""
         mark = self._layout.missing_mark(upload_id)
-        if not marks and not os.path.exists(mark):
+        if not marks and not exists(mark):
             return time.time()
         with suppress(FileExistsError):
             os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)

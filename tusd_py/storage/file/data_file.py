@@ -143,8 +143,8 @@ class DataFile:
 
     async def check_losses(self) -> None:
         """Discard bytes that the disk may have lost, if the lock is still held. Raises StorageError for them."""
-        if self._watch is not None and self._watch.is_due():
-            with translated("writing"):
+        with translated("writing"):
+            if self._watch is not None and self._watch.is_due():
                 await self._threads.run(self._check_losses, self._watch)
 
     def _check_losses(self, watch: LossWatch) -> None:

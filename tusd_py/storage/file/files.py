@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from contextlib import suppress
 
 
 def create_file(path: str, perms: int) -> int:
@@ -26,22 +28,38 @@ def unlink_if_exists(path: str) -> int:
     return 1
 
 
+def exists(path: str) -> bool:
+    """Whether something has this path, a link that leads nowhere included. Raises OSError where that cannot be told.
+
+    Unlike `os.access` and `os.path.exists`, which take every error for absence.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def may_exist(path: str) -> bool:
+    """Whether something has this path, or that cannot be told."""
+    try:
+        return exists(path)
+    except OSError:
+        return True
+
+
 def is_surely_absent(root: str, path: str) -> bool:
     """Whether nothing is at `root`/`path`, for certain. Raises OSError where that cannot be told.
 
     A directory on the way that is empty, or a link that leads nowhere, may be the place of a volume that is not mounted.
     """
-    try:
-        os.lstat(f"{root}/{path}")
-    except (FileNotFoundError, NotADirectoryError):
-        directory = os.path.dirname(path)
-    else:
+    if exists(f"{root}/{path}"):
         return False
+    directory = os.path.dirname(path)
     while directory:
         place = f"{root}/{directory}"
-        if os.path.lexists(place):
-            return not os.path.islink(place) and (
-                not os.path.isdir(place) or bool(os.listdir(place))
-            )
+        with suppress(FileNotFoundError, NotADirectoryError):
+            kind = os.lstat(place).st_mode
+            return not stat.S_ISLNK(kind) and (not stat.S_ISDIR(kind) or bool(os.listdir(place)))
         directory = os.path.dirname(directory)
     return True

@@ -10,6 +10,7 @@ links, and in earlier versions, it is a file. Blocking calls on small files.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -168,8 +169,11 @@ class FinalRecords:
 
 def _content(path: str) -> str:
     """The id that a key leads to; no valid one where a power cut left a file without its content."""
-    if os.path.islink(path):
+    try:
         return os.readlink(path)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:
+            raise
     return Path(path).read_bytes().decode("utf-8", "replace")
 
 

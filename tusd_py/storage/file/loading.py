@@ -17,6 +17,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file import foreign, records
+from tusd_py.storage.file.files import exists
 from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.losses import Losses
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -96,7 +97,7 @@ class UploadLoader:
         """Return a final that waits for its parts. Raises BytesMissing for others, UploadGone for one just removed."""
         if info.is_final and info.finished_at is None:
             return Upload(info, 0, info.created_at, joined=False)
-        if not os.path.lexists(self._layout.info_path(info.id)):
+        if not exists(self._layout.info_path(info.id)):
             self._record_of(info.id, remember=False)
         raise BytesMissing(
             f"the bytes of {info.id} are not at {self._layout.data_path(info)}", info
@@ -114,7 +115,7 @@ class UploadLoader:
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
             self._volume.check()
-            is_gone = os.path.exists(self._layout.tombstone(upload_id))
+            is_gone = exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None
             raise UploadNotFound(upload_id) from None

@@ -72,10 +72,7 @@ class Losses:
             sync_path(os.path.dirname(self._path))
 
     def last(self) -> int:
-        """Return when the last failure was recorded, in nanoseconds since the epoch; 0 for never."""
-        # Faster than an exception if the file does not exist, which is the usual case.
-        if not os.access(self._path, os.F_OK):
-            return 0
+        """Return when the last failure was recorded, in nanoseconds since the epoch; 0 for never. Raises OSError."""
         try:
             return os.stat(self._path).st_mtime_ns
         except FileNotFoundError:
@@ -130,7 +127,7 @@ class LossWatch:
             self.recheck(descriptor)
 
     def is_due(self) -> bool:
-        """Return whether any server of the directory recorded a loss since the file was opened."""
+        """Return whether any server of the directory recorded a loss since the file was opened. Raises OSError."""
         return (
             self.is_lost
             or self._losses.count != self._seen

@@ -88,9 +88,6 @@ class ChunkMarkers:
 
     @staticmethod
     def _read(path: str) -> int | None:
-        # Faster than an exception if there is none, which is the usual case.
-        if not os.access(path, os.F_OK, follow_symlinks=False):
-            return None
         try:
             content = _content(path)
         except FileNotFoundError:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import UploadInfo, UploadNotFound
 from tusd_py.storage.file import records
-from tusd_py.storage.file.files import create_file, write_all
+from tusd_py.storage.file.files import create_file, exists, write_all
 from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.volume import UploadVolume
@@ -66,7 +66,7 @@ class RecordWriter:
         try:
             with fence():
                 # The record cannot disappear in between: removing it takes the lock.
-                if not os.access(path, os.F_OK):
+                if not exists(path):
                     self._volume.check()
                     raise UploadNotFound(f"{info.id}: its record is gone")
                 os.rename(tmp, path)

@@ -20,6 +20,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file import records
+from tusd_py.storage.file.files import exists
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -119,7 +120,7 @@ class Removal:
     def forget(self, removal: UnpublishedRemoval) -> None:
         """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""
         upload_id = removal.upload.id
-        exists_again = os.path.lexists(self._layout.info_path(upload_id))
+        exists_again = exists(self._layout.info_path(upload_id))
         keep_tombstone = removal.keep_tombstone and not exists_again
         self._unpublished.forget(
             removal, self._layout.tombstone(upload_id) if keep_tombstone else None
@@ -136,7 +137,7 @@ class Removal:
         Another upload may have the id by now, or another id and the same location: its bytes came after the removal.
         """
         removed_at = os.stat(kept).st_ctime_ns
-        if not os.path.lexists(self._layout.info_path(upload_id)):
+        if not exists(self._layout.info_path(upload_id)):
             self._free(upload_id, info, removed_at)
 
     def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
@@ -178,8 +179,7 @@ class Removal:
     def forget_tombstone(self, upload_id: str) -> None:
         """Remove the tombstone of an id that is about to be used again, completing its removal first. Raises OSError."""
         tombstone = self._layout.tombstone(upload_id)
-        # Faster than `exists` where there is none, which is nearly always the case.
-        if os.access(tombstone, os.F_OK):
+        if exists(tombstone):
             if os.path.getsize(tombstone):
                 self.complete(upload_id, tombstone)
             os.unlink(tombstone)
