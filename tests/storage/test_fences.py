@@ -11,6 +11,7 @@ import pytest
 from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
 from tusd_py.events import outbox_record
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.store import FileStore
 
@@ -143,3 +144,24 @@ async def waiting(store: FileStore) -> list[str]:
         str(outbox_record.parse(kept.content).event.type)
         for kept in await store.outbox.of(upload_id)
     ]
+
+
+async def test_a_creation_that_lost_its_lock_tells_nothing_of_an_upload_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ids that hooks choose, another owner's upload may have the id by then."""
+    uploads, store = house(tmp_path, "finish")
+
+    async def replaced(info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        await store.remove(info.id, fence=UNFENCED)
+        await store.create(UploadInfo(info.id, 77, owner="bob", created_at=info.created_at))
+        raise LeaseLost
+
+    async def refuse(_info: UploadInfo, *, fence: Fence) -> None:
+        raise LeaseLost
+
+    monkeypatch.setattr(store, "finish", replaced)
+    monkeypatch.setattr(store, "save", refuse)
+    with pytest.raises(ProtocolError) as refused:
+        await uploads.create(empty(), (), NoBody(), REQUEST)
+    assert refused.value.status == 404

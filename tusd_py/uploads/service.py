@@ -442,15 +442,22 @@ class Uploads:
                 upload = await self._receiver.receive(upload, content, body, lease, request)
             return await self._finish(upload, request, lease.fence)
         except LeaseLost:
-            return Result(await self.store.load(upload.id), errors.interrupted())
+            return Result(await self._reload(upload), errors.interrupted())
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # No byte counts and the client does not know its URL, so the upload is useless.
                 await self._remove_unfilled(upload, request, lease)
                 raise
-            return Result(await self.store.load(upload.id), problem)
+            return Result(await self._reload(upload), problem)
         except StorageError as problem:
-            return Result(await self.store.load(upload.id), _response_to(problem))
+            return Result(await self._reload(upload), _response_to(problem))
+
+    async def _reload(self, upload: Upload) -> Upload:
+        """Load an upload again. Raises UploadNotFound if its id belongs to another one by now, as after a lost lease."""
+        found = await self.store.load(upload.id)
+        if (found.info.created_at, found.info.owner) != (upload.info.created_at, upload.info.owner):
+            raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")
+        return found
 
     async def _remove_unfilled(self, upload: Upload, request: RequestView, lease: Lease) -> None:
         """Remove a new upload whose creation hooks know already."""
@@ -493,7 +500,9 @@ class Uploads:
             if upload.finished:
                 return upload
             async with self._held(upload_id) as lease:
-                return await self._settle(await self._current(upload_id), request, lease)
+                # Checked again: the id may belong to another owner's upload by now.
+                upload = await self._load_checked(upload_id, request, Action.INSPECT)
+                return await self._settle(upload, request, lease)
 
     async def _settle(self, upload: Upload, request: RequestView, lease: Lease) -> Upload:
         """Bring an upload whose lock is held to the state that its bytes imply: recovered, joined, finished."""
