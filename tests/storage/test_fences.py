@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
+from tests.support.store import PLAIN, VERIFIED, write_all
 from tusd_py.events import outbox_record
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
 from tusd_py.protocol.errors import ProtocolError
@@ -33,15 +34,15 @@ def lost() -> HeldFence:
 
 
 async def write(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_writer(upload, fence=fence)
+    writer = await store.open_writer(upload, PLAIN, fence=fence)
     try:
-        await writer.write(b"x")
+        await write_all(writer, b"x")
     finally:
         await writer.close(sync=False)
 
 
 async def discard(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_writer(upload, fence=fence)
+    writer = await store.open_writer(upload, PLAIN, fence=fence)
     try:
         await writer.discard()
     finally:
@@ -49,8 +50,8 @@ async def discard(store: FileStore, upload: Upload, fence: Fence) -> None:
 
 
 async def recover(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_verified_writer(upload, None, length=None, fence=UNFENCED)
-    await writer.write(b"of a chunk that was never verified")
+    writer = await store.open_writer(upload, VERIFIED, fence=UNFENCED)
+    await write_all(writer, b"of a chunk that was never verified")
     writer.abandon()
     await writer.close(sync=False)
     cut = await store.load(upload.id)
@@ -66,7 +67,7 @@ CHANGES: dict[str, Callable[[FileStore, Upload, Fence], Awaitable[object]]] = {
     "finish": lambda store, _, fence: store.finish(FINISHED, sync=False, fence=fence),
     "finish durably": lambda store, _, fence: store.finish(FINISHED, sync=True, fence=fence),
     "remove": lambda store, upload, fence: store.remove(upload.id, fence=fence),
-    "join": lambda store, upload, fence: store.join(FINAL, [upload], fence=fence),
+    "join": lambda store, upload, fence: store.joiner.join(FINAL, [upload], fence=fence),
     "keep": lambda store, upload, fence: store.outbox.keep(upload.id, "e0", b"{}", fence=fence),
 }
 

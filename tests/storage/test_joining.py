@@ -54,7 +54,7 @@ async def test_joins_leave_the_stores_threads_alone(
     monkeypatch.setattr(joining, "copy_some", wait)
     small = await part(store, "small", b"hello")
     joins = [
-        asyncio.create_task(store.join(final(f"f{n}"), [small] * 3, fence=UNFENCED))
+        asyncio.create_task(store.joiner.join(final(f"f{n}"), [small] * 3, fence=UNFENCED))
         for n in range(64)
     ]
     other = UploadInfo(id="other", length=1, created_at=1.0)
@@ -79,12 +79,12 @@ async def test_a_small_join_does_not_wait_for_large_ones(
     after: list[bool] = []
 
     async def large(name: str) -> None:
-        await store.join(final(name), [small] * 5000, fence=UNFENCED)
+        await store.joiner.join(final(name), [small] * 5000, fence=UNFENCED)
         after.append(done.is_set())
 
     running = [asyncio.create_task(large(f"large{n}")) for n in range(8)]
     await asyncio.sleep(0)
-    await store.join(final("quick"), [small], fence=UNFENCED)
+    await store.joiner.join(final("quick"), [small], fence=UNFENCED)
     done.set()
     await asyncio.gather(*running)
     assert after == [True] * 8
@@ -102,7 +102,7 @@ async def test_a_part_that_goes_while_it_is_joined_is_not_found(
 
     monkeypatch.setattr(joining, "copy_some", remove)
     with pytest.raises(UploadNotFound):
-        await store.join(final("f", "a", "b"), [first, second], fence=UNFENCED)
+        await store.joiner.join(final("f", "a", "b"), [first, second], fence=UNFENCED)
     assert not Path(store.root, "f").exists()
     assert list(Path(store.root, ".tusd-py", "new").iterdir()) == []
 
@@ -126,7 +126,7 @@ async def test_a_final_that_waits_for_many_parts_is_looked_at_cheaply(tmp_path: 
         await store.create(UploadInfo(id=name, length=1, is_partial=True, created_at=uploads.now()))
     info = replace(final("f", *names), created_at=uploads.now())
     await store.create(info)
-    await store.await_parts(names, "f")
+    await store.joiner.await_parts(names, "f")
     await uploads.inspect("f", RequestView())
     counts: list[int] = []
     upload = await uploads.load("f")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.store import PLAIN, VERIFIED, write_all
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
@@ -34,8 +35,8 @@ async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
 async def stored(store: FileStore, info: UploadInfo, data: bytes) -> Upload:
     """A finished upload."""
     upload = await store.create(info)
-    writer = await store.open_writer(upload, fence=UNFENCED)
-    await writer.write(data)
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, data)
     await writer.close(sync=False)
     await store.finish(replace(info, finished_at=BORN + 1), sync=False, fence=UNFENCED)
     return await store.load(info.id)
@@ -104,10 +105,10 @@ async def replaced(store: FileStore, upload: Upload) -> None:
 async def test_a_download_is_not_of_another_upload_that_has_the_id_by_now(store: FileStore) -> None:
     """As where a hook is asked between the look at the upload and the opening of its file."""
     upload = await stored(store, new("x", b"mine, of that len"), b"mine, of that len")
-    os.close(await store.open_file(upload))
+    (await store.open_reader(upload)).close()
     await replaced(store, upload)
     with pytest.raises(UploadNotFound):
-        await store.open_file(upload)
+        await store.open_reader(upload)
 
 
 async def test_a_final_has_no_bytes_of_another_upload_that_has_a_parts_id_by_now(
@@ -118,7 +119,7 @@ async def test_a_final_has_no_bytes_of_another_upload_that_has_a_parts_id_by_now
     await replaced(store, part)
     final = UploadInfo("f", None, is_final=True, parts=("x",), created_at=BORN)
     with pytest.raises(UploadNotFound):
-        await store.join(final, [part], fence=UNFENCED)
+        await store.joiner.join(final, [part], fence=UNFENCED)
     assert not Path(store.root, "f").exists()
     assert os.listdir(f"{store.root}/.tusd-py/new") == []
 
@@ -148,8 +149,8 @@ async def test_bytes_that_were_never_verified_do_not_count_after_a_volume_was_aw
     store: FileStore, tmp_path: Path, go: Callable[[Path, Path], None], upload_id: str
 ) -> None:
     upload = await store.create(new(upload_id, b"?" * 100))
-    writer = await store.open_verified_writer(upload, None, length=None, fence=UNFENCED)
-    await writer.write(b"never verified")
+    writer = await store.open_writer(upload, VERIFIED, fence=UNFENCED)
+    await write_all(writer, b"never verified")
     writer.abandon()
     await writer.close(sync=False)
     directory = Path(store.root, "volume")
@@ -164,16 +165,16 @@ async def test_finals_and_parts_are_remembered_while_a_volume_is_away(
 ) -> None:
     await store.create(replace(new("volume/p"), is_partial=True))
     await store.create(UploadInfo("volume/f", None, is_final=True, parts=("volume/p",)))
-    await store.await_parts(["volume/p"], "volume/f")
-    await store.remember_final("key", "volume/f")
+    await store.joiner.await_parts(["volume/p"], "volume/f")
+    await store.joiner.remember_final("key", "volume/f")
     keys = Path(store.root, ".tusd-py", "finals", "key")
     os.utime(keys, (BORN, BORN), follow_symlinks=False)
     directory = Path(store.root, "volume")
     away(directory, tmp_path / "aside")
     await store.tidy(tombstone_ttl=DAY)
     back(directory, tmp_path / "aside")
-    assert await store.finals_awaiting("volume/p") == ["volume/f"]
-    assert await store.recall_final("key") == "volume/f"
+    assert await store.joiner.finals_awaiting("volume/p") == ["volume/f"]
+    assert await store.joiner.recall_final("key") == "volume/f"
 
 
 async def test_markers_of_uploads_that_are_gone_go(store: FileStore) -> None:
@@ -210,17 +211,17 @@ async def test_a_key_that_a_power_cut_tore_is_none(store: FileStore, content: by
     key = Path(store.root, ".tusd-py", "finals", "key")
     key.write_bytes(content)
     with pytest.raises(UploadNotFound):
-        await store.load(await store.recall_final("key") or "")
+        await store.load(await store.joiner.recall_final("key") or "")
     os.utime(key, (BORN, BORN))
     await store.tidy(tombstone_ttl=DAY)
     assert not key.exists()
 
 
 async def test_a_key_is_never_there_without_its_content(store: FileStore) -> None:
-    await store.remember_final("key", "a/b")
-    await store.remember_final("key", "a/c")
+    await store.joiner.remember_final("key", "a/b")
+    await store.joiner.remember_final("key", "a/c")
     assert os.readlink(f"{store.root}/.tusd-py/finals/key") == "a/c"
-    assert await store.recall_final("key") == "a/c"
+    assert await store.joiner.recall_final("key") == "a/c"
 
 
 async def test_a_file_system_without_links_keeps_keys_in_files(
@@ -230,16 +231,16 @@ async def test_a_file_system_without_links_keeps_keys_in_files(
         raise OSError(errno.EPERM, "no links")
 
     monkeypatch.setattr(os, "symlink", no_links)
-    await store.remember_final("key", "a/b")
-    assert await store.recall_final("key") == "a/b"
+    await store.joiner.remember_final("key", "a/b")
+    assert await store.joiner.recall_final("key") == "a/b"
 
 
 # -- marks of durable zeros ----------------------------------------------------------------------
 
 
 async def add(store: FileStore, data: bytes, fence: Fence = UNFENCED) -> Upload:
-    writer = await store.open_writer(await store.load("x"), fence=fence)
-    await writer.write(data)
+    writer = await store.open_writer(await store.load("x"), PLAIN, fence=fence)
+    await write_all(writer, data)
     await writer.close(sync=True)
     return await store.load("x")
 
@@ -261,9 +262,9 @@ async def test_zeros_of_a_holder_that_lost_its_lock_are_not_marked(
     await store.create(new("x", b"?" * 100))
     held = [True]
     writer = await store.open_writer(
-        await store.load("x"), fence=lambda: HeldFence(lambda: held[0])
+        await store.load("x"), PLAIN, fence=lambda: HeldFence(lambda: held[0])
     )
-    await writer.write(bytes(50))
+    await write_all(writer, bytes(50))
     held[0] = False
     with pytest.raises(LeaseLost):
         await writer.close(sync=True)

@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.protocol.headers import Headers
+from tusd_py.storage.base import StorageError
+from tusd_py.storage.file.reader import FileReader
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.http.sendfile import FileTruncated
 
@@ -500,12 +502,12 @@ class TestNames:
 
 
 @pytest.fixture
-def descriptor(tmp_path: Path) -> Iterator[int]:
+def reader(tmp_path: Path) -> Iterator[FileReader]:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 4096)  # 1 MiB
-    fd = os.open(path, os.O_RDWR)
-    yield fd
-    os.close(fd)
+    found = FileReader(os.open(path, os.O_RDWR))
+    yield found
+    found.close()
 
 
 class Sent:
@@ -534,11 +536,11 @@ ZERO_COPY: dict[str, Any] = {"type": "http", "extensions": {"http.response.zeroc
 
 
 class TestSending:
-    async def test_without_a_copy_where_the_server_can(self, descriptor: int) -> None:
+    async def test_without_a_copy_where_the_server_can(self, reader: FileReader) -> None:
         sent = Sent()
-        await send_file(ZERO_COPY, sent, descriptor, 3, 70_000)
+        await send_file(ZERO_COPY, sent, reader, 3, 70_000)
         (message,) = sent.messages
-        assert message.pop("file").fileno() == descriptor
+        assert message.pop("file").fileno() == reader.descriptor
         assert message == {
             "type": "http.response.zerocopysend",
             "offset": 3,
@@ -547,35 +549,37 @@ class TestSending:
         }
 
     @pytest.mark.parametrize("scope", [PLAIN, {"type": "http", "extensions": None}])
-    async def test_in_pieces_elsewhere(self, descriptor: int, scope: dict[str, Any]) -> None:
+    async def test_in_pieces_elsewhere(self, reader: FileReader, scope: dict[str, Any]) -> None:
         sent = Sent()
-        await send_file(scope, sent, descriptor, 3, 600_000)
+        await send_file(scope, sent, reader, 3, 600_000)
         assert sent.body == (bytes(range(256)) * 4096)[3:600_003]
         assert max(len(message["body"]) for message in sent.messages) == 256 * 1024
 
-    async def test_in_pieces_where_the_server_cannot_after_all(self, descriptor: int) -> None:
+    async def test_in_pieces_where_the_server_cannot_after_all(self, reader: FileReader) -> None:
         sent = Sent(asyncio.SendfileNotAvailableError())
-        await send_file(ZERO_COPY, sent, descriptor, 0, 1000)
+        await send_file(ZERO_COPY, sent, reader, 0, 1000)
         assert len(sent.body) == 1000
 
     @pytest.mark.parametrize("scope", [PLAIN, ZERO_COPY])
-    async def test_nothing_of_an_empty_file(self, descriptor: int, scope: dict[str, Any]) -> None:
+    async def test_nothing_of_an_empty_file(
+        self, reader: FileReader, scope: dict[str, Any]
+    ) -> None:
         sent = Sent()
-        await send_file(scope, sent, descriptor, 0, 0)
+        await send_file(scope, sent, reader, 0, 0)
         assert sent.body == b""
 
-    async def test_a_file_that_became_shorter(self, descriptor: int) -> None:
-        os.ftruncate(descriptor, 300_000)
+    async def test_a_file_that_became_shorter(self, reader: FileReader) -> None:
+        os.ftruncate(reader.descriptor, 300_000)
         sent = Sent()
-        with pytest.raises(FileTruncated):
-            await send_file(PLAIN, sent, descriptor, 0, 600_000)
+        with pytest.raises(StorageError):
+            await send_file(PLAIN, sent, reader, 0, 600_000)
         assert all(message["more_body"] for message in sent.messages)
 
-    async def test_failures_of_the_server_are_passed_on(self, descriptor: int) -> None:
+    async def test_failures_of_the_server_are_passed_on(self, reader: FileReader) -> None:
         with pytest.raises(FileTruncated):
-            await send_file(ZERO_COPY, Sent(FileTruncated("short")), descriptor, 0, 1)
+            await send_file(ZERO_COPY, Sent(FileTruncated("short")), reader, 0, 1)
 
-    async def test_a_client_that_left_gets_no_more(self, descriptor: int) -> None:
+    async def test_a_client_that_left_gets_no_more(self, reader: FileReader) -> None:
         left = asyncio.Event()
         incoming = [{"type": "http.request", "body": b"", "more_body": False}]
 
@@ -593,15 +597,15 @@ class TestSending:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-        await send_file(PLAIN, send, descriptor, 0, 1024 * 1024, receive=receive)
+        await send_file(PLAIN, send, reader, 0, 1024 * 1024, receive=receive)
         assert len(messages) == 1
         assert messages[0]["more_body"]
 
-    async def test_no_task_is_left_behind(self, descriptor: int) -> None:
+    async def test_no_task_is_left_behind(self, reader: FileReader) -> None:
         async def receive() -> MutableMapping[str, Any]:
             await asyncio.Event().wait()
             raise AssertionError
 
-        await send_file(PLAIN, Sent(), descriptor, 0, 10, receive=receive)
+        await send_file(PLAIN, Sent(), reader, 0, 10, receive=receive)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}

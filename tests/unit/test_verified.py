@@ -159,7 +159,7 @@ class Added:
         else:
             view = room[: len(data)]
             view[:] = data
-        rest = self.writer.write_view(view)
+        rest = self.writer.write(view)
         if room is None:
             view[:] = bytes(len(view))
         self.added += data

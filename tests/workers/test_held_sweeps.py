@@ -12,8 +12,8 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
-from tusd_py.storage.sweep_marks import SweepMarks
-from tusd_py.uploads.sweep_guard import hold_reason
+from tusd_py.storage.base import SweepTimes
+from tusd_py.uploads.sweep_guard import begins_hold, hold_reason
 
 DAY = 86_400.0
 
@@ -62,16 +62,24 @@ def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
     assert (summary["seen"], summary["expired"]) == (25, 25)
 
 
-def test_it_goes_on_after_a_day_unless_both_are_wrong(tmp_path: os.PathLike[str]) -> None:
-    marks = SweepMarks(str(tmp_path), file_perms=0o600)
-    marks.record_end(0.0)
-    assert hold_reason(marks, seen=19, due=19, now=10.0) is None
-    assert hold_reason(marks, seen=50, due=25, now=10.0) is None
-    assert hold_reason(marks, seen=50, due=0, now=400 * DAY) is None
-    assert hold_reason(marks, seen=50, due=26, now=10.0) is not None
-    assert hold_reason(marks, seen=50, due=26, now=DAY) is not None
-    assert hold_reason(marks, seen=50, due=26, now=DAY + 11.0) is None
+def test_it_goes_on_after_a_day_unless_both_are_wrong() -> None:
+    held_since: float | None = None
+
+    def is_held(*, seen: int, due: int, now: float) -> bool:
+        nonlocal held_since
+        times = SweepTimes(0.0, held_since)
+        reason = hold_reason(times, seen=seen, due=due, now=now)
+        if reason is not None and begins_hold(times, now):
+            held_since = now
+        return reason is not None
+
+    assert not is_held(seen=19, due=19, now=10.0)
+    assert not is_held(seen=50, due=25, now=10.0)
+    assert not is_held(seen=50, due=0, now=400 * DAY)
+    assert is_held(seen=50, due=26, now=10.0)
+    assert is_held(seen=50, due=26, now=DAY)
+    assert not is_held(seen=50, due=26, now=DAY + 11.0)
     # A clock that jumps while a sweep is held does not count as a day.
-    assert hold_reason(marks, seen=50, due=1, now=400 * DAY) is not None
-    assert hold_reason(marks, seen=50, due=1, now=401 * DAY) is None
-    assert hold_reason(marks, seen=50, due=30, now=401 * DAY) is not None
+    assert is_held(seen=50, due=1, now=400 * DAY)
+    assert not is_held(seen=50, due=1, now=401 * DAY)
+    assert is_held(seen=50, due=30, now=401 * DAY)

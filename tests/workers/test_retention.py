@@ -112,8 +112,8 @@ async def test_time_counts_from_the_finish_and_each_may_have_its_own(house: Hous
 
 async def test_one_whose_time_is_over_is_gone_for_clients_before_the_sweep(house: House) -> None:
     await house.new("a")
-    _, descriptor = await house.uploads.open_download("a", RequestView())
-    os.close(descriptor)
+    _, reader = await house.uploads.open_download("a", RequestView())
+    reader.close()
     house.clock.now += 31 * DAY
     for ask, status in ((house.uploads.inspect, 410), (house.uploads.open_download, 404)):
         with pytest.raises(ProtocolError) as refused:

@@ -120,6 +120,12 @@ class Locks(Protocol):
             LocksUnavailable: The lock service does not answer.
         """
 
+    def try_acquire(self, upload_id: str) -> Lease | None:
+        """Acquire a lock that is free, at once and without asking anybody; None if it is not.
+
+        Also None for locks outside of this process, of which only `acquire` can tell whether they are free.
+        """
+
     def try_acquire_many(
         self, upload_ids: Sequence[str]
     ) -> AbstractAsyncContextManager[Mapping[str, Lease]]:

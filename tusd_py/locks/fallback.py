@@ -225,6 +225,9 @@ class FallbackLocks:
                         lease.request()
             await asyncio.sleep(_MAX_POLL_SECONDS)
 
+    def try_acquire(self, upload_id: str) -> None:
+        return None
+
     @asynccontextmanager
     async def try_acquire_many(
         self, upload_ids: Sequence[str]

@@ -43,7 +43,6 @@ class MemoryLocks:
             raise
 
     def try_acquire(self, upload_id: str) -> MemoryLease | None:
-        """Acquire the lock of an upload if it is free, without waiting and without asking anybody."""
         if self._closed or upload_id in self._held:
             return None
         lease = self._held[upload_id] = MemoryLease(self, upload_id)

@@ -135,6 +135,9 @@ class RedisLocks:
             raise
         return claim.lease
 
+    def try_acquire(self, upload_id: str) -> None:
+        return None
+
     @asynccontextmanager
     async def try_acquire_many(
         self, upload_ids: Sequence[str]

@@ -23,16 +23,14 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
 from tusd_py.storage.base import (
-    KeepsSweepMarks,
     StorageError,
     Upload,
     UploadGone,
     UploadNotFound,
 )
-from tusd_py.storage.sweep_marks import SweepMarks
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep import PauseFactor, SweepReport, SweepStopped, sweep, sweep_due
-from tusd_py.uploads.sweep_guard import hold_reason, is_far, is_most
+from tusd_py.uploads.sweep_guard import begins_hold, hold_reason, is_far, is_most
 
 logger = logging.getLogger(__name__)
 
@@ -112,30 +110,27 @@ class LocalMaintenance:
             report = await self._sweep(kind, dry_run=dry_run, tell=tell)
         except (StorageError, SweepStopped) as problem:
             raise MaintenanceError(str(problem)) from problem
-        if not dry_run and self._marks is not None and not self._uploads.closing:
-            self._marks.record_end(self._uploads.now())
+        if not dry_run and not self._uploads.closing:
+            await self._uploads.store.sweep_marks.record_end(self._uploads.now())
         return report
-
-    @property
-    def _marks(self) -> SweepMarks | None:
-        store = self._uploads.store
-        return store.sweep_marks if isinstance(store, KeepsSweepMarks) else None
 
     async def _held(self, kind: SweepKind) -> SweepReport | None:
         """Log and return a report if the sweep is held; None if it may run."""
-        uploads, due_index, marks = self._uploads, self._due_index, self._marks
-        if marks is None:
-            return None
-        if kind == "due" and due_index is not None and not is_far(marks.last(), uploads.now()):
+        uploads, due_index = self._uploads, self._due_index
+        marks = uploads.store.sweep_marks
+        times = await marks.read()
+        if kind == "due" and due_index is not None and not is_far(times.ended_at, uploads.now()):
             counts = await due_index.counts(uploads.now())
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
         # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
         report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True)
         now = uploads.now()
-        reason = hold_reason(marks, seen=report.seen, due=report.expired, now=now)
+        reason = hold_reason(times, seen=report.seen, due=report.expired, now=now)
         if reason is None:
             return None
+        if begins_hold(times, now):
+            await marks.record_hold(now)
         logs.event(
             logger,
             logging.WARNING,

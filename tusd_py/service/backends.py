@@ -24,10 +24,11 @@ from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.settings.model import Settings
+from tusd_py.storage.base import Guard
 from tusd_py.storage.errors import takes_nothing
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.mounts import is_local
-from tusd_py.storage.file.store import FileStore, Guard
+from tusd_py.storage.file.store import FileStore
 
 logger = logging.getLogger(__name__)
 

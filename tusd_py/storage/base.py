@@ -1,23 +1,45 @@
-"""The contract of a store: a required core, and optional capabilities.
+"""The contract of a store: what uploads, events and sweeps need of the place where bytes lie.
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
-reports is what it really holds, whatever happened before. Callers hold the upload's lock while they write, join, cut back or
-remove; reading needs none. A lock can be lost at any instant, so every change of an existing upload is made within the lock's
-`fence`: in any thread and after any wait, it is refused with LeaseLost once another holder has the upload. The small protocols
-at the end are the optional capabilities; the server derives the extensions that it advertises from them.
+reports is what it really holds, whatever happened before. `Store` is what each store does. The two things that a store may be
+unable to do are `verifies_chunks` and `joiner`; who builds a service reads them once, and the extensions of tus that a server
+advertises follow from them.
+
+Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
+instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
+files enters the fence around the system call, and the range lock of `locks/fence.py` keeps other holders out until it returns.
+A store behind a network enters it right before it sends a request, which proves only that the lock was held until then; so it
+makes what arrives late harmless: bytes are addressed by their position, and a record is replaced only on condition that it is
+still the one that was read (`If-Match`). If the condition fails it raises LeaseLost, as the fence does.
+
+What has to hold for every store, whatever it is made of:
+
+- The store is the truth about bytes: the offset is what it holds without a gap, never a number kept beside the bytes. After a
+  kill at any instant `load` tells the truth, and appending at that offset gives the same bytes as without the interruption.
+- What arrived is kept: bytes that were passed to `write` count once `close` has returned, and mostly before. The exception is
+  a verified chunk, which counts whole once `verify` has agreed and `close` has returned, or not at all.
+- Durable when it says so: `sync`, `finish` and `close` with `sync` return once a power cut changes nothing any more.
+- Memory does not grow with uploads or their sizes: a writer holds a bounded number of buffers, and makes its caller wait while
+  they are full.
+- The event loop is never blocked: what may wait runs in a thread, or is awaited.
+- A record is replaced atomically, and created by `create` alone: `save` and `finish` of an upload that was removed raise
+  UploadNotFound. After `create` has raised, there is no upload.
+- A failure that may pass is never UploadNotFound: a client that is told so sends everything again.
+
+The suite in `tests/contracts/` holds every store to this.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.tus import Content
 from tusd_py.storage.skipped import Skip, skip_entry
-from tusd_py.storage.sweep_marks import SweepMarks
 
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
@@ -222,17 +244,42 @@ class UnpublishedRemoval:
 
 
 class Writer(Protocol):
-    """Adds bytes to one upload, for the request that holds its lock."""
+    """Adds bytes to one upload, for the request that holds its lock. Called in the event loop, by one caller at a time.
+
+    Each method raises LeaseLost if the lock was lost, StorageFull or another StorageError if the store failed; what was added
+    before may count then.
+    """
 
     @property
     def offset(self) -> int:
         """Bytes of the upload, including those added."""
 
-    async def write(self, data: bytes) -> None:
-        """Add `data`. Raises StorageFull (a prefix of `data` may count then), StorageError, LeaseLost."""
+    def get_buffer(self) -> memoryview | None:
+        """Return memory to receive the next bytes into, so that they need no copy; None for no preference.
+
+        It is valid until the next call of a method. Callers need not use it, and may ask again without having used it.
+        """
+
+    def write(self, data: memoryview) -> Awaitable[None] | None:
+        """Add bytes.
+
+        Args:
+            data: The start of the buffer that `get_buffer` returned last, or other memory. It is valid during the call only,
+                unless it is read-only, as that of `bytes` is.
+
+        Returns:
+            What to await before adding more, for instance because the disk is slow or all buffers are full; None if there is
+            no need to wait.
+        """
+
+    async def verify(self, checksum: Checksum) -> bool:
+        """Return whether the added bytes have this checksum. Only for a verified chunk, after its last byte.
+
+        If they have, `close` makes them count; if not, the caller calls `discard`.
+        """
 
     async def discard(self) -> None:
-        """Remove all bytes that this writer added. Raises LeaseLost; then the upload stays as it is."""
+        """Remove all bytes that this writer added. After LeaseLost the upload stays as it is."""
 
     def abandon(self) -> None:
         """Leave the upload as it is because the lock was lost; `close` then only releases resources."""
@@ -241,224 +288,25 @@ class Writer(Protocol):
         """Make the added bytes count, and release all resources in any case. After `discard`, only release them.
 
         Args:
-            sync: Make the bytes durable before this returns.
+            sync: Make the bytes durable before this returns (`durability = chunk`).
 
         Raises:
             LeaseLost: The bytes do not count because another holder has the upload.
         """
 
 
-class VerifiedWriter(Writer, Protocol):
-    """A writer whose bytes count only once their checksum is verified. They may be stored elsewhere until then."""
-
-    async def verify(self, checksum: Checksum) -> bool:
-        """Return whether the added bytes have this checksum; if not, the caller calls `discard`.
-
-        Raises StorageFull, StorageError, LeaseLost.
-        """
-
-
-@runtime_checkable
-class ReceivesInPlace(Protocol):
-    """A writer that may offer its own buffer, so that received bytes need no copy. Called in the event loop."""
-
-    def get_buffer(self) -> memoryview | None:
-        """Return the buffer to receive the next bytes into; None for no preference. The caller need not use it."""
-
-    def write_view(self, data: memoryview) -> Awaitable[None] | None:
-        """Add `data`: the start of the buffer that `get_buffer` returned, or other memory that is valid during the call only.
-
-        If it returns an awaitable, await that before adding more. Both raise StorageFull, StorageError, LeaseLost.
-        """
-
-
-class Store(Protocol):
-    """The core of every store: create uploads, append to them, finish them.
-
-    fence: that of the upload's lock; methods that take one raise LeaseLost.
-    """
-
-    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
-        """Record a new upload without bytes. Raises UploadExists, StorageFull.
-
-        fence: needed unless the id was drawn just now, so that no other client can know it.
-        """
-
-    async def load(self, upload_id: str) -> Upload:
-        """Return the current state of an upload. Needs no lock, changes nothing. Raises UploadNotFound, UploadGone."""
-
-    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
-        """Undo what an earlier holder left incomplete. Called with the upload's lock, before it grows."""
-
-    async def open_writer(self, upload: Upload, *, fence: Fence) -> Writer:
-        """Open an upload for appending. Bytes count as soon as they are written."""
-
-    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
-        """Replace the record atomically. Raises UploadNotFound if there is none: it is never created here."""
-
-    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
-        """Record atomically that an upload is finished. Raises UploadNotFound if there is no record.
-
-        Args:
-            info: The record, of which only `finished_at` has changed.
-            sync: Make the bytes durable before, and the record after it.
-            fence: Of the upload's lock.
-        """
-
-    async def sync(self, upload: Upload, *, fence: Fence) -> None:
-        """Make the bytes, the record and the directory entries of the upload durable. Raises StorageError.
-
-        fence: used to discard bytes that the kernel has lost.
-        """
-
-    async def free_space(self) -> int | None:
-        """Return how many bytes can still be stored; None for no limit."""
-
-    async def check(self) -> None:
-        """Check that the store can be written to. Raises StorageError if not."""
-
-
-@runtime_checkable
-class VerifiesChunks(Protocol):
-    """Chunks can be written so that they count only once their checksum is verified."""
-
-    async def open_verified_writer(
-        self,
-        upload: Upload,
-        checksum: Checksum | None,
-        *,
-        length: int | None,
-        fence: Fence,
-    ) -> VerifiedWriter:
-        """Like `open_writer`, but added bytes count only after `close`, also across a crash.
-
-        Args:
-            upload: The upload.
-            checksum: The checksum of the bytes to come, if known in advance.
-            length: The number of bytes to come, if known in advance.
-            fence: Of the upload's lock.
-        """
-
-
-@runtime_checkable
-class RemovesUploads(Protocol):
-    """Uploads can be listed and removed."""
-
-    async def remove(
-        self,
-        upload_id: str,
-        *,
-        fence: Fence,
-        keep_tombstone: bool = True,
-        unpublished: RemovalEvent | None = None,
-    ) -> None:
-        """Free everything that the upload occupies and leave a tombstone. Does nothing if it is gone already.
-
-        Args:
-            upload_id: The upload.
-            fence: Of its lock.
-            keep_tombstone: False if no client was told of the upload.
-            unpublished: The removal's event, if the outbox had no space for it. It is kept until `forget_removal`, which takes
-                no space.
-        """
-
-    async def unpublished_removals(self) -> list[UnpublishedRemoval]:
-        """Return the removals whose event is not in the outbox yet."""
-
-    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        """Free what a crash during the removal left."""
-
-    async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        """Forget an unpublished removal: its event is in the outbox now."""
-
-    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
-        """Load many uploads: for each, in order, its state or the error that `load` would raise."""
-
-    async def remove_each(
-        self,
-        uploads: Sequence[Upload],
-        *,
-        fences: Mapping[str, Fence],
-        unpublished: Mapping[str, RemovalEvent] | None = None,
-    ) -> list[bool | StorageError]:
-        """Remove many uploads.
-
-        Args:
-            uploads: The uploads.
-            fences: The fences of their locks, by id.
-            unpublished: Events as for `remove`, by id.
-
-        Returns:
-            For each upload, in order: True, False if its lock was lost, or the error.
-        """
-
-    def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
-        """Yield the ids of all uploads in no particular order, in constant memory.
-
-        skip: called for entries that cannot be read and are skipped. Raises StorageError if nothing at all can be read.
-        """
-
-    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
-        """Remove the remains of an interrupted, unanswered creation once they are an hour old; returns whether it did."""
-
-    async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
-        """Return when an upload's bytes were first found missing (BytesMissing), in seconds since the epoch.
-
-        marks: record that it is now, if nothing is recorded.
-        """
-
-    async def tidy(self, *, tombstone_ttl: float) -> int:
-        """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many."""
-
-
-@runtime_checkable
-class KeepsSweepMarks(Protocol):
-    """The times of sweeps are kept beside the uploads."""
+class Reader(Protocol):
+    """The bytes of one upload, open for reading until `close`, also if the upload is removed meanwhile."""
 
     @property
-    def sweep_marks(self) -> SweepMarks:
-        """The marks."""
+    def descriptor(self) -> int | None:
+        """A file descriptor to send the bytes from without a copy; None if they are in no file of this machine."""
 
+    def stream(self, start: int, count: int) -> AsyncGenerator[bytes, None]:
+        """Yield `count` bytes from `start` on, in pieces. Raises StorageError if there are fewer or they cannot be read."""
 
-@runtime_checkable
-class ServesFiles(Protocol):
-    """Finished uploads can be sent from a file descriptor."""
-
-    async def open_file(self, upload: Upload) -> int:
-        """Return a descriptor of the bytes, open for reading; the caller closes it. Raises UploadNotFound."""
-
-
-@runtime_checkable
-class JoinsParts(Protocol):
-    """Uploads can be joined into one, and a join can wait for parts that are still being uploaded."""
-
-    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
-        """Concatenate the bytes of `parts`; after a crash the final has all of them or none.
-
-        Raises UploadNotFound if a part is gone.
-        """
-
-    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
-        """Record that `final_id` lists these parts and is not joined yet.
-
-        This and `forget_awaiting` need no fence: `tidy` removes entries that outlive their final, and they are forgotten only
-        after the join, which is fenced, when they are no longer needed.
-        """
-
-    async def finals_awaiting(self, part_id: str) -> list[str]:
-        """Return the finals that list `part_id`, as `await_parts` recorded."""
-
-    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
-        """Undo `await_parts`."""
-
-    async def remember_final(self, key: str, final_id: str) -> None:
-        """Record the final that is about to be created for `key`, a hexadecimal digest of its request."""
-
-    async def forget_final(self, key: str) -> None:
-        """Undo `remember_final`."""
-
-    async def recall_final(self, key: str) -> str | None:
-        """Return the id last recorded for `key`, kept for some days at least. The final may be gone."""
+    def close(self) -> None:
+        """Release all resources."""
 
 
 Box = Literal["waiting", "failed"]
@@ -542,10 +390,265 @@ class Outbox(Protocol):
         """Count the events. For many thousands it is an estimate of constant cost, unless `exact`."""
 
 
-@runtime_checkable
-class KeepsEvents(Protocol):
-    """Events can be stored beside the uploads, as durably as these."""
+@dataclass(frozen=True, slots=True)
+class SweepTimes:
+    """When sweeps ran, in seconds since the epoch by the clock of the process that ran them.
+
+    Attributes:
+        ended_at: When the last sweep that was not held ended; None if unknown.
+        held_since: When a sweep was first held since then; None if none was.
+    """
+
+    ended_at: float | None
+    held_since: float | None
+
+
+class SweepMarks(Protocol):
+    """The times of sweeps, kept beside the uploads. No method raises: marks only guard sweeps with a wrong clock."""
+
+    async def read(self) -> SweepTimes:
+        """Return the times; what cannot be read counts as unknown."""
+
+    async def record_end(self, now: float) -> None:
+        """Record the end of a sweep that was not held."""
+
+    async def record_hold(self, now: float) -> None:
+        """Record that a sweep is held."""
+
+
+class Joiner(Protocol):
+    """Joins uploads into one, also when the last of them is finished later (tus 1.0.0, "Concatenation").
+
+    It also records which finals wait for which parts, and which final was created for which request.
+    """
+
+    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
+        """Give a final the bytes of its parts, in order; after a crash it has all of them or none.
+
+        Args:
+            final: The record of the final, which exists and has no bytes.
+            parts: The parts, finished; one may be listed repeatedly.
+            fence: Of the final's lock. Parts need none, as they never change.
+
+        Raises:
+            UploadNotFound: A part is gone.
+        """
+
+    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        """Record that `final_id` lists these parts and is not joined yet.
+
+        This and `forget_awaiting` need no fence: `tidy` removes entries that outlive their final, and they are forgotten only
+        after the join, which is fenced, when they are no longer needed.
+        """
+
+    async def finals_awaiting(self, part_id: str) -> list[str]:
+        """Return the finals that list `part_id`, as `await_parts` recorded."""
+
+    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        """Undo `await_parts`."""
+
+    async def remember_final(self, key: str, final_id: str) -> None:
+        """Record the final that is about to be created for `key`, a hexadecimal digest of its request."""
+
+    async def forget_final(self, key: str) -> None:
+        """Undo `remember_final`."""
+
+    async def recall_final(self, key: str) -> str | None:
+        """Return the id last recorded for `key`, kept for some days at least. The final may be gone."""
+
+
+Guard = Literal["exclusive", "shared", "none"]
+"""How a process claims a store: alone, as locks in its memory require; together with others that share their locks; or not at
+all, because its parent process has done so."""
+
+
+class Store(Protocol):
+    """Keeps uploads: their records, their bytes, their events.
+
+    fence: that of the upload's lock; methods that take one raise LeaseLost. Every method raises StorageError for a failure.
+    """
+
+    # What a store may be unable to do: fixed when it is made, and read once by who builds a service.
+
+    @property
+    def verifies_chunks(self) -> bool:
+        """Whether bytes can be written that count only once their checksum is verified (tus 1.0.0, "Checksum")."""
+
+    @property
+    def joiner(self) -> Joiner | None:
+        """Joins parts; None if the store cannot do that."""
+
+    # Kept beside the uploads, as durably as these.
 
     @property
     def outbox(self) -> Outbox:
-        """The outbox."""
+        """The events to be delivered. It can be used without `open`."""
+
+    @property
+    def sweep_marks(self) -> SweepMarks:
+        """The times of sweeps."""
+
+    # Opening and closing
+
+    def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
+        """Prepare the store for changes. Blocking: called at the start, in a thread without an event loop.
+
+        Args:
+            guard: How to claim the store. One that cannot tell whether another process uses it does nothing about that.
+            wait: Seconds to wait until another process releases it.
+
+        Raises:
+            StorageError: The store cannot be used; the text says why, and what to do.
+        """
+
+    async def stop(self) -> None:
+        """Release all resources, after operations in progress. What takes long, a join for instance, is broken off."""
+
+    async def check(self) -> None:
+        """Check that the store can be written to, for the readiness of the server. Raises StorageError if not."""
+
+    async def free_space(self) -> int | None:
+        """Return how many bytes can still be stored; None for no limit, as with an object store."""
+
+    # The life of an upload
+
+    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        """Record a new upload without bytes.
+
+        Args:
+            info: The record.
+            fence: Needed unless the id was drawn just now, so that no other client can know it.
+
+        Returns:
+            The upload, whose record may have more in it than `info`, such as what the store needs to find the bytes.
+
+        Raises:
+            UploadExists: The id or the location is taken.
+            StorageFull: There is no space for it.
+        """
+
+    async def load(self, upload_id: str) -> Upload:
+        """Return the current state of an upload. Needs no lock, changes nothing.
+
+        Raises:
+            UploadNotFound: No upload has this id, or its creation was interrupted.
+            UploadGone: It was removed, and its tombstone is kept.
+            UploadDamaged: Its data contradicts its record for good.
+            BytesMissing: It has a record but no data, which may come back.
+        """
+
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        """Load many uploads: for each, in order, its state or the error that `load` would raise."""
+
+    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
+        """Undo what an earlier holder left incomplete. Called with the upload's lock, before it grows.
+
+        A verified chunk that was interrupted is cut off here; until then `load` does not count it.
+        """
+
+    async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
+        """Open an upload for appending at `upload.offset`.
+
+        Args:
+            upload: The upload, loaded and recovered under its lock.
+            content: What is known of the bytes to come. If it is `verified`, which is asked of a store only if it
+                `verifies_chunks`, they count only after `Writer.verify` and `Writer.close`, also across a crash.
+            fence: Of the upload's lock.
+        """
+
+    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
+        """Replace the record atomically. Raises UploadNotFound if there is none: it is never created here."""
+
+    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        """Record atomically that an upload is finished, or change nothing. May be repeated, also after a crash.
+
+        Args:
+            info: The record, of which only `finished_at` has changed.
+            sync: Make the bytes durable before, and the record after it.
+            fence: Of the upload's lock.
+
+        Raises:
+            UploadNotFound: There is no record.
+            BytesNotKept: Bytes were lost, and count no longer.
+        """
+
+    async def sync(self, upload: Upload, *, fence: Fence) -> None:
+        """Make the upload's bytes and its record durable; does nothing where they always are.
+
+        fence: used to discard bytes that the kernel has lost. Raises BytesNotKept for them.
+        """
+
+    async def open_reader(self, upload: Upload) -> Reader:
+        """Open the bytes of a finished upload. Raises UploadNotFound, BytesMissing, UploadDamaged."""
+
+    # Removal: it leaves a tombstone, by which clients are told that an upload is gone
+
+    async def remove(
+        self,
+        upload_id: str,
+        *,
+        fence: Fence,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
+    ) -> None:
+        """Free everything that the upload occupies and leave a tombstone. Does nothing if it is gone already.
+
+        Once there is a tombstone the upload is gone, and a crash leaves only what `tidy` or `finish_removal` frees.
+
+        Args:
+            upload_id: The upload.
+            fence: Of its lock.
+            keep_tombstone: False if no client was told of the upload.
+            unpublished: The removal's event, if the outbox had no space for it. It is kept until `forget_removal`, which takes
+                no space.
+        """
+
+    async def remove_each(
+        self,
+        uploads: Sequence[Upload],
+        *,
+        fences: Mapping[str, Fence],
+        unpublished: Mapping[str, RemovalEvent] | None = None,
+    ) -> list[bool | StorageError]:
+        """Remove many uploads.
+
+        Args:
+            uploads: The uploads.
+            fences: The fences of their locks, by id.
+            unpublished: Events as for `remove`, by id.
+
+        Returns:
+            For each upload, in order: True, False if its lock was lost, or the error.
+        """
+
+    async def unpublished_removals(self) -> list[UnpublishedRemoval]:
+        """Return the removals whose event is not in the outbox yet."""
+
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
+        """Free what a crash during the removal left."""
+
+    async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
+        """Forget an unpublished removal: its event is in the outbox now."""
+
+    # Sweeps
+
+    def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
+        """Yield the ids of all uploads in no particular order, in constant memory.
+
+        skip: called for entries that cannot be read and are skipped. Raises StorageError if nothing at all can be read.
+        """
+
+    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
+        """Remove the remains of an interrupted, unanswered creation once they are an hour old; returns whether it did.
+
+        Called for ids that `ids` yielded and `load` does not know.
+        """
+
+    async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
+        """Return when an upload's bytes were first found missing (BytesMissing), in seconds since the epoch.
+
+        marks: record that it is now, if nothing is recorded.
+        """
+
+    async def tidy(self, *, tombstone_ttl: float) -> int:
+        """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many."""

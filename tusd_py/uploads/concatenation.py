@@ -17,7 +17,7 @@ from tusd_py.locks.base import Fence
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
-    JoinsParts,
+    Joiner,
     StorageError,
     Store,
     Upload,
@@ -67,6 +67,7 @@ class Concatenation:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._joiner = store.joiner
         self._policy = policy
         self._load = load
         self._finish_part = finish_part
@@ -119,12 +120,12 @@ class Concatenation:
 
         Raises UploadNotFound for a part that was removed meanwhile.
         """
-        if not isinstance(self._store, JoinsParts):
+        if self._joiner is None:
             raise errors.invalid_concat("this server's store cannot join uploads")
-        await self._store.await_parts(list(dict.fromkeys(final.info.parts)), final.id)
+        await self._joiner.await_parts(list(dict.fromkeys(final.info.parts)), final.id)
         # Checked after registering: a part that finishes meanwhile either sees the final or is seen finished.
         try:
-            return await self._try_join(final, self._store, fence)
+            return await self._try_join(final, self._joiner, fence)
         except UploadGone as problem:
             raise UploadNotFound(str(problem)) from None
 
@@ -133,15 +134,15 @@ class Concatenation:
 
         Raises UploadGone if a part was removed, so that the final can never be joined.
         """
-        if final.joined or not isinstance(self._store, JoinsParts):
+        if final.joined or self._joiner is None:
             return final
         try:
-            return await self._try_join(final, self._store, fence)
+            return await self._try_join(final, self._joiner, fence)
         except UploadNotFound:
             # Its bytes may be temporarily unavailable.
             return final
 
-    async def _try_join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
+    async def _try_join(self, final: Upload, joiner: Joiner, fence: Fence) -> Upload:
         missing = await self.pending.missing(final)
         while missing is not None and await self._recover_part(missing):
             missing = await self.pending.missing(final)
@@ -150,7 +151,7 @@ class Concatenation:
         if length is not None and maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
         pending = final.with_info(length=length)
-        return pending if missing is not None else await self._join(pending, store, fence)
+        return pending if missing is not None else await self._join(pending, joiner, fence)
 
     async def _recover_part(self, part_id: str) -> bool:
         """Finish a part that is complete, as after a crash before its finish. Returns whether it is finished."""
@@ -163,7 +164,7 @@ class Concatenation:
             logger.warning("the part %s cannot be finished now: %s", part_id, problem)
             return False
 
-    async def _join(self, final: Upload, store: JoinsParts, fence: Fence) -> Upload:
+    async def _join(self, final: Upload, joiner: Joiner, fence: Fence) -> Upload:
         """Join parts that were all seen finished. Returns the final unchanged if a part is not finished any more."""
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
@@ -186,13 +187,13 @@ class Concatenation:
         self._joining_bytes += length
         try:
             await self._store.save(final.info, fence=fence)
-            await store.join(final.info, [parts[part_id] for part_id in ids], fence=fence)
+            await joiner.join(final.info, [parts[part_id] for part_id in ids], fence=fence)
         finally:
             self._joins -= 1
             self._joining_bytes -= length
         self.pending.forget(final.id)
         if not self._policy.remove_parts_when_joined:
-            await store.forget_awaiting(distinct, final.id)
+            await joiner.forget_awaiting(distinct, final.id)
         return replace(final, offset=length, joined=True, changed_at=self._clock())
 
     # Expiry
@@ -208,9 +209,9 @@ class Concatenation:
         info = upload.info
         if not upload.joined:
             return replace(upload, changed_at=await self.pending.changed_at(upload))
-        if not info.is_partial or info.foreign or not isinstance(self._store, JoinsParts):
+        if not info.is_partial or info.foreign or self._joiner is None:
             return upload
-        final_ids = await self._store.finals_awaiting(upload.id)
+        final_ids = await self._joiner.finals_awaiting(upload.id)
         if not final_ids:
             return upload
         finals = await self._finals(final_ids, upload.id)
@@ -241,5 +242,5 @@ class Concatenation:
 
     async def record_growth(self, part: Upload) -> None:
         """Update the age of the finals that list a part which got bytes."""
-        if part.info.is_partial and isinstance(self._store, JoinsParts):
-            self.pending.touch(await self._store.finals_awaiting(part.id), part.changed_at)
+        if part.info.is_partial and self._joiner is not None:
+            self.pending.touch(await self._joiner.finals_awaiting(part.id), part.changed_at)

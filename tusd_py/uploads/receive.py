@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
-from typing import Protocol, cast
+from typing import Protocol
 
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
@@ -24,14 +23,11 @@ from tusd_py.protocol import errors, tus
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
-    ReceivesInPlace,
     StorageError,
     StorageFull,
     Store,
     Upload,
     UploadInfo,
-    VerifiedWriter,
-    VerifiesChunks,
     Writer,
 )
 from tusd_py.uploads.policy import UploadPolicy
@@ -86,7 +82,7 @@ class Body(Protocol):
     async def read(self) -> bytes:
         """Return the next bytes; empty at the end, for whatever reason."""
 
-    async def stream_to(self, write: WriteView, get_buffer: GetBuffer | None = None) -> bool:
+    async def stream_to(self, write: WriteView, get_buffer: GetBuffer) -> bool:
         """Pass the whole body to `write` without going through `read`.
 
         Args:
@@ -119,16 +115,14 @@ class _Ended(Exception):
 class _Transfer:
     """The body of one request while it is received.
 
-    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. verified: the writer, if the bytes
-    count only after verification. next_check: offset at which to check the free space again. reported: the offset that hooks
-    know. stopped: the response if the body was ended from outside.
+    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. next_check: offset at which to check
+    the free space again. reported: the offset that hooks know. stopped: the response if the body was ended from outside.
     """
 
     upload: Upload
     content: Content
     body: Body
     writer: Writer
-    verified: VerifiedWriter | None
     lease: Lease
     request: RequestView
     limit: int | None
@@ -200,7 +194,7 @@ class BodyReceiver:
             and upload.offset + content.length > limit
         ):
             raise problem()
-        if content.verified and not isinstance(self._store, VerifiesChunks):
+        if content.verified and not self._store.verifies_chunks:
             raise errors.invalid_checksum("this server's store does not verify checksums")
 
     def _limit(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
@@ -243,18 +237,12 @@ class BodyReceiver:
             StorageError: The store failed.
         """
         limit, over_limit = self._limit(upload)
-        verified = None
-        if content.verified and isinstance(self._store, VerifiesChunks):
-            verified = await self._store.open_verified_writer(
-                upload, content.checksum, length=content.length, fence=lease.fence
-            )
-        writer = verified or await self._store.open_writer(upload, fence=lease.fence)
+        writer = await self._store.open_writer(upload, content, fence=lease.fence)
         transfer = _Transfer(
             upload=upload,
             content=content,
             body=body,
             writer=writer,
-            verified=verified,
             lease=lease,
             request=request,
             limit=limit,
@@ -349,31 +337,24 @@ class BodyReceiver:
         return transfer.stopped or _ERROR_OF_END[body.end]()
 
     async def _stream_directly(self, transfer: _Transfer) -> bool:
-        """Receive the body straight into the writer's buffers; False if that is not possible, and nothing was read."""
-        writer = transfer.writer
-        if _is(ReceivesInPlace, type(writer)):
-            place = cast(ReceivesInPlace, writer)
-            return await transfer.body.stream_to(
-                lambda view: self._write_in_place(transfer, place, view), place.get_buffer
-            )
-        return False
+        """Receive the body straight from the socket; False if that is not possible, and nothing was read."""
+        return await transfer.body.stream_to(
+            lambda view: self._write(transfer, view), transfer.writer.get_buffer
+        )
 
     async def _stream(self, transfer: _Transfer) -> None:
         """Receive the body piece by piece, from any ASGI server."""
         while data := await transfer.body.read():
-            self._check_limits(transfer, len(data))
-            await transfer.writer.write(data)
+            rest = self._write(transfer, memoryview(data))
             # Free it before waiting for the next bytes: thousands of requests wait at any time.
             del data
-            if transfer.writer.offset >= transfer.next_check:
-                await self._check_reserve(transfer)
+            if rest is not None:
+                await rest
 
-    def _write_in_place(
-        self, transfer: _Transfer, writer: ReceivesInPlace, view: memoryview
-    ) -> Awaitable[None] | None:
-        """Write bytes from the socket that lie in the writer's buffer already, or elsewhere."""
+    def _write(self, transfer: _Transfer, view: memoryview) -> Awaitable[None] | None:
+        """Write bytes that lie in the writer's buffer already, or elsewhere; returns what to await before the next ones."""
         self._check_limits(transfer, len(view))
-        rest = writer.write_view(view)
+        rest = transfer.writer.write(view)
         if transfer.writer.offset >= transfer.next_check:
             return self._check_reserve(transfer, rest)
         return rest
@@ -422,7 +403,7 @@ class BodyReceiver:
         """The error of a body that arrived whole: wrong checksum, missing trailer, lost lock. None if there is none."""
         if not transfer.lease.is_held():
             return errors.interrupted()
-        if transfer.verified is None:
+        if not transfer.content.verified:
             return None
         checksum = transfer.content.checksum
         if checksum is None:
@@ -431,16 +412,10 @@ class BodyReceiver:
             except ProtocolError as problem:
                 return problem
         try:
-            is_right = await transfer.verified.verify(checksum)
+            is_right = await transfer.writer.verify(checksum)
         except LeaseLost:
             return errors.interrupted()
         return None if is_right else errors.checksum_mismatch()
-
-
-@cache
-def _is(what: type, kind: type[Writer]) -> bool:
-    # Cached, as isinstance with a Protocol checks every attribute each time.
-    return issubclass(kind, what)
 
 
 def _outcome(problem: ProtocolError | None, body: Body, counts: bool) -> str:

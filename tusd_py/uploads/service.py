@@ -34,7 +34,6 @@ from tusd_py.locks.base import (
     LockTimeout,
     UncontestedLease,
 )
-from tusd_py.locks.memory import MemoryLocks
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
@@ -44,10 +43,8 @@ from tusd_py.storage.base import (
     TIME_DIGITS,
     BytesMissing,
     BytesNotKept,
-    JoinsParts,
+    Reader,
     RemovalEvent,
-    RemovesUploads,
-    ServesFiles,
     StorageError,
     StorageFull,
     Store,
@@ -59,7 +56,6 @@ from tusd_py.storage.base import (
     UploadInfo,
     UploadNotFound,
     UploadUntrusted,
-    VerifiesChunks,
     VolumeMissing,
     is_valid_id,
 )
@@ -124,13 +120,13 @@ class Uploads:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
+        self._joiner = store.joiner
         self.access_policy = access_policy or AccessPolicy()
         self._open_uploads = open_uploads
         self.policy = policy or UploadPolicy()
         self.hooks = hooks or Hooks()
         self._publisher = publisher or EventPublisher(self.hooks)
         self._locks = locks
-        self._memory_locks = locks if isinstance(locks, MemoryLocks) else None
         self._counters = counters or Counters()
         self._due_marks: DueMarks = due_marks or NoDueMarks()
         self._clock = clock
@@ -154,17 +150,16 @@ class Uploads:
 
         trailers: whether the HTTP server passes trailer fields on.
         """
-        removes = isinstance(self.store, RemovesUploads)
-        joins = isinstance(self.store, JoinsParts) and self.policy.concatenation
-        verifies = isinstance(self.store, VerifiesChunks)
+        joins = self._joiner is not None and self.policy.concatenation
+        verifies = self.store.verifies_chunks
         offered = {
             "creation": True,
             "creation-with-upload": True,
             "creation-defer-length": True,
-            "expiration": removes and self.policy.expire_after > 0,
+            "expiration": self.policy.expire_after > 0,
             "checksum": verifies,
             "checksum-trailer": verifies and trailers,
-            "termination": removes and self.policy.termination,
+            "termination": self.policy.termination,
             "concatenation": joins,
             "concatenation-unfinished": joins,
         }
@@ -274,8 +269,7 @@ class Uploads:
 
     async def _same_final(self, key: str, info: UploadInfo) -> Upload | None:
         """The existing final with the same parts, owner and metadata as `info`; None if there is none."""
-        store = self.store
-        if not isinstance(store, JoinsParts) or (final_id := await store.recall_final(key)) is None:
+        if self._joiner is None or (final_id := await self._joiner.recall_final(key)) is None:
             return None
         try:
             found = await self.load(final_id)
@@ -405,10 +399,10 @@ class Uploads:
         self, info: UploadInfo, key: str, request: RequestView, fence: Fence
     ) -> Upload:
         """Create the upload in the store; join a final if its parts are finished. All or nothing."""
-        finals = self.store if key and isinstance(self.store, JoinsParts) else None
-        if finals is not None:
+        joiner = self._joiner if key else None
+        if joiner is not None:
             # First: without its key, a repeated request would create, join and publish the final twice.
-            await finals.remember_final(key, info.id)
+            await joiner.remember_final(key, info.id)
         upload = await self.store.create(info, fence=fence)
         try:
             if info.is_final:
@@ -419,9 +413,9 @@ class Uploads:
         except BaseException:
             with suppress(LeaseLost):
                 await self._remove_failed(upload, fence)
-            if finals is not None:
+            if joiner is not None:
                 with suppress(StorageError):
-                    await finals.forget_final(key)
+                    await joiner.forget_final(key)
             raise
         self._counters.uploads_created += 1
         self._due_marks.mark(upload.id, self.due_at(upload))
@@ -472,11 +466,10 @@ class Uploads:
     ) -> None:
         """Remove an upload whose creation failed. Raises LeaseLost if another holder has it by now."""
         self._due_marks.mark(upload.id, None)
-        if isinstance(self.store, RemovesUploads):
-            with suppress(StorageError):
-                await self.store.remove(
-                    upload.id, fence=fence, keep_tombstone=False, unpublished=unpublished
-                )
+        with suppress(StorageError):
+            await self.store.remove(
+                upload.id, fence=fence, keep_tombstone=False, unpublished=unpublished
+            )
 
     # Reading about uploads
 
@@ -514,24 +507,20 @@ class Uploads:
 
     def _try_acquire_local(self, upload_id: str, request: RequestView) -> Lease | None:
         """Acquire a free lock that lives in this process, where neither tokens nor hooks decide who may read an upload."""
-        if (
-            self._memory_locks is None
-            or not request.principal.unrestricted
-            or self.hooks.wants(EventType.PRE_ACCESS)
-        ):
+        if not request.principal.unrestricted or self.hooks.wants(EventType.PRE_ACCESS):
             return None
-        lease = self._memory_locks.try_acquire(upload_id)
+        lease = self._locks.try_acquire(upload_id)
         if lease is not None:
             self._counters.lock_waits.observe(0.0)
         return lease
 
-    async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, int]:
-        """Return a finished upload and a file descriptor of its bytes, which the caller closes (GET). Needs no lock.
+    async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, Reader]:
+        """Return a finished upload and a reader of its bytes, which the caller closes (GET). Needs no lock.
 
         Raises a 404 for uploads that are unknown, removed or unfinished.
         """
         self._refuse_when_closing()
-        if not isinstance(self.store, ServesFiles) or not self.policy.downloads:
+        if not self.policy.downloads:
             raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
         with _translated:
             try:
@@ -544,7 +533,7 @@ class Uploads:
                 if not upload.finished or self.is_due(upload):
                     raise errors.not_served()
                 await self._call_access_hooks(upload, request)
-                return upload, await self.store.open_file(upload)
+                return upload, await self.store.open_reader(upload)
             except UploadGone:
                 raise errors.not_found() from None
 
@@ -656,9 +645,9 @@ class Uploads:
 
     async def _wake_finals(self, part_id: str, request: RequestView) -> None:
         """Try to join the finals that wait for a finished part, in the background."""
-        if not isinstance(self.store, JoinsParts):
+        if self._joiner is None:
             return
-        for final_id in await self.store.finals_awaiting(part_id):
+        for final_id in await self._joiner.finals_awaiting(part_id):
             spawn(self._complete_final(final_id, request), "join", self._background)
 
     async def _complete_final(self, final_id: str, request: RequestView) -> None:
@@ -689,7 +678,7 @@ class Uploads:
         """
         self._refuse_when_closing()
         await self._wait_for_hooks()
-        if not isinstance(self.store, RemovesUploads) or not self.policy.termination:
+        if not self.policy.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         with _translated:
             await self._check_access(upload_id, request, Action.DELETE)
@@ -750,8 +739,6 @@ class Uploads:
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         """`load` for many at a time: in the same order, what it returns or raises for each."""
-        if not isinstance(self.store, RemovesUploads):
-            return [UploadNotFound(upload_id) for upload_id in upload_ids]
         return [
             await self._with_expiry_or_error(found) if isinstance(found, Upload) else found
             for found in await self.store.load_each(upload_ids)
@@ -769,9 +756,6 @@ class Uploads:
         Returns, by id, whether each was removed, or the error. Raises LocksUnavailable, LocksClosed.
         """
         outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
-        store = self.store
-        if not isinstance(store, RemovesUploads):
-            return outcomes
         due: list[Upload] = []
         async with self._locks.try_acquire_many(upload_ids) as leases:
             held = list(leases)
@@ -786,7 +770,7 @@ class Uploads:
             unpublished = await self._publisher.record_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
             )
-            done = await store.remove_each(due, fences=fences, unpublished=unpublished)
+            done = await self.store.remove_each(due, fences=fences, unpublished=unpublished)
             removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
             await self._record_late(unpublished, removed, RequestView())
         for upload, outcome in zip(due, done, strict=True):
@@ -799,8 +783,6 @@ class Uploads:
 
     async def tidy(self) -> int:
         """Remove the leftovers of crashes and old tombstones; return how many."""
-        if not isinstance(self.store, RemovesUploads):
-            return 0
         removed = await self.store.tidy(tombstone_ttl=self.policy.tombstone_ttl)
         return removed + await self._locks.tidy(self._is_gone)
 
@@ -825,11 +807,11 @@ class Uploads:
                     upload = await self.load(upload_id)
                 except (UploadDamaged, BytesMissing) as problem:
                     upload = problem.upload
-                removed = await self._remove_held(upload, EventType.POST_TERMINATE, lease)
+                await self._remove_held(upload, EventType.POST_TERMINATE, lease)
         except (LockTimeout, LeaseLost):
             return False
-        self._counters.uploads_terminated += removed
-        return removed
+        self._counters.uploads_terminated += 1
+        return True
 
     async def expire_missing(self, upload_id: str) -> bool:
         """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed."""
@@ -841,13 +823,13 @@ class Uploads:
                     upload = problem.upload
                     if not await self.is_missing_too_long(upload):
                         return False
-                    removed = await self._remove_held(upload, EventType.POST_EXPIRE, lease)
+                    await self._remove_held(upload, EventType.POST_EXPIRE, lease)
                 else:
                     return False
         except (LockTimeout, LeaseLost):
             return False
-        self._counters.uploads_expired += removed
-        return removed
+        self._counters.uploads_expired += 1
+        return True
 
     async def is_missing_too_long(self, upload: Upload, *, marks: bool = True) -> bool:
         """Return whether the bytes of an unfinished upload have been missing for its `expire_after`.
@@ -856,15 +838,13 @@ class Uploads:
         marks: record that the bytes are missing since now, if nothing is recorded.
         """
         after = self.expire_after(upload.info)
-        if upload.finished or not after or not isinstance(self.store, RemovesUploads):
+        if upload.finished or not after:
             return False
         since = await self.store.missing_since(upload.id, marks=marks)
         return since + after <= self._clock()
 
-    async def _remove_held(self, upload: Upload, event_type: EventType, lease: Lease) -> bool:
-        """Remove an upload whose lock is held, and publish that; False if the store cannot remove uploads."""
-        if not isinstance(self.store, RemovesUploads):
-            return False
+    async def _remove_held(self, upload: Upload, event_type: EventType, lease: Lease) -> None:
+        """Remove an upload whose lock is held, and publish that."""
         fences = {upload.id: lease.fence}
         unpublished = await self._publisher.record_removals(
             event_type, [upload], RequestView(), fences
@@ -875,7 +855,6 @@ class Uploads:
         await self._record_late(unpublished, [upload], RequestView())
         self._due_marks.mark(upload.id, None)
         self._publisher.publish(event_type, upload, RequestView())
-        return True
 
     async def _record_late(
         self,
@@ -896,8 +875,6 @@ class Uploads:
     async def _publish_removal(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
     ) -> None:
-        if not isinstance(self.store, RemovesUploads):
-            return
         try:
             await self._publisher.record_late(removal, request, fence)
             await self.store.forget_removal(removal, fence=fence)
@@ -909,7 +886,7 @@ class Uploads:
     async def recover_removals(self) -> None:
         """Publish removals whose events could not be recorded, or whose server died in between. Raises StorageError."""
         store = self.store
-        if not isinstance(store, RemovesUploads) or not self._publisher.delivers:
+        if not self._publisher.delivers:
             return
         for removal in await store.unpublished_removals():
             try:
@@ -938,8 +915,6 @@ class Uploads:
 
     async def discard_fragment(self, upload_id: str) -> bool:
         """Remove what a crash left of a creation, unless it is locked; return whether it did. Raises StorageError."""
-        if not isinstance(self.store, RemovesUploads):
-            return False
         try:
             async with self._held(upload_id, request_release=False, timeout=0) as lease:
                 return await self.store.discard_fragment(upload_id, fence=lease.fence)

@@ -21,7 +21,6 @@ from tusd_py.redis.due_index import DueIndex, SweepKind, SweepRecord
 from tusd_py.storage import skipped
 from tusd_py.storage.base import (
     BytesMissing,
-    RemovesUploads,
     StorageError,
     Upload,
     UploadDamaged,
@@ -118,18 +117,15 @@ async def sweep(
         pause_factor=pause_factor,
         quiet=quiet,
     )
-    store = uploads.store
-    if not isinstance(store, RemovesUploads):
-        return running.report
     batch: list[str] = []
-    async for upload_id in store.ids(running.skip):
+    async for upload_id in uploads.store.ids(running.skip):
         if uploads.closing:
             return running.report
         batch.append(upload_id)
         if len(batch) == _BATCH:
-            await running.check(store, batch)
+            await running.check(batch)
             batch.clear()
-    await running.check(store, batch)
+    await running.check(batch)
     if not dry_run:
         running.report.remains += await uploads.tidy()
         await running.end()
@@ -153,13 +149,10 @@ async def sweep_due(
             uploads, due_index=due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor
         )
     running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
-    store = uploads.store
-    if not isinstance(store, RemovesUploads):
-        return running.report
     async for batch in _due_batches(due_index, uploads.now()):
         if uploads.closing:
             break
-        await running.check(store, batch)
+        await running.check(batch)
         if dry_run:
             # Nothing is removed, so the same batch would come again.
             break
@@ -198,7 +191,7 @@ class _Sweep:
         self._gone: list[str] = []
         self._expired_ids: list[str] = []
 
-    async def check(self, store: RemovesUploads, batch: list[str]) -> None:
+    async def check(self, batch: list[str]) -> None:
         """Check some uploads, then update the index. Raises SweepStopped."""
         expired_ids, self._expired_ids = self._expired_ids, []
         began = time.monotonic()
@@ -206,7 +199,7 @@ class _Sweep:
         for at in range(0, len(batch), _LOCK_BATCH):
             if self._uploads.closing or self._stopped:
                 break
-            await self._check_batch(store, batch[at : at + _LOCK_BATCH])
+            await self._check_batch(batch[at : at + _LOCK_BATCH])
         await self._update_index()
         if self._pause_factor is not None:
             await asyncio.sleep(self._pause_factor() * (time.monotonic() - began))
@@ -226,7 +219,7 @@ class _Sweep:
             except RedisUnavailable as problem:
                 logger.debug("the index could not be marked as complete: %s", problem)
 
-    async def _check_batch(self, store: RemovesUploads, upload_ids: list[str]) -> None:
+    async def _check_batch(self, upload_ids: list[str]) -> None:
         uploads = self._uploads
         self.report.seen += len(upload_ids)
         expired: list[str] = []
@@ -238,7 +231,7 @@ class _Sweep:
                     if self._on_due is not None:
                         await self._on_due(upload)
                 else:
-                    self._schedule(upload_id, await self._check(store, upload_id, found))
+                    self._schedule(upload_id, await self._check(upload_id, found))
             except (LocksClosed, LocksUnavailable, VolumeMissing):
                 raise
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
@@ -250,9 +243,7 @@ class _Sweep:
         else:
             await self._expire(expired)
 
-    async def _check(
-        self, store: RemovesUploads, upload_id: str, found: Upload | StorageError
-    ) -> float | None:
+    async def _check(self, upload_id: str, found: Upload | StorageError) -> float | None:
         """Finish or clean up an upload that is not due. Returns when to check it again; None for never."""
         uploads, report = self._uploads, self.report
         match found:

@@ -7,7 +7,7 @@ what is due.
 
 from __future__ import annotations
 
-from tusd_py.storage.sweep_marks import SweepMarks
+from tusd_py.storage.base import SweepTimes
 
 _FEW_UPLOADS = 20
 _AHEAD_SECONDS = 2 * 86_400.0
@@ -18,9 +18,9 @@ _LONGEST_GRACE_SECONDS = 3 * 86_400.0
 """Age from which on a recorded hold was not begun by this clock."""
 
 
-def hold_reason(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | None:
+def hold_reason(times: SweepTimes, *, seen: int, due: int, now: float) -> str | None:
     """The reason to hold a sweep that would remove `due` of `seen` uploads; None to let it run. now: by its clock."""
-    last = marks.last()
+    last = times.ended_at
     reasons = []
     if is_most(seen, due):
         reasons.append(f"it would remove {due} of {seen} uploads")
@@ -30,12 +30,20 @@ def hold_reason(marks: SweepMarks, *, seen: int, due: int, now: float) -> str | 
         )
     if not due or not reasons:
         return None
-    since = marks.held_since()
-    if since is None or not 0 <= now - since <= _LONGEST_GRACE_SECONDS:
-        marks.record_hold(now)
-    elif len(reasons) == 1 and now - since >= _GRACE_SECONDS:
+    since = times.held_since
+    if (
+        len(reasons) == 1
+        and since is not None
+        and _GRACE_SECONDS <= now - since <= _LONGEST_GRACE_SECONDS
+    ):
         return None
     return " and ".join(reasons)
+
+
+def begins_hold(times: SweepTimes, now: float) -> bool:
+    """Whether a sweep that is held now is the first one, so that this is to be recorded."""
+    since = times.held_since
+    return since is None or not 0 <= now - since <= _LONGEST_GRACE_SECONDS
 
 
 def is_most(seen: int, due: int) -> bool:

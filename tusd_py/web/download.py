@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import calendar
-import os
 import re
 import time
 import unicodedata
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import quote
@@ -22,9 +22,8 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from tusd_py.protocol.headers import RawHeaders
-from tusd_py.web.http.sendfile import FileTruncated
+from tusd_py.storage.base import Reader
 
-_READ_SIZE = 256 * 1024
 _ZERO_COPY = "http.response.zerocopysend"
 
 # Images, sound and video that browsers show without executing anything; a "+" would let SVG and
@@ -119,25 +118,25 @@ def plan_download(
 async def send_file(
     scope: Scope,
     send: Send,
-    fd: int,
+    reader: Reader,
     start: int,
     count: int,
     *,
     receive: Receive | None = None,
 ) -> None:
-    """Send `count` bytes of the file `fd` from `start` on as the body of the response that was
-    started.
+    """Send `count` bytes of an upload from `start` on as the body of the response that was started.
 
-    The server does it without a copy where it can (ASGI extension "Zero Copy Send"), else the file
-    is read in a thread and sent piece by piece. With `receive` that second way ends early when the
-    client disconnects; most servers otherwise swallow the rest of the file without a word. fd stays
-    the caller's.
+    If they are in a file, the server sends them without a copy where it can (ASGI extension "Zero
+    Copy Send"); otherwise they are sent piece by piece. With `receive` that second way ends early
+    when the client disconnects; most servers otherwise swallow the rest without a word. The caller
+    closes the reader.
 
-    Raises FileTruncated when the file is shorter than it should be, and OSError when it cannot be
-    read. What the client has got by then ends too early, so the server must close the connection,
-    as they do when an application fails.
+    Raises StorageError or OSError when there are fewer bytes, or they cannot be read. What the
+    client has got by then ends too early, so the server must close the connection, as they do when
+    an application fails.
     """
-    if count and _ZERO_COPY in (scope.get("extensions") or {}):
+    fd = reader.descriptor
+    if count and fd is not None and _ZERO_COPY in (scope.get("extensions") or {}):
         try:
             await send(
                 {
@@ -154,7 +153,7 @@ async def send_file(
             return
     gone = asyncio.ensure_future(_disconnection(receive)) if receive else None
     try:
-        await _send_pieces(send, fd, start, count, gone)
+        await _send_pieces(send, reader, start, count, gone)
     finally:
         if gone:
             gone.cancel()
@@ -176,19 +175,17 @@ async def _disconnection(receive: Receive) -> None:
 
 
 async def _send_pieces(
-    send: Send, fd: int, start: int, count: int, gone: asyncio.Future[None] | None
+    send: Send, reader: Reader, start: int, count: int, gone: asyncio.Future[None] | None
 ) -> None:
-    while not (gone and gone.done()):
-        piece = b""
-        if count:
-            piece = await asyncio.to_thread(os.pread, fd, min(_READ_SIZE, count), start)
-            if not piece:
-                raise FileTruncated("the file ended before the bytes that were promised")
-        start += len(piece)
-        count -= len(piece)
-        await send({"type": "http.response.body", "body": piece, "more_body": count > 0})
-        if not count:
-            return
+    if not count:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return
+    async with aclosing(reader.stream(start, count)) as pieces:
+        async for piece in pieces:
+            count -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": count > 0})
+            if gone and gone.done():
+                return
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -33,7 +32,7 @@ from tusd_py.protocol import concat, errors, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
-from tusd_py.storage.base import Upload, is_valid_id
+from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
@@ -67,13 +66,13 @@ _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
 @dataclass(slots=True)
 class Response:
-    """A response that is still to be sent; a file's bytes follow `download`, and its descriptor is closed by whoever sends."""
+    """A response that is still to be sent; the bytes of `reader` follow `download`; whoever sends closes it."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     download: DownloadPlan | None = None
-    descriptor: int = -1
+    reader: Reader | None = None
     code: str | None = None
 
 
@@ -273,9 +272,7 @@ class TusEndpoint:
         return Response(200, headers, body)
 
     async def _download(self, request: Request) -> Response:
-        upload, descriptor = await self._uploads.open_download(
-            request.upload_id, self._view(request)
-        )
+        upload, reader = await self._uploads.open_download(request.upload_id, self._view(request))
         plan = plan_download(
             request.headers,
             size=upload.offset,
@@ -284,7 +281,7 @@ class TusEndpoint:
             metadata=upload.info.metadata,
             method=request.method,
         )
-        return Response(plan.status, download=plan, descriptor=descriptor)
+        return Response(plan.status, download=plan, reader=reader)
 
     @staticmethod
     async def _expect_no_body(request: Request, refusal: ProtocolError) -> None:
@@ -411,8 +408,8 @@ class TusEndpoint:
     async def _send_download(
         self, request: Request, response: Response, raw: RawHeaders, send: Send
     ) -> None:
-        # The response holds an open descriptor from here on, whatever happens to the client.
-        plan = cast(DownloadPlan, response.download)
+        # The response holds an open reader from here on, whatever happens to the client.
+        plan, reader = cast(DownloadPlan, response.download), cast(Reader, response.reader)
         try:
             await send(
                 {
@@ -425,19 +422,19 @@ class TusEndpoint:
                 await send_file(
                     request.scope,
                     send,
-                    response.descriptor,
+                    reader,
                     plan.start,
                     plan.count,
                     receive=request.receive,
                 )
             else:
                 await send({"type": "http.response.body", "body": b""})
-        except (OSError, TimeoutError) as problem:
+        except (OSError, StorageError) as problem:
             # The connection is closed by then, so that nobody takes what was sent for the whole.
             logger.warning("request %s: the download ended early: %s", request.request_id, problem)
             response.code = "ERR_DOWNLOAD_ENDED"
         finally:
-            os.close(response.descriptor)
+            reader.close()
 
     def _record(self, request: Request, response: Response, seconds: float) -> None:
         self._counters.request(request.method, seconds)

@@ -88,7 +88,7 @@ class RequestBody:
                 return data
         return b""
 
-    async def stream_to(self, write: WriteView, get_buffer: GetBuffer | None = None) -> bool:
+    async def stream_to(self, write: WriteView, get_buffer: GetBuffer) -> bool:
         """See `Body.stream_to`: straight from the socket, past the ASGI messages. Afterwards `read` returns nothing more."""
         if self._exchange is None or not self._direct or self.end is not None:
             return False

@@ -79,11 +79,11 @@ class Disk:
         return await lane.run(lambda: function(*args, **kwargs))
 
     def write(
-        self, function: Callable[[memoryview], None], data: memoryview, *, is_kept: bool
+        self, function: Callable[[memoryview], None], data: memoryview
     ) -> Awaitable[None] | None:
         """Run an operation that writes `data`. If this returns an awaitable, await it before the next write.
 
-        is_kept: whether `data` stays unchanged after this returns; otherwise a slow operation gets a copy.
+        A slow operation gets a copy of `data` unless it is read-only.
         """
         lane = self._changes
         if (began := time.monotonic()) - lane.quick_at < _WRITE_MOMENT_SECONDS:
@@ -92,7 +92,7 @@ class Disk:
             finally:
                 lane.observe(began)
             return None
-        kept = data if is_kept else memoryview(bytes(data))
+        kept = data if data.readonly else memoryview(bytes(data))
         return lane.begin(lambda: function(kept))
 
     def is_quick(self) -> bool:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
-from tusd_py.storage.base import StorageError, Upload, UploadNotFound
+from tusd_py.locks.base import Fence
+from tusd_py.storage.base import StorageError, Upload, UploadInfo, UploadNotFound
+from tusd_py.storage.errors import translated
 from tusd_py.storage.file.copying import copy_some
+from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import sync_data
+from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.soundness import check_same
 
 _THREADS = 2
@@ -27,30 +32,53 @@ _SYNC_BYTES = 64 * 1024 * 1024
 
 
 class FileJoiner:
-    """Joins files. file_perms: permission bits of new files. stopped: returns whether running joins must end."""
+    """See `Joiner`. finals: the indexes of finals. disk, threads: of the store."""
 
-    def __init__(self, *, file_perms: int, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        finals: FinalRecords,
+        *,
+        disk: Disk,
+        threads: Threads,
+        dir_perms: int,
+        file_perms: int,
+    ) -> None:
+        self._layout = layout
+        self._finals = finals
+        self._disk = disk
+        self._threads = threads
+        self._dir_perms = dir_perms
         self._file_perms = file_perms
-        self._stopped = stopped
-        self._threads = Threads("tusd-join", _THREADS)
+        self._joining = Threads("tusd-join", _THREADS)
+        self._closing = False
 
-    async def join(self, target: str, parts: Sequence[tuple[Upload, str]]) -> None:
-        """Create the file `target` from `parts`. It is durable when this returns, and removed if this raises.
+    def close(self) -> None:
+        """Stop the joins in progress at their next step. Blocking."""
+        self._closing = True
+        self._joining.close()
 
-        Args:
-            target: Path of the new file.
-            parts: Each part, and the path of its bytes.
+    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
+        with translated(f"joining {final.id}"):
+            tmp = self._layout.new_path(final.id)
+            await self._copy(tmp, [(part, self._layout.data_path(part.info)) for part in parts])
+            try:
+                await self._threads.run(self._place, tmp, self._layout.data_path(final), fence)
+            except BaseException:
+                await self._disk.change(os.unlink, tmp)
+                raise
 
-        Raises:
-            UploadNotFound: A part is gone.
-            StorageError: The server is stopping.
-            OSError: Reading or writing failed.
+    async def _copy(self, target: str, parts: Sequence[tuple[Upload, str]]) -> None:
+        """Create the file `target` from parts, each with the path of its bytes.
+
+        It is durable when this returns, and removed if this raises: UploadNotFound for a part that is gone, StorageError when
+        the server stops, OSError.
         """
         work = _Join(target, parts, self._file_perms)
         try:
             # Slices are queued in order of request, so all joins progress alike.
-            while not await self._threads.run(work.run_slice):
-                if self._stopped():
+            while not await self._joining.run(work.run_slice):
+                if self._closing:
                     raise StorageError("the server is stopping")
         except BaseException:
             with suppress(FileNotFoundError):
@@ -59,9 +87,38 @@ class FileJoiner:
         finally:
             work.close()
 
-    def close(self) -> None:
-        """Wait for the running slices."""
-        self._threads.close()
+    def _place(self, tmp: str, target: str, fence: Fence) -> None:
+        with fence():
+            try:
+                os.rename(tmp, target)
+            except FileNotFoundError:
+                # Its directory was empty until now, so another upload's removal may have removed it.
+                os.makedirs(os.path.dirname(target), self._dir_perms, exist_ok=True)
+                os.rename(tmp, target)
+
+    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        with translated(f"recording the parts of {final_id}"):
+            await self._threads.run(self._finals.await_parts, part_ids, final_id)
+
+    async def finals_awaiting(self, part_id: str) -> list[str]:
+        with translated(f"reading the finals of {part_id}"):
+            return await self._disk.read(self._finals.awaiting, part_id)
+
+    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        with translated(f"joining {final_id}"):
+            await self._threads.run(self._finals.forget_awaiting, part_ids, final_id)
+
+    async def remember_final(self, key: str, final_id: str) -> None:
+        with translated(f"creating {final_id}"):
+            self._finals.remember(key, final_id)
+
+    async def forget_final(self, key: str) -> None:
+        with translated("removing a final's key"):
+            self._finals.forget(key)
+
+    async def recall_final(self, key: str) -> str | None:
+        with translated("reading a final's key"):
+            return self._finals.recall(key)
 
 
 class _Join:

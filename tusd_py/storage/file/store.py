@@ -16,7 +16,7 @@
     id                  the directory's id, by which its volume is recognized (`volume.py`)
     session             its mtime is when the file system was mounted, as far as known (`power_cuts.py`)
     write-back-failed   its mtime is when the disk last lost bytes (`losses.py`)
-    swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`storage/sweep_marks.py`)
+    swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`sweep_marks.py`)
     server.lock         locked by the running server (`directory_lock.py`)
     locks               an empty file; servers that share the directory lock ranges of it (`locks/ofd.py`)
     epochs/             <upload>: which holder's changes count after a takeover (`locks/epochs.py`)
@@ -40,17 +40,18 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
 from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
-from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
+    Guard,
     RemovalEvent,
     StorageError,
     UnpublishedRemoval,
     Upload,
     UploadInfo,
+    Writer,
     is_valid_id,
 )
 from tusd_py.storage.errors import takes_nothing
@@ -75,16 +76,17 @@ from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.mounts import is_local
 from tusd_py.storage.file.outbox import FileOutbox
 from tusd_py.storage.file.power_cuts import Session
+from tusd_py.storage.file.reader import FileReader
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_writer import RecordWriter
 from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.soundness import check_bytes, check_same
+from tusd_py.storage.file.sweep_marks import FileSweepMarks
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
 from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.file.volume import UploadVolume
 from tusd_py.storage.file.writer import FileWriter
 from tusd_py.storage.skipped import Skip, skip_entry
-from tusd_py.storage.sweep_marks import SweepMarks
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +96,6 @@ _FREE_SPACE_SECONDS = 0.25
 """Age up to which a measured free space is used again."""
 _PROBE_SECONDS = 2.0
 """Time that a write of a few bytes may take before the health check fails."""
-
-Guard = Literal["exclusive", "shared", "none"]
 
 
 class FileStore:
@@ -108,6 +108,8 @@ class FileStore:
         writes_behind: Start writing large bodies to the disk while they arrive, so that the final sync is short.
         syncs_chunks: Every writer is closed with a sync.
     """
+
+    verifies_chunks = True
 
     def __init__(
         self,
@@ -126,13 +128,12 @@ class FileStore:
         self._file_perms = file_perms
         state = layout.state
         self._markers = ChunkMarkers(layout.markers, former=layout.former_markers)
-        self.sweep_marks = SweepMarks(state, file_perms=file_perms)
         self._sound = ChunkMarkers(layout.sound)
         self._session = Session(f"{state}/session")
         self._guard: int | None = None
-        self._closing = False
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
+        self.sweep_marks = FileSweepMarks(state, threads=self._threads, file_perms=file_perms)
         self._hashing = hashing_threads()
         self._losses = Losses(f"{state}/write-back-failed", file_perms)
         self._known = RecordCache()
@@ -140,13 +141,20 @@ class FileStore:
         self._records = RecordWriter(
             layout, volume=self._volume, cache=self._known, file_perms=file_perms
         )
-        self._joiner = FileJoiner(file_perms=file_perms, stopped=lambda: self._closing)
         self._unpublished = UnpublishedRemovals(state, root=self.root)
         self._finals = FinalRecords(
             state,
             write=self._records.write_tmp,
             may_have_record=self._may_have_record,
             new_path=self._layout.new_path,
+            dir_perms=dir_perms,
+            file_perms=file_perms,
+        )
+        self.joiner = FileJoiner(
+            layout,
+            self._finals,
+            disk=self._disk,
+            threads=self._threads,
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
@@ -285,9 +293,8 @@ class FileStore:
             self._cleanup.alone_since = os.fstat(self._guard).st_mtime
 
     def close(self) -> None:
-        """Release the directory. Joins in progress stop at their next step."""
-        self._closing = True
-        self._joiner.close()
+        """Like `stop`, but blocking."""
+        self.joiner.close()
         self._disk.close()
         self._threads.close()
         self._hashing.executor.shutdown()
@@ -295,6 +302,9 @@ class FileStore:
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.close)
 
     def data_path(self, info: UploadInfo) -> str:
         """Path of an upload's bytes."""
@@ -332,19 +342,10 @@ class FileStore:
         with _translated(f"taking over {upload.id}"):
             return await self._threads.run(self._adoption.adopt, upload, fence)
 
-    async def open_writer(self, upload: Upload, *, fence: Fence) -> FileWriter:
-        with _translated(f"opening {upload.id}"):
-            file = await self._disk.read(self._data_file, upload, fence)
-            return FileWriter(file, self._disk)
-
-    async def open_verified_writer(
-        self,
-        upload: Upload,
-        checksum: Checksum | None,
-        *,
-        length: int | None,
-        fence: Fence,
-    ) -> VerifiedFileWriter:
+    async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
+        if not content.verified:
+            with _translated(f"opening {upload.id}"):
+                return FileWriter(await self._disk.read(self._data_file, upload, fence), self._disk)
         return VerifiedFileWriter(
             lambda: self._data_file(upload, fence),
             upload.offset,
@@ -353,8 +354,8 @@ class FileStore:
             self._disk,
             mark=lambda: self._mark(upload, fence),
             marks_slowly=self._markers.is_slow,
-            checksum=checksum,
-            length=length,
+            checksum=content.checksum,
+            length=content.length,
             fence=fence,
         )
 
@@ -515,9 +516,7 @@ class FileStore:
             os.unlink(probe)
         os.close(os.open(self.root, os.O_RDONLY | os.O_CLOEXEC))
 
-    # ServesFiles
-
-    async def open_file(self, upload: Upload) -> int:
+    async def open_reader(self, upload: Upload) -> FileReader:
         with _translated(f"opening {upload.id}"):
             try:
                 path = self._layout.data_path(upload.info)
@@ -534,9 +533,9 @@ class FileStore:
             except StorageError:
                 os.close(descriptor)
                 raise
-            return descriptor
+            return FileReader(descriptor)
 
-    # RemovesUploads
+    # Removal
 
     async def remove(
         self,
@@ -639,8 +638,6 @@ class FileStore:
         with _translated(f"marking {upload_id}"):
             return await self._disk.change(self._cleanup.missing_since, upload_id, marks=marks)
 
-    # JoinsParts
-
     def _may_have_record(self, upload_id: str) -> bool:
         """False for an upload that is gone for certain: a volume may be away."""
         if not is_valid_id(upload_id):
@@ -649,49 +646,3 @@ class FileStore:
             return not is_surely_absent(self.root, f"{upload_id}.info")
         except OSError:
             return True
-
-    async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
-        with _translated(f"joining {final.id}"):
-            tmp = self._layout.new_path(final.id)
-            sources = [(part, self._layout.data_path(part.info)) for part in parts]
-            await self._joiner.join(tmp, sources)
-            try:
-                await self._threads.run(self._place_join, tmp, final, fence)
-            except BaseException:
-                await self._disk.change(os.unlink, tmp)
-                raise
-
-    def _place_join(self, tmp: str, final: UploadInfo, fence: Fence) -> None:
-        with fence():
-            try:
-                os.rename(tmp, self._layout.data_path(final))
-            except FileNotFoundError:
-                # Its directory was empty until now, so another upload's removal may have removed it.
-                os.makedirs(
-                    os.path.dirname(self._layout.data_path(final)), self._dir_perms, exist_ok=True
-                )
-                os.rename(tmp, self._layout.data_path(final))
-
-    async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
-        with _translated(f"recording the parts of {final_id}"):
-            await self._threads.run(self._finals.await_parts, part_ids, final_id)
-
-    async def finals_awaiting(self, part_id: str) -> list[str]:
-        with _translated(f"reading the finals of {part_id}"):
-            return await self._disk.read(self._finals.awaiting, part_id)
-
-    async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
-        with _translated(f"joining {final_id}"):
-            await self._threads.run(self._finals.forget_awaiting, part_ids, final_id)
-
-    async def remember_final(self, key: str, final_id: str) -> None:
-        with _translated(f"creating {final_id}"):
-            self._finals.remember(key, final_id)
-
-    async def forget_final(self, key: str) -> None:
-        with _translated("removing a final's key"):
-            self._finals.forget(key)
-
-    async def recall_final(self, key: str) -> str | None:
-        with _translated("reading a final's key"):
-            return self._finals.recall(key)

@@ -54,7 +54,7 @@ class _Piece:
 
 
 class VerifiedFileWriter:
-    """Appends bytes to one data file that count once verified; see `VerifiedWriter` and `ReceivesInPlace`.
+    """Appends bytes to one data file that count once verified; see `Writer`.
 
     Args:
         open_file: Opens the data file. Fenced already.
@@ -142,7 +142,7 @@ class VerifiedFileWriter:
             self._buffer = self._buffers.acquire(self)
         return None if self._buffer is None else self._buffer[self._filled :]
 
-    def write_view(self, data: memoryview) -> Awaitable[None] | None:
+    def write(self, data: memoryview) -> Awaitable[None] | None:
         with translated("writing"):
             self._check()
             self.offset += len(data)
@@ -154,11 +154,6 @@ class VerifiedFileWriter:
                 self._is_fast = True
                 return self._gather(data)
             return self._write_at_once(data)
-
-    async def write(self, data: bytes) -> None:
-        rest = self.write_view(memoryview(data))
-        if rest is not None:
-            await rest
 
     def _gather(self, data: memoryview) -> Awaitable[None] | None:
         """Copy `data` into buffers, as far as there are any."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
+from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 
 
 class FileWriter:
-    """Appends bytes to one data file; see `Writer` and `ReceivesInPlace`."""
+    """Appends bytes to one data file that count at once; see `Writer`."""
 
     __slots__ = ("_closed", "_disk", "_file")
 
@@ -21,31 +22,25 @@ class FileWriter:
 
     @property
     def offset(self) -> int:
-        """See `Writer`."""
         return self._file.end
 
     def get_buffer(self) -> memoryview | None:
-        """See `ReceivesInPlace`: any memory will do."""
         return None
 
-    def write_view(self, data: memoryview) -> Awaitable[None] | None:
-        """See `ReceivesInPlace`."""
+    def write(self, data: memoryview) -> Awaitable[None] | None:
         with translated("writing"):
-            rest = self._disk.write(self._file.write, data, is_kept=False)
+            rest = self._disk.write(self._file.write, data)
         return None if rest is None else _translated_write(rest)
 
-    async def write(self, data: bytes) -> None:
-        with translated("writing"):
-            rest = self._disk.write(self._file.write, memoryview(data), is_kept=True)
-            if rest is not None:
-                await rest
+    async def verify(self, checksum: Checksum) -> bool:
+        raise RuntimeError("not a verified chunk")
 
     async def discard(self) -> None:
         with translated("cutting back"):
             await self._disk.change(self._file.cut_back)
 
     def abandon(self) -> None:
-        """See `Writer`. Nothing to do: each write counted when it was made."""
+        """Nothing to do: each write counted when it was made."""
 
     async def close(self, *, sync: bool) -> None:
         if self._closed:

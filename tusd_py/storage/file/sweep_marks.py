@@ -8,32 +8,35 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from tusd_py.storage.base import SweepTimes
+from tusd_py.storage.file.executor import Threads
 
-class SweepMarks:
-    """The marks in `directory`. A mark that cannot be read or written counts as missing."""
 
-    def __init__(self, directory: str, *, file_perms: int) -> None:
+class FileSweepMarks:
+    """See `SweepMarks`. directory: has the marks."""
+
+    def __init__(self, directory: str, *, threads: Threads, file_perms: int) -> None:
         self._swept = f"{directory}/swept"
         self._held = f"{directory}/sweep-held"
+        self._threads = threads
         self._file_perms = file_perms
 
-    def last(self) -> float | None:
-        """Return when the last sweep that was not held ended, in seconds since the epoch."""
-        return _time_of(self._swept)
+    async def read(self) -> SweepTimes:
+        return await self._threads.run(self._read)
 
-    def held_since(self) -> float | None:
-        """Return when a sweep was first held since then."""
-        return _time_of(self._held)
+    def _read(self) -> SweepTimes:
+        return SweepTimes(_time_of(self._swept), _time_of(self._held))
 
-    def record_end(self, now: float) -> None:
-        """Record the end of a sweep."""
+    async def record_end(self, now: float) -> None:
+        await self._threads.run(self._record_end, now)
+
+    def _record_end(self, now: float) -> None:
         self._mark(self._swept, now)
         with suppress(OSError):
             os.unlink(self._held)
 
-    def record_hold(self, now: float) -> None:
-        """Record that a sweep is held."""
-        self._mark(self._held, now)
+    async def record_hold(self, now: float) -> None:
+        await self._threads.run(self._mark, self._held, now)
 
     def _mark(self, path: str, now: float) -> None:
         with suppress(OSError):
