@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 
-from tests.support.server import environment
+from tests.support.server import PROGRAM, environment
 from tests.support.waiting import wait_until
 
 
 class Job:
     """`tusd-py worker` or `scheduler` as an operator runs it. `lines` holds its standard error."""
 
-    def __init__(self, name: str, *flags: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *flags: str,
+        env: Mapping[str, str],
+        program: tuple[str, ...] = PROGRAM,
+    ) -> None:
         self.name = name
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tusd_py", name, *flags],
+            [*program, name, *flags],
             env=environment(env),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

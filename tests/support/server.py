@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 from tests.support import ports
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, "-m", "tusd_py")
+"""The command line of this checkout."""
 START_TIMEOUT = 60.0
 """Seconds for a server to begin to listen. Far more than it takes, as test machines are busy."""
 
@@ -77,8 +79,12 @@ class ServerProcess:
         port: int = 0,
         host: str = "127.0.0.1",
         prefix: tuple[str, ...] = (),
+        program: tuple[str, ...] = PROGRAM,
     ) -> None:
-        """``prefix``: a program that gets the server's command as its arguments and becomes it."""
+        """``prefix``: a program that gets the server's command as its arguments and becomes it.
+
+        ``program``: the command line of another installation.
+        """
         self.upload_dir = upload_dir
         self.flags = flags
         self.env = dict(env or {})
@@ -86,6 +92,7 @@ class ServerProcess:
         self.port = port
         self.url = ""
         self.prefix = prefix
+        self.program = program
         self.lines: list[str] = []
         self.output: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,7 +109,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             [
                 *self.prefix,
-                *(sys.executable, "-m", "tusd_py", "serve"),
+                *(*self.program, "serve"),
                 *self._listening(),
                 *("--upload-dir", str(self.upload_dir)),
                 *self.flags,
