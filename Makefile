@@ -82,6 +82,7 @@ stops: $(DEV) ## stop servers in the middle of requests, many times: make stops 
 	$(PY) -m tests.crash.stops $(ARGS)
 endif
 
+# With the extra for S3, so that `make serve` and the image can use a bucket.
 # The later files are held to the versions of the earlier ones, so that one environment can take all three.
 LOCK := build/lock
 UV = $(LOCK)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
@@ -93,8 +94,8 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		> $(LOCK)/build.in
 	$(UV) --no-annotate $(LOCK)/build.in -o requirements/build.txt
-	$(UV) -c requirements/build.txt pyproject.toml -o requirements/runtime.txt
-	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --group dev -o requirements/dev.txt
+	$(UV) -c requirements/build.txt pyproject.toml --extra s3 -o requirements/runtime.txt
+	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --extra s3 --group dev -o requirements/dev.txt
 	$(UV) --no-annotate bench/peers/python/requirements.in -o bench/peers/python/requirements.txt
 	rm -rf $(LOCK)
 

@@ -1,0 +1,76 @@
+"""Object stores for the tests in this folder: a process of each kind for a test process, a prefix of keys for a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from uuid import uuid4
+
+import pytest
+
+from tests.s3 import servers
+from tests.s3.servers import Kind, S3Server
+from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+
+BUCKET = "tests"
+GetServer = Callable[[Kind], S3Server]
+
+
+@pytest.fixture(scope="session")
+def s3_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GetServer]:
+    """Returns the server of a kind with the bucket of the tests, started when it is first wanted."""
+    started: dict[Kind, S3Server] = {}
+
+    def get(kind: Kind) -> S3Server:
+        if kind not in started:
+            if not servers.is_installed(kind) and not os.environ.get("CI"):
+                pytest.skip(f"{kind} is not installed (CONTRIBUTING.md)")
+            started[kind] = servers.server(kind, tmp_path_factory.mktemp(kind) / "data").start()
+            started[kind].make_bucket(BUCKET)
+        return started[kind]
+
+    yield get
+    for server in started.values():
+        server.stop()
+
+
+@pytest.fixture(params=servers.KINDS)
+def s3_server(request: pytest.FixtureRequest, s3_servers: GetServer) -> S3Server:
+    """Each kind of server in turn."""
+    kind: Kind = request.param
+    return s3_servers(kind)
+
+
+@pytest.fixture
+def seaweedfs(s3_servers: GetServer) -> S3Server:
+    """The first kind alone, for what does not depend on the store."""
+    return s3_servers("seaweedfs")
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Of the keys of one test: all tests share a bucket, as a new one takes long."""
+    return f"{uuid4().hex}/"
+
+
+class OpenStore:
+    """Opens clients that are closed with the test. `endpoint`: of a server, or of a proxy before one."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def __call__(
+        self, endpoint: str, *, name: str = BUCKET, repeat_seconds: float = 20.0
+    ) -> AiobotocoreStore:
+        bucket = Bucket(name, endpoint=endpoint, path_style=True, repeat_seconds=repeat_seconds)
+        return await self._stack.enter_async_context(AiobotocoreStore(bucket))
+
+
+@pytest.fixture
+async def open_store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenStore]:
+    """``await open_store(server.endpoint)``."""
+    for name, value in servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    async with AsyncExitStack() as stack:
+        yield OpenStore(stack)

@@ -1,0 +1,1 @@
+"""Uploads in a bucket of an S3 compatible object store."""

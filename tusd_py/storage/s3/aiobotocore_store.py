@@ -1,0 +1,541 @@
+"""The object store by aiobotocore: the whole chain of credentials, regions and endpoints that its SDK knows.
+
+The SDK makes each attempt once, and the repeats are ours: they are logged and bounded by time, where the SDK bounds their
+number, and a multipart upload that an attempt may have begun is told of. Checksum headers and signed payloads are left out
+where that is allowed: many stores refuse the former, and TLS protects the bytes already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Protocol, Self, cast
+from urllib.parse import urlencode
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tusd_py import logs
+from tusd_py.storage.s3.failures import meaning
+from tusd_py.storage.s3.object_store import (
+    ListedObject,
+    NewMultipart,
+    ObjectHead,
+    ObjectKind,
+    ObjectNotFound,
+    ObjectStoreError,
+    Part,
+    PendingUpload,
+    Properties,
+    StoreUnavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 5.0
+_QUIET_ATTEMPTS = 2
+"""Attempts whose failure is no warning yet: stores ask to slow down now and then."""
+
+Response = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """Encryption by the store. kms_key: its id for `aws:kms`; empty for the bucket's. bucket_key: use an S3 bucket key."""
+
+    algorithm: Literal["AES256", "aws:kms", "aws:kms:dsse"]
+    kms_key: str = ""
+    bucket_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket and how to use it.
+
+    Attributes:
+        name: Its name.
+        endpoint: The store's URL; empty for AWS.
+        region: Empty for the one that the SDK finds.
+        path_style: Name the bucket in the path instead of the host; None to leave that to the SDK.
+        encryption: For all objects; None for the bucket's own default.
+        acl: A canned ACL for the uploads' bytes; empty for none.
+        storage_class: Of the uploads' bytes; empty for the bucket's own default.
+        cache_control: Of the uploads' bytes; empty for none.
+        tags: Of the uploads' bytes.
+        connections: Most connections at a time.
+        connect_seconds: Limit for opening a connection.
+        response_seconds: Limit for each wait for the store.
+        repeat_seconds: How long a request that fails for a passing reason is repeated.
+    """
+
+    name: str
+    endpoint: str = ""
+    region: str = ""
+    path_style: bool | None = None
+    encryption: Encryption | None = None
+    acl: str = ""
+    storage_class: str = ""
+    cache_control: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    connections: int = 64
+    connect_seconds: float = 5.0
+    response_seconds: float = 60.0
+    repeat_seconds: float = 60.0
+
+
+class _Body(Protocol):
+    """The body of a response, as aiobotocore hands it out."""
+
+    async def read(self, amount: int | None = None) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class AiobotocoreStore:
+    """See `ObjectStore`. `open` before use, `close` after; the connections belong to the event loop that opened it."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self._stack = AsyncExitStack()
+        self._client: object = None
+
+    async def open(self) -> None:
+        """Read the configuration and find credentials. Raises StoreMisconfigured."""
+        # At their debug level these log the headers of requests, which are signed.
+        for name in ("botocore", "aiobotocore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        bucket = self.bucket
+        s3: dict[str, object] = {}
+        if bucket.path_style is not None:
+            s3["addressing_style"] = "path" if bucket.path_style else "virtual"
+        if not bucket.endpoint.startswith("http://"):
+            s3["payload_signing_enabled"] = False
+        config = AioConfig(
+            signature_version="s3v4",
+            s3=s3,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},
+            max_pool_connections=bucket.connections,
+            connect_timeout=bucket.connect_seconds,
+            read_timeout=bucket.response_seconds,
+            user_agent_extra="tusd-py",
+        )
+        try:
+            self._client = await self._stack.enter_async_context(
+                get_session().create_client(
+                    "s3",
+                    endpoint_url=bucket.endpoint or None,
+                    region_name=bucket.region or None,
+                    config=config,
+                )
+            )
+        except BotoCoreError as problem:
+            raise meaning(problem, f"opening s3://{bucket.name}") from problem
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # Multipart uploads
+
+    async def create_multipart(self, key: str, properties: Properties) -> NewMultipart:
+        attempts = _Attempts()
+        response = await self._request(
+            "create_multipart_upload",
+            key,
+            self._stored(properties, ObjectKind.DATA),
+            needs="UploadId",
+            attempts=attempts,
+        )
+        return NewMultipart(_text(response, "UploadId"), attempts.may_have_acted)
+
+    async def upload_part(
+        self, key: str, upload_id: str, number: int, body: bytes | bytearray
+    ) -> Part:
+        response = await self._request(
+            "upload_part",
+            key,
+            {"UploadId": upload_id, "PartNumber": number, "Body": body},
+            needs="ETag",
+        )
+        return Part(number, _text(response, "ETag"), len(body))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: ObjectHead, *, start: int, end: int
+    ) -> Part:
+        parameters = {
+            "UploadId": upload_id,
+            "PartNumber": number,
+            "CopySource": {"Bucket": self.bucket.name, "Key": source.key},
+            "CopySourceRange": f"bytes={start}-{end - 1}",
+            "CopySourceIfMatch": source.etag,
+        }
+        response = await self._request("upload_part_copy", key, parameters, needs="CopyPartResult")
+        return Part(number, _text(_mapping(response, "CopyPartResult"), "ETag"), end - start)
+
+    async def list_parts(self, key: str, upload_id: str) -> list[Part]:
+        listed: list[Response] = []
+        more: dict[str, object] = {}
+        while True:
+            page = await self._request("list_parts", key, {"UploadId": upload_id, **more})
+            listed += _mappings(page, "Parts")
+            following = page.get("NextPartNumberMarker")
+            # Some stores repeat their last page for ever.
+            if (
+                not page.get("IsTruncated")
+                or not following
+                or following == more.get("PartNumberMarker")
+            ):
+                return _newest_parts(listed)
+            more["PartNumberMarker"] = following
+
+    async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
+        listed = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
+        response = await self._request(
+            "complete_multipart_upload",
+            key,
+            {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}},
+            needs="ETag",
+        )
+        return _text(response, "ETag")
+
+    async def abort(self, key: str, upload_id: str) -> None:
+        try:
+            await self._request("abort_multipart_upload", key, {"UploadId": upload_id})
+        except ObjectNotFound:
+            return
+
+    async def pending_uploads(self, key: str) -> list[PendingUpload]:
+        # Only the exact key: MinIO lists by nothing else.
+        found: list[PendingUpload] = []
+        more: dict[str, object] = {}
+        while True:
+            page = await self._request(
+                "list_multipart_uploads", "", {"Prefix": key, **more}, about=key
+            )
+            found += [
+                PendingUpload(key, _text(each, "UploadId"), _time(each, "Initiated"))
+                for each in _mappings(page, "Uploads")
+                if each.get("Key") == key
+            ]
+            following = (page.get("NextKeyMarker"), page.get("NextUploadIdMarker"))
+            if not page.get("IsTruncated") or not all(following):
+                return found
+            if following == (more.get("KeyMarker"), more.get("UploadIdMarker")):
+                return found
+            more["KeyMarker"], more["UploadIdMarker"] = following
+
+    # Objects
+
+    async def put(
+        self,
+        key: str,
+        body: bytes | bytearray,
+        properties: Properties,
+        *,
+        kind: ObjectKind,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> str:
+        parameters = {"Body": body, **self._stored(properties, kind)}
+        if if_match:
+            parameters["IfMatch"] = if_match
+        if if_absent:
+            parameters["IfNoneMatch"] = "*"
+        return _text(await self._request("put_object", key, parameters, needs="ETag"), "ETag")
+
+    async def get(
+        self, key: str, *, start: int = 0, end: int | None = None, if_match: str = ""
+    ) -> _Stream:
+        parameters: dict[str, object] = {}
+        if start or end is not None:
+            parameters["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if if_match:
+            parameters["IfMatch"] = if_match
+        response = await self._request("get_object", key, parameters)
+        whole = str(response.get("ContentRange", "")).rpartition("/")[2]
+        size = int(whole) if whole.isdigit() else _number(response, "ContentLength")
+        body = cast(_Body, response["Body"])
+        return _Stream(_head(key, response, size), body, _number(response, "ContentLength"))
+
+    async def read(self, key: str, *, limit: int) -> tuple[ObjectHead, bytes]:
+        began = time.monotonic()
+        while True:
+            async with await self.get(key) as stream:
+                if stream.head.size > limit:
+                    raise ObjectStoreError(
+                        f"{self._name(key)} has {stream.head.size} bytes, more than the {limit} that are read"
+                    )
+                try:
+                    return stream.head, b"".join([data async for data in stream.chunks(limit)])
+                except StoreUnavailable:
+                    if time.monotonic() - began > self.bucket.repeat_seconds:
+                        raise
+            await asyncio.sleep(_FIRST_DELAY_SECONDS)
+
+    async def head(self, key: str) -> ObjectHead:
+        response = await self._request("head_object", key, {})
+        return _head(key, response, _number(response, "ContentLength"))
+
+    async def delete(self, key: str) -> None:
+        try:
+            await self._request("delete_object", key, {})
+        except ObjectNotFound:
+            return
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ListedObject]]:
+        more: dict[str, object] = {"StartAfter": after} if after else {}
+        while True:
+            page = await self._request(
+                "list_objects_v2", "", {"Prefix": prefix, **more}, about=prefix
+            )
+            yield [
+                ListedObject(
+                    _text(each, "Key"),
+                    _number(each, "Size"),
+                    str(each.get("ETag", "")),
+                    _time(each, "LastModified"),
+                )
+                for each in _mappings(page, "Contents")
+            ]
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            more = {"ContinuationToken": token}
+
+    async def presigned_get(self, key: str, *, seconds: int, disposition: str = "") -> str:
+        parameters = {"Bucket": self.bucket.name, "Key": key}
+        if disposition:
+            parameters["ResponseContentDisposition"] = disposition
+        sign = cast(
+            "Callable[..., Awaitable[str]]",
+            getattr(self._client, "generate_presigned_url"),  # noqa: B009 - the client has no types
+        )
+        try:
+            return await sign("get_object", Params=parameters, ExpiresIn=seconds)
+        except BotoCoreError as problem:
+            raise meaning(problem, f"signing a URL of {self._name(key)}") from problem
+
+    # Requests
+
+    def _stored(self, properties: Properties, kind: ObjectKind) -> dict[str, object]:
+        """The parameters of a request that creates an object."""
+        bucket = self.bucket
+        given: dict[str, object] = {
+            "ContentType": properties.content_type,
+            "ContentDisposition": properties.content_disposition,
+            "Metadata": dict(properties.metadata),
+        }
+        if bucket.encryption is not None:
+            given["ServerSideEncryption"] = bucket.encryption.algorithm
+            given["SSEKMSKeyId"] = bucket.encryption.kms_key
+            given["BucketKeyEnabled"] = bucket.encryption.bucket_key
+        if kind is ObjectKind.DATA:
+            given["ACL"] = bucket.acl
+            given["StorageClass"] = bucket.storage_class
+            given["CacheControl"] = bucket.cache_control
+            given["Tagging"] = urlencode(bucket.tags)
+        return {name: value for name, value in given.items() if value}
+
+    def _name(self, key: str) -> str:
+        return f"s3://{self.bucket.name}/{key}"
+
+    async def _request(
+        self,
+        operation: str,
+        key: str,
+        parameters: Mapping[str, object],
+        *,
+        needs: str = "",
+        attempts: _Attempts | None = None,
+        about: str = "",
+    ) -> Response:
+        """Make a request, and repeat it while it fails for a passing reason.
+
+        Args:
+            operation: The method of the client.
+            key: The object's; empty for requests about the bucket.
+            parameters: Of the request.
+            needs: What a response has if the request had its effect: a 200 may come without a body.
+            attempts: Told what happened to the attempts.
+            about: What a request about the bucket asks for, for the log.
+        """
+        attempts = attempts or _Attempts()
+        send = cast("Callable[..., Awaitable[Response]]", getattr(self._client, operation))
+        target = {"Bucket": self.bucket.name, **({"Key": key} if key else {}), **parameters}
+        request = f"{operation} {self._name(key or about)}"
+        while True:
+            failure: ObjectStoreError
+            try:
+                response = await send(**target)
+            except (ClientError, BotoCoreError) as problem:
+                failure = meaning(problem, request)
+            else:
+                if not needs or response.get(needs):
+                    return response
+                failure = StoreUnavailable(f"{request}: no {needs}", code="Malformed", status=200)
+            delay = attempts.delay_after(failure, self.bucket.repeat_seconds)
+            if delay is None:
+                raise failure
+            self._log_repeat(operation, key or about, failure, attempts.failed, delay)
+            await asyncio.sleep(delay)
+
+    def _log_repeat(
+        self, operation: str, key: str, failure: ObjectStoreError, failed: int, delay: float
+    ) -> None:
+        logs.event(
+            logger,
+            logging.WARNING if failed > _QUIET_ATTEMPTS else logging.INFO,
+            "s3 request repeated",
+            operation=operation,
+            bucket=self.bucket.name,
+            key=key,
+            code=failure.code,
+            status=failure.status,
+            request_id=failure.request_id,
+            failed=failed,
+            seconds=round(delay, 3),
+        )
+
+
+class _Attempts:
+    """The attempts of one request. may_have_acted: one of those that failed may have had its effect."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self.may_have_acted = False
+        self._began = time.monotonic()
+
+    def delay_after(self, failure: ObjectStoreError, limit: float) -> float | None:
+        """Return the seconds to wait before the next attempt; None if there is to be none. limit: seconds for all."""
+        self.failed += 1
+        if not isinstance(failure, StoreUnavailable):
+            return None
+        self.may_have_acted = True
+        longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self.failed - 1))
+        # Spread out, so that those who were refused together do not come back together.
+        delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        return delay if time.monotonic() - self._began + delay <= limit else None
+
+
+class _Stream:
+    """See `ObjectStream`. length: bytes of the response."""
+
+    def __init__(self, head: ObjectHead, body: _Body, length: int) -> None:
+        self.head = head
+        self._body = body
+        self._length = length
+
+    async def chunks(self, size: int) -> AsyncIterator[bytes]:
+        received = 0
+        try:
+            while received < self._length:
+                data = await self._body.read(size)
+                if not data:
+                    break
+                received += len(data)
+                yield data
+        except (BotoCoreError, aiohttp.ClientError, OSError) as problem:
+            raise StoreUnavailable(
+                f"reading {self.head.key}: {problem!r}", code=type(problem).__name__
+            ) from problem
+        if received != self._length:
+            raise StoreUnavailable(
+                f"reading {self.head.key}: {received} of {self._length} bytes", code="Incomplete"
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._body.close()
+
+
+# Responses, whose shapes nobody has checked before
+
+
+def _newest_parts(listed: Sequence[Response]) -> list[Part]:
+    """The parts by number. SeaweedFS lists a part that was stored twice as two: the newer one counts, or none if unknown."""
+    found: dict[int, tuple[float, Part | None]] = {}
+    for each in listed:
+        part = Part(_number(each, "PartNumber"), _text(each, "ETag"), _number(each, "Size"))
+        stored_at = _time(each, "LastModified")
+        other_at, other = found.get(part.number, (-1.0, None))
+        if stored_at > other_at:
+            found[part.number] = stored_at, part
+        elif stored_at == other_at and other != part:
+            found[part.number] = stored_at, None
+    return [part for _, (_, part) in sorted(found.items()) if part is not None]
+
+
+def _head(key: str, response: Response, size: int) -> ObjectHead:
+    metadata = cast("Mapping[str, str]", response.get("Metadata") or {})
+    return ObjectHead(
+        key,
+        size,
+        _text(response, "ETag"),
+        _time(response, "LastModified"),
+        Properties(
+            content_type=str(response.get("ContentType", "")),
+            content_disposition=str(response.get("ContentDisposition", "")),
+            # Some stores answer in capitals.
+            metadata={name.lower(): value for name, value in metadata.items()},
+        ),
+    )
+
+
+def _text(response: Response, name: str) -> str:
+    value = response.get(name)
+    if not isinstance(value, str) or not value:
+        raise StoreUnavailable(f"a response without {name}", code="Malformed")
+    return value
+
+
+def _number(response: Response, name: str) -> int:
+    value = response.get(name)
+    if not isinstance(value, int):
+        raise StoreUnavailable(f"a response without {name}", code="Malformed")
+    return value
+
+
+def _time(response: Response, name: str) -> float:
+    value = response.get(name)
+    return value.timestamp() if isinstance(value, datetime) else 0.0
+
+
+def _mapping(response: Response, name: str) -> Response:
+    value = response.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(response: Response, name: str) -> list[Response]:
+    value = response.get(name)
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []

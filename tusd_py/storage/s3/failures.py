@@ -1,0 +1,102 @@
+"""The meaning of the errors of botocore: which of our own errors each of them is."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from botocore import exceptions
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tusd_py.storage.s3.object_store import (
+    AccessDenied,
+    ObjectNotFound,
+    ObjectStoreError,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+
+_NOT_FOUND = {"NoSuchKey", "NoSuchUpload", "NotFound", "404"}
+_MISCONFIGURED = {
+    "NoSuchBucket": "there is no such bucket",
+    "InvalidBucketName": "the bucket's name is not valid",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "XAdminUserNotFound": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+    "InvalidClientTokenId": "the access key is not known there",
+    "RequestTimeTooSkewed": "this machine's clock differs too much from the store's",
+    "AuthorizationHeaderMalformed": "the region is wrong",
+    "PermanentRedirect": "the bucket is in another region or at another endpoint",
+    "TemporaryRedirect": "the bucket is in another region or at another endpoint",
+    "IllegalLocationConstraintException": "the region is wrong",
+}
+_TRANSIENT = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "TooManyRequests",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "OperationAborted",
+    "InternalError",
+    "ServiceUnavailable",
+    # The bytes were damaged or cut on their way.
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "IncompleteBody",
+}
+"""Codes of refusals that do not last, whatever the status is."""
+_UNREACHABLE = (
+    exceptions.HTTPClientError,
+    exceptions.ConnectionError,
+    exceptions.IncompleteReadError,
+    exceptions.CredentialRetrievalError,
+    exceptions.MetadataRetrievalError,
+)
+
+
+def meaning(problem: ClientError | BotoCoreError, request: str) -> ObjectStoreError:
+    """Return an error of botocore as the one of ours that it is. request: what was asked for, for the text."""
+    if isinstance(problem, ClientError):
+        return _of_response(problem, request)
+    code = type(problem).__name__
+    kind = StoreUnavailable if isinstance(problem, _UNREACHABLE) else StoreMisconfigured
+    if isinstance(problem, exceptions.SSLError):
+        kind = StoreMisconfigured
+    return kind(f"{request}: {problem}", code=code)
+
+
+def _of_response(problem: ClientError, request: str) -> ObjectStoreError:
+    response = cast("dict[str, dict[str, object]]", problem.response)
+    error, about = response.get("Error", {}), response.get("ResponseMetadata", {})
+    code = str(error.get("Code", ""))
+    status = int(str(about.get("HTTPStatusCode", 0)))
+    request_id = str(about.get("RequestId", ""))
+    reason = _MISCONFIGURED.get(code) or str(error.get("Message", ""))
+    named = f", request id {request_id}" if request_id else ""
+    return _kind(code, status)(
+        f"{request}: {reason} ({code}, status {status}{named})",
+        code=code,
+        status=status,
+        request_id=request_id,
+    )
+
+
+def _kind(code: str, status: int) -> type[ObjectStoreError]:
+    if code in _MISCONFIGURED or status in {301, 307}:
+        return StoreMisconfigured
+    if code in _TRANSIENT or status in {408, 429} or (status >= 500 and status != 501):
+        return StoreUnavailable
+    if code in _NOT_FOUND:
+        return ObjectNotFound
+    if status == 412 or code == "ConditionalRequestConflict":
+        return PreconditionFailed
+    if status == 416:
+        return RangeNotSatisfiable
+    if status == 403:
+        return AccessDenied
+    return ObjectStoreError

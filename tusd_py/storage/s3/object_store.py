@@ -1,0 +1,249 @@
+"""The port to an object store: the requests of S3 that uploads need, and what can go wrong with them.
+
+Upload ids and part numbers are explicit, so that any process can go on with a multipart upload that another one began. An
+adapter repeats requests that failed for a passing reason. A request whose response was lost may have had its effect all the
+same: a caller that depends on whether it had looks at the store again. Not for: what the objects mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import TracebackType
+from typing import Protocol, Self
+
+MIN_PART_BYTES = 5 * 1024 * 1024
+"""Smallest part of a multipart upload, but for its last."""
+MAX_PART_BYTES = 5 * 1024 * 1024 * 1024
+"""Largest part, also of one that is copied, and largest object of a single request."""
+MAX_PARTS = 10_000
+"""Most parts of one multipart upload."""
+
+
+class ObjectStoreError(Exception):
+    """The object store refused a request for good, or did not do it. The text is for the log, never for a client.
+
+    Attributes:
+        code: The store's own code (`NoSuchKey`), or a name for what happened to the connection.
+        status: The status of the response; 0 if there was none.
+        request_id: The store's id of the request, which its operator can look up; empty if it told none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        status: int = 0,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+
+
+class ObjectNotFound(ObjectStoreError):
+    """There is no such object or multipart upload: several stores say the same of both."""
+
+
+class PreconditionFailed(ObjectStoreError):
+    """The object is not the one that the request was conditional on, or another request is changing it."""
+
+
+class RangeNotSatisfiable(ObjectStoreError):
+    """The object has no byte of the range."""
+
+
+class AccessDenied(ObjectStoreError):
+    """The credentials are right and do not permit this."""
+
+
+class StoreMisconfigured(ObjectStoreError):
+    """No request can work: wrong bucket, region, endpoint or credentials, or a clock that is wrong. The text says which."""
+
+
+class StoreUnavailable(ObjectStoreError):
+    """The store did not do it now, or its response did not arrive; the request may have had its effect."""
+
+
+class ObjectKind(Enum):
+    """What an object is for, which decides its storage class, access control and tags."""
+
+    DATA = "data"
+    """The bytes of an upload, or a part of them that stays."""
+    RECORD = "record"
+    """A small object of ours that is replaced and removed often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What is stored with an object. Values of `metadata` are ASCII; both together are limited to 2 KiB by most stores."""
+
+    content_type: str = "application/octet-stream"
+    content_disposition: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHead:
+    """An object without its bytes.
+
+    Attributes:
+        key: Its key.
+        size: Bytes.
+        etag: Names this version of it; as the store writes it.
+        modified_at: When it was written, by the store's clock, in seconds since the epoch.
+        properties: What is stored with it.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_at: float
+    properties: Properties
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object in a list; the fields are those of `ObjectHead`."""
+
+    key: str
+    size: int
+    etag: str
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a multipart upload. number: from 1. size: bytes; 0 if unknown, as after a copy."""
+
+    number: int
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewMultipart:
+    """A multipart upload that was just begun. may_have_twin: an attempt without a response may have begun another one."""
+
+    upload_id: str
+    may_have_twin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A multipart upload that is neither complete nor aborted. initiated_at: in seconds since the epoch."""
+
+    key: str
+    upload_id: str
+    initiated_at: float
+
+
+class ObjectStream(Protocol):
+    """The bytes of an object, or of a range of it. `async with` releases the connection."""
+
+    head: ObjectHead
+    """The whole object; `size` is that of the object, not of the range."""
+
+    def chunks(self, size: int) -> AsyncIterator[bytes]:
+        """Yield the bytes, at most `size` at a time. Raises StoreUnavailable where the connection ends early."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None: ...
+
+
+class ObjectStore(Protocol):
+    """One bucket. Every method raises ObjectStoreError; those for which it matters name the subclasses.
+
+    A body may be a buffer of the caller's, which must not change until the call returns.
+    """
+
+    async def create_multipart(self, key: str, properties: Properties) -> NewMultipart:
+        """Begin a multipart upload."""
+
+    async def upload_part(
+        self, key: str, upload_id: str, number: int, body: bytes | bytearray
+    ) -> Part:
+        """Store a part, in place of an earlier one with this number. Raises ObjectNotFound."""
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: ObjectHead, *, start: int, end: int
+    ) -> Part:
+        """Store the bytes of another object from `start` up to but without `end` as a part.
+
+        source: the object, which must be the same one still. Raises ObjectNotFound, PreconditionFailed.
+        """
+
+    async def list_parts(self, key: str, upload_id: str) -> list[Part]:
+        """Return all parts by number. Raises ObjectNotFound, which does not prove that the upload was completed."""
+
+    async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
+        """Make one object of the parts and return its etag.
+
+        Raises ObjectNotFound if there is no such multipart upload: perhaps as an attempt whose response was lost completed it.
+        """
+
+    async def abort(self, key: str, upload_id: str) -> None:
+        """Remove a multipart upload and its parts. Does nothing if there is none."""
+
+    async def pending_uploads(self, key: str) -> list[PendingUpload]:
+        """Return the multipart uploads for exactly this key."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes | bytearray,
+        properties: Properties,
+        *,
+        kind: ObjectKind,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> str:
+        """Store an object in one request and return its etag.
+
+        Args:
+            key: The key.
+            body: The bytes.
+            properties: What is stored with it.
+            kind: What it is for.
+            if_match: Replace only the object with this etag.
+            if_absent: Replace none.
+
+        Raises:
+            PreconditionFailed: The object is another one. It may be the one of this very request, as HTTP clients and proxies
+                repeat some without telling: a caller compares.
+        """
+
+    async def get(
+        self, key: str, *, start: int = 0, end: int | None = None, if_match: str = ""
+    ) -> ObjectStream:
+        """Open an object for reading, from byte `start` up to but without `end`.
+
+        Raises ObjectNotFound, RangeNotSatisfiable, PreconditionFailed.
+        """
+
+    async def read(self, key: str, *, limit: int) -> tuple[ObjectHead, bytes]:
+        """Return a small object whole. Raises ObjectNotFound, ObjectStoreError if it has more than `limit` bytes."""
+
+    async def head(self, key: str) -> ObjectHead:
+        """Return an object without its bytes. Raises ObjectNotFound."""
+
+    async def delete(self, key: str) -> None:
+        """Remove an object. Does nothing if there is none."""
+
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ListedObject]]:
+        """Yield the objects whose keys begin with `prefix` in the order of their keys, a page at a time.
+
+        after: only keys behind this one.
+        """
+
+    async def presigned_get(self, key: str, *, seconds: int, disposition: str = "") -> str:
+        """Return a URL by which anybody can download the object for some seconds. It is a secret: never log it."""
