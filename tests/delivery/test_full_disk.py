@@ -20,6 +20,7 @@ from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
 from tusd_py.events import outbox_record
 from tusd_py.events.model import EventType
+from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol.tus import Creation
 from tusd_py.storage.base import RemovalEvent, StorageFull, UploadGone
@@ -95,6 +96,7 @@ async def test_a_removal_that_died_is_told_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Step, kind: EventType
 ) -> None:
     uploads, store = house_of(tmp_path)
+    publisher = EventPublisher(uploads.hooks, store.outbox, durable=False)
     upload_id, event = await begun(uploads, kind)
     data = Path(store.root, upload_id)
 
@@ -111,7 +113,7 @@ async def test_a_removal_that_died_is_told_and_ended(
         with suppress(Died):
             await store.remove(upload_id, fence=UNFENCED, unpublished=event)
             for removal in await store.unpublished_removals() if step != "freed" else ():
-                await uploads._publisher.record_late(removal, REQUEST, UNFENCED)
+                await publisher.record_late(removal, REQUEST, UNFENCED)
                 if step == "tombstone":
                     await store.forget_removal(removal, fence=UNFENCED)
     assert data.exists() == (step == "renamed")

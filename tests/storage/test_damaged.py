@@ -127,7 +127,8 @@ def test_nobody_is_told_that_a_damaged_upload_is_finished(
     damage(server.data_file(id_of(path)))
     server.env["TUSD_JOBS"] = "on"
     server.restart()
-    wait_until(told.exists, "the other event")
+    # The file is there a moment before its line is.
+    wait_until(lambda: told.exists() and told.read_text().endswith("\n"), "the other event")
     wait_until(lambda: said(server, path), "what the worker says")
     assert told.read_text().split() == [id_of(other)]
     # It waits, and has not failed.

@@ -123,8 +123,10 @@ async def test_a_final_that_waits_for_many_parts_is_looked_at_cheaply(tmp_path: 
     uploads = Uploads(store, MemoryLocks())
     names = [f"p{number}" for number in range(1600)]
     for name in names:
-        await store.create(UploadInfo(id=name, length=1, is_partial=True, created_at=uploads.now()))
-    info = replace(final("f", *names), created_at=uploads.now())
+        await store.create(
+            UploadInfo(id=name, length=1, is_partial=True, created_at=uploads.expiry.now())
+        )
+    info = replace(final("f", *names), created_at=uploads.expiry.now())
     await store.create(info)
     await store.joiner.await_parts(names, "f")
     await uploads.inspect("f", RequestView())
@@ -132,7 +134,7 @@ async def test_a_final_that_waits_for_many_parts_is_looked_at_cheaply(tmp_path: 
     upload = await uploads.load("f")
     for name in names:
         Path(store.root, name).write_bytes(b"x")
-        part = (await store.load(name)).with_info(finished_at=uploads.now())
+        part = (await store.load(name)).with_info(finished_at=uploads.expiry.now())
         await store.finish(part.info, sync=False, fence=UNFENCED)
         before = store.loads
         upload = await uploads.inspect("f", RequestView())

@@ -230,7 +230,7 @@ def _write_fields(document: Mapping[str, object], *, is_first: bool) -> None:
 
 
 def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
-    expires = uploads.due_at(upload)
+    expires = uploads.expiry.due_at(upload)
     info = upload.info
     return {
         "upload": upload.id,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, Self
 
 
 class LockTimeout(Exception):
@@ -46,7 +46,15 @@ def UNFENCED() -> AbstractContextManager[None]:
 
 
 class Lease(Protocol):
-    """A held lock. `release` may be called twice."""
+    """A held lock, released at the end of an `async with` block. `release` may be called twice."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.release()
 
     def on_requested(self, callback: Callable[[], None] | None) -> None:
         """Set the callback that asks the holder to end, called in the event loop; at once if that was asked already.
@@ -69,7 +77,7 @@ class Lease(Protocol):
         """Release the lock to the longest waiter. Never raises: a lock that cannot be released expires."""
 
 
-class UncontestedLease:
+class UncontestedLease(Lease):
     """A lease on an upload that no other request can know of, because its id was just drawn."""
 
     def on_requested(self, callback: Callable[[], None] | None) -> None:

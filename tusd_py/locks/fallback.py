@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
 from tusd_py import logs
 from tusd_py.background import keep_running
-from tusd_py.locks.base import LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import Lease, LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.epochs import FIRST, Epochs, range_name
 from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
@@ -310,7 +310,7 @@ class FallbackLocks:
         self._ranges.close()
 
 
-class FallbackLease:
+class FallbackLease(Lease):
     """See `Lease`. granted: the lock in Redis, if available; mine: the lock in this process."""
 
     __slots__ = (

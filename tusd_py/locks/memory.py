@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from tusd_py.locks.base import HeldFence, LocksClosed, LockTimeout
+from tusd_py.locks.base import HeldFence, Lease, LocksClosed, LockTimeout
 
 
 class MemoryLocks:
@@ -87,7 +87,7 @@ class MemoryLocks:
         self.close()
 
 
-class MemoryLease:
+class MemoryLease(Lease):
     """See `Lease`."""
 
     __slots__ = ("_callback", "_locks", "_requested", "_upload_id", "waiters")

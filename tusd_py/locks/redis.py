@@ -33,7 +33,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
-from tusd_py.locks.base import HeldFence, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import HeldFence, Lease, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.lua import ACQUIRE, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
@@ -634,7 +634,7 @@ class _Claim:
         return False
 
 
-class RedisLease:
+class RedisLease(Lease):
     """See `Lease`. taken: whether the lock was lost to another holder; otherwise it expired, and may be free."""
 
     __slots__ = ("_callback", "_claim", "_requested", "taken")

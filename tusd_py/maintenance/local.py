@@ -111,7 +111,7 @@ class LocalMaintenance:
         except (StorageError, SweepStopped) as problem:
             raise MaintenanceError(str(problem)) from problem
         if not dry_run and not self._uploads.closing:
-            await self._uploads.store.sweep_marks.record_end(self._uploads.now())
+            await self._uploads.store.sweep_marks.record_end(self._uploads.expiry.now())
         return report
 
     async def _held(self, kind: SweepKind) -> SweepReport | None:
@@ -119,13 +119,17 @@ class LocalMaintenance:
         uploads, due_index = self._uploads, self._due_index
         marks = uploads.store.sweep_marks
         times = await marks.read()
-        if kind == "due" and due_index is not None and not is_far(times.ended_at, uploads.now()):
-            counts = await due_index.counts(uploads.now())
+        if (
+            kind == "due"
+            and due_index is not None
+            and not is_far(times.ended_at, uploads.expiry.now())
+        ):
+            counts = await due_index.counts(uploads.expiry.now())
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
         # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
         report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True)
-        now = uploads.now()
+        now = uploads.expiry.now()
         reason = hold_reason(times, seen=report.seen, due=report.expired, now=now)
         if reason is None:
             return None
@@ -148,7 +152,7 @@ class LocalMaintenance:
 
         async def on_due(upload: Upload) -> None:
             if tell is not None:
-                since = uploads.due_at(upload) or upload.changed_at
+                since = uploads.expiry.due_at(upload) or upload.changed_at
                 await tell(Expired(upload.id, upload.offset, since))
 
         if not dry_run:

@@ -1,6 +1,6 @@
 """tus 1.0.0: parse the header fields of a request into a command, and serialize a result to header fields.
 
-Only header fields are checked here; the state of the upload is checked in `uploads/service.py`. Every function raises the
+Only header fields are checked here; the state of the upload is checked in `uploads/`. Every function raises the
 `ProtocolError` that the specification asks for, and nothing else.
 """
 

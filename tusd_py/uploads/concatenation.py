@@ -7,7 +7,6 @@ only complete may change until its last request ends.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,24 +34,13 @@ _MAX_JOINS = 1000
 """Joins that run or wait in one process."""
 
 
-def final_key(info: UploadInfo) -> str:
-    """Digest of what identifies a final: its parts in order, its owner, its metadata. Equal creations have equal keys."""
-    digest = hashlib.sha256()
-    pairs = [part for key in sorted(info.metadata) for part in (key.encode(), info.metadata[key])]
-    owner = info.owner.encode("utf-8", "surrogatepass")
-    for group in ([part.encode() for part in info.parts], [owner], pairs):
-        digest.update(b"%d:" % len(group))
-        for each in group:
-            digest.update(b"%d:" % len(each) + each)
-    return digest.hexdigest()
-
-
 class Concatenation:
     """Joins the uploads of one store.
 
-    load: loads an upload. finish_part: finishes a complete part unless it is locked; returns whether it is finished.
-    check_space: raises a 507 if a number of bytes does not fit. on_ready: called with the id of a final before its parts are
-    joined.
+    pending: the finals that wait for parts. load: loads an upload. finish_part: finishes a complete part unless it is locked;
+    returns whether it is finished.
+    check_space: raises a 507 if a number of bytes does not fit. on_ready: called with the id of a final before its parts
+    are joined.
     """
 
     def __init__(
@@ -60,6 +48,7 @@ class Concatenation:
         store: Store,
         policy: UploadPolicy,
         *,
+        pending: PendingFinals,
         load: Callable[[str], Awaitable[Upload]],
         finish_part: Callable[[str], Awaitable[bool]],
         check_space: Callable[[int], Awaitable[None]],
@@ -74,7 +63,7 @@ class Concatenation:
         self._check_space = check_space
         self._on_ready = on_ready
         self._clock = clock
-        self.pending = PendingFinals(store.load, expire_after=policy.expire_after)
+        self._pending = pending
         self._joins = 0
         self._joining_bytes = 0
 
@@ -143,10 +132,10 @@ class Concatenation:
             return final
 
     async def _try_join(self, final: Upload, joiner: Joiner, fence: Fence) -> Upload:
-        missing = await self.pending.missing(final)
+        missing = await self._pending.missing(final)
         while missing is not None and await self._recover_part(missing):
-            missing = await self.pending.missing(final)
-        length = await self.pending.length(final)
+            missing = await self._pending.missing(final)
+        length = await self._pending.length(final)
         maximum = self._policy.most_bytes(final.info.max_size)
         if length is not None and maximum is not None and length > maximum:
             raise errors.max_size_exceeded()
@@ -172,7 +161,7 @@ class Concatenation:
         for position, part_id in enumerate(distinct, start=1):
             part = parts[part_id] = await self._store.load(part_id)
             if not part.finished:
-                self.pending.forget(final.id)
+                self._pending.forget(final.id)
                 return final
             if position % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
@@ -191,56 +180,7 @@ class Concatenation:
         finally:
             self._joins -= 1
             self._joining_bytes -= length
-        self.pending.forget(final.id)
+        self._pending.forget(final.id)
         if not self._policy.remove_parts_when_joined:
             await joiner.forget_awaiting(distinct, final.id)
         return replace(final, offset=length, joined=True, changed_at=self._clock())
-
-    # Expiry
-
-    async def with_expiry(
-        self, upload: Upload, expires_at: Callable[[Upload], float | None]
-    ) -> Upload:
-        """The upload with its expiry, as far as that depends on other uploads.
-
-        A waiting final is as young as its youngest part. A part lives as long as the finals that list it; if parts are removed
-        when joined, not longer. expires_at: computes the expiry by an upload's own age.
-        """
-        info = upload.info
-        if not upload.joined:
-            return replace(upload, changed_at=await self.pending.changed_at(upload))
-        if not info.is_partial or info.foreign or self._joiner is None:
-            return upload
-        final_ids = await self._joiner.finals_awaiting(upload.id)
-        if not final_ids:
-            return upload
-        finals = await self._finals(final_ids, upload.id)
-        living = [final for final in finals if not final.finished]
-        if living:
-            times = [expires_at(each) for each in (upload, *living)]
-            known = [time for time in times if time is not None]
-            latest = max(known) if len(known) == len(times) else float("inf")
-            return replace(upload, expires_at=latest)
-        if finals and self._policy.remove_parts_when_joined:
-            return replace(upload, expires_at=0.0)
-        return upload
-
-    async def _finals(self, final_ids: Sequence[str], part_id: str) -> list[Upload]:
-        """Load the finals that exist and list the part, each with the age of its parts."""
-        found: list[Upload] = []
-        for final_id in final_ids:
-            try:
-                final = await self._store.load(final_id)
-            except (UploadNotFound, UploadGone):
-                continue
-            # The id may belong to another upload now.
-            if part_id in final.info.parts:
-                if not final.joined:
-                    final = replace(final, changed_at=await self.pending.changed_at(final))
-                found.append(final)
-        return found
-
-    async def record_growth(self, part: Upload) -> None:
-        """Update the age of the finals that list a part which got bytes."""
-        if part.info.is_partial and self._joiner is not None:
-            self.pending.touch(await self._joiner.finals_awaiting(part.id), part.changed_at)

@@ -1,4 +1,4 @@
-"""The states of an upload, and the transitions between them.
+"""The states of an upload, the transitions between them, and the result of a command.
 
 No state is stored: it follows from the record, from the bytes in the storage and from the time, so it is right after a crash.
 """
@@ -6,9 +6,21 @@ No state is stored: it follows from the record, from the bytes in the storage an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 
+from tusd_py.events.model import HookResponse
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The upload after a command. problem: the error if the body of its creation ended early. response: changes by hooks."""
+
+    upload: Upload
+    problem: ProtocolError | None = None
+    response: HookResponse | None = None
 
 
 class UploadState(Enum):

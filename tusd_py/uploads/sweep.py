@@ -1,6 +1,6 @@
 """The sweep: remove uploads that have expired, finish uploads that a crash interrupted, remove what crashes left behind.
 
-It checks every upload of the store, or those that are due by the index. Whether an upload is due is decided in `service.py`,
+It checks every upload of the store, or those that are due by the index. Whether an upload is due is decided in `expiry.py`,
 under the upload's lock. Any number of sweeps may run at a time.
 
 Uploads are loaded, locked and removed in batches, since a call costs mostly the round trip to a thread or to Redis.
@@ -149,7 +149,7 @@ async def sweep_due(
             uploads, due_index=due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor
         )
     running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
-    async for batch in _due_batches(due_index, uploads.now()):
+    async for batch in _due_batches(due_index, uploads.expiry.now()):
         if uploads.closing:
             break
         await running.check(batch)
@@ -226,7 +226,7 @@ class _Sweep:
         for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
             try:
                 upload = found.upload if isinstance(found, UploadDamaged) else found
-                if isinstance(upload, Upload) and uploads.is_due(upload):
+                if isinstance(upload, Upload) and uploads.expiry.is_due(upload):
                     expired.append(upload_id)
                     if self._on_due is not None:
                         await self._on_due(upload)
@@ -259,9 +259,9 @@ class _Sweep:
             case StorageError():
                 raise found
         if self._dry_run or found.finished or (found.joined and not found.complete):
-            return uploads.due_at(found)
+            return uploads.expiry.due_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
-        return uploads.now() + _RETRY_SECONDS
+        return uploads.expiry.now() + _RETRY_SECONDS
 
     async def _is_missing_too_long(self, upload: Upload) -> bool:
         """Whether an upload whose bytes are missing was removed for that, or would be."""
@@ -285,7 +285,7 @@ class _Sweep:
                 self._expired_ids.append(upload_id)
                 self._schedule(upload_id, None)
             elif outcome is False:
-                self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
+                self._schedule(upload_id, self._uploads.expiry.now() + _RETRY_SECONDS)
             elif isinstance(outcome, VolumeMissing):
                 raise outcome
             elif isinstance(outcome, UploadGone):
@@ -303,7 +303,7 @@ class _Sweep:
             # While a store is unavailable every upload fails.
             level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
             logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
-        self._schedule(upload_id, self._uploads.now() + _RETRY_SECONDS)
+        self._schedule(upload_id, self._uploads.expiry.now() + _RETRY_SECONDS)
 
     def skip(self, path: str, problem: Exception) -> None:
         """Count and log a directory entry that cannot be read."""

@@ -222,7 +222,7 @@ class TusEndpoint:
         request.upload_id = upload.id
         headers = {
             "Location": view.url_of(upload.id),
-            **tus.expires_header(self._uploads.expires_at(upload)),
+            **tus.expires_header(self._uploads.expiry.expires_at(upload)),
         }
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
@@ -244,7 +244,7 @@ class TusEndpoint:
             deferred=info.length is None and not info.is_final,
             metadata_header=info.metadata_header,
             concat_header=info.concat_header,
-            expires=self._uploads.expires_at(upload),
+            expires=self._uploads.expiry.expires_at(upload),
         )
         return Response(200, tus.status_headers(status))
 
@@ -256,7 +256,7 @@ class TusEndpoint:
         )
         headers = {
             "Upload-Offset": str(result.upload.offset),
-            **tus.expires_header(self._uploads.expires_at(result.upload)),
+            **tus.expires_header(self._uploads.expiry.expires_at(result.upload)),
         }
         return _shaped(Response(204, headers), result.response)
 
@@ -268,7 +268,7 @@ class TusEndpoint:
             "Vary": "Accept",
             "X-Content-Type-Options": "nosniff",
         }
-        body = progress.document(upload, self._uploads.expires_at(upload))
+        body = progress.document(upload, self._uploads.expiry.expires_at(upload))
         return Response(200, headers, body)
 
     async def _download(self, request: Request) -> Response:

@@ -1,0 +1,66 @@
+"""Append the body of a request to an upload (PATCH): check the offset and the length, receive, finish if it is complete."""
+
+from __future__ import annotations
+
+from tusd_py.auth.principal import Action
+from tusd_py.events.model import RequestView
+from tusd_py.protocol import errors
+from tusd_py.protocol.tus import Append
+from tusd_py.storage.base import Upload
+from tusd_py.uploads.finish import Finisher
+from tusd_py.uploads.model import Result
+from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.receive import Body, BodyReceiver
+
+
+class Appender(Operation):
+    """Appends to the uploads of one store."""
+
+    def __init__(
+        self, collaborators: Collaborators, receiver: BodyReceiver, finisher: Finisher
+    ) -> None:
+        super().__init__(collaborators)
+        self._receiver = receiver
+        self._finisher = finisher
+
+    async def append(
+        self, upload_id: str, command: Append, body: Body, request: RequestView
+    ) -> Result:
+        """Append the body at `command.offset`.
+
+        Raises:
+            ProtocolError: The request is refused, or its body ended early; the bytes that arrived are kept then.
+        """
+        await self._guard.admit_change()
+        async with self._guard.exclusive(upload_id, request, Action.APPEND) as held:
+            upload = await self._store.recover(held.upload, fence=held.fence)
+            if upload.info.is_final:
+                raise errors.modify_final()
+            if command.offset != upload.offset:
+                raise errors.mismatched_offset(upload.offset)
+            declared = self._declared(upload, command.length)
+            self._receiver.check(declared, command.content)
+            await self._receiver.check_space(command.content.length or 0)
+            if declared.info is not upload.info:
+                await self._store.save(declared.info, fence=held.fence)
+            upload = await self._receiver.receive(
+                declared, command.content, body, held.lease, request
+            )
+            self._due_marks.mark(upload_id, self._expiry.due_at(upload))
+            await self._expiry.record_growth(upload)
+            return await self._finisher.finish(upload, request, held.fence)
+
+    def _declared(self, upload: Upload, length: int | None) -> Upload:
+        """The upload with the length that the request declares ("Creation", Upload-Defer-Length). Raises a 400 or 413."""
+        if length is None or length == upload.length:
+            return upload
+        if upload.length is not None:
+            raise errors.contradictory_length("the upload's length is known and cannot be changed")
+        if length < upload.offset:
+            raise errors.contradictory_length(
+                "Upload-Length is less than what was uploaded already"
+            )
+        maximum = self._policy.most_bytes(upload.info.max_size)
+        if maximum is not None and length > maximum:
+            raise errors.max_size_exceeded()
+        return upload.with_info(length=length)

@@ -1,0 +1,256 @@
+"""Create uploads (tus 1.0.0, "Creation" and "Creation With Upload"): hooks, record, event, then the bytes of the body.
+
+What fails before the record is there leaves nothing. Not for: which final an equal request created before (`finals.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from tusd_py.events.hooks import NO_CREATION_HOOKS
+from tusd_py.events.model import Changes, Event, EventType, RequestView, UploadView
+from tusd_py.locks.base import Fence, Lease, LeaseLost, UncontestedLease
+from tusd_py.protocol import errors, metadata
+from tusd_py.protocol.concat import Partial
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.tus import Content, Creation
+from tusd_py.storage.base import (
+    StorageError,
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    is_valid_id,
+)
+from tusd_py.uploads.failures import response_to, translated
+from tusd_py.uploads.finish import Finisher
+from tusd_py.uploads.model import Result
+from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.receive import NOTHING_COUNTS, Body, BodyReceiver
+from tusd_py.uploads.removal import Remover
+
+logger = logging.getLogger(__name__)
+
+_ID_BYTES = 16
+"""Random bytes of an id: without authentication, it is the only secret that protects an upload."""
+_NO_CHANGES = Changes()
+_NO_RESPONSE = {"ERR_CONNECTION_RESET", "ERR_READ_TIMEOUT", "ERR_UPLOAD_INTERRUPTED"}
+"""Codes of early ends of a creation's body after which the client gets no response, and asks for the offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalKey:
+    """The digest under which a final is remembered, and the fence of the lock on it."""
+
+    digest: str
+    fence: Fence
+
+
+class Creator(Operation):
+    """Creates uploads in one store. open_uploads: limits the unfinished uploads of an owner; None for no limits."""
+
+    def __init__(
+        self,
+        collaborators: Collaborators,
+        receiver: BodyReceiver,
+        finisher: Finisher,
+        remover: Remover,
+    ) -> None:
+        super().__init__(collaborators)
+        self._receiver = receiver
+        self._finisher = finisher
+        self._remover = remover
+
+    async def create(self, command: Creation, body: Body, request: RequestView) -> Result:
+        """Create an upload, with the bytes of the body if the request has any (POST). Raises ProtocolError."""
+        await self._guard.admit_change()
+        with translated:
+            info = self.new_record(command, (), request)
+            content = command.content
+            self.check_size(info, content)
+            known = info.length or (content.length if content else None)
+            await self._receiver.check_space(known or 0)
+            return await self.carry_out(info, content, body, request)
+
+    def new_record(
+        self, command: Creation, parts: Sequence[str], request: RequestView
+    ) -> UploadInfo:
+        """The record of a new upload with a random id. Raises a 403 or 400 if the client may not create it."""
+        owner = self._access.creator(request, parts)
+        if command.concat is not None and not self._policy.concatenation:
+            raise errors.invalid_concat("concatenation is disabled on this server")
+        return UploadInfo(
+            id=os.urandom(_ID_BYTES).hex(),
+            length=command.length,
+            metadata=command.metadata,
+            metadata_header=command.metadata_header,
+            concat_header=command.concat_header,
+            is_partial=isinstance(command.concat, Partial),
+            is_final=bool(parts),
+            parts=tuple(parts),
+            created_at=self._expiry.now(),
+            owner=owner,
+            max_size=request.principal.limits.max_upload_size,
+        )
+
+    def check_size(self, info: UploadInfo, content: Content | None) -> None:
+        """Raise a 413 for a length or a body above the maximum, a 400 for a checksum that the store cannot verify."""
+        maximum = self._policy.most_bytes(info.max_size)
+        if maximum is not None and info.length is not None and info.length > maximum:
+            raise errors.max_size_exceeded()
+        if content is not None:
+            self._receiver.check(Upload(info, 0, info.created_at), content)
+
+    async def carry_out(
+        self,
+        info: UploadInfo,
+        content: Content | None,
+        body: Body,
+        request: RequestView,
+        *,
+        key: FinalKey | None = None,
+    ) -> Result:
+        """Call the pre-create hooks, create the upload, add the bytes of the body. Raises ProtocolError, StorageError.
+
+        key: of a final, which makes its creation idempotent.
+        """
+        created = False
+        creation = NO_CREATION_HOOKS
+        if self._hooks.wants(EventType.PRE_CREATE):
+            event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
+            creation = await self._hooks.before_creation(event)
+        try:
+            info = _with_changes(info, creation.changes)
+            await self._count(info, request)
+            async with await self._lease(info, content, creation.changes) as lease:
+                upload = await self._record(info, key, request, lease.fence)
+                created = True
+                result = await self._fill(upload, content, body, request, lease)
+        except BaseException as problem:
+            # Undone before the response, so that a reservation does not block the next attempt.
+            if not created or isinstance(problem, ProtocolError | StorageError):
+                await creation.failed()
+                await self._uncount(info, request)
+            raise
+        if result.problem is not None and result.problem.code not in _NO_RESPONSE:
+            await creation.failed()
+        wanted = creation.changes.response
+        return result if wanted is None or result.response else replace(result, response=wanted)
+
+    async def _lease(self, info: UploadInfo, content: Content | None, changes: Changes) -> Lease:
+        """The lock of an upload that is being created; none for a fresh random id, which no other request can know.
+
+        If the creation has a body, hooks may pass the id on while it is received: then the lock is taken, but a creation is not
+        refused because locks are unavailable.
+        """
+        known = info.is_final or changes.id is not None
+        # The creation of an empty upload finishes it: hooks may pass the id on while pre-finish hooks run.
+        if known or content is not None or info.length == 0:
+            try:
+                return await self._guard.acquire(info.id)
+            except ProtocolError as problem:
+                if known or problem.code != "ERR_UNAVAILABLE":
+                    raise
+        return UncontestedLease()
+
+    async def _record(
+        self, info: UploadInfo, key: FinalKey | None, request: RequestView, fence: Fence
+    ) -> Upload:
+        """Create the upload in the store; join a final if its parts are finished. All or nothing."""
+        if key is not None and self._joiner is not None:
+            # First: without its key, a repeated request would create, join and publish the final twice.
+            await self._joiner.remember_final(key.digest, info.id)
+        upload = await self._store.create(info, fence=fence)
+        try:
+            if info.is_final:
+                upload = await self._finisher.concatenation.begin(upload, fence)
+            elif self._policy.durability == "chunk":
+                await self._store.sync(upload, fence=fence)
+            await self._publisher.record(EventType.POST_CREATE, upload, request, fence)
+        except BaseException:
+            with suppress(LeaseLost):
+                await self._remover.take_back(upload, fence)
+            if key is not None and self._joiner is not None:
+                with suppress(StorageError):
+                    await self._joiner.forget_final(key.digest)
+            raise
+        self._counters.uploads_created += 1
+        self._due_marks.mark(upload.id, self._expiry.due_at(upload))
+        self._publisher.publish(EventType.POST_CREATE, upload, request)
+        return upload
+
+    async def _fill(
+        self,
+        upload: Upload,
+        content: Content | None,
+        body: Body,
+        request: RequestView,
+        lease: Lease,
+    ) -> Result:
+        """Add the bytes that came with the creation, and finish the upload if it is complete."""
+        try:
+            if content is not None:
+                upload = await self._receiver.receive(upload, content, body, lease, request)
+            return await self._finisher.finish(upload, request, lease.fence)
+        except ProtocolError as problem:
+            if problem.code in NOTHING_COUNTS:
+                # No byte counts and the client does not know its URL, so the upload is useless. Creation hooks know it.
+                with suppress(StorageError):
+                    await self._remover.remove(
+                        upload, EventType.POST_TERMINATE, request, lease, keep_tombstone=False
+                    )
+                raise
+            return Result(await self._reload(upload), problem)
+        except (StorageError, LeaseLost) as problem:
+            return Result(await self._reload(upload), response_to(problem))
+
+    async def _reload(self, upload: Upload) -> Upload:
+        """Load an upload again. Raises UploadNotFound if its id belongs to another one by now, as after a lost lease."""
+        found = await self._store.load(upload.id)
+        if (found.info.created_at, found.info.owner) != (upload.info.created_at, upload.info.owner):
+            raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")
+        return found
+
+    # The unfinished uploads of an owner
+
+    async def _count(self, info: UploadInfo, request: RequestView) -> None:
+        """Count a new upload of its owner. Raises a 429 if the owner has the maximum of unfinished uploads."""
+        limit = request.principal.limits.max_open_uploads
+        if limit is not None and self._open_uploads is not None:
+            await self._open_uploads.enter(info.owner, info.id, limit, self._is_open)
+
+    async def _uncount(self, info: UploadInfo, request: RequestView) -> None:
+        if request.principal.limits.max_open_uploads is not None and self._open_uploads is not None:
+            await self._open_uploads.leave(info.owner, info.id)
+
+    async def _is_open(self, upload_id: str) -> bool | None:
+        try:
+            return not (await self._access.current(upload_id)).finished
+        except UploadNotFound:
+            return None
+        except (UploadGone, ProtocolError):
+            return False
+
+
+def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
+    """The record of a new upload with the changes of the hooks. Raises a 500 for an id or a path that cannot be used."""
+    if changes is NO_CREATION_HOOKS.changes or changes == _NO_CHANGES:
+        return info
+    for path in (changes.id, changes.storage_path):
+        if path is not None and not is_valid_id(path):
+            logger.error("a pre-create hook chose %r, which cannot name an upload", path)
+            raise errors.internal()
+    if changes.metadata is not None:
+        pairs = dict(changes.metadata)
+        info = replace(info, metadata=pairs, metadata_header=metadata.serialize(pairs))
+    return replace(
+        info,
+        id=info.id if changes.id is None else changes.id,
+        location=changes.storage_path,
+        expire_after=changes.expire_after,
+        retain=changes.retain,
+    )

@@ -1,0 +1,115 @@
+"""Remove uploads that are due, and what crashes left behind: one step of a sweep (`sweep.py`), under the uploads' locks.
+
+Uploads that are locked are in use and stay. Not for: when uploads are due (`expiry.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tusd_py.events.model import EventType, RequestView
+from tusd_py.storage.base import (
+    BytesMissing,
+    StorageError,
+    Upload,
+    UploadDamaged,
+    UploadNotFound,
+)
+from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.removal import Remover
+
+
+class Expirer(Operation):
+    """Removes due uploads of one store."""
+
+    def __init__(self, collaborators: Collaborators, remover: Remover) -> None:
+        super().__init__(collaborators)
+        self._remover = remover
+
+    async def expire_each(self, upload_ids: Sequence[str]) -> dict[str, bool | StorageError]:
+        """Remove the uploads that are due and not locked.
+
+        Returns, by id, whether each was removed, or the error. Raises LocksUnavailable, LocksClosed.
+        """
+        outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
+        async with self._locks.try_acquire_many(upload_ids) as leases:
+            due, failed = await self._due(list(leases))
+            outcomes |= failed
+            fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
+            unpublished = await self._publisher.record_removals(
+                EventType.POST_EXPIRE, due, RequestView(), fences
+            )
+            done = await self._store.remove_each(due, fences=fences, unpublished=unpublished)
+            removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
+            await self._remover.record_late(unpublished, removed, RequestView())
+        outcomes |= {upload.id: outcome for upload, outcome in zip(due, done, strict=True)}
+        for upload in removed:
+            self._due_marks.mark(upload.id, None)
+            self._counters.uploads_expired += 1
+            self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
+        return outcomes
+
+    async def _due(self, held: Sequence[str]) -> tuple[list[Upload], dict[str, StorageError]]:
+        """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
+        due: list[Upload] = []
+        failed: dict[str, StorageError] = {}
+        for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
+            upload = found.upload if isinstance(found, UploadDamaged) else found
+            if isinstance(upload, Upload) and self._expiry.is_due(upload):
+                due.append(upload)
+            elif isinstance(found, StorageError):
+                failed[upload_id] = found
+        return due, failed
+
+    # Uploads without bytes, fragments, leftovers
+
+    async def expire_missing(self, upload_id: str) -> bool:
+        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed."""
+        async with self._guard.if_free(upload_id) as lease:
+            if lease is not None:
+                try:
+                    await self._access.load(upload_id)
+                except BytesMissing as problem:
+                    upload = problem.upload
+                else:
+                    return False
+                if not await self.is_missing_too_long(upload):
+                    return False
+                await self._remover.remove(upload, EventType.POST_EXPIRE, RequestView(), lease)
+                self._counters.uploads_expired += 1
+                return True
+        return False
+
+    async def is_missing_too_long(self, upload: Upload, *, marks: bool = True) -> bool:
+        """Return whether the bytes of an unfinished upload have been missing for its `expire_after`.
+
+        Finished uploads stay: no further bytes are expected, so their age is no reason to remove them.
+        marks: record that the bytes are missing since now, if nothing is recorded.
+        """
+        after = self._expiry.expire_after(upload.info)
+        if upload.finished or not after:
+            return False
+        since = await self._store.missing_since(upload.id, marks=marks)
+        return since + after <= self._expiry.now()
+
+    async def discard_fragment(self, upload_id: str) -> bool:
+        """Remove what a crash left of a creation, unless it is locked; return whether it did. Raises StorageError."""
+        async with self._guard.if_free(upload_id) as lease:
+            if lease is not None:
+                return await self._store.discard_fragment(upload_id, fence=lease.fence)
+        return False
+
+    async def tidy(self) -> int:
+        """Remove the leftovers of crashes and old tombstones; return how many."""
+        removed = await self._store.tidy(tombstone_ttl=self._policy.tombstone_ttl)
+        return removed + await self._locks.tidy(self._is_gone)
+
+    async def _is_gone(self, upload_id: str) -> bool:
+        """Whether there is neither an upload nor a tombstone."""
+        try:
+            await self._store.load(upload_id)
+        except UploadNotFound:
+            return True
+        except StorageError:
+            return False
+        return False

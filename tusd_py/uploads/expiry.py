@@ -1,0 +1,111 @@
+"""When uploads are due: at their expiry, or at the end of their retention.
+
+Usually an upload's own age decides. The parts of a final (tus 1.0.0, "Concatenation") live as long as it does, and a final that
+waits for its parts is as young as the youngest. Not for: removing what is due (`expiring.py`, `sweep.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.uploads.pending_finals import PendingFinals
+from tusd_py.uploads.policy import UploadPolicy
+
+
+class Expiry:
+    """The expiry of the uploads of one store. All times are in seconds since the epoch.
+
+    pending: the finals that wait for parts. clock: returns the time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        policy: UploadPolicy,
+        pending: PendingFinals,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._joiner = store.joiner
+        self._policy = policy
+        self._pending = pending
+        self.now = clock
+
+    def expire_after(self, info: UploadInfo) -> float:
+        """Seconds without a byte after which an unfinished upload expires; 0 for never."""
+        return self._policy.expire_after if info.expire_after is None else info.expire_after
+
+    def expires_at(self, upload: Upload) -> float | None:
+        """When an upload expires if no byte comes; None for never.
+
+        Parts expire even when they are finished, as they are useless by themselves.
+        """
+        if upload.expires_at is not None:
+            return None if upload.expires_at == float("inf") else upload.expires_at
+        after = self.expire_after(upload.info)
+        if not after or (upload.finished and not upload.info.is_partial):
+            return None
+        return upload.changed_at + after
+
+    def due_at(self, upload: Upload) -> float | None:
+        """When an upload is to be removed: at its expiry, or at the end of its retention; None for never."""
+        finished_at = upload.info.finished_at
+        if finished_at is None or upload.info.is_partial:
+            return self.expires_at(upload)
+        retain = upload.info.retain
+        if retain is None:
+            retain = self._policy.retain_finished
+        return finished_at + retain if retain else None
+
+    def is_due(self, upload: Upload) -> bool:
+        """Whether the expiry or the retention of an upload is over."""
+        due = self.due_at(upload)
+        return due is not None and due <= self.now()
+
+    # Uploads whose expiry depends on others
+
+    async def with_expiry(self, upload: Upload) -> Upload:
+        """The upload with its expiry, as far as that depends on other uploads. Raises StorageError.
+
+        If parts are removed when joined, they live no longer than their finals wait for them.
+        """
+        info = upload.info
+        if not upload.joined:
+            return replace(upload, changed_at=await self._pending.changed_at(upload))
+        if not info.is_partial or info.foreign or self._joiner is None:
+            return upload
+        final_ids = await self._joiner.finals_awaiting(upload.id)
+        if not final_ids:
+            return upload
+        finals = await self._finals(final_ids, upload.id)
+        living = [final for final in finals if not final.finished]
+        if living:
+            times = [self.expires_at(each) for each in (upload, *living)]
+            known = [time for time in times if time is not None]
+            latest = max(known) if len(known) == len(times) else float("inf")
+            return replace(upload, expires_at=latest)
+        if finals and self._policy.remove_parts_when_joined:
+            return replace(upload, expires_at=0.0)
+        return upload
+
+    async def _finals(self, final_ids: Sequence[str], part_id: str) -> list[Upload]:
+        """Load the finals that exist and list the part, each with the age of its parts."""
+        found: list[Upload] = []
+        for final_id in final_ids:
+            try:
+                final = await self._store.load(final_id)
+            except (UploadNotFound, UploadGone):
+                continue
+            # The id may belong to another upload now.
+            if part_id in final.info.parts:
+                if not final.joined:
+                    final = replace(final, changed_at=await self._pending.changed_at(final))
+                found.append(final)
+        return found
+
+    async def record_growth(self, part: Upload) -> None:
+        """Update the age of the finals that list a part which got bytes. Raises StorageError."""
+        if part.info.is_partial and self._joiner is not None:
+            self._pending.touch(await self._joiner.finals_awaiting(part.id), part.changed_at)

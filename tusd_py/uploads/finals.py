@@ -1,0 +1,156 @@
+"""Create final uploads (tus 1.0.0, "Concatenation"), so that a request can be repeated whose response was lost.
+
+An equal request, with the same parts in order, owner and metadata, gets the final that the first one created. Not for: joining
+(`concatenation.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from tusd_py.auth.principal import Action
+from tusd_py.events.model import Event, EventType, RequestView, UploadView
+from tusd_py.locks.base import Fence, LockTimeout
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.tus import Creation
+from tusd_py.storage.base import (
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+)
+from tusd_py.uploads.concatenation import Concatenation
+from tusd_py.uploads.create import Creator, FinalKey
+from tusd_py.uploads.failures import translated
+from tusd_py.uploads.model import Result
+from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.receive import Body, BodyReceiver
+
+_KEY_LOCK = ".final/"
+"""Prefix of the name that is locked while a final is created; no upload has such an id."""
+
+
+def final_key(info: UploadInfo) -> str:
+    """Digest of what identifies a final: its parts in order, its owner, its metadata. Equal creations have equal keys."""
+    digest = hashlib.sha256()
+    pairs = [part for key in sorted(info.metadata) for part in (key.encode(), info.metadata[key])]
+    owner = info.owner.encode("utf-8", "surrogatepass")
+    for group in ([part.encode() for part in info.parts], [owner], pairs):
+        digest.update(b"%d:" % len(group))
+        for each in group:
+            digest.update(b"%d:" % len(each) + each)
+    return digest.hexdigest()
+
+
+class FinalCreator(Operation):
+    """Creates the finals of one store."""
+
+    def __init__(
+        self,
+        collaborators: Collaborators,
+        receiver: BodyReceiver,
+        creator: Creator,
+        concatenation: Concatenation,
+    ) -> None:
+        super().__init__(collaborators)
+        self._receiver = receiver
+        self._creator = creator
+        self._concatenation = concatenation
+
+    async def create(
+        self, command: Creation, parts: Sequence[str], body: Body, request: RequestView
+    ) -> Result:
+        """Create a final, or return the one that an earlier, equal request created (POST). Raises ProtocolError.
+
+        parts: their ids.
+        """
+        await self._guard.admit_change()
+        with translated:
+            info = self._creator.new_record(command, parts, request)
+            key = final_key(info)
+            try:
+                async with await self._guard.acquire(
+                    f"{_KEY_LOCK}{key}", request_release=False
+                ) as lease:
+                    found = await self._same_final(key, info)
+                    if found is None:
+                        return await self._create(info, key, body, request, lease.fence)
+            except LockTimeout:
+                # Another request is joining it.
+                found = await self._same_final(key, info)
+                if found is None:
+                    raise errors.locked() from None
+            await self._check_repeat(found, info, request)
+            return Result(found)
+
+    async def _create(
+        self, info: UploadInfo, key: str, body: Body, request: RequestView, fence: Fence
+    ) -> Result:
+        sources = await self._concatenation.parts(
+            info.parts, lambda part: self._access.check(part, request, Action.JOIN)
+        )
+        info = replace(
+            info,
+            length=self._concatenation.length_of(info.parts, sources),
+            max_size=_least(info, *(part.info for part in sources.values())),
+        )
+        self._creator.check_size(info, None)
+        self._concatenation.check_repeats(info.parts, sources)
+        await self._receiver.check_space(info.length or 0)
+        return await self._creator.carry_out(info, None, body, request, key=FinalKey(key, fence))
+
+    async def _same_final(self, key: str, info: UploadInfo) -> Upload | None:
+        """The existing final with the same parts, owner and metadata as `info`; None if there is none."""
+        if self._joiner is None or (final_id := await self._joiner.recall_final(key)) is None:
+            return None
+        try:
+            found = await self._access.load(final_id)
+        except (UploadNotFound, UploadGone):
+            return None
+        # The id may belong to another upload now.
+        is_same = (found.info.parts, found.info.owner) == (info.parts, info.owner)
+        return found if is_same and not self._expiry.is_due(found) else None
+
+    async def _check_repeat(self, found: Upload, info: UploadInfo, request: RequestView) -> None:
+        """Raise the refusal of a repeated creation, if there is one other than that the final exists."""
+        if request.principal.owner:
+            self._access.check(found.info, request, Action.INSPECT)
+        if not self._hooks.wants(EventType.PRE_CREATE):
+            return
+        event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
+        try:
+            creation = await self._hooks.before_creation(event)
+        except ProtocolError as problem:
+            if problem.code != errors.DUPLICATE_UPLOAD:
+                raise
+        else:
+            # Nothing is created: the hooks undo their reservations.
+            await creation.failed()
+
+    async def find_part(self, ids: Sequence[str], request: RequestView) -> str:
+        """The first of `ids`, the candidates for one URL, of an upload that the client may join. Raises a 404.
+
+        A single candidate is not loaded here, as `create` loads every part.
+        """
+        if len(ids) == 1:
+            return ids[0]
+        for part_id in ids:
+            with translated, suppress(UploadNotFound, UploadGone):
+                part = (await self._store.load(part_id)).info
+                try:
+                    self._access.check(part, request, Action.JOIN)
+                except ProtocolError as problem:
+                    if problem.status == 404:
+                        continue
+                    raise
+                return part_id
+        raise errors.not_found()
+
+
+def _least(*infos: UploadInfo) -> int | None:
+    """The smallest `max_size` of several uploads; None if none has one."""
+    return min((info.max_size for info in infos if info.max_size is not None), default=None)

@@ -1,0 +1,189 @@
+"""Finish an upload whose bytes are all there: join, sync, ask the pre-finish hooks, record the finish, publish it.
+
+Each step can be repeated: a finish that a crash or a lost lock interrupted is completed by the next HEAD, PATCH or sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from tusd_py.background import spawn
+from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
+from tusd_py.locks.base import Fence, Lease, LeaseLost, LocksClosed, LocksUnavailable
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage.base import (
+    TIME_DIGITS,
+    StorageError,
+    Upload,
+    UploadGone,
+)
+from tusd_py.uploads.concatenation import Concatenation
+from tusd_py.uploads.expiring import Expirer
+from tusd_py.uploads.failures import translated
+from tusd_py.uploads.model import Result
+from tusd_py.uploads.operation import Collaborators, Operation
+
+logger = logging.getLogger(__name__)
+
+_RECOVERY_DELAY_SECONDS = 60.0
+"""Time after which the sweep checks an upload whose finish, join or removal was interrupted."""
+_REMOVAL_BATCH = 64
+"""Parts that are removed together."""
+
+
+class Finisher(Operation):
+    """Finishes the uploads of one store.
+
+    Attributes:
+        concatenation: Joins the parts of finals.
+    """
+
+    def __init__(
+        self,
+        collaborators: Collaborators,
+        expirer: Expirer,
+        check_space: Callable[[int], Awaitable[None]],
+    ) -> None:
+        super().__init__(collaborators)
+        self._expirer = expirer
+        self._background: set[asyncio.Task[None]] = set()
+        self.concatenation = Concatenation(
+            self._store,
+            self._policy,
+            pending=collaborators.pending,
+            load=self._access.current,
+            finish_part=self.recover_interrupted,
+            check_space=check_space,
+            on_ready=self._mark_due_soon,
+            clock=self._expiry.now,
+        )
+
+    async def finish(self, upload: Upload, request: RequestView, fence: Fence) -> Result:
+        """Finish an upload if all bytes are there: once, under its lock. Raises StorageError, LeaseLost, ProtocolError.
+
+        The lock may be lost at every await, so everything is recorded within the fence.
+        """
+        if upload.finished or not upload.complete:
+            return Result(upload)
+        # If anything fails from here on, or the server is killed, the sweep tries again soon.
+        self._mark_due_soon(upload.id)
+        response = None
+        if not upload.info.is_partial and self._hooks.wants(EventType.PRE_FINISH):
+            response = await self._ask_hooks(upload, request, fence)
+        finished = upload.with_info(finished_at=round(self._expiry.now(), TIME_DIGITS))
+        await self._record(upload, finished, request, fence)
+        # Cleared first: a later time than the one marked above would be ignored.
+        self._due_marks.mark(upload.id, None)
+        self._due_marks.mark(upload.id, self._expiry.due_at(finished))
+        if upload.info.is_partial:
+            await self._wake_finals(upload.id, request)
+        else:
+            self._counters.uploads_finished += 1
+            self._publisher.publish(EventType.POST_FINISH, finished, request)
+            if finished.info.is_final and self._policy.remove_parts_when_joined:
+                spawn(self._remove_parts(finished), "removal of parts", self._background)
+        return Result(finished, response=response)
+
+    @property
+    def _is_durable(self) -> bool:
+        return self._policy.durability != "none"
+
+    async def _ask_hooks(
+        self, upload: Upload, request: RequestView, fence: Fence
+    ) -> HookResponse | None:
+        """Call the pre-finish hooks, once the bytes are durable. Raises their refusal."""
+        if self._is_durable:
+            await self._store.sync(upload, fence=fence)
+            # Not if another holder has the upload by now.
+            with fence():
+                pass
+        view = UploadView.of(upload.info, upload.offset)
+        return (await self._hooks.decide(Event(EventType.PRE_FINISH, view, request))).response
+
+    async def _record(
+        self, upload: Upload, finished: Upload, request: RequestView, fence: Fence
+    ) -> None:
+        """Record the event and the finish; if that fails, restore the unfinished record and withdraw the event.
+
+        If another holder has the upload by then, it does both when it finishes or removes the upload.
+        """
+        if not upload.info.is_partial:
+            await self._publisher.record(EventType.POST_FINISH, finished, request, fence)
+        try:
+            await self._store.finish(finished.info, sync=self._is_durable, fence=fence)
+        except (StorageError, LeaseLost):
+            with suppress(StorageError, LeaseLost):
+                await self._store.save(upload.info, fence=fence)
+                await self._publisher.withdraw(EventType.POST_FINISH, upload, fence)
+            raise
+
+    def _mark_due_soon(self, upload_id: str) -> None:
+        """Have the sweep check an upload soon, in case the current operation on it is interrupted."""
+        self._due_marks.mark(upload_id, self._expiry.now() + _RECOVERY_DELAY_SECONDS)
+
+    # Uploads whose finish was interrupted
+
+    async def settle(self, upload: Upload, request: RequestView, lease: Lease) -> Upload:
+        """Bring an upload whose lock is held to the state that its bytes imply: recovered, joined, finished.
+
+        Raises StorageError, LeaseLost, ProtocolError.
+        """
+        fence = lease.fence
+        upload = await self._store.recover(upload, fence=fence)
+        if upload.info.is_final and not upload.joined:
+            upload = await self.concatenation.try_join(upload, fence)
+        return (await self.finish(upload, request, fence)).upload
+
+    async def recover_interrupted(self, upload_id: str) -> bool:
+        """Join and finish an upload that was complete when a server died, unless it is locked; whether it is finished."""
+        async with self._guard.if_free(upload_id) as lease:
+            if lease is not None:
+                upload = await self._access.current(upload_id)
+                try:
+                    upload = await self.concatenation.try_join(upload, lease.fence)
+                except UploadGone:
+                    # A part was removed: the final stays until it expires.
+                    return False
+                return (await self.finish(upload, RequestView(), lease.fence)).upload.finished
+        return False
+
+    # Finals and their parts
+
+    async def _wake_finals(self, part_id: str, request: RequestView) -> None:
+        """Try to join the finals that wait for a finished part, in the background."""
+        if self._joiner is None:
+            return
+        for final_id in await self._joiner.finals_awaiting(part_id):
+            spawn(self._complete_final(final_id, request), "join", self._background)
+
+    async def _complete_final(self, final_id: str, request: RequestView) -> None:
+        """Join a final if it is ready. Checks no access: the client of the part may have none to the final."""
+        try:
+            self._guard.admit()
+            with translated:
+                async with await self._guard.acquire(final_id) as lease:
+                    final = await self._access.current(final_id)
+                    if not final.finished:
+                        await self.settle(final, request, lease)
+        except ProtocolError as problem:
+            # The next HEAD of the final, or the sweep, tries again.
+            logger.warning("final upload %s was not joined yet: %s", final_id, problem)
+
+    async def _remove_parts(self, final: Upload) -> None:
+        """Remove the parts of a finished final that no other final waits for. The sweep retries what fails."""
+        part_ids = list(dict.fromkeys(final.info.parts))
+        for part_id in part_ids:
+            self._mark_due_soon(part_id)
+        try:
+            for at in range(0, len(part_ids), _REMOVAL_BATCH):
+                await self._expirer.expire_each(part_ids[at : at + _REMOVAL_BATCH])
+        except (LocksUnavailable, LocksClosed, StorageError) as problem:
+            logger.warning("parts of %s were not removed yet: %s", final.id, problem)
+
+    async def drain(self) -> None:
+        """Wait for the work in the background."""
+        while self._background:
+            await asyncio.wait(list(self._background))

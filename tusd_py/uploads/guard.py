@@ -1,0 +1,200 @@
+"""The guard of an upload: who changes it has checked access, holds its lock, and has loaded it under that lock.
+
+    async with guard.exclusive(upload_id, request, Action.APPEND) as held:
+        ...                    # held.upload, held.lease
+
+An operation of the server itself, such as a sweep, takes the lock only if it is free, and leaves an upload that is in use:
+
+    async with guard.if_free(upload_id) as lease:
+        if lease is not None:
+            ...
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from tusd_py.auth.principal import Action
+from tusd_py.events.hooks import Hooks
+from tusd_py.events.model import RequestView
+from tusd_py.locks.base import (
+    Fence,
+    Lease,
+    LeaseLost,
+    Locks,
+    LocksClosed,
+    LocksUnavailable,
+    LockTimeout,
+)
+from tusd_py.metrics.counters import Counters
+from tusd_py.protocol import errors
+from tusd_py.storage.base import Upload
+from tusd_py.uploads.access import Access
+from tusd_py.uploads.failures import translated
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Held:
+    """An upload whose lock is held, as it was loaded under the lock."""
+
+    upload: Upload
+    lease: Lease
+
+    @property
+    def fence(self) -> Fence:
+        """Every change of the upload is made within it; see `Fence`."""
+        return self.lease.fence
+
+
+class Guard:
+    """Guards the uploads of one store. acquire_timeout: seconds to wait for a lock.
+
+    Attributes:
+        closing: Whether the server is shutting down.
+    """
+
+    def __init__(
+        self,
+        locks: Locks,
+        access: Access,
+        hooks: Hooks,
+        counters: Counters,
+        *,
+        acquire_timeout: float,
+    ) -> None:
+        self.closing = False
+        self._locks = locks
+        self._access = access
+        self._hooks = hooks
+        self._counters = counters
+        self._acquire_timeout = acquire_timeout
+
+    # Requests
+
+    def admit(self) -> None:
+        """Raise a 503 while the server is shutting down."""
+        if self.closing:
+            raise errors.shutting_down()
+
+    async def admit_change(self) -> None:
+        """`admit`, and a 503 while hooks are far behind: what they are still to be told must not fill the memory."""
+        self.admit()
+        if not await self._hooks.has_room():
+            raise errors.unavailable()
+
+    def exclusive(self, upload_id: str, request: RequestView, action: Action) -> _Exclusive:
+        """`async with`: check access, lock the upload after ending a request that is writing to it, load it.
+
+        Raises the response to what the store or the lock raises, also within the block.
+        """
+        return _Exclusive(self, self._access, upload_id, request, action)
+
+    def try_acquire_local(self, upload_id: str, request: RequestView) -> Lease | None:
+        """Acquire a free lock that lives in this process, if neither tokens nor hooks restrict access."""
+        if not self._access.is_open_to(request):
+            return None
+        lease = self._locks.try_acquire(upload_id)
+        if lease is not None:
+            self._counters.lock_waits.observe(0.0)
+        return lease
+
+    # Locks alone
+
+    def if_free(self, upload_id: str) -> _IfFree:
+        """`async with`: the lease if the lock is free, else None. The block ends early if the lock is lost."""
+        return _IfFree(self, upload_id)
+
+    async def acquire(
+        self, upload_id: str, *, request_release: bool = True, timeout: float | None = None
+    ) -> Lease:
+        """Acquire the upload's lock. Raises a 423 or 503; without `request_release`, LockTimeout instead of the 423."""
+        began = time.monotonic()
+        limit = self._acquire_timeout if timeout is None else timeout
+        try:
+            lease = await self._locks.acquire(
+                upload_id, timeout=limit, request_release=request_release
+            )
+        except LockTimeout:
+            if not request_release:
+                raise
+            self._counters.lock_timeouts += 1
+            raise errors.locked() from None
+        except LocksClosed:
+            raise errors.shutting_down() from None
+        except LocksUnavailable as problem:
+            logger.warning("no lock for %s: %s", upload_id, problem)
+            raise errors.unavailable() from None
+        self._counters.lock_waits.observe(time.monotonic() - began)
+        return lease
+
+
+class _Exclusive:
+    """See `Guard.exclusive`. A class, because every request uses one and a generator takes longer."""
+
+    __slots__ = ("_access", "_action", "_guard", "_lease", "_request", "_upload_id")
+
+    def __init__(
+        self, guard: Guard, access: Access, upload_id: str, request: RequestView, action: Action
+    ) -> None:
+        self._guard = guard
+        self._access = access
+        self._upload_id = upload_id
+        self._request = request
+        self._action = action
+
+    async def __aenter__(self) -> Held:
+        upload_id, request, action = self._upload_id, self._request, self._action
+        with translated:
+            await self._access.check_early(upload_id, request, action)
+            self._lease = await self._guard.acquire(upload_id)
+            try:
+                return Held(
+                    await self._access.load_checked(upload_id, request, action), self._lease
+                )
+            except BaseException:
+                await self._lease.release()
+                raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._lease.release()
+        translated.__exit__(kind, problem, trace)
+
+
+class _IfFree:
+    """See `Guard.if_free`."""
+
+    __slots__ = ("_guard", "_lease", "_upload_id")
+
+    def __init__(self, guard: Guard, upload_id: str) -> None:
+        self._guard = guard
+        self._upload_id = upload_id
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease | None:
+        try:
+            self._lease = await self._guard.acquire(
+                self._upload_id, request_release=False, timeout=0
+            )
+        except LockTimeout:
+            return None
+        return self._lease
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        problem: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> bool:
+        if self._lease is not None:
+            await self._lease.release()
+        return isinstance(problem, LeaseLost)

@@ -1,0 +1,98 @@
+"""Tell clients about uploads: the offset (HEAD), the progress (GET), the bytes of a finished upload (GET)."""
+
+from __future__ import annotations
+
+from tusd_py.auth.principal import Action
+from tusd_py.events.model import RequestView
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage.base import (
+    BytesMissing,
+    Reader,
+    Upload,
+    UploadDamaged,
+    UploadGone,
+    UploadNotFound,
+)
+from tusd_py.uploads.failures import translated
+from tusd_py.uploads.finish import Finisher
+from tusd_py.uploads.operation import Collaborators, Operation
+
+
+class Inspector(Operation):
+    """Reads the uploads of one store."""
+
+    def __init__(self, collaborators: Collaborators, finisher: Finisher) -> None:
+        super().__init__(collaborators)
+        self._finisher = finisher
+
+    async def inspect(self, upload_id: str, request: RequestView) -> Upload:
+        """Return an upload (HEAD). A request that is writing to it is asked to release its lock, so that the offset is final.
+
+        First finishes the upload if a crash interrupted that. Raises ProtocolError.
+        """
+        self._guard.admit()
+        with translated:
+            free = self._guard.try_acquire_local(upload_id, request)
+            if free is not None:
+                # Nobody can change the upload between a look at who may read it and a second one: one load is enough.
+                async with free:
+                    upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
+                    if upload.finished:
+                        return upload
+                    return await self._finisher.settle(upload, request, free)
+            upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
+            await self._access.ask_hooks(upload, request)
+            if upload.finished:
+                return upload
+            async with await self._guard.acquire(upload_id) as lease:
+                # Checked again: the id may belong to another owner's upload by now.
+                upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
+                return await self._finisher.settle(upload, request, lease)
+
+    async def look_up(self, upload_id: str, request: RequestView, action: Action) -> Upload:
+        """Return an upload if the client may do `action`. Needs no lock, changes nothing. Raises ProtocolError."""
+        self._guard.admit()
+        with translated:
+            return await self._access.load_checked(upload_id, request, action)
+
+    async def watch(self, upload_id: str, request: RequestView) -> Upload:
+        """Return an upload without its lock, so that a request that is writing to it continues. Raises ProtocolError."""
+        upload = await self.look_up(upload_id, request, Action.INSPECT)
+        await self._access.ask_hooks(upload, request)
+        return upload
+
+    async def open_download(self, upload_id: str, request: RequestView) -> tuple[Upload, Reader]:
+        """Return a finished upload and a reader of its bytes, which the caller closes (GET). Needs no lock.
+
+        Raises a 404 for uploads that are unknown, removed or unfinished.
+        """
+        self._guard.admit()
+        if not self._policy.downloads:
+            raise errors.method_not_allowed("HEAD, PATCH, DELETE, OPTIONS")
+        with translated:
+            try:
+                upload = await self._load_for_download(upload_id, request)
+                await self._access.ask_hooks(upload, request)
+                return upload, await self._store.open_reader(upload)
+            except UploadGone:
+                raise errors.not_found() from None
+
+    async def _load_for_download(self, upload_id: str, request: RequestView) -> Upload:
+        try:
+            upload = await self._store.load(upload_id)
+        except (UploadDamaged, BytesMissing) as problem:
+            self._access.check(problem.upload.info, request, Action.DOWNLOAD)
+            raise
+        self._access.check(upload.info, request, Action.DOWNLOAD)
+        if not upload.finished or self._expiry.is_due(upload):
+            raise errors.not_served()
+        return upload
+
+    async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+        """The offset of an upload and whether it is finished; None if it does not exist. For hooks."""
+        try:
+            upload = await self._access.current(upload_id)
+        except (UploadNotFound, UploadGone, ProtocolError):
+            return None
+        return upload.offset, upload.finished

@@ -1,0 +1,137 @@
+"""Remove an upload: record the event, remove what the store has of it, publish the event.
+
+For clients (DELETE), operators, and creations that failed. Not for: removing what is due (`expiring.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from tusd_py.auth.principal import Action
+from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
+from tusd_py.locks.base import UNFENCED, Fence, Lease
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage.base import (
+    BytesMissing,
+    RemovalEvent,
+    StorageError,
+    UnpublishedRemoval,
+    Upload,
+    UploadDamaged,
+)
+from tusd_py.uploads.operation import Operation
+
+logger = logging.getLogger(__name__)
+
+
+class Remover(Operation):
+    """Removes uploads of one store."""
+
+    async def terminate(self, upload_id: str, request: RequestView) -> HookResponse | None:
+        """Remove an upload, finished or not, after ending a request that is writing to it (DELETE).
+
+        Returns the response that hooks want. Raises ProtocolError.
+        """
+        await self._guard.admit_change()
+        if not self._policy.termination:
+            raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
+        async with self._guard.exclusive(upload_id, request, Action.DELETE) as held:
+            view = UploadView.of(held.upload.info, held.upload.offset)
+            changes = await self._hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
+            await self.remove(held.upload, EventType.POST_TERMINATE, request, held.lease)
+            self._counters.uploads_terminated += 1
+        return changes.response
+
+    async def discard(self, upload_id: str) -> bool:
+        """Remove an upload for the operator, finished or not; return False if its lock is held.
+
+        Removes damaged uploads and those without bytes as well. Raises UploadNotFound, UploadGone.
+        """
+        async with self._guard.if_free(upload_id) as lease:
+            if lease is not None:
+                try:
+                    upload = await self._access.load(upload_id)
+                except (UploadDamaged, BytesMissing) as problem:
+                    upload = problem.upload
+                await self.remove(upload, EventType.POST_TERMINATE, RequestView(), lease)
+                self._counters.uploads_terminated += 1
+                return True
+        return False
+
+    async def remove(
+        self,
+        upload: Upload,
+        event_type: EventType,
+        request: RequestView,
+        lease: Lease,
+        *,
+        keep_tombstone: bool = True,
+    ) -> None:
+        """Remove an upload whose lock is held, and publish that. Raises StorageError, LeaseLost.
+
+        keep_tombstone: False if no client was told of the upload.
+        """
+        unpublished = await self._publisher.record_removals(
+            event_type, [upload], request, {upload.id: lease.fence}
+        )
+        await self._store.remove(
+            upload.id,
+            fence=lease.fence,
+            keep_tombstone=keep_tombstone,
+            unpublished=unpublished.get(upload.id),
+        )
+        await self.record_late(unpublished, [upload], request, keep_tombstone=keep_tombstone)
+        self._due_marks.mark(upload.id, None)
+        self._publisher.publish(event_type, upload, request)
+
+    async def take_back(self, upload: Upload, fence: Fence) -> None:
+        """Remove an upload whose creation failed and was not published. Raises LeaseLost if another holder has it by now."""
+        self._due_marks.mark(upload.id, None)
+        with suppress(StorageError):
+            await self._store.remove(upload.id, fence=fence, keep_tombstone=False)
+
+    # Events that could not be recorded before the removal
+
+    async def record_late(
+        self,
+        unpublished: Mapping[str, RemovalEvent],
+        uploads: Sequence[Upload],
+        request: RequestView,
+        *,
+        keep_tombstone: bool = True,
+    ) -> None:
+        """Record the events of removals that could not be recorded before, because the disk was full."""
+        for upload in uploads:
+            if event := unpublished.get(upload.id):
+                # Without a fence: the removal has happened, whoever holds the lock now.
+                await self._publish_late(
+                    UnpublishedRemoval(upload, event, keep_tombstone), request, UNFENCED
+                )
+
+    async def _publish_late(
+        self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
+    ) -> None:
+        try:
+            await self._publisher.record_late(removal, request, fence)
+            await self._store.forget_removal(removal, fence=fence)
+        except StorageError as problem:
+            logger.warning("the removal of %s is published later: %s", removal.upload.id, problem)
+        else:
+            self._publisher.enqueue(removal.upload.id)
+
+    async def recover_removals(self) -> None:
+        """Publish removals whose events could not be recorded, or whose server died in between. Raises StorageError."""
+        if not self._publisher.delivers:
+            return
+        for removal in await self._store.unpublished_removals():
+            try:
+                # One that is locked: its holder does it, or the next attempt.
+                async with self._guard.if_free(removal.upload.id) as lease:
+                    if lease is not None:
+                        await self._store.finish_removal(removal, fence=lease.fence)
+                        await self._publish_late(removal, RequestView(), lease.fence)
+            except ProtocolError:
+                return
