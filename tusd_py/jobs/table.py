@@ -69,7 +69,7 @@ _DAY = 86_400
 KINDS = {
     kind.name: kind
     for kind in (
-        JobKind(DELIVER, _SIX_HOURS, 0, _HOUR, _one_upload, "tusd_workers.delivery:deliver"),
+        JobKind(DELIVER, _SIX_HOURS, 0, _HOUR, _one_upload, "tusd_workers.delivery_runner:deliver"),
         JobKind(SWEEP_DUE, _SIX_HOURS, _HOUR, _DAY, _none, "tusd_workers.expiry:sweep_due"),
         JobKind(SWEEP_ALL, _SIX_HOURS, _HOUR, _DAY, _none, "tusd_workers.expiry:sweep_all"),
         JobKind(

@@ -45,14 +45,6 @@ _JITTER = 0.2
 """Random part of a pause, which spreads the retries of events that failed at the same time."""
 
 
-def deliver(upload_id: str) -> None:
-    """Run the delivery job of an upload. Raises RedisUnavailable, StorageError, RedisError; the next sweep queues it again."""
-    # Imported here, as processes that only queue jobs do not need it.
-    from tusd_workers import delivery_runner  # noqa: PLC0415
-
-    delivery_runner.current().deliver(upload_id)
-
-
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Number of attempts to deliver an event, and the first pause between them in seconds."""

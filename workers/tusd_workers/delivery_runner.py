@@ -45,6 +45,11 @@ def current() -> DeliveryRunner:
     return _current[0]
 
 
+def deliver(upload_id: str) -> None:
+    """Run the delivery job of an upload. Raises RedisUnavailable, StorageError, RedisError; the next sweep queues it again."""
+    current().deliver(upload_id)
+
+
 @contextmanager
 def running(instance: Instance) -> Iterator[None]:
     """Deliver in this process during the block. Raises HookError."""

@@ -13,10 +13,9 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from tusd_py.web.http.protocol import UploadProtocol
+from tusd_py.web.http.flow import FlowControl
 
 Take = Callable[[memoryview], "Awaitable[None] | None"]
 """Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
@@ -46,6 +45,29 @@ _GATHER = 4.0
 _TURNS = 16
 """So many times in these seconds some are emptied, as all at once would hold up everybody else."""
 _NEVER = -(2**62)
+
+
+class Connection(Protocol):
+    """What a transfer needs of its connection, which is an `UploadProtocol`."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    collector: Collector
+    scheme: str
+
+    def data_received(self, data: bytes, /) -> None: ...
+
+    def eof_received(self) -> bool: ...
+
+    def connection_lost(self, exc: Exception | None, /) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+    def end_transfer(self, left: int, /) -> None:
+        """The transport is the parser's again; `left` bytes of the body were not received."""
 
 
 class Collector:
@@ -109,7 +131,7 @@ class Transfer(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        protocol: UploadProtocol,
+        protocol: Connection,
         left: int,
         parsed: bytes,
         take: Take,
@@ -308,7 +330,7 @@ class Heads(asyncio.BufferedProtocol):
 
     __slots__ = ("_protocol",)
 
-    def __init__(self, protocol: UploadProtocol) -> None:
+    def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -10,18 +10,16 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from starlette.types import ASGIApp, Message, Scope
 
 from tusd_py.protocol.headers import Headers, RawHeaders
+from tusd_py.web.http.connection_config import Limits
 from tusd_py.web.http.direct_body import Room, Take, Transfer
-from tusd_py.web.http.flow import Event
+from tusd_py.web.http.flow import Event, FlowControl
 from tusd_py.web.http.response_head import CONTINUE, serialize
 from tusd_py.web.http.sendfile import sendfile
-
-if TYPE_CHECKING:
-    from tusd_py.web.http.protocol import UploadProtocol
 
 EXTENSION = "tusd_py"
 """Name of our ASGI extension."""
@@ -35,6 +33,33 @@ logger = logging.getLogger(__name__)
 
 class _HasDescriptor(Protocol):
     def fileno(self) -> int: ...
+
+
+class Connection(Protocol):
+    """What an exchange needs of its connection, which is an `UploadProtocol`."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    limits: Limits
+
+    @property
+    def default_headers(self) -> RawHeaders:
+        """Fields of every response."""
+
+    def fields_of_failure(self, scope: Scope, /) -> RawHeaders:
+        """Fields of the response to a request in which the application failed."""
+
+    def begin_transfer(
+        self, exchange: Exchange, take: Take, room: Room | None, /
+    ) -> Transfer | None:
+        """See `Exchange.transfer`."""
+
+    def on_response_complete(self) -> None:
+        """The response was written."""
+
+    def close(self) -> None:
+        """Close once the client had a chance to read the response."""
 
 
 class Exchange:
@@ -64,7 +89,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: UploadProtocol,
+        connection: Connection,
         scope: Scope,
         *,
         keep_alive: bool,
