@@ -27,6 +27,7 @@ from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.http import heads
+from tusd_py.web.http.admission import served_by
 from tusd_py.web.http.connection_config import ConnectionConfig, Limits
 from tusd_py.web.http.server import UploadConfig, UploadServer
 
@@ -268,10 +269,12 @@ def _raise_descriptor_limit(connections: int) -> None:
     if soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        if limit < connections + 256:
+        served = min(connections, served_by(limit))
+        if served < connections:
             logs.event(
                 logger,
                 logging.WARNING,
                 "descriptors",
-                message=f"Only {limit} files may be open at once; {connections} connections may need {wanted}",
+                message=f"Only {limit} files may be open at once, so {served} connections are served at a time; "
+                f"{connections} (--max-connections) may need {wanted}",
             )

@@ -77,6 +77,10 @@ class StorageFull(StorageError):
     """No space is left. Bytes written before count."""
 
 
+class ResourcesExhausted(StorageError):
+    """The process or the system has no file descriptor or memory left, perhaps for a moment only. What is stored stays."""
+
+
 class BytesNotKept(StorageError):
     """The disk lost bytes that it had accepted. Bytes that may be lost no longer count."""
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import errno
 from types import TracebackType
 
-from tusd_py.storage.base import BytesNotKept, StorageError, StorageFull
+from tusd_py.storage.base import BytesNotKept, ResourcesExhausted, StorageError, StorageFull
 from tusd_py.storage.file.fsync import BytesLost
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TAKES_NOTHING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+def is_exhausted(problem: OSError) -> bool:
+    """Return whether a call failed because the process or the system has no file descriptor or memory left."""
+    return problem.errno in _EXHAUSTED
 
 
 def takes_nothing(problem: OSError) -> bool:
@@ -45,4 +52,6 @@ def _meaning(problem: OSError) -> type[StorageError]:
     # First: a disk that was full during write-back has lost bytes that it had accepted.
     if isinstance(problem, BytesLost):
         return BytesNotKept
+    if is_exhausted(problem):
+        return ResourcesExhausted
     return StorageFull if problem.errno in _NO_ROOM else StorageError

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import TracebackType
 
+from tusd_py import logs
 from tusd_py.locks.base import LeaseLost
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     BytesMissing,
     BytesNotKept,
+    ResourcesExhausted,
     StorageError,
     StorageFull,
     UploadDamaged,
@@ -22,6 +25,8 @@ from tusd_py.storage.base import (
 )
 
 logger = logging.getLogger(__name__)
+
+_LOG_PAUSE_SECONDS = 60.0
 
 
 def response_to(problem: StorageError | LeaseLost) -> ProtocolError:
@@ -48,6 +53,8 @@ def response_to(problem: StorageError | LeaseLost) -> ProtocolError:
         case BytesMissing():
             logger.error("not served now: %s", problem)
             return errors.bytes_missing()
+        case ResourcesExhausted():
+            return exhausted(problem)
         case StorageFull():
             logger.warning("the store is full: %s", problem)
             return errors.insufficient_storage()
@@ -56,6 +63,24 @@ def response_to(problem: StorageError | LeaseLost) -> ProtocolError:
             return errors.bytes_lost()
     logger.error("the store failed: %s", problem, exc_info=problem)
     return errors.internal()
+
+
+_exhaustion_logged_at = float("-inf")
+
+
+def exhausted(problem: Exception) -> ProtocolError:
+    """The response while file descriptors or memory are used up. Logged once a minute, as every request fails then."""
+    global _exhaustion_logged_at  # noqa: PLW0603 - of the process, as its descriptors are
+    if time.monotonic() - _exhaustion_logged_at >= _LOG_PAUSE_SECONDS:
+        _exhaustion_logged_at = time.monotonic()
+        logs.event(
+            logger,
+            logging.ERROR,
+            "resources exhausted",
+            message=f"Requests are refused for now, as this process or the system is out of descriptors or memory: {problem}",
+            reason=str(problem),
+        )
+    return errors.unavailable()
 
 
 class _Translation:

@@ -30,6 +30,7 @@ from tusd_py.storage.base import (
     UploadInfo,
     Writer,
 )
+from tusd_py.uploads.failures import response_to
 from tusd_py.uploads.policy import UploadPolicy
 
 logger = logging.getLogger(__name__)
@@ -327,11 +328,8 @@ class BodyReceiver:
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
-        except LeaseLost:
-            return errors.interrupted()
-        except StorageFull as problem:
-            logger.warning("the store is full: %s", problem)
-            return errors.insufficient_storage()
+        except (LeaseLost, StorageFull) as problem:
+            return response_to(problem)
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
         return transfer.stopped or _ERROR_OF_END[body.end]()

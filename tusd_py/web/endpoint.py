@@ -33,6 +33,8 @@ from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
+from tusd_py.storage.errors import is_exhausted
+from tusd_py.uploads.failures import exhausted
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
@@ -151,11 +153,20 @@ class TusEndpoint:
             response = self._refusal(request, problem)
             if problem.status == 404 and self._desk is not None:
                 await asyncio.sleep(_pause_of_a_stranger(time.perf_counter() - began))
-        except Exception:
-            logger.exception("request %s failed", request.request_id)
-            response = self._refusal(request, errors.internal())
+        except Exception as problem:  # noqa: BLE001 - the edge of a request
+            response = self._refusal(request, self._failure(request, problem))
         await self._send(request, response, send)
         self._record(request, response, time.perf_counter() - began)
+
+    @staticmethod
+    def _failure(request: Request, problem: Exception) -> ProtocolError:
+        """The response to a request that failed in a way that nothing below foresaw, which is logged."""
+        if isinstance(problem, MemoryError) or (
+            isinstance(problem, OSError) and is_exhausted(problem)
+        ):
+            return exhausted(problem)
+        logger.error("request %s failed", request.request_id, exc_info=problem)
+        return errors.internal()
 
     # From the request to the uploads
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
+from tusd_py.storage.errors import is_exhausted
 from tusd_py.storage.skipped import Skip, skip_entry
 
 _BATCH_ENTRIES = 1000
@@ -51,7 +52,7 @@ class Listing:
 
 
 def files_in(directory: str) -> Iterator[os.DirEntry[str]]:
-    """Yield the regular files of a directory, up to the first error; none if it does not exist."""
+    """Yield the regular files of a directory, as `entries_of` does its entries."""
     for entry in entries_of(directory):
         with suppress(OSError):
             if entry.is_file(follow_symlinks=False):
@@ -59,11 +60,16 @@ def files_in(directory: str) -> Iterator[os.DirEntry[str]]:
 
 
 def entries_of(directory: str) -> Iterator[os.DirEntry[str]]:
-    """Yield all entries of a directory, up to the first error; none if it does not exist."""
+    """Yield all entries of a directory, up to the first error; none if it does not exist.
+
+    Raises OSError where descriptors or memory are used up, as that says nothing about the directory.
+    """
     try:
         with os.scandir(directory) as entries:
             yield from entries
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as problem:
+        if is_exhausted(problem):
+            raise
         skip_entry(directory, problem)

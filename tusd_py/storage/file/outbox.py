@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
-from tusd_py.storage.errors import takes_nothing, translated
+from tusd_py.storage.errors import is_exhausted, takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
@@ -325,6 +325,8 @@ class FileOutbox:
         except FileNotFoundError:
             return None
         except (OSError, StorageError) as problem:
+            if isinstance(problem, OSError) and is_exhausted(problem):
+                raise
             skip("event", path, problem)
             return None
         return KeptEvent(name.upload_id, name.event_id, name.sequence, content, status.st_mtime)

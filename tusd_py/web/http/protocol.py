@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from tusd_py.protocol.headers import KNOWN, RawHeaders
 from tusd_py.web.http import heads
+from tusd_py.web.http.admission import Admission, admission
 from tusd_py.web.http.connection_config import ConnectionConfig
 from tusd_py.web.http.direct_body import TRANSFER_FROM, Heads, Room, Take, Transfer
 from tusd_py.web.http.exchange import EXTENSION, Exchange
@@ -226,16 +227,19 @@ class UploadProtocol(asyncio.Protocol):
             self.scheme = "https"
         self._zero_copy = is_supported(transport)
         self._counters.connections_open = len(self._state.connections)
-        if len(self._state.connections) > self.limits.most_accepted:
-            # Too many even of those that are being refused: nobody is waited for.
-            self._input_over = True
-            self._write_refusal(_TOO_MANY)
-            transport.close()
-        elif len(self._state.connections) > self.limits.connections:
-            self._too_many = True
-            self._start_timer(min(_REFUSAL_SECONDS, self.limits.idle_timeout))
-        else:
-            self._start_timer(self.limits.idle_timeout)
+        match self._admission():
+            case Admission.SERVED:
+                self._start_timer(self.limits.idle_timeout)
+            case Admission.REFUSED:
+                self._too_many = True
+                self._start_timer(min(_REFUSAL_SECONDS, self.limits.idle_timeout))
+            case Admission.REFUSED_AT_ONCE:
+                self._input_over = True
+                self._write_refusal(_TOO_MANY)
+                transport.close()
+
+    def _admission(self) -> Admission:
+        return admission(self.transport, len(self._state.connections), self.limits)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -612,7 +616,7 @@ class UploadProtocol(asyncio.Protocol):
 
     def _head_problem(self, http_version: str) -> Refusal | None:
         if self._too_many:
-            self._too_many = len(self._state.connections) > self.limits.connections
+            self._too_many = self._admission() is not Admission.SERVED
             if self._too_many:
                 return _TOO_MANY
         return check_host(self._hosts, http_version) or check_codings(self._codings, http_version)

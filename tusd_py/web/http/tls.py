@@ -12,6 +12,7 @@ from typing import Any, cast
 import uvicorn
 
 from tusd_py.background import spawn
+from tusd_py.web.http.admission import Admission, admission
 from tusd_py.web.http.connection_config import ConnectionConfig
 from tusd_py.web.http.protocol import ServerState, UploadProtocol
 
@@ -47,7 +48,8 @@ class TlsHandshake(asyncio.Protocol):
         connections: set[Any] = self._server_state.connections
         connections.add(self)
         self._connection.counters.connections_open = len(connections)
-        if len(connections) > self._connection.limits.most_accepted:
+        found = admission(transport, len(connections), self._connection.limits)
+        if found is Admission.REFUSED_AT_ONCE:
             self._forget()
             transport.abort()
         else:
