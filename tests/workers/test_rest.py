@@ -60,4 +60,4 @@ async def test_a_servers_own_sweep_rests_while_others_are_served(
         assert (await app.instance.maintenance.sweep("all")).seen == UPLOADS
         assert not any(pauses)
     finally:
-        app.instance.store.close()
+        await app.instance.store.stop()

@@ -18,7 +18,7 @@ from tusd_py.cli.output import Listing, format_time, write_line
 from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
-from tusd_py.service.backends import file_store
+from tusd_py.service.backends import create_store
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     every = hasattr(arguments, "all")
     _check(action, ids, every=every)
     settings = load_arguments(arguments, os.environ).settings
-    outbox = file_store(settings).outbox
+    outbox = create_store(settings).outbox
     try:
         # A mistyped path must not become an instance.
         if not settings.upload_dir.is_dir():

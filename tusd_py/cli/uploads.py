@@ -20,13 +20,12 @@ from functools import partial
 
 from tusd_py import logs
 from tusd_py.cli.output import Listing, format_time, printable, write_json, write_line
-from tusd_py.service.backends import file_store
+from tusd_py.service.backends import create_store
 from tusd_py.service.instance import reader
 from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadNotFound
-from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.base import StorageError, Store, Upload, UploadGone, UploadNotFound
 from tusd_py.storage.skipped import printable as printable_path
 from tusd_py.uploads.model import UploadState
 from tusd_py.uploads.service import Uploads
@@ -109,12 +108,12 @@ def _check(action: str, ids: list[str], limit: str | None) -> int:
 class _Reader:
     """The store and its uploads, for reading."""
 
-    store: FileStore
+    store: Store
     uploads: Uploads
 
 
 def _reader(settings: Settings) -> _Reader:
-    store = file_store(settings)
+    store = create_store(settings)
     return _Reader(store, reader(settings, store))
 
 

@@ -43,6 +43,7 @@ from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, is_valid_id
+from tusd_py.storage.file.layout import Layout
 from tusd_py.web.app import TusApp
 
 logger = logging.getLogger(__name__)
@@ -569,7 +570,7 @@ async def _tell_if_complete(engine: TusApp, upload_id: str, hook: object) -> Non
     """Call the completion hook if the upload is complete. Raises what the hook raises."""
     upload: Upload = await engine.uploads.load(upload_id)
     if upload.finished:
-        path = engine.instance.store.data_path(upload.info)
+        path = Layout(engine.instance.settings.upload_dir).data_path(upload.info)
         await _called(hook, path, _texts(upload.info.metadata))
 
 

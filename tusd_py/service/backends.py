@@ -24,7 +24,7 @@ from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import Guard
+from tusd_py.storage.base import Guard, Store
 from tusd_py.storage.errors import takes_nothing
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.mounts import is_local
@@ -33,8 +33,8 @@ from tusd_py.storage.file.store import FileStore
 logger = logging.getLogger(__name__)
 
 
-def file_store(settings: Settings) -> FileStore:
-    """The store of an upload directory, not opened; reading and the outbox work without that."""
+def create_store(settings: Settings) -> Store:
+    """The store of an instance, not opened; reading and the outbox work without that."""
     return FileStore(
         settings.upload_dir,
         dir_perms=settings.dir_perms,

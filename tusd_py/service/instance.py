@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import cast
 
 from tusd_py import logs
@@ -25,11 +26,10 @@ from tusd_py.maintenance.local import LocalMaintenance
 from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
-from tusd_py.service.backends import Backends, file_store
+from tusd_py.service.backends import Backends, create_store
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import Outbox
-from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.base import Guard, Outbox, Store, Volume
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 
@@ -60,7 +60,7 @@ class Instance:
         """Raises HookError for a hook that cannot be loaded, ValueError for contradictory settings of tokens."""
         self.settings = settings
         self.counters = counters or Counters()
-        self.store = file_store(settings)
+        self.store = create_store(settings)
         self._known_directories = KnownDirectories(settings)
         self._is_server = is_server
         self._is_child = child
@@ -107,13 +107,18 @@ class Instance:
         return LocalMaintenance(self.uploads, self.due_index)
 
     def lock_directory(self) -> None:
-        """Lock the upload directory for child processes that each open it. Raises StorageError."""
-        self._known_directories.check(wait=self.settings.wait_for_directory)
-        self.store.open(
-            "exclusive" if self.settings.redis_url is None else "shared",
-            wait=self.settings.wait_for_directory,
-        )
-        self._known_directories.remember(self.store)
+        """Claim the store for child processes that each open it. Raises StorageError."""
+        guard: Guard = "exclusive" if self.settings.redis_url is None else "shared"
+        self._open_store(guard, self.settings.wait_for_directory)
+
+    def _open_store(self, guard: Guard, wait: float) -> None:
+        """Open the store, unless its volume is missing. wait: seconds to wait for it, or for another server to end."""
+        volume = None if guard == "none" else self.store.volume
+        if volume is not None:
+            self._known_directories.check(wait=wait)
+        self.store.open(guard, wait=wait)
+        if volume is not None:
+            self._known_directories.remember(volume)
 
     def open(self) -> None:
         """Lock the upload directory, start the embedded Redis if needed, build the uploads; blocking.
@@ -122,12 +127,9 @@ class Instance:
         """
         if self._uploads is not None:
             return
-        wait = self.settings.wait_for_directory if self._is_server else 0.0
-        if not self._is_child:
-            self._known_directories.check(wait=wait)
-        self.store.open(self._backends.guard, wait=wait)
-        if not self._is_child:
-            self._known_directories.remember(self.store)
+        self._open_store(
+            self._backends.guard, self.settings.wait_for_directory if self._is_server else 0.0
+        )
         self._backends.open()
         redis = self._backends.redis
         if redis is not None:
@@ -172,15 +174,21 @@ class Instance:
         await self._start_relay()
         if self._due_marks is not None:
             self._background.append(keep_running(self._due_marks.run, "due index"))
-        if self._is_server and self.settings.redis_url is not None:
-            self._background.append(keep_running(self._remember_directory, "upload directory"))
+        if (
+            self._is_server
+            and self.settings.redis_url is not None
+            and self.store.volume is not None
+        ):
+            self._background.append(
+                keep_running(partial(self._remember_volume, self.store.volume), "upload directory")
+            )
 
-    async def _remember_directory(self) -> None:
+    async def _remember_volume(self, volume: Volume) -> None:
         """Remember the upload directory in a Redis that was away at the start, or lost its data."""
         redis = self._backends.redis
         while redis is not None:
             await asyncio.sleep(_REMEMBER_SECONDS)
-            await self._known_directories.remember_in_redis(redis, self.store.directory_id)
+            await self._known_directories.remember_in_redis(redis, volume)
 
     async def _start_relay(self) -> None:
         """Connect the outbox to the queue of the workers, where hooks are called by workers."""
@@ -225,10 +233,10 @@ class Instance:
         if self.authenticator is not None:
             await self.authenticator.stop()
         await self._backends.stop()
-        await asyncio.to_thread(self.store.close)
+        await self.store.stop()
 
 
-def reader(settings: Settings, store: FileStore) -> Uploads:
+def reader(settings: Settings, store: Store) -> Uploads:
     """The uploads of a store for reading only: without locks, also while a server runs on it."""
     return Uploads(store, MemoryLocks(), policy=_policy(settings))
 

@@ -24,8 +24,7 @@ from tusd_py import logs
 from tusd_py.jobs.connection import connect
 from tusd_py.redis import Keys, RedisClient, RedisUnavailable
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import StorageError, VolumeMissing
-from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.base import StorageError, Volume, VolumeMissing
 from tusd_py.storage.file.volume import read_id
 
 logger = logging.getLogger(__name__)
@@ -95,21 +94,20 @@ class KnownDirectories:
             known |= {each.decode("ascii", "replace") for each in found if isinstance(each, bytes)}
         return known
 
-    def remember(self, store: FileStore) -> None:
+    def remember(self, volume: Volume) -> None:
         """Remember that a directory is served, as far as that is possible now; blocking. Raises StorageError."""
-        directory_id = store.directory_id
-        if not directory_id or (self._file is None and self._url is None):
+        if not volume.id or (self._file is None and self._url is None):
             return
         # A power cut must not take an id that is remembered.
-        store.sync_directory_id()
-        self._remember_in_file(directory_id)
-        self._ask_redis(lambda redis: redis.sadd(self._key, directory_id))
+        volume.sync_id()
+        self._remember_in_file(volume.id)
+        self._ask_redis(lambda redis: redis.sadd(self._key, volume.id))
 
-    async def remember_in_redis(self, redis: RedisClient, directory_id: str) -> None:
+    async def remember_in_redis(self, redis: RedisClient, volume: Volume) -> None:
         """Remember it in a Redis that was emptied or away meanwhile."""
-        if directory_id:
+        if volume.id:
             with suppress(RedisUnavailable):
-                await redis.command("SADD", self._key, directory_id)
+                await redis.command("SADD", self._key, volume.id)
 
     def _ask_redis(self, ask: Callable[[Redis], object]) -> object:
         if self._url is None:

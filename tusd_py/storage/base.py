@@ -1,9 +1,9 @@
 """The contract of a store: what uploads, events and sweeps need of the place where bytes lie.
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
-reports is what it really holds, whatever happened before. `Store` is what each store does. The two things that a store may be
-unable to do are `verifies_chunks` and `joiner`; who builds a service reads them once, and the extensions of tus that a server
-advertises follow from them.
+reports is what it really holds, whatever happened before. `Store` is what each store does. What only
+some can do are its attributes `verifies_chunks`, `joiner` and `volume`: they are read once, when a service is built, and the
+extensions of tus that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
@@ -461,6 +461,20 @@ class Joiner(Protocol):
         """Return the id last recorded for `key`, kept for some days at least. The final may be gone."""
 
 
+class Volume(Protocol):
+    """Where a store lies, if something else may be there in its place, as when a directory's volume is not mounted.
+
+    Servers remember the id elsewhere, and refuse to start where another one, or none, is found.
+    """
+
+    @property
+    def id(self) -> str:
+        """The id, kept with the uploads. There after `Store.open`; empty where none could be stored."""
+
+    def sync_id(self) -> None:
+        """Make the id durable, before it is remembered elsewhere. Blocking. Raises StorageError."""
+
+
 Guard = Literal["exclusive", "shared", "none"]
 """How a process claims a store: alone, as locks in its memory require; together with others that share their locks; or not at
 all, because its parent process has done so."""
@@ -481,6 +495,10 @@ class Store(Protocol):
     @property
     def joiner(self) -> Joiner | None:
         """Joins parts; None if the store cannot do that."""
+
+    @property
+    def volume(self) -> Volume | None:
+        """How to recognize the place of the store; None if no other can be taken for it, as with a bucket."""
 
     # Kept beside the uploads, as durably as these.
 

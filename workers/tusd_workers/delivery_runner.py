@@ -26,7 +26,7 @@ from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.metrics.counters import Counters
 from tusd_py.redis import Keys, RedisClient
-from tusd_py.service.backends import file_store, redis_client
+from tusd_py.service.backends import create_store, redis_client
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
 from tusd_workers.current import Instance
 from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
@@ -72,7 +72,7 @@ class DeliveryRunner:
         self._settings = settings
         self._url = instance.redis_url
         self._keys = Keys(settings.redis_prefix)
-        self._store = file_store(settings)
+        self._store = create_store(settings)
         self._hooks = configured_hooks.in_worker(settings)
         self._delivery = Delivery(
             self._store, self._store.outbox, self._hooks, RetryPolicy.from_settings(settings)
@@ -118,13 +118,13 @@ class DeliveryRunner:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._store.close()
         self._connection.close()
 
     async def _stop(self) -> None:
         await self._hooks.stop()
         if self._redis is not None:
             await self._redis.stop()
+        await self._store.stop()
 
     def _run(self, work: Coroutine[None, None, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

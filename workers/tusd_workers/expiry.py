@@ -17,7 +17,7 @@ from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.maintenance.local import MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
-from tusd_py.service.backends import file_store, redis_client
+from tusd_py.service.backends import create_store, redis_client
 from tusd_py.service.connect import open_maintenance
 from tusd_workers import current
 from tusd_workers.current import Instance
@@ -62,7 +62,7 @@ def _run(kind: SweepKind) -> None:
 async def _queue_deliveries(instance: Instance) -> None:
     """Queue a delivery for each upload that has events waiting and no job, because it was lost."""
     settings = instance.settings
-    outbox = file_store(settings).outbox
+    outbox = create_store(settings).outbox
     waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
     if not waiting:
         return

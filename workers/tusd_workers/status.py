@@ -17,7 +17,7 @@ from tusd_py.jobs.queues import DELIVERY
 from tusd_py.jobs.status import QueueStatus
 from tusd_py.redis import Keys
 from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
-from tusd_py.service.backends import file_store, redis_client
+from tusd_py.service.backends import create_store, redis_client
 from tusd_py.settings.model import Settings
 from tusd_workers.scheduler import Scheduler, schedules
 
@@ -108,7 +108,7 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
 
 
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
-    counts = asyncio.run(file_store(settings).outbox.counts(exact=True))
+    counts = asyncio.run(create_store(settings).outbox.counts(exact=True))
     found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
     return EventsStatus(
         waiting=counts.waiting,

@@ -137,9 +137,9 @@ class FileStore:
         self._hashing = hashing_threads()
         self._losses = Losses(f"{state}/write-back-failed", file_perms)
         self._known = RecordCache()
-        self._volume = UploadVolume(layout, file_perms=file_perms)
+        self.volume = UploadVolume(layout, file_perms=file_perms)
         self._records = RecordWriter(
-            layout, volume=self._volume, cache=self._known, file_perms=file_perms
+            layout, volume=self.volume, cache=self._known, file_perms=file_perms
         )
         self._unpublished = UnpublishedRemovals(state, root=self.root)
         self._finals = FinalRecords(
@@ -160,7 +160,7 @@ class FileStore:
         )
         self._loader = UploadLoader(
             layout,
-            volume=self._volume,
+            volume=self.volume,
             cache=self._known,
             markers=self._markers,
             sound=self._sound,
@@ -178,7 +178,7 @@ class FileStore:
         )
         self._creation = Creation(
             layout,
-            volume=self._volume,
+            volume=self.volume,
             cache=self._known,
             removal=self._removal,
             dir_perms=dir_perms,
@@ -206,16 +206,6 @@ class FileStore:
             dir_perms=dir_perms,
         )
 
-    @property
-    def directory_id(self) -> str:
-        """The id of the upload directory; there after `open`. Empty where none could be stored."""
-        return self._volume.id
-
-    def sync_directory_id(self) -> None:
-        """Make the id of the upload directory durable. Raises StorageError."""
-        with _translated("syncing the id of the upload directory"):
-            self._volume.sync_id()
-
     # Opening and closing
 
     def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
@@ -238,7 +228,7 @@ class FileStore:
             self._markers.open()
             self._session.open()
             self._syncs.open()
-            self._volume.open()
+            self.volume.open()
             if guard != "none":
                 self._lock_directory(guard, wait)
         except OSError as problem:
@@ -506,7 +496,7 @@ class FileStore:
             probing.result()
 
     def _probe(self) -> None:
-        self._volume.check()
+        self.volume.check()
         probe = self._layout.new_path("probe")
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
@@ -593,7 +583,7 @@ class FileStore:
         )
 
     async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
-        await self._disk.read(self._volume.check)
+        await self._disk.read(self.volume.check)
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -620,14 +610,14 @@ class FileStore:
                         elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
                             yield prefix + name[:-5]
         # A directory that went away meanwhile was not listed to its end.
-        await self._disk.read(self._volume.check)
+        await self._disk.read(self.volume.check)
 
     async def tidy(self, *, tombstone_ttl: float) -> int:
         with _translated("tidying up"):
             return await self._threads.run(self._tidy, tombstone_ttl)
 
     def _tidy(self, tombstone_ttl: float) -> int:
-        self._volume.check()
+        self.volume.check()
         return self._cleanup.tidy(tombstone_ttl)
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:

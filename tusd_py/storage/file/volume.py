@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tusd_py import logs
 from tusd_py.storage.base import VolumeMissing
-from tusd_py.storage.errors import takes_nothing
+from tusd_py.storage.errors import takes_nothing, translated
 from tusd_py.storage.file.fsync import sync_path
 from tusd_py.storage.file.layout import Layout
 
@@ -61,10 +61,10 @@ class UploadVolume:
         self._opened = _place_of(root)
 
     def sync_id(self) -> None:
-        """Make the id durable, before anything else remembers it. Raises OSError."""
-        if self.id:
-            state = self._layout.state
-            for path in (_id_path(state), state, self._layout.root):
+        """See `Volume`."""
+        state = self._layout.state
+        with translated("syncing the id of the upload directory"):
+            for path in (_id_path(state), state, self._layout.root) if self.id else ():
                 sync_path(path)
 
     def check(self) -> None:
