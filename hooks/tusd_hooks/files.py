@@ -24,8 +24,8 @@ from tusd_hooks.wire import WireHooks
 from tusd_py import logs
 from tusd_py.background import spawn
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
-from tusd_py.settings.model import WIRE_EVENTS
 from tusd_py.settings.reference import ENVIRONMENT_PREFIX
+from tusd_py.settings.types import WIRE_EVENTS
 
 logger = logging.getLogger(__name__)
 

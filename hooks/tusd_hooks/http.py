@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -252,10 +252,10 @@ def endpoint(url: str) -> Endpoint:
     )
 
 
-def _forwarded(names: str) -> Callable[[Mapping[str, str]], dict[str, str]]:
+def _forwarded(names: Iterable[str]) -> Callable[[Mapping[str, str]], dict[str, str]]:
     """Return the header fields to forward, with names as the operator wrote them."""
     wanted = []
-    for name in filter(None, names.split(", ")):
+    for name in names:
         if name.lower() in _NOT_FORWARDED:
             logger.warning("--hooks-http-forward-headers: %s cannot be forwarded", name)
         else:

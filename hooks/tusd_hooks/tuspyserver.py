@@ -43,7 +43,6 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
 from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
-from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import UploadInfo
@@ -426,8 +425,4 @@ async def _until_keys_end(verifier: AccessTokens) -> AsyncGenerator[None, None]:
 
 
 def _settings(given: Mapping[str, object]) -> Settings:
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    try:
-        return load(arguments, {**_DEFAULTS, **os.environ}).settings
-    except UsageError as problem:
-        raise ValueError(str(problem)) from None
+    return load({**_DEFAULTS, **os.environ}, arguments=given).settings

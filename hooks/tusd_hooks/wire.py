@@ -26,7 +26,7 @@ from tusd_py.events.model import (
     Stop,
 )
 from tusd_py.protocol import errors
-from tusd_py.settings.model import WIRE_EVENTS
+from tusd_py.settings.types import WIRE_EVENTS
 
 _METADATA_KEY = re.compile(r"[!-+\--~]+")
 

@@ -247,8 +247,8 @@ async def test_of_a_storage_its_directory_is_taken(tmp_path: Path) -> None:
     [
         ({"max_size": 0}, "more than 0"),
         ({"days_to_keep": 0}, "more than 0"),
-        ({"settings": {"durability": "perhaps"}}, "--durability"),
-        ({"settings": {"durabilty": "none"}}, "--durability"),
+        ({"settings": {"durability": "perhaps"}}, 'durability "perhaps": give none'),
+        ({"settings": {"durabilty": "none"}}, "did you mean durability"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(given: dict[str, object], reason: str) -> None:

@@ -241,7 +241,7 @@ async def test_operators_choose_what_counts(tmp_path: Path) -> None:
         other = http.encoded({**METADATA, "filename": "another"})
         assert (await post(client, upload_metadata=other)).status_code == 409
     await check.stop()
-    with pytest.raises(ValueError, match="duplicate-window"):
+    with pytest.raises(ValueError, match='duplicate_window "soon": give seconds'):
         DuplicateCheck(tmp_path, settings={"duplicate_window": "soon"})
 
 

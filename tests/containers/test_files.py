@@ -72,7 +72,7 @@ def test_our_services_are_our_commands_with_settings_that_exist(name: str) -> No
     assert service["command"][0] in COMMANDS
     assert service["healthcheck"]["test"][1:3] == ["tusd-py", "health"]
     assert service["healthcheck"]["test"][3] == service["command"][0]
-    settings = load([], environment_of(name)).settings
+    settings = load(environment_of(name)).settings
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
     assert settings.upload_dir == Path("/data")
     assert settings.redis_url is not None
@@ -81,7 +81,7 @@ def test_our_services_are_our_commands_with_settings_that_exist(name: str) -> No
 def test_there_are_two_servers_and_they_have_time_to_end() -> None:
     server = services()["server"]
     assert server["deploy"]["replicas"] == 2
-    shutdown = load([], environment_of("server")).settings.shutdown_timeout
+    shutdown = load(environment_of("server")).settings.shutdown_timeout
     assert int(server["stop_grace_period"].removesuffix("s")) > shutdown
 
 

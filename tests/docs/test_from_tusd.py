@@ -8,10 +8,10 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.server import ROOT
+from tests.support.settings import load
 from tests.support.tus import Tus
 from tests.support.wire import Connection
-from tusd_py.settings.commandline import UsageError
-from tusd_py.settings.load import load
+from tusd_py.settings.load import SettingsError
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import catalogue
 
@@ -36,7 +36,7 @@ def test_flags_that_do_not_exist_are_refused() -> None:
     told = set(FLAG.findall(paragraph("These do not exist here"))) - {"--log-level"}
     assert len(told) > 10
     for flag in (*told, *PREFIXES):
-        with pytest.raises(UsageError, match=re.escape(flag)):
+        with pytest.raises(SettingsError, match=re.escape(flag)):
             load([flag, "1"], {})
 
 

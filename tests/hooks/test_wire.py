@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tusd_hooks.wire import Answer, MalformedAnswer, canonical, parse_answer, request_document
 from tusd_py.events.model import Event, EventType, Reject, RequestView, Stop, UploadView
-from tusd_py.settings.model import WIRE_EVENTS
+from tusd_py.settings.types import WIRE_EVENTS
 
 ROOT = Path("/srv/uploads")
 

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
-from pydantic.fields import Field
 
+from tests.support.settings import load
 from tusd_py.cli import config
-from tusd_py.settings.commandline import UsageError
-from tusd_py.settings.kinds import PRIVATE_NETWORKS
-from tusd_py.settings.load import Loaded, SettingsError, load
+from tusd_py.settings.load import Loaded, SettingsError
+from tusd_py.settings.load import load as load_from
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import HIDDEN, catalogue
+from tusd_py.settings.reference import setting as declare
 from tusd_py.settings.reference_page import markdown
+from tusd_py.settings.types import PRIVATE_NETWORKS
 from tusd_py.settings.units import (
     MAX_DURATION,
     MAX_SIZE,
@@ -40,7 +41,7 @@ def toml(directory: Path, text: str) -> str:
 
 
 def problems(*argv: str, environ: Mapping[str, str] | None = None) -> list[str]:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load(argv, environ or {})
     return list(caught.value.problems)
 
@@ -618,14 +619,14 @@ def test_settings_can_be_made_in_python_and_not_changed(tmp_path: Path) -> None:
 # --- secrets --------------------------------------------------------------------------------------
 
 
-class WithSecret(Settings):
+class WithSecret(Settings, frozen=True):
     """As settings to come will be."""
 
-    secret: SecretStr | None = Field(None, description="Something that nobody shall see.")
+    secret: SecretStr | None = declare(None, "Tokens", "Something that nobody shall see.")
 
 
-def with_secret(*argv: str, environ: Mapping[str, str] | None = None) -> Loaded:
-    return load(argv, environ or {}, WithSecret)
+def with_secret(environ: Mapping[str, str] | None = None, config: str | None = None) -> Loaded:
+    return load_from(environ or {}, config=config, model=WithSecret)
 
 
 def test_a_secret_is_read_and_shown_nowhere() -> None:
@@ -633,22 +634,22 @@ def test_a_secret_is_read_and_shown_nowhere() -> None:
     assert isinstance(loaded.settings, WithSecret)
     assert loaded.settings.secret is not None
     assert loaded.settings.secret.get_secret_value() == "hunter2"
-    for shown in (config.as_table(loaded), config.as_json(loaded), repr(loaded)):
-        assert "hunter2" not in shown
-    assert json.loads(config.as_json(loaded))["secret"] == {
+    for shown in (config.as_rows(loaded), config.as_document(loaded), loaded):
+        assert "hunter2" not in repr(shown)
+    assert config.as_document(loaded)["secret"] == {
         "value": HIDDEN,
         "origin": "environment TUSD_SECRET",
     }
 
 
 def test_a_secret_that_is_not_set_shows_as_such() -> None:
-    assert json.loads(config.as_json(with_secret()))["secret"]["value"] is None
+    assert config.as_document(with_secret())["secret"] == {"value": None, "origin": "default"}
 
 
 def test_a_wrong_secret_is_not_told(tmp_path: Path) -> None:
     file = toml(tmp_path, "secret = [12345678]")
     with pytest.raises(SettingsError) as caught:
-        with_secret("--config", file)
+        with_secret(config=file)
     assert caught.value.problems[0].startswith(f"{file}:secret {HIDDEN}: ")
     assert "12345678" not in str(caught.value)
 

@@ -7,19 +7,20 @@ killed and run again at any time.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import click
+
+from tusd_py.cli.options import Value, option, subcommand
 from tusd_py.cli.output import ProgressBar, write_json, write_line
 from tusd_py.locks.base import UNFENCED
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
+from tusd_py.settings.suggestion import one_of, suggestion
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
@@ -28,11 +29,10 @@ from tusd_py.storage.file.records import MALFORMED
 from tusd_py.storage.file.store import FileStore
 from tusd_py.storage.skipped import printable
 
-USAGE = "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]"
 ABOUT = """\
-Take over the uploads of another server in DIR: finished and unfinished, partial and final ones, with their metadata and \
-expiry. Stop that server first. Data files stay in place; only the records beside them are rewritten, and bytes beyond those \
-acknowledged to the client are cut off. Uploads that cannot be trusted are listed with the reason and left unchanged. The \
+Take over the uploads of another server in DIR: finished and unfinished, partial and final ones, with their metadata and
+expiry. Stop that server first. Data files stay in place; only the records beside them are rewritten, and bytes beyond those
+acknowledged to the client are cut off. Uploads that cannot be trusted are listed with the reason and left unchanged. The
 command can be run again; uploads that were taken over before are not changed.
 
 With --to tuspyserver it converts our records to those that tuspyserver reads. (tusd reads ours.)
@@ -47,61 +47,62 @@ _EXPIRE_AFTER_SECONDS = 5 * 86_400.0
 """tuspyserver's default, for uploads without an expiry of their own."""
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the directory and the options."""
-    parser.add_argument("directory", nargs="?", default="", metavar="DIR")
-    parser.option(
-        "--from",
-        "Server whose uploads to take over: tuspyserver or tusd.",
-        section="Adopt",
-        metavar="SERVER",
-        dest="origin",
-    )
-    parser.option(
-        "--to",
-        "Server to give uploads back to: tuspyserver.",
-        section="Adopt",
-        metavar="SERVER",
-        dest="target",
-    )
-    parser.option(
-        "--dry-run",
-        "Change nothing; print what would be taken over and what would not.",
-        section="Adopt",
-        action="store_true",
-    )
-    parser.option("--json", "Print one JSON object per line.", section="Adopt", action="store_true")
+def _origin(text: str) -> str:
+    if text not in _ORIGINS:
+        raise ValueError(
+            f"give the server that stored the uploads, {one_of(_ORIGINS)}{suggestion(text, _ORIGINS)}"
+        )
+    return text
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _target(text: str) -> str:
+    if text != "tuspyserver":
+        raise ValueError("only tuspyserver needs its own records; tusd reads ours")
+    return text
+
+
+@subcommand(
+    "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]", ABOUT, settings=None
+)
+@click.argument("directory", default="", type=Value("DIR"))
+@option(
+    "--from",
+    "Server whose uploads to take over: tuspyserver or tusd.",
+    section="Adopt",
+    type=Value("|".join(_ORIGINS), _origin),
+    name="origin",
+)
+@option(
+    "--to",
+    "Server to give uploads back to: tuspyserver.",
+    section="Adopt",
+    type=Value("SERVER", _target),
+    name="target",
+)
+@option(
+    "--dry-run",
+    "Change nothing; print what would be taken over and what would not.",
+    section="Adopt",
+)
+@option("--json", "Print one JSON object per line.", section="Adopt", name="as_json")
+def command(
+    directory: str, origin: str | None, target: str | None, dry_run: bool, as_json: bool
+) -> int:
     """Take over or give back all uploads and return the exit code."""
-    given = vars(arguments)
-    directory, origin, target = str(arguments.directory), given.get("origin"), given.get("target")
     if not directory:
-        raise UsageError("give the directory of the uploads")
+        raise click.UsageError("give the directory of the uploads")
     if origin is not None and target is not None:
-        raise UsageError("give --from or --to, not both")
-    if target is None and origin not in _ORIGINS:
-        hint = suggestion(str(origin), _ORIGINS) if origin is not None else ""
-        raise UsageError(
-            f"--from: give the server that stored the uploads, {' or '.join(_ORIGINS)}{hint}"
+        raise click.UsageError("give --from or --to, not both")
+    if origin is None and target is None:
+        raise click.UsageError(
+            f"--from: give the server that stored the uploads, {one_of(_ORIGINS)}"
         )
-    if target not in (None, "tuspyserver"):
-        raise UsageError("--to: only tuspyserver needs its own records; tusd reads ours")
     if not Path(directory).is_dir():
-        raise UsageError(f"{json.dumps(directory)} is no directory")
-    try:
-        return asyncio.run(
-            _convert_all(
-                FileStore(directory),
-                _Adoption(str(origin)) if target is None else _Return(),
-                dry_run="dry_run" in given,
-                as_json="json" in given,
-            )
-        )
-    except StorageError as problem:
-        sys.stderr.write(f"tusd-py adopt: {problem}\n")
-        return 1
+        raise click.UsageError(f"{json.dumps(directory)} is no directory")
+    conversion = _Return() if origin is None else _Adoption(origin)
+    return asyncio.run(
+        _convert_all(FileStore(directory), conversion, dry_run=dry_run, as_json=as_json)
+    )
 
 
 @dataclass(slots=True)

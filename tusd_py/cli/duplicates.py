@@ -6,37 +6,31 @@ started for the duration of the command.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import re
-import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
-from tusd_py.cli.output import Listing, format_time
-from tusd_py.cli.redis import NoRedis, instance_redis
-from tusd_py.redis import RedisUnavailable
+import click
+
+from tusd_py.cli.options import action, option, read_settings, subcommand, whole
+from tusd_py.cli.output import Listing, format_time, write_problem
+from tusd_py.cli.redis import instance_redis
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
-from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.backends import redis_client
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
-from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
-USAGE = "list | show NAME... | forget NAME... [--json] [options of serve]"
 ABOUT = """\
-Print or remove the fingerprints that the server remembers to detect duplicates. Give it the same options as the server, so \
+Print or remove the fingerprints that the server remembers to detect duplicates. Give it the same options as the server, so
 that it uses the same Redis. The server need not be running.
 
-list prints every remembered upload. show prints those of a NAME. forget removes them: the next upload with that fingerprint \
-is created. A NAME is a fingerprint, found in the log and in the response to a refused upload, or an upload id; with an id, \
+list prints every remembered upload. show prints those of a NAME. forget removes them: the next upload with that fingerprint
+is created. A NAME is a fingerprint, found in the log and in the response to a refused upload, or an upload id; with an id,
 only that upload is forgotten.
 
 Uploads themselves are not changed. The exit code is 1 if a NAME was not found.
 """
 
-_ACTIONS = ("list", "show", "forget")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _COLUMNS = {"FINGERPRINT": 64, "STATE": 8, "UPLOAD": 32, "OWNER": 12, "SINCE": 20, "UNTIL": 20}
 
@@ -44,66 +38,41 @@ Item = tuple[str, Record]
 """A fingerprint, and one of the uploads that have it."""
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the action, its names and all settings."""
-    parser.add_argument("action", nargs="?", default="")
-    parser.add_argument("names", nargs="*", default=[])
-    parser.option(
-        "--json", "Print one JSON object per line.", section="Output", action="store_true"
-    )
-    parser.option(
-        "--limit",
-        "Maximum number of entries that list prints.",
-        section="Output",
-        metavar="NUMBER",
-    )
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand("list | show NAME... | forget NAME... [--json] [options of serve]", ABOUT)
+@action("list", "show", "forget")
+@click.argument("names", nargs=-1)
+@option("--json", "Print one JSON object per line.", section="Output", name="as_json")
+@option(
+    "--limit",
+    "Maximum number of entries that list prints.",
+    section="Output",
+    type=whole(0, 999_999_999),
+)
+def command(action: str, names: tuple[str, ...], as_json: bool, limit: int | None) -> int:
     """Run the action and return the exit code."""
-    _check(arguments.action, arguments.names)
-    limit = _limit(getattr(arguments, "limit", None))
-    loaded = load_arguments(arguments, os.environ)
-    try:
-        with instance_redis(loaded.settings) as url:
-            return asyncio.run(_act(url, loaded.settings, arguments, limit))
-    except (RedisUnavailable, EmbeddedRedisError, NoRedis) as problem:
-        sys.stderr.write(f"tusd-py duplicates: {problem}\n")
-        return 1
-
-
-def _check(action: str, names: list[str]) -> None:
-    if action not in _ACTIONS:
-        given = f'"{action}" is no action' if action else "no action was given"
-        raise UsageError(f"{given}; give list, show or forget{suggestion(action, _ACTIONS)}")
     if action == "list" and names:
-        raise UsageError(f'unexpected argument "{names[0]}"; list lists all')
+        raise click.UsageError(f'unexpected argument "{names[0]}"; list lists all')
     if action != "list" and not names:
-        raise UsageError(f"give fingerprints or upload ids to {action}")
+        raise click.UsageError(f"give fingerprints or upload ids to {action}")
+    settings = read_settings().settings
+    listing = Listing(_COLUMNS, cells=_cells, document=_document, as_json=as_json)
+
+    async def act(index: DuplicateIndex) -> int:
+        if action == "list":
+            return await _list(index, listing, limit)
+        return await _named(index, names, listing, forget=action == "forget")
+
+    with instance_redis(settings) as url:
+        return asyncio.run(_with_index(settings, url, act))
 
 
-def _limit(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UsageError(f"--limit {json.dumps(text)}: give a whole number")
-    return int(text)
-
-
-async def _act(
-    url: str, settings: Settings, arguments: argparse.Namespace, limit: int | None
+async def _with_index(
+    settings: Settings, url: str, act: Callable[[DuplicateIndex], Awaitable[int]]
 ) -> int:
     redis = redis_client(settings, url)
     await redis.start()
     try:
-        index = DuplicateIndex(redis)
-        listing = Listing(
-            _COLUMNS, cells=_cells, document=_document, as_json=hasattr(arguments, "json")
-        )
-        if arguments.action == "list":
-            return await _list(index, listing, limit)
-        return await _named(index, arguments.names, listing, forget=arguments.action == "forget")
+        return await act(DuplicateIndex(redis))
     finally:
         await redis.stop()
 
@@ -136,7 +105,7 @@ async def _named(
             listing.write((fingerprint, record))
         if not found:
             missing += 1
-            sys.stderr.write(f"tusd-py duplicates: nothing is remembered of {json.dumps(name)}\n")
+            write_problem(f"nothing is remembered of {json.dumps(name)}")
     return 1 if missing else 0
 
 

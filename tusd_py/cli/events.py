@@ -6,81 +6,61 @@ to retry; if Redis is unavailable, the next sweep queues it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import sys
 import time
 from dataclasses import dataclass, replace
 
-from tusd_py.cli.output import Listing, format_time, write_line
+import click
+
+from tusd_py.cli.options import action, option, read_settings, subcommand
+from tusd_py.cli.output import (
+    CommandFailed,
+    Listing,
+    format_age,
+    format_time,
+    write_line,
+    write_problem,
+)
 from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import create_store
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
-from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import Box, KeptEvent, Outbox, StorageError
+from tusd_py.storage.base import Box, KeptEvent, Outbox
 
-USAGE = "list | failed | replay ID... | drop ID... [--all] [--json] [options of serve]"
 ABOUT = """\
-Print the events that wait for delivery to hooks (list) or that failed after too many attempts (failed); deliver failed ones \
-again (replay), or remove them (drop). An ID is that of an event, or of an upload, which selects all its events. Give it the \
+Print the events that wait for delivery to hooks (list) or that failed after too many attempts (failed); deliver failed ones
+again (replay), or remove them (drop). An ID is that of an event, or of an upload, which selects all its events. Give it the
 same options as the server. The server need not be running.
 
 The exit code is 1 if nothing was found for an ID.
 """
 
-_ACTIONS = ("list", "failed", "replay", "drop")
 _COLUMNS = {"EVENT": 32, "TYPE": 14, "UPLOAD": 32, "AGE": 6, "ATTEMPTS": 8, "PROBLEM": 0}
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the action, its ids and all settings."""
-    parser.add_argument("action", nargs="?", default="")
-    parser.add_argument("ids", nargs="*", default=[])
-    for flag, meaning in (
-        ("--all", "Replay or drop all failed events."),
-        ("--json", "Print one JSON object per line."),
-    ):
-        parser.option(flag, meaning, section="Events", action="store_true")
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand("list | failed | replay ID... | drop ID... [--all] [--json] [options of serve]", ABOUT)
+@action("list", "failed", "replay", "drop")
+@click.argument("ids", nargs=-1)
+@option("--all", "Replay or drop all failed events.", section="Events", name="every")
+@option("--json", "Print one JSON object per line.", section="Events", name="as_json")
+def command(action: str, ids: tuple[str, ...], every: bool, as_json: bool) -> int:
     """Run the action and return the exit code."""
-    action, ids = str(arguments.action), list(arguments.ids)
-    every = hasattr(arguments, "all")
-    _check(action, ids, every=every)
-    settings = load_arguments(arguments, os.environ).settings
-    outbox = create_store(settings).outbox
-    try:
-        # A mistyped path must not become an instance.
-        if not settings.upload_dir.is_dir():
-            raise StorageError(f"there are no uploads: {settings.upload_dir} is no directory")
-        if action in ("list", "failed"):
-            box: Box = "waiting" if action == "list" else "failed"
-            return asyncio.run(_list(outbox, box, as_json=hasattr(arguments, "json")))
-        return asyncio.run(_change(settings, outbox, action, None if every else ids))
-    except StorageError as problem:
-        sys.stderr.write(f"tusd-py events: {problem}\n")
-        return 1
-
-
-def _check(action: str, ids: list[str], *, every: bool) -> None:
-    """Check the arguments. Raises UsageError."""
-    if action not in _ACTIONS:
-        given = f'"{action}" is no action' if action else "no action was given"
-        raise UsageError(
-            f"{given}; give list, failed, replay or drop{suggestion(action, _ACTIONS)}"
-        )
     if action in ("list", "failed"):
         if ids or every:
-            raise UsageError(f'unexpected argument "{ids[0] if ids else "--all"}"')
+            raise click.UsageError(f'unexpected argument "{ids[0] if ids else "--all"}"')
     elif bool(ids) == every:
-        raise UsageError(f"give ids of events or uploads to {action}, or --all")
+        raise click.UsageError(f"give ids of events or uploads to {action}, or --all")
+    settings = read_settings().settings
+    outbox = create_store(settings).outbox
+    # A mistyped path must not become an instance.
+    if not settings.upload_dir.is_dir():
+        raise CommandFailed(f"there are no uploads: {settings.upload_dir} is no directory")
+    if action in ("list", "failed"):
+        box: Box = "waiting" if action == "list" else "failed"
+        return asyncio.run(_list(outbox, box, as_json=as_json))
+    return asyncio.run(_change(settings, outbox, action, None if every else ids))
 
 
 async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:
@@ -90,7 +70,9 @@ async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:
     return 0
 
 
-async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str] | None) -> int:
+async def _change(
+    settings: Settings, outbox: Outbox, action: str, ids: tuple[str, ...] | None
+) -> int:
     """Replay or drop failed events of these ids, or all of them."""
     done: list[KeptEvent] = []
     failed, found = 0, set[str]()
@@ -107,12 +89,12 @@ async def _change(settings: Settings, outbox: Outbox, action: str, ids: list[str
                 await outbox.forget(kept, "failed")
         except MalformedOutboxRecord as problem:
             failed += 1
-            sys.stderr.write(f"tusd-py events: {kept.event_id} cannot be told again: {problem}\n")
+            write_problem(f"{kept.event_id} cannot be told again: {problem}")
         else:
             done.append(kept)
-    for missing in [each for each in ids or [] if each not in found]:
+    for missing in [each for each in ids or () if each not in found]:
         failed += 1
-        sys.stderr.write(f"tusd-py events: nothing was given up of {json.dumps(missing)}\n")
+        write_problem(f"nothing was given up of {json.dumps(missing)}")
     later = ""
     if action == "replay" and done and not _queue_jobs(settings, {each.upload_id for each in done}):
         later = "; the next sweep will find them"
@@ -177,7 +159,7 @@ def _document(kept: KeptEvent) -> dict[str, object]:
 
 def _cells(kept: KeptEvent) -> tuple[str, ...]:
     record = _read(kept)
-    age = f"{max(0.0, time.time() - kept.kept_at):.0f}s"
+    age = format_age(time.time() - kept.kept_at)
     if isinstance(record, _Unreadable):
         return kept.event_id, "?", kept.upload_id, age, "?", record.problem
     # The text comes from a hook and must not control the operator's terminal.

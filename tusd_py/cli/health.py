@@ -6,29 +6,30 @@ problems of the instance as a whole.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
-import os
 import socket
 import ssl
-import sys
 import time
 
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
-from tusd_py.settings.load import add_flags, load_arguments
-from tusd_py.settings.model import Settings
+import click
 
-USAGE = "[serve | worker | scheduler] [options of serve]"
+from tusd_py.cli.options import INSTANCE, Value, read_settings, subcommand
+from tusd_py.cli.output import write_problem
+from tusd_py.settings.model import Settings
+from tusd_py.settings.suggestion import one_of, suggestion
+
 ABOUT = """\
-Check whether the server, a worker or a scheduler on this machine or in this container works. The exit code is 1 if it does \
+Check whether the server, a worker or a scheduler on this machine or in this container works. The exit code is 1 if it does
 not. Give it the same options.
 
-serve requests /healthz from the server. worker looks in Redis for a live worker on this host, scheduler for a scheduler that \
+serve requests /healthz from the server. worker looks in Redis for a live worker on this host, scheduler for a scheduler that
 was active lately; while Redis is unavailable, both count as healthy.
 """
 
 _KINDS = ("serve", "worker", "scheduler")
+_ADDRESS = ("host", "port", "unix_sock", "tls_certificate")
+"""Settings by which the server is found."""
 _TIMEOUT_SECONDS = 5.0
 _REDIS_TIMEOUT_SECONDS = 1.0
 """For each of four attempts."""
@@ -36,22 +37,22 @@ _DEAD_AFTER_SECONDS = 90.0
 """Age of the last heartbeat at which an idle worker counts as dead; it sends one every 30 seconds."""
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the kind of process and all settings."""
-    parser.add_argument("kind", nargs="?", default="serve")
-    add_flags(parser)
+def _kind(text: str) -> str:
+    if text not in _KINDS:
+        raise ValueError(f"{json.dumps(text)}: give {one_of(_KINDS)}{suggestion(text, _KINDS)}")
+    return text
 
 
-def run(arguments: argparse.Namespace) -> int:
+@subcommand(
+    "[serve | worker | scheduler] [options of serve]", ABOUT, settings=(*INSTANCE, *_ADDRESS)
+)
+@click.argument("kind", type=Value("|".join(_KINDS), _kind), default="serve")
+def command(kind: str) -> int:
     """Check the process and return the exit code."""
-    kind = str(arguments.kind)
-    if kind not in _KINDS:
-        known = "serve, worker or scheduler"
-        raise UsageError(f"{json.dumps(kind)}: give {known}{suggestion(kind, _KINDS)}")
-    settings = load_arguments(arguments, os.environ).settings
+    settings = read_settings().settings
     problem = _server(settings) if kind == "serve" else _job(kind, settings)
     if problem is not None:
-        sys.stderr.write(f"tusd-py health: {problem}\n")
+        write_problem(problem)
     return 0 if problem is None else 1
 
 
@@ -108,7 +109,7 @@ def _job(kind: str, settings: Settings) -> str | None:
     except (NoRedis, EmbeddedRedisError) as problem:
         return str(problem)
     except RedisError as problem:
-        sys.stderr.write(f"tusd-py health: Redis is away ({type(problem).__name__})\n")
+        write_problem(f"Redis is unavailable ({type(problem).__name__})")
         return None
 
 

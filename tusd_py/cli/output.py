@@ -1,4 +1,4 @@
-"""What all commands print alike: listings as tables or JSON lines, times, and a progress bar."""
+"""Everything that commands print: tables, fields, JSON, times, problems and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+import click
+
 T = TypeVar("T")
+
+Document = Mapping[str, object]
 
 _BAR_WIDTH = 30
 _REDRAW_SECONDS = 0.1
+
+
+class CommandFailed(Exception):
+    """The command cannot go on; the text says why. Exit code 1."""
 
 
 def write_line(text: str) -> None:
@@ -20,7 +28,12 @@ def write_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def write_json(document: Mapping[str, object], *, indent: int | None = None) -> None:
+def write_problem(text: str) -> None:
+    """Write a line about a problem, with the name of the command, to standard error."""
+    sys.stderr.write(f"{click.get_current_context().command_path}: {text}\n")
+
+
+def write_json(document: Document, *, indent: int | None = None) -> None:
     """Write an object as JSON: on one line, or indented by so many blanks."""
     write_line(json.dumps(document, indent=indent))
 
@@ -29,6 +42,23 @@ def write_row(cells: Sequence[str], widths: Sequence[int]) -> None:
     """Write a row of a table, each cell padded to its column's width."""
     padded = (f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
     write_line("  ".join(padded).rstrip())
+
+
+def write_rows(rows: Sequence[Sequence[str]], *, wide: int) -> None:
+    """Write a table whose columns are as wide as their widest cell of at most `wide` characters."""
+    columns = zip(*rows, strict=True)
+    widths = [
+        max((len(cell) for cell in column if len(cell) <= wide), default=0) for column in columns
+    ]
+    for row in rows:
+        write_row(row, widths)
+
+
+def write_fields(document: Document) -> None:
+    """Write an object as a field a line."""
+    for name, value in document.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        write_line(f"{name:10}  {printable(text)}")
 
 
 class Listing(Generic[T]):
@@ -46,7 +76,7 @@ class Listing(Generic[T]):
         columns: Mapping[str, int],
         *,
         cells: Callable[[T], Sequence[str]],
-        document: Callable[[T], Mapping[str, object]],
+        document: Callable[[T], Document],
         as_json: bool,
     ) -> None:
         self.count = 0
@@ -74,6 +104,14 @@ def format_time(seconds: float) -> str:
     except (ValueError, OverflowError, OSError):
         # The times of files may lie beyond the calendar.
         return f"{seconds:.0f}"
+
+
+def format_age(seconds: float) -> str:
+    """Format an age in its largest unit, as in "3d" or "12m"."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
 
 
 def printable(text: str) -> str:

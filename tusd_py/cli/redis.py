@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tusd_py.cli.output import CommandFailed
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
 
 
-class NoRedis(Exception):
-    """The instance has no Redis. The text says why."""
+class NoRedis(CommandFailed):
+    """The instance has no Redis."""
 
 
 @contextmanager

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 
 from tusd_py import logs
-from tusd_py.settings.commandline import Parser
-from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.cli.options import SERVER, read_settings, subcommand
 
-USAGE = "[options]"
 ABOUT = """\
 Run the server. It needs no options: it accepts uploads at http://127.0.0.1:8080/files/ and stores
 them in ./data.
@@ -26,14 +22,10 @@ seconds, or has units: 500ms, 20m, 1h30m, 7d. Relative paths are relative to the
 _log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare all settings."""
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand("[options]", ABOUT, settings=SERVER)
+def command() -> int:
     """Serve until stopped by a signal and return the exit code."""
-    loaded = load_arguments(arguments, os.environ)
+    loaded = read_settings()
     logs.configure(loaded.settings.log_format, loaded.settings.log_level)
     for warning in loaded.warnings:
         logs.event(_log, logging.WARNING, "settings", message=warning)

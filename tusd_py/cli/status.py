@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from tusd_py.cli.options import option, read_settings, subcommand
 from tusd_py.cli.output import format_time, write_json, write_line
-from tusd_py.cli.redis import NoRedis, instance_redis
-from tusd_py.settings.commandline import Parser
-from tusd_py.settings.load import add_flags, load_arguments
+from tusd_py.cli.redis import instance_redis
 
 if TYPE_CHECKING:
     from tusd_workers.status import Status
 
-USAGE = "[--json] [options of serve]"
 ABOUT = """\
-Print the state of background jobs: how many uploads are unfinished and due, the last sweeps, the schedule, queues and \
+Print the state of background jobs: how many uploads are unfinished and due, the last sweeps, the schedule, queues and
 workers. Give it the same options as the server.
 
-The exit code is 1 if there is a problem: no worker, no scheduler, failed jobs, events that failed or have waited for too \
+The exit code is 1 if there is a problem: no worker, no scheduler, failed jobs, events that failed or have waited for too
 long, no sweep for too long, or an unavailable Redis.
 """
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the output format and all settings."""
-    parser.option("--json", "Print JSON.", section="Output", action="store_true")
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand("[--json] [options of serve]", ABOUT)
+@option("--json", "Print JSON.", section="Output", name="as_json")
+def command(as_json: bool) -> int:
     """Print the status and return the exit code."""
-    settings = load_arguments(arguments, os.environ).settings
+    settings = read_settings().settings
 
     # Imported here, so that a wrong flag is reported without loading rq.
-    from redis.exceptions import RedisError  # noqa: PLC0415
-
-    from tusd_py.redis import RedisUnavailable  # noqa: PLC0415
-    from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
     from tusd_workers.status import collect  # noqa: PLC0415
 
-    try:
-        with instance_redis(settings) as url:
-            status = collect(settings, url)
-    except (RedisError, RedisUnavailable, EmbeddedRedisError, NoRedis) as problem:
-        sys.stderr.write(f"tusd-py status: {problem}\n")
-        return 1
+    with instance_redis(settings) as url:
+        status = collect(settings, url)
     problems = list(status.problems(settings))
-    if hasattr(arguments, "json"):
+    if as_json:
         write_json({**asdict(status), "problems": problems}, indent=2)
     else:
         for line in _lines(status, problems):

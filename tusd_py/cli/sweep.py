@@ -5,68 +5,39 @@ A sweep needs the uploads' locks. A running server that keeps them in memory is 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import sys
 from dataclasses import asdict
 
 from tusd_py import logs
+from tusd_py.cli.options import option, read_settings, subcommand
 from tusd_py.cli.output import format_time, write_json, write_line
-from tusd_py.settings.commandline import Parser
-from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
-USAGE = "[--dry-run] [--force] [--json] [options of serve]"
 ABOUT = """\
-Check every upload now: remove expired ones, finish those that were complete when a server crashed, and remove leftovers of \
+Check every upload now: remove expired ones, finish those that were complete when a server crashed, and remove leftovers of
 crashes. Give it the same options as the server. The server need not be running. Uploads in use are skipped.
 
 With --dry-run nothing changes, and expired uploads are listed.
 """
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the options and all settings."""
-    parser.option(
-        "--dry-run",
-        "Change nothing; list the uploads that would be removed.",
-        section="Sweep",
-        action="store_true",
-    )
-    parser.option(
-        "--force",
-        "Remove expired uploads even if they are most of all uploads, or if the clock is far from that of the last sweep.",
-        section="Sweep",
-        action="store_true",
-    )
-    parser.option("--json", "Print one JSON object per line.", section="Sweep", action="store_true")
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand("[--dry-run] [--force] [--json] [options of serve]", ABOUT)
+@option("--dry-run", "Change nothing; list the uploads that would be removed.", section="Sweep")
+@option(
+    "--force",
+    "Remove expired uploads even if they are most of all uploads, or if the clock is far from that of the last sweep.",
+    section="Sweep",
+)
+@option("--json", "Print one JSON object per line.", section="Sweep", name="as_json")
+def command(dry_run: bool, force: bool, as_json: bool) -> int:
     """Sweep and return the exit code."""
-    settings = load_arguments(arguments, os.environ).settings
+    settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
-
-    # Imported here, so that a wrong flag is reported without loading them.
-    from tusd_py.maintenance.local import MaintenanceError  # noqa: PLC0415
-
-    try:
-        return asyncio.run(
-            _sweep(
-                settings,
-                dry_run=hasattr(arguments, "dry_run"),
-                force=hasattr(arguments, "force"),
-                as_json=hasattr(arguments, "json"),
-            )
-        )
-    except MaintenanceError as problem:
-        sys.stderr.write(f"tusd-py sweep: {problem}\n")
-        return 1
+    return asyncio.run(_sweep(settings, dry_run=dry_run, force=force, as_json=as_json))
 
 
 async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: bool) -> int:
+    # Imported here, so that a wrong flag is reported without loading them.
     from tusd_py.maintenance.local import Expired  # noqa: PLC0415
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 

@@ -6,100 +6,94 @@ input, as all users of a machine can see the arguments of its processes.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from typing import Any
 
+import click
 import jwt
 
 from tusd_py.auth import build
-from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
-from tusd_py.cli.output import write_json, write_line
-from tusd_py.cli.redis import NoRedis, instance_redis
-from tusd_py.redis import RedisUnavailable
-from tusd_py.redis.embedded.server import EmbeddedRedisError
+from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
+from tusd_py.cli.output import CommandFailed, write_json, write_line
+from tusd_py.cli.redis import instance_redis
 from tusd_py.service.backends import redis_client
 from tusd_py.settings import units
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
-from tusd_py.settings.load import add_flags, load_arguments
 from tusd_py.settings.model import Settings
 
-USAGE = "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]"
 ABOUT = """\
-issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from \
-standard input, prints its content and whether the server would accept it; the exit code is 1 if not. revoke invalidates all \
+issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from
+standard input, prints its content and whether the server would accept it; the exit code is 1 if not. revoke invalidates all
 tokens issued to an owner until now, or all tokens of an upload for good.
 
 Give it the same options as the server, or the same environment.
 """
 
-_ACTIONS = ("issue", "inspect", "revoke")
+_LIFETIME_SECONDS = 3600.0
 _SECTION = "Token"
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the action, its options and all settings."""
-    parser.add_argument("action", nargs="?", default="")
-    parser.option("--owner", "Owner of the token.", section=_SECTION, metavar="NAME")
-    parser.option("--upload", "The upload to revoke.", section=_SECTION, metavar="ID")
-    parser.option(
-        "--scope",
-        "Scopes of the token, separated by commas.",
-        section=_SECTION,
-        metavar="NAMES",
-        note="create, read and delete",
-    )
-    parser.option(
-        "--lasts",
-        "Lifetime of the token.",
-        section=_SECTION,
-        metavar="DURATION",
-        note="1h",
-    )
-    parser.option(
-        "--upload-size",
-        "Maximum size of an upload with this token.",
-        section=_SECTION,
-        metavar="SIZE",
-    )
-    parser.option(
-        "--open-uploads",
-        "Maximum number of unfinished uploads of its owner.",
-        section=_SECTION,
-        metavar="NUMBER",
-    )
-    add_flags(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@subcommand(
+    "issue --owner NAME | inspect | revoke (--owner NAME | --upload ID) [options of serve]", ABOUT
+)
+@action("issue", "inspect", "revoke")
+@option("--owner", "Owner of the token.", section=_SECTION, type=Value("NAME"))
+@option("--upload", "The upload to revoke.", section=_SECTION, type=Value("ID"))
+@option(
+    "--scope",
+    "Scopes of the token, separated by commas.",
+    section=_SECTION,
+    type=Value("NAMES"),
+    note="create, read and delete",
+)
+@option(
+    "--lasts",
+    "Lifetime of the token.",
+    section=_SECTION,
+    type=Value("DURATION", units.parse_duration),
+    note="1h",
+)
+@option(
+    "--upload-size",
+    "Maximum size of an upload with this token.",
+    section=_SECTION,
+    type=Value("SIZE", units.parse_size),
+)
+@option(
+    "--open-uploads",
+    "Maximum number of unfinished uploads of its owner.",
+    section=_SECTION,
+    type=whole(0, 999_999_999),
+)
+def command(action: str, owner: str | None, upload: str | None, **limits: Any) -> int:
     """Run the action and return the exit code."""
-    action: str = arguments.action
-    if action not in _ACTIONS:
-        given = f'"{action}" is no action' if action else "no action was given"
-        raise UsageError(f"{given}; give issue, inspect or revoke{suggestion(action, _ACTIONS)}")
-    given_options = vars(arguments)
-    settings = load_arguments(arguments, os.environ).settings
+    settings = read_settings().settings
     settings = settings.model_copy(update={"auth": "jwt"})
     try:
         if action == "issue":
-            write_line(_issue(settings, given_options))
+            write_line(_issue(settings, owner, **limits))
             return 0
         if action == "inspect":
             return asyncio.run(_inspect(settings, sys.stdin.read().strip()))
-        return _revoke(settings, given_options)
-    except (ValueError, RedisUnavailable, EmbeddedRedisError, KeysUnavailable, NoRedis) as problem:
-        sys.stderr.write(f"tusd-py token: {problem}\n")
-        return 1
+    except ValueError as problem:
+        raise CommandFailed(str(problem)) from problem
+    return _revoke(settings, owner, upload)
 
 
-def _issue(settings: Settings, given: Mapping[str, object]) -> str:
+def _issue(
+    settings: Settings,
+    owner: str | None,
+    *,
+    scope: str | None,
+    lasts: float | None,
+    upload_size: int | None,
+    open_uploads: int | None,
+) -> str:
     """Return a signed access token. Raises ValueError if there is no secret to sign it with."""
     secret = (build.shared_secrets(settings) or (None,))[0]
     if secret is None:
@@ -107,51 +101,42 @@ def _issue(settings: Settings, given: Mapping[str, object]) -> str:
             "there is no secret to sign with (--jwt-secret-file, TUSD_JWT_SECRET); "
             "with a key set, only the holder of the private key can issue tokens"
         )
-    owner = str(given.get("owner", ""))
-    if not owner:
-        raise UsageError("--owner is missing")
-    values = owner.split("/") if len(settings.jwt_owner_claims) > 1 else [owner]
-    if len(values) != len(settings.jwt_owner_claims):
-        claims = "/".join(settings.jwt_owner_claims)
-        raise UsageError(f"--owner: give {claims}, separated by slashes")
     now = int(time.time())
-    claims_of_token: dict[str, object] = {
-        **dict(zip(settings.jwt_owner_claims, values, strict=True)),
-        settings.jwt_scope_claim: " ".join(_scopes(settings, given)),
+    claims: dict[str, object] = {
+        **_owner_claims(settings, owner),
+        settings.jwt_scope_claim: " ".join(_scopes(settings, scope)),
         "iat": now,
-        "exp": now + _duration(given.get("lasts")),
+        "exp": now + int(_LIFETIME_SECONDS if lasts is None else lasts),
+        "iss": settings.jwt_issuer,
+        "aud": next(iter(settings.jwt_audience), None),
+        settings.jwt_max_upload_size_claim: upload_size,
+        settings.jwt_max_open_uploads_claim: open_uploads,
     }
-    if settings.jwt_issuer is not None:
-        claims_of_token["iss"] = settings.jwt_issuer
-    if settings.jwt_audience:
-        claims_of_token["aud"] = settings.jwt_audience[0]
-    if "upload_size" in given:
-        size = units.parse_size(str(given["upload_size"]))
-        claims_of_token[settings.jwt_max_upload_size_claim] = size
-    if "open_uploads" in given:
-        claims_of_token[settings.jwt_max_open_uploads_claim] = _number(str(given["open_uploads"]))
-    algorithm = (settings.jwt_algorithms or ("HS256",))[0]
-    headers = None if secret.kid is None else {"kid": secret.kid}
-    return jwt.encode(claims_of_token, secret.value, algorithm=algorithm, headers=headers)
+    return jwt.encode(
+        {name: value for name, value in claims.items() if value is not None},
+        secret.value,
+        algorithm=(settings.jwt_algorithms or ("HS256",))[0],
+        headers=None if secret.kid is None else {"kid": secret.kid},
+    )
 
 
-def _scopes(settings: Settings, given: Mapping[str, object]) -> list[str]:
+def _owner_claims(settings: Settings, owner: str | None) -> dict[str, str]:
+    if not owner:
+        raise click.UsageError("--owner is missing")
+    names = settings.jwt_owner_claims
+    values = owner.split("/") if len(names) > 1 else [owner]
+    if len(values) != len(names):
+        raise click.UsageError(f"--owner: give {'/'.join(names)}, separated by slashes")
+    return dict(zip(names, values, strict=True))
+
+
+def _scopes(settings: Settings, given: str | None) -> list[str]:
     names = build.scope_names(settings)
-    if "scope" not in given:
+    if given is None:
         return [names[right] for right in (Right.CREATE, Right.READ, Right.DELETE)]
     by_right = {right.value: name for right, name in names.items()}
     # Short names (create, read, delete) are accepted for the configured ones.
-    return [by_right.get(name, name) for name in re.split(r"[, ]+", str(given["scope"])) if name]
-
-
-def _duration(text: object) -> int:
-    return 3600 if text is None else int(units.parse_duration(str(text)))
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise UsageError("--open-uploads: give a whole number")
-    return int(text)
+    return [by_right.get(name, name) for name in re.split(r"[, ]+", given) if name]
 
 
 async def _inspect(settings: Settings, token: str) -> int:
@@ -194,22 +179,22 @@ def _described(principal: Principal) -> dict[str, object]:
     }
 
 
-def _revoke(settings: Settings, given: Mapping[str, object]) -> int:
-    if ("owner" in given) == ("upload" in given):
-        raise UsageError("give either --owner or --upload")
+def _revoke(settings: Settings, owner: str | None, upload: str | None) -> int:
+    if (owner is None) == (upload is None):
+        raise click.UsageError("give either --owner or --upload")
     with instance_redis(settings) as url:
-        asyncio.run(_revoke_in(url, settings, given))
+        asyncio.run(_revoke_in(url, settings, owner, upload))
     return 0
 
 
-async def _revoke_in(url: str, settings: Settings, given: Mapping[str, object]) -> None:
+async def _revoke_in(url: str, settings: Settings, owner: str | None, upload: str | None) -> None:
     redis = redis_client(settings, url)
     await redis.start()
     try:
         revocations = Revocations(redis, on_change=lambda: None, ttl=settings.revocation_ttl)
-        if "upload" in given:
-            await revocations.revoke_upload(str(given["upload"]))
-        else:
-            await revocations.revoke_owner(str(given["owner"]))
+        if upload is not None:
+            await revocations.revoke_upload(upload)
+        elif owner is not None:
+            await revocations.revoke_owner(owner)
     finally:
         await redis.stop()

@@ -39,7 +39,6 @@ from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, parse_digits
 from tusd_py.service.connect import open_maintenance
-from tusd_py.settings.commandline import UsageError
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Upload, is_valid_id
@@ -376,22 +375,18 @@ class _Front:
         _fronts.add(self)
 
     def _settings(self, directory: str) -> Settings:
-        flags = {
+        given = {
             **self._further,
             "upload_dir": directory,
             "base_path": "/",
             # Routers of one application may share a directory, and hold their clients to limits of their own.
             "max_size": max(front.max_size for front in _fronts | {self}),
-            "expire_after": f"{round(self._days_to_keep * 86_400_000)}ms",
+            "expire_after": self._days_to_keep * 86_400.0,
             "hooks_timeout": self._further.get("hooks_timeout", _PATIENCE),
-            "disable_cors": "true",
-            "disable_download": "true",
+            "disable_cors": True,
+            "disable_download": True,
         }
-        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        try:
-            return load(arguments, {**_DEFAULTS, **os.environ}).settings
-        except UsageError as problem:
-            raise ValueError(str(problem)) from None
+        return load({**_DEFAULTS, **os.environ}, arguments=given).settings
 
     def _engine(self, directory: str) -> Engine:
         settings = self._settings(directory)

@@ -68,7 +68,7 @@ def in_server(
 
 
 def _warn_about_secrets(settings: Settings) -> None:
-    names = [name for name in settings.hooks_http_forward_headers.split(", ") if is_secret(name)]
+    names = [name for name in settings.hooks_http_forward_headers if is_secret(name)]
     if names:
         logger.warning(
             "--hooks-http-forward-headers: %s is left out of events that workers deliver, as credentials are not "

@@ -107,5 +107,5 @@ def environment(settings: Settings) -> Mapping[str, str]:
         if setting.name not in settings.model_fields_set or value is None:
             continue
         secret = value.get_secret_value() if isinstance(value, SecretStr) else None
-        ours[setting.environment] = setting.kind.show(value) if secret is None else str(secret)
+        ours[setting.environment] = setting.show(value) if secret is None else str(secret)
     return {**ours, SUPERVISED: "1"}

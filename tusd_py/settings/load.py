@@ -1,25 +1,24 @@
-"""Loads settings from the command line, the environment and a TOML file, with the source of each value.
+"""Loads settings from a dict, the command line, the environment and a TOML file, with the source of each value.
 
-The first source that has a setting decides: command line, environment, file, default. The model alone defines and validates
-settings. pydantic-settings is not used, because every error must name the flag, the variable or the key that the user wrote.
+The first source that has a setting decides, in this order. The model alone defines and validates settings. pydantic-settings
+is not used, because every error must name the argument, the flag, the variable or the key that the user wrote.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tusd_py.settings.commandline import Parser, UsageError, suggestion
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import ENVIRONMENT_PREFIX, HIDDEN, Setting, catalogue
+from tusd_py.settings.suggestion import suggestion
 
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "TUSD_CONFIG"
@@ -39,8 +38,12 @@ _FROM_PLATFORM = (
 _PLATFORM_PORT = re.compile(r"(tcp|udp|sctp)://\S+")
 
 
-class SettingsError(UsageError):
+class SettingsError(ValueError):
     """Invalid settings. Each problem names the setting as the user gave it, its value and what would be valid."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class Loaded:
 
     settings: Settings
     origins: dict[str, str]
-    """For each setting: "flag --port", "environment TUSD_PORT", "file /etc/tusd.toml" or "default".
-    """
+    """For each setting: "argument port", "flag --port", "environment TUSD_PORT", "file /etc/tusd.toml" or "default"."""
     warnings: tuple[str, ...]
     """Probable but harmless mistakes."""
 
@@ -62,58 +64,40 @@ class _Given:
     value: object
     origin: str
     label: str
-    """What the user wrote to give it: "--port", "TUSD_PORT", "/etc/tusd.toml:port"."""
+    """What the user wrote to give it: "port", "--port", "TUSD_PORT", "/etc/tusd.toml:port"."""
 
 
 def load(
-    argv: Sequence[str], environ: Mapping[str, str], model: type[Settings] = Settings
+    environ: Mapping[str, str],
+    *,
+    flags: Mapping[str, object] | None = None,
+    config: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+    model: type[Settings] = Settings,
 ) -> Loaded:
-    """Load settings from arguments that consist of settings only. Raises UsageError."""
-    parser = Parser("tusd-py", "[options]", "")
-    add_flags(parser, model)
-    return load_arguments(parser.read(argv), environ, model)
+    """Load settings from all sources.
 
+    Args:
+        environ: the environment.
+        flags: values of flags by the name of the setting; tuples for flags that may be repeated.
+        config: value of the flag --config.
+        arguments: values by the name of the setting, from an application.
+        model: the model of settings.
 
-def add_flags(parser: Parser, model: type[Settings] = Settings) -> None:
-    """Add the flags of all settings, and --config, to a command."""
-    parser.option(
-        CONFIG_FLAG,
-        "Read settings from this TOML file.",
-        metavar="FILE",
-        note=CONFIG_VARIABLE,
-    )
-    for setting in catalogue(model):
-        kind = setting.kind
-        # A switch needs neither its default nor a placeholder.
-        is_switch = kind.bare == "true" and setting.default == "false"
-        has_default = setting.default and not is_switch
-        notes = [f"default {setting.default}" if has_default else "", setting.environment]
-        parser.option(
-            setting.flag,
-            setting.description,
-            section=setting.group,
-            metavar="" if is_switch else f"[{kind.metavar}]" if kind.bare else kind.metavar,
-            note=", ".join(filter(None, notes)),
-            dest=setting.name,
-            bare=kind.bare,
-            action="append" if kind.many else "store",
-        )
-
-
-def load_arguments(
-    arguments: argparse.Namespace, environ: Mapping[str, str], model: type[Settings] = Settings
-) -> Loaded:
-    """Load settings from the parsed arguments of a command with `add_flags`. Raises SettingsError."""
+    Raises:
+        SettingsError: a value, a name or the file is wrong.
+    """
     settings = catalogue(model)
     given = {
-        **_from_file(settings, vars(arguments).get("config"), environ),
+        **_from_file(settings, config, environ),
         **_from_environment(settings, environ),
-        **_from_flags(settings, arguments),
+        **_from_flags(settings, flags or {}),
+        **_from_arguments(settings, arguments or {}),
     }
     try:
         checked = model.model_validate({name: each.value for name, each in given.items()})
     except ValidationError as error:
-        raise SettingsError(*_problems(error, settings, given)) from None
+        raise SettingsError(*dict.fromkeys(_problems(error, settings, given))) from None
     origins = {
         setting.name: given[setting.name].origin if setting.name in given else "default"
         for setting in settings
@@ -121,16 +105,30 @@ def load_arguments(
     return Loaded(checked, origins, tuple(_warnings(settings, environ)))
 
 
-# --- the three sources ----------------------------------------------------------------------------
+# --- the sources ----------------------------------------------------------------------------------
 
 
-def _from_flags(settings: Iterable[Setting], arguments: argparse.Namespace) -> dict[str, _Given]:
-    values = vars(arguments)
+def _from_arguments(
+    settings: Iterable[Setting], arguments: Mapping[str, object]
+) -> dict[str, _Given]:
+    # By their names or, with underscores, by their flags.
+    known = {setting.flag[2:].replace("-", "_"): setting.name for setting in settings}
+    known |= {setting.name: setting.name for setting in settings}
+    if unknown := sorted(arguments.keys() - known.keys()):
+        raise SettingsError(
+            *(f"{name}: unknown setting{suggestion(name, known)}" for name in unknown)
+        )
+    return {
+        known[name]: _Given(value, f"argument {name}", name) for name, value in arguments.items()
+    }
+
+
+def _from_flags(settings: Iterable[Setting], flags: Mapping[str, object]) -> dict[str, _Given]:
     given = {}
     for setting in settings:
-        if setting.name in values:
-            value = values[setting.name]
-            text = ",".join(value) if setting.kind.many else value
+        if setting.name in flags:
+            value = flags[setting.name]
+            text = ",".join(value) if isinstance(value, tuple) else value
             given[setting.name] = _Given(text, f"flag {setting.flag}", setting.flag)
     return given
 
@@ -164,7 +162,7 @@ def _from_file(
             problems.append(f"{place}: unknown setting{suggestion(key, known.keys())}")
         elif setting.name in given:
             problems.append(f"{place}: given twice, as {given[setting.name].label} too")
-        elif setting.kind.quoted and not isinstance(value, str):
+        elif setting.written.quoted and not isinstance(value, str):
             problems.append(f"{place}: give it in quotes, such as {_quote(setting.default)}")
         else:
             given[setting.name] = _Given(value, f"file {path}", place)
@@ -202,7 +200,7 @@ def _problems(
         if setting.name not in given:
             yield f"{setting.flag} (or {setting.environment}) must be given"
             continue
-        reason = details.get("ctx", {}).get("error", details["msg"])
+        reason = details["ctx"]["error"] if details["type"] == "value_error" else setting.expected
         yield f"{_wrote(setting, given)}: {reason}"
 
 

@@ -1,38 +1,54 @@
-"""What there is to know about each setting besides its value: flag, environment variable, group,
-kind, default.
+"""What users meet of each setting besides its value: flag, environment variable, group, syntax, default.
 
-Made from the model, for whoever reads or shows settings: the command line, the environment, help
-and documentation.
+Derived from the model for the command line, the environment, help and documentation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import get_args
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, Field, SecretStr
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
-from tusd_py.settings.kinds import Kind
+from tusd_py.settings.suggestion import one_of
+from tusd_py.settings.types import Written
 
 ENVIRONMENT_PREFIX = "TUSD_"
 HIDDEN = "********"
 
-_TEXT = Kind("TEXT", lambda value: value)
+_BOOL = Written(
+    "true|false",
+    "give true or false",
+    text=lambda value: "true" if value else "false",
+    bare="true",
+)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Put on a field by `Annotated`: how it is presented where its name, kind and default do not
-    say it.
+def setting(
+    default: object,
+    group: str,
+    description: str,
+    *,
+    flag: str | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """Declare a setting: a field of the model.
+
+    Args:
+        default: its default, or a function that makes it from the values of earlier settings.
+        group: heading under which help and documentation list it.
+        description: sentences for help and documentation.
+        flag: its flag, if that is not its name.
+        shown_default: the default in words, if it depends on other settings.
     """
-
-    group: str
-    flag: str | None = None
-    """The flag, where it is not the field's name."""
-    default: str | None = None
-    """The default in words, where it depends on other settings."""
+    extra: JsonDict = {"group": group, "flag": flag, "shown_default": shown_default}
+    if callable(default):
+        return Field(default_factory=default, description=description, json_schema_extra=extra)
+    return Field(default, description=description, json_schema_extra=extra)
 
 
 @dataclass(frozen=True)
@@ -44,58 +60,95 @@ class Setting:
     environment: str
     group: str
     description: str
-    kind: Kind
+    written: Written
     default: str
-    """The default as the user would write it; "" where it is nothing."""
+    """The default as the user would write it; "" if there is none."""
+    expected: str
+    """What to give instead of a wrong value."""
+    many: bool
+    """Whether it is a list: its flag may be repeated."""
     secret: bool
 
     def show(self, value: object) -> str:
-        """The value as the user would write it; secrets are hidden, and nothing is ""."""
+        """The value as the user would write it; secrets are hidden, and None is ""."""
         if value is None:
             return ""
-        return HIDDEN if self.secret or isinstance(value, SecretStr) else self.kind.show(value)
+        if self.secret:
+            return HIDDEN
+        return (
+            ",".join(map(self.written.text, value))
+            if isinstance(value, tuple)
+            else self.written.text(value)
+        )
 
     def as_json(self, value: object) -> bool | int | float | str | list[str] | None:
         """The value for JSON: sizes in bytes, durations in seconds; secrets are hidden."""
-        if value is None or (isinstance(value, bool | int | float) and not self.kind.quoted):
+        if value is None or (isinstance(value, bool | int | float) and not self.written.quoted):
             return value
         if isinstance(value, tuple) and not self.secret:
-            return [self.kind.show((item,)) for item in value]
+            return [self.written.text(item) for item in value]
         return self.show(value)
 
 
+@cache
 def catalogue(model: type[BaseModel]) -> tuple[Setting, ...]:
     """All settings of a model in its order."""
     return tuple(_setting(name, field) for name, field in model.model_fields.items())
 
 
 def _setting(name: str, field: FieldInfo) -> Setting:
-    shown = next((extra for extra in field.metadata if isinstance(extra, Shown)), Shown("Other"))
-    kind = next((extra for extra in field.metadata if isinstance(extra, Kind)), _TEXT)
-    secret = _is_secret(field.annotation)
-    default = shown.default
-    if default is None:
-        default = (
-            "" if secret or field.default is None or field.is_required() else _show(kind, field)
-        )
-    return Setting(
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    written = _written(field)
+    described = Setting(
         name=name,
-        flag=shown.flag or "--" + name.replace("_", "-"),
+        flag=str(extra.get("flag") or "--" + name.replace("_", "-")),
         environment=ENVIRONMENT_PREFIX + name.upper(),
-        group=shown.group,
+        group=str(extra.get("group") or "Other"),
         description=field.description or "",
-        kind=kind,
-        default=default,
-        secret=secret,
+        written=written,
+        default=str(extra.get("shown_default") or ""),
+        expected=_expected(field, written),
+        many=get_origin(field.annotation) is tuple,
+        secret=field.annotation is SecretStr or SecretStr in get_args(field.annotation),
     )
+    if described.default or described.secret or field.is_required() or field.default_factory:
+        return described
+    return replace(described, default=described.show(field.default))
 
 
-def _show(kind: Kind, field: FieldInfo) -> str:
-    default: object = field.default
-    if isinstance(default, PurePath) and not default.is_absolute():
-        return f"./{default}"
-    return kind.show(default)
+def _words(field: FieldInfo) -> tuple[str, ...]:
+    """The words that are allowed for a setting, or for the items of its list; empty if others are."""
+    annotation: object = field.annotation
+    if get_origin(annotation) is tuple:
+        item = get_args(annotation)[0]
+        annotation = get_args(item)[0] if get_origin(item) is Annotated else item
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
-def _is_secret(annotation: object) -> bool:
-    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+def _written(field: FieldInfo) -> Written:
+    for extra in reversed(field.metadata):
+        if isinstance(extra, Written):
+            return extra
+    if field.annotation is bool:
+        return _BOOL
+    many = get_origin(field.annotation) is tuple
+    return Written("|".join(_words(field)) or "TEXT") if not many else Written("NAMES")
+
+
+def _expected(field: FieldInfo, written: Written) -> str:
+    words = _words(field)
+    if words and get_origin(field.annotation) is tuple:
+        return f"give one or more of {', '.join(words)}"
+    if words:
+        return f"give {one_of(words)}"
+    if written.expected:
+        return written.expected
+    bounds = {type(extra): extra for extra in field.metadata}
+    match bounds.get(Ge), bounds.get(Gt), bounds.get(Le), bounds.get(MinLen):
+        case Ge(ge=low), _, Le(le=high), _:
+            return f"give {written.noun} from {written.text(low)} to {written.text(high)}"
+        case _, Gt(gt=low), Le(le=high), _:
+            return f"give {written.noun} greater than {written.text(low)}, at most {written.text(high)}"
+        case _, _, _, MinLen(min_length=least):
+            return f"give at least {least} characters"
+    return f"give a value of the form {written.metavar}"

@@ -340,10 +340,10 @@ def _cors(settings: Settings) -> CORS | None:
         allow_origin=settings.cors_allow_origin,
         allow_credentials=settings.cors_allow_credentials,
         allow_private_network=settings.cors_allow_private_network,
-        allow_methods=settings.cors_allow_methods,
-        allow_headers=settings.cors_allow_headers,
-        expose_headers=settings.cors_expose_headers,
-        max_age=settings.cors_max_age,
+        allow_methods=", ".join(settings.cors_allow_methods),
+        allow_headers=", ".join(settings.cors_allow_headers),
+        expose_headers=", ".join(settings.cors_expose_headers),
+        max_age=str(settings.cors_max_age),
     )
 
 

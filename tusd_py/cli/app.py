@@ -1,0 +1,136 @@
+"""The group of all subcommands: dispatch, completion, and a line for each mistake of the user or failure of the system."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+
+import click
+from click.shell_completion import CompletionItem, shell_complete
+
+from tusd_py.cli import COMMANDS, PROGRAM
+from tusd_py.settings.suggestion import suggestion
+
+EXIT_USAGE = 2
+EXIT_FAILURE = 1
+_COMPLETION_VARIABLE = "_TUSD_PY_COMPLETE"
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(f"tusd_py.cli.{cmd_name}").command
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            raise click.UsageError(f'unknown command "{args[0]}"{suggestion(args[0], COMMANDS)}')
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(_overview())
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import all commands for their summaries.
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=summary)
+            for name, summary in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+
+
+_GROUP = _Commands(
+    PROGRAM,
+    # For the shell's completion; both are handled before click is loaded.
+    params=[click.Option(["--version", "-V"], is_flag=True, expose_value=False)],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the subcommand that the arguments name and return its exit code."""
+    if instruction := os.environ.get(_COMPLETION_VARIABLE):
+        return shell_complete(_GROUP, {}, PROGRAM, _COMPLETION_VARIABLE, instruction)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help", *arguments[2:]]
+    try:
+        # Not `main`, which has exit codes and messages of its own.
+        with _GROUP.make_context(PROGRAM, list(arguments) or ["--help"]) as context:
+            code: int = _GROUP.invoke(context)
+            return code
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        return _report(arguments, [sentence(error, arguments)], EXIT_USAGE)
+    except BrokenPipeError:
+        raise
+    except Exception as problem:
+        from tusd_py.settings.load import SettingsError  # noqa: PLC0415
+
+        if isinstance(problem, SettingsError):
+            return _report(arguments, problem.problems, EXIT_USAGE)
+        # It imports whatever can fail.
+        from tusd_py.cli.failures import explain  # noqa: PLC0415
+
+        if (text := explain(problem)) is None:
+            raise
+        return _report(arguments, [text], EXIT_FAILURE)
+
+
+def _report(arguments: list[str], problems: Iterable[str], code: int) -> int:
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    program = f"{PROGRAM} {command}".rstrip()
+    lines = [f"{program}: {problem}" for problem in problems]
+    if code == EXIT_USAGE and sys.stderr.isatty():
+        lines.append(f"Try {program} --help")
+    sys.stderr.write("\n".join(lines) + "\n")
+    return code
+
+
+def sentence(error: click.UsageError, arguments: list[str]) -> str:
+    """Put click's errors about flags in the words of our own."""
+    options = [
+        each
+        for each in (error.ctx.command.params if error.ctx is not None else ())
+        if isinstance(each, click.Option)
+    ]
+    if isinstance(error, click.NoSuchOption):
+        # Of an unknown flag with one dash click names the first letter only.
+        written = (each.split("=", 1)[0] for each in arguments)
+        flag = next((each for each in written if each.startswith(error.option_name)), "")
+        known = [flag for option in options for flag in option.opts] + ["--help"]
+        return f"unknown option {flag}{suggestion(flag, known)}"
+    if isinstance(error, click.BadOptionUsage):
+        switches = [flag for option in options if option.is_flag for flag in option.opts]
+        needs = "takes no value" if error.option_name in switches else "needs a value"
+        return f"{error.option_name} {needs}"
+    return error.format_message()
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
+    return f"""\
+Usage: {PROGRAM} COMMAND [options]
+
+A resumable upload server: tus 1.0.0 with every extension.
+
+{commands}
+
+  {PROGRAM} COMMAND --help        the usual options of a command
+  {PROGRAM} COMMAND --help all    all options of a command
+  {PROGRAM} --version             version of this installation
+
+{PROGRAM} serve needs no options: it accepts uploads at http://127.0.0.1:8080/files/
+and stores them in ./data.
+"""

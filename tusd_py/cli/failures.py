@@ -1,0 +1,60 @@
+"""Failures that a person can do something about, in one sentence each. Everything else is a bug and keeps its traceback.
+
+Imported when a command has failed, as it imports what can fail.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+
+from redis.exceptions import RedisError
+
+from tusd_py.auth.keys import KeysUnavailable
+from tusd_py.cli.output import CommandFailed, printable
+from tusd_py.maintenance.local import MaintenanceError
+from tusd_py.redis import RedisUnavailable
+from tusd_py.redis.embedded.server import EmbeddedRedisError
+from tusd_py.storage.base import StorageError
+
+_KNOWN = (
+    CommandFailed,
+    EmbeddedRedisError,
+    KeysUnavailable,
+    MaintenanceError,
+    RedisError,
+    RedisUnavailable,
+    StorageError,
+)
+
+
+def explain(problem: Exception) -> str | None:
+    """Return what went wrong and what to do about it; None for a bug."""
+    if isinstance(problem, OSError) and problem.strerror:
+        path = f"{printable(os.fsdecode(problem.filename))}: " if problem.filename else ""
+        text = f"{path}{problem.strerror}"
+    elif isinstance(problem, _KNOWN):
+        text = str(problem)
+    else:
+        return None
+    denied = next((each for each in _causes(problem) if isinstance(each, PermissionError)), None)
+    return text if denied is None else f"{text}; run it as the user of the server{_owner(denied)}"
+
+
+def _causes(problem: BaseException | None) -> Iterator[BaseException]:
+    while problem is not None:
+        yield problem
+        problem = problem.__cause__ or problem.__context__
+
+
+def _owner(denied: PermissionError) -> str:
+    """Name the owner of what must not be read or written, if that is another user."""
+    path = denied.filename
+    while path and not os.path.exists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    try:
+        uid = os.stat(path).st_uid
+        return "" if uid == os.geteuid() else f" ({pwd.getpwuid(uid).pw_name})"
+    except (OSError, KeyError, TypeError):
+        return ""
