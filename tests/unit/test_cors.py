@@ -64,7 +64,7 @@ def test_with_credentials_the_origin_is_never_a_star() -> None:
 
 def test_a_preflight_tells_methods_headers_and_age() -> None:
     got = fields(cors(), b"https://example.com", preflight=True)
-    assert got["access-control-allow-methods"] == "POST, HEAD, PATCH, OPTIONS, GET, DELETE"
+    assert got["access-control-allow-methods"] == "POST, PUT, HEAD, PATCH, OPTIONS, GET, DELETE"
     assert got["access-control-max-age"] == "86400"
     assert listed(got["access-control-allow-headers"]) >= {
         "authorization",
@@ -122,13 +122,13 @@ def test_everything_that_a_client_needs_to_resume_is_exposed() -> None:
 
 def test_names_are_added_to_the_usual_ones_once() -> None:
     policy = cors(
-        allow_methods="PUT, post",
+        allow_methods="QUERY, post",
         allow_headers="X-Study, content-type,, X-Study",
         expose_headers="X-Seen",
         max_age="5",
     )
     preflight = fields(policy, b"https://a.example", preflight=True)
-    assert preflight["access-control-allow-methods"].endswith(", DELETE, PUT")
+    assert preflight["access-control-allow-methods"].endswith(", DELETE, QUERY")
     assert preflight["access-control-allow-headers"].endswith(", X-Study")
     assert preflight["access-control-allow-headers"].count("X-Study") == 1
     assert preflight["access-control-max-age"] == "5"

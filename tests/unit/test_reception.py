@@ -21,7 +21,7 @@ from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import BodyEnd, BodyReceiver, GetBuffer, WriteView
+from tusd_py.uploads.receive import BodyEnd, BodyReceiver, GetBuffer, Watcher, WriteView
 
 
 class LostLease(UncontestedLease):
@@ -43,6 +43,7 @@ class WholeBody:
 
     def __init__(self, data: bytes) -> None:
         self.end: BodyEnd | None = None
+        self.watcher: Watcher | None = None
         self._data = data
 
     async def read(self) -> bytes:

@@ -26,7 +26,7 @@ from tusd_py.redis import RedisClient
 from tusd_py.storage.base import UploadGone, UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import BodyEnd, GetBuffer, WriteView
+from tusd_py.uploads.receive import BodyEnd, GetBuffer, Watcher, WriteView
 from tusd_py.uploads.service import Uploads
 
 BEGIN, REST = b"hello ", b"world"
@@ -39,6 +39,7 @@ class WholeBody:
 
     def __init__(self, data: bytes) -> None:
         self.end: BodyEnd | None = None
+        self.watcher: Watcher | None = None
         self._data = data
 
     async def read(self) -> bytes:

@@ -28,6 +28,7 @@ from tusd_py.events.model import (
     HookError,
     HookFailed,
     HookFunction,
+    HookRefusal,
     RefusedByHook,
     Reject,
     RequestView,
@@ -372,7 +373,7 @@ NO_CREATION_HOOKS = Creation(
 
 def _response_to(refusal: Reject | Stop, code: str) -> ProtocolError:
     is_whole = any(name.lower() == "content-type" for name in refusal.headers)
-    kind = RefusedByHook if is_whole else ProtocolError
+    kind = RefusedByHook if is_whole else HookRefusal
     return kind(refusal.status, code, refusal.body, refusal.headers)
 
 

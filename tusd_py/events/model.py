@@ -249,5 +249,9 @@ class HookContext:
     counters: Counters
 
 
-class RefusedByHook(ProtocolError):
+class HookRefusal(ProtocolError):
+    """A refusal that a hook decided on."""
+
+
+class RefusedByHook(HookRefusal):
     """A refusal whose message is the exact body to send; the headers contain its Content-Type."""

@@ -70,7 +70,7 @@ class Counters:
     uploads_active: requests that receive a body now. connections_open: connections of clients now. bytes_received: by outcome
     of the body. request_durations: in seconds, by method. errors: refused or failed requests by status and code. lock_waits: in
     seconds. hook_calls, hook_errors: by event type; a refusal is no error. bodies: by way, "direct" or "stream". duplicates:
-    look-ups by outcome. redis_failures: failed commands.
+    look-ups by outcome. protocols: requests by protocol, see `endpoint.py`. redis_failures: failed commands.
     """
 
     uploads_created: int = 0
@@ -88,6 +88,7 @@ class Counters:
     hook_errors: dict[str, int] = field(default_factory=dict)
     bodies: dict[str, int] = field(default_factory=lambda: {"direct": 0, "stream": 0})
     duplicates: dict[str, int] = field(default_factory=dict)
+    protocols: dict[str, int] = field(default_factory=dict)
     redis_failures: int = 0
 
     def request(self, method: str, seconds: float) -> None:
@@ -98,6 +99,10 @@ class Counters:
     def requests(self) -> int:
         """Number of requests answered so far."""
         return sum(seen.count for seen in self.request_durations.values())
+
+    def protocol(self, name: str) -> None:
+        """Count a request by the protocol that it speaks, one of a few names."""
+        self.protocols[name] = self.protocols.get(name, 0) + 1
 
     def error(self, status: int, code: str) -> None:
         """Count a request that was refused or failed; `code` is one of the server's own `ERR_…`."""

@@ -74,6 +74,12 @@ class Metrics(Collector):
             (((method,), seen.count) for method, seen in self.counters.request_durations.items()),
         )
         yield _counter(
+            "tusd_requests_by_protocol_total",
+            "Requests by protocol: tus, ietf with its interop version, or unmarked.",
+            ["protocol"],
+            _single(self.counters.protocols),
+        )
+        yield _counter(
             "tusd_errors_total",
             "Requests that were refused or failed, by status and code.",
             ["status", "code"],

@@ -139,6 +139,7 @@ class UploadInfo:
         location: Path of the bytes relative to the store, if it is not the id.
         foreign: Recorded by another server, which has no `finished_at`.
         counted: That server's byte counts, if they are the truth about the bytes.
+        awaits_completion: Only a request that says so completes it, whatever its length (Resumable Uploads for HTTP).
     """
 
     id: str
@@ -158,6 +159,7 @@ class UploadInfo:
     location: str | None = None
     foreign: bool = False
     counted: Counted | None = None
+    awaits_completion: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,11 @@ class Upload:
     @property
     def complete(self) -> bool:
         """Whether all bytes have arrived. The upload is finished only once `info.finished_at` is set too."""
+        return self.fills_length and not (self.info.awaits_completion and not self.finished)
+
+    @property
+    def fills_length(self) -> bool:
+        """Whether there are as many bytes as the length says."""
         return self.joined and self.info.length is not None and self.offset == self.info.length
 
     @property

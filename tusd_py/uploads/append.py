@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from tusd_py.auth.principal import Action
-from tusd_py.events.model import RequestView
+from tusd_py.events.model import EventType, RequestView
+from tusd_py.locks.base import Lease
 from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append
 from tusd_py.storage.base import Upload
+from tusd_py.uploads import completion
 from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
 from tusd_py.uploads.receive import Body, BodyReceiver
+from tusd_py.uploads.removal import Remover
 
 
 class Appender(Operation):
     """Appends to the uploads of one store."""
 
     def __init__(
-        self, collaborators: Collaborators, receiver: BodyReceiver, finisher: Finisher
+        self,
+        collaborators: Collaborators,
+        receiver: BodyReceiver,
+        finisher: Finisher,
+        remover: Remover,
     ) -> None:
         super().__init__(collaborators)
         self._receiver = receiver
         self._finisher = finisher
+        self._remover = remover
 
     async def append(
         self, upload_id: str, command: Append, body: Body, request: RequestView
@@ -38,17 +47,30 @@ class Appender(Operation):
                 raise errors.modify_final()
             if command.offset != upload.offset:
                 raise errors.mismatched_offset(upload.offset)
-            declared = self._declared(upload, command.length)
-            self._receiver.check(declared, command.content)
-            await self._receiver.check_space(command.content.length or 0)
-            if declared.info is not upload.info:
-                await self._store.save(declared.info, fence=held.fence)
-            upload = await self._receiver.receive(
-                declared, command.content, body, held.lease, request
-            )
+            completion.check_open(upload, command)
+            try:
+                upload = await self._receive(upload, command, body, request, held.lease)
+            except ProtocolError as problem:
+                if completion.exceeds_length(upload, command, problem):
+                    await self._remover.remove(
+                        upload, EventType.POST_TERMINATE, request, held.lease
+                    )
+                raise
             self._due_marks.mark(upload_id, self._expiry.due_at(upload))
             await self._expiry.record_growth(upload)
-            return await self._finisher.finish(upload, request, held.fence)
+            return await self._finisher.complete(upload, command.completes, request, held.fence)
+
+    async def _receive(
+        self, upload: Upload, command: Append, body: Body, request: RequestView, lease: Lease
+    ) -> Upload:
+        """Check the declared length, record it, and receive the body. Raises ProtocolError, StorageError, LeaseLost."""
+        declared = self._declared(upload, command.length)
+        self._receiver.check(declared, command.content)
+        await self._receiver.check_space(command.content.length or 0)
+        declared = completion.before_body(declared, command.completes)
+        if declared.info is not upload.info:
+            await self._store.save(declared.info, fence=lease.fence)
+        return await self._receiver.receive(declared, command.content, body, lease, request)
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
         """The upload with the length that the request declares ("Creation", Upload-Defer-Length). Raises a 400 or 413."""

@@ -74,7 +74,7 @@ class Creator(Operation):
             self.check_size(info, content)
             known = info.length or (content.length if content else None)
             await self._receiver.check_space(known or 0)
-            return await self.carry_out(info, content, body, request)
+            return await self.carry_out(info, content, body, request, completes=command.completes)
 
     def new_record(
         self, command: Creation, parts: Sequence[str], request: RequestView
@@ -95,6 +95,7 @@ class Creator(Operation):
             created_at=self._expiry.now(),
             owner=owner,
             max_size=request.principal.limits.max_upload_size,
+            awaits_completion=command.completes is not None,
         )
 
     def check_size(self, info: UploadInfo, content: Content | None) -> None:
@@ -113,10 +114,11 @@ class Creator(Operation):
         request: RequestView,
         *,
         key: FinalKey | None = None,
+        completes: bool | None = None,
     ) -> Result:
         """Call the pre-create hooks, create the upload, add the bytes of the body. Raises ProtocolError, StorageError.
 
-        key: of a final, which makes its creation idempotent.
+        key: of a final, which makes its creation idempotent. completes: see `Creation`.
         """
         created = False
         creation = NO_CREATION_HOOKS
@@ -129,7 +131,11 @@ class Creator(Operation):
             async with await self._lease(info, content, creation.changes) as lease:
                 upload = await self._record(info, key, request, lease.fence)
                 created = True
-                result = await self._fill(upload, content, body, request, lease)
+                if body.watcher is not None and content is not None:
+                    body.watcher.created(upload)
+                result = await self._fill(
+                    upload, content, body, request, lease, completes=completes
+                )
         except BaseException as problem:
             # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
@@ -190,12 +196,14 @@ class Creator(Operation):
         body: Body,
         request: RequestView,
         lease: Lease,
+        *,
+        completes: bool | None,
     ) -> Result:
         """Add the bytes that came with the creation, and finish the upload if it is complete."""
         try:
             if content is not None:
                 upload = await self._receiver.receive(upload, content, body, lease, request)
-            return await self._finisher.finish(upload, request, lease.fence)
+            return await self._finisher.complete(upload, completes, request, lease.fence)
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # No byte counts and the client does not know its URL, so the upload is useless. Creation hooks know it.

@@ -20,6 +20,7 @@ from tusd_py.storage.base import (
     Upload,
     UploadGone,
 )
+from tusd_py.uploads import completion
 from tusd_py.uploads.concatenation import Concatenation
 from tusd_py.uploads.expiring import Expirer
 from tusd_py.uploads.failures import translated
@@ -61,12 +62,25 @@ class Finisher(Operation):
             clock=self._expiry.now,
         )
 
-    async def finish(self, upload: Upload, request: RequestView, fence: Fence) -> Result:
+    async def complete(
+        self, upload: Upload, completes: bool | None, request: RequestView, fence: Fence
+    ) -> Result:
+        """Finish an upload if the body that was received in full completes it; see `completion`. Raises as `finish`."""
+        received = completion.after_body(upload, completes)
+        if received.length != upload.length:
+            await self._store.save(received.info, fence=fence)
+        return await self.finish(received, request, fence, by_length=completes is not False)
+
+    async def finish(
+        self, upload: Upload, request: RequestView, fence: Fence, *, by_length: bool = False
+    ) -> Result:
         """Finish an upload if all bytes are there: once, under its lock. Raises StorageError, LeaseLost, ProtocolError.
 
-        The lock may be lost at every await, so everything is recorded within the fence.
+        The lock may be lost at every await, so everything is recorded within the fence. by_length: an upload that has its
+        length is complete, although only a request that says so completes it.
         """
-        if upload.finished or not upload.complete:
+        is_complete = upload.fills_length if by_length else upload.complete
+        if upload.finished or not is_complete:
             return Result(upload)
         # If anything fails from here on, or the server is killed, the sweep tries again soon.
         self._mark_due_soon(upload.id)
@@ -126,16 +140,18 @@ class Finisher(Operation):
 
     # Uploads whose finish was interrupted
 
-    async def settle(self, upload: Upload, request: RequestView, lease: Lease) -> Upload:
+    async def settle(
+        self, upload: Upload, request: RequestView, lease: Lease, *, by_length: bool = False
+    ) -> Upload:
         """Bring an upload whose lock is held to the state that its bytes imply: recovered, joined, finished.
 
-        Raises StorageError, LeaseLost, ProtocolError.
+        by_length: see `finish`. Raises StorageError, LeaseLost, ProtocolError.
         """
         fence = lease.fence
         upload = await self._store.recover(upload, fence=fence)
         if upload.info.is_final and not upload.joined:
             upload = await self.concatenation.try_join(upload, fence)
-        return (await self.finish(upload, request, fence)).upload
+        return (await self.finish(upload, request, fence, by_length=by_length)).upload
 
     async def recover_interrupted(self, upload_id: str) -> bool:
         """Join and finish an upload that was complete when a server died, unless it is locked; whether it is finished."""

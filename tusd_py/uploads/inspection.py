@@ -26,10 +26,13 @@ class Inspector(Operation):
         super().__init__(collaborators)
         self._finisher = finisher
 
-    async def inspect(self, upload_id: str, request: RequestView) -> Upload:
+    async def inspect(
+        self, upload_id: str, request: RequestView, *, by_length: bool = False
+    ) -> Upload:
         """Return an upload (HEAD). A request that is writing to it is asked to release its lock, so that the offset is final.
 
-        First finishes the upload if a crash interrupted that. Raises ProtocolError.
+        First finishes the upload if a crash interrupted that. by_length: the client takes one that has its length for complete,
+        as in tus, so that is finished too. Raises ProtocolError.
         """
         self._guard.admit()
         with translated:
@@ -40,7 +43,7 @@ class Inspector(Operation):
                     upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
                     if upload.finished:
                         return upload
-                    return await self._finisher.settle(upload, request, free)
+                    return await self._finisher.settle(upload, request, free, by_length=by_length)
             upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
             await self._access.ask_hooks(upload, request)
             if upload.finished:
@@ -48,7 +51,7 @@ class Inspector(Operation):
             async with await self._guard.acquire(upload_id) as lease:
                 # Checked again: the id may belong to another owner's upload by now.
                 upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
-                return await self._finisher.settle(upload, request, lease)
+                return await self._finisher.settle(upload, request, lease, by_length=by_length)
 
     async def look_up(self, upload_id: str, request: RequestView, action: Action) -> Upload:
         """Return an upload if the client may do `action`. Needs no lock, changes nothing. Raises ProtocolError."""

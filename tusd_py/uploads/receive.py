@@ -75,10 +75,27 @@ GetBuffer = Callable[[], "memoryview | None"]
 """Return a buffer for the next bytes; None for no preference. Called before every read, also before those that read nothing."""
 
 
+class Watcher(Protocol):
+    """Told of a request's progress while it is carried out, for interim responses."""
+
+    def created(self, upload: Upload) -> None:
+        """The upload exists; its body is received next."""
+
+    def receiving(self, offset: Callable[[], int]) -> None:
+        """Bytes that count are being received; `offset` returns how many the upload has."""
+
+    def received(self) -> None:
+        """No more bytes are received."""
+
+
 class Body(Protocol):
-    """The body of a request. However it ends, `read` reports the end of the body; `end` has the reason."""
+    """The body of a request. However it ends, `read` reports the end of the body; `end` has the reason.
+
+    watcher: told of the progress, if anybody wants to know.
+    """
 
     end: BodyEnd | None
+    watcher: Watcher | None = None
 
     async def read(self) -> bytes:
         """Return the next bytes; empty at the end, for whatever reason."""
@@ -130,6 +147,7 @@ class _Transfer:
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
     reported: int = field(init=False)
+    watcher: Watcher | None = None
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
@@ -248,6 +266,8 @@ class BodyReceiver:
             request=request,
             limit=limit,
             over_limit=over_limit,
+            # Bytes that count only once they are verified are not acknowledged before.
+            watcher=None if content.verified else body.watcher,
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:
@@ -274,12 +294,16 @@ class BodyReceiver:
         self._stop_if_refused(transfer)
         if self._hooks.wants(EventType.POST_RECEIVE):
             self._report_progress(transfer)
+        if transfer.watcher is not None:
+            transfer.watcher.receiving(lambda: transfer.writer.offset)
 
     def _end(self, transfer: _Transfer) -> None:
         """Stop tracking the transfer: detach the lease callback, cancel the progress timer."""
         transfer.lease.on_requested(None)
         if transfer.progress_timer is not None:
             transfer.progress_timer.cancel()
+        if transfer.watcher is not None:
+            transfer.watcher.received()
         if self._transfers.pop(transfer.body, None) is not None:
             self._counters.uploads_active -= 1
 

@@ -114,7 +114,7 @@ class Uploads:
         self._finisher = finisher = Finisher(shared, expirer, self._receiver.check_space)
         self._creator = Creator(shared, self._receiver, finisher, remover)
         self._finals = FinalCreator(shared, self._receiver, self._creator, finisher.concatenation)
-        appender = Appender(shared, self._receiver, finisher)
+        appender = Appender(shared, self._receiver, finisher, remover)
         inspector = Inspector(shared, finisher)
 
         # Requests; `create` is below.

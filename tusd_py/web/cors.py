@@ -10,7 +10,7 @@ import re
 
 from tusd_py.protocol.headers import RawHeaders
 
-ALLOWED_METHODS = ("POST", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
+ALLOWED_METHODS = ("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 
 # What clients of tus 1.0.0 and of the IETF's protocol send, and what lies around in browsers,
 # proxies and libraries.

@@ -1,8 +1,10 @@
-"""The tus endpoint: an ASGI application for one collection of uploads.
+"""The endpoint: an ASGI application for one collection of uploads.
 
-It reads a request's head, lets `protocol/` make a command of it and `uploads` carry it out, and writes the response. It can
-stand alone, behind our own server, or be mounted in any ASGI framework. The path from the socket to the store passes no
-middleware: CORS, proxies, metrics and the log line are calls from here.
+It reads a request's head, lets `protocol/` make a command of it and `uploads` carry it out, and writes the response. Which
+protocol a request speaks is decided once, from its head: tus is spoken here, Resumable Uploads for HTTP in `ietf_requests.py`,
+and what is the same in both (authentication, removal, downloads, sending) is here too. It can stand alone, behind our own
+server, or be mounted in any ASGI framework. The path from the socket to the store passes no middleware: CORS, proxies, metrics
+and the log line are calls from here.
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from http import HTTPStatus
 from itertools import count
 from typing import Any, cast
 from urllib.parse import quote
@@ -25,10 +26,10 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from tusd_py import logs
-from tusd_py.auth.principal import ANYBODY, Principal
-from tusd_py.events.model import HookResponse, RefusedByHook, RequestView
+from tusd_py.auth.principal import Action
+from tusd_py.events.model import RefusedByHook, RequestView
 from tusd_py.metrics.counters import Counters
-from tusd_py.protocol import concat, errors, tus
+from tusd_py.protocol import concat, errors, ietf, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
@@ -41,7 +42,9 @@ from tusd_py.web import progress
 from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.http.exchange import EXTENSION, Exchange
-from tusd_py.web.proxy_headers import External, Proxies
+from tusd_py.web.ietf_requests import IetfRequests
+from tusd_py.web.messages import Request, Response, phrase, without_framing
+from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.request_body import RequestBody
 from tusd_py.web.token_routes import TokenRoutes
 
@@ -57,42 +60,11 @@ _STRANGER_STEP = 0.02
 tell an upload of somebody else's from one that there is not."""
 _JITTER = 5000
 """Microseconds at most that are added to it, as timers go by milliseconds."""
-_FRAMING = frozenset({"content-length", "transfer-encoding"})
-"""Fields that say where a response ends: ours to say, whatever a hook thinks."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
 _PROCESS = secrets.token_hex(4)
 _numbers = count(1)
 _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
-
-
-@dataclass(slots=True)
-class Response:
-    """A response that is still to be sent; the bytes of `reader` follow `download`; whoever sends closes it."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    download: DownloadPlan | None = None
-    reader: Reader | None = None
-    code: str | None = None
-
-
-@dataclass(slots=True)
-class Request:
-    """One request, as far as it was looked at. route: the path below the place where the endpoint is mounted."""
-
-    scope: Scope
-    receive: Receive
-    headers: Headers
-    method: str
-    route: str
-    external: External
-    body: RequestBody
-    exchange: Exchange | None
-    request_id: str
-    upload_id: str = ""
-    principal: Principal = ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +97,11 @@ class TusEndpoint:
         self._cors = cors
         self._counters = counters or Counters()
         self._desk = desk
+        self._ietf = IetfRequests(
+            uploads,
+            view=self._view,
+            authenticator=None if desk is None else desk.authenticator,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; an ASGI application of type "http"."""
@@ -172,6 +149,7 @@ class TusEndpoint:
 
     async def _answer(self, request: Request) -> Response:
         request.method = tus.effective_method(request.method, request.headers)
+        request.version = ietf.version_of(request.method, request.headers)
         base = self._options.base_path
         if self._desk is not None and request.route in self._desk.routes:
             return await self._renew_or_revoke(request, self._desk)
@@ -179,10 +157,14 @@ class TusEndpoint:
             raise errors.not_found()
         if request.method == "OPTIONS":
             return self._options_response(request)
-        tus.check_version(request.method, request.headers)
+        # Which protocol a DELETE without any field speaks, its upload tells.
+        if request.version is None and not (request.method == "DELETE" and request.is_unmarked):
+            tus.check_version(request.method, request.headers)
         if self._desk is not None:
             request.principal = await self._desk.authenticator.authenticate(request.headers)
         request.upload_id = request.route[len(base) :].rstrip("/")
+        if request.version is not None:
+            return await self._answer_ietf(request, request.version)
         if not request.upload_id:
             if request.method != "POST":
                 raise errors.method_not_allowed(_COLLECTION_METHODS)
@@ -191,14 +173,59 @@ class TusEndpoint:
             return await self._inspect(request)
         if request.method == "PATCH":
             return await self._append(request)
+        return await self._answer_either(request)
+
+    async def _answer_ietf(self, request: Request, version: ietf.Version) -> Response:
+        """A request of Resumable Uploads for HTTP. `PUT` creates an upload below the collection too, named by its URL."""
+        path, method = request.upload_id, request.method
+        if (not path and ietf.creates(method)) or method == "PUT":
+            request.upload_id = ""
+            return await self._ietf.create(request, version, name=path.rpartition("/")[2])
+        if not path:
+            raise errors.method_not_allowed(_COLLECTION_METHODS)
+        if method == "HEAD":
+            return await self._ietf.retrieve_offset(request, version)
+        if method == "PATCH":
+            return await self._ietf.append(request, version)
+        return await self._answer_either(request)
+
+    async def _answer_either(self, request: Request) -> Response:
+        """A request for an upload that is the same in both protocols."""
         if request.method == "DELETE":
-            shaped = await self._uploads.terminate(request.upload_id, self._view(request))
-            return _shaped(Response(204), shaped)
-        if request.method == "GET":
-            if progress.is_wanted(request.headers.get("accept", "")):
-                return await self._progress(request)
+            return await self._terminate(request)
+        if request.method != "GET":
+            raise errors.method_not_allowed(_UPLOAD_METHODS)
+        if progress.is_wanted(request.headers.get("accept", "")):
+            return await self._progress(request)
+        try:
             return await self._download(request)
-        raise errors.method_not_allowed(_UPLOAD_METHODS)
+        except ProtocolError as problem:
+            if not await self._asks_for_offset(request, problem):
+                raise
+            return await self._ietf.retrieve_offset(request, request.version or ietf.UNVERSIONED)
+
+    async def _terminate(self, request: Request) -> Response:
+        view = self._view(request)
+        if request.is_unmarked:
+            upload = await self._uploads.look_up(request.upload_id, view, Action.DELETE)
+            if not upload.info.awaits_completion:
+                tus.check_version(request.method, request.headers)
+        shaped = await self._uploads.terminate(request.upload_id, view)
+        return Response(204).shaped_by(shaped)
+
+    async def _asks_for_offset(self, request: Request, problem: ProtocolError) -> bool:
+        """Whether a GET that cannot be answered with bytes is one for the offset of an unfinished upload."""
+        if request.version is None and problem.code != errors.not_served.code:
+            return False
+        try:
+            upload = await self._uploads.look_up(
+                request.upload_id, self._view(request), Action.INSPECT
+            )
+        except ProtocolError:
+            return False
+        # An upload of tus is not served before it is finished, unless the request says what it asks for.
+        marked = request.version is not None or upload.info.awaits_completion
+        return marked and not upload.finished
 
     async def _renew_or_revoke(self, request: Request, desk: TokenRoutes) -> Response:
         if request.method == "OPTIONS":
@@ -215,9 +242,8 @@ class TusEndpoint:
     def _options_response(self, request: Request) -> Response:
         trailers = request.exchange is not None
         extensions = self._uploads.extensions(trailers=trailers)
-        return Response(
-            204, tus.options_headers(extensions, max_size=self._uploads.policy.max_size)
-        )
+        headers = tus.options_headers(extensions, max_size=self._uploads.policy.max_size)
+        return Response(204, {**headers, **self._ietf.options_headers()})
 
     async def _create(self, request: Request) -> Response:
         command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
@@ -244,10 +270,15 @@ class TusEndpoint:
             response = self._problem(request, created.problem)
             response.headers = {**response.headers, **headers}
             return response
-        return _shaped(Response(201, headers), created.response)
+        return Response(201, headers).shaped_by(created.response)
 
     async def _inspect(self, request: Request) -> Response:
-        upload = await self._uploads.inspect(request.upload_id, self._view(request))
+        unmarked = request.is_unmarked
+        if unmarked and "upload-offset" in request.headers:
+            ietf.check_retrieval(request.headers)
+        upload = await self._uploads.inspect(
+            request.upload_id, self._view(request), by_length=not unmarked
+        )
         info = upload.info
         status = tus.Status(
             offset=upload.offset if upload.joined else None,
@@ -257,7 +288,8 @@ class TusEndpoint:
             concat_header=info.concat_header,
             expires=self._uploads.expiry.expires_at(upload),
         )
-        return Response(200, tus.status_headers(status))
+        fields = tus.status_headers(status)
+        return Response(200, {**self._ietf.fields_of(upload), **fields} if unmarked else fields)
 
     async def _append(self, request: Request) -> Response:
         command = tus.parse_append(request.headers)
@@ -269,7 +301,7 @@ class TusEndpoint:
             "Upload-Offset": str(result.upload.offset),
             **tus.expires_header(self._uploads.expiry.expires_at(result.upload)),
         }
-        return _shaped(Response(204, headers), result.response)
+        return Response(204, headers).shaped_by(result.response)
 
     async def _progress(self, request: Request) -> Response:
         upload = await self._uploads.watch(request.upload_id, self._view(request))
@@ -357,20 +389,22 @@ class TusEndpoint:
 
     def _refusal(self, request: Request, problem: ProtocolError) -> Response:
         """The response to a request that failed as a whole."""
+        if request.version is not None:
+            return self._ietf.refusal(request, request.version, problem)
         if request.method == "HEAD":
             problem = errors.answer_to_head(problem)
         return self._problem(request, problem)
 
     def _problem(self, request: Request, problem: ProtocolError) -> Response:
         """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
-        wanted = _without_framing(problem.headers)
+        wanted = without_framing(problem.headers)
         if isinstance(problem, RefusedByHook):
             return Response(problem.status, wanted, problem.message.encode(), code=problem.code)
-        if _wants_problem_details(request.headers.get("accept", "")):
+        if request.wants_problem_details:
             body = json.dumps(
                 {
                     "type": "about:blank",
-                    "title": _phrase(problem.status),
+                    "title": phrase(problem.status),
                     "status": problem.status,
                     "detail": problem.message,
                     "code": problem.code,
@@ -404,6 +438,9 @@ class TusEndpoint:
             )
         if response.status == 503 or _leaves_body(request):
             raw.append((b"connection", b"close"))
+        exchange = request.exchange
+        if response.closes and exchange is not None and exchange.close_unanswered():
+            return
         if response.download is not None:
             await self._send_download(request, response, raw, send)
             return
@@ -411,7 +448,7 @@ class TusEndpoint:
         body = b"" if request.method == "HEAD" else response.body
         if response.status != 204 and request.scope["method"] != "HEAD":
             raw.append((b"content-length", str(len(body)).encode()))
-        if request.exchange is not None and request.exchange.respond(response.status, raw, body):
+        if exchange is not None and exchange.respond(response.status, raw, body):
             return
         await send({"type": "http.response.start", "status": response.status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
@@ -449,6 +486,8 @@ class TusEndpoint:
 
     def _record(self, request: Request, response: Response, seconds: float) -> None:
         self._counters.request(request.method, seconds)
+        protocol = _protocol_of(request)
+        self._counters.protocol(protocol)
         if request.body.way is not None:
             self._counters.body(request.body.way)
         if response.code is not None:
@@ -460,6 +499,7 @@ class TusEndpoint:
             method=request.method,
             path=request.scope["path"],
             status=response.status,
+            protocol=None if request.version is None else protocol,
             bytes=request.body.received or None,
             duration=round(seconds, 4),
             upload=request.upload_id or None,
@@ -467,6 +507,13 @@ class TusEndpoint:
             client=request.external.client,
             request_id=request.request_id,
         )
+
+
+def _protocol_of(request: Request) -> str:
+    """The protocol that a request speaks, for metrics and log."""
+    if request.version is None:
+        return "tus" if "tus-resumable" in request.headers else "unmarked"
+    return "ietf" if request.version.number is None else f"ietf-{request.version.number}"
 
 
 @lru_cache(maxsize=64)
@@ -477,27 +524,6 @@ def _quoted(path: str) -> str:
 @lru_cache(maxsize=256)
 def _raw_name(name: str) -> bytes:
     return name.lower().encode("latin-1")
-
-
-def _shaped(response: Response, wanted: HookResponse | None) -> Response:
-    """The response with what a hook wants of it; it cannot take away what the protocol needs."""
-    if wanted is None:
-        return response
-    # A 204 cannot have a body (RFC 9110, section 15.3.5).
-    status = wanted.status or (200 if wanted.body and response.status == 204 else response.status)
-    body = b"" if status == 204 else wanted.body.encode()
-    ours = {name.lower() for name in response.headers}
-    theirs = {
-        name: value
-        for name, value in _without_framing(wanted.headers).items()
-        if name.lower() not in ours
-    }
-    return Response(status, {**theirs, **response.headers}, body)
-
-
-def _without_framing(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Header fields that a hook may want, without those that are not its to say."""
-    return {name: value for name, value in headers.items() if name.lower() not in _FRAMING}
 
 
 def _route(scope: Scope) -> str:
@@ -539,18 +565,6 @@ def _leaves_body(request: Request) -> bool:
     if length == "0":
         return False
     return "expect" in headers or len(length) > 5 or int(length) > _SWALLOWED
-
-
-def _wants_problem_details(accept: str) -> bool:
-    names = (element.partition(";")[0].strip().lower() for element in accept.split(","))
-    return any(name in ("application/problem+json", "application/json") for name in names)
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Checksum Mismatch" if status == 460 else "Error"
 
 
 def _etag(upload: Upload) -> str:

@@ -12,7 +12,7 @@ from typing import cast
 
 from starlette.types import Message, Receive
 
-from tusd_py.uploads.receive import BodyEnd, GetBuffer, WriteView
+from tusd_py.uploads.receive import BodyEnd, GetBuffer, Watcher, WriteView
 from tusd_py.web.http.direct_body import Transfer
 from tusd_py.web.http.exchange import Exchange
 
@@ -36,6 +36,7 @@ class RequestBody:
         "_waiting",
         "end",
         "received",
+        "watcher",
         "way",
     )
 
@@ -48,6 +49,7 @@ class RequestBody:
         direct: bool = True,
     ) -> None:
         self.end: BodyEnd | None = None
+        self.watcher: Watcher | None = None
         self.received = 0
         self._receive = receive
         self._idle_timeout = idle_timeout

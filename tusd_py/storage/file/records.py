@@ -49,6 +49,7 @@ class _Ours(TypedDict, total=False):
     Retain: float | None
     Owner: str
     MaxSize: int | None
+    AwaitsCompletion: bool
     FinishedAt: float | None
 
 
@@ -85,6 +86,7 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
         f',"CreatedAt":{info.created_at!r}'
         f',"ExpireAfter":{_value(info.expire_after)},"Retain":{_value(info.retain)}'
         f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}'
+        f"{_AWAITS_COMPLETION if info.awaits_completion else ''}"
     ).encode("utf-8", "replace") + ending(info.finished_at)
 
 
@@ -97,6 +99,7 @@ def ending(finished_at: float | None) -> bytes:
     return b',"FinishedAt":%b}}' % digits.encode()
 
 
+_AWAITS_COMPLETION = ',"AwaitsCompletion":true'
 _NEVER = "0.000000000000000"
 _TOO_LATE = 1e11
 """Seconds since the epoch beyond which no working clock can be."""
@@ -199,6 +202,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         max_size=ours.get("MaxSize") if ours else None,
         location=_location(document.get("Storage"), upload_id, root),
         foreign=ours is None,
+        awaits_completion=bool(ours.get("AwaitsCompletion")) if ours else False,
     )
 
 

@@ -1,7 +1,8 @@
 """One request and its response, as an ASGI application sees them, and what ASGI has no messages for.
 
-`scope["extensions"]["tusd_py"]` is the exchange itself: trailer fields, a body that has come in already, a response in one
-write, a body straight from the socket. The extension "http.response.zerocopysend" sends files. Not for: parsing.
+`scope["extensions"]["tusd_py"]` is the exchange itself: trailer fields, a body that has come in already, a body straight from
+the socket, interim responses, a response in one write, a close without one. The extension "http.response.zerocopysend" sends
+files. Not for: parsing.
 """
 
 from __future__ import annotations
@@ -318,6 +319,35 @@ class Exchange:
         self._expects_continue = False
         connection.transport.write(head.content + body)
         self._end_response()
+        return True
+
+    def send_informational(self, status: int, headers: RawHeaders) -> bool:
+        """Write an interim response (RFC 9110, section 15.2); False if the client cannot get it, or does not read.
+
+        headers: names in lower case. Raises ValueError for a field that cannot be sent.
+        """
+        connection = self._connection
+        if (
+            self._response_started
+            or self.disconnected
+            or self.scope["http_version"] == "1.0"
+            or connection.flow.write_paused
+            or connection.transport.is_closing()
+        ):
+            return False
+        head = serialize(status, headers, has_body=False, keep_alive=True)
+        connection.transport.write(head.content)
+        return True
+
+    def close_unanswered(self) -> bool:
+        """Close the connection in place of a response, behind interim ones; False if the response has begun."""
+        if self._response_started:
+            return False
+        self._response_started = True
+        self._expects_continue = False
+        self.keep_alive = False
+        if not self.disconnected:
+            self._end_response()
         return True
 
     def transfer(self, take: Take, room: Room | None = None) -> Transfer | None:

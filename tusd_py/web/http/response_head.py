@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_REASONS = {
+    104: b"Upload Resumption Supported",
+    **{status.value: status.phrase.encode() for status in HTTPStatus},
+}
 STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b""))
     for status in range(100, 600)

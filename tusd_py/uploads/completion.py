@@ -1,0 +1,45 @@
+"""When an upload is complete: at its length, as in tus, or once a request says so, as in Resumable Uploads for HTTP.
+
+The request that is being carried out decides, so an upload that was begun by one protocol can be completed by the other.
+`completes` is that of its command: True or False if it says whether its body is the rest of the upload, None for tus.
+"""
+
+from __future__ import annotations
+
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.tus import Append
+from tusd_py.storage.base import Upload
+
+
+def check_open(upload: Upload, command: Append) -> None:
+    """Raise a 400 for an append to a finished upload, unless it repeats the request that completed it."""
+    repeats = command.completes and command.content.length in (0, None)
+    if upload.finished and command.completes is not None and not repeats:
+        raise errors.completed()
+
+
+def before_body(upload: Upload, completes: bool | None) -> Upload:
+    """The upload as it is recorded before a body is received that may fill its length without completing it."""
+    if completes is False and not upload.info.awaits_completion:
+        return upload.with_info(awaits_completion=True)
+    return upload
+
+
+def after_body(upload: Upload, completes: bool | None) -> Upload:
+    """The upload after a body was received in full. Raises a 400 if it is the last one and the length is not reached."""
+    if completes and upload.length is None:
+        return upload.with_info(length=upload.offset)
+    if completes and not upload.fills_length:
+        raise errors.inconsistent_length("the upload ends before its length")
+    return upload
+
+
+def exceeds_length(upload: Upload, command: Append, problem: ProtocolError) -> bool:
+    """Whether an append was refused because of bytes past the length, which ends the upload ("Upload Append")."""
+    if command.completes is None or upload.finished or upload.length is None:
+        return False
+    size = command.content.length
+    return problem.code == "ERR_UPLOAD_SIZE_EXCEEDED" or (
+        size is not None and command.offset + size > upload.length
+    )

@@ -1,0 +1,101 @@
+"""One request, as far as it was looked at, and the response to it, which is still to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from starlette.types import Receive, Scope
+
+from tusd_py.auth.principal import ANYBODY, Principal
+from tusd_py.events.model import HookResponse
+from tusd_py.protocol import ietf
+from tusd_py.protocol.headers import Headers
+from tusd_py.storage.base import Reader
+from tusd_py.web.download import DownloadPlan
+from tusd_py.web.http.exchange import Exchange
+from tusd_py.web.proxy_headers import External
+from tusd_py.web.request_body import RequestBody
+
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""Fields that say where a response ends: ours to say, whatever a hook thinks."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request.
+
+    route: the path below the place where the endpoint is mounted. version: of Resumable Uploads for HTTP; None for a request of
+    tus, or of either protocol.
+    """
+
+    scope: Scope
+    receive: Receive
+    headers: Headers
+    method: str
+    route: str
+    external: External
+    body: RequestBody
+    exchange: Exchange | None
+    request_id: str
+    upload_id: str = ""
+    principal: Principal = ANYBODY
+    version: ietf.Version | None = None
+
+    @property
+    def is_unmarked(self) -> bool:
+        """Whether nothing in the head tells which protocol the client speaks."""
+        return self.version is None and "tus-resumable" not in self.headers
+
+    @property
+    def wants_problem_details(self) -> bool:
+        """Whether the client asks for errors as JSON."""
+        accept = self.headers.get("accept", "")
+        names = (element.partition(";")[0].strip().lower() for element in accept.split(","))
+        return any(name in ("application/problem+json", "application/json") for name in names)
+
+
+@dataclass(slots=True)
+class Response:
+    """A response that is still to be sent.
+
+    download: the bytes of `reader` follow, which whoever sends closes. closes: the connection is closed in place of the
+    response, where the server can do that.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    download: DownloadPlan | None = None
+    reader: Reader | None = None
+    code: str | None = None
+    closes: bool = False
+
+    def shaped_by(self, wanted: HookResponse | None) -> Response:
+        """The response with what a hook wants of it; it cannot take away what the protocol needs."""
+        if wanted is None:
+            return self
+        # A 204 cannot have a body (RFC 9110, section 15.3.5).
+        status = wanted.status or (200 if wanted.body and self.status == 204 else self.status)
+        body = b"" if status == 204 else wanted.body.encode()
+        ours = {name.lower() for name in self.headers}
+        theirs = {
+            name: value
+            for name, value in without_framing(wanted.headers).items()
+            if name.lower() not in ours
+        }
+        return Response(status, {**theirs, **self.headers}, body)
+
+
+def without_framing(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Header fields that a hook may want, without those that are not its to say."""
+    return {name: value for name, value in headers.items() if name.lower() not in _FRAMING}
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of a status code."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Checksum Mismatch" if status == 460 else "Error"
