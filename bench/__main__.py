@@ -83,7 +83,8 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure upload servers side by side on this machine. TUSD_BIN and RUSTUS_BIN are paths of binaries.",
+        description="Measure upload servers side by side on this machine. TUSD_BIN and RUSTUS_BIN are paths of "
+        "binaries, TUSD_PY_BEFORE that of the Python of another installation of tusd-py.",
     )
     add = parser.add_argument
     add(

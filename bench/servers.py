@@ -64,8 +64,27 @@ class Ours(Server):
         return f"{said} {' '.join(self.flags)}".strip()
 
     def command(self, directory: Path, port: int) -> list[str]:
-        serve = [sys.executable, "-m", "tusd_py", "serve", "--host", "127.0.0.1"]
-        return [*serve, "--port", str(port), "--upload-dir", str(directory), *self.flags]
+        return [sys.executable, "-m", "tusd_py", *self.serve(directory, port)]
+
+    def serve(self, directory: Path, port: int) -> list[str]:
+        """Return the command and its flags, without the program."""
+        place = ["--host", "127.0.0.1", "--port", str(port), "--upload-dir", str(directory)]
+        return ["serve", *place, *self.flags]
+
+
+class Before(Ours):
+    """Another installation of tusd-py, usually the version before, by the path of its Python."""
+
+    def prepare(self, work: Path) -> str:
+        python = os.environ.get("TUSD_PY_BEFORE")
+        if not python:
+            raise Unavailable("set TUSD_PY_BEFORE to the path of the Python of its environment")
+        # -P: not what lies in the working directory.
+        self._program = [python, "-P", "-m", "tusd_py"]
+        return f"{_output([*self._program, '--version'])} {' '.join(self.flags)}".strip()
+
+    def command(self, directory: Path, port: int) -> list[str]:
+        return [*self._program, *self.serve(directory, port)]
 
 
 class Floor(Server):
@@ -168,9 +187,12 @@ class Tuspyserver(Server):
 
 def known() -> list[Server]:
     """Every server, in the order of the tables."""
+    as_peers = ("--durability", "none", "--duplicates", "off")
     return [
         Ours("tusd-py", "tusd-py"),
-        Ours("tusd-py-none", "tusd-py, as peers", "--durability", "none", "--duplicates", "off"),
+        Ours("tusd-py-none", "tusd-py, as peers", *as_peers),
+        Before("before", "tusd-py, before"),
+        Before("before-none", "tusd-py, before, as peers", *as_peers),
         Tusd(),
         Rustus(),
         TusNodeServer(),
