@@ -1,8 +1,13 @@
-"""No module imports itself by way of others, not even for types alone. import-linter holds the layers of packages."""
+"""No module imports itself by way of others, not even for types alone; a server loads no library that it does not use.
+
+import-linter holds the layers of packages.
+"""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.server import ROOT
@@ -41,3 +46,14 @@ def test_no_circle_of_modules() -> None:
         for name in leaves:
             del left[name]
     assert not left
+
+
+def test_a_server_without_authentication_loads_no_library_for_it() -> None:
+    """Nor an HTTP client, nor Prometheus' library before the first scrape: they would double the time that a start takes."""
+    code = (
+        "import sys; from tusd_py.settings.model import Settings; from tusd_py.process import server;"
+        "server.TusApp(Settings());"
+        "print({'aiohttp', 'jwt', 'cryptography', 'prometheus_client', 'rq'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

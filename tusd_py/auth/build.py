@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tusd_py.auth.access_tokens import AccessTokens, Expectations
 from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.keys import Keys, secrets
-from tusd_py.auth.keys.jwks import Jwks
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets
 from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import Right
@@ -58,7 +57,7 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     wrong = [name for name in algorithms if name.startswith("HS") != bool(found)]
     if wrong:
         raise ValueError(f"--jwt-algorithms {wrong[0]} does not go with {given[0]}")
-    keys: Keys = SharedSecrets(found) if found else Jwks(settings.jwt_jwks or "", algorithms)
+    keys: Keys = SharedSecrets(found) if found else _key_set(settings.jwt_jwks or "", algorithms)
     names = scope_names(settings)
     if len(set(names.values())) < len(names):
         raise ValueError("two of --scope-create, -read, -delete and -admin are the same")
@@ -77,6 +76,13 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
             scopes={name: right for right, name in names.items()},
         ),
     )
+
+
+def _key_set(source: str, algorithms: Sequence[str]) -> Keys:
+    # Loads the HTTP client, a third of all that a server loads.
+    from tusd_py.auth.keys.jwks import Jwks  # noqa: PLC0415
+
+    return Jwks(source, algorithms)
 
 
 def upload_tokens(settings: Settings) -> UploadTokens:

@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
-
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tusd_py.jobs.status import JobsReport
 from tusd_py.redis import RedisClient, RedisUnavailable
@@ -28,7 +25,7 @@ _MAX_AGE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class JobsSamples:
     """What was read at `at` (monotonic seconds). looked: last heartbeat of a scheduler, in seconds since the epoch."""
 
     at: float
@@ -41,7 +38,7 @@ class _Seen:
 
 
 class JobsMetrics:
-    """Reads and collects the metrics. outbox: events for workers, None if there are none.
+    """Reads the samples. outbox: events for workers, None if there are none.
 
     speaks: False for a process that leaves it to another process to report whether Redis works.
     """
@@ -50,7 +47,7 @@ class JobsMetrics:
         self._redis = redis
         self._outbox = outbox
         self._speaks = speaks
-        self._seen: _Seen | None = None
+        self._seen: JobsSamples | None = None
 
     async def run(self) -> None:
         """Read at intervals, until cancelled."""
@@ -68,7 +65,7 @@ class JobsMetrics:
         report = await self._redis.command("GET", keys.jobs())
         found = await self._redis.command("HGETALL", keys.deliveries())
         pairs = iter(cast("list[bytes]", found))
-        self._seen = _Seen(
+        self._seen = JobsSamples(
             at=time.monotonic(),
             registry=counts,
             sweeps=sweeps,
@@ -89,25 +86,18 @@ class JobsMetrics:
             logger.debug("the outbox cannot be counted: %s", problem)
             return None
 
-    def collect(self) -> Iterator[Metric]:
-        """The metric families, without samples for unknown values."""
-        up = self._redis.available if self._speaks else None
-        yield _gauge("tusd_redis_up", "Whether Redis works.", up)
+    @property
+    def redis_up(self) -> bool | None:
+        """Whether Redis works; None if another process reports that."""
+        return self._redis.available if self._speaks else None
+
+    @property
+    def samples(self) -> JobsSamples | None:
+        """What was read last; None if that is too long ago."""
         seen = self._seen
-        if seen is not None and time.monotonic() - seen.at > _MAX_AGE_SECONDS:
-            seen = None
-        counts = None if seen is None else seen.registry
-        for name, text, value in (
-            ("uploads", "Uploads whose end is known.", counts.known if counts else None),
-            ("due_uploads", "Uploads that are due to be swept.", counts.due if counts else None),
-            ("whole", "Whether all uploads are known.", counts.is_whole if counts else None),
-        ):
-            yield _gauge(f"tusd_registry_{name}", text, value)
-        yield from _sweeps(seen.sweeps if seen else ())
-        looked = None if seen is None else seen.looked is not None
-        yield _gauge("tusd_scheduler_up", "Whether a scheduler runs.", looked)
-        yield from _jobs(seen.jobs if seen else None)
-        yield from _events(seen.events if seen else None, seen.deliveries if seen else {})
+        if seen is None or time.monotonic() - seen.at > _MAX_AGE_SECONDS:
+            return None
+        return seen
 
 
 def _report(answer: object) -> JobsReport | None:
@@ -117,75 +107,3 @@ def _report(answer: object) -> JobsReport | None:
         # A scheduler of another version, for instance.
         logger.debug("the report on jobs cannot be parsed: %r", problem)
         return None
-
-
-def _sweeps(records: Iterable[SweepRecord]) -> Iterator[Metric]:
-    ended = GaugeMetricFamily(
-        "tusd_sweep_last_end_timestamp_seconds", "When the last sweep ended.", labels=["kind"]
-    )
-    lasted = GaugeMetricFamily(
-        "tusd_sweep_last_duration_seconds", "How long the last sweep took.", labels=["kind"]
-    )
-    uploads = GaugeMetricFamily(
-        "tusd_sweep_last_uploads", "What the last sweep did.", labels=["kind", "outcome"]
-    )
-    for record in records:
-        ended.add_metric([record.kind], record.ended)
-        lasted.add_metric([record.kind], record.ended - record.began)
-        for outcome, count in (
-            ("seen", record.seen),
-            ("removed", record.expired),
-            ("finished", record.finished),
-            ("remains", record.remains),
-            ("failed", record.failed),
-        ):
-            uploads.add_metric([record.kind, outcome], count)
-    yield from (ended, lasted, uploads)
-
-
-def _jobs(report: JobsReport | None) -> Iterator[Metric]:
-    yield _gauge("tusd_workers", "Workers that live.", report.workers if report else None)
-    yield _gauge("tusd_workers_busy", "Workers that do a job.", report.busy if report else None)
-    jobs = GaugeMetricFamily(
-        "tusd_queue_jobs", "Jobs in the queues of workers.", labels=["queue", "state"]
-    )
-    oldest = GaugeMetricFamily(
-        "tusd_queue_oldest_seconds",
-        "How long the first job that waits has been waiting.",
-        labels=["queue"],
-    )
-    following = GaugeMetricFamily(
-        "tusd_schedule_next_timestamp_seconds", "When a job is due next.", labels=["schedule"]
-    )
-    for queue in report.queues if report else ():
-        for state, count in (
-            ("waiting", queue.waiting),
-            ("running", queue.running),
-            ("failed", queue.failed),
-        ):
-            jobs.add_metric([queue.name, state], count)
-        oldest.add_metric([queue.name], queue.oldest or 0.0)
-    for name, when in report.schedule.items() if report else ():
-        following.add_metric([name], when)
-    yield from (jobs, oldest, following)
-
-
-def _events(counts: OutboxCounts | None, deliveries: dict[str, int]) -> Iterator[Metric]:
-    waiting = failed = age = None
-    if counts is not None:
-        waiting, failed = counts.waiting, counts.failed
-        age = 0.0 if counts.oldest is None else max(0.0, time.time() - counts.oldest)
-    yield _gauge("tusd_events_waiting", "Events that are still to be delivered.", waiting)
-    yield _gauge("tusd_events_failed", "Events that were given up.", failed)
-    yield _gauge("tusd_events_oldest_seconds", "How long the first event has been waiting.", age)
-    total = CounterMetricFamily(
-        "tusd_events_total", "What became of deliveries of events.", labels=["outcome"]
-    )
-    for outcome, count in deliveries.items():
-        total.add_metric([outcome], count)
-    yield total
-
-
-def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge; without a sample for None."""
-    return GaugeMetricFamily(name, text, None if value is None else float(value))

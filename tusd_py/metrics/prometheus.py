@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tusd_py import __version__, background
+from tusd_py.metrics import job_families
 from tusd_py.metrics.counters import Counters, Histogram
 from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.metrics.multiprocess import Pool
@@ -123,7 +124,7 @@ class Metrics(Collector):
             _single(skipped.counts),
         )
         if self.jobs is not None:
-            yield from self.jobs.collect()
+            yield from job_families.collect(self.jobs)
         yield InfoMetricFamily("tusd_build", "The server's version.", {"version": __version__})
 
     def _collect_uploads(self) -> Iterator[Metric]:

@@ -18,7 +18,6 @@ from typing import cast
 
 from tusd_py import logs
 from tusd_py.events.model import HookError
-from tusd_py.metrics.multiprocess import clear
 from tusd_py.process import unix_socket
 from tusd_py.process.sidecars import Children
 from tusd_py.process.supervisor import Supervisor
@@ -80,7 +79,9 @@ def run(settings: Settings) -> int:
         if several:
             # Each process opens its own files; the directory is locked here, for as long as any of them serves.
             app.instance.lock_directory()
-            clear(metrics_directory(settings))
+            from tusd_py.metrics import multiprocess  # noqa: PLC0415
+
+            multiprocess.clear(metrics_directory(settings))
         else:
             app.open()
         sockets = (

@@ -11,11 +11,9 @@ import importlib
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tusd_py import logs
-from tusd_py.auth import build
-from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
@@ -32,6 +30,10 @@ from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
+
+if TYPE_CHECKING:
+    from tusd_py.auth.access_tokens import AccessTokens
+    from tusd_py.auth.authenticator import Authenticator
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Instance:
         self._known_directories = KnownDirectories(settings)
         self._is_server = is_server
         self._is_child = child
-        self._verifier = build.access_tokens(settings) if is_server else None
+        self._verifier = _verifier(settings) if is_server else None
         self._backends = Backends(settings, child=child, on_failure=self.counters.redis_failure)
         self.outbox_delivered_by_workers = configured_hooks.are_delivered(
             settings,
@@ -138,6 +140,8 @@ class Instance:
         if self._verifier is not None:
             if redis is None:
                 raise RuntimeError("access tokens need a Redis for revocations")
+            from tusd_py.auth import build  # noqa: PLC0415
+
             self.authenticator = build.authenticator(
                 self.settings, self._verifier, redis, on_revocation=self._recheck_access
             )
@@ -257,3 +261,13 @@ def _policy(settings: Settings) -> UploadPolicy:
         remove_parts_when_joined=settings.remove_parts_when_joined,
         downloads=not settings.disable_download,
     )
+
+
+def _verifier(settings: Settings) -> AccessTokens | None:
+    """The verifier of access tokens. What it needs (PyJWT, cryptography) is loaded only where there is authentication."""
+    sources = (settings.jwt_secret, settings.jwt_secret_file, settings.jwt_jwks)
+    if settings.auth == "none" and sources == (None, None, None):
+        return None
+    from tusd_py.auth import build  # noqa: PLC0415
+
+    return build.access_tokens(settings)

@@ -7,8 +7,9 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,7 +24,6 @@ from tusd_py.events import model as events
 from tusd_py.maintenance.remote import ControlServer
 from tusd_py.metrics.counters import Counters
 from tusd_py.metrics.jobs import JobsMetrics
-from tusd_py.metrics.prometheus import Metrics
 from tusd_py.protocol import tus
 from tusd_py.protocol.headers import RawHeaders
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
@@ -37,6 +37,9 @@ from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.health import Health
 from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.token_routes import TokenRoutes
+
+if TYPE_CHECKING:
+    from tusd_py.metrics.prometheus import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class TusApp:
         """
         self.settings = settings
         self.counters = Counters()
-        self.metrics = Metrics(self.counters)
+        self._jobs_metrics: JobsMetrics | None = None
         self.instance = Instance(
             settings,
             counters=self.counters,
@@ -177,6 +180,15 @@ class TusApp:
                 logger.warning("removals that are to be told cannot be found: %s", problem)
             await asyncio.sleep(_RECOVER_REMOVALS_SECONDS)
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The metrics in Prometheus' format, whose library is loaded with the first scrape."""
+        from tusd_py.metrics.prometheus import Metrics  # noqa: PLC0415
+
+        metrics = Metrics(self.counters)
+        metrics.jobs = self._jobs_metrics
+        return metrics
+
     def _begin(self, start: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         self._background.append(keep_running(start, name))
 
@@ -232,10 +244,10 @@ class TusApp:
         redis = self.instance.redis
         if redis is None or not self.settings.expose_metrics:
             return
-        self.metrics.jobs = JobsMetrics(redis, self.instance.outbox, speaks=not self._child)
+        self._jobs_metrics = JobsMetrics(redis, self.instance.outbox, speaks=not self._child)
         if not self._child:
             # Of several processes the first one looks, and the others add its numbers to theirs.
-            self._begin(self.metrics.jobs.run, "metrics of jobs")
+            self._begin(self._jobs_metrics.run, "metrics of jobs")
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""
@@ -267,7 +279,7 @@ class Site:
             Route("/readyz", health.readyz, methods=["GET"]),
         ]
         if settings.expose_metrics:
-            routes.append(Route(settings.metrics_path, _metrics(tus.metrics), methods=["GET"]))
+            routes.append(Route(settings.metrics_path, _metrics(tus), methods=["GET"]))
         self._pages = Starlette(routes=routes)
         self._page_paths = {route.path for route in routes}
         self.failure: str | None = None
@@ -356,9 +368,9 @@ def _index(base_path: str) -> Callable[[Request], Awaitable[Response]]:
     return index
 
 
-def _metrics(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+def _metrics(tus: TusApp) -> Callable[[Request], Awaitable[Response]]:
     async def render(request: Request) -> Response:
-        body, content_type = metrics.render(request.headers.get("accept"))
+        body, content_type = tus.metrics.render(request.headers.get("accept"))
         return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     return render

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tusd_py import logs
-from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.principal import Action, Principal, Right
 from tusd_py.events.model import RequestView
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 from tusd_py.uploads.receive import Body, BodyEnd
 from tusd_py.uploads.service import Uploads
+
+if TYPE_CHECKING:
+    from tusd_py.auth.authenticator import Authenticator
 
 logger = logging.getLogger(__name__)
 
