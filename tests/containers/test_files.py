@@ -21,7 +21,7 @@ from tests.containers.described import (
     services,
 )
 from tests.support.server import ROOT
-from tusd_py.cli import COMMANDS
+from tusd_py.cli.app import COMMANDS
 from tusd_py.settings.load import load
 
 OURS = ("server", "worker", "scheduler")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tusd_py import __version__
-from tusd_py.cli import COMMANDS, main
+from tusd_py.cli import main
+from tusd_py.cli.app import COMMANDS
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import catalogue
 

@@ -1,8 +1,4 @@
-"""The command `tusd-py`: its start, its exit codes, and the list of subcommands.
-
-A subcommand is a module of this package with a `command`, and a line in `COMMANDS`. Only the module of the given subcommand is
-imported, which keeps the start fast.
-"""
+"""The command `tusd-py`: its start and its exit codes. `app` has the list of subcommands."""
 
 from __future__ import annotations
 
@@ -11,24 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from tusd_py import __version__
-
-PROGRAM = "tusd-py"
-
-COMMANDS = {
-    "serve": "Run the server.",
-    "config": "Print the effective settings and where each comes from.",
-    "uploads": "Print or remove uploads.",
-    "sweep": "Remove expired uploads now, or list them.",
-    "worker": "Run background jobs: sweeps and event deliveries.",
-    "scheduler": "Queue the periodic jobs of workers.",
-    "events": "Print undelivered events, and retry or drop failed ones.",
-    "status": "Print the state of sweeps, queues, workers and the scheduler.",
-    "health": "Check one process, for health checks of containers.",
-    "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",
-    "duplicates": "Print or remove the fingerprints that detect duplicates.",
-    "keys": "Generate a secret for signing tokens.",
-    "token": "Issue, inspect and revoke tokens.",
-}
 
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
@@ -52,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["--version"], ["-V"], ["version"]):
-        sys.stdout.write(f"{PROGRAM} {__version__}\n")
+        sys.stdout.write(f"tusd-py {__version__}\n")
         return 0
 
     # click takes a third of the time of the rest.

@@ -1,4 +1,8 @@
-"""The group of all subcommands: dispatch, completion, and a line for each mistake of the user or failure of the system."""
+"""The group of all subcommands: dispatch, completion, and a line for each mistake of the user or failure of the system.
+
+A subcommand is a module of this package with a `command`, and a line in `COMMANDS`. Only the module of the given subcommand is
+imported, which keeps the start fast.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,25 @@ from importlib import import_module
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from tusd_py.cli import COMMANDS, PROGRAM
 from tusd_py.settings.suggestion import suggestion
+
+PROGRAM = "tusd-py"
+
+COMMANDS = {
+    "serve": "Run the server.",
+    "config": "Print the effective settings and where each comes from.",
+    "uploads": "Print or remove uploads.",
+    "sweep": "Remove expired uploads now, or list them.",
+    "worker": "Run background jobs: sweeps and event deliveries.",
+    "scheduler": "Queue the periodic jobs of workers.",
+    "events": "Print undelivered events, and retry or drop failed ones.",
+    "status": "Print the state of sweeps, queues, workers and the scheduler.",
+    "health": "Check one process, for health checks of containers.",
+    "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",
+    "duplicates": "Print or remove the fingerprints that detect duplicates.",
+    "keys": "Generate a secret for signing tokens.",
+    "token": "Issue, inspect and revoke tokens.",
+}
 
 EXIT_USAGE = 2
 EXIT_FAILURE = 1

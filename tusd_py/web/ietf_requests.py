@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from tusd_py.auth.authenticator import Authenticator
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import HookRefusal, RefusedByHook, RequestView
 from tusd_py.protocol import errors, ietf
@@ -21,6 +21,9 @@ from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web.interim import Interim
 from tusd_py.web.messages import Request, Response, without_framing
+
+if TYPE_CHECKING:
+    from tusd_py.auth.authenticator import Authenticator
 
 
 class IetfRequests:
