@@ -1,4 +1,4 @@
-"""Locks of every kind, each with a second client of the same locks, as another process would be."""
+"""Locks in Redis, alone and with the file system behind them. What every kind of lock does is in `tests/contracts/`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.lock_kinds import LEASE, TIMEOUT, by_messages_alone, shared
 from tests.support.redis import KINDS, Kind, RedisServer
 from tusd_py.locks import redis
-from tusd_py.locks.base import Locks
-from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.fallback import FallbackLocks
-from tusd_py.locks.lua import ACQUIRE, FORGOTTEN, RELEASE, RENEW
-from tusd_py.locks.memory import MemoryLocks
-from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.redis import RedisClient, Script
-
-LEASE = 60.0
-"""Seconds: nothing is lost, nor renewed, because a test stood still."""
-TIMEOUT = 20.0
-"""Seconds, of a command to Redis. Who stops it gives less."""
+from tusd_py.redis import RedisClient
 
 MakeLocks = Callable[..., Awaitable[RedisLocks]]
 MakeShared = Callable[..., Awaitable[FallbackLocks]]
@@ -42,16 +33,11 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "_RENEWALS", 40)
 
 
-@pytest.fixture
-def by_messages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make waiters poll too rarely for any test, without being dropped from the queue for it."""
-    monkeypatch.setattr(redis, "_MAX_POLL_SECONDS", LEASE)
-    spans = f"{FORGOTTEN * 1000:.0f}, {FORGOTTEN * 3000:.0f}\n"
-    longer = f"{LEASE * 3000:.0f}, {LEASE * 9000:.0f}\n"
-    for name, script in (("ACQUIRE", ACQUIRE), ("RENEW", RENEW), ("RELEASE", RELEASE)):
-        assert spans in script.source
-        changed = Script(script.name, script.source.replace(spans, longer))
-        monkeypatch.setattr(redis, name, changed)
+@pytest.fixture(name="by_messages_alone")
+def _by_messages_alone() -> Iterator[None]:
+    """Make waiters poll too rarely for any test."""
+    with by_messages_alone():
+        yield
 
 
 @pytest.fixture
@@ -86,54 +72,3 @@ async def make_shared(redis_server: RedisServer, tmp_path: Path) -> AsyncIterato
             return locks
 
         yield make
-
-
-def shared(redis_client: RedisClient, path: Path, *, lease: float = LEASE) -> FallbackLocks:
-    granting = RedisLocks(redis_client, lease=lease, retry_seconds=0)
-    directory = path.with_name("epochs")
-    directory.mkdir(exist_ok=True)
-    epochs = Epochs(str(directory), is_local=True)
-    return FallbackLocks(granting, OfdLocks(str(path)), epochs, redis_client)
-
-
-@pytest.fixture(
-    params=["memory", "one process", *(f"two on {kind}" for kind in KINDS), "two that share files"]
-)
-async def both(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[tuple[Locks, Locks]]:
-    """Two clients of the same locks."""
-    kind: str = request.param
-    managers: list[RedisLocks] | list[FallbackLocks]
-    if kind == "memory":
-        locks = MemoryLocks()
-        yield locks, locks
-        await locks.stop()
-        return
-    server = RedisServer(tmp_path / "redis", kind="redis" if kind == "two on redis" else "valkey")
-    with server:
-        redis_clients = [
-            RedisClient(server.url, timeout=TIMEOUT)
-            for _ in range(1 if kind == "one process" else 2)
-        ]
-        for redis_client in redis_clients:
-            await redis_client.start()
-        if kind == "two that share files":
-            managers = [shared(redis_client, tmp_path / "locks") for redis_client in redis_clients]
-        else:
-            managers = [RedisLocks(redis_client, lease=LEASE) for redis_client in redis_clients]
-        yield managers[0], managers[-1]
-        for manager in managers:
-            await manager.stop()
-        for redis_client in redis_clients:
-            await redis_client.stop()
-
-
-@pytest.fixture
-def here(both: tuple[Locks, Locks]) -> Locks:
-    return both[0]
-
-
-@pytest.fixture
-def there(both: tuple[Locks, Locks]) -> Locks:
-    return both[1]

@@ -1,4 +1,4 @@
-"""Locks of many uploads at a time, for sweeps: only free ones, without waiting or asking for a release."""
+"""Locks of many uploads at a time in Redis, for sweeps."""
 
 from __future__ import annotations
 
@@ -7,69 +7,10 @@ import asyncio
 import pytest
 
 from tests.locks.conftest import MakeLocks, MakeShared
-from tests.locks.holding import asked
 from tests.support.redis import RedisServer
-from tusd_py.locks.base import Locks, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import LocksUnavailable, LockTimeout
 
 MANY = [f"u{number}" for number in range(100)]
-
-
-async def test_free_locks_are_acquired_and_released(here: Locks, there: Locks) -> None:
-    mine, theirs = (
-        await here.acquire("u1", timeout=10),
-        await there.acquire("u2", timeout=10),
-    )
-    events = asked(mine), asked(theirs)
-    async with here.try_acquire_many(MANY) as leases:
-        assert set(leases) == set(MANY) - {"u1", "u2"}
-        assert all(lease.is_held() for lease in leases.values())
-        with pytest.raises(LockTimeout):
-            await there.acquire("u3", timeout=0, request_release=False)
-        async with there.try_acquire_many(MANY) as others:
-            assert others == {}
-    # Nobody was asked to let go.
-    assert not any(event.is_set() for event in events)
-    assert not leases["u3"].is_held()
-    await mine.release()
-    await theirs.release()
-    async with there.try_acquire_many(MANY) as leases:
-        assert set(leases) == set(MANY)
-
-
-async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks) -> None:
-    async with here.try_acquire_many(MANY):
-        same = asyncio.create_task(here.acquire("u1", timeout=60))
-        other = asyncio.create_task(there.acquire("u2", timeout=60))
-        done, _ = await asyncio.wait([same, other], timeout=0.2)
-        assert not done
-    async with asyncio.timeout(60):
-        for task in (same, other):
-            assert (await task).is_held()
-            await (await task).release()
-
-
-async def test_one_of_them_may_be_released_early(here: Locks, there: Locks) -> None:
-    async with here.try_acquire_many(["a", "b"]) as leases:
-        await leases["a"].release()
-        lease = await there.acquire("a", timeout=10)
-        assert leases["b"].is_held()
-    assert lease.is_held()
-    await lease.release()
-
-
-async def test_an_error_in_the_block_releases_them(here: Locks, there: Locks) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with here.try_acquire_many(MANY):
-            raise ZeroDivisionError
-    async with there.try_acquire_many(MANY) as leases:
-        assert set(leases) == set(MANY)
-
-
-async def test_none_when_closed(here: Locks) -> None:
-    here.close()
-    with pytest.raises(LocksClosed):
-        async with here.try_acquire_many(MANY):
-            raise AssertionError
 
 
 async def test_many_cost_two_commands_each_and_few_round_trips(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.locks.conftest import TIMEOUT, MakeLocks
+from tests.contracts.lock_kinds import TIMEOUT
+from tests.locks.conftest import MakeLocks
 from tests.locks.holding import asked, queued, until
 from tests.support.redis import RedisServer
 from tusd_py.locks import redis

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.delivery.test_uploads import REQUEST, NoBody, empty, house
-from tests.support.store import PLAIN, VERIFIED, write_all
 from tusd_py.events import outbox_record
-from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.base import StorageError, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.store import FileStore
 
 INFO = UploadInfo("a", 0, created_at=1_700_000_000.0)
 FINISHED = UploadInfo("a", 0, created_at=1_700_000_000.0, finished_at=1_700_000_001.0)
-FINAL = UploadInfo("f", 0, is_final=True, parts=("a",), created_at=1_700_000_000.0)
 
 
 @pytest.fixture
@@ -27,74 +25,6 @@ def store(tmp_path: Path) -> Iterator[FileStore]:
     store.open()
     yield store
     store.close()
-
-
-def lost() -> HeldFence:
-    return HeldFence(lambda: False)
-
-
-async def write(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_writer(upload, PLAIN, fence=fence)
-    try:
-        await write_all(writer, b"x")
-    finally:
-        await writer.close(sync=False)
-
-
-async def discard(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_writer(upload, PLAIN, fence=fence)
-    try:
-        await writer.discard()
-    finally:
-        await writer.close(sync=False)
-
-
-async def recover(store: FileStore, upload: Upload, fence: Fence) -> None:
-    writer = await store.open_writer(upload, VERIFIED, fence=UNFENCED)
-    await write_all(writer, b"of a chunk that was never verified")
-    writer.abandon()
-    await writer.close(sync=False)
-    cut = await store.load(upload.id)
-    assert cut.is_cut
-    await store.recover(cut, fence=fence)
-
-
-CHANGES: dict[str, Callable[[FileStore, Upload, Fence], Awaitable[object]]] = {
-    "write": write,
-    "discard": discard,
-    "recover": recover,
-    "save": lambda store, upload, fence: store.save(upload.info, fence=fence),
-    "finish": lambda store, _, fence: store.finish(FINISHED, sync=False, fence=fence),
-    "finish durably": lambda store, _, fence: store.finish(FINISHED, sync=True, fence=fence),
-    "remove": lambda store, upload, fence: store.remove(upload.id, fence=fence),
-    "join": lambda store, upload, fence: store.joiner.join(FINAL, [upload], fence=fence),
-    "keep": lambda store, upload, fence: store.outbox.keep(upload.id, "e0", b"{}", fence=fence),
-}
-
-
-def everything(store: FileStore) -> dict[str, bytes]:
-    """Return every file, without the server's own, and its content."""
-    found: dict[str, bytes] = {}
-    for directory, _, names in os.walk(store.root):
-        for name in names:
-            path = Path(directory, name)
-            if name not in ("server.lock", "redis-seen") and not path.is_symlink():
-                found[str(path)] = path.read_bytes()
-    return found
-
-
-@pytest.mark.parametrize("change", [*CHANGES])
-async def test_without_the_lock_nothing_changes(store: FileStore, change: str) -> None:
-    await store.create(INFO)
-    upload = await store.load("a")
-    before = everything(store)
-    with pytest.raises(LeaseLost):
-        await CHANGES[change](store, upload, lost)
-    after = everything(store)
-    if change == "recover":
-        assert after.pop(f"{store.root}/a") == b"of a chunk that was never verified"
-        before.pop(f"{store.root}/a")
-    assert after == before
 
 
 @pytest.mark.parametrize("sync", [True, False])

@@ -307,7 +307,7 @@ class Writer(Protocol):
 
 
 class Reader(Protocol):
-    """The bytes of one upload, open for reading until `close`, also if the upload is removed meanwhile."""
+    """The bytes of one finished upload, open for reading. If it is removed meanwhile, they can be read on or are an error."""
 
     @property
     def descriptor(self) -> int | None:
@@ -608,7 +608,14 @@ class Store(Protocol):
         """
 
     async def open_reader(self, upload: Upload) -> Reader:
-        """Open the bytes of a finished upload. Raises UploadNotFound, BytesMissing, UploadDamaged."""
+        """Open the bytes of a finished upload that was loaded.
+
+        Raises:
+            UploadNotFound: Another upload has the id by now, or none.
+            UploadGone: It was removed.
+            UploadDamaged: As of `load`.
+            BytesMissing: As of `load`.
+        """
 
     # Removal: it leaves a tombstone, by which clients are told that an upload is gone
 

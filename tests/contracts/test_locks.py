@@ -10,38 +10,17 @@ import pytest
 
 from tests.locks.holding import asked, queued, until
 from tusd_py.locks.base import Lease, Locks, LocksClosed, LockTimeout
-from tusd_py.locks.fallback import FallbackLocks
-from tusd_py.locks.memory import MemoryLocks
-from tusd_py.locks.redis import RedisLocks
 
+MANY = [f"u{number}" for number in range(100)]
 NOW = 30.0
 """Seconds in which something happens that need not wait for a lease to run out, nor until it is looked again by the clock."""
 
 
-pytestmark = pytest.mark.usefixtures("by_messages_alone")
-
-
-async def arrival(here: Locks, there: Locks, count: int) -> None:
-    """Wait until the lock has so many waiters, and its holder's process knows of those in other processes."""
-    await until(lambda: _waiting(here, there) == count, f"{count} to have their place in the queue")
-
-
-def _waiting(*both: Locks) -> int:
-    waiting = 0
-    elsewhere = 0
-    joinable = False
-    for locks in set(both):
-        granting = locks._redis if isinstance(locks, FallbackLocks) else locks
-        if isinstance(granting, MemoryLocks):
-            return len(granting._held["study"].waiters)
-        assert isinstance(granting, RedisLocks)
-        for claim in granting._claims.values():
-            waiting += len(claim._waiters)
-            # Its answer has come: what is asked next comes after it.
-            elsewhere += not claim.valid_until and claim is not granting._joinable.get("study")
-        held = granting._joinable.get("study")
-        joinable = joinable or (held is not None)
-    return -1 if elsewhere and joinable else waiting + elsewhere
+async def settled(locks: Locks) -> None:
+    """Return once all who wait through `locks` have their place in the queue: what is asked later is answered later."""
+    await asyncio.sleep(0)
+    async with locks.try_acquire_many(["another"]):
+        pass
 
 
 def waiting(
@@ -146,31 +125,43 @@ async def test_without_a_timeout_there_is_one_attempt(here: Locks, there: Locks)
     await (await there.acquire("study", timeout=0, request_release=False)).release()
 
 
-async def test_those_who_wait_get_it_in_order(here: Locks, there: Locks) -> None:
+@pytest.mark.parametrize("order", ["HHHH", "HHTT", "THTTH", "HHTHTTH"])
+async def test_those_who_wait_get_it_in_order(here: Locks, there: Locks, order: str) -> None:
+    """Who waits here (H) and there (T), while the lock is held here."""
     holder = await here.acquire("study", timeout=10)
-    order: list[int] = []
+    requests = 0
+    got: list[int] = []
+
+    def count() -> None:
+        nonlocal requests
+        requests += 1
 
     async def come(number: int, locks: Locks) -> None:
         lease = await locks.acquire("study", timeout=100)
-        order.append(number)
+        got.append(number)
         await lease.release()
 
+    holder.on_requested(count)
     comers = []
-    for number, locks in enumerate([here, here, there, here, there, there, here]):
+    for number, letter in enumerate(order):
+        locks, before = (here if letter == "H" else there), requests
         comers.append(asyncio.create_task(come(number, locks)))
-        await arrival(here, there, number + 1)
+        await settled(locks)
+        if letter == "T":
+            # Until its process knows, the holder hands the lock to those who come here.
+            await until(lambda before=before: requests > before, "the request to come")  # type: ignore[misc]
     await holder.release()
     async with asyncio.timeout(NOW):
         await asyncio.gather(*comers)
-    assert order == sorted(order)
+    assert got == sorted(got)
 
 
 async def test_who_gets_it_while_others_wait_is_asked_at_once(here: Locks, there: Locks) -> None:
     holder = await here.acquire("study", timeout=10)
     second = waiting(here)
-    await arrival(here, there, 1)
+    await settled(here)
     third = waiting(there)
-    await arrival(here, there, 2)
+    await settled(there)
     await holder.release()
     lease = await second
     async with asyncio.timeout(NOW):
@@ -330,3 +321,79 @@ async def test_there_is_never_more_than_one_holder(here: Locks, there: Locks) ->
     assert given_up > 0
     for name in holders:
         await (await there.acquire(name, timeout=100)).release()
+
+
+# -- at once, and many at a time -----------------------------------------------------------------
+
+
+async def test_a_lock_that_is_acquired_at_once_is_held(here: Locks, there: Locks) -> None:
+    lease = here.try_acquire("study")
+    if lease is None:
+        # Locks outside of this process.
+        lease = await here.acquire("study", timeout=10)
+    assert lease.is_held()
+    event = asked(lease)
+    for locks in (here, there):
+        assert locks.try_acquire("study") is None
+    assert not event.is_set()
+    await lease.release()
+    here.close()
+    assert here.try_acquire("study") is None
+
+
+async def test_free_locks_are_acquired_and_released(here: Locks, there: Locks) -> None:
+    mine, theirs = (
+        await here.acquire("u1", timeout=10),
+        await there.acquire("u2", timeout=10),
+    )
+    events = asked(mine), asked(theirs)
+    async with here.try_acquire_many(MANY) as leases:
+        assert set(leases) == set(MANY) - {"u1", "u2"}
+        assert all(lease.is_held() for lease in leases.values())
+        with pytest.raises(LockTimeout):
+            await there.acquire("u3", timeout=0, request_release=False)
+        async with there.try_acquire_many(MANY) as others:
+            assert others == {}
+    # Nobody was asked to let go.
+    assert not any(event.is_set() for event in events)
+    assert not leases["u3"].is_held()
+    await mine.release()
+    await theirs.release()
+    async with there.try_acquire_many(MANY) as leases:
+        assert set(leases) == set(MANY)
+
+
+async def test_who_comes_meanwhile_goes_on_afterwards(here: Locks, there: Locks) -> None:
+    async with here.try_acquire_many(MANY):
+        same = asyncio.create_task(here.acquire("u1", timeout=60))
+        other = asyncio.create_task(there.acquire("u2", timeout=60))
+        done, _ = await asyncio.wait([same, other], timeout=0.2)
+        assert not done
+    async with asyncio.timeout(60):
+        for task in (same, other):
+            assert (await task).is_held()
+            await (await task).release()
+
+
+async def test_one_of_them_may_be_released_early(here: Locks, there: Locks) -> None:
+    async with here.try_acquire_many(["a", "b"]) as leases:
+        await leases["a"].release()
+        lease = await there.acquire("a", timeout=10)
+        assert leases["b"].is_held()
+    assert lease.is_held()
+    await lease.release()
+
+
+async def test_an_error_in_the_block_releases_them(here: Locks, there: Locks) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with here.try_acquire_many(MANY):
+            raise ZeroDivisionError
+    async with there.try_acquire_many(MANY) as leases:
+        assert set(leases) == set(MANY)
+
+
+async def test_none_when_closed(here: Locks) -> None:
+    here.close()
+    with pytest.raises(LocksClosed):
+        async with here.try_acquire_many(MANY):
+            raise AssertionError
