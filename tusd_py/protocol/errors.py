@@ -92,6 +92,8 @@ bad_request = RefusalWith[str](400, "ERR_BAD_REQUEST", "{}")
 # Header fields that do not parse (Resumable Uploads for HTTP)
 invalid_completeness = RefusalWith[str](400, "ERR_INVALID_UPLOAD_COMPLETE", "missing or invalid {} header; it must be ?0 or ?1")
 inconsistent_length = RefusalWith[str](400, "ERR_INCONSISTENT_UPLOAD_LENGTH", "{}")
+invalid_digest = RefusalWith[str](
+    400, "ERR_INVALID_DIGEST", "invalid {} header; it must be a dictionary with digests of sha-256 or sha-512")
 not_partial_upload = Refusal(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/partial-upload")
 
 # The upload's state
@@ -113,6 +115,8 @@ upload_size_exceeded = Refusal(
     413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request carries more bytes than the upload's length leaves room for")
 checksum_mismatch = Refusal(
     460, "ERR_CHECKSUM_MISMATCH", "the chunk does not match its checksum and was discarded; send it again")
+digest_mismatch = Refusal(
+    400, "ERR_DIGEST_MISMATCH", "the upload does not match its Repr-Digest and was removed; send it again")
 
 # Concatenation
 modify_final = Refusal(403, "ERR_MODIFY_FINAL", "a final upload cannot be modified")

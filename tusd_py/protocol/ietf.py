@@ -14,7 +14,8 @@ from http import HTTPStatus
 
 import http_sf
 
-from tusd_py.protocol import disposition, errors, metadata, tus
+from tusd_py.protocol import digests, disposition, errors, metadata, tus
+from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import parse_digits
 from tusd_py.protocol.tus import Append, Content, Creation
@@ -135,7 +136,9 @@ def parse_creation(headers: Mapping[str, str], version: Version, *, name: str = 
         metadata_header=header,
         concat=None,
         concat_header="",
-        content=None if content.length == 0 else content,
+        content=None if content.length == 0 and not content.verified else content,
+        repr_digest=_repr_digest(headers),
+        wanted_digest=digests.wanted(headers.get("want-repr-digest", "")) or "",
         completes=completes,
     )
 
@@ -223,7 +226,28 @@ def _content(headers: Mapping[str, str]) -> Content:
         length = None if declared is None else parse_digits(declared)
     except ValueError:
         raise errors.bad_request("invalid Content-Length header") from None
-    return Content(length=length, checksum=None, checksum_in_trailer=False)
+    digest = headers.get(digests.CONTENT.lower())
+    announced = (name.strip().lower() for name in headers.get("trailer", "").split(","))
+    return Content(
+        length=length,
+        checksum=None if digest is None else digests.parse(digests.CONTENT, digest),
+        checksum_in_trailer=digest is None and digests.CONTENT.lower() in announced,
+        read_trailer=_trailing_digest,
+    )
+
+
+def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
+    digest = digests.parse(digests.CONTENT, trailers.get(digests.CONTENT.lower(), ""))
+    if digest is None:
+        raise errors.invalid_digest(digests.CONTENT)
+    return digest
+
+
+def _repr_digest(headers: Mapping[str, str]) -> str:
+    """The digest of the whole upload as it stands in its record; empty without one that can be verified."""
+    given = headers.get(digests.REPRESENTATION.lower())
+    digest = None if given is None else digests.parse(digests.REPRESENTATION, given)
+    return "" if digest is None else digests.serialize(digest)
 
 
 def _metadata(headers: Mapping[str, str], name: str) -> tuple[dict[str, bytes], str]:
@@ -332,12 +356,15 @@ class Problem:
 
 
 _INCONSISTENT_LENGTH = (400, "inconsistent-upload-length", "Inconsistent Upload Length Values")
+_MISMATCHED_DIGEST = (400, "digest-mismatched-values", "Mismatched Digest Values")
 _TYPES: Mapping[str, tuple[int, str, str]] = {
     "ERR_MISMATCHED_OFFSET": (409, "mismatching-upload-offset", "Mismatching Upload Offset"),
     "ERR_INCONSISTENT_UPLOAD_LENGTH": _INCONSISTENT_LENGTH,
     "ERR_INVALID_UPLOAD_LENGTH": _INCONSISTENT_LENGTH,
     "ERR_UPLOAD_SIZE_EXCEEDED": _INCONSISTENT_LENGTH,
     "ERR_UPLOAD_COMPLETED": (400, "completed-upload", "Upload Is Completed"),
+    "ERR_CHECKSUM_MISMATCH": _MISMATCHED_DIGEST,
+    "ERR_DIGEST_MISMATCH": _MISMATCHED_DIGEST,
 }
 """Status, registered problem type and title of refusals, by code ("Problem Types")."""
 

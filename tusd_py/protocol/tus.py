@@ -6,8 +6,8 @@ Only header fields are checked here; the state of the upload is checked in `uplo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 
@@ -32,12 +32,15 @@ class Content:
     """The body of a request that carries bytes of an upload.
 
     length: in bytes; None if the request does not declare it. checksum: from a header field. checksum_in_trailer: it follows in
-    a trailer field instead.
+    a trailer field instead; read_trailer: makes it of the trailer fields.
     """
 
     length: int | None
     checksum: Checksum | None
     checksum_in_trailer: bool
+    read_trailer: Callable[[Mapping[str, str]], Checksum] = field(
+        default_factory=lambda: trailing_checksum, compare=False
+    )
 
     @property
     def verified(self) -> bool:
@@ -50,7 +53,9 @@ class Creation:
     """POST: a new upload. length is None for a deferred length and for a final; content is None without a body.
 
     unwanted_body: the error if the body, whose length is not declared and which is no content of an upload, is not empty.
-    completes: whether the request says that the upload ends with its body; None if the upload ends at its length, as in tus.
+    repr_digest: of the whole upload, to be verified when it is complete (`Repr-Digest`). wanted_digest: the algorithm of the
+    digest that the response to its completion carries. completes: whether the request says that the upload ends with its body;
+    None if the upload ends at its length, as in tus.
     """
 
     length: int | None
@@ -60,6 +65,8 @@ class Creation:
     concat_header: str
     content: Content | None
     unwanted_body: ProtocolError | None = None
+    repr_digest: str = ""
+    wanted_digest: str = ""
     completes: bool | None = None
 
 

@@ -140,6 +140,8 @@ class UploadInfo:
         foreign: Recorded by another server, which has no `finished_at`.
         counted: That server's byte counts, if they are the truth about the bytes.
         awaits_completion: Only a request that says so completes it, whatever its length (Resumable Uploads for HTTP).
+        repr_digest: `Repr-Digest` that its bytes must have when it is complete (RFC 9530); empty for none.
+        wanted_digest: Algorithm of the digest that its creator wants to be told of it then, a key of `checksum.ALGORITHMS`.
     """
 
     id: str
@@ -160,6 +162,8 @@ class UploadInfo:
     foreign: bool = False
     counted: Counted | None = None
     awaits_completion: bool = False
+    repr_digest: str = ""
+    wanted_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

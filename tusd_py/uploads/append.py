@@ -50,15 +50,15 @@ class Appender(Operation):
             completion.check_open(upload, command)
             try:
                 upload = await self._receive(upload, command, body, request, held.lease)
+                self._due_marks.mark(upload_id, self._expiry.due_at(upload))
+                await self._expiry.record_growth(upload)
+                return await self._finisher.complete(upload, command.completes, request, held.fence)
             except ProtocolError as problem:
-                if completion.exceeds_length(upload, command, problem):
+                if completion.ends_upload(upload, command, problem):
                     await self._remover.remove(
                         upload, EventType.POST_TERMINATE, request, held.lease
                     )
                 raise
-            self._due_marks.mark(upload_id, self._expiry.due_at(upload))
-            await self._expiry.record_growth(upload)
-            return await self._finisher.complete(upload, command.completes, request, held.fence)
 
     async def _receive(
         self, upload: Upload, command: Append, body: Body, request: RequestView, lease: Lease

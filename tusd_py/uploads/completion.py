@@ -35,8 +35,13 @@ def after_body(upload: Upload, completes: bool | None) -> Upload:
     return upload
 
 
-def exceeds_length(upload: Upload, command: Append, problem: ProtocolError) -> bool:
-    """Whether an append was refused because of bytes past the length, which ends the upload ("Upload Append")."""
+def ends_upload(upload: Upload, command: Append, problem: ProtocolError) -> bool:
+    """Whether an append was refused for a reason that leaves the upload of no use.
+
+    That is a whole with another digest than it should have, and bytes past the length ("Upload Append").
+    """
+    if problem.code == errors.digest_mismatch.code:
+        return True
     if command.completes is None or upload.finished or upload.length is None:
         return False
     size = command.content.length

@@ -96,6 +96,8 @@ class Creator(Operation):
             owner=owner,
             max_size=request.principal.limits.max_upload_size,
             awaits_completion=command.completes is not None,
+            repr_digest=command.repr_digest,
+            wanted_digest=command.wanted_digest,
         )
 
     def check_size(self, info: UploadInfo, content: Content | None) -> None:

@@ -22,6 +22,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.uploads import completion
 from tusd_py.uploads.concatenation import Concatenation
+from tusd_py.uploads.digest import verify_digest
 from tusd_py.uploads.expiring import Expirer
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import Result
@@ -84,6 +85,7 @@ class Finisher(Operation):
             return Result(upload)
         # If anything fails from here on, or the server is killed, the sweep tries again soon.
         self._mark_due_soon(upload.id)
+        told = await verify_digest(self._store, upload)
         response = None
         if not upload.info.is_partial and self._hooks.wants(EventType.PRE_FINISH):
             response = await self._ask_hooks(upload, request, fence)
@@ -99,7 +101,7 @@ class Finisher(Operation):
             self._publisher.publish(EventType.POST_FINISH, finished, request)
             if finished.info.is_final and self._policy.remove_parts_when_joined:
                 spawn(self._remove_parts(finished), "removal of parts", self._background)
-        return Result(finished, response=response)
+        return Result(finished, response=response, repr_digest=told)
 
     @property
     def _is_durable(self) -> bool:

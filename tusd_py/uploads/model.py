@@ -16,11 +16,15 @@ from tusd_py.storage.base import Upload
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The upload after a command. problem: the error if the body of its creation ended early. response: changes by hooks."""
+    """The upload after a command. problem: the error if the body of its creation ended early. response: changes by hooks.
+
+    repr_digest: `Repr-Digest` of a finished upload, if its creator wanted one.
+    """
 
     upload: Upload
     problem: ProtocolError | None = None
     response: HookResponse | None = None
+    repr_digest: str = ""
 
 
 class UploadState(Enum):

@@ -19,7 +19,7 @@ from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Lease, LeaseLost
 from tusd_py.metrics.counters import Counters
-from tusd_py.protocol import errors, tus
+from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
@@ -60,6 +60,8 @@ NOTHING_COUNTS = {
     "ERR_MAX_SIZE_EXCEEDED",
     "ERR_CHECKSUM_MISMATCH",
     "ERR_INVALID_CHECKSUM",
+    "ERR_INVALID_DIGEST",
+    "ERR_DIGEST_MISMATCH",
     "ERR_UNSUPPORTED_CHECKSUM_ALGORITHM",
 }
 """Codes of errors after which no byte of the request counts."""
@@ -430,7 +432,7 @@ class BodyReceiver:
         checksum = transfer.content.checksum
         if checksum is None:
             try:
-                checksum = tus.trailing_checksum(transfer.body.trailers())
+                checksum = transfer.content.read_trailer(transfer.body.trailers())
             except ProtocolError as problem:
                 return problem
         try:

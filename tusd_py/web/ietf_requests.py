@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import HookRefusal, RefusedByHook, RequestView
-from tusd_py.protocol import errors, ietf
+from tusd_py.protocol import digests, errors, ietf
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.ietf import Limits, Version
-from tusd_py.protocol.tus import Creation
+from tusd_py.protocol.tus import Content, Creation
 from tusd_py.storage.base import Upload
+from tusd_py.uploads.model import Result
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web.interim import Interim
@@ -46,6 +47,7 @@ class IetfRequests:
     async def create(self, request: Request, version: Version, *, name: str = "") -> Response:
         """Create an upload ("Upload Creation"). name: of the file, if no header field has one. Raises ProtocolError."""
         command = ietf.parse_creation(request.headers, version, name=name)
+        _check_trailer(request, command.content)
         view = self._view(request)
 
         def announcement(upload: Upload) -> dict[str, str]:
@@ -74,6 +76,7 @@ class IetfRequests:
                 "Upload-Offset": str(upload.offset),
             }
             return response
+        headers = {**headers, **_digest_header(created)}
         return self._response(201, version, upload, command.completes, headers).shaped_by(
             created.response
         )
@@ -81,6 +84,7 @@ class IetfRequests:
     async def append(self, request: Request, version: Version) -> Response:
         """Append to an upload ("Upload Append"). Raises ProtocolError."""
         command = ietf.parse_append(request.headers, version)
+        _check_trailer(request, command.content)
         view = self._view(request)
         request.body.watcher = Interim(request, version)
         try:
@@ -95,8 +99,8 @@ class IetfRequests:
         if not (command.completes and upload.finished):
             return self._response(version.appended, version, upload, False, {})
         # The response that the creation would have had.
-        location = {"Location": view.url_of(upload.id)}
-        return self._response(201, version, upload, True, location).shaped_by(result.response)
+        headers = {"Location": view.url_of(upload.id), **_digest_header(result)}
+        return self._response(201, version, upload, True, headers).shaped_by(result.response)
 
     async def retrieve_offset(self, request: Request, version: Version) -> Response:
         """Tell the offset of an upload ("Offset Retrieval"). Raises ProtocolError."""
@@ -179,6 +183,16 @@ class IetfRequests:
 
     def _limits(self, max_size: int | None) -> Limits:
         return Limits(max_size, int(self._uploads.policy.expire_after) or None)
+
+
+def _check_trailer(request: Request, content: Content | None) -> None:
+    """Raise a 400 for a digest in a trailer field, where the server does not hand these over."""
+    if content is not None and content.checksum_in_trailer and request.exchange is None:
+        raise errors.invalid_digest(digests.CONTENT)
+
+
+def _digest_header(result: Result) -> dict[str, str]:
+    return {digests.REPRESENTATION: result.repr_digest} if result.repr_digest else {}
 
 
 def _offers_to_resume(problem: ProtocolError) -> bool:

@@ -28,6 +28,8 @@ def check_values(info: UploadInfo) -> None:
         ("Owner", info.owner),
         ("Metadata", info.metadata_header),
         ("Concat", info.concat_header),
+        ("ReprDigest", info.repr_digest),
+        ("WantedDigest", info.wanted_digest),
     ):
         _check(name, isinstance(text, str), text)
 

@@ -50,6 +50,8 @@ class _Ours(TypedDict, total=False):
     Owner: str
     MaxSize: int | None
     AwaitsCompletion: bool
+    ReprDigest: str
+    WantedDigest: str
     FinishedAt: float | None
 
 
@@ -86,8 +88,16 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
         f',"CreatedAt":{info.created_at!r}'
         f',"ExpireAfter":{_value(info.expire_after)},"Retain":{_value(info.retain)}'
         f',"Owner":{_text(info.owner)},"MaxSize":{_value(info.max_size)}'
-        f"{_AWAITS_COMPLETION if info.awaits_completion else ''}"
+        f"{_rare_values(info)}"
     ).encode("utf-8", "replace") + ending(info.finished_at)
+
+
+def _rare_values(info: UploadInfo) -> str:
+    """Serialize values that uploads of tus do not have."""
+    texts = (("ReprDigest", info.repr_digest), ("WantedDigest", info.wanted_digest))
+    return (',"AwaitsCompletion":true' if info.awaits_completion else "") + "".join(
+        f',"{name}":{_text(text)}' for name, text in texts if text
+    )
 
 
 def ending(finished_at: float | None) -> bytes:
@@ -99,7 +109,6 @@ def ending(finished_at: float | None) -> bytes:
     return b',"FinishedAt":%b}}' % digits.encode()
 
 
-_AWAITS_COMPLETION = ',"AwaitsCompletion":true'
 _NEVER = "0.000000000000000"
 _TOO_LATE = 1e11
 """Seconds since the epoch beyond which no working clock can be."""
@@ -203,6 +212,8 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         location=_location(document.get("Storage"), upload_id, root),
         foreign=ours is None,
         awaits_completion=bool(ours.get("AwaitsCompletion")) if ours else False,
+        repr_digest=ours.get("ReprDigest", "") if ours else "",
+        wanted_digest=ours.get("WantedDigest", "") if ours else "",
     )
 
 

@@ -1,0 +1,60 @@
+"""Digest fields (RFC 9530): of the body of a request (`Content-Digest`), and of a whole upload (`Repr-Digest`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import http_sf
+
+from tusd_py.protocol import errors
+from tusd_py.protocol.checksum import ALGORITHMS, Checksum
+
+CONTENT = "Content-Digest"
+REPRESENTATION = "Repr-Digest"
+
+_ALGORITHMS: Mapping[str, str] = {"sha-256": "sha256", "sha-512": "sha512"}
+"""Name in a digest field -> key of `checksum.ALGORITHMS`, in the order of our preference."""
+_NAMES = {algorithm: name for name, algorithm in _ALGORITHMS.items()}
+
+
+def parse(name: str, value: str) -> Checksum | None:
+    """The digest that a field announces, of the first algorithm of ours that it has; None if it has none of them.
+
+    name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests.
+    """
+    members = _dictionary(value)
+    if members is None:
+        raise errors.invalid_digest(name)
+    for key, algorithm in _ALGORITHMS.items():
+        if key in members:
+            digest = members[key]
+            if not isinstance(digest, bytes) or len(digest) != ALGORITHMS[algorithm][1]:
+                raise errors.invalid_digest(name)
+            return Checksum(algorithm, digest)
+    return None
+
+
+def wanted(value: str) -> str | None:
+    """The algorithm (a key of `checksum.ALGORITHMS`) that `Want-Repr-Digest` prefers among ours; None without one."""
+    weights = {
+        algorithm: weight
+        for key, algorithm in _ALGORITHMS.items()
+        if isinstance(weight := (_dictionary(value) or {}).get(key), int) and 0 < weight <= 10
+    }
+    return max(weights, key=weights.__getitem__, default=None)
+
+
+def serialize(checksum: Checksum) -> str:
+    """A digest field with this digest of sha256 or sha512."""
+    return http_sf.ser({_NAMES[checksum.algorithm]: (checksum.digest, {})})
+
+
+def _dictionary(value: str) -> dict[str, object] | None:
+    """The values of a Dictionary (RFC 9651, section 4.2.2), without parameters; None if it is none."""
+    try:
+        found = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
+    except (http_sf.StructuredFieldError, UnicodeEncodeError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    return {key: each[0] if isinstance(each, tuple) else each for key, each in found.items()}
