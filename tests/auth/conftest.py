@@ -1,4 +1,4 @@
-"""Servers that ask for tokens."""
+"""Servers with `--auth jwt`."""
 
 from __future__ import annotations
 

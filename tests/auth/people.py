@@ -1,4 +1,4 @@
-"""Who asks, in tests about tokens: access tokens and upload tokens of every kind, made without the server."""
+"""Access tokens and upload tokens of every kind for tests, made without the server."""
 
 from __future__ import annotations
 

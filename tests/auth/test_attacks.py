@@ -1,4 +1,4 @@
-"""The classic attacks on whoever believes a token, against whole servers: 401, and nothing is stored, disclosed or fetched."""
+"""The classic attacks on token verification, against real servers: 401, and nothing is stored, disclosed or fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may do what, from plain values; what the table of requests cannot show."""
+"""The access policy with plain values: cases that the matrix of requests does not cover."""
 
 from __future__ import annotations
 

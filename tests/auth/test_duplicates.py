@@ -1,4 +1,4 @@
-"""With owners, the search for duplicates tells each of them of their own uploads, and nobody of anybody else's."""
+"""The duplicate check with owners: it discloses only an owner's own uploads."""
 
 from __future__ import annotations
 

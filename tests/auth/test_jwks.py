@@ -1,4 +1,4 @@
-"""A key set that is kept up to date: fetched, renewed when keys change, and used while its source is away."""
+"""A key set: fetched, refreshed when keys change, and used while its source is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits in an access token: how large uploads may be, and how many may be unfinished at a time."""
+"""Limits in an access token: the size of uploads, and the number of unfinished ones."""
 
 from __future__ import annotations
 

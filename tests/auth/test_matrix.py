@@ -1,4 +1,4 @@
-"""Who may do what: every kind of token with every request, against a real server; and what those see who may not."""
+"""The matrix of permissions: every kind of token with every request, against a real server, and what refusals disclose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What processes read of revocations: what is new, or all where that cannot be told; and what they forget."""
+"""Polling of revocations: only new ones are read, or all if necessary, and old ones are forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many uploads an owner has open, where there are more than are looked up at a time."""
+"""The count of an owner's open uploads, with more of them than are looked up at a time."""
 
 from __future__ import annotations
 

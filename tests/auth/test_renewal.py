@@ -1,4 +1,4 @@
-"""Upload tokens are renewed while an upload goes on, so that none dies of its token however long it takes."""
+"""Renewal of upload tokens while an upload runs, so that no upload fails because of its duration."""
 
 from __future__ import annotations
 

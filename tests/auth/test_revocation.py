@@ -1,4 +1,4 @@
-"""What was revoked is known everywhere within a second, and ends what goes on."""
+"""Revocations reach every server within a second, and end running requests."""
 
 from __future__ import annotations
 

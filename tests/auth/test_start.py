@@ -1,4 +1,4 @@
-"""What a server says about tokens when it starts, and what operators can do with them."""
+"""Messages about tokens at startup, and the commands of operators for tokens."""
 
 from __future__ import annotations
 

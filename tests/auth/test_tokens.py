@@ -1,4 +1,4 @@
-"""Upload tokens: for one upload, for a while, and signed with what nothing else is signed with."""
+"""Upload tokens: valid for one upload and a limited time, signed with a key of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of secrets and key sets that somebody wrote by mistake: named at the start, taken for nothing else."""
+"""Malformed files of secrets and key sets are reported at startup and never misread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Access tokens: which count, what they say, and the classic attacks on whoever believes a token's header."""
+"""Verification of access tokens: valid ones, their claims, and the classic attacks by a token's header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark works: it measures, says why it could not, and its arithmetic is right. Not for the figures themselves."""
+"""The benchmark works: it measures, reports failures, and computes correctly. Not for the figures themselves."""
 
 from __future__ import annotations
 

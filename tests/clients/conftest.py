@@ -1,4 +1,4 @@
-"""What tests with other people's clients share: files to upload, and Node with its packages."""
+"""Fixtures of the tests with other projects' clients: files to upload, and Node with its packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files to upload, and the proof that what a server stores is the same bytes.
+"""Files to upload, and the check that a server stores the same bytes.
 
 The content is the same in every run but repeats nowhere, so that a byte at a wrong place is a wrong
 byte. Expected sums are computed while a file is written, never from what came back.

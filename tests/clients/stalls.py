@@ -1,4 +1,4 @@
-"""Waiting until a client's connections have stalled as planned, whichever connections these are."""
+"""Waiting until a client's connections have stalled as planned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tus-js-client under Node against a server process: what browsers' and Node's uploads do all day.
+"""tus-js-client under Node against a server process: typical uploads of browsers and Node.
 
 The judge is the server's disk and its GET; the client's own events say that it got there in the way
 that it should have (resumed, and not sent all again).

@@ -1,4 +1,4 @@
-"""tuspy with the types that its own annotations lack, as far as the tests use it."""
+"""Types for the parts of tuspy that the tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FastAPI applications as processes of their own, with tuspyserver's router or with ours in its place."""
+"""FastAPI applications in processes of their own, with tuspyserver's router or with ours."""
 
 from __future__ import annotations
 

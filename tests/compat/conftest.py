@@ -1,4 +1,4 @@
-"""The clients of `tests/clients`, for applications."""
+"""The fixtures of `tests/clients`, for applications."""
 
 from tests.clients.conftest import make_source, run_tus_js, tus_js_installed
 

@@ -1,4 +1,4 @@
-"""Directories as other servers leave them: written by hand from the description, and made by the servers themselves."""
+"""Directories of other servers: written by hand from their description, or by the servers themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of tus 1.0.0 to applications, one by one."""
+"""Single tus 1.0.0 requests to applications."""
 
 from __future__ import annotations
 

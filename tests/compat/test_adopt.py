@@ -1,4 +1,4 @@
-"""Uploads that other servers kept are taken over: by the command, and by a server that is asked for one."""
+"""Uploads of other servers are taken over: by the command, and by a server at the first request for each."""
 
 from __future__ import annotations
 

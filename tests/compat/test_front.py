@@ -1,4 +1,4 @@
-"""Our router beyond what theirs does: what it begins and ends, what it refuses, and what a crash leaves."""
+"""Our router beyond tuspyserver's: its start and end, refusals, and crashes."""
 
 from __future__ import annotations
 

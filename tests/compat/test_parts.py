@@ -1,4 +1,4 @@
-"""Our duplicate check, token check and expiry beside the router of the tuspyserver that is installed."""
+"""Our duplicate check, token check and expiry with the router of the installed tuspyserver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of tuspyserver's router holds of ours: the same applications, the same clients, the same hooks."""
+"""Our router behaves like tuspyserver's: the same applications, the same clients, the same hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml as processes of this machine, as near to containers as can be had without an engine.
+"""The services of docker-compose.yml as processes of this machine, as close to containers as possible without an engine.
 
 Where tests run as root, each process is nobody, sees a file system on which only its own directory can be written to (where
 root may mount), and has no capability but to read what root has installed. Elsewhere they run as whoever runs the tests.

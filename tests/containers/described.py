@@ -1,4 +1,4 @@
-"""What Dockerfile and docker-compose.yml say, for tests that check it, and do by hand what a container engine would."""
+"""Parsed contents of Dockerfile and docker-compose.yml, for tests that check them and run them without a container engine."""
 
 from __future__ import annotations
 

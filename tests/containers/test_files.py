@@ -1,4 +1,4 @@
-"""Dockerfile and docker-compose.yml: what can be known of them without a container engine."""
+"""Dockerfile and docker-compose.yml: checks that need no container engine."""
 
 from __future__ import annotations
 

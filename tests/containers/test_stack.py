@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml, run by hand: their commands, their environment, their health checks, the proxy's file."""
+"""The services of docker-compose.yml, run without containers: commands, environments, health checks, the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores of each kind, and locks of each kind, for the suites that all of them have to pass."""
+"""Stores and locks of each kind, for the suites that all of them must pass."""
 
 from __future__ import annotations
 

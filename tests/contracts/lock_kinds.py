@@ -1,4 +1,4 @@
-"""The locks that have to fulfil the contract. A new kind is added to `LOCKS`, and the whole suite runs on it."""
+"""The locks that must fulfil the contract. Add a new kind to `LOCKS`, and the whole suite runs on it."""
 
 from __future__ import annotations
 

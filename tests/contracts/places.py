@@ -1,4 +1,4 @@
-"""The stores that have to fulfil the contract. A new one is added to `PLACES`, and the whole suite runs on it."""
+"""The stores that must fulfil the contract. Add a new one to `PLACES`, and the whole suite runs on it."""
 
 from __future__ import annotations
 

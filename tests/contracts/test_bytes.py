@@ -1,4 +1,4 @@
-"""The contract of every store: bytes are written, counted and read back, whatever ends a request."""
+"""The contract of every store: bytes are written, counted and read back, however a request ends."""
 
 from __future__ import annotations
 

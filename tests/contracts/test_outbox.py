@@ -1,4 +1,4 @@
-"""The contract of every outbox: what is kept stays in order until it is delivered or given up."""
+"""The contract of every outbox: events stay in order until they are delivered or marked as failed."""
 
 from __future__ import annotations
 

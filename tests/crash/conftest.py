@@ -1,4 +1,4 @@
-"""Room for gigabytes, which is given back when a test is over."""
+"""Disk space for gigabytes, which is freed after each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that stand still for longer than their lock lasts, or whose Redis forgets them: `python -m tests.crash.stops`.
+"""Servers that stall for longer than their lock's lease, or whose Redis loses locks: `python -m tests.crash.stops`.
 
 Two servers share a directory and a Redis. One is stopped at a point in the middle of a request, or Redis is emptied meanwhile;
 the other one gets the same upload and finishes or removes it; then the first one goes on. Whatever it does then must change

@@ -1,4 +1,4 @@
-"""A gibibyte through other people's clients, across a kill -9 in the middle: the same bytes."""
+"""A gibibyte through other projects' clients, with a kill -9 in the middle: the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9, hundreds of times at random moments, while many clients upload: nothing is lost.
+"""kill -9 at hundreds of random moments, while many clients upload: nothing is lost.
 
 Not for power cuts: the kernel lives on, so what was written counts as kept without a sync.
 """

@@ -1,4 +1,4 @@
-"""A server that is stopped in the middle of a request while another one gets its upload changes nothing when it goes on."""
+"""A server that is stopped during a request changes nothing when it continues after another one took the upload over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers with a Redis and workers of the test's own, and an endpoint that their hooks call."""
+"""Servers with a Redis and workers, and an endpoint for their hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs `tusd-py`, and kills it with SIGKILL at an instant that its first argument names. See `INSTANTS`."""
+"""Runs `tusd-py`, and kills it with SIGKILL at the instant that its first argument names. See `INSTANTS`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivering one upload's events: what is told, in which order, how often, and what becomes of what cannot be told."""
+"""Delivery of one upload's events: content, order, repeats, and final failure."""
 
 from __future__ import annotations
 

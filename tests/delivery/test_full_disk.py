@@ -1,4 +1,4 @@
-"""Removals on a disk that is full: answered, remembered, and told once there is room, whatever dies in between."""
+"""Removals on a full disk: answered, recorded, and announced once there is room, also after a kill in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others may put into the Redis: workers carry out none of it, live, and go on with their own jobs."""
+"""Hostile entries in Redis: workers run none of them, survive, and continue with their own jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written down of an event: all that hooks may get, nothing that is secret, the same id whenever it is made."""
+"""The record of an event: all that hooks may get, no secrets, and a reproducible id."""
 
 from __future__ import annotations
 

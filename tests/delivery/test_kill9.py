@@ -1,4 +1,4 @@
-"""kill -9 of servers, workers and the scheduler at random while uploads finish: each that does is announced, no other is."""
+"""kill -9 of servers, workers and the scheduler at random while uploads finish: every finish is announced, and nothing else."""
 
 from __future__ import annotations
 

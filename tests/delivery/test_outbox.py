@@ -1,4 +1,4 @@
-"""The outbox: what is kept stays in order, until it is told or given up, across anything that can happen in between."""
+"""The outbox in files: order, repeats, delivery and failure of events, also after interruptions at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue in Redis and the lease of a delivery: what may be lost there, and what comes while another worker delivers."""
+"""The delivery queue in Redis and the lease of a delivery: lost jobs, and events that arrive during a delivery."""
 
 from __future__ import annotations
 

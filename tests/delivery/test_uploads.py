@@ -1,4 +1,4 @@
-"""What is written down when, as uploads live: before it happens, and durable before a client is told of a finish."""
+"""When events are recorded: before they happen, and durably before a client is told of a finish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of a Markdown page: its fenced blocks of code."""
+"""The fenced code blocks of a Markdown page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maps in CONTRIBUTING.md and tests/README.md name what is there, all of it and nothing else."""
+"""The maps in CONTRIBUTING.md and tests/README.md list all packages and folders, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/from-tusd.md tells what differs, and that is so."""
+"""The differences listed in docs/from-tusd.md exist."""
 
 from __future__ import annotations
 

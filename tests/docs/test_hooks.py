@@ -1,4 +1,4 @@
-"""The example of docs/hooks.md, in front of a server."""
+"""The example of docs/hooks.md, on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each configuration of nginx that we give takes `Forwarded` of clients away, which it would pass on as its own."""
+"""Each nginx configuration of ours removes `Forwarded` fields of clients, which nginx would pass on."""
 
 from __future__ import annotations
 

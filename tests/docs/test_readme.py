@@ -1,4 +1,4 @@
-"""The README's examples do what the README says."""
+"""The README's examples work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What these tests share: a Redis of each kind, and the index in it."""
+"""Fixtures: a Redis of each kind, and the duplicate index in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hook as it is where users are authenticated: every upload belongs to the same one. A hook file for tests' servers."""
+"""A hook file that gives every upload the same owner, as if users were authenticated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tus-js-client and tuspy meet a duplicate: by the lines of docs/duplicates.md they read the offer, resume it, or force."""
+"""tus-js-client and tuspy with the code of docs/duplicates.md: they read the offer, resume, or force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tusd-py duplicates`: what operators see and forget, with the server running and stopped."""
+"""`tusd-py duplicates`: listing and forgetting, with the server running and stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canonical form of an upload: two that differ in anything that counts never have the same, and order never counts."""
+"""The canonical form of an upload: different for uploads that differ in anything that counts, independent of order."""
 
 from __future__ import annotations
 

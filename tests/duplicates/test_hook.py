@@ -1,4 +1,4 @@
-"""The hook: what it refuses, what it offers, and what it remembers through everything that can happen to an upload."""
+"""The duplicate hook: refusals, offers to resume, and its memory through all events of an upload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has a fingerprint: one of any number that ask, for as long as it lasts, whatever happens in between."""
+"""The duplicate index: one of any number of concurrent reservations wins, whatever happens meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Duplicates over several server processes that share a directory and a Redis: of any number at once, one is created."""
+"""Duplicates on several server processes with one directory and Redis: of concurrent creations one succeeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A creation that is answered with a refusal does not stand in its own retry's way."""
+"""A failed creation does not cause its own retry to be refused as a duplicate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Duplicates at the front door: a server as it is started, its embedded state, and requests."""
+"""Duplicates on a real server with its embedded Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in for the server around the hook: uploads that are there or not, and the events of their lives."""
+"""A stand-in for the server around the hook: existing uploads, and the events of their lives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small file system for one test that can be filled up, emptied, and made read-only."""
+"""A small file system for one test that can be filled, emptied, and made read-only."""
 
 from __future__ import annotations
 

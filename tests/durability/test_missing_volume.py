@@ -1,4 +1,4 @@
-"""The volume of the uploads is not mounted when a server starts, or goes away while it runs: nothing is forgotten."""
+"""The volume of the uploads is not mounted at startup, or disappears later: no upload becomes unknown."""
 
 from __future__ import annotations
 

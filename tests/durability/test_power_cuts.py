@@ -1,4 +1,4 @@
-"""Power cuts while uploads come in: a short run of `tests/durability/power_cuts.py`; `make torture` runs it for longer."""
+"""Power cuts during uploads: a short run of `tests/durability/power_cuts.py`; `make torture` runs it for longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file system for one test, whose disk can be inspected as after a loss of power.
+"""A file system for one test, whose disk can be inspected as after a power failure.
 
 The disk is a file under a loop device: what the kernel has not written to it is not in the file, however long it is in memory.
 A copy of that file is the disk of a machine that lost its power at that moment.

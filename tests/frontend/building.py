@@ -1,4 +1,4 @@
-"""The package under `frontend/`, built; and the programs that its tests need, which have to be there where CI is set."""
+"""The built package of `frontend/`, and the programs that its tests need, which are required if CI is set."""
 
 from __future__ import annotations
 

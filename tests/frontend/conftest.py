@@ -1,4 +1,4 @@
-"""Servers that ask for tokens, and what uploads to them: an UploadManager under Node, and pages in Chromium."""
+"""Servers with `--auth jwt`, and their clients: an UploadManager under Node, and pages in Chromium."""
 
 from __future__ import annotations
 

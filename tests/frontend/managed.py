@@ -1,4 +1,4 @@
-"""Runs an UploadManager under Node and hands what it says to a test; `drive.mjs` says what a job and an event look like."""
+"""Runs an UploadManager under Node and passes its events to a test; `drive.mjs` defines the format of jobs and events."""
 
 from __future__ import annotations
 

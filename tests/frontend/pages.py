@@ -1,4 +1,4 @@
-"""Pages in headless Chromium that upload: Debian's browser, driven by playwright, and a web server that has the pages."""
+"""Pages in headless Chromium that upload: Debian's browser, driven by playwright, and a web server for the pages."""
 
 from __future__ import annotations
 

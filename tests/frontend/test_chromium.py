@@ -1,4 +1,4 @@
-"""UploadManager in pages of headless Chromium, of another origin than the server: what users do, and what happens to them."""
+"""UploadManager in pages of headless Chromium, of another origin than the server: actions of users, and failures."""
 
 from __future__ import annotations
 

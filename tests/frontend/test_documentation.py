@@ -1,4 +1,4 @@
-"""The documented pages work when they are pasted."""
+"""The documented pages work as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads that take longer than their tokens live, over a line that breaks, to a server that is killed: not one fails."""
+"""Uploads that outlast their tokens, over a connection that breaks, to a server that is killed: none fails."""
 
 from __future__ import annotations
 

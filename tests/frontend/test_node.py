@@ -1,4 +1,4 @@
-"""UploadManager under Node against a server process: what uploads do, and what is done when something is in the way."""
+"""UploadManager under Node against a server process: uploads, and their behaviour on failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that tell an endpoint of their events."""
+"""Servers that send their events to an endpoint."""
 
 from __future__ import annotations
 

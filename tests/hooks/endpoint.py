@@ -1,4 +1,4 @@
-"""A hook endpoint for tests: a real HTTP server in a thread that writes down every call and answers as it is told."""
+"""A hook endpoint for tests: a real HTTP server in a thread that records every call and answers as scripted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks as executables in front of a real server: shell scripts in a directory that are named after events."""
+"""Hooks as executables with a real server: shell scripts in a directory, named after events."""
 
 from __future__ import annotations
 

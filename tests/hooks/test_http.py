@@ -1,4 +1,4 @@
-"""Hooks over HTTP in front of a real server and a real endpoint: what is sent, and what an answer can do."""
+"""Hooks over HTTP with a real server and a real endpoint: calls, and effects of responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks in Python, inside a real server: what they are told, what they may decide, what becomes of their failures."""
+"""Hooks in Python inside a real server: arguments, decisions, and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signature of a call, verified as docs/hooks.md tells: its examples in Python and Node, over calls of a real server."""
+"""The signature of a call, verified with the code of docs/hooks.md in Python and Node, on calls of a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tusd's format by itself: which answers are understood, what they mean, and that nothing else comes of any other."""
+"""tusd's format with plain values: valid responses, their effects, and refusal of all others."""
 
 from __future__ import annotations
 

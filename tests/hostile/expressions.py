@@ -1,4 +1,4 @@
-"""Regular expressions, header fields and parsers of our packages, found in their source: what hostile input is tried on."""
+"""Regular expressions, header fields and parsers of our packages, found in their source, to be tested with hostile input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that reads a client's bytes takes more than linear time, whatever the bytes are.
+"""Reading a client's bytes takes linear time, whatever the bytes are.
 
 Expressions and header fields are found in the source. A new expression fails the first test until it says how hostile input
 reaches its repetitions, or that no client's bytes reach it; a new header field is tried without a word. What is measured is

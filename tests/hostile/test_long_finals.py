@@ -1,4 +1,4 @@
-"""Finals of many parts: as many absolute URLs as `--max-concat-parts` allows fit, and strangers gain no memory by that."""
+"""Finals of many parts: as many absolute URLs as `--max-concat-parts` allows, with bounded memory for anyone else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that are slow, greedy or malicious: what they get, and that nobody else pays for it."""
+"""Slow, greedy and malicious clients: their responses, and that other clients are not affected."""
 
 from __future__ import annotations
 

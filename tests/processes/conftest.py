@@ -1,4 +1,4 @@
-"""A server of three processes, and what can be seen of them from outside."""
+"""A server of three processes, and their observation from outside."""
 
 from __future__ import annotations
 

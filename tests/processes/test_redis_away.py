@@ -1,4 +1,4 @@
-"""Several servers share a Redis, and it goes away in the middle of uploads."""
+"""Several servers share a Redis that becomes unavailable during uploads."""
 
 from __future__ import annotations
 

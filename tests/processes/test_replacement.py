@@ -1,4 +1,4 @@
-"""A server that replaces another one on the same directory waits for it, if it is told to (`--wait-for-directory`)."""
+"""A server with `--wait-for-directory` waits for the one that it replaces on the same directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One upload served by several processes: whichever a connection reaches, the bytes are right."""
+"""One upload served by several processes: the bytes are right, whichever process a connection reaches."""
 
 from __future__ import annotations
 

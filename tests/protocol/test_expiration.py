@@ -1,4 +1,4 @@
-"""tus 1.0.0, expiration: T24, and what T7 says of expired uploads."""
+"""tus 1.0.0, expiration: T24, and T7 for expired uploads."""
 
 from __future__ import annotations
 

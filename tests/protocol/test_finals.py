@@ -1,4 +1,4 @@
-"""Finals beyond their joining: how long parts live, creations that are repeated, what a request may have copied."""
+"""Finals beyond joining: the life of parts, repeated creations, the limit of copied bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HEAD while something is wrong: 423 with Retry-After for what may pass, so that clients do not send the whole file anew."""
+"""HEAD during temporary failures: 423 with Retry-After, so that clients do not send the whole file again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching an upload: a GET that asks for its progress disturbs nobody, where a HEAD ends whoever is writing."""
+"""Watching an upload: a GET of its progress interrupts nothing, unlike a HEAD."""
 
 from __future__ import annotations
 

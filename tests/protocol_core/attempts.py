@@ -1,4 +1,4 @@
-"""Calling a parser that may refuse, where a property speaks of both ways it can end."""
+"""Calls of parsers that may refuse, for properties about both outcomes."""
 
 from __future__ import annotations
 

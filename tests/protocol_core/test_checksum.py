@@ -1,4 +1,4 @@
-"""``Upload-Checksum``: parsing for all inputs, and algorithms against others' (T25, T26)."""
+"""``Upload-Checksum``: parsing of all inputs, and algorithms compared with other implementations (T25, T26)."""
 
 from __future__ import annotations
 

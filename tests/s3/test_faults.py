@@ -1,4 +1,4 @@
-"""The adapter behind networks and stores that misbehave: what is repeated, what is told, what is logged."""
+"""The adapter with failing networks and stores: retries, errors and log lines."""
 
 from __future__ import annotations
 

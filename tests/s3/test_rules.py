@@ -1,4 +1,4 @@
-"""The rules proxy refuses what the stores that it imitates refuse, and passes on what they take."""
+"""The rules proxy refuses what the imitated stores refuse, and passes on what they accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures: a real server of each kind, clients that are connected to it, and the log."""
+"""Fixtures: a real server of each kind, connected clients, and the log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A server that answers what a test wants: for replies that a real one gives only when it is old,
-broken, or no Redis at all.
-"""
+"""A Redis server with scripted responses, for those that real ones give only if they are old or broken."""
 
 from __future__ import annotations
 

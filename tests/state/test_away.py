@@ -1,6 +1,4 @@
-"""Redis goes away, or says that it will not: callers are told within the deadline, the log is told
-once, and everything works again by itself.
-"""
+"""Outages of Redis: callers get errors within the deadline, the log has one line, and recovery needs no action."""
 
 from __future__ import annotations
 

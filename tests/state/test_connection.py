@@ -1,4 +1,4 @@
-"""Commands and scripts while Redis works: answers, counts, the pool, TLS, what it was before."""
+"""Commands and scripts while Redis works: responses, counts, the pool, TLS, detection of lost data."""
 
 from __future__ import annotations
 

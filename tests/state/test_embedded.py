@@ -1,4 +1,4 @@
-"""The embedded server: one for all who start, found again, watched over, gone with the last."""
+"""The embedded server: shared by all processes, found again, supervised, and stopped with the last process."""
 
 from __future__ import annotations
 

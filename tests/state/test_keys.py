@@ -1,4 +1,4 @@
-"""The names of keys: under one prefix, cluster-safe where they are used together, documented."""
+"""The names of keys: one prefix, one cluster slot for keys that are used together, all documented."""
 
 from __future__ import annotations
 

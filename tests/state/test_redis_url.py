@@ -1,4 +1,4 @@
-"""URLs of a Redis: what they mean, and what is said about those that are wrong."""
+"""URLs of a Redis: their meaning, and errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads whose id, location or directory another one has by now, or nobody for the moment: that costs no bytes."""
+"""Uploads whose id, location or directory is taken by another upload meanwhile, or missing for a moment: no byte is lost."""
 
 from __future__ import annotations
 

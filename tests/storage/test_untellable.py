@@ -1,4 +1,4 @@
-"""What cannot be read is not taken for what is not there: markers, epochs, losses, records, tombstones."""
+"""An unreadable file is not treated as missing: markers, epochs, losses, records, tombstones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The test's side of ``recording_hooks.py``: what the server's hooks were told."""
+"""The calls that ``recording_hooks.py`` has recorded in a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a connection what bad networks do, at a byte's precision.
+"""A TCP proxy that injects network faults at an exact byte.
 
 It stands between any client and any server and knows nothing of HTTP. Each accepted connection
 gets one :class:`Plan` (what happens to the bytes going up, client to server, and down); a

@@ -1,4 +1,4 @@
-"""Resumable Uploads for HTTP in the words of a test, in the interop version that it asks for.
+"""A client for Resumable Uploads for HTTP, in a chosen interop version.
 
 Nothing of the server's own reading of the protocol is used: what a version's requests look like is written down here again.
 """

@@ -1,4 +1,4 @@
-"""Ports that nobody else is given meanwhile."""
+"""Reserved ports, which no other process gets."""
 
 from __future__ import annotations
 

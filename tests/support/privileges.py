@@ -1,4 +1,4 @@
-"""File permissions that hold for the server even where the tests run as root.
+"""File permissions that also apply to a server started as root.
 
 Run as a program: ``python privileges.py COMMAND…`` executes the command as somebody for whom
 permission bits count. Takes from root the capabilities to pass them over; for anybody else there is

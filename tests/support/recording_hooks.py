@@ -1,4 +1,4 @@
-"""A hook file for tests: writes down every event, and can be held in the middle of pre-finish.
+"""A hook file for tests: records every event, and can be held in pre-finish.
 
 Given to the server as ``--hook …/recording_hooks.py``; runs inside the server, so it is steered by
 the environment: ``RECORD_EVENTS`` names the file that gets one JSON line an event; where there is

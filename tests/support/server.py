@@ -1,4 +1,4 @@
-"""A real server process for tests: started, killed, restarted, its log lines at hand.
+"""A real server process for tests: started, killed, restarted, with its log lines.
 
 Nothing here looks into the server: it is a process with a port, a directory, a log and an exit
 code. Waiting is always for something that happens (a log line, the process's end), never for time

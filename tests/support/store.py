@@ -1,4 +1,4 @@
-"""Short ways to use a store without the uploads around it."""
+"""Helpers to use a store without the uploads around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fault proxy does what it says: tested against a bare socket on either side."""
+"""The fault proxy works as described: tested with a bare socket on either side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tus in the words of a test, on top of the raw client: create, patch, head, delete, options.
+"""A tus client on top of the raw client: create, patch, head, delete, options.
 
 A request is a connection of its own unless a :class:`Connection` is passed. Nothing is hidden that
 a test may want to break: every call takes extra headers, and ``None`` for a header takes it away.

@@ -1,4 +1,4 @@
-"""Waiting for a condition that nobody announces (a file's size, a process's open sockets)."""
+"""Polling for a condition that nothing signals (a file's size, a process's open sockets)."""
 
 from __future__ import annotations
 

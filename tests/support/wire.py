@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client on a blocking socket that can do what no well-behaved client does.
+"""A small HTTP/1.1 client on a blocking socket that can send malformed and unusual requests.
 
 Bytes go out exactly as given: headers in pieces, chunked bodies with trailers, half-closed and
 reset connections, pipelined requests. Responses are parsed strictly, interim ones (1xx) included,

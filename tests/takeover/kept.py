@@ -1,4 +1,4 @@
-"""What an earlier version left in an upload directory and in Redis: saved to files, and laid out again in a test.
+"""The files and the Redis of an earlier version: saved to files, and restored in a test.
 
 The directory is a tar; Redis is a list of keys with types, values and remaining lifetimes, which every version of Redis and
 Valkey takes. Modification times, scores and lifetimes are moved to the present when it is laid out. Contents of files stay as

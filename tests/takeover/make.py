@@ -1,4 +1,4 @@
-"""Saves what an older version leaves behind when it is killed in the middle of its work.
+"""Saves the files and the Redis of an older version that is killed during its work.
 
     python -m tests.takeover.make OLD DIRECTORY
 

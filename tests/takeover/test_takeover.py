@@ -1,4 +1,4 @@
-"""What version 0.1.0 left when it was killed is taken over: uploads, events, jobs, schedules, tokens and indexes.
+"""Taking over from a killed server of version 0.1.0: uploads, events, jobs, schedules, tokens and indexes.
 
 `0.1.0/` has what was left, and tells how it was made.
 """

@@ -1,4 +1,4 @@
-"""Tasks in the background: none of them ends in silence, and those that have to last are started again."""
+"""Background tasks: none fails silently, and permanent ones are restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which CORS fields a response carries, by plain values."""
+"""The CORS fields of responses, with plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that are to be taken back on a disk that has become read-only: nothing of them counts, and nothing stays open."""
+"""Bytes to be discarded on a disk that has become read-only: none of them count, and no file stays open."""
 
 from __future__ import annotations
 

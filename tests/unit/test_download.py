@@ -1,6 +1,4 @@
-"""What a download gets: conditions, ranges and the safety of names and types; and the two ways of
-sending it.
-"""
+"""Responses to downloads: conditions, ranges, safe names and types, and both ways of sending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose word counts about a request's address, by plain ASGI scopes."""
+"""The address of a request behind proxies, with plain ASGI scopes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probes, mounted as routes and asked without a socket."""
+"""The probes, mounted as routes and called without a socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines: their form, that they cannot be forged, and that writing them harms nobody."""
+"""Log lines: format, protection against forgery, and cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scrape says, as Prometheus' own parsers read it."""
+"""The output for a scrape, as Prometheus' own parsers read it."""
 
 from __future__ import annotations
 

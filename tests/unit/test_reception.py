@@ -1,4 +1,4 @@
-"""Bodies on their way into a store, where something is lost at a moment that no client can choose."""
+"""Receiving bodies into a store, with losses at moments that no client can choose."""
 
 from __future__ import annotations
 

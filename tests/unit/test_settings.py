@@ -1,4 +1,4 @@
-"""Where settings come from, what they may be, and how mistakes are told."""
+"""Settings: sources, values, and error messages."""
 
 from __future__ import annotations
 

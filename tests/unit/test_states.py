@@ -1,4 +1,4 @@
-"""The table of an upload's states, and that uploads move as it says."""
+"""The table of an upload's states, and that uploads follow it."""
 
 from __future__ import annotations
 

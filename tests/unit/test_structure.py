@@ -1,4 +1,4 @@
-"""No module imports itself by way of others, not even for types alone; a server loads no library that it does not use.
+"""No module imports itself by way of others, even for types; a server loads no library that it does not use.
 
 import-linter holds the layers of packages.
 """

@@ -1,4 +1,4 @@
-"""Who is synced with whom, with a disk that is ready when the test says so."""
+"""Grouping of syncs, with a disk that completes them when the test says so."""
 
 from __future__ import annotations
 

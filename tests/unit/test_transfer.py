@@ -1,4 +1,4 @@
-"""A transfer on a loop of its own: what no client can time from outside."""
+"""A transfer on an event loop of its own, with timings that no client can produce."""
 
 from __future__ import annotations
 

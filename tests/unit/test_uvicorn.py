@@ -1,4 +1,4 @@
-"""What is used of uvicorn is what it documents: `Config`, `Server` and the class that `http=` takes."""
+"""Only documented parts of uvicorn are used: `Config`, `Server` and the class for `http=`."""
 
 from __future__ import annotations
 

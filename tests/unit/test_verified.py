@@ -1,4 +1,4 @@
-"""Bytes that count once they were found right, with threads and disks that wait for a sign: what no client can time."""
+"""Bytes that count once they are verified, with threads and disks that wait for a signal of the test."""
 
 from __future__ import annotations
 

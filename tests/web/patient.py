@@ -1,4 +1,4 @@
-"""Runs `tusd-py`, where slow bodies gather in their sockets for an hour: whatever takes them before that was asked to."""
+"""Runs `tusd-py` with slow bodies accumulating in their sockets for an hour, so that only a request takes them earlier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one connection may carry: pipelined requests, half-closed clients, upgrades, heads that are no HTTP, and its end."""
+"""A connection: pipelined requests, half-closed clients, upgrades, malformed heads, and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CORS over the wire: what a page of another origin may send, and what it can read of every answer."""
+"""CORS over the wire: what a page of another origin can send and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large bodies that go past the HTTP parser: everything around them holds as for those that do not."""
+"""Large bodies that bypass the HTTP parser: they behave like those that do not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""GET of a finished upload: conditions and ranges over the wire, safe names, and what a transfer
-survives.
-"""
+"""GET of a finished upload: conditions and ranges over the wire, safe names, and interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators look at: the probes and the numbers of a running server."""
+"""Probes and metrics of a running server."""
 
 from __future__ import annotations
 

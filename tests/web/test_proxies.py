@@ -1,4 +1,4 @@
-"""Behind proxies: Location as the client sees it, believed only from those whom the operator named."""
+"""Behind proxies: Location as the client sees it, from trusted proxies only."""
 
 from __future__ import annotations
 

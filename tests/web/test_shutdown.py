@@ -1,4 +1,4 @@
-"""SIGTERM: bodies in flight end at once with every byte kept, waiters are told, the exit is 0."""
+"""SIGTERM: running requests end at once and keep every byte, waiting ones are refused, the exit code is 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies that come in small pieces gather in their sockets, and nothing of what has arrived there is lost."""
+"""Bodies in small pieces accumulate in their sockets, and no received byte is lost there."""
 
 from __future__ import annotations
 

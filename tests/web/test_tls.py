@@ -1,4 +1,4 @@
-"""Over TLS, without a proxy: uploads of any size, and downloads to clients that stop reading."""
+"""TLS without a proxy: uploads of any size, and downloads to clients that stop reading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Unix socket of a server: who may connect, and whose it is."""
+"""The server's Unix socket: permissions and ownership."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running `tusd-py` as an operator does beside a server."""
+"""Runs `tusd-py` commands as an operator does beside a server."""
 
 from __future__ import annotations
 

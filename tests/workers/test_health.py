@@ -1,4 +1,4 @@
-"""`tusd-py health`: what a container's health check is told."""
+"""`tusd-py health`: the health checks of containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep that would remove most of what there is, or whose clock is far from the last one's, waits."""
+"""A sweep that would remove most uploads, or whose clock differs far from the last one's, is held."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps of many uploads: all go, slow hooks do not pile up, and without Redis it stops with one word."""
+"""Sweeps of many uploads: all are removed, slow hooks do not pile up, and without Redis the sweep stops with one message."""
 
 from __future__ import annotations
 

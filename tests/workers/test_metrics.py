@@ -1,4 +1,4 @@
-"""What /metrics tells of the work beside the server."""
+"""Metrics of background jobs."""
 
 from __future__ import annotations
 

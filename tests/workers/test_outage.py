@@ -1,4 +1,4 @@
-"""A Redis that goes away for longer than everything that is built in would wait, and comes back, empty or not."""
+"""An outage of Redis that is longer than every built-in timeout, with and without loss of its data."""
 
 from __future__ import annotations
 

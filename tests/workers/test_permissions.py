@@ -1,4 +1,4 @@
-"""A Redis user with no more rights than docs/state.md says, and one with fewer."""
+"""A Redis user with exactly the permissions that docs/state.md lists, and one with fewer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers and schedulers as processes: beside `tusd-py serve`, by hand with a Redis of the operator's, killed and ended."""
+"""Workers and schedulers as processes: started by `tusd-py serve`, or by hand with an own Redis; killed and stopped."""
 
 from __future__ import annotations
 

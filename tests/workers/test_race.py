@@ -1,4 +1,4 @@
-"""An upload that is resumed at the very moment at which it expires and is swept."""
+"""An upload that is resumed at the moment at which it expires and is swept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of what is due when: kept by one command a second, built again from the storage, never the truth."""
+"""The index of due uploads: written by one command a second, rebuilt from the storage, never trusted."""
 
 from __future__ import annotations
 

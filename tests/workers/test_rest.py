@@ -1,4 +1,4 @@
-"""Sweeps that nobody waits for take little from those who upload meanwhile."""
+"""Regular sweeps take little time from clients that upload meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished uploads that are kept for a time and then removed; off unless the operator wants it."""
+"""Finished uploads are kept for a time and then removed, if the operator configures it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When jobs run: the times, and that they come back whatever happens to Redis or to schedulers."""
+"""The schedule of jobs: their times, and its recovery after failures of Redis or schedulers."""
 
 from __future__ import annotations
 

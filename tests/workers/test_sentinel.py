@@ -1,4 +1,4 @@
-"""Sentinels name the primary to servers, workers, the scheduler and commands, and another one after a failover."""
+"""Sentinels name the primary for servers, workers, the scheduler and commands, also after a failover."""
 
 from __future__ import annotations
 

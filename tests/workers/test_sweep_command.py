@@ -1,4 +1,4 @@
-"""`tusd-py sweep`: what it removes and spares, with the server running and stopped, and who is asked to do it."""
+"""`tusd-py sweep`: removed and spared uploads, with the server running and stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thing that cannot be read costs nobody else anything: sweeps, listings, the start and taking over go on with the rest."""
+"""An unreadable file or directory does not stop sweeps, listings, the start or takeovers of the rest."""
 
 from __future__ import annotations
 

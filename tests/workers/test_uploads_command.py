@@ -1,4 +1,4 @@
-"""`tusd-py uploads`: what operators see and remove, with the server running and stopped."""
+"""`tusd-py uploads`: listing and removing, with the server running and stopped."""
 
 from __future__ import annotations
 
