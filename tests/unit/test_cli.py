@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,11 +126,12 @@ def test_a_mistake_in_the_arguments_is_told_with_exit_code_2(
     assert output.err.count("\n") == 1
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+@pytest.mark.parametrize("words", [("config",), ("serve", "--help"), ("--version",)])
+def test_output_that_nobody_reads_to_its_end_is_no_error(words: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with subprocess.Popen(
-        [sys.executable, "-m", "tusd_py", "config"],
+        [sys.executable, "-m", "tusd_py", *words],
         stdout=writer,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -138,6 +141,68 @@ def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
         _, told = process.communicate(timeout=60)
     assert told == b""
     assert process.returncode == 141
+
+
+def test_an_interrupted_command_ends_quietly(tmp_path: Path) -> None:
+    fifo = tmp_path / "tusd.toml"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tusd_py", "config", "--config", str(fifo)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    # Opens as soon as the command reads it.
+    with process, fifo.open("w"):
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130
+
+
+def test_help_is_short_unless_all_is_asked_for() -> None:
+    short, whole = run("serve", "--help").stdout, run("serve", "--help", "all").stdout
+    flags = re.findall(r"^  (--[a-z-]+)", short, re.MULTILINE)
+    assert 10 < len(flags) < 16
+    assert {"--port", "--upload-dir", "--max-size", "--redis-url", "--config"} <= {*flags}
+    more = len(re.findall(r"^  --", whole, re.MULTILINE)) - len(flags)
+    assert short.endswith(f"There are {more} more: tusd-py serve --help all\n")
+    assert len(whole.splitlines()) > 2 * len(short.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["upl"], ["plain,uploads"]),
+        (["serve", "--max-s"], ["plain,--max-size"]),
+        (["serve", "--durability", ""], ["plain,none", "plain,finish", "plain,chunk"]),
+        (["config", "--upload-dir", "x"], ["dir,x"]),
+        (["uploads", "s"], ["plain,show"]),
+        (["adopt", "--from", "tusp"], ["plain,tuspyserver"]),
+    ],
+)
+def test_the_shell_completes(
+    typed: list[str],
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("_TUSD_PY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", shlex.join(["tusd-py", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == offered
+
+
+def test_bash_loads_the_completion_that_the_documentation_shows() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^eval .*bash_source.*$", page, re.MULTILINE)
+    program = f'tusd-py() {{ "{sys.executable}" -m tusd_py "$@"; }}; export -f tusd-py\n'
+    script = f"{program}{line}\ncomplete -p tusd-py"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-F _tusd_py_completion tusd-py" in done.stdout
 
 
 def test_help_tells_every_setting_with_default_and_variable() -> None:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import click
 
+from tusd_py import logs
+from tusd_py.cli.instance import NoRedis, check_directories, instance_redis
 from tusd_py.cli.options import action, option, read_settings, subcommand
 from tusd_py.cli.output import (
-    CommandFailed,
     Listing,
     format_age,
     format_time,
     write_line,
     write_problem,
 )
-from tusd_py.cli.redis import NoRedis, instance_redis
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import create_store
@@ -53,10 +53,9 @@ def command(action: str, ids: tuple[str, ...], every: bool, as_json: bool) -> in
     elif bool(ids) == every:
         raise click.UsageError(f"give ids of events or uploads to {action}, or --all")
     settings = read_settings().settings
+    logs.configure(settings.log_format, "warning")
+    check_directories(settings)
     outbox = create_store(settings).outbox
-    # A mistyped path must not become an instance.
-    if not settings.upload_dir.is_dir():
-        raise CommandFailed(f"there are no uploads: {settings.upload_dir} is no directory")
     if action in ("list", "failed"):
         box: Box = "waiting" if action == "list" else "failed"
         return asyncio.run(_list(outbox, box, as_json=as_json))

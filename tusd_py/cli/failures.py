@@ -31,15 +31,19 @@ _KNOWN = (
 
 def explain(problem: Exception) -> str | None:
     """Return what went wrong and what to do about it; None for a bug."""
+    if not isinstance(problem, (OSError, *_KNOWN)):
+        return None
+    for cause in _causes(problem):
+        if isinstance(cause, PermissionError):
+            return f"{_text(cause)}; run it as the user of the server{_owner(cause)}"
+    return _text(problem)
+
+
+def _text(problem: Exception) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         path = f"{printable(os.fsdecode(problem.filename))}: " if problem.filename else ""
-        text = f"{path}{problem.strerror}"
-    elif isinstance(problem, _KNOWN):
-        text = str(problem)
-    else:
-        return None
-    denied = next((each for each in _causes(problem) if isinstance(each, PermissionError)), None)
-    return text if denied is None else f"{text}; run it as the user of the server{_owner(denied)}"
+        return f"{path}{problem.strerror}"
+    return f"Redis: {problem}" if isinstance(problem, RedisError) else str(problem)
 
 
 def _causes(problem: BaseException | None) -> Iterator[BaseException]:

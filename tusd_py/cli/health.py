@@ -100,7 +100,7 @@ def _job(kind: str, settings: Settings) -> str | None:
     # rq is not needed for the server.
     from redis.exceptions import RedisError  # noqa: PLC0415
 
-    from tusd_py.cli.redis import NoRedis, instance_redis  # noqa: PLC0415
+    from tusd_py.cli.instance import NoRedis, instance_redis  # noqa: PLC0415
     from tusd_py.redis.embedded.server import EmbeddedRedisError  # noqa: PLC0415
 
     try:

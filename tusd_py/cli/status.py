@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from tusd_py import logs
+from tusd_py.cli.instance import instance_redis
 from tusd_py.cli.options import option, read_settings, subcommand
 from tusd_py.cli.output import format_time, write_json, write_line
-from tusd_py.cli.redis import instance_redis
 
 if TYPE_CHECKING:
     from tusd_workers.status import Status
@@ -28,6 +29,8 @@ long, no sweep for too long, or an unavailable Redis.
 def command(as_json: bool) -> int:
     """Print the status and return the exit code."""
     settings = read_settings().settings
+    # What fails is reported in a line of the command.
+    logs.configure(settings.log_format, "error")
 
     # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_workers.status import collect  # noqa: PLC0415

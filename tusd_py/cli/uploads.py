@@ -17,9 +17,9 @@ from functools import partial
 import click
 
 from tusd_py import logs
+from tusd_py.cli.instance import check_directories
 from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
 from tusd_py.cli.output import (
-    CommandFailed,
     Listing,
     format_age,
     format_time,
@@ -84,8 +84,7 @@ def command(
     logs.configure(settings.log_format, "warning")
     if action == "rm":
         return asyncio.run(_remove(settings, ids))
-    if not settings.upload_dir.is_dir():
-        raise CommandFailed(f"there are no uploads: {settings.upload_dir} is no directory")
+    check_directories(settings)
     if action == "show":
         return asyncio.run(_show(_reader(settings), ids, as_json=as_json))
     return asyncio.run(_list(_reader(settings), limit or _PAGE, after or "", as_json=as_json))

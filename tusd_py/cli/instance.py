@@ -1,17 +1,30 @@
-"""Opens the Redis of an instance for commands; the instance need not be running."""
+"""What commands need of an instance, which need not be running: its directories and its Redis."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tusd_py.cli.output import CommandFailed
-from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
 
 
 class NoRedis(CommandFailed):
     """The instance has no Redis."""
+
+
+def check_directories(settings: Settings) -> None:
+    """Check that there are uploads and that this user may list them.
+
+    Raises CommandFailed, as a mistyped path must not become an instance, and PermissionError, as a directory that may not be
+    read must not look like an empty one.
+    """
+    if not settings.upload_dir.is_dir():
+        raise CommandFailed(f"there are no uploads: {settings.upload_dir} is no directory")
+    for directory in (settings.upload_dir, settings.state_dir):
+        if directory.is_dir():
+            os.listdir(directory)
 
 
 @contextmanager
@@ -20,6 +33,9 @@ def instance_redis(settings: Settings) -> Iterator[str]:
 
     Raises NoRedis, EmbeddedRedisError.
     """
+    # Other commands do without it.
+    from tusd_py.redis.embedded.server import EmbeddedRedis  # noqa: PLC0415
+
     if settings.redis_url is not None:
         yield settings.redis_url.get_secret_value()
         return
