@@ -59,20 +59,30 @@ class Fixture:
         """The uploads by name."""
         return {each["name"]: Kept(**each) for each in self._described()["uploads"]}
 
-    def save(self, uploads: list[Kept], root: Path, client: redis.Redis, made_at: float) -> None:
-        """Write all files. made_at: the time of the state that is saved, in seconds since the epoch."""
+    def save(
+        self, uploads: list[Kept], root: Path, client: redis.Redis | None, made_at: float
+    ) -> None:
+        """Write all files.
+
+        client: of the operator's Redis; None for an embedded one, whose data is in the directory.
+        made_at: the time of the state that is saved, in seconds since the epoch.
+        """
         document = {"made_at": made_at, "uploads": [asdict(each) for each in uploads]}
         self._uploads.write_text(json.dumps(document, indent=1) + "\n")
         with tarfile.open(self._tar, "w:xz", format=tarfile.PAX_FORMAT, preset=9) as tar:
             for path in sorted(root.rglob("*")):
+                if path.name == "server.log":
+                    continue
                 if path.is_symlink() or path.is_file() or path.is_dir():
                     _add(tar, path, root)
+        if client is None:
+            return
         keys = sorted(cast("list[bytes]", client.keys("*")))
         saved = [_read_key(client, key) for key in keys]
         self._redis.write_text(json.dumps(saved, indent=1) + "\n")
 
-    def lay_out(self, root: Path, client: redis.Redis, age: float) -> None:
-        """Fill an empty directory and an empty Redis as if they had been left `age` seconds ago."""
+    def lay_out(self, root: Path, client: redis.Redis | None, age: float) -> None:
+        """Fill an empty directory, and an empty Redis if there is one, as if they had been left `age` seconds ago."""
         shift = time.time() - age - self._described()["made_at"]
         with tarfile.open(self._tar) as tar:
             members = tar.getmembers()
@@ -84,8 +94,9 @@ class Fixture:
                 path.write_bytes(path.read_bytes().replace(_ROOT, os.fsencode(root)))
             changed_at = member.mtime + shift
             os.utime(path, (changed_at, changed_at), follow_symlinks=False)
-        for saved in json.loads(self._redis.read_text()):
-            _write_key(client, saved, shift, age)
+        if client is not None:
+            for saved in json.loads(self._redis.read_text()):
+                _write_key(client, saved, shift, age)
 
     def _described(self) -> Any:
         return json.loads(self._uploads.read_text())

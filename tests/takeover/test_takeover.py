@@ -25,6 +25,7 @@ from tests.support.waiting import wait_until
 from tests.takeover.kept import Fixture, Kept, content
 
 FIXTURE = Fixture(Path(__file__).with_name("0.1.0"))
+ALONE = Fixture(Path(__file__).with_name("0.1.0") / "alone")
 UPLOADS = FIXTURE.uploads()
 AGE = 26 * 3600.0
 """Seconds for which nothing ran: everything scheduled is overdue, no upload of the default has expired."""
@@ -53,7 +54,7 @@ class Taken:
     """An instance of today on what was left."""
 
     server: ServerProcess
-    redis: RedisServer
+    redis: RedisServer | None
     endpoint: Endpoint
     tus: Tus
 
@@ -99,9 +100,10 @@ class Taken:
         }
 
 
-def settings(redis: RedisServer, endpoint: Endpoint) -> dict[str, str]:
+def settings(redis: RedisServer | None, endpoint: Endpoint) -> dict[str, str]:
+    """The environment of an instance; its server runs its own Redis, worker and scheduler if there is no `redis`."""
     return {
-        "TUSD_REDIS_URL": redis.url,
+        **({"TUSD_JOBS": "auto"} if redis is None else {"TUSD_REDIS_URL": redis.url}),
         "TUSD_REDIS_TIMEOUT": "10s",
         "TUSD_AUTH": "jwt",
         "TUSD_JWT_SECRET": SECRET,
@@ -229,6 +231,7 @@ def test_an_upload_that_has_expired_is_removed(taken: Taken) -> None:
 
 
 def test_nothing_is_left_in_the_old_queues(taken: Taken) -> None:
+    assert taken.redis is not None
     client = taken.redis.client
 
     def left() -> list[bytes]:
@@ -257,9 +260,8 @@ def test_the_directory_alone_is_taken_over(make_server: MakeServer, tmp_path: Pa
     """Without the old Redis, indexes are lost, but no upload and no event."""
     with RedisServer(tmp_path / "redis") as lost, Endpoint() as endpoint:
         FIXTURE.lay_out(tmp_path / "uploads", lost.client, AGE)
-        env = {**settings(lost, endpoint), "TUSD_REDIS_URL": "", "TUSD_JOBS": "auto"}
-        server = make_server(env=env, upload_dir=tmp_path / "uploads")
-        taken = Taken(server, lost, endpoint, Tus(server))
+        server = make_server(env=settings(None, endpoint), upload_dir=tmp_path / "uploads")
+        taken = Taken(server, None, endpoint, Tus(server))
         for name in ("plain", "verified"):
             upload = UPLOADS[name]
             taken.resume(upload)
@@ -268,3 +270,21 @@ def test_the_directory_alone_is_taken_over(make_server: MakeServer, tmp_path: Pa
         assert taken.tus.head(removed.path, headers=bearer(removed.token)).status == 410
         wait_until(lambda: taken.delivered() >= WAITING, "the events that were left", SLOW)
         assert server.terminate() == 0
+
+
+def test_an_instance_with_its_own_redis_is_taken_over(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    uploads = ALONE.uploads()
+    with Endpoint() as endpoint:
+        ALONE.lay_out(tmp_path / "uploads", None, AGE)
+        server = make_server(env=settings(None, endpoint), upload_dir=tmp_path / "uploads")
+        taken = Taken(server, None, endpoint, Tus(server))
+        assert taken.create_again(uploads["announced"]) == 409
+        taken.resume(uploads["plain"])
+        assert taken.download(uploads["plain"]) == content("plain", 300_000)
+        finished = {id_of(uploads[name].path) for name in ("retried", "plain")}
+        endpoint.wait_for("post-finish", 2)
+        assert {call.upload["ID"] for call in endpoint.of("post-finish")} == finished
+        assert server.terminate() == 0
+        assert "embedded redis emptied" not in server.log()
