@@ -83,9 +83,8 @@ from tusd_py.storage.file.removal import Removal
 from tusd_py.storage.file.soundness import check_bytes, check_same
 from tusd_py.storage.file.sweep_marks import FileSweepMarks
 from tusd_py.storage.file.unpublished import UnpublishedRemovals
-from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
 from tusd_py.storage.file.volume import UploadVolume
-from tusd_py.storage.file.writer import FileWriter
+from tusd_py.storage.file.writers import FileWriter, VerifiedFileWriter, hashing_threads
 from tusd_py.storage.skipped import Skip, skip_entry
 
 logger = logging.getLogger(__name__)
