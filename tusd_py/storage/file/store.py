@@ -224,12 +224,13 @@ class FileStore:
         try:
             self._make_directories()
             self._layout.is_local = is_local(self.root)
-            self._markers.open()
             self._session.open()
             self._syncs.open()
             self.volume.open()
             if guard != "none":
                 self._lock_directory(guard, wait)
+            self._known.is_shared = guard != "exclusive"
+            self._markers.open()
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
