@@ -58,7 +58,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
     "tusd_py.storage.base._is_ordinary_id": ("",),
     "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
-    "tusd_py.storage.file.unpublished._NAME": ("", "a.1-0-", "a.1"),
+    "tusd_py.storage.file.removal._NAME": ("", "a.1-0-", "a.1"),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (

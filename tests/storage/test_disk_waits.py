@@ -13,7 +13,7 @@ import pytest
 from tusd_py.storage.file import disk_waits
 from tusd_py.storage.file.disk import SLOW_SECONDS, Disk
 from tusd_py.storage.file.disk_waits import WaitClock
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 
 LONG = 3 * SLOW_SECONDS
 

@@ -21,7 +21,7 @@ from tusd_py.storage.base import StorageError, StorageFull
 from tusd_py.storage.file.buffers import BufferPool
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 from tusd_py.storage.file.writers import VerifiedFileWriter
 
 MIB = 1024 * 1024

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import Generic, ParamSpec, TypeVar, cast
 
 from tusd_py.storage.file.disk_waits import WaitClock
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 
 SLOW_SECONDS = 0.02
 """An operation on the page cache takes far less; one that takes longer waits for the disk."""

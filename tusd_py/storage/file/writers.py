@@ -24,9 +24,8 @@ from tusd_py.storage.errors import translated
 from tusd_py.storage.file.buffers import BUFFER_BYTES, SLOW_FILL_SECONDS, BufferPool
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
-from tusd_py.storage.file.serial_queue import SerialQueue
+from tusd_py.storage.file.threads import SerialQueue, Threads
 
 _THREAD_BYTES = 128 * 1024
 """Size from which bytes are hashed in a thread; a switch to one costs as much as hashing some tens of KiB."""
