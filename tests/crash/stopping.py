@@ -65,7 +65,7 @@ async def pre_terminate(_event: Event) -> None:
 
 
 def post_finish(_event: Event) -> None:
-    """So that finishes are written down to be announced."""
+    """Make the server record finishes in the outbox."""
 
 
 def post_terminate(_event: Event) -> None:

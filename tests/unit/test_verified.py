@@ -46,7 +46,7 @@ class Held(Threads):
 
 
 class NoThreads(Threads):
-    """Where everything has to be done at once."""
+    """Threads whose use fails the test."""
 
     def __init__(self) -> None:
         self.executor = _NoExecutor()
@@ -58,7 +58,7 @@ class _NoExecutor(ThreadPoolExecutor):
 
 
 class SteadyDisk(Disk):
-    """One that is quick until it is said to be slow, however long anything takes on a busy machine."""
+    """A disk that counts as quick until the test calls it slow, however busy the machine is."""
 
     def __init__(self, threads: Threads | None = None) -> None:
         super().__init__(NoThreads())
@@ -303,7 +303,7 @@ async def test_small_ones_need_no_thread(tmp_path: Path) -> None:
 async def test_a_marker_that_has_to_be_synced_is_made_in_a_thread(
     tmp_path: Path, threads: Threads, length: int | None
 ) -> None:
-    """Whether the chunk is small or large, and whether its checksum was announced."""
+    """This holds for small and large chunks, with and without a checksum in the header."""
     for announced in (None, sha256(content(length or 70_000))):
         added = Added(tmp_path, threads, length=length, announced=announced, marks_slowly=True)
         await added.add(content(length or 70_000))

@@ -20,7 +20,7 @@ DAY = 86_400.0
 
 
 def put_last_sweep(server: ServerProcess, days_ago: float) -> None:
-    """As if the last sweep had ended then by its clock: ours is ahead of it by as much."""
+    """Pretend that the last sweep ended at that time by its clock."""
     then = time.time() - days_ago * DAY
     os.utime(server.upload_dir / ".tusd-py" / "swept", (then, then))
 
