@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
+import pytest
+
+from tests.s3 import servers
+from tests.s3.servers import BUCKET, Kind, S3Server
 from tusd_py.storage.base import Store
 from tusd_py.storage.file.store import FileStore
+from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.store import S3Options, S3Store
 
 
 class Place(Protocol):
-    """The location of a store. Several stores in one place behave like those of several processes."""
+    """Where a store lies. Several stores on one place are like those of several processes."""
 
     def store(self) -> Store:
         """A store on this place, not opened."""
@@ -48,5 +59,45 @@ def directory(tmp_path: Path) -> Iterator[Place]:
     yield Directory(tmp_path / "uploads")
 
 
-PLACES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {"file": directory}
+class Prefix:
+    """The place of an `S3Store`: a prefix of its own in the bucket that all tests share."""
+
+    def __init__(self, server: S3Server) -> None:
+        self._prefix = f"{uuid4().hex}/"
+        self._bucket = Bucket(BUCKET, endpoint=server.endpoint, path_style=True, repeat_seconds=20)
+
+    def store(self) -> Store:
+        layout = Layout(self._prefix, self._prefix)
+        return S3Store(AiobotocoreStore(self._bucket), S3Options(BUCKET, layout))
+
+    def contents(self) -> Mapping[str, bytes]:
+        found: dict[str, bytes] = {}
+
+        async def read() -> None:
+            async with AiobotocoreStore(self._bucket) as objects:
+                async for page in objects.list(self._prefix):
+                    for listed in page:
+                        found[listed.key] = (await objects.read(listed.key, limit=1 << 30))[1]
+
+        # In a thread, as the test's own event loop is running.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, read()).result()
+        return found
+
+
+@contextmanager
+def prefix(kind: Kind, _tmp_path: Path) -> Iterator[Place]:
+    if not servers.is_installed(kind) and not os.environ.get("CI"):
+        pytest.skip(f"{kind} is not installed (CONTRIBUTING.md)")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield Prefix(servers.shared(kind))
+
+
+PLACES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
+    "file": directory,
+    "seaweedfs": partial(prefix, "seaweedfs"),
+    "versitygw": partial(prefix, "versitygw"),
+}
 """By name: makes a place of its own for a test, which may use a temporary directory."""

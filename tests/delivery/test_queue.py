@@ -51,7 +51,7 @@ def queued(connection: Redis) -> int:
 
 
 def put_off(connection: Redis) -> list[float]:
-    """The times of delayed jobs."""
+    """When what was put off is to come."""
     found = cast("list[tuple[bytes, float]]", connection.zrange(LATER, 0, -1, withscores=True))
     return [when for _, when in found]
 

@@ -43,7 +43,7 @@ class NoBody(Body):
 
 
 class Steps:
-    """The order of renames and syncs of events in the outbox, their directory, and records."""
+    """What gets its name, and what is durable, in order: events in the outbox, their directory, records."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []

@@ -30,7 +30,7 @@ Upload = tuple[dict[str, bytes], int, str | None]
 
 @dataclass(frozen=True)
 class Decoded:
-    """The content of a canonical form."""
+    """What a canonical form says."""
 
     kind: bytes
     length: int

@@ -81,7 +81,7 @@ class UploadPage:
         self.page.evaluate("options => window.manage(options)", options)
 
     def choose(self, *files: Path) -> None:
-        """Select files, as a user does in the file dialogue."""
+        """What a user does in the file dialogue."""
         self.page.set_input_files("#file", [str(file) for file in files])
 
     def add(self, *files: Path, **metadata: str) -> None:
@@ -135,7 +135,7 @@ class UploadPage:
         )
 
     def seen(self) -> list[dict[str, Any]]:
-        """The events of the page since it was loaded."""
+        """What the page was told so far, since it was loaded."""
         found: list[dict[str, Any]] = self.page.evaluate("window.seen")
         return found
 
@@ -144,11 +144,11 @@ class UploadPage:
         return [event["event"] for event in self.seen() if event["event"] != "progress"]
 
     def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """What an expression of JavaScript comes to."""
         return self.page.evaluate(expression)
 
     def urls(self) -> dict[str, str]:
-        """The URLs of uploads by name."""
+        """Where uploads are, by name."""
         found: dict[str, str] = self.page.evaluate(
             "Object.fromEntries(manager.uploads.map((upload) => [upload.name, upload.url]))"
         )
@@ -159,7 +159,7 @@ class UploadPage:
         return [method for method, _ in self.requests]
 
     def offsets(self) -> list[int]:
-        """The offsets of the PATCH requests, in order."""
+        """Those of the PATCH requests, in their order."""
         return [
             int(headers["upload-offset"]) for method, headers in self.requests if method == "PATCH"
         ]

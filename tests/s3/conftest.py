@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from uuid import uuid4
 
 import pytest
 
 from tests.s3 import servers
-from tests.s3.servers import Kind, S3Server
+from tests.s3.servers import BUCKET, Kind, S3Server
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 
-BUCKET = "tests"
-GetServer = Callable[[Kind], S3Server]
 
-
-@pytest.fixture(scope="session")
-def s3_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GetServer]:
-    """Returns the server of a kind with the bucket of the tests, started when it is first wanted."""
-    started: dict[Kind, S3Server] = {}
-
-    def get(kind: Kind) -> S3Server:
-        if kind not in started:
-            if not servers.is_installed(kind) and not os.environ.get("CI"):
-                pytest.skip(f"{kind} is not installed (CONTRIBUTING.md)")
-            started[kind] = servers.server(kind, tmp_path_factory.mktemp(kind) / "data").start()
-            started[kind].make_bucket(BUCKET)
-        return started[kind]
-
-    yield get
-    for server in started.values():
-        server.stop()
+def shared(kind: Kind) -> S3Server:
+    """The server of a kind; skips the test where it is not installed, but on CI."""
+    if not servers.is_installed(kind) and not os.environ.get("CI"):
+        pytest.skip(f"{kind} is not installed (CONTRIBUTING.md)")
+    return servers.shared(kind)
 
 
 @pytest.fixture(params=servers.KINDS)
-def s3_server(request: pytest.FixtureRequest, s3_servers: GetServer) -> S3Server:
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Each kind of server in turn."""
     kind: Kind = request.param
-    return s3_servers(kind)
+    return shared(kind)
 
 
 @pytest.fixture
-def seaweedfs(s3_servers: GetServer) -> S3Server:
+def seaweedfs() -> S3Server:
     """The first kind alone, for what does not depend on the store."""
-    return s3_servers("seaweedfs")
+    return shared("seaweedfs")
 
 
 @pytest.fixture
 def prefix() -> str:
-    """Of the keys of one test: all tests share a bucket, as a new one takes long."""
+    """Of the keys of one test."""
     return f"{uuid4().hex}/"
 
 

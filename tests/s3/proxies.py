@@ -264,7 +264,7 @@ class FaultProxy(HttpProxy):
 
     @property
     def pending(self) -> int:
-        """The number of planned faults that have not occurred yet."""
+        """How many planned faults were not met yet."""
         with self._lock:
             return sum(map(len, self._planned.values()))
 

@@ -5,11 +5,13 @@ Both check signatures and digests and refuse small parts, and they share no code
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -179,10 +181,26 @@ class Versitygw(S3Server):
 
 
 def _go_bin() -> Path:
-    """The directory in which `go install` puts programs."""
+    """Where `go install` puts programs."""
     return Path(
         os.environ.get("GOBIN") or Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
     )
+
+
+_shared: dict[Kind, S3Server] = {}
+BUCKET = "tests"
+"""Of all tests: a new bucket takes long. Each test has a prefix of its own."""
+
+
+def shared(kind: Kind) -> S3Server:
+    """The server of this kind for the whole test process, with `BUCKET`."""
+    if kind not in _shared:
+        directory = Path(tempfile.mkdtemp(prefix=f"tusd-py-{kind}-"))
+        started = _shared[kind] = server(kind, directory / "data").start()
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        atexit.register(started.stop)
+        started.make_bucket(BUCKET)
+    return _shared[kind]
 
 
 def server(kind: Kind, directory: Path) -> S3Server:
@@ -191,7 +209,7 @@ def server(kind: Kind, directory: Path) -> S3Server:
 
 
 def is_installed(kind: Kind) -> bool:
-    """True if the program of a kind is installed."""
+    """Whether the program of a kind is here."""
     if kind == "seaweedfs":
         return (Path(sysconfig.get_path("scripts")) / "weed").exists()
     return bool(shutil.which("versitygw") or shutil.which("versitygw", path=str(_go_bin())))

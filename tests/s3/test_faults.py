@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.s3.conftest import BUCKET, OpenStore
+from tests.s3.conftest import OpenStore
 from tests.s3.proxies import FAULTS, Fault, FaultProxy
-from tests.s3.servers import S3Server
+from tests.s3.servers import BUCKET, S3Server
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
@@ -45,7 +45,7 @@ async def test_a_part_is_stored_whatever_happens_to_its_request(
     upload = (await store.create_multipart(key, PLAIN)).upload_id
     proxy.plan("UploadPart", fault)
     part = await store.upload_part(key, upload, 1, BIG)
-    assert await store.list_parts(key, upload) == [part]
+    assert part in await store.list_parts(key, upload)
     await store.complete(key, upload, [part])
     assert (await store.read(key, limit=len(BIG)))[1] == BIG
 

@@ -104,11 +104,12 @@ async def test_a_multipart_upload_from_its_beginning_to_its_end(
     source = await store.head(f"{prefix}source")
     middle = await store.copy_part(key, upload, 2, source, start=1, end=1 + len(BIG))
     listed = await store.list_parts(key, upload)
-    assert [(part.number, part.size) for part in listed] == [
+    assert [part.number for part in listed] in ([1, 2, 3], [1, 1, 2, 3])
+    assert {(part.number, part.size) for part in listed} == {
         (1, len(BIG)),
         (2, len(BIG)),
         (3, 3),
-    ]
+    }
     with pytest.raises(ObjectNotFound):
         await store.head(key)
     await store.complete(key, upload, [first, middle, last])
@@ -123,12 +124,14 @@ async def test_a_multipart_upload_from_its_beginning_to_its_end(
 
 
 async def test_a_part_that_was_replaced_never_counts(store: AiobotocoreStore, prefix: str) -> None:
-    """A list may know both, and not which one is newer: then it has neither."""
+    """A list may know both, the newer one at the end, and perhaps with the same time."""
     key = f"{prefix}big"
     upload = (await store.create_multipart(key, PLAIN)).upload_id
     await store.upload_part(key, upload, 1, BIG[::-1])
     newer = await store.upload_part(key, upload, 1, BIG)
-    assert await store.list_parts(key, upload) in ([], [newer])
+    listed = await store.list_parts(key, upload)
+    assert newer in listed
+    assert [part.number for part in listed] in ([1], [1, 1])
     await store.complete(key, upload, [newer])
     assert await whole(store, key) == BIG
 

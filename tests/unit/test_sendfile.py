@@ -225,7 +225,7 @@ class Paced:
 
 
 class Pauses(threading.Event):
-    """Pauses of a reader, by which its loop's clock is advanced."""
+    """Those of a reader, by which its loop's clock is moved on."""
 
     def __init__(self, paced: Paced) -> None:
         super().__init__()

@@ -620,7 +620,7 @@ def test_settings_can_be_made_in_python_and_not_changed(tmp_path: Path) -> None:
 
 
 class WithSecret(Settings, frozen=True):
-    """Settings with a secret."""
+    """As settings to come will be."""
 
     secret: SecretStr | None = declare(None, "Tokens", "Something that nobody shall see.")
 

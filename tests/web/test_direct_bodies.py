@@ -24,7 +24,7 @@ def content(size: int = LARGE) -> bytes:
 
 
 def bodies(tus: Tus) -> dict[str, int]:
-    """The numbers of direct and of parsed bodies."""
+    """How many bodies took which way."""
     page = tus.request("GET", "/metrics").text
     return {
         way: int(float(n))

@@ -287,7 +287,7 @@ class TestTransfers:
         assert tus.options().status == 204
 
     def test_a_file_that_became_shorter_is_told_by_the_connections_end(self, tus: Tus) -> None:
-        """An incomplete response must never look complete."""
+        """Not part of any protocol, but of operating: a response must never seem whole."""
         size = 64 * 1024 * 1024
         path = tus.new(size)
         for offset in range(0, size, 8 * 1024 * 1024):

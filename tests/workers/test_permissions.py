@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "state.md"
 
 
 def rule() -> list[str]:
-    """The rule in the documentation."""
+    """What the page tells to set."""
     found = re.search(r"^ACL SETUSER tusd (.*)$", PAGE.read_text(), re.MULTILINE)
     assert found is not None
     return found[1].split()
@@ -60,7 +60,7 @@ class Restricted:
         self.jobs = [Job(name, *where, env=self.env) for name in ("worker", "scheduler")]
 
     def close(self) -> list[str]:
-        """End the jobs and return their output."""
+        """What the jobs said."""
         return [job.end()[1] for job in self.jobs]
 
 

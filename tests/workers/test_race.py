@@ -60,7 +60,7 @@ class WholeBody:
 
 
 async def expire(uploads: Uploads, upload_id: str) -> bool:
-    """Remove an upload as the sweep does; True if it was removed."""
+    """Whether it went, as the sweep does it."""
     [outcome] = (await uploads.expire_each([upload_id])).values()
     assert isinstance(outcome, bool)
     return outcome

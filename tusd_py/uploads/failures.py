@@ -16,6 +16,7 @@ from tusd_py.storage.base import (
     ResourcesExhausted,
     StorageError,
     StorageFull,
+    StorageUnavailable,
     UploadDamaged,
     UploadExists,
     UploadGone,
@@ -53,8 +54,17 @@ def response_to(problem: StorageError | LeaseLost) -> ProtocolError:
         case BytesMissing():
             logger.error("not served now: %s", problem)
             return errors.bytes_missing()
+    return _of_store(problem)
+
+
+def _of_store(problem: StorageError) -> ProtocolError:
+    """The response where it is not the upload that is wrong."""
+    match problem:
         case ResourcesExhausted():
             return exhausted(problem)
+        case StorageUnavailable():
+            logger.warning("the store is unavailable: %s", problem)
+            return errors.unavailable()
         case StorageFull():
             logger.warning("the store is full: %s", problem)
             return errors.insufficient_storage()

@@ -15,14 +15,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from types import TracebackType
 from typing import Literal, Protocol, Self, cast
 from urllib.parse import urlencode
 
 import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader, create_loader
 
 from tusd_py import logs
 from tusd_py.storage.s3.failures import meaning
@@ -36,6 +38,7 @@ from tusd_py.storage.s3.object_store import (
     Part,
     PendingUpload,
     Properties,
+    StoreMisconfigured,
     StoreUnavailable,
 )
 
@@ -47,6 +50,18 @@ _QUIET_ATTEMPTS = 2
 """Attempts whose failure is no warning yet: stores ask to slow down now and then."""
 
 Response = Mapping[str, object]
+
+
+@cache
+def _descriptions() -> Loader:
+    """One for all clients of the process: to read how S3's requests are written takes long."""
+    return create_loader()
+
+
+def _session() -> AioSession:
+    session = get_session()
+    session.register_component("data_loader", _descriptions())
+    return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +117,30 @@ class _Body(Protocol):
 
 
 class AiobotocoreStore:
-    """See `ObjectStore`. `open` before use, `close` after; the connections belong to the event loop that opened it."""
+    """See `ObjectStore`. Its client is made with the first request, and again in another event loop."""
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self._stack = AsyncExitStack()
         self._client: object = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
 
-    async def open(self) -> None:
-        """Read the configuration and find credentials. Raises StoreMisconfigured."""
+    async def _open(self) -> object:
+        """Return the client. Reads the configuration and finds credentials first. Raises StoreMisconfigured."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._client is not None:
+            return self._client
+        if self._loop is not loop:
+            # Connections belong to a loop. Those of one that has ended went with it.
+            self._loop, self._client = loop, None
+            self._stack, self._opening = AsyncExitStack(), asyncio.Lock()
+        async with self._opening:
+            if self._client is None:
+                self._client = await self._make_client()
+            return self._client
+
+    async def _make_client(self) -> object:
         # At their debug level these log the headers of requests, which are signed.
         for name in ("botocore", "aiobotocore"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -131,24 +161,27 @@ class AiobotocoreStore:
             read_timeout=bucket.response_seconds,
             user_agent_extra="tusd-py",
         )
+        making = _session().create_client(
+            "s3",
+            endpoint_url=bucket.endpoint or None,
+            region_name=bucket.region or None,
+            config=config,
+        )
         try:
-            self._client = await self._stack.enter_async_context(
-                get_session().create_client(
-                    "s3",
-                    endpoint_url=bucket.endpoint or None,
-                    region_name=bucket.region or None,
-                    config=config,
-                )
-            )
-        except BotoCoreError as problem:
-            raise meaning(problem, f"opening s3://{bucket.name}") from problem
+            client: object = await self._stack.enter_async_context(making)
+        except (BotoCoreError, ValueError) as problem:
+            if isinstance(problem, BotoCoreError):
+                raise meaning(problem, f"opening s3://{bucket.name}") from problem
+            # Of an endpoint that is no URL.
+            raise StoreMisconfigured(f"opening s3://{bucket.name}: {problem}") from problem
+        return client
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; the next request opens new ones."""
+        self._client = None
         await self._stack.aclose()
 
     async def __aenter__(self) -> Self:
-        await self.open()
         return self
 
     async def __aexit__(
@@ -178,7 +211,7 @@ class AiobotocoreStore:
         response = await self._request(
             "upload_part",
             key,
-            {"UploadId": upload_id, "PartNumber": number, "Body": body},
+            {"UploadId": upload_id, "PartNumber": number, "Body": bytes(body)},
             needs="ETag",
         )
         return Part(number, _text(response, "ETag"), len(body))
@@ -209,7 +242,7 @@ class AiobotocoreStore:
                 or not following
                 or following == more.get("PartNumberMarker")
             ):
-                return _newest_parts(listed)
+                return _parts(listed)
             more["PartNumberMarker"] = following
 
     async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
@@ -260,7 +293,7 @@ class AiobotocoreStore:
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
-        parameters = {"Body": body, **self._stored(properties, kind)}
+        parameters = {"Body": bytes(body), **self._stored(properties, kind)}
         if if_match:
             parameters["IfMatch"] = if_match
         if if_absent:
@@ -330,10 +363,8 @@ class AiobotocoreStore:
         parameters = {"Bucket": self.bucket.name, "Key": key}
         if disposition:
             parameters["ResponseContentDisposition"] = disposition
-        sign = cast(
-            "Callable[..., Awaitable[str]]",
-            getattr(self._client, "generate_presigned_url"),  # noqa: B009 - the client has no types
-        )
+        client = await self._open()
+        sign = cast("Callable[..., Awaitable[str]]", getattr(client, "generate_presigned_url"))  # noqa: B009 - untyped
         try:
             return await sign("get_object", Params=parameters, ExpiresIn=seconds)
         except BotoCoreError as problem:
@@ -384,7 +415,8 @@ class AiobotocoreStore:
             about: What a request about the bucket asks for, for the log.
         """
         attempts = attempts or _Attempts()
-        send = cast("Callable[..., Awaitable[Response]]", getattr(self._client, operation))
+        client = await self._open()
+        send = cast("Callable[..., Awaitable[Response]]", getattr(client, operation))
         target = {"Bucket": self.bucket.name, **({"Key": key} if key else {}), **parameters}
         request = f"{operation} {self._name(key or about)}"
         while True:
@@ -482,18 +514,17 @@ class _Stream:
 # Responses, whose shapes nobody has checked before
 
 
-def _newest_parts(listed: Sequence[Response]) -> list[Part]:
-    """The parts by number. SeaweedFS lists a part that was stored twice as two: the newer one counts, or none if unknown."""
-    found: dict[int, tuple[float, Part | None]] = {}
-    for each in listed:
-        part = Part(_number(each, "PartNumber"), _text(each, "ETag"), _number(each, "Size"))
-        stored_at = _time(each, "LastModified")
-        other_at, other = found.get(part.number, (-1.0, None))
-        if stored_at > other_at:
-            found[part.number] = stored_at, part
-        elif stored_at == other_at and other != part:
-            found[part.number] = stored_at, None
-    return [part for _, (_, part) in sorted(found.items()) if part is not None]
+def _parts(listed: Sequence[Response]) -> list[Part]:
+    found = [
+        Part(
+            _number(each, "PartNumber"),
+            _text(each, "ETag"),
+            _number(each, "Size"),
+            _time(each, "LastModified"),
+        )
+        for each in listed
+    ]
+    return sorted(found, key=lambda part: (part.number, part.stored_at))
 
 
 def _head(key: str, response: Response, size: int) -> ObjectHead:

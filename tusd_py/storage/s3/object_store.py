@@ -117,11 +117,15 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a multipart upload. number: from 1. size: bytes; 0 if unknown, as after a copy."""
+    """A part of a multipart upload.
+
+    number: from 1. size: bytes. stored_at: seconds since the epoch by the store's clock; 0 if it did not come from a list.
+    """
 
     number: int
     etag: str
     size: int
+    stored_at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,9 @@ class ObjectStore(Protocol):
     A body may be a buffer of the caller's, which must not change until the call returns.
     """
 
+    async def close(self) -> None:
+        """Close all connections; the next request opens new ones."""
+
     async def create_multipart(self, key: str, properties: Properties) -> NewMultipart:
         """Begin a multipart upload."""
 
@@ -183,7 +190,11 @@ class ObjectStore(Protocol):
         """
 
     async def list_parts(self, key: str, upload_id: str) -> list[Part]:
-        """Return all parts by number. Raises ObjectNotFound, which does not prove that the upload was completed."""
+        """Return all parts by number.
+
+        A part that was stored again may be there with its earlier bytes too, as SeaweedFS lists both; their times, which are
+        coarse, tell the newer one. Raises ObjectNotFound, which does not prove that the upload was completed.
+        """
 
     async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
         """Make one object of the parts and return its etag.

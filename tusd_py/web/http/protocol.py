@@ -510,8 +510,7 @@ class UploadProtocol(asyncio.Protocol):
             return
         name, value = KNOWN.get(name, name), KNOWN.get(value, value)
         if name == b"host":
-            # Two are too many already; all of thousands would take quadratic time.
-            self._hosts = (*self._hosts[:1], value)
+            self._hosts += (value,)
         elif name == b"content-length":
             # The parser refuses all that is no number.
             self._body_length = value

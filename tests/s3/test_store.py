@@ -1,0 +1,419 @@
+"""The store in a bucket, where parts come into play: what counts, what is sent, what happens when a request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+
+from tests.s3.proxies import Fault, FaultProxy, RulesProxy, equal_parts
+from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
+from tests.support.store import PLAIN, append, content_of, write_all
+from tusd_py.locks.base import UNFENCED, LeaseLost
+from tusd_py.protocol.metadata import serialize
+from tusd_py.protocol.tus import Content
+from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo
+from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
+from tusd_py.storage.s3.store import S3Options, S3Store
+
+PART = MIN_PART_BYTES
+LENGTH = 2 * PART + 1000
+WHOLE = random.Random(1).randbytes(LENGTH)
+PIECE = 256 * 1024
+
+
+def pieces(data: bytes) -> list[bytes]:
+    return [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
+
+
+class Opened:
+    """Stores on one prefix of a bucket, each as of another process, that are stopped with the test."""
+
+    def __init__(self, stack: AsyncExitStack, endpoint: str, prefix: str) -> None:
+        self.layout = Layout(prefix, prefix)
+        self._stack = stack
+        self._endpoint = endpoint
+
+    def __call__(self, **options: float | bool) -> S3Store:
+        chosen = {"part_bytes": PART, **options}
+        bucket = Bucket(BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=20)
+        store = S3Store(
+            AiobotocoreStore(bucket),
+            S3Options(BUCKET, self.layout, **chosen),  # type: ignore[arg-type]
+        )
+        self._stack.push_async_callback(store.stop)
+        return store
+
+    async def keys(self) -> list[str]:
+        """All keys on the prefix, without it."""
+        objects = self().objects
+        start = len(self.layout.info_prefix)
+        return [
+            each.key[start:]
+            async for page in objects.list(self.layout.info_prefix)
+            for each in page
+        ]
+
+
+@pytest.fixture
+def proxy(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with FaultProxy(seaweedfs.address) as proxy:
+        yield proxy
+        assert proxy.pending == 0, "a planned fault never happened"
+
+
+@pytest.fixture
+async def opened(proxy: FaultProxy, prefix: str) -> AsyncIterator[Opened]:
+    async with AsyncExitStack() as stack:
+        yield Opened(stack, proxy.endpoint, prefix)
+
+
+async def created(store: Store, length: int | None) -> Upload:
+    return await store.create(UploadInfo("x", length, created_at=1_700_000_000.0))
+
+
+async def finished(store: Store, upload: Upload) -> Upload:
+    await store.finish(replace(upload.info, finished_at=1.0), sync=True, fence=UNFENCED)
+    return await store.load(upload.id)
+
+
+async def assert_whole(store: Store, upload: Upload) -> None:
+    assert upload.offset == LENGTH
+    assert await content_of(store, await finished(store, upload)) == WHOLE
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+async def test_a_small_upload_is_one_object_and_its_record(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened()
+    upload = await append(store, await created(store, 5), b"hello")
+    await store.finish(replace(upload.info, finished_at=1.0), sync=True, fence=UNFENCED)
+    # The record twice, the object once; one load in between.
+    assert proxy.requests == {"PutObject": 3, "GetObject": 1}
+    assert await opened.keys() == ["x", "x.info"]
+
+
+async def test_parts_are_sent_while_the_body_comes_and_are_never_listed(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE))
+    assert proxy.requests["UploadPart"] == 3
+    await assert_whole(store, upload)
+    assert proxy.requests["ListParts"] == 0
+    assert await opened.keys() == ["x", "x.info"]
+
+
+async def test_another_process_lists_parts_once_and_goes_on(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    first, second = opened(), opened()
+    upload = await append(first, await created(first, LENGTH), *pieces(WHOLE[: PART + 10]))
+    assert upload.offset == PART + 10
+    upload = await second.load("x")
+    assert upload.offset == PART + 10
+    for at in range(PART + 10, LENGTH, 1_500_000):
+        upload = await append(second, upload, WHOLE[at : at + 1_500_000])
+    assert proxy.requests["ListParts"] == 1
+    await assert_whole(second, upload)
+    assert await opened.keys() == ["x", "x.info"]
+
+
+async def test_a_length_may_come_after_all_bytes(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, None), *pieces(WHOLE))
+    await store.save(replace(upload.info, length=LENGTH), fence=UNFENCED)
+    await assert_whole(other, await other.load("x"))
+
+
+async def test_the_bucket_knows_type_name_and_metadata(opened: Opened) -> None:
+    store = opened()
+    metadata = {
+        "filename": "r\u00f6ntgen.dcm".encode(),
+        "filetype": b"application/dicom",
+        "Patient": "M\u00fcller".encode(),
+        "note": b"x" * 5000,
+        "raw": b"\xff\x00",
+    }
+    header = serialize(metadata)
+    info = UploadInfo("x", 5, metadata=metadata, metadata_header=header, created_at=1.0)
+    await finished(store, await append(store, await store.create(info), b"hello"))
+    properties = (await store.objects.head(store.layout.data(info))).properties
+    assert properties.content_type == "application/dicom"
+    assert properties.content_disposition == "attachment; filename*=UTF-8''r%C3%B6ntgen.dcm"
+    kept = dict(properties.metadata)
+    assert len(kept.pop("tusd-py-token")) == 32
+    # What does not fit stays in the record alone.
+    assert kept == {
+        "filename": "r%C3%B6ntgen.dcm",
+        "filetype": "application/dicom",
+        "patient": "M%C3%BCller",
+        "raw": "%FF%00",
+    }
+    assert (await store.load("x")).info.metadata == metadata
+
+
+# -- what counts ---------------------------------------------------------------------------------
+
+
+async def test_a_part_behind_a_gap_does_not_count(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[: PART + 10]))
+    live = store._live["x"]
+    key = store.layout.data(upload.info)
+    await store.objects.upload_part(key, live.record.multipart, 3, WHOLE[2 * PART :])
+    found = await other.load("x")
+    assert found.offset == PART + 10
+    await assert_whole(other, await append(other, found, *pieces(WHOLE[PART + 10 :])))
+
+
+async def test_a_list_that_lags_tells_less_and_loses_nothing(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, None), *pieces(WHOLE))
+    assert upload.offset == LENGTH
+    proxy.lag = 1
+    found = await other.load("x")
+    # Not the tail either: it starts behind the part that is missing.
+    assert found.offset == PART
+    proxy.lag = 0
+    await append(other, found, *pieces(WHOLE[PART:]))
+    await other.save(replace(found.info, length=LENGTH), fence=UNFENCED)
+    await assert_whole(other, await other.load("x"))
+
+
+async def test_no_multipart_upload_is_no_proof_of_completion(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[: PART + 10]))
+    record = store._live["x"].record
+    key = store.layout.data(upload.info)
+    await store.objects.abort(key, record.multipart)
+    assert (await other.load("x")).offset == 0
+    # Nor is an object of the right size that somebody else put there.
+    await store.objects.put(key, WHOLE, Properties(), kind=ObjectKind.DATA)
+    assert (await other.load("x")).offset == 0
+
+
+async def test_a_refused_body_that_was_partly_stored_does_not_count(opened: Opened) -> None:
+    """Its length was not declared, and turned out to be too much after parts were sent."""
+    store, other = opened(), opened()
+    wrong = bytes(2 * PART)
+    upload = await append(store, await created(store, None), WHOLE[:10])
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, *pieces(wrong))
+    await writer.discard()
+    await writer.close(sync=False)
+    for each in (store, other):
+        assert (await each.load("x")).offset == 10
+    upload = await append(other, await other.load("x"), *pieces(WHOLE[10 : PART + 20]))
+    # The second part of the refused body is still listed.
+    assert (await store.load("x")).offset == upload.offset == PART + 20
+    upload = await append(store, await store.load("x"), *pieces(WHOLE[PART + 20 :]))
+    await store.save(replace(upload.info, length=LENGTH), fence=UNFENCED)
+    await assert_whole(other, await other.load("x"))
+
+
+# -- who writes ----------------------------------------------------------------------------------
+
+
+async def test_a_tail_that_comes_late_from_an_earlier_holder_replaces_nothing(
+    opened: Opened,
+) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), WHOLE[:10])
+    late = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(late, b"late")
+    await append(other, await other.load("x"), WHOLE[10:100])
+    with pytest.raises(LeaseLost):
+        await late.close(sync=False)
+    assert (await other.load("x")).offset == 100
+    await assert_whole(other, await append(other, await other.load("x"), *pieces(WHOLE[100:])))
+
+
+async def test_a_record_that_another_holder_replaced_is_not_replaced(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await created(store, None)
+    await append(other, await other.load("x"), b"hello")
+    with pytest.raises(LeaseLost):
+        await store.save(replace(upload.info, length=9), fence=UNFENCED)
+    assert (await other.load("x")).length is None
+
+
+# -- slow bodies, short memory -------------------------------------------------------------------
+
+
+async def test_the_bytes_of_a_slow_body_count_before_its_end(opened: Opened) -> None:
+    store, other = opened(flush_seconds=0.05), opened()
+    writer = await store.open_writer(await created(store, LENGTH), PLAIN, fence=UNFENCED)
+    await write_all(writer, WHOLE[:10])
+    async with asyncio.timeout(30):
+        while (await other.load("x")).offset != 10:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.01)
+    await write_all(writer, *pieces(WHOLE[10:]))
+    await writer.close(sync=False)
+    await assert_whole(store, await store.load("x"))
+
+
+async def test_many_bodies_share_little_memory(opened: Opened) -> None:
+    """More arrives than may wait: those with the most put their bytes away and go on later."""
+    store = opened(spool_bytes=4 * 1024 * 1024)
+    names = [f"{number:032x}" for number in range(3)]
+    uploads = [await store.create(UploadInfo(name, PART + 99)) for name in names]
+    writers = [await store.open_writer(each, PLAIN, fence=UNFENCED) for each in uploads]
+    most = 0
+    for piece in pieces(WHOLE[: PART + 99]):
+        for writer in writers:
+            async with asyncio.timeout(60):
+                await write_all(writer, piece)
+            most = max(most, store.spool.used)
+    for writer in writers:
+        await writer.close(sync=False)
+    assert store.spool.used == 0
+    assert most < 6 * 1024 * 1024
+    for name in names:
+        upload = await finished(store, await store.load(name))
+        assert await content_of(store, upload) == WHOLE[: PART + 99]
+
+
+# -- completion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["lost", "error-body", "error-body-after", "500", "slow-down"])
+async def test_a_completion_counts_whatever_its_response_was(
+    opened: Opened, proxy: FaultProxy, fault: Fault
+) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE))
+    proxy.plan("CompleteMultipartUpload", fault)
+    await assert_whole(store, upload)
+    assert (await other.load("x")).finished
+
+
+async def test_nothing_is_completed_before_all_bytes_are_there(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[:-1]))
+    with pytest.raises(StorageError, match="has 10486759 bytes, not 10486760"):
+        await finished(store, upload)
+    assert proxy.requests["CompleteMultipartUpload"] == 0
+    await assert_whole(store, await append(store, upload, WHOLE[-1:]))
+
+
+async def test_a_completion_outlives_its_request(opened: Opened, proxy: FaultProxy) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE))
+    proxy.plan("CompleteMultipartUpload", "slow-down")
+    request = asyncio.ensure_future(store.sync(upload, fence=UNFENCED))
+    async with asyncio.timeout(30):
+        while not proxy.requests["CompleteMultipartUpload"]:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.001)
+    request.cancel()
+    await store.stop()
+    assert (await other.load("x")).complete
+    assert await opened.keys() == ["x", "x.info"]
+    assert proxy.requests["CompleteMultipartUpload"] == 2
+
+
+async def test_a_second_upload_that_nobody_recorded_is_aborted(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened()
+    proxy.plan("CreateMultipartUpload", "lost")
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[: PART + 10]))
+    key = store.layout.data(upload.info)
+    [pending] = await store.objects.pending_uploads(key)
+    assert pending.upload_id == store._live["x"].record.multipart
+    await store.remove("x", fence=UNFENCED, keep_tombstone=False)
+    assert await store.objects.pending_uploads(key) == []
+    assert await opened.keys() == []
+
+
+@pytest.mark.parametrize("length", [5, LENGTH])
+async def test_every_request_may_be_lost_or_refused_once(
+    opened: Opened, proxy: FaultProxy, length: int
+) -> None:
+    store = opened()
+    data = WHOLE[:length]
+    for operation in (
+        "PutObject",
+        "PutObject",
+        "CreateMultipartUpload",
+        "UploadPart",
+        "GetObject",
+        "HeadObject",
+        "DeleteObject",
+    ):
+        if length > PART or operation in {"PutObject", "GetObject"}:
+            proxy.plan(operation, "lost", "500")
+    upload = await append(store, await created(store, length), *pieces(data))
+    assert upload.offset == length
+    upload = await finished(store, upload)
+    assert await content_of(store, upload) == data
+
+
+# -- joins ---------------------------------------------------------------------------------------
+
+
+async def joined(store: S3Store, sizes: list[int]) -> bytes:
+    parts: list[Upload] = []
+    expected = b""
+    for number, size in enumerate(sizes):
+        data = (WHOLE + WHOLE)[number : number + size]
+        info = UploadInfo(f"p{number}", size, is_partial=True, created_at=1.0)
+        content = Content(size, None, False)
+        upload = await append(store, await store.create(info), *pieces(data), content=content)
+        parts.append(await finished(store, upload))
+        expected += data
+    info = UploadInfo(
+        "f", len(expected), is_final=True, parts=tuple(p.id for p in parts), created_at=1.0
+    )
+    await store.create(info)
+    await store.joiner.join(info, parts, fence=UNFENCED)
+    final = await store.load("f")
+    assert final.complete
+    assert await content_of(store, await finished(store, final)) == expected
+    return expected
+
+
+async def test_parts_are_copied_in_the_bucket_and_small_ends_go_through_a_buffer(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened()
+    await joined(store, [2 * PART + 100, 100, PART])
+    assert proxy.requests["UploadPartCopy"] == 3
+    # One part of the final begins in the first part and ends in the third.
+    assert proxy.requests["GetObject"] > 3
+
+
+async def test_a_final_has_equal_parts(
+    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Cloudflare R2 demands: of uploads, and of what is joined from them."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    async with AsyncExitStack() as stack:
+        rules = stack.enter_context(RulesProxy(seaweedfs.address, equal_parts))
+        opened = Opened(stack, rules.endpoint, prefix)
+        await joined(opened(equal_parts=True), [PART + 7, LENGTH, 3])
+        assert not rules.refused
+
+
+@pytest.mark.parametrize("fault", ["lost", "error-body", "error-body-after", "500"])
+async def test_a_join_survives_what_happens_to_copies(
+    opened: Opened, proxy: FaultProxy, fault: Fault
+) -> None:
+    proxy.plan("UploadPartCopy", fault)
+    await joined(opened(), [PART, 2 * PART])

@@ -1,0 +1,108 @@
+"""Completion of an upload: one object from its parts, or from its tail. It outlives its request, and may be repeated.
+
+The response of the bucket proves little: it can be 200 and an error, or be lost after the effect, and a repeat then finds no
+multipart upload. What proves it is the object: its token, which no other upload has, and its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from tusd_py.locks.base import Fence
+from tusd_py.storage.base import BytesNotKept, StorageError, StorageUnavailable
+from tusd_py.storage.s3.object_store import (
+    ObjectNotFound,
+    ObjectStoreError,
+    Part,
+    StoreUnavailable,
+)
+from tusd_py.storage.s3.progress import Progress, finished_object
+from tusd_py.storage.s3.translation import translated
+from tusd_py.storage.s3.writer import Bucketed, Live, put_whole
+
+logger = logging.getLogger(__name__)
+
+
+class Completions:
+    """The completions that run in this process, by upload."""
+
+    def __init__(self, store: Bucketed) -> None:
+        self._store = store
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def complete(self, live: Live, fence: Fence) -> None:
+        """Make the object of an upload whose bytes are all there. Raises BytesNotKept, StorageError, LeaseLost."""
+        if live.progress.done:
+            return
+        upload_id = live.record.info.id
+        running = self._running.get(upload_id)
+        if running is None:
+            running = asyncio.ensure_future(self._complete(live, fence))
+            self._running[upload_id] = running
+            running.add_done_callback(lambda _: self._running.pop(upload_id, None))
+        # A client that hangs up cancels its request, not the completion.
+        await asyncio.shield(running)
+
+    async def stop(self) -> None:
+        """Wait for all of them."""
+        if self._running:
+            await asyncio.wait(list(self._running.values()))
+
+    async def _complete(self, live: Live, fence: Fence) -> None:
+        with translated(f"completing {live.record.info.id}"):
+            info, held = live.record.info, live.progress.offset
+            if held != info.length:
+                raise StorageError(f"{info.id} has {held} bytes, not {info.length}")
+            with fence():
+                pass
+            if live.record.multipart:
+                await self._store_tail(live)
+                await self._complete_parts(live, live.record.multipart)
+            else:
+                await self._store_single(live)
+
+    async def _store_single(self, live: Live) -> None:
+        """Store an upload without parts: it is empty, or all in its tail, as its length was declared later."""
+        data = b""
+        if live.progress.tail is not None:
+            _, data = await self._store.objects.read(
+                live.progress.tail.key, limit=live.progress.tail.size
+            )
+        live.progress = await put_whole(self._store, live.record, data)
+
+    async def _store_tail(self, live: Live) -> None:
+        """Store the tail as the last part, where the length was declared after its bytes."""
+        tail = live.progress.tail
+        if tail is None:
+            return
+        _, data = await self._store.objects.read(tail.key, limit=tail.size)
+        key = self._store.layout.data(live.record.info)
+        number = len(live.progress.parts) + 1
+        part = await self._store.objects.upload_part(key, live.record.multipart, number, data)
+        live.add(part, self._store.now())
+
+    async def _complete_parts(self, live: Live, multipart: str) -> None:
+        await complete_parts(self._store, live, multipart, live.progress.parts)
+
+
+async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: list[Part]) -> None:
+    """Complete a multipart upload, and check that the object is there. Raises BytesNotKept, StorageError, ObjectStoreError."""
+    record = live.record
+    failure: ObjectStoreError | None = None
+    try:
+        await store.objects.complete(store.layout.data(record.info), multipart, parts)
+    except ObjectStoreError as problem:
+        failure = problem
+    done = await finished_object(store.objects, store.layout, record)
+    if done is not None:
+        live.progress = done
+    elif isinstance(failure, StoreUnavailable):
+        raise failure
+    elif failure is None:
+        raise StorageUnavailable(f"{record.info.id} was completed, and its object is not there yet")
+    elif isinstance(failure, ObjectNotFound):
+        live.progress = Progress()
+        raise BytesNotKept(f"the multipart upload of {record.info.id} is gone: {failure}")
+    else:
+        raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")

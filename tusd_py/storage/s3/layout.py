@@ -1,0 +1,59 @@
+"""Keys of the objects of an upload, and of those beside the uploads.
+
+    <object prefix><location or id>             the bytes
+    <info prefix><id>.info                      the record
+    <info prefix><id>.part                      bytes behind the last whole part
+    <info prefix>.tusd-py/…                     everything else; no upload id begins with a dot
+
+These are tusd's names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tusd_py.storage.base import UploadInfo, is_valid_id
+
+STATE = ".tusd-py/"
+RECORD = ".info"
+TAIL = ".part"
+_SLASH = "%2F"
+"""Stands for a slash of an id, which has no percent sign, where each id is one name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The keys under two prefixes, which may be the same."""
+
+    object_prefix: str = ""
+    info_prefix: str = ""
+
+    def data(self, info: UploadInfo) -> str:
+        return self.object_prefix + (info.location or info.id)
+
+    def record(self, upload_id: str) -> str:
+        return f"{self.info_prefix}{upload_id}{RECORD}"
+
+    def tail(self, upload_id: str) -> str:
+        return f"{self.info_prefix}{upload_id}{TAIL}"
+
+    def state(self, *names: str) -> str:
+        """The key of something beside the uploads. names: the last ones may be ids."""
+        flat = "/".join(name.replace("/", _SLASH) for name in names)
+        return f"{self.info_prefix}{STATE}{flat}"
+
+    def directory(self, *names: str) -> str:
+        """The prefix of the keys below `state`."""
+        return self.state(*names) + "/"
+
+    def names(self, key: str) -> list[str]:
+        """The arguments of `state` that give `key`."""
+        flat = key[len(self.info_prefix) + len(STATE) :]
+        return [name.replace(_SLASH, "/") for name in flat.split("/")]
+
+    def id_of(self, key: str, ending: str) -> str | None:
+        """The id of the upload to which a record or a tail belongs; None for other keys."""
+        name = key[len(self.info_prefix) :]
+        if not name.endswith(ending) or not is_valid_id(name[: -len(ending)]):
+            return None
+        return name[: -len(ending)]

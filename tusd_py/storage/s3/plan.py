@@ -1,0 +1,71 @@
+"""Where the parts of an upload begin and end: by the number alone, so that nothing has to be counted or remembered.
+
+Part n always holds the same range of bytes. A part that is missing is seen, one that is sent twice has the same bytes, and what
+a holder sends late, after it lost the lock, lies where it belongs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tusd_py.storage.s3.object_store import MAX_PART_BYTES, MAX_PARTS
+
+_MIB = 1024 * 1024
+_SPARE = 0.95
+"""Share of the numbers that a known length uses."""
+_STEP_PARTS = 1_000
+_STEP_BITS = 2
+_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """The sizes of parts.
+
+    Attributes:
+        part_bytes: Bytes of the first part.
+        grows: Whether parts grow with their number, as the length was not known: fourfold after each thousand, three times.
+    """
+
+    part_bytes: int
+    grows: bool = False
+
+    @classmethod
+    def of(cls, length: int | None, *, part_bytes: int, max_parts: int, equal: bool) -> PartPlan:
+        """Return the plan of a new upload.
+
+        Args:
+            length: Bytes; None if unknown.
+            part_bytes: Least size of parts.
+            max_parts: Most parts that the store takes.
+            equal: The store takes only equal parts, so those of an unknown length cannot grow.
+        """
+        if length is None:
+            return cls(part_bytes, grows=not equal and max_parts == MAX_PARTS)
+        least = -(-length // max(1, int(max_parts * _SPARE)))
+        return cls(max(part_bytes, -(-least // _MIB) * _MIB))
+
+    def size(self, number: int) -> int:
+        """Bytes of a part that is not the last."""
+        if not self.grows:
+            return self.part_bytes
+        step = min((number - 1) // _STEP_PARTS, _STEPS - 1)
+        return min(self.part_bytes << (_STEP_BITS * step), MAX_PART_BYTES)
+
+    def start(self, number: int) -> int:
+        """Offset of the first byte of a part."""
+        if not self.grows:
+            return (number - 1) * self.part_bytes
+        whole_steps = min((number - 1) // _STEP_PARTS, _STEPS - 1)
+        before = sum(_STEP_PARTS * self.size(1 + step * _STEP_PARTS) for step in range(whole_steps))
+        return before + (number - 1 - whole_steps * _STEP_PARTS) * self.size(number)
+
+    def number(self, offset: int) -> int:
+        """The part that holds the byte at `offset`."""
+        if not self.grows:
+            return offset // self.part_bytes + 1
+        step = 0
+        while step < _STEPS - 1 and self.start(1 + (step + 1) * _STEP_PARTS) <= offset:
+            step += 1
+        first = 1 + step * _STEP_PARTS
+        return first + (offset - self.start(first)) // self.size(first)

@@ -1,0 +1,50 @@
+"""What is stored with an upload's object: content type, name for downloads, and metadata within the budget of S3.
+
+A download by a presigned URL comes from the bucket as it is, so nothing that a client says may run in a browser: the object is
+always an attachment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from tusd_py.storage.s3.object_store import Properties
+
+_BUDGET_BYTES = 2 * 1024 - 128
+"""What S3 takes for names and values, less our own token."""
+_NAME_BYTES = 180
+_is_type = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}").fullmatch
+_is_key = re.compile(r"[a-z0-9_-]{1,64}").fullmatch
+_PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~ "
+
+
+def properties_of(metadata: Mapping[str, bytes]) -> Properties:
+    """Return the properties of the object of an upload with this metadata.
+
+    Pairs are kept in order as long as they fit: names in lower case, values percent-encoded beyond printable ASCII.
+    """
+    kept: dict[str, str] = {}
+    room = _BUDGET_BYTES
+    for key, value in metadata.items():
+        name, text = key.lower(), quote(value, safe=_PLAIN).strip()
+        if _is_key(name) and name not in kept and text and len(name) + len(text) <= room:
+            kept[name] = text
+            room -= len(name) + len(text)
+    kind = metadata.get("filetype", b"").decode("latin-1")
+    return Properties(
+        content_type=kind if _is_type(kind) else "application/octet-stream",
+        content_disposition=_disposition(metadata.get("filename", b"")),
+        metadata=kept,
+    )
+
+
+def _disposition(filename: bytes) -> str:
+    name = filename.decode("utf-8", "ignore").replace("\\", "/").rpartition("/")[2]
+    name = "".join(each for each in name if each.isprintable()).strip()
+    while len(name.encode()) > _NAME_BYTES:
+        name = name[:-1]
+    if not name:
+        return "attachment"
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"

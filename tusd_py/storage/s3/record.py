@@ -1,0 +1,110 @@
+"""Records of uploads in a bucket: the format of the files, with what finds the bytes again in `TusdPy.S3`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, cast
+
+from tusd_py.storage.base import StorageError, UploadInfo, is_valid_id
+from tusd_py.storage.file import records
+from tusd_py.storage.s3.object_store import Properties
+from tusd_py.storage.s3.plan import PartPlan
+from tusd_py.storage.s3.presentation import properties_of
+
+RECORD_LIMIT = 8 * 1024 * 1024
+"""Bytes of the longest record that is read: finals can list many parts."""
+TOKEN = "tusd-py-token"  # noqa: S105 - the name of a field
+"""Name in the metadata of an object that proves that it is the one of an upload."""
+
+
+class _S3(TypedDict, total=False):
+    Location: str | None
+    Upload: str
+    PartBytes: int
+    Grows: bool
+    Token: str
+    Holder: str
+    Below: int
+    VoidTo: int
+    Replaced: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An upload's record.
+
+    Attributes:
+        info: What every store records.
+        plan: The sizes of its parts.
+        token: Random; in the metadata of its object.
+        multipart: Id of its multipart upload; empty if there is none.
+        holder: The process that adds bytes: it alone knows the parts without a list.
+        below: Parts from this number on do not count: a request stored them that was refused; 0 for none.
+        void_to: The last part that was stored so.
+        replaced: Etags of the parts that took their place, by number.
+        etag: Of the record's object; empty before it is stored.
+    """
+
+    info: UploadInfo
+    plan: PartPlan
+    token: str
+    multipart: str = ""
+    holder: str = ""
+    below: int = 0
+    void_to: int = 0
+    replaced: Mapping[int, str] = field(default_factory=dict)
+    etag: str = ""
+
+    @property
+    def properties(self) -> Properties:
+        """What is stored with the object."""
+        known = properties_of(self.info.metadata)
+        return replace(known, metadata={**known.metadata, TOKEN: self.token})
+
+    def counts(self, number: int) -> bool:
+        """Whether a part that is listed holds bytes of the upload."""
+        return not self.below or number < self.below or number > self.void_to
+
+
+def serialize(record: Record, *, bucket: str, key: str) -> bytes:
+    """Serialize a record. bucket, key: of the bytes, for other servers."""
+    document = json.loads(records.serialize(record.info, root=""))
+    document["Storage"] = {"Type": "s3store", "Bucket": bucket, "Key": key}
+    document["TusdPy"]["S3"] = _S3(
+        Location=record.info.location,
+        Upload=record.multipart,
+        PartBytes=record.plan.part_bytes,
+        Grows=record.plan.grows,
+        Token=record.token,
+        Holder=record.holder,
+        Below=record.below,
+        VoidTo=record.void_to,
+        Replaced={str(number): etag for number, etag in record.replaced.items()},
+    )
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Record:
+    """Parse a record. changed_at: when it was stored. Raises StorageError."""
+    info = records.parse(content, upload_id=upload_id, root="", changed_at=changed_at)
+    try:
+        ours = cast(_S3, json.loads(content)["TusdPy"]["S3"])
+        part_bytes = int(ours["PartBytes"])
+        if part_bytes <= 0:
+            raise ValueError(f"PartBytes is {part_bytes}")
+        location = ours.get("Location")
+        return Record(
+            info=replace(info, location=location if location and is_valid_id(location) else None),
+            plan=PartPlan(part_bytes, bool(ours.get("Grows"))),
+            token=str(ours["Token"]),
+            multipart=str(ours.get("Upload", "")),
+            holder=str(ours.get("Holder", "")),
+            below=int(ours.get("Below", 0)),
+            void_to=int(ours.get("VoidTo", 0)),
+            replaced={int(number): str(e) for number, e in ours.get("Replaced", {}).items()},
+            etag=etag,
+        )
+    except records.MALFORMED as problem:
+        raise StorageError(f"{upload_id}.info is not a record of ours: {problem!r}") from problem

@@ -1,0 +1,68 @@
+"""The memory in which bytes wait for the bucket: bounded for all uploads of a process together.
+
+A writer takes what it stores and gives it back once the bucket has it. While more is taken than the limit allows, writers wait
+before they read on, and those that have the most put their bytes into the bucket as a tail and let go of them. Nothing fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Protocol
+
+_LOOK_AGAIN_SECONDS = 0.2
+
+
+class Holder(Protocol):
+    """A writer that holds bytes which are in no request to the bucket."""
+
+    @property
+    def idle_bytes(self) -> int:
+        """How many it could let go of; 0 if it cannot now."""
+
+    def relieve(self) -> Awaitable[None]:
+        """Put them into the bucket and let go of them. Never raises: the writer tells its own request."""
+
+
+class Spool:
+    """Counts bytes. limit: most that may wait; a single part may be larger."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._holders: set[Holder] = set()
+        self._freed = asyncio.Event()
+        self._relief: asyncio.Future[None] | None = None
+
+    def enter(self, holder: Holder) -> None:
+        self._holders.add(holder)
+
+    def leave(self, holder: Holder) -> None:
+        self._holders.discard(holder)
+
+    def take(self, size: int) -> None:
+        """Count bytes that a writer stores."""
+        self.used += size
+
+    def give_back(self, size: int) -> None:
+        """Count bytes that the bucket has, or that are void."""
+        self.used -= size
+        if not self.is_full:
+            self._freed.set()
+
+    @property
+    def is_full(self) -> bool:
+        return self.used > self.limit
+
+    async def wait(self) -> None:
+        """Wait until less than the limit is taken."""
+        while self.is_full:
+            self._freed.clear()
+            if self._relief is None or self._relief.done():
+                largest = max(self._holders, key=lambda holder: holder.idle_bytes, default=None)
+                if largest is not None and largest.idle_bytes:
+                    self._relief = asyncio.ensure_future(largest.relieve())
+            with suppress(TimeoutError):
+                # A holder that could not let go before may be able to soon.
+                await asyncio.wait_for(self._freed.wait(), _LOOK_AGAIN_SECONDS)

@@ -1,0 +1,522 @@
+"""The store in a bucket: records, bytes and events of uploads as objects, for any number of servers.
+
+The bucket is the truth about bytes. A process that adds bytes to an upload writes its name into the record first, so that it
+needs no list of parts until another one does the same. See `plan.py` for where bytes lie, `progress.py` for which of them
+count, `completion.py` for the end. Not for: locks, which come from Redis or are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.protocol.tus import Content
+from tusd_py.storage.base import (
+    BytesMissing,
+    Guard,
+    RemovalEvent,
+    StorageError,
+    UnpublishedRemoval,
+    Upload,
+    UploadExists,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    Writer,
+)
+from tusd_py.storage.s3.completion import Completions, complete_parts
+from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
+from tusd_py.storage.s3.layout import RECORD, STATE, Layout
+from tusd_py.storage.s3.object_store import (
+    ObjectHead,
+    ObjectKind,
+    ObjectNotFound,
+    ObjectStore,
+    ObjectStoreError,
+    PreconditionFailed,
+    Properties,
+)
+from tusd_py.storage.s3.outbox import S3Outbox
+from tusd_py.storage.s3.plan import PartPlan
+from tusd_py.storage.s3.progress import Progress, part_size, read_progress
+from tusd_py.storage.s3.reader import S3Reader
+from tusd_py.storage.s3.record import RECORD_LIMIT, Record, parse, serialize
+from tusd_py.storage.s3.removal import S3Removal
+from tusd_py.storage.s3.spool import Spool
+from tusd_py.storage.s3.sweep_marks import S3SweepMarks
+from tusd_py.storage.s3.translation import translated
+from tusd_py.storage.s3.verified import VerifiedS3Writer
+from tusd_py.storage.s3.writer import Live, S3Writer, put_whole
+from tusd_py.storage.skipped import Skip, skip_entry
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_BYTES = 16
+_KEPT_LIVE = 10_000
+"""Uploads of which a process remembers the record and the parts."""
+_AT_ONCE = 32
+"""Requests that one listing makes at a time."""
+_RECORD_PROPERTIES = Properties("application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """How uploads are laid out.
+
+    Attributes:
+        bucket: The bucket's name, for records.
+        layout: The keys.
+        part_bytes: Least size of parts.
+        max_parts: Most parts that the store takes.
+        equal_parts: The store takes only parts of one size (Cloudflare R2).
+        concurrent_parts: Parts of one upload that are sent at a time.
+        spool_bytes: Bytes of all uploads that wait in memory at most.
+        spool_directory: Where chunks with a checksum wait; None for the system's directory of temporary files.
+        flush_seconds: How often the bytes of a slow body are put into the bucket.
+    """
+
+    bucket: str
+    layout: Layout
+    part_bytes: int = 8 * 1024 * 1024
+    max_parts: int = 10_000
+    equal_parts: bool = False
+    concurrent_parts: int = 4
+    spool_bytes: int = 256 * 1024 * 1024
+    spool_directory: str | None = None
+    flush_seconds: float = 30.0
+
+
+class S3Store:
+    """See `Store`."""
+
+    def __init__(self, objects: ObjectStore, options: S3Options) -> None:
+        self.objects = objects
+        self.options = options
+        self.layout = options.layout
+        self.spool = Spool(options.spool_bytes)
+        self.concurrent_parts = options.concurrent_parts
+        self.max_parts = options.max_parts
+        self.flush_seconds = options.flush_seconds
+        self._process = os.urandom(_TOKEN_BYTES).hex()
+        self._live: OrderedDict[str, Live] = OrderedDict()
+        self._beginning: dict[str, asyncio.Lock] = {}
+        self._outbox = S3Outbox(objects, self.layout)
+        self._marks = S3SweepMarks(objects, self.layout)
+        self._removal = S3Removal(objects, self.layout)
+        self._joiner = S3Joiner(objects, self.layout, self)
+        self._completions = Completions(self)
+
+    def now(self) -> float:
+        return time.time()
+
+    @property
+    def verifies_chunks(self) -> bool:
+        return True
+
+    @property
+    def joiner(self) -> S3Joiner:
+        return self._joiner
+
+    @property
+    def volume(self) -> None:
+        """See `Store`. A bucket has its own name, and nothing is in its place where it cannot be reached."""
+        return None
+
+    @property
+    def outbox(self) -> S3Outbox:
+        return self._outbox
+
+    @property
+    def sweep_marks(self) -> S3SweepMarks:
+        return self._marks
+
+    # Opening and closing
+
+    def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
+        """See `Store`. A bucket cannot be claimed: who shares it shares the locks too."""
+        asyncio.run(self._try_out())
+
+    async def _try_out(self) -> None:
+        try:
+            await self.check()
+        finally:
+            await self.objects.close()
+
+    async def stop(self) -> None:
+        await self._completions.stop()
+        await self.objects.close()
+
+    async def check(self) -> None:
+        key = self.layout.state("probe", self._process)
+        with translated(f"trying out the bucket {self.options.bucket}"):
+            await self.objects.put(key, b"probe", Properties(), kind=ObjectKind.RECORD)
+            await self.objects.delete(key)
+
+    async def free_space(self) -> int | None:
+        return None
+
+    # Records
+
+    async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        options = self.options
+        record = Record(
+            info=info,
+            plan=PartPlan.of(
+                info.length,
+                part_bytes=options.part_bytes,
+                max_parts=options.max_parts,
+                equal=options.equal_parts,
+            ),
+            token=os.urandom(_TOKEN_BYTES).hex(),
+            holder=self._process,
+        )
+        with translated(f"creating {info.id}"):
+            if info.location is not None and await self._is_there(self.layout.data(info)):
+                raise UploadExists(f"{info.location} is taken")
+            with fence():
+                pass
+            key, content = self.layout.record(info.id), self._serialize(record)
+            try:
+                etag = await self.objects.put(
+                    key, content, _RECORD_PROPERTIES, kind=ObjectKind.RECORD, if_absent=True
+                )
+            except PreconditionFailed:
+                head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
+                # Stored by an attempt without a response: the token is our own.
+                if stored != content:
+                    raise UploadExists(f"{info.id} exists already") from None
+                etag = head.etag
+        progress = Progress(changed_at=info.created_at)
+        self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
+        return Upload(info, 0, info.created_at, joined=not info.is_final)
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            await self.objects.head(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def _serialize(self, record: Record) -> bytes:
+        return serialize(record, bucket=self.options.bucket, key=self.layout.data(record.info))
+
+    def _remember(self, live: Live) -> None:
+        self._live[live.record.info.id] = live
+        self._live.move_to_end(live.record.info.id)
+        while len(self._live) > _KEPT_LIVE:
+            self._live.popitem(last=False)
+
+    async def _read_record(self, upload_id: str) -> Record:
+        """Raises UploadNotFound, UploadGone, StorageError, ObjectStoreError."""
+        try:
+            head, content = await self.objects.read(
+                self.layout.record(upload_id), limit=RECORD_LIMIT
+            )
+        except ObjectNotFound:
+            self._live.pop(upload_id, None)
+            if await self._removal.is_gone(upload_id):
+                raise UploadGone(f"{upload_id} was removed") from None
+            raise UploadNotFound(f"there is no upload {upload_id}") from None
+        return parse(content, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
+
+    async def save_record(self, live: Live, record: Record, fence: Fence) -> None:
+        """Replace a record on condition that it is the one that `live` knows. Raises LeaseLost, UploadNotFound."""
+        upload_id = record.info.id
+        key, content = self.layout.record(upload_id), self._serialize(record)
+        with translated(f"recording {upload_id}"):
+            with fence():
+                pass
+            try:
+                etag = await self.objects.put(
+                    key,
+                    content,
+                    _RECORD_PROPERTIES,
+                    kind=ObjectKind.RECORD,
+                    if_match=live.record.etag,
+                )
+            except (PreconditionFailed, ObjectNotFound):
+                etag = await self._etag_if_stored(upload_id, key, content)
+        live.record = replace(record, etag=etag)
+
+    async def _etag_if_stored(self, upload_id: str, key: str, content: bytes) -> str:
+        """The etag of a record that an attempt without a response stored. Raises LeaseLost for another record."""
+        try:
+            head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
+        except ObjectNotFound:
+            self._live.pop(upload_id, None)
+            raise UploadNotFound(f"there is no upload {upload_id}") from None
+        if stored != content:
+            self._live.pop(upload_id, None)
+            raise LeaseLost(f"another holder replaced the record of {upload_id}")
+        return head.etag
+
+    async def _known(self, upload_id: str) -> Live:
+        """What this process knows of an upload that it loaded before; asks the bucket if it forgot."""
+        live = self._live.get(upload_id)
+        return live if live is not None else await self._look_up(upload_id)
+
+    async def _look_up(self, upload_id: str) -> Live:
+        """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
+        live = self._live.get(upload_id)
+        before = "" if live is None else live.record.etag
+        record = await self._read_record(upload_id)
+        if (
+            live is not None
+            and live.record.token == record.token
+            and live.record.holder == record.holder == self._process
+        ):
+            # Otherwise a request of this process replaced the record meanwhile.
+            if live.record.etag == before:
+                live.record = record
+            return live
+        progress = Progress()
+        if record.info.finished_at is None:
+            progress = await read_progress(self.objects, self.layout, record)
+        live = Live(record, progress, may_have_twin=True)
+        if record.info.finished_at is None:
+            self._remember(live)
+        else:
+            self._live.pop(upload_id, None)
+        return live
+
+    async def load(self, upload_id: str) -> Upload:
+        with translated(f"loading {upload_id}"):
+            live = await self._look_up(upload_id)
+        info, progress = live.record.info, live.progress
+        if info.finished_at is not None:
+            return Upload(info, info.length or 0, info.finished_at)
+        joined = not info.is_final or progress.done
+        if info.is_final and joined and info.length is None:
+            info = replace(info, length=progress.size)
+        return Upload(info, progress.offset, max(progress.changed_at, info.created_at), joined)
+
+    async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
+        found: list[Upload | StorageError] = []
+        for at in range(0, len(upload_ids), _AT_ONCE):
+            found += await asyncio.gather(
+                *(self._load_or_error(each) for each in upload_ids[at : at + _AT_ONCE])
+            )
+        return found
+
+    async def _load_or_error(self, upload_id: str) -> Upload | StorageError:
+        try:
+            return await self.load(upload_id)
+        except StorageError as problem:
+            return problem
+        except Exception as problem:  # noqa: BLE001 - one upload must not keep the others from being swept
+            return StorageError(f"{upload_id}: {problem!r}")
+
+    async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
+        return upload
+
+    async def save(self, info: UploadInfo, *, fence: Fence) -> None:
+        with translated(f"recording {info.id}"):
+            try:
+                live = await self._known(info.id)
+            except UploadGone as problem:
+                raise UploadNotFound(str(problem)) from None
+            await self.save_record(live, replace(live.record, info=info), fence)
+
+    # Bytes
+
+    async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
+        with translated(f"opening {upload.id}"):
+            live = await self._known(upload.id)
+            if live.record.holder != self._process:
+                await self.save_record(live, replace(live.record, holder=self._process), fence)
+        if live.progress.offset != upload.offset:
+            raise LeaseLost(f"{upload.id} has other bytes than when it was loaded")
+        writer = S3Writer(self, upload, live, fence, may_discard=content.length is None)
+        if not content.verified:
+            return writer
+        return VerifiedS3Writer(writer, self.options.spool_directory)
+
+    async def multipart(self, live: Live, fence: Fence) -> str:
+        """See `Bucketed`."""
+        lock = self._beginning.setdefault(live.record.info.id, asyncio.Lock())
+        try:
+            async with lock:
+                if not live.record.multipart:
+                    await self._begin_multipart(live, fence)
+                return live.record.multipart
+        finally:
+            if not lock.locked():
+                self._beginning.pop(live.record.info.id, None)
+
+    async def _begin_multipart(self, live: Live, fence: Fence) -> None:
+        key = self.layout.data(live.record.info)
+        if live.may_have_twin:
+            await self._abort_all(key)
+        with fence():
+            pass
+        begun = await self.objects.create_multipart(key, live.record.properties)
+        if begun.may_have_twin:
+            await self._abort_all(key, but=begun.upload_id)
+        await self.save_record(live, replace(live.record, multipart=begun.upload_id), fence)
+        live.may_have_twin = False
+
+    async def _abort_all(self, key: str, *, but: str = "") -> None:
+        for pending in await self.objects.pending_uploads(key):
+            if pending.upload_id != but:
+                await self.objects.abort(key, pending.upload_id)
+
+    async def sync(self, upload: Upload, *, fence: Fence) -> None:
+        """See `Store`. What the bucket acknowledged is durable; an upload with all its bytes becomes an object."""
+        if upload.complete and not upload.finished:
+            with translated(f"completing {upload.id}"):
+                await self._completions.complete(await self._known(upload.id), fence)
+
+    async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        with translated(f"finishing {info.id}"):
+            live = await self._known(info.id)
+            if live.record.info.length != info.length:
+                live.record = replace(live.record, info=replace(info, finished_at=None))
+            if live.record.info.finished_at is None:
+                await self._completions.complete(live, fence)
+            has_tail = bool(live.progress.tail_etag)
+            await self.save_record(live, replace(live.record, info=info), fence)
+        self._live.pop(info.id, None)
+        if has_tail or live.record.multipart:
+            try:
+                await self.objects.delete(self.layout.tail(info.id))
+            except ObjectStoreError as problem:
+                logger.warning("the tail of %s stays until it is removed: %s", info.id, problem)
+
+    async def open_reader(self, upload: Upload) -> S3Reader:
+        with translated(f"opening {upload.id}"):
+            key = self.layout.data(upload.info)
+            try:
+                head = await self.objects.head(key)
+            except ObjectNotFound:
+                await self._read_record(upload.id)
+                raise BytesMissing(f"there is no object {key}", upload.info) from None
+            if head.size != upload.offset:
+                raise BytesMissing(
+                    f"{key} has {head.size} bytes, and its record says {upload.offset}", upload.info
+                )
+            return S3Reader(self.objects, head)
+
+    # Joins
+
+    async def fill(self, final: UploadInfo, sources: Sequence[ObjectHead], fence: Fence) -> None:
+        """See `Finals`."""
+        live = await self._known(final.id)
+        length = sum(source.size for source in sources)
+        plan = PartPlan.of(
+            length, part_bytes=live.record.plan.part_bytes, max_parts=self.max_parts, equal=True
+        )
+        live.record = replace(live.record, info=final, plan=plan)
+        if length <= plan.size(1):
+            body = await gather_bytes(self.objects, list(pieces(sources, 0, length)))
+            with fence():
+                pass
+            live.progress = await put_whole(self, live.record, body)
+            return
+        if live.record.multipart:
+            # From an attempt that did not get to its end.
+            await self.objects.abort(self.layout.data(final), live.record.multipart)
+            await self.save_record(live, replace(live.record, multipart=""), fence)
+        live.may_have_twin = True
+        multipart = await self.multipart(live, fence)
+        numbers = range(1, plan.number(length - 1) + 1)
+        ranges = [(plan.start(n), plan.start(n) + part_size(live.record, n)) for n in numbers]
+        parts = await assemble(self.objects, self.layout.data(final), multipart, ranges, sources)
+        with fence():
+            pass
+        await complete_parts(self, live, multipart, parts)
+
+    # Removal
+
+    async def remove(
+        self,
+        upload_id: str,
+        *,
+        fence: Fence,
+        keep_tombstone: bool = True,
+        unpublished: RemovalEvent | None = None,
+    ) -> None:
+        with translated(f"removing {upload_id}"):
+            try:
+                record = await self._read_record(upload_id)
+            except (UploadNotFound, UploadGone):
+                return
+            await self._removal.remove(
+                record, fence, keep_tombstone=keep_tombstone, unpublished=unpublished
+            )
+            self._live.pop(upload_id, None)
+
+    async def remove_each(
+        self,
+        uploads: Sequence[Upload],
+        *,
+        fences: Mapping[str, Fence],
+        unpublished: Mapping[str, RemovalEvent] | None = None,
+    ) -> list[bool | StorageError]:
+        async def attempt(upload: Upload) -> bool | StorageError:
+            try:
+                await self.remove(
+                    upload.id,
+                    fence=fences[upload.id],
+                    unpublished=(unpublished or {}).get(upload.id),
+                )
+            except LeaseLost:
+                return False
+            except StorageError as problem:
+                return problem
+            return True
+
+        done: list[bool | StorageError] = []
+        for at in range(0, len(uploads), _AT_ONCE):
+            done += await asyncio.gather(*map(attempt, uploads[at : at + _AT_ONCE]))
+        return done
+
+    async def unpublished_removals(self) -> list[UnpublishedRemoval]:
+        with translated("reading unpublished removals"):
+            return await self._removal.unpublished()
+
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
+        with translated(f"removing {removal.upload.id}"):
+            await self._removal.resume(removal.upload.id, fence)
+
+    async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
+        with translated(f"removing {removal.upload.id}"):
+            with fence():
+                pass
+            await self._removal.forget(removal.upload.id)
+
+    # Sweeps
+
+    async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
+        with translated(f"listing {self.options.bucket}"):
+            state = self.layout.info_prefix + STATE
+            async for page in self.objects.list(self.layout.info_prefix):
+                for listed in page:
+                    if listed.key.startswith(state):
+                        continue
+                    upload_id = self.layout.id_of(listed.key, RECORD)
+                    if upload_id is not None:
+                        yield upload_id
+
+    async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
+        """See `Store`. A creation is one request: it happened or it did not."""
+        return False
+
+    async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
+        key = self.layout.state("missing", upload_id)
+        with translated(f"marking {upload_id}"):
+            try:
+                return (await self.objects.head(key)).modified_at
+            except ObjectNotFound:
+                if marks:
+                    await self.objects.put(key, b"", Properties(), kind=ObjectKind.RECORD)
+            return self.now()
+
+    async def tidy(self, *, tombstone_ttl: float) -> int:
+        with translated("tidying up"):
+            return await self._removal.tidy(self.now(), tombstone_ttl=tombstone_ttl)
