@@ -13,6 +13,8 @@ from tusd_py.protocol.metadata import CONTROL_KEYS
 
 _PAIRS = b"tusd-py upload 1 metadata\0"
 _VALUE = b"tusd-py upload 1 fingerprint\0"
+_SHARED_KEYS = frozenset({"filetype"})
+"""Keys that many files have in common: by themselves they identify none. A plain upload without a name has nothing else."""
 _COUNT_SIZE = 8
 """Size of every number in the canonical form in bytes; big-endian."""
 
@@ -44,7 +46,7 @@ class Identity:
             form = canonical_value(value, length=length, owner=owner_part)
         else:
             pairs = {key: value for key, value in metadata.items() if self._counts(key)}
-            if not pairs:
+            if not pairs.keys() - _SHARED_KEYS:
                 return None
             form = canonical_pairs(pairs, length=length, owner=owner_part)
         return hashlib.sha256(form).hexdigest()
