@@ -77,9 +77,12 @@ bench-sweep: $(DEV)
 endif
 
 ifneq ($(wildcard tests),)
-.PHONY: stops
+.PHONY: stops url-session
 stops: $(DEV) ## stop servers in the middle of requests, many times: make stops ARGS="--count 1000 --seed 7"
 	$(PY) -m tests.crash.stops $(ARGS)
+
+url-session: $(DEV)
+	$(PY) -m tests.ietf.url_session $(ARGS)
 endif
 
 # With the extra for S3, so that `make serve` and the image can use a bucket.

@@ -7,8 +7,8 @@ import re
 
 from tests.support.server import ROOT
 
-_STATEMENT = re.compile(r"^\| (T[0-9]+) \|", re.MULTILINE)
-_NUMBERS = re.compile(r"test_((?:T[0-9]+_)+)")
+_STATEMENT = re.compile(r"^\| ([TR][0-9]+) \|", re.MULTILINE)
+_NUMBERS = re.compile(r"test_((?:[TR][0-9]+_)+)")
 
 
 def _statements() -> list[str]:
@@ -28,7 +28,10 @@ def _proofs() -> dict[str, list[str]]:
 
 
 def test_the_statements_are_numbered_without_a_gap() -> None:
-    assert _statements() == [f"T{number}" for number in range(1, 41)]
+    numbers = [("T", number) for number in range(1, 41)] + [
+        ("R", number) for number in range(1, 25)
+    ]
+    assert _statements() == [f"{letter}{number}" for letter, number in numbers]
 
 
 def test_every_statement_has_a_proof() -> None:
