@@ -16,10 +16,12 @@ from tusd_py.locks.base import Fence
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
+    BytesMissing,
     Joiner,
     StorageError,
     Store,
     Upload,
+    UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
@@ -80,6 +82,10 @@ class Concatenation:
                 part = await self._load(part_id)
             except (UploadGone, ProtocolError):
                 raise errors.not_found() from None
+            except (UploadDamaged, BytesMissing) as problem:
+                if check is not None:
+                    check(problem.upload.info)
+                raise
             if check is not None:
                 check(part.info)
             if not part.info.is_partial:

@@ -18,7 +18,9 @@ from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Creation
 from tusd_py.storage.base import (
+    BytesMissing,
     Upload,
+    UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
@@ -140,7 +142,7 @@ class FinalCreator(Operation):
             return ids[0]
         for part_id in ids:
             with translated, suppress(UploadNotFound, UploadGone):
-                part = (await self._store.load(part_id)).info
+                part = await self._record_of(part_id)
                 try:
                     self._access.check(part, request, Action.JOIN)
                 except ProtocolError as problem:
@@ -149,6 +151,13 @@ class FinalCreator(Operation):
                     raise
                 return part_id
         raise errors.not_found()
+
+    async def _record_of(self, upload_id: str) -> UploadInfo:
+        """The record of an upload, even if its bytes are missing or wrong. Raises StorageError."""
+        try:
+            return (await self._store.load(upload_id)).info
+        except (UploadDamaged, BytesMissing) as problem:
+            return problem.upload.info
 
 
 def _least(*infos: UploadInfo) -> int | None:
