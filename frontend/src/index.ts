@@ -1,4 +1,3 @@
-export type { Protocol } from './attempt.js'
 export type { GetAccessToken } from './credentials.js'
 export { type Duplicate, type ErrorKind, UploadError } from './errors.js'
 export {

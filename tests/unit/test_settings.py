@@ -210,6 +210,13 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "file_perms": "0600",
         "new_upload_dir": "accept",
         "durability": "chunk",
+        "s3_endpoint": "http://127.0.0.1:9000",
+        "s3_path_style": "on",
+        "s3_part_size": "16MiB",
+        "s3_concurrent_part_uploads": "8",
+        "s3_spool_size": "1GiB",
+        "s3_spool_dir": str(tmp_path),
+        "s3_sse": "aws:kms",
         "cors_allow_origin": "https://a",
         "cors_allow_methods": "PUT, LOCK",
         "cors_allow_headers": "X-A",
@@ -247,6 +254,8 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "tls_certificate": ["--tls-key", existing],
         "tls_key": ["--tls-certificate", existing],
         "cors_allow_credentials": ["--cors-allow-origin", "https://a"],
+        "s3_endpoint": ["--s3-bucket", "uploads"],
+        "s3_kms_key": ["--s3-sse", "aws:kms"],
     }
     rest = partners.get(name, [])
 

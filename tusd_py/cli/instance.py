@@ -20,6 +20,8 @@ def check_directories(settings: Settings) -> None:
     Raises CommandFailed, as a mistyped path must not become an instance, and PermissionError, as a directory that may not be
     read must not look like an empty one.
     """
+    if settings.s3_bucket:
+        return
     if not settings.upload_dir.is_dir():
         raise CommandFailed(f"there are no uploads: {settings.upload_dir} is no directory")
     for directory in (settings.upload_dir, settings.state_dir):

@@ -34,7 +34,16 @@ logger = logging.getLogger(__name__)
 
 
 def create_store(settings: Settings) -> Store:
-    """The store of an instance, not opened; reading and the outbox work without that."""
+    """The store of an instance, not opened; reading and the outbox work without that. Raises ValueError."""
+    if settings.s3_bucket:
+        try:
+            # Needs an extra, and loads a large library.
+            from tusd_py.service.bucket import s3_store  # noqa: PLC0415
+        except ModuleNotFoundError as problem:
+            raise ValueError(
+                f"--s3-bucket needs the Python package {problem.name}: pip install 'tusd-py[s3]'"
+            ) from problem
+        return s3_store(settings)
     return FileStore(
         settings.upload_dir,
         dir_perms=settings.dir_perms,
@@ -166,6 +175,9 @@ class Backends:
     def _open_locks(self, redis: RedisClient) -> Locks:
         """Locks in Redis; if the file system supports locks, with a fallback to those while Redis is unavailable."""
         settings = self._settings
+        if settings.s3_bucket:
+            # Other machines do not share its directory.
+            return RedisLocks(redis, lease=settings.lock_lease)
         directory = settings.upload_dir / STATE_DIRECTORY
         try:
             epochs = directory / "epochs"

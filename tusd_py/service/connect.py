@@ -33,7 +33,7 @@ async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterat
             if not may_open:
                 raise MaintenanceError(f"no server runs on {settings.upload_dir}")
         # Do not create an instance for a mistyped path.
-        if not settings.upload_dir.is_dir():
+        if not settings.s3_bucket and not settings.upload_dir.is_dir():
             raise MaintenanceError(f"there are no uploads: {settings.upload_dir} is no directory")
         instance = Instance(settings, is_server=False)
         await instance.start()

@@ -50,6 +50,7 @@ from tusd_py.settings.types import (
 
 NETWORK = "Network"
 STORAGE = "Storage"
+S3 = "S3"
 LIMITS = "Limits"
 TIME = "Time"
 EXPIRY = "Expiry"
@@ -162,6 +163,83 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     )
     disk_reserve: Size = setting(
         0, STORAGE, "Disk space to keep free. Requests that would use it are refused with 507."
+    )
+    s3_bucket: Annotated[Text, Field(pattern=types.BUCKET), Written("NAME", types.A_BUCKET)] = (
+        setting(
+            "",
+            S3,
+            "Keep uploads in this bucket instead of the upload directory, which then has only what this machine needs. "
+            "Credentials come from where the AWS SDK looks for them: environment, files, roles. Servers that share a bucket "
+            "must share a Redis.",
+        )
+    )
+    s3_endpoint: Annotated[Text, AfterValidator(types.check_endpoint), Written("URL")] = setting(
+        "", S3, "URL of the object store. Empty for AWS."
+    )
+    s3_region: Annotated[Text, Written("NAME")] = setting(
+        "", S3, "Region of the bucket. Empty for the one that the AWS SDK finds."
+    )
+    s3_path_style: Annotated[Literal["auto", "on", "off"], AnyCase()] = setting(
+        "auto",
+        S3,
+        "Name the bucket in the path of URLs (on) or in the host (off). auto: in the path if there is an endpoint.",
+    )
+    s3_object_prefix: Annotated[Text, AfterValidator(types.check_prefix), Written("PREFIX")] = (
+        setting("", S3, "What the keys of uploads begin with.")
+    )
+    s3_info_prefix: Annotated[Text, AfterValidator(types.check_prefix), Written("PREFIX")] = (
+        setting(
+            "", S3, "What the keys of records and of all other objects of the server begin with."
+        )
+    )
+    s3_part_size: Annotated[Size, Field(ge=5 * 1024**2, le=5 * 1024**3)] = setting(
+        8 * 1024**2,
+        S3,
+        "Smallest size of parts; larger where an upload would have too many. A part waits in memory until it is whole.",
+    )
+    s3_max_parts: Annotated[Whole, Field(ge=100, le=10_000)] = setting(
+        10_000, S3, "Most parts of an upload that the object store takes. Scaleway takes 1000."
+    )
+    s3_equal_parts: Flag = setting(
+        False,
+        S3,
+        "Never let parts grow, for object stores that take only equal ones, such as Cloudflare R2. Limits uploads of "
+        "unknown length to --s3-part-size times --s3-max-parts.",
+    )
+    s3_concurrent_part_uploads: Annotated[Whole, Field(ge=1, le=100)] = setting(
+        4, S3, "Parts of one upload that are sent at a time."
+    )
+    s3_spool_size: Annotated[Size, Field(ge=8 * 1024**2)] = setting(
+        256 * 1024**2,
+        S3,
+        "Memory in which bytes of all uploads wait for the object store. While it is full, the server reads no more.",
+    )
+    s3_spool_dir: OptionalDirectory = setting(
+        None,
+        S3,
+        "Directory in which requests with a checksum wait until it is verified. Default: that for temporary files.",
+    )
+    s3_flush_interval: Duration = setting(
+        30.0, S3, "How often the bytes of a slow request are stored before its end."
+    )
+    s3_sse: Annotated[Literal["none", "AES256", "aws:kms", "aws:kms:dsse"], AnyCase()] = setting(
+        "none", S3, "Encryption by the object store. none: what the bucket itself says."
+    )
+    s3_kms_key: Annotated[Text, Written("KEY")] = setting(
+        "", S3, "Key for --s3-sse aws:kms. Empty for the bucket's."
+    )
+    s3_bucket_key: Flag = setting(False, S3, "Use an S3 Bucket Key with --s3-sse aws:kms.")
+    s3_acl: Annotated[Text, Written("NAME")] = setting(
+        "", S3, "Canned ACL of uploads, such as bucket-owner-full-control."
+    )
+    s3_storage_class: Annotated[Text, Written("NAME")] = setting(
+        "", S3, "Storage class of uploads, such as STANDARD_IA. Records stay in the bucket's own."
+    )
+    s3_timeout: Duration = setting(60.0, S3, "How long to wait for the object store to respond.")
+    s3_retry_time: DurationOrZero = setting(
+        60.0,
+        S3,
+        "How long to repeat a request that the object store refuses for the moment, or does not respond to.",
     )
     max_size: Size = setting(0, LIMITS, "Maximum size of an upload. 0 is unlimited.")
     max_connections: Count = setting(
@@ -531,6 +609,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
                 "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
             )
             yield sentence, "hooks_http_timeout", "hooks_http", "hooks_timeout"
+        if self.s3_endpoint and not self.s3_bucket:
+            yield "{s3_endpoint} needs --s3-bucket too", "s3_endpoint"
+        if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
+            yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
         if self.state_dir == self.upload_dir:
             yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
         if self.duplicate_keys and self.duplicate_fingerprint_key:

@@ -70,6 +70,8 @@ JwtAlgorithm = Literal[
 """Algorithms that access tokens may be signed with. "none" is not one of them."""
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+BUCKET = r"^([a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|)$"
+A_BUCKET = "give the name of a bucket: 3 to 63 lower case letters, digits, dots and hyphens"
 _URL_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _HTTP_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@,]*@")
@@ -322,6 +324,25 @@ def check_redis_url(url: SecretStr | None) -> SecretStr | None:
             if file is not None and not os.access(file, os.R_OK):
                 raise ValueError(f"the file {file} cannot be read")
     return url
+
+
+def check_endpoint(text: str) -> str:
+    """Accept the URL of an object store, without a path and without credentials."""
+    if not text:
+        return text
+    parts = urlsplit(check_http_url(text))
+    if "@" in parts.netloc:
+        raise ValueError("give a URL without a name and a password; the AWS SDK finds credentials")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("give a URL without a path; the bucket is a setting of its own")
+    return text.rstrip("/")
+
+
+def check_prefix(text: str) -> str:
+    """Accept the beginning of keys, such as "uploads/"."""
+    if text.startswith("/") or any(not each.isprintable() for each in text):
+        raise ValueError('give the beginning of keys, such as "uploads/"')
+    return text
 
 
 def strip(value: object) -> object:

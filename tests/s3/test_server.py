@@ -1,0 +1,144 @@
+"""A server, and several, whose uploads are in a bucket."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeServer
+from tests.s3.proxies import FaultProxy
+from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
+from tests.support.redis import RedisServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, checksum, path_of
+
+BODY = random.Random(3).randbytes(11 * 1024 * 1024)
+PART = 5 * 1024 * 1024
+
+
+@pytest.fixture
+def proxy(seaweedfs: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(seaweedfs.address) as proxy:
+        yield proxy
+
+
+class Servers:
+    """Starts servers on one prefix of the bucket."""
+
+    def __init__(self, make: MakeServer, endpoint: str, prefix: str) -> None:
+        self._make = make
+        self.flags = (
+            *("--s3-bucket", BUCKET, "--s3-endpoint", endpoint, "--s3-part-size", "5MiB"),
+            *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
+        )
+
+    def __call__(self, *flags: str, launch: bool = False, **env: str) -> ServerProcess:
+        return self._make(*self.flags, *flags, env={**ENVIRONMENT, **env}, launch=launch)
+
+
+@pytest.fixture
+def servers(make_server: MakeServer, proxy: FaultProxy, prefix: str) -> Servers:
+    return Servers(make_server, proxy.endpoint, prefix)
+
+
+def test_an_upload_goes_to_the_bucket_and_back(servers: Servers) -> None:
+    server = servers()
+    tus = Tus(server)
+    path = tus.new(len(BODY))
+    assert tus.patch(path, 0, BODY[:7_000_000]).status == 204
+    assert tus.offset(path) == 7_000_000
+    headers = {"Upload-Checksum": checksum(BODY[7_000_000:])}
+    assert tus.patch(path, 7_000_000, BODY[7_000_000:], headers).status == 204
+    assert tus.get(path).body == BODY
+    ranged = tus.get(path, {"Range": "bytes=5242879-5242880"})
+    assert (ranged.status, ranged.body) == (206, BODY[5242879:5242881])
+    again = tus.get(path, {"If-None-Match": ranged["ETag"]})
+    assert again.status == 304
+    assert tus.delete(path).status == 204
+    assert tus.head(path).status == 410
+    # The directory has only what this machine needs.
+    assert {entry.name for entry in server.upload_dir.iterdir()} == {".tusd-py"}
+
+
+def test_a_killed_server_is_replaced_by_one_with_an_empty_disk(servers: Servers) -> None:
+    first = servers("--s3-flush-interval", "50ms")
+    tus = Tus(first)
+    path = tus.new(len(BODY))
+    with tus.begin_patch(path, 0, len(BODY), BODY[:6_000_000]):
+        second = Tus(servers())
+        # Nobody holds its lock there: each server has locks of its own, as the first is about to be killed.
+        first.kill9()
+    offset = second.offset(path)
+    assert offset <= 6_000_000
+    assert second.patch(path, offset, BODY[offset:]).status == 204
+    assert second.get(path).body == BODY
+
+
+def test_servers_that_share_a_redis_hand_uploads_over(
+    servers: Servers, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        a, b = (Tus(servers("--redis-url", redis.url)) for _ in range(2))
+        path = a.new(len(BODY))
+        with a.begin_patch(path, 0, len(BODY), BODY[:6_000_000]) as patch:
+            # A HEAD elsewhere ends the request, and what had arrived counts.
+            offset = b.offset(path)
+            patch.response()
+        assert 0 <= offset <= 6_000_000
+        assert b.patch(path, offset, BODY[offset : offset + 1000]).status == 204
+        offset += 1000
+        assert a.offset(path) == offset
+        assert a.patch(path, offset, BODY[offset:]).status == 204
+        assert b.get(path).body == BODY
+        assert a.delete(path).status == 204
+        assert b.get(path).status == 404
+
+
+def test_concatenation_in_a_bucket(servers: Servers) -> None:
+    tus = Tus(servers())
+    parts = [
+        tus.finished(data, {"Upload-Concat": "partial"}) for data in (BODY, b"small", BODY[:PART])
+    ]
+    final = tus.create(headers={"Upload-Concat": "final;" + " ".join(parts)})
+    assert final.status == 201
+    assert tus.get(path_of(final["Location"])).body == BODY + b"small" + BODY[:PART]
+
+
+def test_a_store_that_is_away_is_a_503_and_loses_nothing(
+    servers: Servers, proxy: FaultProxy
+) -> None:
+    tus = Tus(servers("--s3-retry-time", "100ms"))
+    path = tus.new(10)
+    assert tus.patch(path, 0, b"hello").status == 204
+    proxy.inject(seed=1, rate=1.0, kinds=["slow-down"])
+    response = tus.patch(path, 5, b"world")
+    assert (response.status, response.code) == (503, "ERR_UNAVAILABLE")
+    # Clients that try again after few codes try again after this one.
+    assert tus.head(path).status == 423
+    assert tus.create(5).status == 503
+    proxy.inject(seed=1, rate=0.0)
+    assert tus.patch(path, tus.offset(path), b"world").status == 204
+    assert tus.get(path).body == b"helloworld"
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "said"),
+    [
+        (("--s3-bucket", "no-such-bucket"), {}, "there is no such bucket"),
+        ((), {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key does not belong"),
+        ((), {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "[Cc]redentials"),
+        (("--s3-endpoint", "http://127.0.0.1:9", "--s3-retry-time", "0"), {}, "connect"),
+    ],
+)
+def test_a_server_that_cannot_use_its_bucket_does_not_start(
+    servers: Servers, flags: tuple[str, ...], env: dict[str, str], said: str
+) -> None:
+    server = servers(*flags, launch=True, **env)
+    assert server.wait() == 2
+    [line] = [line for line in server.log().splitlines() if line]
+    assert re.search(said, line), line
+    assert SECRET_KEY not in line

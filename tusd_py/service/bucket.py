@@ -1,0 +1,43 @@
+"""Create the store in a bucket from settings. A module of its own, as it needs the extra `tusd-py[s3]`."""
+
+from __future__ import annotations
+
+from tusd_py.settings.model import Settings
+from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket, Encryption
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.store import S3Options, S3Store
+
+
+def bucket_of(settings: Settings) -> Bucket:
+    """The bucket that the settings name, and how to use it."""
+    path_style = {"on": True, "off": False}.get(settings.s3_path_style)
+    encryption = None
+    if settings.s3_sse != "none":
+        encryption = Encryption(settings.s3_sse, settings.s3_kms_key, settings.s3_bucket_key)
+    return Bucket(
+        settings.s3_bucket,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        path_style=path_style if path_style is not None else bool(settings.s3_endpoint) or None,
+        encryption=encryption,
+        acl=settings.s3_acl,
+        storage_class=settings.s3_storage_class,
+        response_seconds=settings.s3_timeout,
+        repeat_seconds=settings.s3_retry_time,
+    )
+
+
+def s3_store(settings: Settings) -> S3Store:
+    """The store of an instance whose uploads are in a bucket, not opened."""
+    options = S3Options(
+        bucket=settings.s3_bucket,
+        layout=Layout(settings.s3_object_prefix, settings.s3_info_prefix),
+        part_bytes=settings.s3_part_size,
+        max_parts=settings.s3_max_parts,
+        equal_parts=settings.s3_equal_parts,
+        concurrent_parts=settings.s3_concurrent_part_uploads,
+        spool_bytes=settings.s3_spool_size,
+        spool_directory=None if settings.s3_spool_dir is None else str(settings.s3_spool_dir),
+        flush_seconds=settings.s3_flush_interval,
+    )
+    return S3Store(AiobotocoreStore(bucket_of(settings)), options)
