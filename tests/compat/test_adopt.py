@@ -95,7 +95,7 @@ def test_uploads_of_tuspyserver_stand_where_they_stood_and_go_on(
         code, text = adopt(directory)
         assert code == 0
         assert text == (
-            "6 uploads seen: 6 taken over, 4 of them finished and 2 unfinished (3 bytes that no client was told of cut off); "
+            "6 uploads seen: 6 taken over, 4 of them finished and 2 unfinished (3 unacknowledged bytes cut off); "
             "0 ours already; 0 left alone\n"
         )
     tus = Tus(make_server(upload_dir=directory))
@@ -243,7 +243,9 @@ def test_a_dry_run_changes_nothing(directory: Path) -> None:
     before = snapshot(directory)
     code, text = adopt(directory, "--dry-run")
     assert code == 0
-    assert "6 would be taken over, 4 of them finished and 2 unfinished (3 bytes" in text
+    assert (
+        "6 would be taken over, 4 of them finished and 2 unfinished (3 unacknowledged bytes" in text
+    )
     assert snapshot(directory) == before
     assert not (directory / ".tusd-py").exists()
 
@@ -492,7 +494,7 @@ def test_an_upload_that_tuspyserver_was_killed_in_goes_on(
     assert (begun.directory / ".locks" / f"{begun.upload_id}.lock").exists()
     if way == "command":
         code, text = adopt(begun.directory)
-        assert (code, "(700000 bytes that no client" in text) == (0, True), text
+        assert (code, "(700000 unacknowledged bytes" in text) == (0, True), text
     if way == "router":
         with AppProcess(tmp_path / "app", THEIR_APP, "ours") as app:
             check_resumed(f"{app.url}/files/", begun)

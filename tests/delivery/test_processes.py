@@ -245,7 +245,7 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     assert documents("events", "failed", *of(server), env=house.env) == []
     again = command("events", "replay", id_of(path), *of(server), env=house.env)
     assert (again.returncode, again.stdout) == (1, "0 events to be delivered again\n")
-    assert "nothing was given up of" in again.stderr
+    assert "no failed event or upload has the id" in again.stderr
 
 
 def test_what_is_given_up_can_be_dropped(house: House) -> None:

@@ -164,7 +164,7 @@ def test_what_is_not_remembered(make_server: MakeServer) -> None:
     for words in (("show", "nothing"), ("forget", "5" * 64)):
         done = command(*words, *of(server))
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == f'tusd-py duplicates: nothing is remembered of "{words[1]}"\n'
+        assert done.stderr == f'tusd-py duplicates: no fingerprint is stored for "{words[1]}"\n'
 
 
 def test_a_directory_that_is_no_instance(tmp_path: Path) -> None:

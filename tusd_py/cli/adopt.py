@@ -124,7 +124,7 @@ class Summary:
     def __str__(self) -> str:
         verb = f"would be {self.direction}" if self.dry_run else self.direction
         done = self.finished + self.unfinished
-        cut = f" ({self.cut} bytes that no client was told of cut off)" if self.cut else ""
+        cut = f" ({self.cut} unacknowledged bytes cut off)" if self.cut else ""
         whose = "ours" if self.direction == "taken over" else "theirs"
         return (
             f"{self.seen} uploads seen: {done} {verb}, {self.finished} of them finished and "

@@ -14,6 +14,7 @@ from importlib import import_module
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
+from tusd_py.cli.output import program, write_problem
 from tusd_py.settings.suggestion import suggestion
 
 PROGRAM = "tusd-py"
@@ -84,6 +85,7 @@ def run(arguments: list[str]) -> int:
         return shell_complete(_GROUP, {}, PROGRAM, _COMPLETION_VARIABLE, instruction)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help", *arguments[2:]]
+    program.name = f"{PROGRAM} {arguments[0]}" if {*arguments[:1]} & COMMANDS.keys() else PROGRAM
     try:
         # Not `main`, which has exit codes and messages of its own.
         with _GROUP.make_context(PROGRAM, list(arguments) or ["--help"]) as context:
@@ -92,29 +94,27 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        return _report(arguments, [sentence(error, arguments)], EXIT_USAGE)
+        return _report([sentence(error, arguments)], EXIT_USAGE)
     except BrokenPipeError:
         raise
     except Exception as problem:
         from tusd_py.settings.load import SettingsError  # noqa: PLC0415
 
         if isinstance(problem, SettingsError):
-            return _report(arguments, problem.problems, EXIT_USAGE)
+            return _report(problem.problems, EXIT_USAGE)
         # It imports whatever can fail.
         from tusd_py.cli.failures import explain  # noqa: PLC0415
 
         if (text := explain(problem)) is None:
             raise
-        return _report(arguments, [text], EXIT_FAILURE)
+        return _report([text], EXIT_FAILURE)
 
 
-def _report(arguments: list[str], problems: Iterable[str], code: int) -> int:
-    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    program = f"{PROGRAM} {command}".rstrip()
-    lines = [f"{program}: {problem}" for problem in problems]
+def _report(problems: Iterable[str], code: int) -> int:
+    for problem in problems:
+        write_problem(problem)
     if code == EXIT_USAGE and sys.stderr.isatty():
-        lines.append(f"Try {program} --help")
-    sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.write(f"Try {program.name} --help\n")
     return code
 
 

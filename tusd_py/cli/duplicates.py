@@ -108,7 +108,7 @@ async def _named(
             listing.write((fingerprint, record))
         if not found:
             missing += 1
-            write_problem(f"nothing is remembered of {json.dumps(name)}")
+            write_problem(f"no fingerprint is stored for {json.dumps(name)}")
     return 1 if missing else 0
 
 

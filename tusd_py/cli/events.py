@@ -88,12 +88,12 @@ async def _change(
                 await outbox.forget(kept, "failed")
         except MalformedOutboxRecord as problem:
             failed += 1
-            write_problem(f"{kept.event_id} cannot be told again: {problem}")
+            write_problem(f"{kept.event_id} cannot be delivered again: {problem}")
         else:
             done.append(kept)
     for missing in [each for each in ids or () if each not in found]:
         failed += 1
-        write_problem(f"nothing was given up of {json.dumps(missing)}")
+        write_problem(f"no failed event or upload has the id {json.dumps(missing)}")
     later = ""
     if action == "replay" and done and not _queue_jobs(settings, {each.upload_id for each in done}):
         later = "; the next sweep will find them"

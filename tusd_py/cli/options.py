@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -38,24 +38,14 @@ Run = TypeVar("Run", bound=Callable[..., int])
 
 
 class _Formatter(click.HelpFormatter):
-    """Breaks lines neither in flags nor in the brackets behind a description."""
-
-    def write_text(self, text: str) -> None:
-        super().write_text(_unbreakable(text))
-
-    def write_dl(
-        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
-    ) -> None:
-        super().write_dl([(name, _unbreakable(text)) for name, text in rows], col_max, col_spacing)
-
     def getvalue(self) -> str:
         return super().getvalue().replace("\u2011", "-").replace("\u00a0", " ")
 
 
 def _unbreakable(text: str) -> str:
-    return re.sub(
-        r"\[[^]]*\]$", lambda note: note[0].replace(" ", "\u00a0"), text.replace("-", "\u2011")
-    )
+    """Let lines break neither in flags nor in the brackets behind a description."""
+    text = text.replace("-", "\u2011")
+    return re.sub(r"\[[^]]*\]$", lambda note: note[0].replace(" ", "\u00a0"), text)
 
 
 class Context(click.Context):
@@ -63,10 +53,6 @@ class Context(click.Context):
 
     command: Command
     formatter_class = _Formatter
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.max_content_width = MAX_WIDTH + 2
 
 
 class Option(click.Option):
@@ -80,7 +66,7 @@ class Option(click.Option):
     def row(self) -> tuple[str, str]:
         """The option in help."""
         note = f" [{self.note}]" if self.note else ""
-        return f"{self.opts[0]} {self.metavar or ''}".rstrip(), f"{self.help}{note}"
+        return f"{self.opts[0]} {self.metavar or ''}".rstrip(), _unbreakable(f"{self.help}{note}")
 
 
 class Command(click.Command):
@@ -97,15 +83,13 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing and (asked := [each for each in args if each in _HELP]):
             # Help is given even if the rest is wrong.
-            ctx.meta[_ALL] = "--help-all" in asked or args[args.index(asked[0]) + 1 :][:1] == [
-                "all"
-            ]
+            after = args[args.index(asked[0]) + 1 :]
+            ctx.meta[_ALL] = "--help-all" in asked or after[:1] == ["all"]
             click.echo(self.get_help(ctx))
             ctx.exit()
         # A flag may have one dash, as in tusd's documentation.
-        doubled = [
-            f"-{each}" if f"-{each}".split("=", 1)[0] in self.flags() else each for each in args
-        ]
+        flags = self.flags()
+        doubled = [f"-{each}" if f"-{each}".split("=")[0] in flags else each for each in args]
         try:
             super().parse_args(ctx, doubled)
         except click.UsageError as error:
@@ -138,15 +122,13 @@ class Command(click.Command):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, text in rows], column)
         if more := len(options) - len(shown):
-            formatter.write_paragraph()
-            formatter.write_text(f"There are {more} more: {ctx.command_path} --help all")
+            formatter.write(f"\nThere are {more} more: {ctx.command_path} --help all\n")
 
     def _is_short(self, option: Option) -> bool:
         return self.short is None or option.expose_value or option.name in self.short
 
 
 # --- values ---------------------------------------------------------------------------------------
-
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[object]
@@ -215,7 +197,12 @@ def subcommand(
     """
 
     def decorate(function: Run) -> Command:
-        made = click.command(cls=Command, help=about, add_help_option=False)(function)
+        made = click.command(
+            cls=Command,
+            help=_unbreakable(about),
+            add_help_option=False,
+            context_settings={"max_content_width": MAX_WIDTH + 2},
+        )(function)
         made.usage = usage
         if settings is not None:
             made.short = settings
@@ -253,29 +240,24 @@ def option(
         help=meaning,
         section=section,
         note=note,
-        **(
-            {"is_flag": True}
-            if type is None
-            else {"type": type, "metavar": type.name, "multiple": many}
-        ),
+        # click takes False for a flag whose value may be left out.
+        is_flag=True if type is None else None,
+        type=type,
+        metavar=type.name if type else None,
+        multiple=many,
     )
 
 
 def action(*names: str) -> Callable[[Run], Run]:
     """Add the first argument of a subcommand: what to do."""
-    return click.argument("action", type=_Action(names), default="")
 
-
-class _Action(Value):
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__("|".join(names), self._check)
-        self._names = names
-
-    def _check(self, text: str) -> str:
-        if text in self._names:
+    def check(text: str) -> str:
+        if text in names:
             return text
         given = f'"{text}" is no action' if text else "no action was given"
-        raise ValueError(f"{given}; give {one_of(self._names)}{suggestion(text, self._names)}")
+        raise ValueError(f"{given}; give {one_of(names)}{suggestion(text, names)}")
+
+    return click.argument("action", type=Value("|".join(names), check), default="")
 
 
 def _setting_options() -> list[click.Parameter]:

@@ -9,11 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-import click
-
 T = TypeVar("T")
 
 Document = Mapping[str, object]
+
+
+class _Program:
+    name = "tusd-py"
+
+
+program = _Program()
+"""The running command, as problems name it; click knows it in one thread only."""
 
 _BAR_WIDTH = 30
 _REDRAW_SECONDS = 0.1
@@ -29,8 +35,8 @@ def write_line(text: str) -> None:
 
 
 def write_problem(text: str) -> None:
-    """Write a line about a problem, with the name of the command, to standard error."""
-    sys.stderr.write(f"{click.get_current_context().command_path}: {text}\n")
+    """Write a line about a problem, with the name of the command, to standard error. Any thread may call it."""
+    sys.stderr.write(f"{program.name}: {text}\n")
 
 
 def write_json(document: Document, *, indent: int | None = None) -> None:

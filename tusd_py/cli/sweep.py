@@ -66,7 +66,7 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
             if dry_run
             else f", {report.finished} finished, {report.remains} remains of crashes cleared"
         )
-        passed_over = report.failed + report.skipped
-        failed = f", {passed_over} passed over (the log says why)" if passed_over else ""
+        skipped = report.failed + report.skipped
+        failed = f", {skipped} skipped (the log says why)" if skipped else ""
         write_line(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}")
     return 1 if report.failed or report.held else 0

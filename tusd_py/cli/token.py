@@ -148,7 +148,7 @@ async def _inspect(settings: Settings, token: str) -> int:
         header = unverified_header(token)
         claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
     except (BadToken, jwt.PyJWTError):
-        write_json({"taken": False, "why": "it is no token"}, indent=2)
+        write_json({"taken": False, "why": "it is not a token"}, indent=2)
         return 1
     shown: dict[str, object] = {"header": dict(header), "claims": claims}
     try:
@@ -165,7 +165,7 @@ async def _verdict(settings: Settings, token: str, *, is_upload_token: bool) -> 
         return {"taken": True, "upload": upload_id, "owner": grant.owner}
     verifier = build.access_tokens(settings)
     if verifier is None:
-        raise BadToken("no tokens are asked for")
+        raise BadToken("neither a secret nor a key set is configured")
     await verifier.keys.start()
     try:
         return {"taken": True, **_described(await verifier.verify(token))}

@@ -127,7 +127,7 @@ async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload
         # The whole storage is scanned for each page.
         if path not in reported:
             reported.add(path)
-            write_problem(f"{printable_path(path)} is passed over: {problem}")
+            write_problem(f"{printable_path(path)} is skipped: {problem}")
 
     while limit > 0:
         # A heap of the smallest ids so far, the largest on top.

@@ -143,7 +143,7 @@ class RemoteMaintenance:
             _write(writer, request)
             yield _answers(reader)
         except OSError as problem:
-            raise MaintenanceError(f"the server does not answer any more: {problem}") from problem
+            raise MaintenanceError(f"the connection to the server was lost: {problem}") from problem
         finally:
             writer.close()
 
@@ -178,4 +178,4 @@ def _expired(document: Document) -> Expired:
     match document:
         case {"upload": str(upload), "bytes": int(size), "since": float(since) | int(since)}:
             return Expired(upload, size, float(since))
-    raise MaintenanceError("the server's answer makes no sense")
+    raise MaintenanceError("the server's response is malformed")

@@ -1,7 +1,7 @@
-"""The address of a Redis as users write it: redis://, rediss://, unix://, or redis+sentinel:// to ask Sentinels for it.
+"""URLs of Redis: redis://, rediss:// (TLS), unix://, and redis+sentinel:// to ask Sentinels for the primary.
 
-Read here and not by redis-py, so that a mistake is told when settings are read, in a sentence, and
-without the password. Nothing here connects to anything or imports redis-py.
+Parsed here instead of by redis-py, so that a mistake is reported when settings are loaded, in a sentence without the password.
+Does not import redis-py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_DATABASE = 2**31 - 1
 
 
 class TlsOptions(TypedDict, total=False):
-    """What redis-py is told about TLS."""
+    """redis-py's options for TLS."""
 
     ssl: bool
     ssl_ca_certs: str | None
@@ -42,10 +42,10 @@ class TlsOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a Redis is, and how to be let in. `str()` of it may be logged: it has no password."""
+    """Address and credentials of a Redis. `str()` of it has no password and may be logged."""
 
     path: str | None = None
-    """Of a unix socket; None where `host` and `port` say where it is."""
+    """Path of the unix socket; None for TCP."""
     host: str = "localhost"
     port: int = 6379
     db: int = 0
@@ -59,14 +59,14 @@ class Address:
     verify: bool = True
     """Whether the certificate must be valid and for this host."""
     sentinels: tuple[tuple[str, int], ...] = ()
-    """Hosts and ports of Sentinels, which are asked for the primary; `host` and `port` mean nothing then."""
+    """Hosts and ports of Sentinels, which name the primary; `host` and `port` are unused then."""
     service: str = ""
-    """What Sentinels call the primary with its replicas."""
+    """Sentinels' name for the primary and its replicas."""
     sentinel_username: str | None = field(default=None, repr=False)
     sentinel_password: str | None = field(default=None, repr=False)
 
     def tls_options(self) -> TlsOptions:
-        """redis-py's options for TLS; empty without it."""
+        """Return redis-py's options for TLS; empty without TLS."""
         if not self.tls:
             return {}
         return TlsOptions(
@@ -96,7 +96,7 @@ def _bracketed(host: str) -> str:
 
 
 def parse(url: str) -> Address:
-    """The address that a URL gives. Raises ValueError: a sentence, without the password."""
+    """Parse a URL. Raises ValueError with a sentence that does not contain the password."""
     if re.match(r"rediss?\+sentinel:", url, re.IGNORECASE):
         return _parse_sentinels(url)
     try:
@@ -135,7 +135,7 @@ def parse(url: str) -> Address:
 
 
 def _parse_sentinels(url: str) -> Address:
-    """Raises ValueError."""
+    """Parse a URL that names Sentinels. Raises ValueError."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -166,9 +166,9 @@ def _parse_sentinels(url: str) -> Address:
 
 
 def _sentinel(text: str) -> tuple[str, int]:
-    """The host and port of one Sentinel. Raises ValueError."""
+    """Parse the host and port of one Sentinel. Raises ValueError."""
     try:
-        # By itself it is a URL's host like any other.
+        # Parsed as the host of a URL of its own.
         parts = urlsplit(f"//{text}")
         port = parts.port
     except ValueError:
@@ -191,7 +191,7 @@ def _options(
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            # The name alone: what stands behind it may be part of a password with a "?".
+            # Only the name is shown: its value may be part of a password that contains a "?".
             shown = name if re.fullmatch(r"[a-z_]{1,40}", name) else "that"
             raise ValueError(f'there is no option "{shown}"; there are {", ".join(known)}')
         options[name] = value

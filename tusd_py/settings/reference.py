@@ -70,7 +70,7 @@ class Setting:
     secret: bool
 
     def show(self, value: object) -> str:
-        """The value as the user would write it; secrets are hidden, and None is ""."""
+        """Format a value as the user would write it; secrets are hidden, and None is ""."""
         if value is None:
             return ""
         if self.secret:
@@ -82,7 +82,7 @@ class Setting:
         )
 
     def as_json(self, value: object) -> bool | int | float | str | list[str] | None:
-        """The value for JSON: sizes in bytes, durations in seconds; secrets are hidden."""
+        """Convert a value for JSON: sizes in bytes, durations in seconds; secrets are hidden."""
         if value is None or (isinstance(value, bool | int | float) and not self.written.quoted):
             return value
         if isinstance(value, tuple) and not self.secret:
@@ -92,7 +92,7 @@ class Setting:
 
 @cache
 def catalogue(model: type[BaseModel]) -> tuple[Setting, ...]:
-    """All settings of a model in its order."""
+    """Describe all settings of a model, in its order."""
     return tuple(_setting(name, field) for name, field in model.model_fields.items())
 
 

@@ -1,7 +1,4 @@
-"""The page of the documentation that lists all settings, as Markdown.
-
-Made from the model, so that it cannot fall behind it; a test compares it with the file in docs/.
-"""
+"""docs/settings.md, generated from the model; a test compares the file with it."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ log_format = "json"
 
 
 def markdown(settings: Sequence[Setting]) -> str:
-    """The whole page."""
+    """Generate the page."""
     groups = dict.fromkeys(setting.group for setting in settings)
     tables = [
         _table(group, [setting for setting in settings if setting.group == group])

@@ -1,8 +1,4 @@
-"""Sizes and durations as people write them: "10MB", "1GiB", "7d", "1h30m".
-
-Pure functions between text and plain numbers (bytes as int, seconds as float). What a setting
-allows is not decided here.
-"""
+"""Conversions between text such as "10MB", "1GiB", "7d", "1h30m" and numbers of bytes or seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ MAX_SIZE = 2**63 - 1
 """The largest size in bytes that a file offset can hold."""
 
 MAX_DURATION = 36_500 * 86_400.0
-"""A hundred years in seconds: beyond it a number is a mistake, and timers overflow."""
+"""A hundred years in seconds. A larger number is a mistake and would overflow timers."""
 
 SIZE_HELP = "give bytes, or a number with kB, MB, GB, TB (1000s) or KiB, MiB, GiB, TiB (1024s)"
 DURATION_HELP = 'give seconds, or a number with ms, s, m, h or d, such as "500ms", "20m", "1h30m"'
@@ -33,10 +29,7 @@ _STEP = re.compile(r" ?([0-9]{1,30}(?:\.[0-9]{1,30})?) ?(ms|s|m|h|d)")
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "1GiB", "10 MB", "512k" or "1048576"; part of a byte is dropped.
-
-    Raises ValueError, whose text says what would be right.
-    """
+    """Parse a size such as "1GiB", "10 MB", "512k" or "1048576" into bytes, rounded down. Raises ValueError."""
     found = _SIZE.fullmatch(text.strip())
     factor = _FACTORS.get(found[2].lower()) if found else None
     if found is None or factor is None:
@@ -48,7 +41,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest exact way to write `size` (bytes) that `parse_size` reads back."""
+    """Format bytes as the shortest text that `parse_size` converts back exactly."""
     candidates = [
         f"{size // factor}{unit}"
         for unit, factor in {**_BINARY, **_DECIMAL}.items()
@@ -58,10 +51,7 @@ def format_size(size: int) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from "7d", "500ms", "1h30m" or "60".
-
-    Raises ValueError, whose text says what would be right.
-    """
+    """Parse a duration such as "7d", "500ms", "1h30m" or "60" into seconds. Raises ValueError."""
     text = text.strip()
     seconds = Decimal(text) if _PLAIN_NUMBER.fullmatch(text) else _sum_of_steps(text)
     if seconds > MAX_DURATION:
@@ -83,9 +73,7 @@ def _sum_of_steps(text: str) -> Decimal:
 
 
 def format_duration(seconds: float) -> str:
-    """The largest unit in which `seconds` is a whole number; `parse_duration` reads it back
-    exactly.
-    """
+    """Format seconds in the largest unit that divides them; `parse_duration` converts the text back exactly."""
     if seconds == 0:
         return "0"
     exact = Decimal(repr(float(seconds)))
