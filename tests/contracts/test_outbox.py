@@ -40,6 +40,14 @@ async def test_one_that_is_kept_again_goes_to_the_end_under_another_name(outbox:
     assert found[1].sequence == 3
 
 
+async def test_events_can_be_made_durable_together(outbox: Outbox) -> None:
+    for upload_id in ("a", "2026/b", "c", "d"):
+        await outbox.keep(upload_id, "e1", b"{}", fence=UNFENCED)
+    await outbox.sync(["a"])
+    await outbox.sync(["a", "2026/b", "c", "d", "without events"])
+    assert [kept.event_id for kept in await outbox.of("2026/b")] == ["e1"]
+
+
 async def test_what_is_changed_keeps_its_place_and_its_age(outbox: Outbox) -> None:
     await outbox.keep("x", "a0", b"1", fence=UNFENCED)
     await outbox.keep("x", "b0", b"1", fence=UNFENCED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,8 @@ class Steps:
             self.seen.append(f"{verb} {'event' if os.path.isfile(path) else 'shard'}")
         elif path.endswith(".info"):
             self.seen.append(f"{verb} record")
+        elif "/gone/" in path:
+            self.seen.append(f"{verb} tombstone")
 
 
 def house(tmp_path: Path, durability: Literal["none", "finish"]) -> tuple[Uploads, FileStore]:
@@ -103,6 +106,34 @@ async def test_a_finish_is_written_down_before_it_is_recorded(
         assert finished == ["rename event", "write record"]
     else:
         assert finished == ["rename event", "sync event", "sync shard", "write record"]
+
+
+@pytest.mark.parametrize("durability", ["none", "finish"])
+@pytest.mark.parametrize("count", [1, 5])
+async def test_a_removal_is_written_down_durably_before_it_happens(
+    tmp_path: Path,
+    durability: Literal["none", "finish"],
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A power cut behind the removal would otherwise leave neither the upload nor its event."""
+    steps = Steps(monkeypatch)
+    uploads, _ = house(tmp_path, durability)
+    command = Creation(5, {}, "", None, "", None)
+    ids = [(await uploads.create(command, (), NoBody(), REQUEST)).upload.id for _ in range(count)]
+    steps.seen.clear()
+    if count == 1:
+        await uploads.terminate(ids[0], REQUEST)
+    else:
+        monkeypatch.setattr(uploads.expiry, "now", lambda: time.time() + 400 * 86_400)
+        assert set((await uploads.expire_each(ids)).values()) == {True}
+    synced = [step for step in steps.seen if step.startswith("sync")]
+    # Each upload's two events, and the shard that they are in.
+    wanted = ["sync event", "sync event", "sync shard"] * count
+    assert sorted(synced) == ([] if durability == "none" else sorted(wanted))
+    assert steps.seen.count("rename tombstone") == count
+    last = max((at for at, step in enumerate(steps.seen) if step in ("sync shard", "rename event")))
+    assert steps.seen.index("rename tombstone") > last
 
 
 async def test_a_full_disk_keeps_nobody_from_making_room(

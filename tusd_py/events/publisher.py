@@ -140,11 +140,28 @@ class EventPublisher:
         Returns, by id, the events that could not be recorded. The removal goes on all the same: on a full disk, it makes the
         space to record them.
         """
+        recorded = {
+            each.id
+            for each in uploads
+            if await self._record_removal(event_type, each, request, fences[each.id])
+        }
+        try:
+            await self._sync_removals(event_type, recorded)
+        except StorageError as problem:
+            logger.warning("%s of removed uploads is recorded after it: %s", event_type, problem)
+            recorded = set()
         return {
             each.id: RemovalEvent(id_of(event_type, each.info), each.offset)
             for each in uploads
-            if not await self._record_removal(event_type, each, request, fences[each.id])
+            if each.id not in recorded
         }
+
+    async def _sync_removals(self, event_type: EventType, upload_ids: AbstractSet[str]) -> None:
+        """Make recorded events durable, as after a power cut nothing else tells of a removed upload. Raises StorageError."""
+        if self._outbox is None or not self._durable or not upload_ids:
+            return
+        if self._hooks.delivered_to(event_type):
+            await self._outbox.sync(list(upload_ids))
 
     async def record_late(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
@@ -154,6 +171,7 @@ class EventPublisher:
         for event_type in _REMOVALS:
             if id_of(event_type, info) == removal.event.event_id:
                 await self.record(event_type, removal.upload, request, fence)
+                await self._sync_removals(event_type, {info.id})
                 return event_type
         return None
 

@@ -382,6 +382,9 @@ class Outbox(Protocol):
             LeaseLost: Nothing was added.
         """
 
+    async def sync(self, upload_ids: Sequence[str]) -> None:
+        """Make the waiting events of these uploads durable, and that others of theirs were removed."""
+
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         """Return the events of an upload in order."""
 

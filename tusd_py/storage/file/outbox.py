@@ -38,6 +38,8 @@ _NAME = re.compile(r"(?P<upload>.+)\.(?P<sequence>[0-9]{6})-(?P<event>[0-9a-f]{1
 _COUNTED_AT_ONCE = 4_096
 """Shards that one count reads, in some 50 ms. If there are more, the next count continues where it stopped."""
 
+_SYNCED_ONE_BY_ONE = 2
+"""Uploads whose events are synced file by file."""
 _READ_AT_ONCE = 1_024
 """Shards that one call in a thread reads."""
 
@@ -49,9 +51,9 @@ class Write(Protocol):
 
 
 class Sync(Protocol):
-    """Makes the bytes of a file, and other files and directories, durable. Raises OSError."""
+    """Makes the bytes of a file, and other files and directories, durable; see `GroupSync.sync`. Raises OSError."""
 
-    def __call__(self, data: str, *others: str) -> Awaitable[None]: ...
+    def __call__(self, data: str | None, *others: str, whole: bool = False) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,22 @@ class FileOutbox:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path("waiting", kept))
         return self._path("waiting", event)
+
+    async def sync(self, upload_ids: Sequence[str]) -> None:
+        with translated("syncing events"):
+            paths = await self._disk.change(self._to_sync, upload_ids)
+            # Many at a time cost less as one sync of the file system.
+            await self._sync(None, *paths, whole=len(upload_ids) > _SYNCED_ONE_BY_ONE)
+
+    def _to_sync(self, upload_ids: Sequence[str]) -> list[str]:
+        """Return the paths of the uploads' waiting events, and of the directories above them."""
+        paths: dict[str, None] = {}
+        for upload_id in upload_ids:
+            found = [self._path("waiting", kept) for kept in self._names("waiting", upload_id)]
+            paths |= dict.fromkeys(found)
+            for path in found[:1]:
+                paths |= dict.fromkeys(self._ancestors(path))
+        return list(paths)
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):

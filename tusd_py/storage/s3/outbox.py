@@ -53,6 +53,9 @@ class S3Outbox:
                 if other.event_id == event_id:
                     await self._objects.delete(self._key("waiting", other))
 
+    async def sync(self, upload_ids: Sequence[str]) -> None:
+        """Do nothing: an object is durable once it is stored."""
+
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):
             listed = [event async for event, _ in self._listed(box, upload_id)]
