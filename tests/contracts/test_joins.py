@@ -14,6 +14,11 @@ from tusd_py.storage.base import Joiner, Store, Upload, UploadInfo, UploadNotFou
 CREATED = 1_700_000_000.0
 
 
+def lost() -> HeldFence:
+    """The fence of a lock that was lost."""
+    return HeldFence(lambda: False)
+
+
 async def part(store: Store, name: str, data: bytes) -> Upload:
     info = UploadInfo(name, len(data), is_partial=True, created_at=CREATED)
     upload = await append(store, await store.create(info), data)
@@ -109,10 +114,18 @@ async def test_the_final_of_a_request_is_recalled(
     await store.create(UploadInfo("2026/f", None, is_final=True, parts=("a",)))
     key = "0123456789abcdef" * 4
     assert await elsewhere.recall_final(key) is None
-    await joiner.remember_final(key, "f")
-    await joiner.remember_final(key, "2026/f")
+    await joiner.remember_final(key, "f", fence=UNFENCED)
+    await joiner.remember_final(key, "2026/f", fence=UNFENCED)
     await store.tidy(tombstone_ttl=0)
     assert await elsewhere.recall_final(key) == "2026/f"
-    await elsewhere.forget_final(key)
-    await elsewhere.forget_final(key)
+    # Another creation's does not count.
+    await elsewhere.forget_final(key, "f", fence=UNFENCED)
+    assert await joiner.recall_final(key) == "2026/f"
+    with pytest.raises(LeaseLost):
+        await joiner.remember_final(key, "f", fence=lost)
+    with pytest.raises(LeaseLost):
+        await elsewhere.forget_final(key, "2026/f", fence=lost)
+    assert await joiner.recall_final(key) == "2026/f"
+    for _ in range(2):
+        await elsewhere.forget_final(key, "2026/f", fence=UNFENCED)
     assert await joiner.recall_final(key) is None

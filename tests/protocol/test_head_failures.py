@@ -41,6 +41,36 @@ def hook_file(directory: Path, event: str) -> tuple[Path, Path]:
     return code, steering
 
 
+def test_T39_an_id_in_a_directory_whose_volume_is_away(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Nobody can tell whether there is such an upload; one in a directory that never was there is unknown."""
+    hook = tmp_path / "volumes.py"
+    hook.write_text(
+        "from tusd_py import Changes\n"
+        "def pre_create(event):\n"
+        "    return Changes(id='volume/' + event.upload.id)\n"
+    )
+    server = make_server("--hook", str(hook))
+    tus = Tus(server)
+    path = tus.new(10)
+    assert tus.patch(path, 0, b"hello").status == 204
+    volume, aside = server.upload_dir / "volume", tmp_path / "aside"
+    # No record is in the memory of the new process, and the place of the volume is empty.
+    server.terminate()
+    volume.rename(aside)
+    volume.mkdir()
+    server.restart()
+    assert is_to_be_repeated(tus.head(path))
+    for refused in (tus.patch(path, 5, b"world"), tus.delete(path), tus.get(path)):
+        assert (refused.status, int(refused["Retry-After"]) > 0) == (503, True)
+    assert tus.head("/files/elsewhere/x").status == 404
+    volume.rmdir()
+    aside.rename(volume)
+    assert tus.offset(path) == 5
+    assert tus.patch(path, 5, b"world").status == 204
+
+
 FAILURES = ["raise RuntimeError('down')", "raise Reject(503, 'later')", "raise Reject(500)"]
 
 

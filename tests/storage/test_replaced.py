@@ -166,7 +166,7 @@ async def test_finals_and_parts_are_remembered_while_a_volume_is_away(
     await store.create(replace(new("volume/p"), is_partial=True))
     await store.create(UploadInfo("volume/f", None, is_final=True, parts=("volume/p",)))
     await store.joiner.await_parts(["volume/p"], "volume/f")
-    await store.joiner.remember_final("key", "volume/f")
+    await store.joiner.remember_final("key", "volume/f", fence=UNFENCED)
     keys = Path(store.root, ".tusd-py", "finals", "key")
     os.utime(keys, (BORN, BORN), follow_symlinks=False)
     directory = Path(store.root, "volume")
@@ -218,10 +218,28 @@ async def test_a_key_that_a_power_cut_tore_is_none(store: FileStore, content: by
 
 
 async def test_a_key_is_never_there_without_its_content(store: FileStore) -> None:
-    await store.joiner.remember_final("key", "a/b")
-    await store.joiner.remember_final("key", "a/c")
+    await store.joiner.remember_final("key", "a/b", fence=UNFENCED)
+    await store.joiner.remember_final("key", "a/c", fence=UNFENCED)
     assert os.readlink(f"{store.root}/.tusd-py/finals/key") == "a/c"
     assert await store.joiner.recall_final("key") == "a/c"
+
+
+async def test_a_key_is_recorded_only_while_its_lock_is_held(store: FileStore) -> None:
+    """A server that stood still does not put its final in the place of the one that another has created meanwhile."""
+
+    def lost() -> HeldFence:
+        return HeldFence(lambda: False)
+
+    await store.joiner.remember_final("key", "theirs", fence=UNFENCED)
+    with pytest.raises(LeaseLost):
+        await store.joiner.remember_final("key", "ours", fence=lost)
+    with pytest.raises(LeaseLost):
+        await store.joiner.forget_final("key", "theirs", fence=lost)
+    await store.joiner.forget_final("key", "ours", fence=UNFENCED)
+    assert await store.joiner.recall_final("key") == "theirs"
+    assert list(Path(store.root, ".tusd-py", "new").iterdir()) == []
+    await store.joiner.forget_final("key", "theirs", fence=UNFENCED)
+    assert await store.joiner.recall_final("key") is None
 
 
 async def test_a_file_system_without_links_keeps_keys_in_files(
@@ -231,7 +249,7 @@ async def test_a_file_system_without_links_keeps_keys_in_files(
         raise OSError(errno.EPERM, "no links")
 
     monkeypatch.setattr(os, "symlink", no_links)
-    await store.joiner.remember_final("key", "a/b")
+    await store.joiner.remember_final("key", "a/b", fence=UNFENCED)
     assert await store.joiner.recall_final("key") == "a/b"
 
 

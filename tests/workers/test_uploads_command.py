@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,40 @@ def test_rm_removes_and_leaves_a_tombstone(make_server: MakeServer, running: boo
     again = command("uploads", "rm", id_of(path), *of(server))
     assert (again.returncode, "gone already" in again.stderr) == (1, True)
     assert command("uploads", "show", id_of(path), *of(server)).returncode == 1
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("damage", ["garbage", "link", "pipe"])
+def test_rm_removes_what_has_no_readable_record_once_it_is_told_to(
+    make_server: MakeServer, tmp_path: Path, running: bool, damage: str
+) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path, kept = tus.finished(b"hello"), tus.new(10)
+    if not running:
+        server.terminate()
+    record, elsewhere = server.info_file(id_of(path)), tmp_path / "elsewhere"
+    elsewhere.write_text("not ours")
+    record.unlink()
+    if damage == "garbage":
+        record.write_text('{"ID": 5')
+    elif damage == "link":
+        record.symlink_to(elsewhere)
+    else:
+        os.mkfifo(record)
+    done = command("uploads", "rm", id_of(path), *of(server))
+    assert (done.returncode, "its record cannot be read" in done.stderr) == (1, True)
+    assert "--unreadable" in done.stderr
+    assert server.data_file(id_of(path)).read_bytes() == b"hello"
+    done = command("uploads", "rm", "--unreadable", id_of(path), *of(server))
+    assert (done.returncode, done.stderr) == (0, "") if running else done.returncode == 0
+    assert not os.path.lexists(record)
+    assert not server.data_file(id_of(path)).exists()
+    assert elsewhere.read_text() == "not ours"
+    if not running:
+        server.restart()
+    assert tus.head(path).status in (404, 410)
+    assert tus.offset(kept) == 0
 
 
 def test_rm_spares_an_upload_that_is_being_written_to(make_server: MakeServer) -> None:

@@ -41,7 +41,8 @@ ABOUT = """\
 Print or remove uploads. Give it the same options as the server. The server need not be running.
 
 list prints a page of uploads, ordered by id. show prints everything about the given uploads. rm removes them, finished or
-not, unless a client is writing to them. The exit code is 1 if an ID was not found or could not be removed.
+not, unless a client is writing to them or their record cannot be read. The exit code is 1 if an ID was not found or could
+not be removed.
 """
 
 _PAGE = 100
@@ -71,9 +72,20 @@ _STATE_NAMES = {
     section="Output",
     type=Value("ID"),
 )
+@option(
+    "--unreadable",
+    "Let rm remove also uploads whose record cannot be read, with the bytes under their id; no event is sent.",
+    section="Removal",
+)
 @option("--json", "Print one JSON object per line.", section="Output", name="as_json")
 def command(
-    action: str, ids: tuple[str, ...], limit: int | None, after: str | None, as_json: bool
+    *,
+    action: str,
+    ids: tuple[str, ...],
+    limit: int | None,
+    after: str | None,
+    unreadable: bool,
+    as_json: bool,
 ) -> int:
     """Run the action and return the exit code."""
     if action == "list" and ids:
@@ -83,7 +95,7 @@ def command(
     settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
     if action == "rm":
-        return asyncio.run(_remove(settings, ids))
+        return asyncio.run(_remove(settings, ids, unreadable=unreadable))
     check_directories(settings)
     if action == "show":
         return asyncio.run(_show(_reader(settings), ids, as_json=as_json))
@@ -188,14 +200,14 @@ async def _show(reader: _Reader, ids: tuple[str, ...], *, as_json: bool) -> int:
     return 1 if missing else 0
 
 
-async def _remove(settings: Settings, ids: tuple[str, ...]) -> int:
+async def _remove(settings: Settings, ids: tuple[str, ...], *, unreadable: bool) -> int:
     # Imported here, as the other actions do without.
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
     failures = 0
     async with open_maintenance(settings, may_open=True) as maintenance:
         for upload_id in ids:
-            problem = await maintenance.remove(upload_id)
+            problem = await maintenance.remove(upload_id, unreadable=unreadable)
             if problem is not None:
                 failures += 1
                 write_problem(f"{json.dumps(upload_id)}: {problem}")

@@ -23,6 +23,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
 from tusd_py.storage.base import (
+    RecordUnreadable,
     StorageError,
     Upload,
     UploadGone,
@@ -73,8 +74,11 @@ class Maintenance(Protocol):
             RedisUnavailable: The index cannot be read.
         """
 
-    async def remove(self, upload_id: str) -> str | None:
-        """Remove an upload. Returns None, or why it was not removed. Raises MaintenanceError."""
+    async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:
+        """Remove an upload. Returns None, or why it was not removed. Raises MaintenanceError.
+
+        unreadable: remove it also if its record cannot be read.
+        """
 
 
 class LocalMaintenance:
@@ -169,13 +173,18 @@ class LocalMaintenance:
             pause_factor=self._pause_factor,
         )
 
-    async def remove(self, upload_id: str) -> str | None:
+    async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:
         try:
-            removed = await self._uploads.discard(upload_id)
+            removed = await self._uploads.discard(upload_id, unreadable=unreadable)
         except UploadGone:
             return "it is gone already"
         except UploadNotFound:
             return "there is no such upload"
+        except RecordUnreadable as problem:
+            return (
+                f"its record cannot be read: {problem}; with --unreadable it is removed all the same, with the bytes under "
+                "its id and without an event"
+            )
         except (StorageError, ProtocolError) as problem:
             raise MaintenanceError(str(problem)) from problem
         return None if removed else "a client is writing to it; try again when it has ended"

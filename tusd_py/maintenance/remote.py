@@ -92,7 +92,10 @@ class ControlServer:
                     )
                     return {"done": asdict(report)}
                 case {"do": "remove", "upload": str(upload_id)}:
-                    return {"done": {"problem": await self._maintenance.remove(upload_id)}}
+                    problem = await self._maintenance.remove(
+                        upload_id, unreadable=request.get("unreadable") is True
+                    )
+                    return {"done": {"problem": problem}}
         except (MaintenanceError, RedisUnavailable) as problem:
             return {"failed": str(problem)}
         return {"failed": f"the server does not understand {sorted(request)}"}
@@ -127,8 +130,9 @@ class RemoteMaintenance:
                     await tell(_expired(cast(Document, answer["expired"])))
         raise MaintenanceError("the server ended before the sweep did")
 
-    async def remove(self, upload_id: str) -> str | None:
-        async with self._request({"do": "remove", "upload": upload_id}) as answers:
+    async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:
+        request = {"do": "remove", "upload": upload_id, "unreadable": unreadable}
+        async with self._request(request) as answers:
             async for answer in answers:
                 return cast("dict[str, str | None]", answer["done"])["problem"]
         raise MaintenanceError("the server ended before it answered")

@@ -69,6 +69,14 @@ class UploadExists(StorageError):
     """An upload with this id exists already."""
 
 
+class UploadUnreachable(StorageError):
+    """It cannot be told whether the upload exists, for instance because a volume below the upload directory is not mounted."""
+
+
+class RecordUnreadable(StorageError):
+    """What is in the place of an upload's record is no record. The text says why."""
+
+
 class VolumeMissing(StorageError):
     """The upload directory is not the one that was served before, as its volume may not be mounted."""
 
@@ -469,11 +477,14 @@ class Joiner(Protocol):
     async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
         """Undo `await_parts`."""
 
-    async def remember_final(self, key: str, final_id: str) -> None:
-        """Record the final that is about to be created for `key`, a hexadecimal digest of its request."""
+    async def remember_final(self, key: str, final_id: str, *, fence: Fence) -> None:
+        """Record the final that is about to be created for `key`, a hexadecimal digest of its request.
 
-    async def forget_final(self, key: str) -> None:
-        """Undo `remember_final`."""
+        fence: of the lock on the key. Raises LeaseLost; then another request may create the final.
+        """
+
+    async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
+        """Undo `remember_final`, unless another final is recorded for the key by now. Raises LeaseLost."""
 
     async def recall_final(self, key: str) -> str | None:
         """Return the id last recorded for `key`, kept for some days at least. The final may be gone."""

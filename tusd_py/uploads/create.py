@@ -171,7 +171,7 @@ class Creator(Operation):
         """Create the upload in the store; join a final if its parts are finished. All or nothing."""
         if key is not None and self._joiner is not None:
             # First: without its key, a repeated request would create, join and publish the final twice.
-            await self._joiner.remember_final(key.digest, info.id)
+            await self._joiner.remember_final(key.digest, info.id, fence=key.fence)
         upload = await self._store.create(info, fence=fence)
         try:
             if info.is_final:
@@ -183,8 +183,8 @@ class Creator(Operation):
             with suppress(LeaseLost):
                 await self._remover.take_back(upload, fence)
             if key is not None and self._joiner is not None:
-                with suppress(StorageError):
-                    await self._joiner.forget_final(key.digest)
+                with suppress(StorageError, LeaseLost):
+                    await self._joiner.forget_final(key.digest, info.id, fence=key.fence)
             raise
         self._counters.uploads_created += 1
         self._due_marks.mark(upload.id, self._expiry.due_at(upload))

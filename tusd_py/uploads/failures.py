@@ -9,7 +9,7 @@ from types import TracebackType
 from tusd_py import logs
 from tusd_py.locks.base import LeaseLost
 from tusd_py.protocol import errors
-from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.errors import ProtocolError, Refusal
 from tusd_py.storage.base import (
     BytesMissing,
     BytesNotKept,
@@ -21,6 +21,7 @@ from tusd_py.storage.base import (
     UploadExists,
     UploadGone,
     UploadNotFound,
+    UploadUnreachable,
     UploadUntrusted,
     VolumeMissing,
 )
@@ -30,47 +31,35 @@ logger = logging.getLogger(__name__)
 _LOG_PAUSE_SECONDS = 60.0
 
 
+_NOT_LOGGED = logging.NOTSET
+_RESPONSES: tuple[tuple[type[Exception], Refusal, int, str], ...] = (
+    # The locks have logged it.
+    (LeaseLost, errors.interrupted, _NOT_LOGGED, ""),
+    (UploadUntrusted, errors.not_found, logging.WARNING, "not served"),
+    (UploadNotFound, errors.not_found, _NOT_LOGGED, ""),
+    (UploadGone, errors.gone, _NOT_LOGGED, ""),
+    (UploadExists, errors.id_taken, _NOT_LOGGED, ""),
+    (UploadUnreachable, errors.volume_missing, logging.WARNING, "not served now"),
+    (UploadDamaged, errors.damaged, logging.ERROR, "not served"),
+    # The store has logged it, once.
+    (VolumeMissing, errors.volume_missing, _NOT_LOGGED, ""),
+    (BytesMissing, errors.bytes_missing, logging.ERROR, "not served now"),
+    (StorageUnavailable, errors.unavailable, logging.WARNING, "the store is unavailable"),
+    (StorageFull, errors.insufficient_storage, logging.WARNING, "the store is full"),
+    (BytesNotKept, errors.bytes_lost, logging.ERROR, "the store lost bytes"),
+)
+"""By type of the error: the response, and how it is logged. The first row that matches counts."""
+
+
 def response_to(problem: StorageError | LeaseLost) -> ProtocolError:
     """The response to a request that failed with `problem`, which is logged."""
-    match problem:
-        case LeaseLost():
-            # The locks have logged it.
-            return errors.interrupted()
-        case UploadUntrusted():
-            logger.warning("not served: %s", problem)
-            return errors.not_found()
-        case UploadNotFound():
-            return errors.not_found()
-        case UploadGone():
-            return errors.gone()
-        case UploadExists():
-            return errors.id_taken()
-        case UploadDamaged():
-            logger.error("not served: %s", problem)
-            return errors.damaged()
-        case VolumeMissing():
-            # The store has logged it, once.
-            return errors.volume_missing()
-        case BytesMissing():
-            logger.error("not served now: %s", problem)
-            return errors.bytes_missing()
-    return _of_store(problem)
-
-
-def _of_store(problem: StorageError) -> ProtocolError:
-    """The response where it is not the upload that is wrong."""
-    match problem:
-        case ResourcesExhausted():
-            return exhausted(problem)
-        case StorageUnavailable():
-            logger.warning("the store is unavailable: %s", problem)
-            return errors.unavailable()
-        case StorageFull():
-            logger.warning("the store is full: %s", problem)
-            return errors.insufficient_storage()
-        case BytesNotKept():
-            logger.error("the store lost bytes: %s", problem)
-            return errors.bytes_lost()
+    if isinstance(problem, ResourcesExhausted):
+        return exhausted(problem)
+    for kind, refusal, level, text in _RESPONSES:
+        if isinstance(problem, kind):
+            if level is not _NOT_LOGGED:
+                logger.log(level, "%s: %s", text, problem)
+            return refusal()
     logger.error("the store failed: %s", problem, exc_info=problem)
     return errors.internal()
 

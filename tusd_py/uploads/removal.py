@@ -16,6 +16,7 @@ from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     BytesMissing,
+    RecordUnreadable,
     RemovalEvent,
     StorageError,
     UnpublishedRemoval,
@@ -45,10 +46,11 @@ class Remover(Operation):
             self._counters.uploads_terminated += 1
         return changes.response
 
-    async def discard(self, upload_id: str) -> bool:
+    async def discard(self, upload_id: str, *, unreadable: bool = False) -> bool:
         """Remove an upload for the operator, finished or not; return False if its lock is held.
 
-        Removes damaged uploads and those without bytes as well. Raises UploadNotFound, UploadGone.
+        Removes damaged uploads and those without bytes as well. unreadable: remove also an upload whose record cannot be read,
+        with the bytes under its id, and publish nothing, as only the record says of what. Raises StorageError.
         """
         async with self._guard.if_free(upload_id) as lease:
             if lease is not None:
@@ -56,6 +58,13 @@ class Remover(Operation):
                     upload = await self._access.load(upload_id)
                 except (UploadDamaged, BytesMissing) as problem:
                     upload = problem.upload
+                except RecordUnreadable as problem:
+                    if not unreadable:
+                        raise
+                    await self._store.remove(upload_id, fence=lease.fence)
+                    self._due_marks.mark(upload_id, None)
+                    logger.warning("removed for the operator: %s", problem)
+                    return True
                 await self.remove(upload, EventType.POST_TERMINATE, RequestView(), lease)
                 self._counters.uploads_terminated += 1
                 return True

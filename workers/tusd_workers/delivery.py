@@ -30,6 +30,7 @@ from tusd_py.storage.base import (
     UploadDamaged,
     UploadGone,
     UploadNotFound,
+    UploadUnreachable,
 )
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Delivery:
                 continue
             try:
                 has_happened = record is not None and await self._has_happened(kept, record)
-            except (UploadDamaged, BytesMissing) as problem:
+            except (UploadDamaged, BytesMissing, UploadUnreachable) as problem:
                 # No hook may see bytes that differ from those that were sent.
                 logger.error("%s waits: %s", kept.event_id, problem)
                 return Outcome(self._clock() + _DAMAGED_PAUSE_SECONDS, frozenset(passed_over))

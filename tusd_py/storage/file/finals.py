@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.file.files import unlink_if_exists
 from tusd_py.storage.file.layout import flat_name, id_of
 from tusd_py.storage.file.markers import NO_LINKS
@@ -104,8 +105,8 @@ class FinalRecords:
 
     # Which final was created for a key
 
-    def remember(self, key: str, final_id: str) -> None:
-        """Record the final of a key. Raises OSError."""
+    def remember(self, key: str, final_id: str, fence: Fence) -> None:
+        """Record the final of a key. Raises OSError, LeaseLost."""
         tmp = self._new_path(final_id)
         try:
             os.symlink(final_id, tmp)
@@ -114,8 +115,9 @@ class FinalRecords:
                 raise
             tmp = self._write(final_id, final_id.encode(), sync=True)
         try:
-            os.rename(tmp, f"{self._finals}/{key}")
-        except OSError:
+            with fence():
+                os.rename(tmp, f"{self._finals}/{key}")
+        except (OSError, LeaseLost):
             os.unlink(tmp)
             raise
 

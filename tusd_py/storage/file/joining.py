@@ -108,13 +108,14 @@ class FileJoiner:
         with translated(f"joining {final_id}"):
             await self._threads.run(self._finals.forget_awaiting, part_ids, final_id)
 
-    async def remember_final(self, key: str, final_id: str) -> None:
+    async def remember_final(self, key: str, final_id: str, *, fence: Fence) -> None:
         with translated(f"creating {final_id}"):
-            self._finals.remember(key, final_id)
+            self._finals.remember(key, final_id, fence)
 
-    async def forget_final(self, key: str) -> None:
-        with translated("removing a final's key"):
-            self._finals.forget(key)
+    async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
+        with translated("removing a final's key"), fence():
+            if self._finals.recall(key) == final_id:
+                self._finals.forget(key)
 
     async def recall_final(self, key: str) -> str | None:
         with translated("reading a final's key"):

@@ -13,11 +13,12 @@ from tusd_py.storage.base import (
     UploadGone,
     UploadInfo,
     UploadNotFound,
+    UploadUnreachable,
     is_valid_id,
 )
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file import foreign, records
-from tusd_py.storage.file.files import exists
+from tusd_py.storage.file.files import exists, is_surely_absent
 from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.losses import Losses
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -118,6 +119,10 @@ class UploadLoader:
             is_gone = exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None
+            if "/" in upload_id and not is_surely_absent(self._layout.root, f"{upload_id}.info"):
+                raise UploadUnreachable(
+                    f"the directory of {upload_id} is empty: a volume may not be mounted there"
+                ) from None
             raise UploadNotFound(upload_id) from None
         if not records.strip_nuls(content):
             raise UploadNotFound(f"{upload_id}: its creation was interrupted")

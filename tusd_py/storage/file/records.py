@@ -20,7 +20,12 @@ from pathlib import PurePosixPath
 from typing import TypedDict
 
 from tusd_py.protocol import errors, metadata
-from tusd_py.storage.base import TIME_DIGITS, StorageError, UploadInfo, is_valid_id
+from tusd_py.storage.base import (
+    TIME_DIGITS,
+    RecordUnreadable,
+    UploadInfo,
+    is_valid_id,
+)
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.record_values import check_values
 
@@ -141,7 +146,7 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
         changed_at: Used for times that another server did not record, in seconds since the epoch.
 
     Raises:
-        StorageError: It is not a valid record.
+        RecordUnreadable: It is not a valid record.
     """
     try:
         document = json.loads(_without_torn_finish(strip_nuls(content)))
@@ -152,7 +157,7 @@ def parse(content: bytes, *, upload_id: str, root: str, changed_at: float) -> Up
         check_values(info)
         return info
     except (*MALFORMED, errors.ProtocolError) as problem:
-        raise StorageError(
+        raise RecordUnreadable(
             f"{upload_id}.info is not a record of an upload: {problem!r}"
         ) from problem
 

@@ -7,6 +7,7 @@ recognized and completed. Blocking calls: they run in threads.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -106,8 +107,10 @@ class Removal:
         # The upload is removed now. If the lock is lost before the rest is freed, the next sweep does that.
         with suppress(LeaseLost), fence():
             self._free(upload_id, info or self._parsed(tombstone, upload_id))
-            os.truncate(tombstone, 0)
-            if not keep_tombstone:
+            if keep_tombstone and stat.S_ISREG(os.lstat(tombstone).st_mode):
+                os.truncate(tombstone, 0)
+            else:
+                # Also a link or a pipe in the place of a record.
                 os.unlink(tombstone)
 
     def finish(self, removal: UnpublishedRemoval, fence: Fence) -> None:

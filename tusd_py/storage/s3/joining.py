@@ -113,12 +113,18 @@ class S3Joiner:
                 )
             )
 
-    async def remember_final(self, key: str, final_id: str) -> None:
+    async def remember_final(self, key: str, final_id: str, *, fence: Fence) -> None:
         with translated(f"creating {final_id}"):
+            with fence():
+                pass
             await self._put(self._layout.state("finals", key), final_id.encode())
 
-    async def forget_final(self, key: str) -> None:
+    async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
+        if await self.recall_final(key) != final_id:
+            return
         with translated("removing a final's key"):
+            with fence():
+                pass
             await self._objects.delete(self._layout.state("finals", key))
 
     async def recall_final(self, key: str) -> str | None:
