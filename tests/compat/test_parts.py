@@ -372,6 +372,38 @@ def test_what_the_router_left_expires(tmp_path: Path) -> None:
         assert {path.name for path in directory.iterdir()} == {".locks"}
 
 
+def test_most_of_what_there_is_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "user"
+    for number in range(25):
+        write_as_tuspyserver(directory, f"{number:032x}", b"he", size=5, expires=in_days(1))
+    report = expire(tmp_path, clock=later)
+    assert (report.removed, report.held) == ([], 25)
+    assert "25 of 25" in report.held_because
+    assert "sweep held" in caplog.text
+    assert len(list(directory.glob("*.info"))) == 25
+    assert len(expire(tmp_path, clock=later, dry_run=True).removed) == 25
+    # It goes on by itself a day later, or at once if the operator says so.
+    assert len(expire(tmp_path, clock=lambda: later() + 90_000.0).removed) == 25
+    for number in range(25):
+        write_as_tuspyserver(directory, f"{number:032x}", b"he", size=5, expires=in_days(1))
+    assert len(expire(tmp_path, clock=later, force=True).removed) == 25
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_clock_that_is_far_from_the_last_sweeps_removes_nothing(
+    tmp_path: Path, days: int
+) -> None:
+    old = {"size": 5, "created_at": "2020-01-01 00:00:00.000", "expires": in_days(-500)}
+    write_as_tuspyserver(tmp_path, "a" * 32, b"he", **old)
+    write_as_tuspyserver(tmp_path, "b" * 32, b"he", size=5, expires=in_days(5))
+    assert len(expire(tmp_path).removed) == 1
+    write_as_tuspyserver(tmp_path, "a" * 32, b"he", **old)
+    report = expire(tmp_path, clock=lambda: time.time() + days * 86_400.0)
+    assert (report.removed, report.held) == ([], 2 if days > 0 else 1)
+    assert len(expire(tmp_path).removed) == 1
+    assert (tmp_path / ("b" * 32)).exists()
+
+
 def test_what_is_not_understood_is_passed_over(tmp_path: Path) -> None:
     directory = tmp_path / "user"
     write_as_tuspyserver(directory, "a" * 32, b"he", size=5, expires=in_days(-1))

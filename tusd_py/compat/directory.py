@@ -13,25 +13,37 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tusd_py import logs
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import StorageError, UploadInfo
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.record_file import read_record
 from tusd_py.storage.file.records import MALFORMED
+from tusd_py.storage.file.sweep_marks import SweepMarkFiles
 from tusd_py.storage.skipped import printable, skip_entry
+from tusd_py.uploads.sweep_guard import begins_hold, hold_reason
 
 logger = logging.getLogger(__name__)
 
 
+_LONGEST_PAUSE_SECONDS = 35 * 86_400.0
+"""Longest time between two calls of `expire` by a scheduler of the operator's, which may run once a month."""
+
+
 @dataclass(slots=True)
 class Expired:
-    """Result of a sweep. removed: paths. in_use, not_understood: number of skipped records."""
+    """Result of a sweep. removed: paths. in_use, not_understood: number of skipped records.
+
+    held: number of due uploads that were not removed, because of held_because.
+    """
 
     seen: int = 0
     removed: list[str] = field(default_factory=list)
     in_use: int = 0
     not_understood: int = 0
+    held: int = 0
+    held_because: str = ""
 
 
 def expire(
@@ -39,16 +51,33 @@ def expire(
     *,
     finished: bool = False,
     dry_run: bool = False,
+    force: bool = False,
+    longest_pause: float = _LONGEST_PAUSE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> Expired:
     """Remove the expired uploads of tuspyserver's router in a directory and those below it; blocking.
 
-    Each upload goes under the lock that the router itself takes, after a second look. Unfinished uploads and parts go at the
-    time that their record names, finished ones only with `finished`. Whoever kills it leaves nothing that the next run does
-    not remove.
+    Each upload is removed under the lock that the router itself takes, after a second look: unfinished uploads and parts at
+    the time that their record names, finished ones only with `finished`. If it is killed, the next run removes what is left.
+    A sweep that would remove most of what there is, or whose clock is far from that of the last one, is held for a day.
+
+    Args:
+        files_dir: The directory.
+        finished: Remove finished uploads as well.
+        dry_run: Change nothing, report only.
+        force: Do not hold the sweep.
+        longest_pause: The longest time between two sweeps, in seconds; after more, the clock may be wrong.
+        clock: Returns seconds since the epoch.
     """
+    root = os.path.abspath(os.fspath(files_dir))
+    # Where the router keeps its locks: it takes nothing there for an upload.
+    marks = SweepMarkFiles(os.path.join(root, foreign.LOCKS))
+    if not dry_run and not force:
+        held = _held(root, finished, clock, marks, longest_pause)
+        if held is not None:
+            return held
     report = Expired()
-    for path in records(os.path.abspath(os.fspath(files_dir))):
+    for path in records(root):
         report.seen += 1
         try:
             if not _is_due(path, finished, clock()):
@@ -62,7 +91,43 @@ def expire(
             logger.warning("passed over: %s", printable(str(problem)))
         else:
             report.removed.append(path)
+    if not dry_run and report.seen:
+        marks.record_end(clock())
     return report
+
+
+def _held(
+    root: str,
+    finished: bool,
+    clock: Callable[[], float],
+    marks: SweepMarkFiles,
+    longest_pause: float,
+) -> Expired | None:
+    """Log and return a report if the sweep is held; None if it may run."""
+    seen = due = 0
+    for path in records(root):
+        seen += 1
+        # What cannot be read is reported by the sweep itself.
+        with suppress(StorageError, OSError, UnicodeError):
+            due += _is_due(path, finished, clock())
+    times, now = marks.read(), clock()
+    reason = hold_reason(times, seen=seen, due=due, now=now, longest_pause=longest_pause)
+    if reason is None:
+        return None
+    if begins_hold(times, now, longest_pause):
+        marks.record_hold(now)
+    logs.event(
+        logger,
+        logging.WARNING,
+        "sweep held",
+        message=f"Nothing is removed from {root} now: {reason}. See whether the clock is right; if so, "
+        "expire(…, force=True) removes what is due",
+        directory=root,
+        due=due,
+        seen=seen,
+        reason=reason,
+    )
+    return Expired(seen=seen, held=due, held_because=reason)
 
 
 def _remove(path: str, finished: bool, clock: Callable[[], float]) -> bool:

@@ -142,16 +142,17 @@ class TusRouter(APIRouter):
 
     front: "_Front"
 
-    def remove_expired_files(self) -> None:
+    def remove_expired_files(self, *, force: bool = False) -> None:
         """Remove expired uploads now, in every directory in use. The server does so by itself every ten minutes.
 
-        For schedulers that run beside the event loop; inside of it, await `sweep`. Raises MaintenanceError.
+        For schedulers that run beside the event loop; inside of it, await `sweep`. force: also if that is most of what there
+        is, or if the clock is far from that of the last sweep; otherwise only a warning is logged. Raises MaintenanceError.
         """
-        asyncio.run(self.front.sweep())
+        asyncio.run(self.front.sweep(force=force))
 
-    async def sweep(self) -> None:
-        """Remove expired uploads now, in every directory in use. Raises MaintenanceError."""
-        await self.front.sweep()
+    async def sweep(self, *, force: bool = False) -> None:
+        """Remove expired uploads now, in every directory in use; see `remove_expired_files`. Raises MaintenanceError."""
+        await self.front.sweep(force=force)
 
 
 class _TusRoute(APIRoute):
@@ -409,11 +410,11 @@ class _Front:
             **details,
         )
 
-    async def sweep(self) -> None:
+    async def sweep(self, *, force: bool) -> None:
         """Remove expired uploads. Raises MaintenanceError."""
         for directory in sorted(self._directories):
             async with open_maintenance(self._settings(directory), may_open=True) as maintenance:
-                await maintenance.sweep("all", dry_run=False, tell=None)
+                await maintenance.sweep("all", dry_run=False, tell=None, force=force)
 
     # Requests
 

@@ -10,40 +10,50 @@ from __future__ import annotations
 from tusd_py.storage.base import SweepTimes
 
 _FEW_UPLOADS = 20
-_AHEAD_SECONDS = 2 * 86_400.0
-"""Time since the last sweep from which on the clock may be wrong, or no server has run."""
+LONGEST_PAUSE_SECONDS = 2 * 86_400.0
+"""Time since the last sweep from which on the clock may be wrong, or no server has run; sweeps are much more frequent."""
 _BEHIND_SECONDS = 3_600.0
 _GRACE_SECONDS = 86_400.0
-_LONGEST_GRACE_SECONDS = 3 * 86_400.0
-"""Age from which on a recorded hold was not begun by this clock."""
 
 
-def hold_reason(times: SweepTimes, *, seen: int, due: int, now: float) -> str | None:
-    """The reason to hold a sweep that would remove `due` of `seen` uploads; None to let it run. now: by its clock."""
+def hold_reason(
+    times: SweepTimes,
+    *,
+    seen: int,
+    due: int,
+    now: float,
+    longest_pause: float = LONGEST_PAUSE_SECONDS,
+) -> str | None:
+    """The reason to hold a sweep that would remove `due` of `seen` uploads; None to let it run.
+
+    now: by its clock. longest_pause: the longest time between two sweeps, in seconds.
+    """
     last = times.ended_at
     reasons = []
     if is_most(seen, due):
         reasons.append(f"it would remove {due} of {seen} uploads")
-    if is_far(last, now):
+    if is_far(last, now, longest_pause):
         reasons.append(
             f"the clock is {(now - (last or now)) / 86_400:+.1f} days from the last sweep's"
         )
     if not due or not reasons:
         return None
     since = times.held_since
-    if (
-        len(reasons) == 1
-        and since is not None
-        and _GRACE_SECONDS <= now - since <= _LONGEST_GRACE_SECONDS
-    ):
+    is_begun = not begins_hold(times, now, longest_pause)
+    if len(reasons) == 1 and is_begun and since is not None and now - since >= _GRACE_SECONDS:
         return None
     return " and ".join(reasons)
 
 
-def begins_hold(times: SweepTimes, now: float) -> bool:
-    """Whether a sweep that is held now is the first one, so that this is to be recorded."""
+def begins_hold(
+    times: SweepTimes, now: float, longest_pause: float = LONGEST_PAUSE_SECONDS
+) -> bool:
+    """Whether a sweep that is held now is the first one, so that this is to be recorded.
+
+    A recorded hold that is older than sweeps are apart was not begun by this clock.
+    """
     since = times.held_since
-    return since is None or not 0 <= now - since <= _LONGEST_GRACE_SECONDS
+    return since is None or not 0 <= now - since <= _GRACE_SECONDS + longest_pause
 
 
 def is_most(seen: int, due: int) -> bool:
@@ -51,6 +61,6 @@ def is_most(seen: int, due: int) -> bool:
     return due >= _FEW_UPLOADS and 2 * due > seen
 
 
-def is_far(last: float | None, now: float) -> bool:
+def is_far(last: float | None, now: float, longest_pause: float = LONGEST_PAUSE_SECONDS) -> bool:
     """Whether the clock is far from that of the last sweep, if one is known."""
-    return last is not None and not -_BEHIND_SECONDS <= now - last <= _AHEAD_SECONDS
+    return last is not None and not -_BEHIND_SECONDS <= now - last <= longest_pause

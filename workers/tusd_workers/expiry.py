@@ -19,6 +19,7 @@ from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
 from tusd_py.service.backends import create_store, redis_client
 from tusd_py.service.connect import open_maintenance
+from tusd_py.uploads.sweep_guard import LONGEST_PAUSE_SECONDS
 from tusd_workers import current
 from tusd_workers.current import Instance
 
@@ -38,7 +39,7 @@ def sweep_all() -> None:
 def sweep_tuspyservers() -> None:
     """Sweep directories of tuspyserver's router, under the router's own locks, which no other job holds."""
     for directory in current.instance().settings.tuspyserver_dirs:
-        report = expire(directory)
+        report = expire(directory, longest_pause=LONGEST_PAUSE_SECONDS)
         logs.event(
             logger,
             logging.INFO,
@@ -48,6 +49,7 @@ def sweep_tuspyservers() -> None:
             expired=len(report.removed),
             in_use=report.in_use,
             failed=report.not_understood,
+            held=report.held,
         )
 
 

@@ -12,36 +12,50 @@ from tusd_py.storage.base import SweepTimes
 from tusd_py.storage.file.executor import Threads
 
 
-class FileSweepMarks:
-    """See `SweepMarks`. directory: has the marks."""
+class SweepMarkFiles:
+    """The marks in `directory`; blocking calls. A mark that cannot be read or written counts as missing."""
 
-    def __init__(self, directory: str, *, threads: Threads, file_perms: int) -> None:
+    def __init__(self, directory: str, *, file_perms: int = 0o640) -> None:
         self._swept = f"{directory}/swept"
         self._held = f"{directory}/sweep-held"
-        self._threads = threads
         self._file_perms = file_perms
 
-    async def read(self) -> SweepTimes:
-        return await self._threads.run(self._read)
-
-    def _read(self) -> SweepTimes:
+    def read(self) -> SweepTimes:
+        """See `SweepMarks.read`."""
         return SweepTimes(_time_of(self._swept), _time_of(self._held))
 
-    async def record_end(self, now: float) -> None:
-        await self._threads.run(self._record_end, now)
-
-    def _record_end(self, now: float) -> None:
+    def record_end(self, now: float) -> None:
+        """See `SweepMarks.record_end`."""
         self._mark(self._swept, now)
         with suppress(OSError):
             os.unlink(self._held)
 
-    async def record_hold(self, now: float) -> None:
-        await self._threads.run(self._mark, self._held, now)
+    def record_hold(self, now: float) -> None:
+        """See `SweepMarks.record_hold`."""
+        self._mark(self._held, now)
 
     def _mark(self, path: str, now: float) -> None:
         with suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms))
             os.utime(path, (now, now))
+
+
+class FileSweepMarks:
+    """See `SweepMarks`. directory: has the marks."""
+
+    def __init__(self, directory: str, *, threads: Threads, file_perms: int) -> None:
+        self._files = SweepMarkFiles(directory, file_perms=file_perms)
+        self._threads = threads
+
+    async def read(self) -> SweepTimes:
+        return await self._threads.run(self._files.read)
+
+    async def record_end(self, now: float) -> None:
+        await self._threads.run(self._files.record_end, now)
+
+    async def record_hold(self, now: float) -> None:
+        await self._threads.run(self._files.record_hold, now)
 
 
 def _time_of(path: str) -> float | None:
