@@ -17,6 +17,7 @@ from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.storage.base import StorageError, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.losses import Losses
+from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.store import FileStore
 
 MIB = 1 << 20
@@ -88,8 +89,8 @@ def test_an_epoch_that_cannot_be_read_is_not_the_first(tmp_path: Path) -> None:
 def test_losses_that_cannot_be_read_are_not_none(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     directory.mkdir()
-    losses = Losses(str(directory / "lost"), 0o640)
-    assert losses.last() == 0
+    losses = Losses(str(directory / "lost"), ChunkMarkers(str(directory)), 0o640)
+    assert losses.last() is None
     make_unreadable(directory)
     with pytest.raises(OSError, match="symbolic links"):
         losses.last()

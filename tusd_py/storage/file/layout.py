@@ -27,6 +27,7 @@ class Layout:
         markers: Markers of chunks that are being verified.
         former_markers: Such markers of earlier versions.
         sound: Lengths of durable bytes that end in a zero.
+        since_loss: The number of the last loss, for uploads that were begun after it.
         tombstones: Tombstones of removed uploads.
         missing: Marks of uploads whose bytes are missing.
         is_local: Whether the directory is certain to lie on a disk of this machine; set when the store is opened.
@@ -41,6 +42,7 @@ class Layout:
         "missing",
         "new",
         "root",
+        "since_loss",
         "sound",
         "state",
         "tombstones",
@@ -53,6 +55,7 @@ class Layout:
         self.markers = f"{self.state}/verifying"
         self.former_markers = f"{self.state}/chunks"
         self.sound = f"{self.state}/sound"
+        self.since_loss = f"{self.state}/since-loss"
         self.tombstones = f"{self.state}/gone"
         self.missing = f"{self.state}/missing"
         self.is_local = False

@@ -84,7 +84,9 @@ class UploadLoader:
             if info.is_final:
                 # A final's data file appears complete; a crash may have kept its length out of the record.
                 info = replace(info, length=offset)
-            elif offset and not self._syncs_chunks and data.st_mtime_ns <= self._losses.last():
+            elif (
+                offset and not self._syncs_chunks and self._losses.concerns(flat, data.st_mtime_ns)
+            ):
                 offset, is_cut = 0, True
             elif offset and self._layout.is_local and self._session.is_older(data):
                 sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)

@@ -4,10 +4,12 @@ The kernel reports a failed write-back once: to the file's open descriptors, or 
 the report when the file leaves the page cache. To `syncfs` it reports it once per descriptor. So a loss may already have been
 reported to another descriptor by the time the upload is finished. Hence these rules:
 
-- A failed sync is recorded as the mtime of `.tusd-py/write-back-failed`, for all servers of the directory and across restarts.
-- No byte counts of an unfinished upload that was last written to before that time, as its state is unknown; its client sends it
-  again.
-- If all bytes came with one request, the descriptor that wrote them tells whether they were lost.
+- A failed sync is recorded in `.tusd-py/write-back-failed`, for all servers of the directory and across restarts. Each loss has
+  a number, the file's mtime.
+- No byte counts of an unfinished upload that was begun before the last loss, as its state is unknown; its client sends it
+  again. What was begun after a loss has its number in `.tusd-py/since-loss`: clocks may be set back, so times are not compared.
+- If all bytes came with one request, the descriptor that wrote them tells whether they were lost. If it was open during the
+  loss and reports nothing, they count as begun after it.
 - Bytes of several requests are synced by `syncfs`, which reports losses of any file since the server started, and earlier
   unreported ones.
 - With durability `chunk`, bytes not being written now were synced by the descriptor that wrote them.
@@ -21,23 +23,40 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from tusd_py.storage.file.fsync import BytesLost, report_loss, sync_path
+from tusd_py.storage.file.markers import ChunkMarkers
 
 logger = logging.getLogger(__name__)
 
+_NUMBERED = b"see its mtime\n"
+"""Content of the file; those of earlier versions are empty."""
 _MAX_UPLOADS = 16_384
 _CACHED_SECONDS = 10.0
 """Time after its close in which a file is certain to be in the page cache, with its unreported errors."""
 
 
-class Losses:
-    """The record of write-back failures: the mtime of the file at `path`."""
+_DISTINCT_NS = 2_000_000_000
+"""Between the numbers of two losses, as some file systems count times in steps of two seconds."""
 
-    def __init__(self, path: str, file_perms: int) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The last loss. is_time: recorded by an earlier version, so that the number is compared with the times of data files."""
+
+    number: int
+    is_time: bool
+
+
+class Losses:
+    """The record of write-back failures, in the file at `path`. since: of uploads begun after a loss, with its number."""
+
+    def __init__(self, path: str, since: ChunkMarkers, file_perms: int) -> None:
         self._path = path
+        self._since = since
         self._file_perms = file_perms
         self._lock = threading.Lock()
         self.count = 0
@@ -62,8 +81,13 @@ class Losses:
     def _touch(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
         try:
-            # By the file system's clock, as data files' times are compared with it.
-            os.utime(descriptor)
+            status, number = os.fstat(descriptor), time.time_ns()
+            if abs(number - status.st_mtime_ns) < _DISTINCT_NS:
+                number = status.st_mtime_ns + _DISTINCT_NS
+            # A full disk takes no content; the loss counts by its time then, as those of earlier versions do.
+            with suppress(OSError):
+                os.pwrite(descriptor, _NUMBERED, 0)
+            os.utime(descriptor, ns=(number, number))
             with suppress(OSError):
                 os.fsync(descriptor)
         finally:
@@ -71,16 +95,32 @@ class Losses:
         with suppress(OSError):
             sync_path(os.path.dirname(self._path))
 
-    def last(self) -> int:
-        """Return when the last failure was recorded, in nanoseconds since the epoch; 0 for never. Raises OSError."""
+    def last(self) -> Loss | None:
+        """Return the last loss; None if there was none. Raises OSError."""
         try:
-            return os.stat(self._path).st_mtime_ns
+            status = os.stat(self._path)
         except FileNotFoundError:
-            return 0
+            return None
+        return Loss(status.st_mtime_ns, is_time=not status.st_size)
 
+    def number(self) -> int:
+        """Return the number of the last loss; 0 if there was none. Raises OSError."""
+        loss = self.last()
+        return 0 if loss is None else loss.number
 
-_CLOCK_STEP_NS = 20_000_000
-"""File systems count time in steps of a few milliseconds; this is more."""
+    def concerns(self, name: str, changed_at: int) -> bool:
+        """Return whether the bytes of an unfinished upload may be lost. Raises OSError.
+
+        name: its `flat_name`. changed_at: the mtime of its data file, in nanoseconds since the epoch.
+        """
+        loss = self.last()
+        if loss is None or self._since.read(name) == loss.number:
+            return False
+        return not loss.is_time or changed_at <= loss.number
+
+    def record_begin(self, name: str, number: int, tmp: str) -> None:
+        """Record that a loss with this number does not concern an upload. tmp: an unused path. Raises OSError."""
+        self._since.make(name, number, tmp)
 
 
 def untrusted() -> BytesLost:
@@ -94,13 +134,13 @@ class Written:
 
     Attributes:
         starts_sound: Earlier bytes cannot have been lost unnoticed.
-        began_at: When writing began or a little earlier, in nanoseconds since the epoch.
+        loss: The number of the last loss when writing began.
         closed_at: When the file was closed, by the monotonic clock; infinite while it is open.
         durable_to: The length up to which all bytes are known to be durable.
     """
 
     starts_sound: bool
-    began_at: int
+    loss: int
     closed_at: float = float("inf")
     durable_to: int = 0
 
@@ -111,12 +151,16 @@ class Written:
 
 
 class LossWatch:
-    """Detects losses while bytes are added to one data file through one descriptor, opened before."""
+    """Detects losses while bytes are added to one data file through one descriptor, opened before.
 
-    __slots__ = ("_losses", "_seen", "is_lost", "written")
+    on_sound: called with the number of a loss that did not concern these bytes.
+    """
 
-    def __init__(self, losses: Losses, written: Written) -> None:
+    __slots__ = ("_losses", "_on_sound", "_seen", "is_lost", "written")
+
+    def __init__(self, losses: Losses, written: Written, on_sound: Callable[[int], None]) -> None:
         self._losses = losses
+        self._on_sound = on_sound
         self._seen = losses.count
         self.written = written
         self.is_lost = False
@@ -131,12 +175,13 @@ class LossWatch:
         return (
             self.is_lost
             or self._losses.count != self._seen
-            or self._losses.last() >= self.written.began_at
+            or self._losses.number() != self.written.loss
         )
 
     def recheck(self, descriptor: int) -> None:
         """Raise BytesLost if these bytes may be lost."""
-        seen = self._losses.count
+        # Before the descriptor is asked: a loss that is recorded meanwhile has another number.
+        seen, number = self._losses.count, self._losses.number()
         try:
             if self.is_lost or not self.written.starts_sound:
                 raise untrusted()
@@ -145,6 +190,9 @@ class LossWatch:
             self.is_lost = True
             raise
         self._seen = seen
+        if number != self.written.loss:
+            self._on_sound(number)
+            self.written.loss = number
 
     def failed(self) -> None:
         """Record that a sync of the file reported a loss."""
@@ -159,13 +207,13 @@ class WrittenUploads:
         self._syncs_chunks = syncs_chunks
         self._written: OrderedDict[str, Written] = OrderedDict()
 
-    def begin(self, upload_id: str, offset: int) -> Written:
-        """Start writing to an upload from `offset` on; returns its new state."""
+    def begin(self, upload_id: str, offset: int, loss: int) -> Written:
+        """Start writing to an upload from `offset` on, after the loss with this number; returns its new state."""
         before = self._written.pop(upload_id, None)
         is_durable = before is not None and offset <= before.durable_to
         written = Written(
             starts_sound=self._syncs_chunks or not offset or is_durable,
-            began_at=time.time_ns() - _CLOCK_STEP_NS,
+            loss=loss,
             durable_to=offset if is_durable else 0,
         )
         self._written[upload_id] = written

@@ -15,7 +15,8 @@
     outbox-failed/      events whose delivery failed for good (`outbox.py`)
     id                  the directory's id, by which its volume is recognized (`volume.py`)
     session             its mtime is when the file system was mounted, as far as known (`power_cuts.py`)
-    write-back-failed   its mtime is when the disk last lost bytes (`losses.py`)
+    write-back-failed   its mtime is the number of the disk's last loss of bytes (`losses.py`)
+    since-loss/         <upload>: the number of the last loss when the upload was begun, if there was one (`losses.py`)
     swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`sweep_marks.py`)
     server.lock         locked by the running server (`directory_lock.py`)
     locks               an empty file; servers that share the directory lock ranges of it (`locks/ofd.py`)
@@ -135,7 +136,8 @@ class FileStore:
         self._disk = Disk(self._threads)
         self.sweep_marks = FileSweepMarks(state, threads=self._threads, file_perms=file_perms)
         self._hashing = hashing_threads()
-        self._losses = Losses(f"{state}/write-back-failed", file_perms)
+        self._since_loss = ChunkMarkers(layout.since_loss)
+        self._losses = Losses(f"{state}/write-back-failed", self._since_loss, file_perms)
         self._known = RecordCache()
         self.volume = UploadVolume(layout, file_perms=file_perms)
         self._records = RecordWriter(
@@ -172,7 +174,7 @@ class FileStore:
         self._adoption = Adoption(layout, loader=self._loader, records=self._records)
         self._removal = Removal(
             layout,
-            markers=(self._markers, self._sound),
+            markers=(self._markers, self._sound, self._since_loss),
             finals=self._finals,
             unpublished=self._unpublished,
         )
@@ -245,6 +247,7 @@ class FileStore:
                 self._layout.former_markers,
                 self._markers.directory,
                 self._sound.directory,
+                self._since_loss.directory,
                 self._layout.tombstones,
                 self._unpublished.directory,
                 *self._finals.directories,
@@ -357,15 +360,31 @@ class FileStore:
 
     def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
         self._forget_sound(upload, fence)
+        loss = self._losses.number()
+        if loss and not upload.offset:
+            self._record_begin(upload.id, loss, fence)
+        written = self._written.begin(upload.id, upload.offset, loss)
         return DataFile(
             self._layout.data_path(upload.info),
             upload.offset,
             self._threads,
             writes_behind=self._writes_behind,
             fence=fence,
-            watch=LossWatch(self._losses, self._written.begin(upload.id, upload.offset)),
+            watch=LossWatch(
+                self._losses, written, lambda number: self._outlived(upload.id, number, fence)
+            ),
             on_durable=lambda file: self._mark_sound(upload, file, fence),
         )
+
+    def _record_begin(self, upload_id: str, loss: int, fence: Fence) -> None:
+        """Record that bytes of an upload come after a loss, or outlived it. Raises OSError, LeaseLost."""
+        with fence():
+            self._losses.record_begin(flat_name(upload_id), loss, self._layout.new_path(upload_id))
+
+    def _outlived(self, upload_id: str, loss: int, fence: Fence) -> None:
+        # If it cannot be recorded, the upload begins again from 0.
+        with suppress(OSError, LeaseLost):
+            self._record_begin(upload_id, loss, fence)
 
     def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
@@ -451,17 +470,16 @@ class FileStore:
         try:
             await self._syncs.sync(path, *others, whole=not is_sure)
             if not is_sure:
-                await self._disk.read(self._check_trust, path, written)
+                await self._disk.read(self._check_trust, info, written)
         except BytesLost:
             await self._disk.change(self._discard_lost, info, fence)
             raise
 
-    def _check_trust(self, path: str, written: Written | None) -> None:
+    def _check_trust(self, info: UploadInfo, written: Written | None) -> None:
         """Raise BytesLost if the disk lost bytes of any file since this one was first written to."""
-        last_loss = self._losses.last()
-        if last_loss and (
-            os.stat(path).st_mtime_ns <= last_loss
-            or (written is not None and written.began_at <= last_loss)
+        changed_at = os.stat(self._layout.data_path(info)).st_mtime_ns
+        if self._losses.concerns(flat_name(info.id), changed_at) or (
+            written is not None and written.loss != self._losses.number()
         ):
             raise untrusted()
 
