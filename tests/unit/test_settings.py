@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 
 from tests.support.settings import load
 from tusd_py.cli import config
+from tusd_py.process.sidecars import environment
 from tusd_py.settings.load import Loaded, SettingsError
 from tusd_py.settings.load import load as load_from
 from tusd_py.settings.model import Settings
@@ -623,6 +624,24 @@ def test_settings_can_be_made_in_python_and_not_changed(tmp_path: Path) -> None:
         settings.port = 1  # type: ignore[misc]
     with pytest.raises(ValidationError):
         Settings(network_timeout=-1)
+
+
+def test_child_processes_have_the_settings_of_the_server(tmp_path: Path) -> None:
+    settings = Settings(
+        upload_dir=tmp_path,
+        max_size="10GB",
+        network_timeout=0.5,
+        dir_perms="0700",
+        disable_cors=True,
+        behind_proxy=True,
+        cors_allow_headers=["X-A", "X-B"],
+        durability="chunk",
+        hooks_enabled_events="post-finish",
+        hooks_http="https://user:password@example.org/hooks",
+        jwt_secret="with, comma " * 3,
+        redis_url="redis://:word@localhost:1/2",
+    )
+    assert load_from(environment(settings)).settings == settings
 
 
 # --- secrets --------------------------------------------------------------------------------------

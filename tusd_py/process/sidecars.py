@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
-from pydantic import SecretStr
-
 from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.settings.model import Settings
@@ -106,6 +104,5 @@ def environment(settings: Settings) -> Mapping[str, str]:
         value: object = getattr(settings, setting.name)
         if setting.name not in settings.model_fields_set or value is None:
             continue
-        secret = value.get_secret_value() if isinstance(value, SecretStr) else None
-        ours[setting.environment] = setting.show(value) if secret is None else str(secret)
+        ours[setting.environment] = setting.text(value)
     return {**ours, SUPERVISED: "1"}

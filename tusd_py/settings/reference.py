@@ -75,18 +75,24 @@ class Setting:
             return ""
         if self.secret:
             return HIDDEN
-        return (
-            ",".join(map(self.written.text, value))
-            if isinstance(value, tuple)
-            else self.written.text(value)
-        )
+        hide = self.written.shown or str
+        if isinstance(value, tuple):
+            return ",".join(hide(self.written.text(item)) for item in value)
+        return hide(self.written.text(value))
+
+    def text(self, value: object) -> str:
+        """Format a value as text that gives the same value again, including what is secret."""
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        items = value if isinstance(value, tuple) else (value,)
+        return ",".join(map(self.written.text, items))
 
     def as_json(self, value: object) -> bool | int | float | str | list[str] | None:
         """Convert a value for JSON: sizes in bytes, durations in seconds; secrets are hidden."""
         if value is None or (isinstance(value, bool | int | float) and not self.written.quoted):
             return value
         if isinstance(value, tuple) and not self.secret:
-            return [self.written.text(item) for item in value]
+            return [self.show((item,)) for item in value]
         return self.show(value)
 
 

@@ -101,6 +101,8 @@ class Written:
     """What the bounds of the type are bounds of."""
     text: Callable[[Any], str] = str
     """Formats a value, or an item of a list, as text that is accepted for it."""
+    shown: Callable[[str], str] | None = None
+    """Hides what is secret in the text of a value, where it is shown."""
     bare: str | None = None
     """Value of the flag if it is given without one; None if it needs one."""
     quoted: bool = False
@@ -493,7 +495,7 @@ else:
         Annotated[str, AfterValidator(check_http_url)],
         "URL",
         "give URLs, with commas between them",
-        text=without_credentials,
+        shown=without_credentials,
     )
     WireEvents = Annotated[
         tuple[Annotated[WireEvent, AnyCase()], ...],
