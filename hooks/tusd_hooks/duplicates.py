@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal
 
 from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
 from tusd_py.background import keep_running
-from tusd_py.events.model import Event, HookContext, Reject, UploadView
+from tusd_py.events.model import Event, HookContext, Progress, Reject, UploadView
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.protocol.metadata import FORCE_KEY
 from tusd_py.redis import RedisUnavailable
@@ -51,11 +54,18 @@ Change = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The upload of which another is a duplicate. offset: its size so far in bytes, if it is unfinished and can be read."""
+    """The upload of which another is a duplicate.
+
+    offset: its size so far in bytes, if it is unfinished and can be read. retry_after: seconds until it may be replaced or
+    resumed, if bytes of it arrived a moment ago; 0 otherwise. completed: when it was finished, in seconds since the epoch; None
+    if that is not known.
+    """
 
     claim: Claim
     state: Literal["pending", "complete"]
     offset: int | None = None
+    retry_after: float = 0.0
+    completed: float | None = None
 
 
 class Duplicates:
@@ -131,14 +141,14 @@ class Duplicates:
         ):
             found = holder.record.claim
             if holder.record.state == "complete":
-                return Taken(found, "complete")
+                return Taken(found, "complete", completed=holder.record.completed)
             try:
-                found_offset = await self._context.offset_of(found.upload)
+                progress = await self._context.progress_of(found.upload)
             except StorageError as problem:
                 # The client may force the upload, but one that cannot be read must not be replaced silently.
                 logger.warning("upload %s cannot be read: %s", found.upload, problem)
                 return Taken(found, "pending")
-            if found_offset is None:
+            if progress is None:
                 if not _may_be_in_progress(holder):
                     gone.add(found.token)
                 elif (pause := next(pauses, None)) is not None:
@@ -146,15 +156,32 @@ class Duplicates:
                 else:
                     return Taken(found, "pending")
                 continue
-            offset, finished = found_offset
-            if finished:
+            if progress.is_finished:
                 with suppress(RedisUnavailable):
                     await index.complete(fingerprint, found, lasts=self._window())
                 return Taken(found, "complete")
-            if self._context.settings.duplicates != "finished":
-                return Taken(found, "pending", offset)
+            busy = self._busy_for(progress)
+            if self._is_in_the_way(event, found, busy):
+                return Taken(found, "pending", progress.offset, busy)
             passed.add(found.token)
         return None
+
+    def _busy_for(self, progress: Progress) -> float:
+        """Return the seconds for which an unfinished upload still counts as being sent; 0 if its client is gone."""
+        grace = self._context.settings.duplicates_pending_grace
+        left = progress.changed_at + grace - time.time()
+        # A clock that was set back must not keep it busy for as long.
+        return left if 0 < left <= 2 * grace else 0.0
+
+    def _is_in_the_way(self, event: Event, found: Claim, busy: float) -> bool:
+        """Return whether an unfinished upload refuses a duplicate.
+
+        One whose client is gone does so only for those who can be told where to resume it; others could never upload the same
+        again before it expires. A final is no use to begin again: it waits for its parts.
+        """
+        if self._context.settings.duplicates == "finished":
+            return False
+        return busy > 0 or found.is_final or _may_resume(event, found)
 
     def _allows_unchecked(self) -> bool:
         """Count an unchecked upload; return whether the settings allow it."""
@@ -183,7 +210,7 @@ class Duplicates:
 
     async def _exists(self, upload_id: str) -> bool:
         try:
-            return await self._context.offset_of(upload_id) is not None
+            return await self._context.progress_of(upload_id) is not None
         except StorageError as problem:
             logger.warning("upload %s cannot be read: %s", upload_id, problem)
             return True
@@ -430,18 +457,26 @@ def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
         "fingerprint": fingerprint,
     }
     headers: dict[str, str] = {}
+    if taken.retry_after:
+        headers["Retry-After"] = str(math.ceil(taken.retry_after))
     if taken.state == "complete":
-        detail = "this has been uploaded before"
+        detail = (
+            f"an upload with the same metadata and length was finished {_day_of(taken.completed)}"
+        )
     elif taken.offset is None or not _may_resume(event, taken.claim):
-        detail = "an unfinished upload of this exists"
+        detail = "an upload with the same metadata and length is being sent; retry later"
     else:
-        detail = "an unfinished upload of this exists; resume it at Location, from Upload-Offset"
+        detail = "an unfinished upload with the same metadata and length exists; resume it at Location, from Upload-Offset"
         url = event.request.url_of(taken.claim.upload)
-        headers = {"Location": url, "Upload-Offset": str(taken.offset)}
+        headers |= {"Location": url, "Upload-Offset": str(taken.offset)}
         members |= {"location": url, "offset": taken.offset}
     return _problem(
         409, "duplicate-upload", DUPLICATE_UPLOAD, detail, headers=headers, members=members
     )
+
+
+def _day_of(when: float | None) -> str:
+    return "before" if when is None else f"on {datetime.fromtimestamp(when, UTC).date()}"
 
 
 def _may_resume(event: Event, claim: Claim) -> bool:

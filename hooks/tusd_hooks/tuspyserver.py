@@ -36,7 +36,15 @@ from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.background import keep_running
 from tusd_py.compat.directory import Expired, expire, read, records
-from tusd_py.events.model import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.events.model import (
+    Event,
+    EventType,
+    HookContext,
+    Progress,
+    Reject,
+    RequestView,
+    UploadView,
+)
 from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
@@ -252,8 +260,8 @@ class DuplicateCheck(_Shared):
             return None
         return read(self._path(upload_id))
 
-    async def _offset_of(self, upload_id: str) -> tuple[int, bool] | None:
-        """Return the offset of the first upload, and whether it is finished."""
+    async def _progress_of(self, upload_id: str) -> Progress | None:
+        """Return how far the first upload is."""
         info = self._record(upload_id)
         if info is None or not os.path.exists(self._path(upload_id)):
             choice = _choice.get()
@@ -264,7 +272,7 @@ class DuplicateCheck(_Shared):
             if info is None:
                 return None
         offset = 0 if info.counted is None else info.counted.offset
-        return offset, offset == info.length
+        return Progress(offset, offset == info.length, os.path.getmtime(self._path(info.id)))
 
     def _find(self, fingerprint: str) -> UploadInfo | None:
         for path in records(self._directory):
@@ -304,7 +312,7 @@ class DuplicateCheck(_Shared):
             HookContext(
                 settings=settings,
                 state=redis,
-                offset_of=self._offset_of,
+                progress_of=self._progress_of,
                 counters=Counters(),
             )
         )

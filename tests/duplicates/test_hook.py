@@ -13,7 +13,7 @@ import pytest
 from tests.duplicates.uploads import LENGTH, STUDY, House, backdate, eventually, problem, remembered
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events.model import Reject
+from tusd_py.events.model import Progress, Reject
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 
@@ -195,10 +195,82 @@ async def test_a_wider_scope_tells_no_url_of_others(make_house: MakeHouse) -> No
 
 
 async def test_a_final_is_not_offered_because_it_takes_no_bytes(house: House) -> None:
-    await house.create(owner="me", is_final=True)
+    first = await house.create(owner="me", is_final=True)
+    house.idle[first] = DAY
     refusal = await refused(house.create(owner="me"))
     assert problem(refusal)["state"] == "pending"
     assert "Location" not in refusal.headers
+
+
+# The client of an unfinished upload is gone
+
+
+async def test_while_it_is_being_sent_a_duplicate_is_asked_to_come_later(house: House) -> None:
+    first = await house.create()
+    house.idle[first] = 3.5
+    refusal = await refused(house.create())
+    assert (refusal.status, refusal.headers["Retry-After"]) == (409, "2")
+    assert "is being sent" in str(problem(refusal)["detail"])
+
+
+@pytest.mark.parametrize(
+    "idle", [6.0, 6 * DAY, -3600.0], ids=["a moment", "days", "clock set back"]
+)
+async def test_once_its_client_is_gone_it_can_be_uploaded_anew(house: House, idle: float) -> None:
+    first = await house.create()
+    house.idle[first] = idle
+    second = await house.create()
+    assert first in house.there
+    # From now on the second one has the fingerprint.
+    assert problem(await refused(house.create()))["state"] == "pending"
+    await house.finish(second)
+    assert problem(await refused(house.create()))["state"] == "complete"
+    await house.finish(first)
+    assert problem(await refused(house.create()))["state"] == "complete"
+
+
+async def test_its_owner_is_told_where_to_resume_it_instead(house: House) -> None:
+    first = await house.create(owner="me")
+    house.idle[first] = DAY
+    refusal = await refused(house.create(owner="me"))
+    assert refusal.headers["Location"] == f"https://host/files/{first}"
+    assert "Retry-After" not in refusal.headers
+
+
+async def test_one_of_somebody_else_is_in_nobodys_way_for_long(make_house: MakeHouse) -> None:
+    house = await make_house(duplicate_scope="server")
+    first = await house.create(owner="me")
+    house.idle[first] = 6.0
+    await house.create(owner="you")
+
+
+async def test_how_long_it_counts_as_being_sent_can_be_set(make_house: MakeHouse) -> None:
+    house = await make_house(duplicates_pending_grace="1m")
+    first = await house.create()
+    house.idle[first] = 50.0
+    assert int((await refused(house.create())).headers["Retry-After"]) <= 10
+    house.idle[first] = 61.0
+    await house.create()
+
+
+async def test_of_many_at_once_one_takes_its_place(make_house: MakeHouse) -> None:
+    houses = [await make_house() for _ in range(3)]
+    first = await houses[0].create()
+    for each in houses:
+        each.there = houses[0].there
+        each.idle = {first: 60.0}
+
+    async def create(house: House) -> str | None:
+        try:
+            event = await house.ask()
+        except Reject:
+            return None
+        await asyncio.sleep(0)
+        house.there[event.upload.id] = (0, False)
+        return event.upload.id
+
+    results = await asyncio.gather(*(create(houses[number % 3]) for number in range(200)))
+    assert sum(result is not None for result in results) == 1
 
 
 # Insisting
@@ -528,9 +600,9 @@ async def test_a_finished_upload_is_in_the_way_even_if_redis_goes_at_that_moment
     own_redis: RedisServer, own_redis_client: RedisClient
 ) -> None:
     class Going(House):
-        async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+        async def progress_of(self, upload_id: str) -> Progress | None:
             own_redis.stop()
-            return LENGTH, True
+            return Progress(LENGTH, True, 0.0)
 
     house = Going(Impatient(), own_redis_client, Settings())
     await house.start()

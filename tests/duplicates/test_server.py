@@ -18,6 +18,7 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, checksum, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Response
+from tests.workers.test_sweep_command import abandon
 
 STUDY = {"Upload-Metadata": metadata(study="17", filename="a.dcm")}
 OTHER = {"Upload-Metadata": metadata(study="18", filename="a.dcm")}
@@ -81,13 +82,28 @@ def test_a_duplicate_is_refused_and_leaves_nothing_behind(tus: Tus) -> None:
     assert [metric(tus, outcome) for outcome in ("new", "pending", "complete")] == [1, 1, 2]
 
 
+def test_an_upload_whose_client_is_gone_can_be_uploaded_anew(tus: Tus) -> None:
+    """By a client that was killed and knows no URL, where nobody is authenticated."""
+    first = tus.new(10, headers=STUDY)
+    assert tus.patch(first, 0, b"x" * 4).status == 204
+    refused = tus.create(10, headers=STUDY)
+    assert_duplicate(refused, "pending")
+    assert 1 <= int(refused["Retry-After"]) <= 5
+    abandon(tus.server, first, days=1)
+    second = tus.new(10, headers=STUDY)
+    assert tus.patch(second, 0, b"y" * 10).status == 204
+    assert_duplicate(tus.create(10, headers=STUDY), "complete")
+    # The first one is left to expire.
+    assert tus.offset(first) == 4
+
+
 def test_a_page_of_another_site_can_read_the_refusal_and_force(tus: Tus) -> None:
     tus.new(10, headers=STUDY)
     origin = {"Origin": "https://page.example"}
     response = tus.create(10, headers=STUDY | origin)
     assert response["Access-Control-Allow-Origin"] == "https://page.example"
     exposed = response["Access-Control-Expose-Headers"].lower().split(", ")
-    assert {"location", "upload-offset"} <= set(exposed)
+    assert {"location", "upload-offset", "retry-after"} <= set(exposed)
     asked = {"Access-Control-Request-Method": "POST"}
     allowed = tus.options(headers=origin | asked)["Access-Control-Allow-Headers"]
     assert "upload-force" in allowed.lower().split(", ")

@@ -12,7 +12,15 @@ from typing import cast
 
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events.model import Event, EventType, HookContext, Reject, RequestView, UploadView
+from tusd_py.events.model import (
+    Event,
+    EventType,
+    HookContext,
+    Progress,
+    Reject,
+    RequestView,
+    UploadView,
+)
 from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
@@ -35,18 +43,23 @@ class House:
     views: dict[str, UploadView] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
+    idle: dict[str, float] = field(default_factory=dict)
+    """Seconds since the last byte arrived, by id; 0 by default."""
     counters: Counters = field(default_factory=Counters)
 
     async def start(self) -> None:
         await self.hook.start(
-            HookContext(self.settings, self.redis_client, self.offset_of, self.counters)
+            HookContext(self.settings, self.redis_client, self.progress_of, self.counters)
         )
 
-    async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+    async def progress_of(self, upload_id: str) -> Progress | None:
         self.asked.append(upload_id)
         if upload_id in self.unreadable:
             raise StorageError("its record is broken")
-        return self.there.get(upload_id)
+        found = self.there.get(upload_id)
+        return (
+            None if found is None else Progress(*found, time.time() - self.idle.get(upload_id, 0.0))
+        )
 
     async def ask(
         self,

@@ -181,4 +181,4 @@ def test_with_a_server_it_leaves_a_tombstone_and_stays_known_as_a_duplicate(
     assert tus.head(path).status == 410
     assert tus.get(kept).body == b"hello"
     again = tus.create(5, headers=study)
-    assert (again.status, "uploaded before" in again.body.decode()) == (409, True)
+    assert (again.status, "was finished on" in again.body.decode()) == (409, True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from tusd_py.auth.principal import ANYBODY, Principal
@@ -236,16 +236,24 @@ class HookError(Exception):
 HookFunction = Callable[[Event], "Awaitable[Changes | None] | Changes | None"]
 
 
+class Progress(NamedTuple):
+    """How far an upload is. offset: in bytes. changed_at: when the last byte arrived, in seconds since the epoch."""
+
+    offset: int
+    is_finished: bool
+    changed_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class HookContext:
     """The server that a hook runs in; passed to its `start`.
 
-    offset_of: returns the offset of an upload and whether it is finished; None if there is none.
+    progress_of: returns how far an upload is; None if there is none.
     """
 
     settings: Settings
     state: RedisClient | None
-    offset_of: Callable[[str], Awaitable[tuple[int, bool] | None]]
+    progress_of: Callable[[str], Awaitable[Progress | None]]
     counters: Counters
 
 

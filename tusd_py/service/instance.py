@@ -171,7 +171,7 @@ class Instance:
             HookContext(
                 settings=self.settings,
                 state=self._backends.redis,
-                offset_of=self.uploads.offset_of,
+                progress_of=self.uploads.progress_of,
                 counters=self.counters,
             )
         )

@@ -365,6 +365,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         DUPLICATES,
         "How long a finished upload is remembered for duplicate detection.",
     )
+    duplicates_pending_grace: Duration = setting(
+        5.0,
+        DUPLICATES,
+        "How long after its last byte an unfinished upload counts as being sent. Until then a duplicate of it is refused with "
+        "Retry-After; later its owner is told where to resume it, and an unauthenticated client may upload it anew.",
+    )
     duplicate_keys: MetadataKeys = setting(
         (), DUPLICATES, "Metadata keys that identify the content. By default all keys do."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tusd_py.auth.principal import Action
-from tusd_py.events.model import RequestView
+from tusd_py.events.model import Progress, RequestView
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
@@ -92,10 +92,10 @@ class Inspector(Operation):
             raise errors.not_served()
         return upload
 
-    async def offset_of(self, upload_id: str) -> tuple[int, bool] | None:
-        """The offset of an upload and whether it is finished; None if it does not exist. For hooks."""
+    async def progress_of(self, upload_id: str) -> Progress | None:
+        """How far an upload is; None if it does not exist. For hooks."""
         try:
             upload = await self._access.current(upload_id)
         except (UploadNotFound, UploadGone, ProtocolError):
             return None
-        return upload.offset, upload.finished
+        return Progress(upload.offset, upload.finished, upload.changed_at)

@@ -128,7 +128,7 @@ class Uploads:
         # The server itself
         self.load = shared.access.load
         self.load_each = shared.access.load_each
-        self.offset_of = inspector.offset_of
+        self.progress_of = inspector.progress_of
         self.recheck_access = self._receiver.recheck_access
         self.drain = finisher.drain
         # Sweeps and operators

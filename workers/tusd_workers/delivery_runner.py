@@ -21,7 +21,7 @@ from redis.exceptions import LockNotOwnedError, RedisError
 from redis.lock import Lock
 
 from tusd_py.events import loading as configured_hooks
-from tusd_py.events.model import HookContext
+from tusd_py.events.model import HookContext, Progress
 from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.metrics.counters import Counters
@@ -100,17 +100,17 @@ class DeliveryRunner:
             HookContext(
                 settings=settings,
                 state=self._redis,
-                offset_of=self._offset_of,
+                progress_of=self._progress_of,
                 counters=Counters(),
             )
         )
 
-    async def _offset_of(self, upload_id: str) -> tuple[int, bool] | None:
+    async def _progress_of(self, upload_id: str) -> Progress | None:
         try:
             upload = await self._store.load(upload_id)
         except (UploadGone, UploadNotFound):
             return None
-        return upload.offset, upload.finished
+        return Progress(upload.offset, upload.finished, upload.changed_at)
 
     def close(self) -> None:
         """Stop the hooks, and close the connections."""
