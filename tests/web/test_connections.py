@@ -6,6 +6,7 @@ import contextlib
 import random
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -657,6 +658,42 @@ class TestBehindARefusedBody:
             else:
                 assert connection.request("OPTIONS", tus.collection).status == 204
         return response.status
+
+
+class TestLingering:
+    """A connection whose refused body is not read ends when the client's system has the response, not after two seconds."""
+
+    @BOTH_WAYS
+    def test_does_not_take_the_time_that_it_may(
+        self, make_server: MakeServer, flags: tuple[str, ...]
+    ) -> None:
+        server = make_server(*flags)
+        before = server.open_sockets()
+        tus = Tus(server)
+        path = tus.new(1 << 30)
+        began = time.monotonic()
+        for _ in range(6):
+            with tus.connect() as connection:
+                head = tus.patch_headers(1, {"Content-Length": str(1 << 30)})
+                connection.send_head("PATCH", path, head)
+                connection.send(bytes(100_000))
+                assert connection.read_response("PATCH").status == 409
+                assert connection.read_to_end() == b""
+                wait_until(lambda: server.open_sockets() <= before, "the connection to end")
+        assert time.monotonic() - began < 6 * 1.7
+
+    def test_ends_although_the_client_sends_no_more_and_stays(
+        self, make_server: MakeServer
+    ) -> None:
+        server = make_server()
+        before = server.open_sockets()
+        tus = Tus(server)
+        path = tus.new(100_000)
+        with tus.connect() as connection:
+            connection.send_head("PATCH", path, tus.patch_headers(1, {"Content-Length": "100000"}))
+            connection.send(b"x")
+            assert connection.read_response("PATCH").status == 409
+            wait_until(lambda: server.open_sockets() <= before, "the connection to end", timeout=30)
 
 
 class TestIdle:

@@ -285,6 +285,8 @@ class TestTransfers:
             with pytest.raises((ConnectionEnded, ConnectionResetError)):
                 connection.read_response()
         assert tus.options().status == 204
+        # Nothing is wrong with the server.
+        assert not any(" ERROR " in line for line in tus.server.lines)
 
     def test_a_file_that_became_shorter_is_told_by_the_connections_end(self, tus: Tus) -> None:
         """Not part of any protocol, but of operating: a response must never seem whole."""

@@ -259,14 +259,18 @@ class Exchange:
         """ASGI "Zero Copy Send"; `count` and `offset` in bytes, both given."""
         connection = self._connection
         if not self.disconnected:
-            sent = await sendfile(
-                connection.loop,
-                connection.transport,
-                cast(_HasDescriptor, message["file"]).fileno(),
-                message["offset"],
-                message["count"],
-                idle_timeout=connection.limits.idle_timeout,
-            )
+            try:
+                sent = await sendfile(
+                    connection.loop,
+                    connection.transport,
+                    cast(_HasDescriptor, message["file"]).fileno(),
+                    message["offset"],
+                    message["count"],
+                    idle_timeout=connection.limits.idle_timeout,
+                )
+            finally:
+                # If the transport was aborted, its protocol learns of that only later.
+                self.disconnected = self.disconnected or connection.transport.is_closing()
             self._response_left -= sent
             if sent < message["count"]:
                 self.disconnected = True
