@@ -153,6 +153,35 @@ def test_no_hook_leads_out_of_the_upload_directory(
     server.tus.server.wait_for_line("cannot name an upload")
 
 
+def test_no_hook_chooses_a_time_with_which_a_record_cannot_be_read_again(
+    hooked: MakeHooked,
+) -> None:
+    server = hooked(
+        """
+        import decimal, math
+
+        def pre_create(event):
+            field, value = event.upload.metadata["keep"].decode().split(" ", 1)
+            return Changes(**{field: eval(value)})
+        """
+    )
+    tus = server.tus
+    kept: list[str] = []
+    for field in ("expire_after", "retain"):
+        for value in ("math.nan", "math.inf", "-1.0", "1e300", "10**400", "'5'"):
+            created = tus.create(5, headers={"Upload-Metadata": metadata(keep=f"{field} {value}")})
+            assert created.status == 500, (field, value)
+        for value in ("0", "86_400", "1e15", "decimal.Decimal('86400.5')", "True"):
+            headers = {"Upload-Metadata": metadata(keep=f"{field} {value}")}
+            kept.append(tus.new(1 << 20, headers=headers))
+    assert len(tus.data_files()) == len(kept)
+    tus.server.kill9()
+    tus.server.restart()
+    for path in kept:
+        # One of them is kept for a second.
+        assert tus.head(path).status in (200, 410)
+
+
 def test_bytes_may_lie_elsewhere_in_the_directory_also_after_a_restart(hooked: MakeHooked) -> None:
     server = hooked(
         """

@@ -44,6 +44,8 @@ from tusd_py.storage.skipped import Skip, skip_entry
 MAX_ID_BYTES = 200
 TIME_DIGITS = 6
 """Decimals of a second in a recorded time of a finish."""
+LONGEST_SECONDS = 1e15
+"""Longest time for which an upload may be kept."""
 _ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
 _is_ordinary_id = re.compile(r"[0-9a-f]{32}").fullmatch
 _RESERVED_ENDINGS = (".info", ".part", ".lock")

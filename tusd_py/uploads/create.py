@@ -19,6 +19,7 @@ from tusd_py.protocol.concat import Partial
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content, Creation
 from tusd_py.storage.base import (
+    LONGEST_SECONDS,
     StorageError,
     Upload,
     UploadGone,
@@ -247,7 +248,7 @@ class Creator(Operation):
 
 
 def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
-    """The record of a new upload with the changes of the hooks. Raises a 500 for an id or a path that cannot be used."""
+    """The record of a new upload with the changes of the hooks. Raises a 500 for values that cannot be used."""
     if changes is NO_CREATION_HOOKS.changes or changes == _NO_CHANGES:
         return info
     for path in (changes.id, changes.storage_path):
@@ -261,6 +262,17 @@ def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
         info,
         id=info.id if changes.id is None else changes.id,
         location=changes.storage_path,
-        expire_after=changes.expire_after,
-        retain=changes.retain,
+        expire_after=_recordable(changes.expire_after),
+        retain=_recordable(changes.retain),
     )
+
+
+def _recordable(seconds: float | None) -> float | None:
+    """A time that a hook chose, as a number that a record can have. Raises a 500 for anything else."""
+    if seconds is None:
+        return None
+    # Comparisons with a NaN are false.
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        logger.error("a pre-create hook chose to keep an upload for %r seconds", seconds)
+        raise errors.internal()
+    return float(seconds)

@@ -13,6 +13,9 @@ from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNo
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
 
+_LAST_DATE = 253_402_300_799.0
+"""The end of the year 9999."""
+
 
 class Expiry:
     """The expiry of the uploads of one store. All times are in seconds since the epoch.
@@ -38,7 +41,7 @@ class Expiry:
         return self._policy.expire_after if info.expire_after is None else info.expire_after
 
     def expires_at(self, upload: Upload) -> float | None:
-        """When an upload expires if no byte comes; None for never.
+        """When an upload expires if no byte comes; None for never, and for a time that no date can express.
 
         Parts expire even when they are finished, as they are useless by themselves.
         """
@@ -47,7 +50,8 @@ class Expiry:
         after = self.expire_after(upload.info)
         if not after or (upload.finished and not upload.info.is_partial):
             return None
-        return upload.changed_at + after
+        at = upload.changed_at + after
+        return at if at < _LAST_DATE else None
 
     def due_at(self, upload: Upload) -> float | None:
         """When an upload is to be removed: at its expiry, or at the end of its retention; None for never."""

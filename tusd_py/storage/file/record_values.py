@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tusd_py.storage.base import UploadInfo
+from tusd_py.storage.base import LONGEST_SECONDS, UploadInfo
 
 _LAST_SECOND = 1e11
 """Largest distance of a valid time from the epoch, in seconds; calendars end there."""
-_LONGEST_SECONDS = 1e15
-"""Longest time for which an upload may be kept."""
 _MAX_BYTES = 2**63 - 1
 
 
@@ -20,8 +18,8 @@ def check_values(info: UploadInfo) -> None:
     _check("CreatedAt", _is_number(info.created_at, -_LAST_SECOND, _LAST_SECOND), info.created_at)
     for name, value, most in (
         ("FinishedAt", info.finished_at, _LAST_SECOND),
-        ("ExpireAfter", info.expire_after, _LONGEST_SECONDS),
-        ("Retain", info.retain, _LONGEST_SECONDS),
+        ("ExpireAfter", info.expire_after, LONGEST_SECONDS),
+        ("Retain", info.retain, LONGEST_SECONDS),
     ):
         _check(name, value is None or _is_number(value, 0, most), value)
     for name, text in (

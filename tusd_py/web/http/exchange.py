@@ -270,7 +270,8 @@ class Exchange:
                 )
             finally:
                 # If the transport was aborted, its protocol learns of that only later.
-                self.disconnected = self.disconnected or connection.transport.is_closing()
+                if connection.transport.is_closing():
+                    self.disconnected = True
             self._response_left -= sent
             if sent < message["count"]:
                 self.disconnected = True
