@@ -54,12 +54,12 @@ logger = logging.getLogger(__name__)
 _COLLECTION_METHODS = "POST, OPTIONS"
 _UPLOAD_METHODS = "HEAD, PATCH, GET, DELETE, OPTIONS"
 _SWALLOWED = 64 * 1024
-"""Bytes. A body that was not taken and is no larger is read and thrown away, to keep the connection."""
+"""Bytes. An unread body up to this size is read and discarded, so that the connection can be kept."""
 _STRANGER_STEP = 0.02
-"""Seconds. Where tokens are needed a 404 is sent a multiple of this after the request came, so that the time it takes does not
-tell an upload of somebody else's from one that there is not."""
+"""Seconds. If tokens are required, a 404 is sent at a multiple of this after the request, so that its timing does not tell an
+upload of another owner from one that does not exist."""
 _JITTER = 5000
-"""Microseconds at most that are added to it, as timers go by milliseconds."""
+"""Maximum of the random delay added to it, in microseconds, as timers have a resolution of milliseconds."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
 _PROCESS = secrets.token_hex(4)
@@ -69,7 +69,7 @@ _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """How the endpoint meets the world. base_path begins and ends with a slash; network_timeout in seconds."""
+    """Options of the endpoint. base_path begins and ends with a slash; network_timeout is in seconds."""
 
     base_path: str = "/files/"
     relative_location: bool = False
@@ -79,7 +79,7 @@ class EndpointOptions:
 
 
 class TusEndpoint:
-    """See the module. cors: None sends no CORS header fields. desk: None asks nobody for tokens."""
+    """See the module. cors: None to send no CORS header fields. desk: the token routes; None to require no tokens."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class TusEndpoint:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request; an ASGI application of type "http"."""
+        """Answer one request; an ASGI application of type "http"."""
         began = time.perf_counter()
         headers = Headers(scope["headers"])
         exchange = _exchange(scope)
@@ -137,7 +137,7 @@ class TusEndpoint:
 
     @staticmethod
     def _failure(request: Request, problem: Exception) -> ProtocolError:
-        """The response to a request that failed in a way that nothing below foresaw, which is logged."""
+        """The response to a request that failed unexpectedly, which is logged."""
         if isinstance(problem, MemoryError) or (
             isinstance(problem, OSError) and is_exhausted(problem)
         ):
@@ -328,7 +328,7 @@ class TusEndpoint:
 
     @staticmethod
     async def _expect_no_body(request: Request, refusal: ProtocolError) -> None:
-        """Raises `refusal` for a chunked body that is not empty, as its bytes would silently be dropped.
+        """Raise `refusal` for a chunked body that is not empty, as its bytes would silently be dropped.
 
         A client that waits for permission to send has something to send.
         """
@@ -396,7 +396,7 @@ class TusEndpoint:
         return self._problem(request, problem)
 
     def _problem(self, request: Request, problem: ProtocolError) -> Response:
-        """The response that a refusal means: tusd's text, or problem details (RFC 9457) for those who ask for them."""
+        """The response to a refusal: tusd's text, or problem details (RFC 9457) for clients that accept them."""
         wanted = without_framing(problem.headers)
         if isinstance(problem, RefusedByHook):
             return Response(problem.status, wanted, problem.message.encode(), code=problem.code)
@@ -527,13 +527,13 @@ def _raw_name(name: str) -> bytes:
 
 
 def _route(scope: Scope) -> str:
-    """The path below the mount point: frameworks leave the whole path in `path` and tell their part in `root_path`."""
+    """The path below the mount point: frameworks leave the whole path in `path`, and their part in `root_path`."""
     path, root = cast(str, scope["path"]), cast(str, scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root) else path
 
 
 def _pause_of_a_stranger(passed: float) -> float:
-    """How long to wait with a 404, `passed` seconds after its request came."""
+    """Seconds to wait before a 404 is sent, `passed` seconds after its request arrived."""
     return -passed % _STRANGER_STEP + secrets.randbelow(_JITTER) / 1e6
 
 
@@ -551,7 +551,7 @@ def _request_id(headers: Headers) -> str:
 
 
 def _leaves_body(request: Request) -> bool:
-    """Whether a body was left unread that is not worth reading to keep the connection (RFC 9110, section 9.3)."""
+    """Whether a body was left unread that is too large to be read for keeping the connection (RFC 9110, section 9.3)."""
     if request.body.end is BodyEnd.COMPLETE or not request.scope.get(
         "http_version", "1.1"
     ).startswith("1"):

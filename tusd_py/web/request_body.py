@@ -1,7 +1,7 @@
 """The body of a request as a stream of bytes that can be ended from outside.
 
-It hides every way in which a body can end behind its end and keeps the reason: complete, disconnected, nothing came for too
-long, asked for by another request, shutdown. Not for: what becomes of the bytes.
+However a body ends, its reader sees the end of the stream; `end` has the reason: complete, disconnected, timed out, interrupted
+by another request, shutdown. Not for: storing the bytes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RequestBody:
         self._timer: asyncio.TimerHandle
 
     async def read(self) -> bytes:
-        """The next bytes; empty at the end, whatever ended it."""
+        """Return the next bytes; empty at the end, for whatever reason."""
         while self.end is None:
             if self._last:
                 self.end = BodyEnd.COMPLETE
@@ -102,7 +102,7 @@ class RequestBody:
         try:
             whole = await transfer.done
         except asyncio.CancelledError:
-            # A write may be under way: nobody may close what it goes to.
+            # The file may be closed only once no write is running.
             await transfer.abandon()
             raise
         finally:
@@ -118,7 +118,7 @@ class RequestBody:
     def _look_for_idleness(self) -> None:
         left = self._patience_left()
         if left <= 0 and self._transfer is not None:
-            # What trickles in gathers in the socket for a while.
+            # Bytes of a slow body may be in the socket.
             self._transfer.collect()
             left = self._patience_left()
         if left <= 0:
@@ -133,7 +133,7 @@ class RequestBody:
         return self._idle_timeout - passed
 
     async def _next(self) -> Message | None:
-        """The next message, or None if the body was ended while waiting for it."""
+        """Return the next message; None if the body was ended meanwhile."""
         try:
             async with asyncio.timeout(self._idle_timeout) as self._waiting:
                 return await self._receive()
@@ -145,7 +145,7 @@ class RequestBody:
             self._waiting = None
 
     def stop(self, end: BodyEnd) -> None:
-        """Ends the body from outside: `read` returns at once, and reads no more."""
+        """End the body from outside: a waiting `read` returns at once, and reads nothing more."""
         if self.end is None:
             self.end = end
             if self._transfer is not None:
@@ -154,7 +154,7 @@ class RequestBody:
                 self._waiting.reschedule(asyncio.get_running_loop().time())
 
     def trailers(self) -> Mapping[str, str]:
-        """Trailer fields; empty before the end."""
+        """Return the trailer fields; empty before the end."""
         if self._exchange is None or self.end is not BodyEnd.COMPLETE:
             return {}
         return self._exchange.trailers()

@@ -1,9 +1,9 @@
-"""A body straight from the socket, past the HTTP parser: for its time it is the transport's protocol.
+"""Receive the body of a request directly from the socket, without the HTTP parser.
 
-What comes in goes into one buffer of the process and is taken away before anybody else reads. On a slow link every packet would
-be a wake-up, a read and a write of its own; so where a body comes in small pieces, the system is asked to report them only when
-there are many (`SO_RCVLOWAT`), and all the slow ones are looked after together every few seconds. Not for: what becomes of the
-bytes, and the rest of HTTP.
+While it does so, a `Transfer` is the transport's protocol. Bytes are received into one buffer of the process, or into one
+that the application names, and written before any other connection is read. On a slow link each packet would cost a wake-up,
+a read and a write. So if a body arrives in small pieces, the system reports them only once there are many (`SO_RCVLOWAT`),
+and all slow bodies are read together every few seconds. Not for: storing the bytes, the rest of HTTP.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Protocol
 from tusd_py.web.http.flow import FlowControl
 
 Take = Callable[[memoryview], "Awaitable[None] | None"]
-"""Takes the next bytes of a body, which are only there during the call. What it returns, if anything, is awaited before there
-are more. What it raises ends the transfer."""
+"""Write the next bytes of a body, which are valid during the call only. A result is awaited before the next call. An exception
+ends the transfer."""
 
 Room = Callable[[], "memoryview | None"]
-"""Where the next bytes of a body are wanted; None where that is no matter. Asked before every read."""
+"""Return a buffer for the next bytes; None for no preference. Called before every read."""
 
 TRANSFER_FROM = 64 * 1024
-"""Bytes. Shorter bodies mostly come in with their head."""
+"""Bytes from which on a body is received directly. Shorter ones mostly arrive together with their head."""
 
 _buffer = memoryview(bytearray(1024 * 1024))
-"""What is not wanted elsewhere goes here and is taken away before anybody else reads: one buffer for all connections."""
+"""One buffer for all connections: its bytes are written before any other connection is read."""
 
 _head_buffer = memoryview(bytearray(16 * 1024))
-"""What is read with the next head goes here likewise."""
+"""Likewise for the heads of requests."""
 
 _SMALL = 16 * 1024
 _FEW = 4
-"""So many small reads in a row tell that a body comes in slowly."""
+"""Number of small reads in a row after which a body counts as slow."""
 _MARK = 32 * 1024
-"""Bytes that a slow body is left to gather in the socket: half of the first window, so that its sender never waits."""
+"""SO_RCVLOWAT for slow bodies, in bytes: half of the first TCP window, so that the sender never waits."""
 _FAST = 4 * _MARK
-"""Bytes in one read that tell that it comes in slowly no longer."""
+"""Bytes in one read from which on a body is not slow any more."""
 _GATHER = 4.0
-"""Seconds after which they are taken, however few: as much of its time a slow client loses at most if the server is killed."""
+"""Seconds after which a slow body is read, however few bytes there are: the most that it loses if the server is killed."""
 _TURNS = 16
-"""So many times in these seconds some are emptied, as all at once would hold up everybody else."""
+"""Number of groups that slow bodies are read in, one after the other, as reading all at once would delay other requests."""
 _NEVER = -(2**62)
 
 
@@ -71,21 +71,21 @@ class Connection(Protocol):
 
 
 class Collector:
-    """Takes what slow bodies have gathered, of many at a time. One for all connections of an event loop."""
+    """Reads slow bodies, many at a time. One for all connections of an event loop."""
 
     def __init__(self) -> None:
-        # Whose turn is at the same time; an entry of a set is the least that a body can take here.
+        # Sets, as an entry of one takes less memory than a timer for each body.
         self._turns: list[set[Transfer]] = [set() for _ in range(_TURNS)]
         self._now = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, transfer: Transfer) -> None:
-        """From now on a body gathers in its socket."""
+        """Add a slow body, whose bytes stay in its socket until the next read."""
         min(self._turns, key=len).add(transfer)
         self._wait()
 
     def discard(self, transfer: Transfer) -> None:
-        """Not any more."""
+        """Remove a body that has ended or is not slow any more."""
         for turn in self._turns:
             turn.discard(transfer)
 
@@ -103,11 +103,13 @@ class Collector:
 
 
 class Transfer(asyncio.BufferedProtocol):
-    """A body on its way past the parser: for this time it is the transport's protocol.
+    """A body that is received directly. While that lasts, this is the transport's protocol.
 
-    done: resolved when it is over, with True for a whole body and False for one that was cut off or stopped; an exception is
-    what `take` raised. Who does not want to wait any longer calls `abandon`. received: bytes that were taken. last_activity:
-    when the last of them came, by the loop's clock.
+    Attributes:
+        done: Resolved at the end: True for a whole body, False for one that was cut off or stopped, or what `take` raised.
+            To stop waiting for it, call `abandon`.
+        received: Bytes that were written.
+        last_activity: When the last of them arrived, by the loop's clock.
     """
 
     __slots__ = (
@@ -149,14 +151,14 @@ class Transfer(asyncio.BufferedProtocol):
         self._behind = False
         self._over = False
         self._small = 0
-        # Bytes below which the system keeps quiet; 0 where it tells of every one.
+        # Bytes below which the system reports nothing; 0 while it reports every byte.
         self._mark = 0
         self.done: asyncio.Future[bool] = self._loop.create_future()
         self.received = 0
         self.last_activity = self._loop.time()
 
     def begin(self) -> None:
-        """Takes what the parser had read already, and reads on."""
+        """Write what the parser has read already, and read on."""
         if self._parsed:
             parsed, self._parsed = self._parsed, b""
             self._took(memoryview(parsed))
@@ -164,8 +166,8 @@ class Transfer(asyncio.BufferedProtocol):
             self._protocol.flow.resume_reading()
 
     def stop(self) -> None:
-        """Ends the transfer; what was taken stays taken, and what has gathered in the socket is taken first."""
-        # Behind what is just being taken there may be more; but no more than there is now, as its end is wanted.
+        """End the transfer, after the bytes that the socket holds now were written."""
+        # During a write there may be more in the socket; what arrives later is not read.
         self._behind = self._busy is not None
         self.collect()
         self._stopped = True
@@ -173,7 +175,7 @@ class Transfer(asyncio.BufferedProtocol):
             self._end(False)
 
     async def abandon(self) -> None:
-        """Ends it whatever becomes of `done`, and returns when nothing that `take` began is under way any more."""
+        """End the transfer for a caller that no longer awaits `done`; return when no write is running any more."""
         self.stop()
         if self._busy is not None:
             await asyncio.wait([self._busy])
@@ -194,7 +196,7 @@ class Transfer(asyncio.BufferedProtocol):
             if nbytes >= _FAST:
                 self._hear_of(0)
             elif self._left < self._mark:
-                # Its last byte is not to wait for others.
+                # The last bytes do not wait for further ones.
                 self._hear_of(self._left)
         elif nbytes >= _SMALL:
             self._small = 0
@@ -224,7 +226,7 @@ class Transfer(asyncio.BufferedProtocol):
     # Slow bodies
 
     def collect(self) -> None:
-        """Takes what has gathered in the socket."""
+        """Read and write what the socket holds."""
         while (
             self._mark
             and self._left
@@ -235,7 +237,7 @@ class Transfer(asyncio.BufferedProtocol):
             try:
                 count = os.readv(self._socket().fileno(), [wanted])
             except OSError:
-                # There is nothing, or the connection is lost, which the transport finds out.
+                # There is nothing, or the connection is lost, which the transport will report.
                 return
             if count:
                 self.buffer_updated(count)
@@ -243,7 +245,7 @@ class Transfer(asyncio.BufferedProtocol):
                 return
 
     def _gather(self) -> None:
-        """Lets the bytes gather in the socket from now on, where the system can do that."""
+        """Leave bytes in the socket until there are many, if the system supports that."""
         if sys.platform != "linux" or self._protocol.scheme != "http":
             self._small = _NEVER
             return
@@ -254,7 +256,7 @@ class Transfer(asyncio.BufferedProtocol):
         self._hear_of(min(_MARK, self._left))
 
     def _hear_of(self, count: int) -> None:
-        """From now on the system tells of no fewer bytes than these; 0 for every one, as it does by itself."""
+        """Let the system report no fewer bytes than `count`; 0 for its default, every byte."""
         self._mark = count
         self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count or 1)
         if not count:
@@ -313,7 +315,7 @@ class Transfer(asyncio.BufferedProtocol):
             self._mark = 0
         self._protocol.end_transfer(self._left)
         if self.done.cancelled():
-            # Nobody wants to know.
+            # The caller is gone.
             return
         if isinstance(result, Exception):
             self.done.set_exception(result)
@@ -322,10 +324,9 @@ class Transfer(asyncio.BufferedProtocol):
 
 
 class Heads(asyncio.BufferedProtocol):
-    """In the protocol's place once there was a transfer: reads no more at a time than a head mostly is.
+    """The transport's protocol between direct bodies: reads no more at a time than most heads have.
 
-    A body that goes past the parser will most likely be followed by another, of which the less is to be copied, the less was
-    read together with its head.
+    A direct body is mostly followed by another one, and what is read of it together with its head has to be copied.
     """
 
     __slots__ = ("_protocol",)
