@@ -30,7 +30,7 @@ def forged(header: Mapping[str, object], claims: Mapping[str, object], key: byte
 
 
 def claims(owner: object = "alice", scope: object = ALL, **more: object) -> dict[str, object]:
-    """Those of a good access token, for a day, as some are made before the first test; None takes one away."""
+    """Claims of a valid access token, for a day; None removes one."""
     now = int(time.time())
     found = {"sub": owner, "scope": scope, "iat": now, "exp": now + 86_400, **more}
     return {name: value for name, value in found.items() if value is not None}
@@ -42,7 +42,7 @@ def access(owner: object = "alice", scope: object = ALL, **more: object) -> str:
 
 
 def upload_tokens(age: float = 0.0, now: float | None = None) -> UploadTokens:
-    """What a server with `SECRET` issues, `age` seconds ago; `now`: a clock that stands still."""
+    """The upload tokens of a server with `SECRET`, `age` seconds ago; `now`: a fixed clock."""
     keys = secrets.derived(secrets.parse(SECRET, "the test"))
     return UploadTokens(keys, ttl=TTL, grace=GRACE, clock=lambda: (now or time.time()) - age)
 

@@ -70,7 +70,7 @@ class Victim:
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    """One that takes tokens by a shared secret."""
+    """A server that verifies tokens with a shared secret."""
     directory = tmp_path_factory.mktemp("secret") / "uploads"
     flags = ("--auth", "jwt", "--jwt-audience", AUDIENCE)
     with ServerProcess(directory, *flags, env={"TUSD_JWT_SECRET": SECRET}) as server:
@@ -79,7 +79,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    """One that takes tokens by a key set."""
+    """A server that verifies tokens with a key set."""
     directory = tmp_path_factory.mktemp("public")
     keys = directory / "jwks.json"
     keys.write_text(json.dumps({"keys": [jwk_of("RS256", "k1")]}))
@@ -165,7 +165,7 @@ def test_a_token_for_another_audience(secret: Victim, audience: object) -> None:
 
 
 def test_an_upload_token_is_no_access_token(secret: Victim) -> None:
-    """It creates nothing and revokes nothing; and it is void once it passes itself off as an access token."""
+    """It cannot create or revoke, and is invalid if it pretends to be an access token."""
     tus = secret.tus
     answer = tus.create(5, headers=bearer(secret.good()))
     token, path = answer["Upload-Token"], path_of(answer["Location"])

@@ -13,7 +13,7 @@ HOLDER = Principal(grants={"u1": Grant("alice", 100.0)})
 
 
 class Revoked:
-    """What was revoked."""
+    """A list of revocations."""
 
     def __init__(self, *uploads: str, **owners: float) -> None:
         self.uploads, self.owners = uploads, owners
@@ -28,7 +28,7 @@ class Revoked:
 def status_of(
     principal: Principal, action: Action, owner: str = "alice", revoked: Revoked | None = None
 ) -> int:
-    """What somebody is told who wants to do something with u1; 200 if they may."""
+    """The status of an action on u1; 200 if it is allowed."""
     try:
         AccessPolicy(revoked).check(principal, "u1", owner, action)
     except ProtocolError as problem:

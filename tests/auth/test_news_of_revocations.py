@@ -109,7 +109,7 @@ async def test_who_missed_more_than_the_log_has_reads_all(
 
 
 async def test_what_an_older_version_writes_is_read(make: Make, redis: RedisServer) -> None:
-    """It adds to the list and sets the version to something of its own."""
+    """An older version adds to the list, and sets a version in its own format."""
     writer, reader = await make(), await make()
     await writer.revoke_upload("a")
     await reader._refresh()

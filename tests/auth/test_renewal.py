@@ -126,7 +126,7 @@ class Uploader:
         self.renewals += 1
 
     def offset(self) -> int:
-        """Where it stands; after a 401 with a new token."""
+        """The offset of an upload; asked again with a new token after a 401."""
         response = self.tus.head(self.path, bearer(self.token))
         if response.status == 401:
             self.renew()

@@ -68,7 +68,7 @@ def test_it_is_in_effect_on_every_server_within_a_second(pair: tuple[Tus, Tus]) 
     here, there = pair
 
     def seconds() -> float:
-        """How long a running request elsewhere outlives the revocation of its upload."""
+        """The time from the revocation of an upload to the end of its request on another server."""
         path = here.new(100, headers=ALICE)
         with there.begin_patch(path, 0, 100, b"0123456789", ALICE) as patch:
             patch.wait_stored()

@@ -20,7 +20,7 @@ JWT = ("--auth", "jwt")
 
 
 def inspected(token: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """What `token inspect` says of a token, which it gets on standard input."""
+    """The output of `token inspect` for a token on standard input."""
     return subprocess.run(
         [sys.executable, "-m", "tusd_py", "token", "inspect"],
         input=token,

@@ -34,7 +34,7 @@ def test_it_runs_out_and_can_be_renewed_for_a_while(
 
 
 def test_an_access_token_is_no_upload_token() -> None:
-    """Not even one that claims to be, signed by somebody who has the integrator's secret."""
+    """This includes one with the claims of an upload token, signed with the integrator's secret."""
     [key] = secrets.derived(secrets.parse(SECRET, "test"))
     claims = {"aud": "tusd-py:upload", "sub": "a", "upload": "u1", "iat": 1, "exp": 2**40}
     for token in (

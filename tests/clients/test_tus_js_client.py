@@ -33,7 +33,7 @@ def from_file(source: SourceFile, kind: Literal["file", "buffer", "stream"] = "f
 
 
 def stored_urls(storage: Path) -> list[PreviousUpload]:
-    """What the client's FileUrlStorage remembers."""
+    """The URLs in the client's FileUrlStorage."""
     entries: dict[str, PreviousUpload] = json.loads(storage.read_text())
     return list(entries.values())
 
@@ -402,7 +402,7 @@ def test_kill_in_the_middle_of_a_patch(
 def test_kill_between_two_chunks(
     make_server: MakeServer, run_tus_js: RunTusJs, make_source: MakeSource
 ) -> None:
-    """What was answered with 204 is there after the kill: the client goes on exactly there."""
+    """Bytes acknowledged with 204 survive the kill: the client resumes exactly behind them."""
     server = make_server()
     source = make_source(4 * MIB)
     client = run_tus_js(

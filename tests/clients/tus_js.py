@@ -39,7 +39,7 @@ ENDINGS: frozenset[EventName] = frozenset({"success", "error", "aborted"})
 
 
 class Source(TypedDict):
-    """What is uploaded: a file that may be reopened, a buffer, or a stream that is read once."""
+    """The data of an upload: a file that may be reopened, a buffer, or a stream that is read once."""
 
     kind: Literal["file", "buffer", "stream"]
     path: str
@@ -242,6 +242,6 @@ class TusJsClient:
         self._stderr = self._process.stderr.read()
 
     def _story(self) -> str:
-        """What happened, without the progress that only fills the screen."""
+        """The events except for progress."""
         told = [json.dumps(event) for event in self.events if event["event"] != "progress"]
         return "\n".join(["", *told[-40:], self._stderr[-2000:]])

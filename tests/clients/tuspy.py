@@ -10,7 +10,7 @@ from tusclient.storage.filestorage import FileStorage
 
 
 class TuspyUploader(Protocol):
-    """What is used of tuspy's Uploader."""
+    """The used part of tuspy's Uploader."""
 
     url: str
     offset: int

@@ -127,7 +127,7 @@ class AppProcess:
                 self._news.wait(0.2)
 
     def told(self, word: str) -> list[str]:
-        """What came after `word` in the lines that begin with it."""
+        """The rests of the lines that begin with `word`."""
         return [line.removeprefix(f"{word} ") for line in self.lines if line.startswith(f"{word} ")]
 
     def steps(self, method: str, requests: int) -> list[str]:
@@ -150,5 +150,5 @@ class AppProcess:
 
 
 def path_in(directory: Path, url: str) -> Path:
-    """Where an upload's bytes lie."""
+    """The path of an upload's bytes."""
     return directory / os.path.basename(url)

@@ -559,7 +559,7 @@ def test_whatever_tuspyserver_makes_is_taken_over(
 
 
 def test_an_upload_that_tuspyserver_has_displaced_is_left_alone(tmp_path: Path) -> None:
-    """It was killed, and took the same bytes again behind those of before: nobody shall take that for the file."""
+    """After a kill it appended bytes that it already had; the result must not be served."""
     begun = killed_tuspyserver(
         tmp_path / "app", CONTENT, confirmed=1_000_000, lost=700_000, resumed=1_500_000
     )

@@ -68,7 +68,7 @@ async def sent(
 
 
 def store_threads() -> set[threading.Thread]:
-    """Those of all stores of this process: also of tests that ran before, which live until their stores are collected."""
+    """The threads of all stores of this process, including those of earlier tests that are not garbage-collected yet."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("tusd-store")}
 
 
@@ -88,7 +88,7 @@ def test_the_end_of_the_loop_ends_what_requests_began(tmp_path: Path) -> None:
 
 
 def test_each_request_may_have_a_loop_of_its_own(tmp_path: Path) -> None:
-    """As it is in test clients that nobody entered."""
+    """This happens with test clients that are not used as context managers."""
     app = application(create_tus_router(files_dir=tmp_path / "uploads"))
 
     async def create() -> str:
@@ -422,7 +422,7 @@ def test_without_fastapi_it_is_said_what_is_missing(module: str) -> None:
 
 @pytest.mark.skipif(WITHOUT_DIRECT_BODIES, reason="this run takes the other way")
 def test_large_bodies_go_straight_into_their_files(tmp_path: Path, make_source: MakeSource) -> None:
-    """Where our protocol class serves the application, past all that lies between the socket and the engine."""
+    """With our protocol class they bypass everything between the socket and the engine."""
     source = make_source(30_000_000)
     code = RECORDING + (
         "from tusd_py.web.http.direct_body import Transfer\n"

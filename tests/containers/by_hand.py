@@ -37,7 +37,7 @@ _PACKAGES = "(Debian, Ubuntu: apt install nginx-light redis-server util-linux)"
 
 
 def program(name: str) -> str:
-    """Its path. Fails where it is missing, and says what to install."""
+    """The path of a program. Fails with an instruction if it is missing."""
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     assert found, f"{name} is missing {_PACKAGES}"
     return found
@@ -45,7 +45,7 @@ def program(name: str) -> str:
 
 @cache
 def has_mounts_of_its_own() -> bool:
-    """Whether a process can be given a file system that it sees alone; not in every container that tests run in."""
+    """True if a process can have its own mounts, which is not possible in every container that runs the tests."""
     done = subprocess.run(
         [program(_APART[0]), *_APART[1:], "/bin/sh", "-ec", "mount -o remount,bind,ro /"],
         capture_output=True,
@@ -80,7 +80,7 @@ class Container:
         return self
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
-        """What `docker compose exec` does."""
+        """Run a command in a service, like `docker compose exec`."""
         return subprocess.run(
             self._contained(command),
             env=self.env,
@@ -162,7 +162,7 @@ class Stack:
             container.close()
 
     def is_well(self, name: str) -> bool:
-        """Its health check, as the file has it."""
+        """Run the service's health check from the file."""
         service = described.services()[name.partition("-")[0]]
         kind, *test = service["healthcheck"]["test"]
         assert kind == "CMD"

@@ -76,5 +76,5 @@ def environment_of(name: str) -> dict[str, str]:
 
 
 def outer_environment() -> dict[str, str]:
-    """What processes need that stand in for containers, without what a developer has set."""
+    """The environment of processes that replace containers, without a developer's settings."""
     return {key: value for key, value in os.environ.items() if not key.startswith("TUSD_")}

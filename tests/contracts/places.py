@@ -24,7 +24,7 @@ from tusd_py.storage.s3.store import S3Options, S3Store
 
 
 class Place(Protocol):
-    """Where a store lies. Several stores on one place are like those of several processes."""
+    """The location of a store. Several stores in one place behave like those of several processes."""
 
     def store(self) -> Store:
         """A store on this place, not opened."""

@@ -236,9 +236,14 @@ async def test_a_right_chunk_does_not_count_for_one_that_lost_its_lock(
 @pytest.mark.parametrize(
     ("start", "count"), [(0, 0), (0, 1), (0, 700_001), (3, 600_000), (700_000, 1)]
 )
-async def test_any_range_can_be_read(store: Store, start: int, count: int) -> None:
+@pytest.mark.parametrize("is_finished", [False, True])
+async def test_any_range_can_be_read(
+    store: Store, start: int, count: int, is_finished: bool
+) -> None:
     whole = data(700_001)
-    upload = await finish(store, await append(store, await created(store, 700_001), whole))
+    upload = await append(store, await created(store, 700_001), whole)
+    if is_finished:
+        upload = await finish(store, upload)
     reader = await store.open_reader(upload)
     found = [piece async for piece in reader.stream(start, count)]
     assert all(found)

@@ -127,7 +127,7 @@ async def test_without_a_timeout_there_is_one_attempt(here: Locks, there: Locks)
 
 @pytest.mark.parametrize("order", ["HHHH", "HHTT", "THTTH", "HHTHTTH"])
 async def test_those_who_wait_get_it_in_order(here: Locks, there: Locks, order: str) -> None:
-    """Who waits here (H) and there (T), while the lock is held here."""
+    """Requests wait here (H) and there (T), while the lock is held here."""
     holder = await here.acquire("study", timeout=10)
     requests = 0
     got: list[int] = []

@@ -68,7 +68,7 @@ class Upload:
 
 @dataclass
 class Tally:
-    """What the fleet has been through."""
+    """Counts of what the fleet has done."""
 
     kinds: dict[str, int] = field(default_factory=dict)
     patches: int = 0
@@ -184,7 +184,7 @@ class Fleet:
 
 
 class Client:
-    """One client: a thread's connection, its dice, and the ways to upload that it can choose."""
+    """One client: the connection of a thread, its random numbers, and ways to upload."""
 
     def __init__(self, fleet: Fleet, dice: random.Random) -> None:
         self.fleet = fleet
@@ -193,7 +193,7 @@ class Client:
         self._pause = threading.Event()
 
     def upload_something(self) -> None:
-        """One upload by a way that the dice choose: to its end, verified, perhaps deleted."""
+        """Upload in a random way: to the end, verified, perhaps deleted."""
         ways: dict[str, Callable[[], Upload]] = {
             "plain": self._plain,
             "creation-with-upload": self._creation_with_upload,
@@ -326,7 +326,7 @@ class Client:
                 told = "Upload-Defer-Length" not in self._head(upload)
 
     def _patch(self, upload: Upload, data: memoryview, headers: dict[str, str]) -> bool:
-        """One PATCH in a manner that the dice choose; True if it was answered by success."""
+        """Send one PATCH in a random way; True if it succeeds."""
         verified = self.dice.random() < 0.5
         corrupt = verified and self.dice.random() < 0.2 and len(data) >= len(POISON)
         claimed = checksum(bytes(data), self.dice.choice(ALGORITHMS)) if verified else None
@@ -366,7 +366,7 @@ class Client:
             return response
 
     def _offset(self, upload: Upload) -> int:
-        """What HEAD tells, held against what is known, and remembered."""
+        """Ask for the offset, compare it with what is known, and remember it."""
         offset = int(self._head(upload)["Upload-Offset"])
         assert upload.acked <= offset <= upload.sent, (offset, upload.acked, upload.sent)
         upload.acked = offset
@@ -423,7 +423,7 @@ class Client:
         body: memoryview | None = None,
         claimed: str | None = None,
     ) -> Response:
-        """One request, over the connection that is there or a new one.
+        """Send one request, over the open connection or a new one.
 
         The body goes out slowly, plain or chunked, its checksum ahead of it or (chunked) as a
         trailer. Raises Broken when there is no whole response, after a server is there again; now

@@ -17,7 +17,7 @@ from tusd_py import Event
 from tusd_py.storage.file import data_file as datafile
 from tusd_py.storage.file import markers, outbox, record_writer, removal
 from tusd_py.storage.file import store as file
-from tusd_py.storage.file import verified_writer as verified
+from tusd_py.storage.file import writers as verified
 
 ARMED = Path(os.environ["STOP_AT"])
 
@@ -65,7 +65,7 @@ async def pre_terminate(_event: Event) -> None:
 
 
 def post_finish(_event: Event) -> None:
-    """So that finishes are written down to be announced."""
+    """Make the server record finishes in the outbox."""
 
 
 def post_terminate(_event: Event) -> None:

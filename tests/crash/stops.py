@@ -183,7 +183,7 @@ class Pair:
         return status.rpartition(")")[2].split()[0] == "T"
 
     def _is_changing(self, path: str) -> bool:
-        """Whether a server is within a change of the upload: whether its change byte is locked."""
+        """True if a server is within a change of the upload, so that its change byte is locked."""
         upload_id = id_of(path)
         name = range_name(upload_id, self._epochs.read(upload_id))
         return self._ranges._other(ofd._CHANGE + ofd._offset(name))

@@ -53,7 +53,7 @@ def quiet_port() -> int:
 
 @dataclass
 class Kills:
-    """How often a server was killed; `starting`: before it listened."""
+    """Counts of kills; `starting`: before the server listened."""
 
     total: int = 0
     starting: int = 0
@@ -152,7 +152,7 @@ def remains(server: ServerProcess, fleet: Fleet) -> set[str]:
 
 
 def record_of(server: ServerProcess, upload_id: str) -> dict[str, object] | None:
-    """What its `.info` says; None if there is none, any more."""
+    """The content of an upload's `.info`; None if it does not exist."""
     try:
         record: dict[str, object] = json.loads(server.info_file(upload_id).read_bytes())
     except FileNotFoundError:

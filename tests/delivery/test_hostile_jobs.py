@@ -230,7 +230,7 @@ def older_id(path: str, end: str) -> str:
 
 
 def queue_as_older(redis: Redis, path: str) -> None:
-    """What servers of an older version did."""
+    """Queue a job as servers of an older version did."""
     Queue("tusd-delivery", connection=redis).enqueue_call(
         "tusd_workers.delivery.deliver", (id_of(path),), job_id=older_id(path, "0a1b2c3d4e5f")
     )

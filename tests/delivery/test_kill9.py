@@ -60,14 +60,14 @@ class Unsteady(Endpoint):
 
 @dataclass
 class Clients:
-    """What clients know: uploads that are finished, and others that they left unfinished."""
+    """The clients' knowledge: finished uploads, and those left unfinished."""
 
     servers: list[ServerProcess]
     finished: list[str] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
 
     def run(self, number: int) -> None:
-        """One client: its part of the uploads."""
+        """Run one client's part of the uploads."""
         dice = random.Random(f"{SEED}/{number}")
         pause = threading.Event()
         while len(self.finished) < UPLOADS:
@@ -213,7 +213,7 @@ def test_every_upload_that_finished_is_announced_and_no_other(
 
 
 def finished_on_disk(uploads: Path) -> set[str]:
-    """What the storage says."""
+    """The finished uploads according to the storage."""
     found: set[str] = set()
     for file in uploads.glob("*.info"):
         # Sweeps remove what creations have left that were cut short.

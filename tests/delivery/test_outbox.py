@@ -55,7 +55,7 @@ async def test_a_disk_that_fails_is_a_failure_of_the_store_and_leaves_nothing(
 
 
 class Entries:
-    """How many entries of directories are read."""
+    """A count of directory entries that are read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -117,7 +117,7 @@ async def test_a_count_reads_a_part_of_many_and_comes_around(
 async def test_what_the_version_before_kept_is_told_in_its_order(
     store: FileStore, outbox: Outbox, upload_id: str
 ) -> None:
-    """It had 256 shards."""
+    """The previous version had 256 shards."""
     shard = Path(
         store.root, ".tusd-py", "outbox", hashlib.sha256(upload_id.encode()).hexdigest()[:2]
     )

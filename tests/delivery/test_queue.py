@@ -51,7 +51,7 @@ def queued(connection: Redis) -> int:
 
 
 def put_off(connection: Redis) -> list[float]:
-    """When what was put off is to come."""
+    """The times of delayed jobs."""
     found = cast("list[tuple[bytes, float]]", connection.zrange(LATER, 0, -1, withscores=True))
     return [when for _, when in found]
 

@@ -44,7 +44,7 @@ class NoBody(Body):
 
 
 class Steps:
-    """What gets its name, and what is durable, in order: events in the outbox, their directory, records."""
+    """The order of renames and syncs of events in the outbox, their directory, and records."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []

@@ -22,7 +22,7 @@ DOCUMENTED = "http://127.0.0.1:8080/files/"
 
 
 def run(script: str, directory: Path) -> str:
-    """What a shell prints that runs `script`, header names as servers send them."""
+    """The output of a shell that runs `script`."""
     done = subprocess.run(
         ["sh", "-eu", "-c", script], cwd=directory, capture_output=True, text=True, check=True
     )

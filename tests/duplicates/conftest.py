@@ -55,7 +55,7 @@ async def own_redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 def make_server(make_server: MakeServer) -> MakeServer:
-    """As everywhere, but these servers find duplicates, as they do by default."""
+    """Like the general `make_server`, but with the duplicate check on, as it is by default."""
 
     def make(
         *flags: str,

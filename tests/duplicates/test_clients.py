@@ -87,7 +87,7 @@ def upload_by_page(
 
 
 def asked(events: list[dict[str, object]]) -> dict[str, object]:
-    """What the user was asked about; once, at the first refusal."""
+    """The duplicate that the user was asked about, once, at the first refusal."""
     assert events[:2] == [{"event": "response", "method": "POST", "status": 409}, events[1]]
     [duplicate] = [event["duplicate"] for event in events if event["event"] == "asked"]
     assert isinstance(duplicate, dict)

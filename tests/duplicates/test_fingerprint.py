@@ -30,7 +30,7 @@ Upload = tuple[dict[str, bytes], int, str | None]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a canonical form says."""
+    """The content of a canonical form."""
 
     kind: bytes
     length: int

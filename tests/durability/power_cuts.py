@@ -45,7 +45,7 @@ DISK = 2 * 1024**3
 
 @dataclass
 class Sent:
-    """What a client knows of an upload. acknowledged: the highest offset that it was told.
+    """A client's knowledge of an upload. acknowledged: the highest acknowledged offset.
 
     ends: where its chunks end, if it sends all of them with checksums, so that no other length can count.
     """
@@ -90,7 +90,7 @@ class Clients:
             thread.join()
 
     def told(self) -> dict[str, Sent]:
-        """What was acknowledged until now; what is answered while this is asked may be in it or not."""
+        """The acknowledged offsets; concurrent acknowledgements may be included."""
         with self._lock:
             return {
                 path: Sent(each.data, each.ends, each.acknowledged, each.finished, each.removed)
@@ -154,7 +154,7 @@ class Disk:
 
     @contextmanager
     def after_power_cut(self) -> Iterator[Path]:
-        """What is on the disk now, mounted elsewhere."""
+        """Mount a copy of the disk as it is now."""
         copy = self._outer / "copy"
         _run("cp", "--reflink=always", str(self._outer / "disk"), str(copy))
         options = "loop,nouuid" if self._filesystem == "xfs" else "loop"
@@ -188,7 +188,7 @@ def _run(*command: str) -> None:
 
 
 class Cut:
-    """What is found after one cut. told: what the clients had been told before it."""
+    """The findings after one cut. told: what was acknowledged to clients before it."""
 
     def __init__(self, tus: Tus, told: dict[str, Sent], durability: str, report: Report) -> None:
         self._tus = tus

@@ -206,7 +206,7 @@ def test_a_server_that_was_given_an_emptied_redis_starts(
 
 
 def out_of_reach(tus: Tus, path: str, finished: str) -> list[Response]:
-    """What is answered to requests of every kind."""
+    """The responses to requests of every kind."""
     return [
         tus.patch(path, 5, b"world"),
         tus.delete(path),

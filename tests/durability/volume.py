@@ -37,7 +37,7 @@ class Volume:
 
     @contextmanager
     def after_power_loss(self, place: Path) -> Iterator[Path]:
-        """What the disk holds now, mounted below `place`."""
+        """Mount a copy of the disk as it is now below `place`."""
         place.mkdir(parents=True)
         copy = place / "disk"
         run_tool("cp", "--sparse=always", str(self._disk), str(copy))
@@ -84,7 +84,7 @@ class FailingVolume:
 
     @contextmanager
     def losing(self) -> Iterator[None]:
-        """What is written to free blocks meanwhile is lost once the system writes it out, which it has done at the end."""
+        """Lose what is written to free space inside the `with` block, once it is written back, at the end at the latest."""
         os.sync()
         for first, last in self._free_blocks():
             where = ["-o", str(first * 4096), "-l", str((last - first + 1) * 4096)]

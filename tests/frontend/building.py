@@ -40,7 +40,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def _is_fresh() -> bool:
-    """Whether what was built last is younger than all that it was built from."""
+    """True if the build is newer than all of its sources."""
     last = DIST / "upload-manager.js"
     sources = [file for pattern in _BUILT_FROM for file in FRONTEND.glob(pattern)]
     assert sources, "frontend/ has no sources"

@@ -51,7 +51,7 @@ def managed(built: None) -> Iterator[RunManaged]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server that asks for tokens, for all tests of a module. Do not stop it."""
+    """One server with `--auth jwt` for all tests of a module. Do not stop it."""
     directory = tmp_path_factory.mktemp("guarded") / "uploads"
     with ServerProcess(directory, "--auth", "jwt", env={"TUSD_JWT_SECRET": SECRET}) as process:
         yield process
@@ -59,7 +59,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 @pytest.fixture(scope="module")
 def checking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One that looks for duplicates, too. Each test uploads what no other does."""
+    """A server that also checks duplicates. Each test must upload different content."""
     directory = tmp_path_factory.mktemp("checking") / "uploads"
     env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
     with ServerProcess(directory, "--auth", "jwt", env=env) as process:
@@ -74,7 +74,7 @@ def own_guarded(make_server: MakeServer) -> ServerProcess:
 
 @pytest.fixture
 def short_lived(make_server: MakeServer) -> ServerProcess:
-    """One whose upload tokens live for two seconds."""
+    """A server whose upload tokens are valid for two seconds."""
     flags = ("--upload-token-ttl", "2s", "--upload-token-refreshes", "10000")
     return make_server("--auth", "jwt", *flags, env={"TUSD_JWT_SECRET": SECRET})
 

@@ -149,7 +149,7 @@ class ManagedUploads:
             return [event for event in self.events if event["event"] == name]
 
     def states(self) -> list[str]:
-        """What the upload was, one after the other."""
+        """The upload's states in order."""
         return [event["state"] for event in self.all("state")]
 
     def _say(self, line: str) -> None:
@@ -172,6 +172,6 @@ class ManagedUploads:
         self._stderr = self._process.stderr.read()
 
     def _story(self) -> str:
-        """What happened, without the progress that only fills the screen."""
+        """The events except for progress."""
         told = [json.dumps(event) for event in self.events if event["event"] != "progress"]
         return "\n".join(["", *told[-60:], self._stderr[-2000:]])

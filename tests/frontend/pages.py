@@ -81,7 +81,7 @@ class UploadPage:
         self.page.evaluate("options => window.manage(options)", options)
 
     def choose(self, *files: Path) -> None:
-        """What a user does in the file dialogue."""
+        """Select files, as a user does in the file dialogue."""
         self.page.set_input_files("#file", [str(file) for file in files])
 
     def add(self, *files: Path, **metadata: str) -> None:
@@ -135,7 +135,7 @@ class UploadPage:
         )
 
     def seen(self) -> list[dict[str, Any]]:
-        """What the page was told so far, since it was loaded."""
+        """The events of the page since it was loaded."""
         found: list[dict[str, Any]] = self.page.evaluate("window.seen")
         return found
 
@@ -144,11 +144,11 @@ class UploadPage:
         return [event["event"] for event in self.seen() if event["event"] != "progress"]
 
     def value(self, expression: str) -> Any:
-        """What an expression of JavaScript comes to."""
+        """The value of a JavaScript expression."""
         return self.page.evaluate(expression)
 
     def urls(self) -> dict[str, str]:
-        """Where uploads are, by name."""
+        """The URLs of uploads by name."""
         found: dict[str, str] = self.page.evaluate(
             "Object.fromEntries(manager.uploads.map((upload) => [upload.name, upload.url]))"
         )
@@ -159,7 +159,7 @@ class UploadPage:
         return [method for method, _ in self.requests]
 
     def offsets(self) -> list[int]:
-        """Those of the PATCH requests, in their order."""
+        """The offsets of the PATCH requests, in order."""
         return [
             int(headers["upload-offset"]) for method, headers in self.requests if method == "PATCH"
         ]

@@ -286,7 +286,7 @@ def test_long_uploads_with_tokens_that_live_two_seconds(
 def test_a_reload_beyond_the_life_of_the_token(
     page: UploadPage, short_lived: ServerProcess, make_source: MakeSource
 ) -> None:
-    """What is in IndexedDB is renewed within the grace period: the page has no access token any more."""
+    """The stored upload token is renewed within the grace period, as the page has no access token any more."""
     source = make_source(4 * MIB)
     with FaultProxy(short_lived.address, default=STALLING) as proxy:
         begin(page, short_lived, proxy, source)

@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """What the endpoint answers. body: text as it is sent, or an object that is sent as JSON. hold: waits for it first."""
+    """A response of the endpoint. body: text, or an object that is sent as JSON. hold: event to wait for first."""
 
     status: int = 200
     body: str | bytes | Document = "{}"
@@ -38,7 +38,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Call:
-    """One request that the endpoint got. headers: names in lower case. connection: the client's port."""
+    """One request to the endpoint. headers: names in lower case. connection: the client's port."""
 
     path: str
     headers: Mapping[str, str]
@@ -130,7 +130,7 @@ class Endpoint:
             self._scripts[event_type] = list(replies)
 
     def forget(self) -> None:
-        """As it was in the beginning."""
+        """Remove all recorded calls and scripts."""
         with self._news:
             self.calls.clear()
             self._scripts.clear()

@@ -53,12 +53,12 @@ class Scripts:
         self.write(name, f"cat <<'END'\n{json.dumps(answer)}\nEND")
 
     def clear(self) -> None:
-        """As it was in the beginning."""
+        """Remove all scripts and notes."""
         for path in (*self.directory.iterdir(), *self.notes.iterdir()):
             path.unlink()
 
     def note(self, name: str) -> str:
-        """What a script wrote; waits until it is there and has a line."""
+        """Wait for the first line that a script writes; its output."""
         path = self.notes / name
         wait_until(lambda: path.exists() and path.read_text().endswith("\n"), name, 30)
         return path.read_text()
@@ -398,7 +398,7 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended and was not asked for yet does not)."""
+    """True if a process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -43,7 +43,7 @@ def logged(tus: Tus, pattern: str) -> None:
 
 
 def errors_of(tus: Tus, event_type: str) -> int:
-    """How many failures of hooks the server's metrics count for events of a type."""
+    """The number of failed hooks for events of a type, by the server's metrics."""
     text = tus.request("GET", "/metrics").text
     found = re.search(
         rf'^tusd_hook_errors_total{{hooktype="{event_type}"}} (\d+)', text, re.MULTILINE

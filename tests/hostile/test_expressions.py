@@ -26,7 +26,7 @@ from tests.conftest import MakeServer
 from tests.hostile.expressions import Expression, header_fields, in_source, modules
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, merged, metadata
-from tests.support.wire import Connection, head_bytes
+from tests.support.wire import Connection, ConnectionEnded, head_bytes
 from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
@@ -58,7 +58,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
     "tusd_py.storage.base._is_ordinary_id": ("",),
     "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
-    "tusd_py.storage.file.unpublished._NAME": ("", "a.1-0-", "a.1"),
+    "tusd_py.storage.file.removal._NAME": ("", "a.1-0-", "a.1"),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (
@@ -325,6 +325,21 @@ def test_header_fields_are_read_in_linear_time(guarded: Tus, field: str) -> None
         most = MOST_SECONDS_OF_A_REQUEST * len(requests)
         assert took < most, f"{field}: {value[:40]!r}... takes {took:.2f} s"
     assert "Traceback" not in guarded.server.log()
+
+
+def test_fields_that_are_repeated_are_read_in_linear_time(make_server: MakeServer) -> None:
+    """`Host` once took the square of their number."""
+    server = make_server("--max-header-size", "1MiB")
+    for field in ("host", "origin", "connection", "upload-token", "x"):
+        line = f"{field}:\r\n".encode()
+        head = b"POST /files/ HTTP/1.1\r\nHost: a\r\n" + line * (700_000 // (len(line) + 4))
+        before = server.processor_seconds()
+        with Connection(server.address) as connection:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(head + b"\r\n")
+            with suppress(ConnectionResetError, ConnectionEnded):
+                assert 400 <= connection.read_response("POST").status < 500
+        assert server.processor_seconds() - before < 3, field
 
 
 @pytest.mark.parametrize("pump", ["a", "/", "%2f", "../", "%2e%2e/", "%", ";", "a?", "%00", "\xe9"])

@@ -144,7 +144,7 @@ class Fuzzer:
         return method, target, "\r\n".join([*lines, "", ""]).encode("latin-1") + framed
 
     def sizes(self) -> dict[str, int]:
-        """How many bytes every upload has, on disk."""
+        """The sizes of all uploads on disk."""
         found = {}
         for name in self.tus.data_files():
             with suppress(FileNotFoundError):

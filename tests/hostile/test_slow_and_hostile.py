@@ -440,7 +440,7 @@ TRICKLING = 1000
 
 @pytest.fixture
 def many_files() -> None:
-    """As many descriptors as the system lets us have, for us and the servers that we start."""
+    """Raise the limit of descriptors as far as possible, for the tests and their servers."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -114,7 +114,7 @@ def test_R3_an_append_that_contradicts_the_length(newest: Ietf) -> None:
 
 
 def test_R3_an_upload_that_ends_before_its_length(newest: Ietf) -> None:
-    """Its body has no Content-Length, so only its end tells."""
+    """Its body has no Content-Length, so the server notices only at its end."""
     path = newest.new(10)
     with newest.connect() as connection:
         fields = newest.append_headers(0, True, {"Transfer-Encoding": "chunked"})

@@ -62,7 +62,7 @@ async def test_T38_without_redis_a_newcomer_is_heard(
 async def test_an_epoch_that_cannot_be_read_keeps_nobody_else_out(
     redis_server: RedisServer, make_shared: MakeShared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a process has no descriptor left between the lock of the byte and the second look at the epoch."""
+    """This happens if a process runs out of descriptors between locking the byte and reading the epoch again."""
     here, there = await make_shared(), await make_shared()
     redis_server.kill9()
     read, looks = Epochs.read, iter(range(2))

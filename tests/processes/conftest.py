@@ -38,7 +38,7 @@ class Workers:
 
 
 def is_server(pid: int) -> bool:
-    """Whether a process runs, and is one of a server's."""
+    """True if a process runs and belongs to a server."""
     try:
         return b"tusd_py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

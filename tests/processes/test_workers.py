@@ -24,7 +24,7 @@ def content(size: int, seed: int) -> bytes:
 
 
 def requests_by(workers: Workers) -> int:
-    """How many processes have a connection of ours after a few were opened."""
+    """The number of processes that have accepted a connection after several were opened."""
     before = {pid: _sockets(pid) for pid in workers.pids()}
     connections = [workers.tus.connect() for _ in range(60)]
     for connection in connections:

@@ -23,7 +23,7 @@ from tusd_py.redis import Keys
 
 
 def is_to_be_repeated(response: Response) -> bool:
-    """Whether a client waits and asks again."""
+    """True if a client waits and asks again."""
     return response.status == 423 and int(response["Retry-After"]) > 0
 
 

@@ -162,7 +162,7 @@ def test_T39_a_holder_that_does_not_let_go_in_time_is_423(
         for response in (tus.head(path), tus.patch(path, 0, b"hello"), tus.delete(path)):
             assert response.status == 423
             assert response["Tus-Resumable"] == "1.0.0"
-        recorder.let_go()
+        recorder.release()
         assert patch.response().status == 204
     assert tus.offset(path) == 5
 

@@ -48,7 +48,7 @@ def test_whoever_is_writing_goes_on(make_server: MakeServer, flags: tuple[str, .
 
 
 def test_a_head_ends_it(tus: Tus) -> None:
-    """What watching is for."""
+    """The reason for watching."""
     path = tus.new(2 * len(PIECE))
     with tus.begin_patch(path, 0, 2 * len(PIECE), PIECE) as patch:
         patch.wait_stored()

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def attempt(parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ProtocolError:
-    """What ``parse`` returns, or the refusal that it raises. Any other exception fails the test."""
+    """The result of ``parse``, or the refusal that it raises. Any other exception fails the test."""
     try:
         return parse(*args, **kwargs)
     except ProtocolError as refusal:

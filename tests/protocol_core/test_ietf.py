@@ -301,7 +301,7 @@ def test_anything_is_parsed_or_refused(
 
 
 def metadata_reads_back(made: Creation) -> bool:
-    """Whether the field that stands in the record has the same pairs, as far as keys can be written."""
+    """True if the recorded field has the same pairs, for keys that can be written."""
     return (
         dict(made.metadata)
         == tus.parse_creation(

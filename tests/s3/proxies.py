@@ -264,7 +264,7 @@ class FaultProxy(HttpProxy):
 
     @property
     def pending(self) -> int:
-        """How many planned faults were not met yet."""
+        """The number of planned faults that have not occurred yet."""
         with self._lock:
             return sum(map(len, self._planned.values()))
 

@@ -181,7 +181,7 @@ class Versitygw(S3Server):
 
 
 def _go_bin() -> Path:
-    """Where `go install` puts programs."""
+    """The directory in which `go install` puts programs."""
     return Path(
         os.environ.get("GOBIN") or Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
     )
@@ -209,7 +209,7 @@ def server(kind: Kind, directory: Path) -> S3Server:
 
 
 def is_installed(kind: Kind) -> bool:
-    """Whether the program of a kind is here."""
+    """True if the program of a kind is installed."""
     if kind == "seaweedfs":
         return (Path(sysconfig.get_path("scripts")) / "weed").exists()
     return bool(shutil.which("versitygw") or shutil.which("versitygw", path=str(_go_bin())))

@@ -68,7 +68,7 @@ async def until(condition: Callable[[], bool], what: str, timeout: float = PATIE
 
 
 class Log:
-    """What has been logged, by the names of events."""
+    """The logged events by name."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG, "tusd_py")

@@ -30,7 +30,7 @@ class Holder:
         self._said = ""
 
     def url(self) -> str:
-        """What it says; waits for it."""
+        """Wait for the URL that it prints."""
         if not self._said:
             assert self.process.stdout is not None
             self._said = self.process.stdout.readline().decode().strip()

@@ -92,7 +92,7 @@ def pid(state: EmbeddedRedis) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    """True if a process runs (a zombie does not)."""
     try:
         return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -109,7 +109,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def wait_for_file(redis: redis.Redis) -> None:
-    """What was changed is written at once, unless the disk is at work just then."""
+    """Wait until a change is in the file: it is written at once unless the disk is busy."""
     wait_until(lambda: not redis.info("persistence")["aof_buffer_length"], "the file")
 
 
@@ -147,7 +147,7 @@ def test_a_server_for_us_alone(
 
 
 def listening(pid: int) -> str:
-    """What the sockets are on which a process listens."""
+    """The addresses on which a process listens."""
     inodes: set[str] = set()
     for each in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -358,7 +358,7 @@ async def test_a_server_that_dies_is_started_again_and_nothing_is_lost(
 
 
 async def answer(redis_client: RedisClient) -> object:
-    """What is kept, as soon as Redis tells."""
+    """The stored value, as soon as Redis responds."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(RedisUnavailable):
@@ -701,7 +701,7 @@ def test_whatever_happened_to_the_data_it_starts(
 def test_data_stay_where_no_server_would_start_without_them_either(
     engine: Kind, tmp_path: Path, embedded: Places, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
-    """It is not their fault."""
+    """The data is not the reason."""
     state = embedded(tmp_path)
     with client(state.start()) as redis:
         redis.set("a", 1)

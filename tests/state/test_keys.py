@@ -43,7 +43,7 @@ def test_keys_that_one_script_uses_are_in_one_slot() -> None:
 
 
 def tag(name: str) -> str:
-    """What a cluster looks at: what is between the first brace and the next."""
+    """The hash tag, by which a cluster chooses the slot: the text between the first braces."""
     return name[name.index("{") + 1 : name.index("}")]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tusd_py.storage.file import disk_waits
 from tusd_py.storage.file.disk import SLOW_SECONDS, Disk
 from tusd_py.storage.file.disk_waits import WaitClock
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 
 LONG = 3 * SLOW_SECONDS
 
@@ -50,9 +50,8 @@ def quick() -> None:
 async def inline(disk: Disk, operation: Callable[[], None]) -> None:
     """Runs an operation in the event loop."""
     await disk.change(quick)
-    began = time.monotonic()
-    operation()
-    disk.observe_change(began)
+    with disk.observed():
+        operation()
 
 
 async def helper(disk: Disk, operation: Callable[[], None]) -> None:
@@ -79,7 +78,7 @@ async def test_a_thread_without_a_processor_is_no_slow_disk(
 
     await way(disk, preempted)
     await disk.change(quick)
-    assert disk.is_quick()
+    assert disk._changes.quick_at > float("-inf")
 
 
 @WAYS
@@ -92,7 +91,7 @@ async def test_a_wait_for_the_disk_is_one_though_the_machine_is_busy(
 
     await way(disk, waits)
     await disk.change(quick)
-    assert not disk.is_quick()
+    assert disk._changes.quick_at == float("-inf")
 
 
 def test_what_was_lacked_before_an_operation_does_not_count_for_it(kernel: Kernel) -> None:

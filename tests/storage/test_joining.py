@@ -15,7 +15,7 @@ from tusd_py.locks.base import UNFENCED
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.storage.base import Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file import joining
-from tusd_py.storage.file.copying import copy_some
+from tusd_py.storage.file.joining import copy_some
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.service import Uploads

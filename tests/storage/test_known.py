@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.conftest import MakeServer
 from tests.support.tus import Tus, id_of, path_of
 from tusd_py.locks.base import UNFENCED
 from tusd_py.protocol import metadata
-from tusd_py.storage.base import Upload, UploadInfo
+from tusd_py.storage.base import StorageError, Upload, UploadInfo
 from tusd_py.storage.file import record_cache as known
 from tusd_py.storage.file.store import FileStore
 
@@ -59,7 +61,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore
     """A store with a small cache that has written no upload itself."""
     monkeypatch.setattr(known, "_MAX_BYTES", MOST * known.size_of(UploadInfo(id="00", length=1)))
     store = FileStore(tmp_path)
-    store.open()
+    store.open("shared")
     yield store
     store.close()
 
@@ -113,6 +115,41 @@ async def test_a_record_that_had_just_changed_is_looked_at_again(
     )
     assert (await store.load("a")).info.finished_at == 1_732_690_123.5
     other.close()
+
+
+async def test_a_process_that_has_the_directory_to_itself_knows_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the file's times do not change: a record that was read before a finish does not replace the finished one."""
+    monkeypatch.setattr(known, "_signature", lambda status: (status.st_ino, status.st_size, 0, 0))
+    monkeypatch.setattr(known, "_ending_of", lambda path, size: pytest.fail("it was read again"))
+    store = FileStore(tmp_path)
+    store.open()
+    upload = await store.create(UploadInfo(id="a", length=0, created_at=1_700_000_000.0))
+    assert not (await store.load("a")).finished
+    finished = upload.with_info(finished_at=1_732_690_123.5).info
+    await store.finish(finished, sync=False, fence=UNFENCED)
+    assert (await store.load("a")).finished
+    # A reader in another thread that is late.
+    store._known.remember(upload.info, (tmp_path / "a.info").stat(), read_at=time.time_ns())
+    assert (await store.load("a")).finished
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "lost")
+
+    upload = await store.create(UploadInfo(id="b", length=0, created_at=1_700_000_000.0))
+    monkeypatch.setattr(store._syncs, "sync", fail)
+    monkeypatch.setattr(store, "_sync_data", _nothing)
+    with pytest.raises(StorageError):
+        await store.finish(
+            upload.with_info(finished_at=1_732_690_123.5).info, sync=True, fence=UNFENCED
+        )
+    assert not (await store.load("b")).finished
+    store.close()
+
+
+async def _nothing(*_: object, **__: object) -> None:
+    """Succeed."""
 
 
 async def test_one_that_was_left_alone_is_not(

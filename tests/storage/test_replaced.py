@@ -103,7 +103,7 @@ async def replaced(store: FileStore, upload: Upload) -> None:
 
 
 async def test_a_download_is_not_of_another_upload_that_has_the_id_by_now(store: FileStore) -> None:
-    """As where a hook is asked between the look at the upload and the opening of its file."""
+    """This happens if a hook runs between loading the upload and opening its file."""
     upload = await stored(store, new("x", b"mine, of that len"), b"mine, of that len")
     (await store.open_reader(upload)).close()
     await replaced(store, upload)

@@ -13,8 +13,7 @@ from tests.support.privileges import OBEYING_PERMISSIONS
 from tests.support.tus import Tus, checksum, id_of
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.locks.epochs import FIRST, Epochs
-from tusd_py.locks.fence import ChangeFence
-from tusd_py.locks.ofd import OfdLocks
+from tusd_py.locks.ofd import ChangeFence, OfdLocks
 from tusd_py.storage.base import StorageError, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file.losses import Losses
 from tusd_py.storage.file.markers import ChunkMarkers

@@ -32,11 +32,11 @@ class Recorder:
         self.env = {"RECORD_EVENTS": str(self.file), "HOLD_PRE_FINISH": str(self.hold)}
 
     def hold_pre_finish(self) -> None:
-        """From now on pre-finish does not return before :meth:`let_go`."""
+        """Hold every pre-finish until :meth:`release`."""
         os.mkfifo(self.hold)
 
-    def let_go(self) -> None:
-        """End one pre-finish that is being held (waits for it), and hold no others."""
+    def release(self) -> None:
+        """Wait for a held pre-finish, let it return, and hold no others."""
         self.hold.write_bytes(b"go")
         self.hold.unlink()
 
@@ -51,7 +51,7 @@ class Recorder:
         ]
 
     def types(self, upload: str) -> list[str]:
-        """The kinds of events of one upload, in order."""
+        """The types of one upload's events, in order."""
         return [event.type for event in self.events() if event.upload == upload]
 
     def wait_for(self, kind: str, upload: str) -> None:

@@ -31,7 +31,7 @@ WAIT = 60.0
 
 @dataclass(frozen=True)
 class Way:
-    """What happens to the bytes in one direction. Counts are of bytes since the connection began.
+    """The plan for the bytes in one direction. Counts are of bytes since the connection began.
 
     ``delay``: seconds that every block is late. ``rate``: bytes per second. ``cut_after``: exactly
     so many bytes pass, then the whole connection ends on both sides, in the manner of ``cut``.
@@ -49,7 +49,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one connection."""
+    """The plan for one connection."""
 
     up: Way = Way()
     down: Way = Way()
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(eq=False)
 class Link:
-    """One connection through the proxy, and what became of it."""
+    """One connection through the proxy, and events about its fate."""
 
     plan: Plan
     up_bytes: int = 0
@@ -70,7 +70,7 @@ class Link:
     _loop: asyncio.AbstractEventLoop | None = None
 
     def release(self) -> None:
-        """Let a stalled direction go on."""
+        """Resume a stalled direction."""
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._released.set)
 
@@ -88,7 +88,7 @@ class FaultProxy:
     """Listens on a port of its own and passes every connection on to ``target``."""
 
     def __init__(self, target: tuple[str, int], default: Plan | None = None) -> None:
-        """``default``: the plan of connections for which none was given by :meth:`plan`."""
+        """``default``: the plan of connections without one from :meth:`plan`."""
         self.target = target
         self.default = default or Plan()
         self.links: list[Link] = []
@@ -232,7 +232,7 @@ class FaultProxy:
     async def _obey(
         self, way: Way, passed: int, source: socket.socket, sink: socket.socket, link: Link
     ) -> int:
-        """Do what is due after ``passed`` bytes; how many more may pass now (0: no more ever)."""
+        """Apply the plan after ``passed`` bytes; return how many more may pass now (0: none ever)."""
         if way.cut_after == passed:
             await _flushed(sink)
             if way.cut == "rst":

@@ -34,7 +34,7 @@ class Ietf:
     # -- the fields of requests and responses --------------------------------------------------
 
     def marks(self) -> dict[str, str]:
-        """What every request of the version carries."""
+        """The header fields of every request in this version."""
         return {} if self.version is None else {"Upload-Draft-Interop-Version": str(self.version)}
 
     def complete(self, value: bool) -> dict[str, str]:
@@ -51,7 +51,7 @@ class Ietf:
         return merged(base, extra)
 
     def is_complete(self, response: Response) -> bool:
-        """What a response says about completeness; fails unless it says it in the words of the version."""
+        """The completeness that a response states; fails unless it uses the field of this version."""
         if self.version == 3:
             assert "Upload-Complete" not in response
             return {"?0": True, "?1": False}[response["Upload-Incomplete"]]
@@ -145,7 +145,7 @@ class Ietf:
 
 
 def announced(connection: Connection) -> Response:
-    """The next interim response, which tells where the upload is."""
+    """The next interim response, which has the upload's URL."""
     interim = connection.read_any()
     assert interim.status == 104, interim
     assert "Location" in interim

@@ -6,9 +6,9 @@ import socket
 
 
 def reserve(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
-    """A socket that is bound and never listens: who connects is refused, and no other program is given the port.
+    """A bound socket that never listens: connections are refused, and no other program gets the port.
 
-    Who sets SO_REUSEADDR, as servers do, may listen on it all the same. Close it. Raises OSError.
+    A server that sets SO_REUSEADDR can still listen on it. The caller closes it. Raises OSError.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     holder = socket.socket(family, socket.SOCK_STREAM)

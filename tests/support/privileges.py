@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 OBEYING_PERMISSIONS = (sys.executable, str(Path(__file__).resolve()))
-"""What to put before a command."""
+"""The prefix of a command."""
 
 _PR_CAPBSET_DROP = 24
 _CAP_DAC_OVERRIDE = 1

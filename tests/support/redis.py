@@ -36,7 +36,7 @@ START_TIMEOUT = 60.0
 
 
 def binary(kind: Kind) -> str:
-    """The program of a kind. Fails where it is missing, and says what to install."""
+    """The program of a kind. Fails with an instruction if it is missing."""
     if kind == "redis":
         command = shutil.which("redis-server")
         assert command, "redis-server is missing (Debian, Ubuntu: apt install redis-server)"
@@ -59,7 +59,7 @@ def free_port() -> int:
 class RedisServer:
     """A server process with its data in `directory`, on a unix socket there or on a TCP port.
 
-    What is given as `options` is appended to its command line. `url` is how to reach it. A restart
+    `options` are appended to its command line. `url` is its address. A restart
     keeps the address; data survive a restart if `persistent` (append-only file, every write
     synced), and are gone otherwise.
     """
@@ -110,12 +110,12 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """After an end or not: start it (again) at the same address."""
+        """Stop it if it runs, and start it at the same address."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """From now on it takes connections (the system does) and never answers."""
+        """Stop its process: the system still accepts connections, but it does not answer."""
         self.process.send_signal(signal.SIGSTOP)
         # The signal has arrived when the system says so; before, a command may still be answered.
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
@@ -138,7 +138,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """With the password, if there is one."""
+        """Its URL, with the password if there is one."""
         secret = f":{quote(self.password, safe='')}@" if self.password else ""
         if self.socket is not None:
             return f"unix://{secret}{quote(self.socket)}"
@@ -162,13 +162,13 @@ class RedisServer:
 
     @property
     def client(self) -> redis.Redis:
-        """A client that blocks, for arranging and looking; its answers are bytes."""
+        """A blocking client for tests; it returns bytes."""
         if self._client is None:
             self._client = self.new_client()
         return self._client
 
     def new_client(self) -> redis.Redis:
-        """Another client; the caller closes it. It never repeats a command."""
+        """Another client, which never repeats a command; the caller closes it."""
         return redis.Redis.from_url(
             self.url,
             socket_timeout=60,
@@ -187,13 +187,13 @@ class RedisServer:
         self.command("CONFIG", "SET", name, value)
 
     def reset_counts(self) -> None:
-        """From now on `counts` counts from 0."""
+        """Reset `counts` to 0."""
         self.command("CONFIG", "RESETSTAT")
 
     def counts(self) -> dict[str, int]:
-        """How often each command was carried out, by INFO commandstats; names are lower case.
+        """The number of executions of each command, by INFO commandstats; names are lower case.
 
-        Commands of scripts are counted too, as Redis does. Our own are left out.
+        Commands of scripts are included, those of this class are not.
         """
         info = self.client.execute_command("INFO", "commandstats")
         found: dict[str, int] = {}
@@ -205,9 +205,9 @@ class RedisServer:
 
     @contextlib.contextmanager
     def monitor(self) -> Generator[list[str]]:
-        """A list of the commands that clients send in the meantime, with spaces between their parts.
+        """A list of the commands that clients send during the block, with spaces between their parts.
 
-        It is complete at the end of the block. What scripts run is not in it.
+        It is complete at the end of the block. Commands of scripts are not included.
         """
         client = self.new_client()
         self.command("PING")
@@ -246,7 +246,7 @@ class RedisServer:
         return command + self.options
 
     def _reserved_port(self) -> int:
-        """One that nobody else is given for as long as there is this object."""
+        """Reserve a port for the lifetime of this object."""
         holder = ports.reserve()
         weakref.finalize(self, holder.close)
         port: int = holder.getsockname()[1]

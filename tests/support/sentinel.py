@@ -19,7 +19,7 @@ _PASSWORD = "secret-of-redis"
 
 
 class Sentinel:
-    """One Sentinel. down_after: seconds without an answer after which it takes the primary for dead."""
+    """One Sentinel. down_after: seconds without a response after which it considers the primary dead."""
 
     def __init__(self, directory: Path, primary: RedisServer, *, down_after: float) -> None:
         holder = ports.reserve()
@@ -45,7 +45,7 @@ class Sentinel:
         self.client = redis.Redis(port=self.port, socket_timeout=30)
 
     def primary_port(self) -> int | None:
-        """Of the server that it takes for the primary; None if it cannot be asked yet."""
+        """The port of the primary according to it; None if it does not answer yet."""
         try:
             found = self.client.sentinel_get_master_addr_by_name(SERVICE)
         except redis.RedisError:
@@ -53,7 +53,7 @@ class Sentinel:
         return int(found[1]) if isinstance(found, tuple) else None
 
     def replicas(self) -> int:
-        """How many replicas it knows."""
+        """The number of replicas that it knows."""
         try:
             return len(self.client.sentinel_slaves(SERVICE))
         except redis.RedisError:
@@ -113,12 +113,12 @@ class Watched:
 
     @property
     def url(self) -> str:
-        """The first Sentinel that it names is not there."""
+        """A URL whose first Sentinel does not exist."""
         sentinels = f"127.0.0.1:1,127.0.0.1:{self.sentinel.port}"
         return f"redis+sentinel://:{_PASSWORD}@{sentinels}/{SERVICE}/0"
 
     def wait_for_failover(self) -> None:
-        """Until the replica is the primary and takes writes."""
+        """Wait until the replica is the primary and accepts writes."""
 
         def took_over() -> bool:
             return self.sentinel.primary_port() == self.second.port and b"role:master" in _info(

@@ -34,7 +34,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 60.0
 
 WITHOUT_DIRECT_BODIES = bool(os.environ.get("TEST_WITHOUT_DIRECT_BODIES"))
-"""Whether large bodies take the other way in this run of the tests; those about the one way then have nothing to look at."""
+"""Whether direct bodies are disabled in this run of the tests; tests of direct bodies are then skipped."""
 
 _URL = re.compile(r"Uploads at (\S+)")
 
@@ -43,11 +43,11 @@ started: list[ServerProcess] = []
 
 
 class ServerFailed(AssertionError):
-    """The server ended, or did not say in time what was waited for. Carries its log."""
+    """The server ended, or the expected line did not come in time. Contains its log."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A server's environment: ours without ``TUSD_…``, so that a developer's does not leak."""
+    """The environment of a server: that of the tests without ``TUSD_…``."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("TUSD_")}
     paths = [str(ROOT), str(ROOT / "hooks"), str(ROOT / "workers"), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -99,12 +99,12 @@ class ServerProcess:
         self._readers: list[threading.Thread] = []
         self._news = threading.Condition()
         self._mark = 0
-        self._let_port_go: Callable[[], object] = lambda: None
+        self._release_port: Callable[[], object] = lambda: None
 
     # -- starting and ending -------------------------------------------------------------------
 
     def launch(self) -> Self:
-        """Start the process and do not wait for anything (for servers that shall fail)."""
+        """Start the process without waiting (for servers that shall fail)."""
         assert self._process is None or self._process.poll() is not None, "is still running"
         self._process = subprocess.Popen(
             [
@@ -141,11 +141,11 @@ class ServerProcess:
         self.launch()
         self.url = self._wait_for_url(mark, timeout)
         self.port = urlsplit(self.url).port or self.port
-        self._let_port_go()
+        self._release_port()
         return self
 
     def kill9(self) -> None:
-        """SIGKILL, and wait for the end: nothing in the server gets a chance to tidy up."""
+        """Send SIGKILL, and wait for the end."""
         self.process.kill()
         self._ended(STOP_TIMEOUT)
 
@@ -154,12 +154,12 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def terminate(self, timeout: float = STOP_TIMEOUT) -> int:
-        """SIGTERM; wait for the end; the exit code."""
+        """Send SIGTERM, wait for the end, and return the exit code."""
         self.process.terminate()
         return self._ended(timeout)
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
-        """Wait for the process to end by itself; the exit code."""
+        """Wait for the process to end by itself, and return the exit code."""
         return self._ended(timeout)
 
     def restart(self) -> Self:
@@ -167,14 +167,14 @@ class ServerProcess:
         return self.start()
 
     def close(self) -> None:
-        """End the process, whatever its state, within a moment."""
+        """End the process at once, whatever its state."""
         if self._process is None:
             return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
         self._ended(STOP_TIMEOUT)
-        self._let_port_go()
+        self._release_port()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -212,11 +212,11 @@ class ServerProcess:
         return (self.host, self.port)
 
     def log(self) -> str:
-        """All that the server has said, standard output first."""
+        """The server's standard output and standard error."""
         return "\n".join([*self.output, *self.lines])
 
     def mark_lines(self) -> None:
-        """What comes from now on is what :meth:`lines_since_mark` tells."""
+        """Set the start of :meth:`lines_since_mark`."""
         self._mark = len(self.lines)
 
     def lines_since_mark(self) -> list[str]:
@@ -240,19 +240,19 @@ class ServerProcess:
         return found
 
     def memory(self) -> int:
-        """Bytes of memory that the process has in use (proportional share, by smaps_rollup)."""
+        """Memory of the process in bytes (proportional share, by smaps_rollup)."""
         rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
         assert found is not None
         return int(found[1]) * 1024
 
     def processor_seconds(self) -> float:
-        """Seconds of the processor that the process has taken so far, in hundredths."""
+        """Processor time of the process in seconds, with a resolution of 10 ms."""
         stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
     def open_sockets(self) -> int:
-        """How many descriptors of the process are sockets."""
+        """The number of the process's descriptors that are sockets."""
         fds = Path(f"/proc/{self.pid}/fd")
         count = 0
         for fd in fds.iterdir():
@@ -271,7 +271,7 @@ class ServerProcess:
     # -- inside --------------------------------------------------------------------------------
 
     def _listening(self) -> tuple[str, ...]:
-        """Where to listen, unless the flags name a Unix socket."""
+        """Flags for the address, unless the flags name a Unix socket."""
         if "--unix-sock" in self.flags:
             return ()
         return ("--host", self.host, "--port", str(self.port))
@@ -325,9 +325,9 @@ class ServerProcess:
         return code
 
     def _keep_port(self) -> None:
-        """Until it listens again, its port is given to nobody else."""
-        self._let_port_go()
+        """Reserve its port until it listens again."""
+        self._release_port()
         if self.port and self._listening():
             with suppress(OSError):
                 holder = ports.reserve(self.host, self.port)
-                self._let_port_go = weakref.finalize(self, holder.close)
+                self._release_port = weakref.finalize(self, holder.close)

@@ -21,7 +21,7 @@ def sha256(data: bytes) -> Checksum:
 
 
 async def write_all(writer: Writer, *pieces: bytes) -> None:
-    """Write each piece, waiting where the writer wants that."""
+    """Write each piece, and wait if the writer asks for it."""
     for piece in pieces:
         rest = writer.write(memoryview(piece))
         if rest is not None:
@@ -31,7 +31,7 @@ async def write_all(writer: Writer, *pieces: bytes) -> None:
 async def append(
     store: Store, upload: Upload, *pieces: bytes, content: Content = PLAIN, fence: Fence = UNFENCED
 ) -> Upload:
-    """Append bytes as a request does; return the upload as it is then."""
+    """Append bytes as a request does; return the upload."""
     writer = await store.open_writer(upload, content, fence=fence)
     try:
         await write_all(writer, *pieces)

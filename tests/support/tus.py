@@ -176,13 +176,13 @@ class Tus:
         return path
 
     def offset(self, path: str) -> int:
-        """What HEAD says; fails unless it is 200."""
+        """The offset in the response to HEAD; fails unless that is 200."""
         response = self.head(path)
         assert response.status == 200, response
         return int(response["Upload-Offset"])
 
     def stored(self, path: str) -> bytes:
-        """The bytes in the data file, as they lie on disk."""
+        """The bytes in the data file."""
         return self.server.data_file(id_of(path)).read_bytes()
 
     def data_files(self) -> list[str]:
@@ -204,7 +204,7 @@ class Tus:
         sent: bytes = b"",
         headers: Extra | None = None,
     ) -> OpenPatch:
-        """A PATCH whose body is not all there yet (``body_length`` None: a chunked one)."""
+        """Begin a PATCH whose body is incomplete (``body_length`` None: chunked)."""
         return OpenPatch(self, path, offset, body_length=body_length, sent=sent, headers=headers)
 
 
@@ -244,14 +244,14 @@ class OpenPatch:
         self.received_to += len(data)
 
     def wait_stored(self, timeout: float = TIMEOUT) -> None:
-        """Wait until all that was sent so far lies in the data file (without asking the server).
+        """Wait until all sent bytes are in the data file (without asking the server).
 
         Only for uploads whose bytes go to the file as they come.
         """
         wait_for_size(self.tus.server, self.path, self.received_to, timeout)
 
     def wait_stored_in_part(self) -> None:
-        """Wait until some of it lies in the data file, as of more than a MiB does whatever counts of it."""
+        """Wait until some of the bytes are in the data file, as happens for bodies larger than a MiB."""
         wait_for_size(self.tus.server, self.path, self.offset + 1)
 
     def response(self) -> Response:
@@ -270,7 +270,7 @@ class OpenPatch:
 def wait_for_size(server: ServerProcess, path: str, size: int, timeout: float = TIMEOUT) -> None:
     """Wait until an upload's data file has (at least) ``size`` bytes.
 
-    A file tells nobody that it grew, so this looks again and again, a millisecond apart.
+    Nothing signals that a file grew, so this polls every millisecond.
     """
     file = server.data_file(id_of(path))
     wait_until(lambda: file.exists() and file.stat().st_size >= size, f"{size} bytes", timeout)

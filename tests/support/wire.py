@@ -28,7 +28,7 @@ class ConnectionEnded(ConnectionError):
 
 
 class BadResponse(AssertionError):
-    """What arrived is not HTTP/1.1."""
+    """The response is not valid HTTP/1.1."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Connection:
     def half_close(self) -> None:
         """FIN in our direction; the server's direction stays open.
 
-        After a reset there is nothing left to end; reading tells.
+        Does nothing after a reset, which reading reports.
         """
         try:
             self.sock.shutdown(socket.SHUT_WR)
@@ -165,7 +165,7 @@ class Connection:
     ) -> Response:
         """A whole request at once (``Content-Length`` is added where there is a body).
 
-        The server may answer and close while we still send: the answer is read all the same.
+        If the server answers and closes before everything is sent, the response is read anyway.
         """
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
         names = {name.lower() for name, _ in pairs}
@@ -200,21 +200,21 @@ class Connection:
         return Response(status, reason, headers, self._read_body(method, response))
 
     def read_to_end(self) -> bytes:
-        """Everything until the server's FIN. Fails by time-out when there is none."""
+        """Everything up to the server's FIN. Fails with a timeout without one."""
         while self._receive():
             pass
         data, self._buffer = self._buffer, b""
         return data
 
     def ended(self) -> bool:
-        """Wait for the server's FIN or RST: True when it comes with nothing before it."""
+        """Wait for the server's FIN or RST: True if no byte comes before it."""
         try:
             return self.read_to_end() == b""
         except ConnectionResetError:
             return True
 
     def silent_for(self, seconds: float) -> bool:
-        """True if neither bytes nor an end arrive for so long. (For proving an absence only.)"""
+        """True if neither bytes nor an end arrive for `seconds`. (Only to prove an absence.)"""
         if self._buffer:
             return False
         before = self.sock.gettimeout()

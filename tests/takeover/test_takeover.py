@@ -243,7 +243,7 @@ def test_nothing_is_left_in_the_old_queues(taken: Taken) -> None:
 
 
 def test_a_killed_server_is_replaced_at_once(make_server: MakeServer, tmp_path: Path) -> None:
-    """Its locks have not run out yet, and bodies of requests have stopped in their midst."""
+    """Its locks have not expired yet, and bodies of requests are incomplete."""
     with RedisServer(tmp_path / "redis") as redis, Endpoint() as endpoint:
         FIXTURE.lay_out(tmp_path / "uploads", redis.client, age=0.0)
         env = settings(redis, endpoint)

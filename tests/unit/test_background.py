@@ -102,7 +102,7 @@ def test_work_that_is_done_once_is_logged_when_it_fails(caplog: pytest.LogCaptur
 
 
 def test_leases_are_renewed_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an example of those who use it: leases that nobody renews any more would be lost one by one."""
+    """An example of a permanent task: without it leases would be lost one by one."""
     rounds = 0
     again = asyncio.Event()
 

@@ -45,7 +45,7 @@ async def store(tmp_path: Path) -> AsyncIterator[FileStore]:
 
 
 def open_files(store: FileStore) -> list[str]:
-    """What this process has open of uploads' bytes."""
+    """The data files that this process has open."""
     links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
     return [path for path in map(_target, links) if path == f"{store.root}/x"]
 

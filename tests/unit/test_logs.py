@@ -32,7 +32,7 @@ shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, He
 
 
 class Captured:
-    """What was logged since it was last asked for."""
+    """Lines logged since the last call."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture

@@ -225,7 +225,7 @@ class Paced:
 
 
 class Pauses(threading.Event):
-    """Those of a reader, by which its loop's clock is moved on."""
+    """Pauses of a reader, by which its loop's clock is advanced."""
 
     def __init__(self, paced: Paced) -> None:
         super().__init__()

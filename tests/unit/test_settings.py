@@ -648,7 +648,7 @@ def test_child_processes_have_the_settings_of_the_server(tmp_path: Path) -> None
 
 
 class WithSecret(Settings, frozen=True):
-    """As settings to come will be."""
+    """Settings with a secret."""
 
     secret: SecretStr | None = declare(None, "Tokens", "Something that nobody shall see.")
 

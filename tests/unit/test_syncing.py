@@ -39,7 +39,7 @@ class Disk(Executor):
 
 
 class Calls:
-    """What the system was asked for: files by their names, and `*` for everything."""
+    """The requested syncs: files by name, and `*` for the whole file system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
@@ -145,7 +145,7 @@ async def test_a_group_never_covers_who_came_after_it_began(
 
 
 async def outcomes(tasks: list[asyncio.Task[None]]) -> list[bool]:
-    """Whether each was told that its bytes were lost."""
+    """For each call, whether it reported lost bytes."""
     found = await asyncio.gather(*tasks, return_exceptions=True)
     return [isinstance(outcome, BytesLost) for outcome in found]
 

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,8 +21,8 @@ from tusd_py.storage.base import StorageError, StorageFull
 from tusd_py.storage.file.buffers import BufferPool
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
-from tusd_py.storage.file.verified_writer import VerifiedFileWriter
+from tusd_py.storage.file.threads import Threads
+from tusd_py.storage.file.writers import VerifiedFileWriter
 
 MIB = 1024 * 1024
 WAIT = 60.0
@@ -46,7 +46,7 @@ class Held(Threads):
 
 
 class NoThreads(Threads):
-    """Where everything has to be done at once."""
+    """Threads whose use fails the test."""
 
     def __init__(self) -> None:
         self.executor = _NoExecutor()
@@ -58,14 +58,20 @@ class _NoExecutor(ThreadPoolExecutor):
 
 
 class SteadyDisk(Disk):
-    """One that is quick until it is said to be slow, however long anything takes on a busy machine."""
+    """A disk that counts as quick until the test calls it slow, however busy the machine is."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Threads | None = None) -> None:
         super().__init__(NoThreads())
         self.slow = False
+        self._slow_threads = threads or NoThreads()
 
-    def is_quick(self) -> bool:
-        return not self.slow
+    def write(
+        self, function: Callable[[memoryview], None], data: memoryview
+    ) -> Awaitable[None] | None:
+        if self.slow:
+            return self._slow_threads.run(function, memoryview(bytes(data)))
+        function(data)
+        return None
 
     async def change(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
@@ -265,14 +271,19 @@ async def test_what_fits_into_a_block_is_written_when_it_was_found_right(
 
 
 async def test_a_marker_stands_before_the_first_byte_of_a_longer_one(
-    tmp_path: Path, held: Held
+    tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added = Added(tmp_path, held, length=3 * MIB)
+    added = Added(tmp_path, threads, length=3 * MIB)
+    write, marked = DataFile.write, []
+
+    def note(file: DataFile, data: memoryview) -> None:
+        marked.append(added.marker.exists())
+        write(file, data)
+
+    monkeypatch.setattr(DataFile, "write", note)
     await added.add(content(MIB))
-    assert added.marker.exists()
-    assert added.stored() == b""
-    held.may.set()
     assert await added.is_right()
+    assert marked == [True]
     # It does not count yet.
     assert added.marker.exists()
     await added.close()
@@ -292,7 +303,7 @@ async def test_small_ones_need_no_thread(tmp_path: Path) -> None:
 async def test_a_marker_that_has_to_be_synced_is_made_in_a_thread(
     tmp_path: Path, threads: Threads, length: int | None
 ) -> None:
-    """Whether the chunk is small or large, and whether its checksum was announced."""
+    """This holds for small and large chunks, with and without a checksum in the header."""
     for announced in (None, sha256(content(length or 70_000))):
         added = Added(tmp_path, threads, length=length, announced=announced, marks_slowly=True)
         await added.add(content(length or 70_000))
@@ -446,7 +457,7 @@ async def test_what_comes_in_slowly_waits_for_what_a_thread_has(tmp_path: Path, 
 
 
 async def test_a_slow_disk_is_written_to_by_a_thread(tmp_path: Path, held: Held) -> None:
-    disk = SteadyDisk()
+    disk = SteadyDisk(held)
     added = Added(tmp_path, held, announced=sha256(b"onetwothree"), disk=disk)
     assert added.offer(b"one") is None
     disk.slow = True
@@ -512,7 +523,7 @@ async def test_a_marker_that_cannot_be_made_is_told_to_whoever_goes_on(
     added.writer.since = LONG_AGO
     assert blocks.acquire(added.writer) is None
     with pytest.raises(StorageError):
-        added.offer(content(1000), in_place=True)
+        await added.add(content(1000), in_place=True)
     added.marker.rmdir()
     await added.close()
     assert blocks.acquire(added.writer) is not None

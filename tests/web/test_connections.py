@@ -114,7 +114,7 @@ class TestPipelined:
             )
             sender.start()
             assert holding.options().status == 204
-            recorder.let_go()
+            recorder.release()
             answer = received(connection)
             sender.join()
         assert answer.count(b"HTTP/1.1 204 ") < 100
@@ -129,7 +129,7 @@ class TestPipelined:
         with holding.connect() as connection:
             connection.send(patch_bytes(holding, path, b"hello") + options_bytes(holding) * 10)
             recorder.wait_for("pre-finish", id_of(path))
-            recorder.let_go()
+            recorder.release()
             assert connection.read_response("PATCH")["Upload-Offset"] == "5"
             for _ in range(10):
                 assert connection.read_response("OPTIONS").status == 204
@@ -154,7 +154,7 @@ class TestPipelined:
             recorder.wait_for("pre-finish", id_of(path))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(behind)
-            recorder.let_go()
+            recorder.release()
             assert connection.read_response("PATCH")["Upload-Offset"] == "5"
             assert connection.read_response("OPTIONS").status == 204
             assert connection.read_response("GET").status == status
@@ -200,7 +200,7 @@ class TestHalfClosed:
             recorder.wait_for("pre-finish", id_of(path))
             # Enough for the server to learn of the end before it answers.
             assert tus.options().status == 204
-            recorder.let_go()
+            recorder.release()
             response = connection.read_response("PATCH")
             assert (response.status, response["Upload-Offset"]) == (204, str(size))
             assert connection.ended()
@@ -214,7 +214,7 @@ class TestHalfClosed:
             connection.send(patch_bytes(holding, path, b"hello") + options_bytes(holding) * 5)
             connection.half_close()
             recorder.wait_for("pre-finish", id_of(path))
-            recorder.let_go()
+            recorder.release()
             assert connection.read_response("PATCH").status == 204
             for _ in range(5):
                 assert connection.read_response("OPTIONS").status == 204
@@ -257,7 +257,7 @@ class TestHalfClosed:
             connection.send(patch_bytes(holding, other, b"x" * 100)[:-10])
             connection.half_close()
             recorder.wait_for("pre-finish", id_of(path))
-            recorder.let_go()
+            recorder.release()
             assert connection.read_response("PATCH")["Upload-Offset"] == "5"
             connection.read_to_end()
 

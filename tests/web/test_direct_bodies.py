@@ -24,7 +24,7 @@ def content(size: int = LARGE) -> bytes:
 
 
 def bodies(tus: Tus) -> dict[str, int]:
-    """How many bodies took which way."""
+    """The numbers of direct and of parsed bodies."""
     page = tus.request("GET", "/metrics").text
     return {
         way: int(float(n))

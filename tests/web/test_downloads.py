@@ -289,7 +289,7 @@ class TestTransfers:
         assert not any(" ERROR " in line for line in tus.server.lines)
 
     def test_a_file_that_became_shorter_is_told_by_the_connections_end(self, tus: Tus) -> None:
-        """Not part of any protocol, but of operating: a response must never seem whole."""
+        """An incomplete response must never look complete."""
         size = 64 * 1024 * 1024
         path = tus.new(size)
         for offset in range(0, size, 8 * 1024 * 1024):

@@ -89,7 +89,7 @@ class TestTrusted:
         assert location(tus, TLS_AT_THE_EDGE).startswith("http://up.example/files/")
 
     def test_a_client_cannot_speak_for_the_proxy(self, make_server: MakeServer) -> None:
-        """What it sends stands in front of what the proxy appends."""
+        """Its values precede those that the proxy appends."""
         tus = Tus(make_server("--behind-proxy", "127.0.0.1"))
         mixed = {
             "X-Forwarded-For": "10.0.0.1, 198.51.100.7",
@@ -216,7 +216,7 @@ class TestFinals:
         assert tus.get(path_of(final["Location"])).body == b"oneone"
 
     def test_of_ids_with_slashes(self, make_server: MakeServer, tmp_path: Path) -> None:
-        """Whose base path stands in the id too: it is looked up which of the readings there is."""
+        """The base path also occurs in the id: the reading that exists is used."""
         hook = tmp_path / "ids.py"
         hook.write_text(
             "from tusd_py.events.model import Changes\n"

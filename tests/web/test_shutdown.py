@@ -114,7 +114,7 @@ def test_those_who_wait_are_told_and_a_finish_comes_to_its_end(
         server.signal(signal.SIGTERM)
         assert_told_of_the_shutdown(waiter.read_response("PATCH"))
         assert waiter.ended()
-        recorder.let_go()
+        recorder.release()
         assert holder.response().status == 204
     assert server.wait() == 0
     assert "post-finish" in recorder.types(id_of(path))
@@ -212,7 +212,7 @@ def test_nobody_new_is_let_in(make_server: MakeServer, tmp_path: Path) -> None:
         before = tus.data_files()
         for _ in range(5):
             assert refused()
-        recorder.let_go()
+        recorder.release()
         assert holder.response().status == 204
     assert server.wait() == 0
     assert tus.data_files() == before

@@ -103,7 +103,7 @@ def test_a_client_that_ends_its_sending_side_gets_what_it_asked_for(
         # Only the socket's: an SSLSocket forgets its keys when it is shut down.
         socket.socket.shutdown(connection.sock, socket.SHUT_WR)
         assert tus.options().status == 204
-        recorder.let_go()
+        recorder.release()
         assert connection.read_response("PATCH")["Upload-Offset"] == "5"
         connection.read_to_end()
     data = random.Random(3).randbytes(10_000_000)

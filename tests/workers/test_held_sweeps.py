@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -19,7 +20,7 @@ DAY = 86_400.0
 
 
 def put_last_sweep(server: ServerProcess, days_ago: float) -> None:
-    """As if the last sweep had ended then by its clock: ours is ahead of it by as much."""
+    """Pretend that the last sweep ended at that time by its clock."""
     then = time.time() - days_ago * DAY
     os.utime(server.upload_dir / ".tusd-py" / "swept", (then, then))
 
@@ -48,6 +49,29 @@ def test_a_clock_that_is_far_from_the_last_sweeps_removes_nothing(
     done = command("sweep", "--force", *of(server))
     assert done.stdout.startswith("1 uploads seen: 1 removed"), done.stderr
     assert not server.data_file(id_of(path)).exists()
+
+
+def test_while_the_clock_is_far_from_the_last_sweeps_uploads_go_on(
+    make_server: MakeServer,
+) -> None:
+    """A client that is told of 410 would send its whole file again once the clock is right."""
+    server = make_server("--retain-finished", "30d")
+    tus = Tus(server)
+    finished, whole, path = tus.finished(b"hello"), tus.new(10), tus.new(10)
+    documents("sweep", *of(server))
+    abandon(server, path)
+    abandon(server, whole)
+    record = json.loads(server.info_file(id_of(finished)).read_text())
+    record["TusdPy"]["FinishedAt"] = time.time() - 31 * DAY
+    server.info_file(id_of(finished)).write_text(json.dumps(record))
+    assert (tus.head(path).status, tus.get(finished).status) == (410, 404)
+    put_last_sweep(server, 400)
+    assert tus.offset(path) == 0
+    assert tus.patch(path, 0, b"0123456789").status == 204
+    assert tus.get(path).body == b"0123456789"
+    assert tus.get(finished).body == b"hello"
+    put_last_sweep(server, 0)
+    assert (tus.head(whole).status, tus.get(finished).status) == (410, 404)
 
 
 def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:

@@ -114,7 +114,7 @@ def test_server_worker_and_scheduler_outlast_an_outage(
 
 
 def ways(redis: RedisServer) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """How it goes away, and how it comes back."""
+    """By name: functions that begin and end an outage."""
 
     def has_loaded() -> bool:
         try:

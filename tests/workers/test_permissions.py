@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "state.md"
 
 
 def rule() -> list[str]:
-    """What the page tells to set."""
+    """The rule in the documentation."""
     found = re.search(r"^ACL SETUSER tusd (.*)$", PAGE.read_text(), re.MULTILINE)
     assert found is not None
     return found[1].split()
@@ -60,7 +60,7 @@ class Restricted:
         self.jobs = [Job(name, *where, env=self.env) for name in ("worker", "scheduler")]
 
     def close(self) -> list[str]:
-        """What the jobs said."""
+        """End the jobs and return their output."""
         return [job.end()[1] for job in self.jobs]
 
 

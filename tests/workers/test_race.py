@@ -60,7 +60,7 @@ class WholeBody:
 
 
 async def expire(uploads: Uploads, upload_id: str) -> bool:
-    """Whether it went, as the sweep does it."""
+    """Remove an upload as the sweep does; True if it was removed."""
     [outcome] = (await uploads.expire_each([upload_id])).values()
     assert isinstance(outcome, bool)
     return outcome

@@ -66,7 +66,7 @@ class House:
             assert await self.uploads.recover_interrupted(name)
 
     async def swept_due(self) -> list[str]:
-        """What a sweep of what is due removes."""
+        """The uploads that a sweep of due uploads removes."""
         await self.writer.flush()
         self.expired.clear()
         await sweep_due(self.uploads, self.registry)

@@ -82,7 +82,7 @@ def test_an_upload_goes_on_through_a_failover_and_its_events_are_delivered(
 def test_events_are_delivered_while_the_old_primary_stands_still(
     make_server: MakeServer, endpoint: Endpoint, watched: Watched, jobs: list[Job]
 ) -> None:
-    """Its kernel goes on acknowledging what is sent to it, so that nothing tells its clients that it is none any more."""
+    """Its kernel still acknowledges what is sent to it, so that clients notice nothing."""
     env = {
         "TUSD_REDIS_URL": watched.url,
         "TUSD_HOOKS_HTTP": endpoint.url,

@@ -39,7 +39,7 @@ def forbidden(make_server: MakeServer) -> Iterator[Path]:
 
 
 def told(words: tuple[str, ...], *flags: str) -> str:
-    """What a command that fails writes; it is one line."""
+    """The one line of output of a failing command."""
     done = subprocess.run(
         [*OBEYING_PERMISSIONS, sys.executable, "-m", "tusd_py", *words, *flags],
         capture_output=True,

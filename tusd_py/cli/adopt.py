@@ -24,8 +24,7 @@ from tusd_py.settings.suggestion import one_of, suggestion
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
-from tusd_py.storage.file.record_file import read_record
-from tusd_py.storage.file.records import MALFORMED
+from tusd_py.storage.file.records import MALFORMED, read_record
 from tusd_py.storage.file.store import FileStore
 from tusd_py.storage.skipped import printable
 

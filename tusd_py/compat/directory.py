@@ -18,8 +18,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import StorageError, UploadInfo
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
-from tusd_py.storage.file.record_file import read_record
-from tusd_py.storage.file.records import MALFORMED
+from tusd_py.storage.file.records import MALFORMED, read_record
 from tusd_py.storage.file.sweep_marks import SweepMarkFiles
 from tusd_py.storage.skipped import printable, skip_entry
 from tusd_py.uploads.sweep_guard import begins_hold, hold_reason

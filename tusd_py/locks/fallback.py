@@ -7,7 +7,7 @@ holders. While Redis is unavailable, the byte alone decides.
 
 A request with the lock from Redis waits for the byte: a running holder learns within a quarter of a lease that it lost the lock
 in Redis, keeps what arrived and releases. A hanging holder does not; after half a lease the new request takes over, by starting
-a new epoch of the upload (`epochs.py`) with bytes of its own. Every change of an upload is made within a fence (`fence.py`)
+a new epoch of the upload (`epochs.py`) with bytes of its own. Every change of an upload is made within a fence (`ofd.py`)
 that refuses changes of a past epoch, so taking over is always safe; the wait only spares running holders.
 
 Waiters poll the byte. A second byte says that they ask for its release; holders that Redis may have forgotten poll that one.
@@ -25,9 +25,8 @@ from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.locks.base import Lease, LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.epochs import FIRST, Epochs, range_name
-from tusd_py.locks.fence import ChangeFence
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
-from tusd_py.locks.ofd import OfdLocks
+from tusd_py.locks.ofd import ChangeFence, OfdLocks
 from tusd_py.locks.redis import RedisLease, RedisLocks
 from tusd_py.redis import RedisClient
 

@@ -7,7 +7,7 @@ extensions of tus that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
-files enters the fence around the system call, and the range lock of `locks/fence.py` keeps other holders out until it returns.
+files enters the fence around the system call, and the range lock of `locks/ofd.py` keeps other holders out until it returns.
 A store behind a network enters it right before it sends a request, which proves only that the lock was held until then; so it
 makes what arrives late harmless: bytes are addressed by their position, and a record is replaced only on condition that it is
 still the one that was read (`If-Match`). If the condition fails it raises LeaseLost, as the fence does.
@@ -325,7 +325,7 @@ class Writer(Protocol):
 
 
 class Reader(Protocol):
-    """The bytes of one finished upload, open for reading. If it is removed meanwhile, they can be read on or are an error."""
+    """The bytes of one upload, open for reading. If it is removed meanwhile, they can be read on or are an error."""
 
     @property
     def descriptor(self) -> int | None:
@@ -632,7 +632,9 @@ class Store(Protocol):
         """
 
     async def open_reader(self, upload: Upload) -> Reader:
-        """Open the bytes of a finished upload that was loaded.
+        """Open the bytes of an upload that was loaded, all of which are there; it need not be finished yet.
+
+        A store that can read bytes only once they are put together does that here, which changes nothing else.
 
         Raises:
             UploadNotFound: Another upload has the id by now, or none.

@@ -46,7 +46,7 @@ class Access:
     async def current(self, upload_id: str) -> Upload:
         """Load an upload. Raises a 410 for one that is due, as the sweep may remove it at any moment, and StorageError."""
         upload = await self.load(upload_id)
-        if self._expiry.is_due(upload):
+        if await self._expiry.is_over(upload):
             raise errors.gone()
         return upload
 
@@ -80,7 +80,7 @@ class Access:
             # Its owner may delete it.
             upload = problem.upload
         self.check(upload.info, request, action)
-        if self._expiry.is_due(upload):
+        if await self._expiry.is_over(upload):
             raise errors.gone()
         return upload
 

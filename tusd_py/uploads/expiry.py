@@ -12,6 +12,7 @@ from dataclasses import replace
 from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.sweep_guard import is_far
 
 _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
@@ -67,6 +68,16 @@ class Expiry:
         """Whether the expiry or the retention of an upload is over."""
         due = self.due_at(upload)
         return due is not None and due <= self.now()
+
+    async def is_over(self, upload: Upload) -> bool:
+        """Whether clients are told that an upload is gone: it is due, and the clock that says so can be right.
+
+        While the clock is far from the last sweep's nothing is removed, and a client that was told so would start anew.
+        """
+        if not self.is_due(upload):
+            return False
+        times = await self._store.sweep_marks.read()
+        return not is_far(times.ended_at, self.now())
 
     # Uploads whose expiry depends on others
 

@@ -115,7 +115,7 @@ class FinalCreator(Operation):
             return None
         # The id may belong to another upload now.
         is_same = (found.info.parts, found.info.owner) == (info.parts, info.owner)
-        return found if is_same and not self._expiry.is_due(found) else None
+        return found if is_same and not await self._expiry.is_over(found) else None
 
     async def _check_repeat(self, found: Upload, info: UploadInfo, request: RequestView) -> None:
         """Raise the refusal of a repeated creation, if there is one other than that the final exists."""

@@ -88,7 +88,7 @@ class Inspector(Operation):
             self._access.check(problem.upload.info, request, Action.DOWNLOAD)
             raise
         self._access.check(upload.info, request, Action.DOWNLOAD)
-        if not upload.finished or self._expiry.is_due(upload):
+        if not upload.finished or await self._expiry.is_over(upload):
             raise errors.not_served()
         return upload
 

@@ -18,7 +18,7 @@ from tusd_py.storage.file.files import create_file, exists, is_surely_absent, un
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
-from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.records import read_record
 from tusd_py.storage.file.removal import Removal
 
 _ABANDONED_SECONDS = 3600.0

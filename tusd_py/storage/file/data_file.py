@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.errors import translated
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import BytesLost, start_writing, sync_bytes
 from tusd_py.storage.file.losses import LossWatch
+from tusd_py.storage.file.threads import Threads
 
 _WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 """Unwritten bytes after which their write-back is started."""

@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Generic, ParamSpec, TypeVar, cast
 
 from tusd_py.storage.file.disk_waits import WaitClock
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 
 SLOW_SECONDS = 0.02
 """An operation on the page cache takes far less; one that takes longer waits for the disk."""
@@ -46,7 +46,7 @@ T = TypeVar("T")
 class Disk:
     """Runs the short file operations of one store. threads: for changes while the disk is slow.
 
-    Its methods are for the event loop, except `observe_change`.
+    Its methods are for the event loop, except `observed`.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -95,13 +95,14 @@ class Disk:
         kept = data if data.readonly else memoryview(bytes(data))
         return lane.begin(lambda: function(kept))
 
-    def is_quick(self) -> bool:
-        """Return whether a change was quick a moment ago, so that bytes of a body may be written inline."""
-        return time.monotonic() - self._changes.quick_at < _WRITE_MOMENT_SECONDS
-
-    def observe_change(self, began: float) -> None:
-        """Report the end of a change made inline after `is_quick`, or in a thread. began: by the monotonic clock."""
-        self._changes.observe(began)
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Take the time of the block, which makes a change in a thread of the caller's."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._changes.observe(began)
 
     def close(self) -> None:
         """Wait for the running operations."""

@@ -1,12 +1,14 @@
 """Joining of files, in threads of their own and in short time slices.
 
 However many and large the joins are, they take no thread from syncs, removals and checks, and a small join does not wait for a
-large one.
+large one. The kernel copies where it can, sharing blocks on file systems that do that.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,13 +16,12 @@ from contextlib import suppress
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import StorageError, Upload, UploadInfo, UploadNotFound
 from tusd_py.storage.errors import translated
-from tusd_py.storage.file.copying import copy_some
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import sync_data
 from tusd_py.storage.file.layout import Layout
-from tusd_py.storage.file.soundness import check_same
+from tusd_py.storage.file.loading import check_same
+from tusd_py.storage.file.threads import Threads
 
 _THREADS = 2
 _SLICE_SECONDS = 0.05
@@ -185,3 +186,44 @@ class _Join:
         if self._target >= 0:
             os.close(self._target)
             self._target = -1
+
+
+_READ_BYTES = 1024 * 1024
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
+
+
+def copy_some(source: int, target: int, count: int, offset: int) -> int:
+    """Append bytes of one file to another.
+
+    Uses `copy_file_range`, which shares blocks on file systems that can; elsewhere reads and writes.
+
+    Args:
+        source: Descriptor to copy from.
+        target: Descriptor to append to.
+        count: The most bytes to copy.
+        offset: Where they start in `source`.
+
+    Returns:
+        How many bytes were copied, at least one.
+
+    Raises:
+        OSError: Copying failed; EIO if `source` has no bytes there.
+    """
+    copied = _copy(source, target, count, offset)
+    if copied == 0:
+        raise OSError(errno.EIO, "a part is shorter than its length")
+    return copied
+
+
+def _copy(source: int, target: int, count: int, offset: int) -> int:
+    if sys.platform == "linux":
+        try:
+            return os.copy_file_range(source, target, count, offset_src=offset)
+        except OSError as problem:
+            if problem.errno not in _CANNOT:
+                raise
+    data = os.pread(source, min(count, _READ_BYTES), offset)
+    written = 0
+    while written < len(data):
+        written += os.write(target, data[written:])
+    return written

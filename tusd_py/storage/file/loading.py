@@ -1,15 +1,22 @@
-"""Loading of uploads: what their records say, and how many of their bytes count. Blocking calls that change nothing."""
+"""Loading of uploads: what their records say, and how many of their bytes count. Blocking calls that change nothing.
+
+Each data file is compared with its record. A finished upload has exactly as many bytes as its record says, an unfinished one no
+more. Anything else has an external cause (a repaired disk, a partly restored backup, a file cut by hand), and must not be taken
+for what the client sent.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from dataclasses import replace
 
 from tusd_py.storage.base import (
     BytesMissing,
     Upload,
+    UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
@@ -24,9 +31,8 @@ from tusd_py.storage.file.losses import Losses
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.power_cuts import Session, sound_length
 from tusd_py.storage.file.record_cache import RecordCache
-from tusd_py.storage.file.record_file import read_record
-from tusd_py.storage.file.soundness import check_bytes
-from tusd_py.storage.file.unpublished import UnpublishedRemovals
+from tusd_py.storage.file.records import read_record
+from tusd_py.storage.file.removal import UnpublishedRemovals
 from tusd_py.storage.file.volume import UploadVolume
 
 
@@ -149,3 +155,26 @@ class UploadLoader:
             return os.fstat(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_bytes(upload: Upload, data: os.stat_result) -> None:
+    """Raise UploadDamaged if the data file with the status `data` contradicts the record of `upload`."""
+    length, size = upload.length, data.st_size
+    problem = ""
+    if not stat.S_ISREG(data.st_mode):
+        problem = "its data is not a regular file"
+    elif upload.finished and length is not None and size != length:
+        problem = f"it is finished with {length} bytes, but there are {size}"
+    elif length is not None and size > length and not upload.is_cut:
+        problem = f"its length is {length} bytes, but there are {size}"
+    if problem:
+        raise UploadDamaged(f"{upload.id} is damaged: {problem}", upload)
+
+
+def check_same(upload: Upload, data: os.stat_result) -> None:
+    """Raise UploadNotFound if the open data file with the status `data` is not the one that `upload` was loaded from.
+
+    Between the two the upload may have been removed, and another one been created with its id, perhaps somebody else's.
+    """
+    if max(data.st_mtime, upload.info.created_at) != upload.changed_at:
+        raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")

@@ -24,11 +24,11 @@ from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
 from tusd_py.storage.errors import is_exhausted, takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
 from tusd_py.storage.file.layout import flat_name, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
-from tusd_py.storage.file.record_file import read_record
+from tusd_py.storage.file.records import read_record
+from tusd_py.storage.file.threads import Threads
 from tusd_py.storage.skipped import skip
 
 _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}

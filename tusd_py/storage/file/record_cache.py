@@ -2,8 +2,9 @@
 
 An entry is valid while the file's inode, size, mtime and ctime are unchanged. A finish is written into a record in place and
 leaves its size alone, and a coarse file system clock may not advance during a whole upload: so the ending of a record that was
-changed shortly before it was read is read again, until it has been unchanged for long enough. The cache is limited by bytes,
-because clients decide how much metadata an upload has.
+changed shortly before it was read is read again, until it has been unchanged for long enough. A process that has the
+directory to itself need not do so, as it remembers what it writes. The cache is limited by bytes, because clients decide how
+much metadata an upload has.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class _Entry:
 
 
 class RecordCache:
-    """The most recently used records. Safe for use from several threads."""
+    """The most recently used records. Safe for use from several threads.
+
+    is_shared: whether other processes may change records.
+    """
 
     def __init__(self) -> None:
+        self.is_shared = True
         # Not a dict: finding its first entry scans past all removed ones.
         self._records: OrderedDict[str, _Entry] = OrderedDict()
         self._bytes = 0
@@ -59,8 +64,13 @@ class RecordCache:
 
         read_at: a time before the file was read, in nanoseconds since the epoch; 0 if it was just written.
         """
+        signature = _signature(status)
         with self._lock:
             before = self._records.pop(info.id, None)
+            if before and read_at and before.signature == signature and not self.is_shared:
+                # It may have been written after it was read; then this process has remembered what it wrote.
+                self._records[info.id] = before
+                return
             if before is None:
                 size = size_of(info)
             else:
@@ -68,7 +78,7 @@ class RecordCache:
                 size = before.size if _has_values_of(info, before.info) else size_of(info)
             if size > _MAX_RECORD_BYTES:
                 return
-            self._records[info.id] = _Entry(_signature(status), info, read_at, size)
+            self._records[info.id] = _Entry(signature, info, read_at, size)
             self._bytes += size
             while self._bytes > _MAX_BYTES:
                 self._bytes -= self._records.popitem(last=False)[1].size
@@ -78,7 +88,7 @@ class RecordCache:
         known = self._records.get(upload_id)
         if known is None or known.signature != _signature(status):
             return None
-        if known.read_at - status.st_ctime_ns < _COARSEST_CLOCK_NS:
+        if self.is_shared and known.read_at - status.st_ctime_ns < _COARSEST_CLOCK_NS:
             now = time.time_ns()
             if _ending_of(path, status.st_size) != records.ending(known.info.finished_at):
                 return None

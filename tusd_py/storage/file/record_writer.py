@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from dataclasses import replace
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import UploadInfo, UploadNotFound
@@ -107,5 +108,6 @@ class RecordWriter:
                 at = max(0, os.fstat(descriptor).st_size - len(marked))
                 if os.pread(descriptor, len(marked), at) == marked:
                     os.pwrite(descriptor, records.UNFINISHED, at)
+                    self._cache.remember(replace(info, finished_at=None), os.fstat(descriptor))
             finally:
                 os.close(descriptor)

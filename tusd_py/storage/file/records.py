@@ -10,24 +10,31 @@ or only the end reached the disk, still reads as unfinished.
 
 Earlier versions ended the record of a finished upload with a line break, and its time with zeros. Such records are read; NULs
 behind the last brace, which a power cut made of that line break, are ignored until the record is replaced.
+
+Whatever is found in the place of a record is read safely, a pipe, a link or a huge file, and its values are checked, so that
+later code can rely on their types and ranges.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import re
+import stat
 from pathlib import PurePosixPath
 from typing import TypedDict
 
 from tusd_py.protocol import errors, metadata
 from tusd_py.storage.base import (
+    LONGEST_SECONDS,
     TIME_DIGITS,
     RecordUnreadable,
     UploadInfo,
     is_valid_id,
 )
 from tusd_py.storage.file import foreign
-from tusd_py.storage.file.record_values import check_values
 
 MALFORMED = (
     ValueError,
@@ -237,3 +244,71 @@ def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None
     except ValueError:
         return None
     return relative if relative != upload_id and is_valid_id(relative) else None
+
+
+_MAX_RECORD_BYTES = 64 * 1024 * 1024
+"""More than the record of a final with the maximum of parts."""
+
+
+def read_record(path: str) -> tuple[bytes, os.stat_result]:
+    """Return the content and the status of a record's file. Raises OSError, RecordUnreadable if it is not a record."""
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for a writer; files ignore it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as problem:
+        if problem.errno != errno.ELOOP:
+            raise
+        raise RecordUnreadable(f"{path} is a symbolic link") from problem
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordUnreadable(f"{path} is not a regular file")
+        if status.st_size > _MAX_RECORD_BYTES:
+            raise RecordUnreadable(f"{path} has {status.st_size} bytes, which is no record")
+        return os.read(descriptor, status.st_size + 1), status
+    finally:
+        os.close(descriptor)
+
+
+_LAST_SECOND = 1e11
+"""Largest distance of a valid time from the epoch, in seconds; calendars end there."""
+_MAX_BYTES = 2**63 - 1
+
+
+def check_values(info: UploadInfo) -> None:
+    """Raise ValueError with the name of the first invalid value of `info`."""
+    _check("Size", info.length is None or _is_count(info.length), info.length)
+    _check("MaxSize", info.max_size is None or _is_count(info.max_size), info.max_size)
+    _check("CreatedAt", _is_number(info.created_at, -_LAST_SECOND, _LAST_SECOND), info.created_at)
+    for name, value, most in (
+        ("FinishedAt", info.finished_at, _LAST_SECOND),
+        ("ExpireAfter", info.expire_after, LONGEST_SECONDS),
+        ("Retain", info.retain, LONGEST_SECONDS),
+    ):
+        _check(name, value is None or _is_number(value, 0, most), value)
+    for name, text in (
+        ("Owner", info.owner),
+        ("Metadata", info.metadata_header),
+        ("Concat", info.concat_header),
+        ("ReprDigest", info.repr_digest),
+        ("WantedDigest", info.wanted_digest),
+    ):
+        _check(name, isinstance(text, str), text)
+
+
+def _check(name: str, is_right: bool, value: object) -> None:
+    if not is_right:
+        raise ValueError(f"{name} is {value!r:.100}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and least <= value <= most
+    )

@@ -8,7 +8,7 @@
     sound/              <upload>: with durability chunk, the length of durable bytes that end in a zero (`power_cuts.py`)
     missing/            <upload>: an empty file, as old as it is known that the upload's bytes are missing (`cleanup.py`)
     gone/               <upload>: a tombstone; one that is not empty is an unfinished removal (`removal.py`)
-    untold/             records of removed uploads whose event is not in the outbox yet (`unpublished.py`)
+    untold/             records of removed uploads whose event is not in the outbox yet (`removal.py`)
     awaiting/           <part>/<final>: finals that list a part and are not joined yet (`finals.py`)
     finals/             <key>: the final created from a list of parts, so that its creation can be repeated (`finals.py`)
     outbox/             events to be delivered (`outbox.py`)
@@ -18,7 +18,7 @@
     write-back-failed   its mtime is the number of the disk's last loss of bytes (`losses.py`)
     since-loss/         <upload>: the number of the last loss when the upload was begun, if there was one (`losses.py`)
     swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`sweep_marks.py`)
-    server.lock         locked by the running server (`directory_lock.py`)
+    server.lock         locked by the running server (`volume.py`)
     locks               an empty file; servers that share the directory lock ranges of it (`locks/ofd.py`)
     epochs/             <upload>: which holder's changes count after a takeover (`locks/epochs.py`)
 
@@ -57,21 +57,19 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import takes_nothing
 from tusd_py.storage.errors import translated as _translated
-from tusd_py.storage.file import directory_lock as guards
 from tusd_py.storage.file.adoption import Adoption
 from tusd_py.storage.file.buffers import BufferPool
 from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.files import is_surely_absent, may_exist
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
 from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name
 from tusd_py.storage.file.listing import Listing
-from tusd_py.storage.file.loading import UploadLoader
+from tusd_py.storage.file.loading import UploadLoader, check_bytes, check_same
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.mounts import is_local
@@ -80,13 +78,11 @@ from tusd_py.storage.file.power_cuts import Session
 from tusd_py.storage.file.reader import FileReader
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.record_writer import RecordWriter
-from tusd_py.storage.file.removal import Removal
-from tusd_py.storage.file.soundness import check_bytes, check_same
+from tusd_py.storage.file.removal import Removal, UnpublishedRemovals
 from tusd_py.storage.file.sweep_marks import FileSweepMarks
-from tusd_py.storage.file.unpublished import UnpublishedRemovals
-from tusd_py.storage.file.verified_writer import VerifiedFileWriter, hashing_threads
-from tusd_py.storage.file.volume import UploadVolume
-from tusd_py.storage.file.writer import FileWriter
+from tusd_py.storage.file.threads import Threads
+from tusd_py.storage.file.volume import DirectoryHeld, UploadVolume, lock_directory
+from tusd_py.storage.file.writers import FileWriter, VerifiedFileWriter, hashing_threads
 from tusd_py.storage.skipped import Skip, skip_entry
 
 logger = logging.getLogger(__name__)
@@ -227,12 +223,13 @@ class FileStore:
         try:
             self._make_directories()
             self._layout.is_local = is_local(self.root)
-            self._markers.open()
             self._session.open()
             self._syncs.open()
             self.volume.open()
             if guard != "none":
                 self._lock_directory(guard, wait)
+            self._known.is_shared = guard != "exclusive"
+            self._markers.open()
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
@@ -269,13 +266,13 @@ class FileStore:
     def _lock_directory(self, guard: Guard, wait: float) -> None:
         exclusive = guard == "exclusive"
         try:
-            self._guard = guards.acquire(
+            self._guard = lock_directory(
                 f"{self._layout.state}/server.lock",
                 exclusive=exclusive,
                 perms=self._file_perms,
                 wait=wait,
             )
-        except guards.DirectoryHeld as holder:
+        except DirectoryHeld as holder:
             raise StorageError(
                 f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
                 "let all servers of this directory use one Redis (TUSD_REDIS_URL), or wait for its end "

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 
 from tusd_py.storage.base import SweepTimes
-from tusd_py.storage.file.executor import Threads
+from tusd_py.storage.file.threads import Threads
 
 
 class SweepMarkFiles:

@@ -510,7 +510,8 @@ class UploadProtocol(asyncio.Protocol):
             return
         name, value = KNOWN.get(name, name), KNOWN.get(value, value)
         if name == b"host":
-            self._hosts += (value,)
+            # Two are too many already; all of thousands would take quadratic time.
+            self._hosts = (*self._hosts[:1], value)
         elif name == b"content-length":
             # The parser refuses all that is no number.
             self._body_length = value

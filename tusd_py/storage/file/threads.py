@@ -1,4 +1,4 @@
-"""A queue whose items are processed one after the other, in threads, while more of them are added."""
+"""Threads for blocking calls, such as disk operations, and a queue whose items they process in order."""
 
 from __future__ import annotations
 
@@ -6,13 +6,41 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Generic, TypeVar
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Generic, ParamSpec, TypeVar
+
+_MAX_THREADS = 16
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads:
+    """A named pool of threads."""
+
+    def __init__(self, name: str, most: int = _MAX_THREADS) -> None:
+        self.executor = ThreadPoolExecutor(most, thread_name_prefix=name)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a thread. A cancelled caller still waits for it to end."""
+        loop = asyncio.get_running_loop()
+        # Shielded: a cancelled request must not release its lock while its thread still writes.
+        work = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await asyncio.wait([work])
+            raise
+
+    def close(self) -> None:
+        """Wait for the running calls; queued ones are cancelled."""
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
 
 _MAX_ITEMS = 8
 """Items after which a thread turns to another queue: there may be more queues than threads."""
-
-T = TypeVar("T")
 
 
 class SerialQueue(Generic[T]):

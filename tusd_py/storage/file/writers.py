@@ -1,10 +1,12 @@
-"""A writer whose bytes count only once their checksum is verified.
+"""The writers of one data file: of bytes that count as they are written, and of those that count once they are verified.
 
-Bytes are received into buffers, straight from the socket if possible, and threads hash and write full buffers: hashing costs
-more than anything else done to a byte, so it does not run in the event loop. A chunk that fits into one buffer is written only
-after verification, so a wrong one leaves nothing to undo. Longer chunks are written as they arrive, as are those of slow
-clients and those that get no buffer. From before the first byte in the file until all of them count, a marker holds the length
-to cut back to, as the process may be killed in the middle of a write.
+Both write in the event loop while the disk is quick, and in a thread while it is slow (`disk.py`).
+
+Bytes of a verified chunk are received into buffers, straight from the socket if possible, and threads hash and write full
+buffers: hashing costs more than anything else done to a byte, so it does not run in the event loop. A chunk that fits into
+one buffer is written only after verification, so a wrong one leaves nothing to undo. Longer chunks are written as they
+arrive, as are those of slow clients and those that get no buffer. From before the first byte in the file until all of them
+count, a marker holds the length to cut back to, as the process may be killed in the middle of a write.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import Fence
 from tusd_py.protocol.checksum import Checksum, Hasher
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file.buffers import BUFFER_BYTES, SLOW_FILL_SECONDS, BufferPool
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.executor import Threads
 from tusd_py.storage.file.fsync import sync_path
-from tusd_py.storage.file.serial_queue import SerialQueue
+from tusd_py.storage.file.threads import SerialQueue, Threads
 
 _THREAD_BYTES = 128 * 1024
 """Size from which bytes are hashed in a thread; a switch to one costs as much as hashing some tens of KiB."""
@@ -51,6 +52,49 @@ class _Piece:
 
     data: memoryview
     buffer: memoryview | None
+
+
+class FileWriter:
+    """Appends bytes to one data file that count at once; see `Writer`."""
+
+    __slots__ = ("_closed", "_disk", "_file")
+
+    def __init__(self, file: DataFile, disk: Disk) -> None:
+        self._file = file
+        self._disk = disk
+        self._closed = False
+
+    @property
+    def offset(self) -> int:
+        return self._file.end
+
+    def get_buffer(self) -> memoryview | None:
+        return None
+
+    def write(self, data: memoryview) -> Awaitable[None] | None:
+        return _write(self._disk, self._file.write, data)
+
+    async def verify(self, checksum: Checksum) -> bool:
+        raise RuntimeError("not a verified chunk")
+
+    async def discard(self) -> None:
+        with translated("cutting back"):
+            await self._disk.change(self._file.cut_back)
+
+    def abandon(self) -> None:
+        """Nothing to do: each write counted when it was made."""
+
+    async def close(self, *, sync: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._file.settle()
+        try:
+            await self._file.check_losses()
+            if sync:
+                await self._file.sync()
+        finally:
+            self._file.close()
 
 
 class VerifiedFileWriter:
@@ -87,7 +131,6 @@ class VerifiedFileWriter:
         "_marker",
         "_marks_slowly",
         "_open_file",
-        "_problem",
         "_queue",
         "_start",
         "_threads",
@@ -131,7 +174,6 @@ class VerifiedFileWriter:
         self._queue: SerialQueue[_Piece] | None = None
         self._file: DataFile | None = None
         self._marker: str | None = None
-        self._problem: OSError | LeaseLost | None = None
         self._abandoned = False
         self._closed = False
 
@@ -182,44 +224,32 @@ class VerifiedFileWriter:
     def _wait_if_ahead(self) -> Awaitable[None] | None:
         """Return what to wait for if too many buffers are queued."""
         if self._queue is not None and self._queue.left > _MAX_QUEUED:
-            return self._wait_for(self._queue, _MAX_QUEUED // 2)
+            return _wait_for(self._queue, _MAX_QUEUED // 2)
         return None
 
     def _write_at_once(self, data: memoryview) -> Awaitable[None] | None:
         """Hash and write `data` now, or after what is queued already."""
         self._spill()
         queue = self._queue
-        can_mark = self._marker is not None or not self._marks_slowly
-        if can_mark and (queue is None or not queue.left) and self._disk.is_quick():
-            self._process(_Piece(data, None))
-            return None
-        queue = self._add(_Piece(memoryview(bytes(data)), None))
-        return self._wait_for(queue, 0)
-
-    @staticmethod
-    async def _wait_for(queue: SerialQueue[_Piece], left: int) -> None:
-        with translated("writing"):
-            await queue.wait_until_left(left)
+        if (queue is not None and queue.left) or (self._marks_slowly and self._marker is None):
+            return _wait_for(self._add(_Piece(memoryview(bytes(data)), None)), 0)
+        self._check()
+        return _write(self._disk, self._process, data)
 
     def flush(self) -> None:
         """See `Holder`."""
         self._is_fast = False
-        try:
-            self._submit_buffer()
-        except (OSError, LeaseLost) as problem:
-            self._problem = problem
+        self._submit_buffer()
 
     def _check(self) -> None:
         """Raise the error of earlier bytes, if any."""
-        if self._problem is not None:
-            raise self._problem
         if self._queue is not None:
             self._queue.check()
 
     # From buffers into the file
 
     def _submit_buffer(self) -> None:
-        """Queue the buffer for a thread. Raises OSError, LeaseLost."""
+        """Queue the buffer for a thread."""
         filled, self._filled = self._filled, 0
         buffer = self._detach_buffer()
         if buffer is None:
@@ -227,11 +257,7 @@ class VerifiedFileWriter:
         if not filled:
             self._buffers.release(buffer)
             return
-        try:
-            self._spill()
-        except (OSError, LeaseLost):
-            self._buffers.release(buffer)
-            raise
+        self._spill()
         self._add(_Piece(buffer[:filled], buffer))
 
     def _detach_buffer(self) -> memoryview | None:
@@ -250,31 +276,28 @@ class VerifiedFileWriter:
         return self._file
 
     def _spill(self) -> None:
-        """Start writing bytes before all of them are verified. Raises OSError, LeaseLost."""
+        """Start writing bytes before all of them are verified."""
         if not self._is_spilt:
-            if not self._marks_slowly and self._disk.is_quick():
-                self._begin()
             self._is_spilt, self._is_whole = True, False
             if self._checksum is not None:
                 self._hasher = self._checksum.hasher()
 
     def _add(self, piece: _Piece) -> SerialQueue[_Piece]:
         if self._queue is None:
-            self._queue = SerialQueue(self._threads.executor, self._process, self._release)
+            self._queue = SerialQueue(self._threads.executor, self._process_queued, self._release)
         self._queue.add(piece)
         return self._queue
 
-    def _process(self, piece: _Piece) -> None:
+    def _process(self, data: memoryview) -> None:
+        if self._hasher is not None:
+            self._hasher.update(data)
+        self._begin().write(data)
+
+    def _process_queued(self, piece: _Piece) -> None:
         if self._hasher is not None:
             self._hasher.update(piece.data)
-        self._store(piece.data)
-
-    def _store(self, data: memoryview) -> None:
-        began = time.monotonic()
-        try:
-            self._begin().write(data)
-        finally:
-            self._disk.observe_change(began)
+        with self._disk.observed():
+            self._begin().write(piece.data)
 
     def _release(self, piece: _Piece) -> None:
         if piece.buffer is not None:
@@ -307,7 +330,8 @@ class VerifiedFileWriter:
         if not checksum.matches(hasher):
             return False
         if data:
-            self._store(data)
+            with self._disk.observed():
+                self._begin().write(data)
         return True
 
     def _read_back(self, checksum: Checksum) -> Hasher:
@@ -368,3 +392,22 @@ class VerifiedFileWriter:
             with translated("removing a marker"), suppress(FileNotFoundError), self._fence():
                 os.unlink(self._marker)
             self._marker = None
+
+
+def _write(
+    disk: Disk, function: Callable[[memoryview], None], data: memoryview
+) -> Awaitable[None] | None:
+    """Write bytes by the rule of `disk`. Raises StorageError, LeaseLost."""
+    with translated("writing"):
+        rest = disk.write(function, data)
+    return None if rest is None else _translated(rest)
+
+
+async def _translated(writing: Awaitable[None]) -> None:
+    with translated("writing"):
+        await writing
+
+
+async def _wait_for(queue: SerialQueue[_Piece], left: int) -> None:
+    with translated("writing"):
+        await queue.wait_until_left(left)
