@@ -24,6 +24,7 @@ from typing import IO, Self
 from urllib.parse import urlsplit
 
 from tests.support import ports
+from tests.support.bucket import STORE, Prefix
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "tusd_py")
@@ -88,6 +89,11 @@ class ServerProcess:
         self.upload_dir = upload_dir
         self.flags = flags
         self.env = dict(env or {})
+        self.bucket: Prefix | None = None
+        if STORE != "file" and "--s3-bucket" not in flags:
+            self.bucket = Prefix(upload_dir)
+            self.flags = (*self.bucket.flags, *flags)
+            self.env = {**self.bucket.env, **self.env}
         self.host = host
         self.port = port
         self.url = ""
@@ -261,6 +267,36 @@ class ServerProcess:
             except FileNotFoundError:
                 continue
         return count
+
+    def stored(self, upload_id: str) -> bytes:
+        """The bytes of an upload, as they are stored."""
+        if self.bucket is not None:
+            return self.bucket.stored(upload_id)
+        return self.data_file(upload_id).read_bytes()
+
+    def spooled(self) -> int:
+        """Bytes of requests with a checksum that wait in files without a name."""
+        total = 0
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if os.readlink(descriptor).endswith(" (deleted)"):
+                    total += descriptor.stat().st_size
+        return total
+
+    def record(self, upload_id: str) -> dict[str, object]:
+        """The record of an upload."""
+        if self.bucket is not None:
+            return self.bucket.record(upload_id)
+        value = json.loads(self.info_file(upload_id).read_bytes())
+        assert isinstance(value, dict)
+        return value
+
+    def uploads(self) -> list[str]:
+        """The ids of all uploads that are stored."""
+        if self.bucket is not None:
+            return self.bucket.uploads()
+        names = (entry.name for entry in self.upload_dir.iterdir() if entry.is_file())
+        return sorted(name for name in names if not name.endswith(".info"))
 
     def data_file(self, upload_id: str) -> Path:
         return self.upload_dir / upload_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -182,19 +181,16 @@ class Tus:
         return int(response["Upload-Offset"])
 
     def stored(self, path: str) -> bytes:
-        """The bytes in the data file."""
-        return self.server.data_file(id_of(path)).read_bytes()
+        """The bytes of an upload, as they are stored."""
+        return self.server.stored(id_of(path))
 
     def data_files(self) -> list[str]:
-        """The ids of all uploads whose data file lies in the directory."""
-        names = (entry.name for entry in self.server.upload_dir.iterdir() if entry.is_file())
-        return sorted(name for name in names if not name.endswith(".info"))
+        """The ids of all uploads that are stored."""
+        return self.server.uploads()
 
     def info(self, path: str) -> dict[str, object]:
         """The upload's ``.info``."""
-        value = json.loads(self.server.info_file(id_of(path)).read_bytes())
-        assert isinstance(value, dict)
-        return value
+        return self.server.record(id_of(path))
 
     def begin_patch(
         self,
@@ -272,5 +268,12 @@ def wait_for_size(server: ServerProcess, path: str, size: int, timeout: float = 
 
     Nothing signals that a file grew, so this polls every millisecond.
     """
+    if server.bucket is not None:
+        wait_until(
+            lambda: len(server.stored(id_of(path))) + server.spooled() >= size,
+            f"{size} bytes",
+            timeout,
+        )
+        return
     file = server.data_file(id_of(path))
     wait_until(lambda: file.exists() and file.stat().st_size >= size, f"{size} bytes", timeout)

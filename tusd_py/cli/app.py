@@ -29,6 +29,7 @@ COMMANDS = {
     "events": "Print undelivered events, and retry or drop failed ones.",
     "status": "Print the state of sweeps, queues, workers and the scheduler.",
     "health": "Check one process, for health checks of containers.",
+    "check-s3": "Try out what a bucket can do.",
     "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",
     "duplicates": "Print or remove the fingerprints that detect duplicates.",
     "keys": "Generate a secret for signing tokens.",
@@ -47,7 +48,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"tusd_py.cli.{cmd_name}").command
+        found: click.Command = import_module(f"tusd_py.cli.{cmd_name.replace('-', '_')}").command
         return found
 
     def resolve_command(

@@ -63,7 +63,7 @@ from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.files import exists, is_surely_absent
+from tusd_py.storage.file.files import is_surely_absent, may_exist
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
@@ -603,10 +603,10 @@ class FileStore:
         while pending:
             prefix = pending.pop()
             state = f"{self.root}/{prefix}{STATE_DIRECTORY}"
+            if bool(prefix) and await self._disk.read(may_exist, state):
+                # Another server's upload directory: only that server locks its uploads.
+                continue
             try:
-                if bool(prefix) and await self._disk.read(exists, state):
-                    # Another server's upload directory: only that server locks its uploads.
-                    continue
                 entries = await self._disk.read(os.scandir, f"{self.root}/{prefix}")
             except FileNotFoundError:
                 continue

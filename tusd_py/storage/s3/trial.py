@@ -1,0 +1,219 @@
+"""Try out what a bucket can do, by doing it to objects of its own, which are removed again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.object_store import (
+    MAX_PARTS,
+    MIN_PART_BYTES,
+    AccessDenied,
+    ObjectKind,
+    ObjectNotFound,
+    ObjectStore,
+    ObjectStoreError,
+    PreconditionFailed,
+    Properties,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+
+Outcome = Literal["ok", "note", "problem"]
+
+_RECORD = ObjectKind.RECORD
+_PLAIN = Properties("text/plain", metadata={"tusd-py-token": "check"})
+_SKEW_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was tried, and what follows.
+
+    Attributes:
+        subject: What was tried.
+        outcome: ok; note for what a setting or the operator has to mind; problem for what uploads cannot do without.
+        text: What follows.
+    """
+
+    subject: str
+    outcome: Outcome
+    text: str
+
+
+class Trial:
+    """Tries out one bucket. layout: where its own objects lie, below the state prefix and the prefix of uploads."""
+
+    def __init__(self, objects: ObjectStore, layout: Layout) -> None:
+        self._objects = objects
+        name = os.urandom(16).hex()
+        self._record = layout.state("check", name)
+        # As an upload would be named, for policies that allow no other keys.
+        self._data = layout.object_prefix + name
+
+    async def run(self) -> AsyncIterator[Finding]:
+        """Yield what was found. Raises StoreMisconfigured, StoreUnavailable if nothing can be tried."""
+        steps: list[tuple[str, str, Callable[[], Awaitable[Finding | str]]]] = [
+            ("store an object", "s3:PutObject", self._store),
+            ("read an object", "s3:GetObject", self._read),
+            ("list objects", "s3:ListBucket", self._list),
+            ("what is not there", "s3:ListBucket", self._missing),
+            ("conditional writes", "s3:PutObject", self._conditions),
+            ("clocks", "s3:GetObject", self._clocks),
+            ("multipart uploads", "s3:PutObject", self._multipart),
+            ("list parts", "s3:ListMultipartUploadParts", self._parts),
+            ("copies into parts", "s3:GetObject", self._copies),
+            ("unequal parts", "s3:PutObject", self._unequal),
+            ("number of parts", "s3:PutObject", self._numbers),
+            ("list multipart uploads", "s3:ListBucketMultipartUploads", self._uploads),
+            ("abort a multipart upload", "s3:AbortMultipartUpload", self._abort),
+            ("remove an object", "s3:DeleteObject", self._remove),
+        ]
+        for subject, permission, step in steps:
+            try:
+                found = await step()
+            except (StoreMisconfigured, StoreUnavailable):
+                raise
+            except AccessDenied as problem:
+                found = Finding(
+                    subject, "problem", f"the permission {permission} is missing: {problem}"
+                )
+            except ObjectStoreError as problem:
+                found = Finding(subject, "problem", str(problem))
+            yield found if isinstance(found, Finding) else Finding(subject, "ok", found)
+
+    async def _store(self) -> str:
+        await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
+        await self._objects.put(self._data, b"check", _PLAIN, kind=ObjectKind.DATA)
+        return "with the encryption, access control and storage class that are set"
+
+    async def _read(self) -> Finding | str:
+        head, data = await self._objects.read(self._record, limit=100)
+        if data != b"check" or head.properties.metadata != dict(_PLAIN.metadata):
+            return Finding(
+                "read an object", "problem", "it is not what was stored, or lost its metadata"
+            )
+        return "with its metadata, at once"
+
+    async def _list(self) -> Finding | str:
+        async for page in self._objects.list(self._record):
+            if [listed.key for listed in page] == [self._record]:
+                return "new objects are listed at once"
+        return Finding(
+            "list objects",
+            "note",
+            "lists lag: sweeps and deliveries see new uploads and events later",
+        )
+
+    async def _missing(self) -> str:
+        try:
+            await self._objects.head(self._record + "-none")
+        except ObjectNotFound:
+            return "is told apart from what may not be read"
+        return "is there: another program uses this prefix"
+
+    async def _conditions(self) -> Finding | str:
+        for condition in ({"if_absent": True}, {"if_match": '"d41d8cd98f00b204e9800998ecf8427e"'}):
+            try:
+                await self._objects.put(
+                    self._record,
+                    b"wrong",
+                    _PLAIN,
+                    kind=_RECORD,
+                    **condition,
+                )
+            except PreconditionFailed:
+                continue
+            name = "If-None-Match" if "if_absent" in condition else "If-Match"
+            return Finding(
+                "conditional writes",
+                "problem",
+                f"{name} is ignored: a server that stood still could replace what came meanwhile",
+            )
+        return "an object is replaced only if it is the one that was read"
+
+    async def _clocks(self) -> Finding | str:
+        before = time.time()
+        await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
+        skew = (await self._objects.head(self._record)).modified_at - before
+        if abs(skew) > _SKEW_SECONDS:
+            return Finding("clocks", "note", f"the store's clock differs by {skew:.0f} seconds")
+        return "agree"
+
+    async def _multipart(self) -> str:
+        self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+        self._first = await self._objects.upload_part(
+            self._data, self._upload, 1, bytes(MIN_PART_BYTES + 1)
+        )
+        return "can be begun, and take parts"
+
+    async def _parts(self) -> Finding | str:
+        listed = await self._objects.list_parts(self._data, self._upload)
+        if self._first not in listed:
+            return Finding(
+                "list parts",
+                "note",
+                "lists lag: after a change of servers clients send some bytes again",
+            )
+        return "new parts are listed at once"
+
+    async def _copies(self) -> str:
+        await self._objects.put(
+            self._data + "-source", bytes(MIN_PART_BYTES), _PLAIN, kind=ObjectKind.DATA
+        )
+        source = await self._objects.head(self._data + "-source")
+        self._second = await self._objects.copy_part(
+            self._data, self._upload, 2, source, start=0, end=MIN_PART_BYTES
+        )
+        return "uploads are joined inside the store"
+
+    async def _unequal(self) -> Finding | str:
+        last = await self._objects.upload_part(self._data, self._upload, 3, b"end")
+        try:
+            await self._objects.complete(
+                self._data, self._upload, [self._first, self._second, last]
+            )
+        except (StoreMisconfigured, StoreUnavailable, AccessDenied):
+            raise
+        except ObjectStoreError:
+            return Finding("unequal parts", "note", "are refused: set --s3-equal-parts")
+        size = (await self._objects.head(self._data)).size
+        if size != 2 * MIN_PART_BYTES + 4:
+            return Finding(
+                "unequal parts", "problem", f"the object has {size} bytes after completion"
+            )
+        self._upload = ""
+        return "are taken"
+
+    async def _numbers(self) -> Finding | str:
+        if not self._upload:
+            self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+        try:
+            await self._objects.upload_part(self._data, self._upload, MAX_PARTS, b"x")
+        except (StoreMisconfigured, StoreUnavailable, AccessDenied):
+            raise
+        except ObjectStoreError:
+            return Finding("number of parts", "note", "fewer than 10000: set --s3-max-parts 1000")
+        return "10000"
+
+    async def _uploads(self) -> Finding | str:
+        if await self._objects.pending_uploads(self._data):
+            return "what a lost response left behind is found"
+        return Finding(
+            "list multipart uploads",
+            "note",
+            "they are not found: only a lifecycle rule removes what a lost response left behind",
+        )
+
+    async def _abort(self) -> str:
+        await self._objects.abort(self._data, self._upload)
+        return "its parts are freed"
+
+    async def _remove(self) -> str:
+        for key in (self._data, self._data + "-source", self._record):
+            await self._objects.delete(key)
+        return "nothing is left of this check"
