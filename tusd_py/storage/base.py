@@ -1,8 +1,8 @@
 """The contract of a store: what uploads, events and sweeps need of the place where bytes lie.
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
-reports is what it really holds, whatever happened before. `Store` is what each store does. What only
-some can do are its attributes `verifies_chunks`, `joiner` and `volume`: they are read once, when a service is built, and the
+reports is what it really holds, whatever happened before. `Store` is what each store does. What only some can do are its
+attributes `verifies_chunks`, `keeps_at_once`, `joiner` and `volume`: they are read once, when a service is built, and the
 extensions of tus that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
@@ -522,6 +522,10 @@ class Store(Protocol):
     @property
     def verifies_chunks(self) -> bool:
         """Whether bytes can be written that count only once their checksum is verified (tus 1.0.0, "Checksum")."""
+
+    @property
+    def keeps_at_once(self) -> bool:
+        """Whether written bytes survive the process at once, and can be read before the upload is finished."""
 
     @property
     def joiner(self) -> Joiner | None:

@@ -1,6 +1,7 @@
 """The digest of a whole upload (RFC 9530, `Repr-Digest`), computed when all its bytes are there.
 
-The bytes are read back, as they may have come in many requests; only for uploads whose creator asked for it.
+The bytes are read back, as they may have come in many requests; only for uploads whose creator asked for it, and only where
+a store can read them before the upload is finished. Elsewhere the fields are ignored, as RFC 9530 allows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ async def verify_digest(store: Store, upload: Upload) -> str:
     algorithms = {info.wanted_digest} if info.wanted_digest in ALGORITHMS else set()
     if expected is not None:
         algorithms.add(expected.algorithm)
-    if not algorithms:
+    if not algorithms or not store.keeps_at_once:
         return ""
     found = await _digests(store, upload, sorted(algorithms))
     if expected is not None and expected not in found:

@@ -268,8 +268,8 @@ class BodyReceiver:
             request=request,
             limit=limit,
             over_limit=over_limit,
-            # Bytes that count only once they are verified are not acknowledged before.
-            watcher=None if content.verified else body.watcher,
+            # What is acknowledged is kept: not bytes that count once they are verified, or that are only in memory.
+            watcher=body.watcher if self._store.keeps_at_once and not content.verified else None,
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:

@@ -107,6 +107,7 @@ class FileStore:
     """
 
     verifies_chunks = True
+    keeps_at_once = True
 
     def __init__(
         self,

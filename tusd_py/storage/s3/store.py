@@ -120,6 +120,10 @@ class S3Store:
         return True
 
     @property
+    def keeps_at_once(self) -> bool:
+        return False
+
+    @property
     def joiner(self) -> S3Joiner:
         return self._joiner
 
