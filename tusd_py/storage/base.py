@@ -275,6 +275,9 @@ class UnpublishedRemoval:
 class Writer(Protocol):
     """Adds bytes to one upload, for the request that holds its lock. Called in the event loop, by one caller at a time.
 
+    The caller calls `close` in any case. Once that has returned or raised, the writer changes nothing any more, also if one of
+    its calls was cancelled before.
+
     Each method raises LeaseLost if the lock was lost, StorageFull or another StorageError if the store failed; what was added
     before may count then.
     """
@@ -617,7 +620,7 @@ class Store(Protocol):
         """Replace the record atomically. Raises UploadNotFound if there is none: it is never created here."""
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
-        """Record atomically that an upload is finished, or change nothing. May be repeated, also after a crash.
+        """Record atomically that an upload is finished, or change nothing. May be repeated, also if a call was cancelled.
 
         Args:
             info: The record, of which only `finished_at` has changed.

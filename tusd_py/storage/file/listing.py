@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
+from tusd_py.storage.base import StorageError, is_valid_id
 from tusd_py.storage.errors import is_exhausted
+from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.files import may_exist
+from tusd_py.storage.file.layout import STATE_DIRECTORY
+from tusd_py.storage.file.threads import Threads
 from tusd_py.storage.skipped import Skip, skip_entry
 
 _BATCH_ENTRIES = 1000
 
 
-class Listing:
+async def upload_ids(root: str, disk: Disk, threads: Threads, skip: Skip) -> AsyncIterator[str]:
+    """Yield the ids of all uploads under `root`. Raises StorageError if `root` itself cannot be read."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        if bool(prefix) and await disk.read(may_exist, f"{root}/{prefix}{STATE_DIRECTORY}"):
+            # Another server's upload directory: only that server locks its uploads.
+            continue
+        try:
+            entries = await disk.read(os.scandir, f"{root}/{prefix}")
+        except FileNotFoundError:
+            continue
+        except OSError as problem:
+            if not prefix:
+                raise StorageError(f"reading {root}: {problem}") from problem
+            skip(prefix, problem)
+            continue
+        with entries:
+            listing = _Listing(entries, prefix, skip)
+            while batch := await threads.run(listing.next_batch):
+                for name, is_directory in batch:
+                    if is_directory:
+                        if name != STATE_DIRECTORY:
+                            pending.append(f"{prefix}{name}/")
+                    elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
+                        yield prefix + name[:-5]
+
+
+class _Listing:
     """The entries of one directory, in batches. prefix: its path relative to the store, with a slash at the end."""
 
     def __init__(self, entries: Iterator[os.DirEntry[str]], prefix: str, skip: Skip) -> None:

@@ -63,12 +63,12 @@ from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.files import is_surely_absent, may_exist
+from tusd_py.storage.file.files import is_surely_absent
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
-from tusd_py.storage.file.layout import STATE_DIRECTORY, Layout, flat_name
-from tusd_py.storage.file.listing import Listing
+from tusd_py.storage.file.layout import Layout, flat_name
+from tusd_py.storage.file.listing import upload_ids
 from tusd_py.storage.file.loading import UploadLoader, check_bytes, check_same
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -600,31 +600,8 @@ class FileStore:
 
     async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
         await self._disk.read(self.volume.check)
-        pending = [""]
-        while pending:
-            prefix = pending.pop()
-            state = f"{self.root}/{prefix}{STATE_DIRECTORY}"
-            if bool(prefix) and await self._disk.read(may_exist, state):
-                # Another server's upload directory: only that server locks its uploads.
-                continue
-            try:
-                entries = await self._disk.read(os.scandir, f"{self.root}/{prefix}")
-            except FileNotFoundError:
-                continue
-            except OSError as problem:
-                if not prefix:
-                    raise StorageError(f"reading {self.root}: {problem}") from problem
-                skip(prefix, problem)
-                continue
-            with entries:
-                listing = Listing(entries, prefix, skip)
-                while batch := await self._threads.run(listing.next_batch):
-                    for name, is_directory in batch:
-                        if is_directory:
-                            if name != STATE_DIRECTORY:
-                                pending.append(f"{prefix}{name}/")
-                        elif name.endswith(".info") and is_valid_id(prefix + name[:-5]):
-                            yield prefix + name[:-5]
+        async for upload_id in upload_ids(self.root, self._disk, self._threads, skip):
+            yield upload_id
         # A directory that went away meanwhile was not listed to its end.
         await self._disk.read(self.volume.check)
 
