@@ -273,20 +273,28 @@ def test_a_kill_in_the_middle_of_a_verified_chunk_leaves_nothing(make_server: Ma
     assert remains(server) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", b"10\0\0", b"-1", b"9" * 30])
-def test_no_byte_counts_behind_an_invalid_marker(make_server: MakeServer, content: bytes) -> None:
+def former_marker(server: ServerProcess, path: str) -> Path:
+    """The marker that earlier versions made of an upload."""
+    return server.upload_dir / ".tusd-py" / "chunks" / id_of(path)
+
+
+def test_no_byte_counts_behind_an_invalid_marker(make_server: MakeServer) -> None:
     """A power cut could leave such a marker in earlier versions: it does not tell which bytes were verified."""
     server = make_server()
     tus = Tus(server)
-    path = tus.new(10)
-    tus.patch(path, 0, b"wrong")
-    marker = server.upload_dir / ".tusd-py" / "chunks" / id_of(path)
-    marker.write_bytes(content)
-    assert tus.offset(path) == 0
-    assert tus.patch(path, 5, b"world").status == 409
-    assert tus.patch(path, 0, b"helloworld").status == 204
-    assert tus.get(path).body == b"helloworld"
-    assert not marker.exists()
+    contents = {tus.new(10): content for content in (b"", b"\0", b"10\0\0", b"-1", b"9" * 30)}
+    for path in contents:
+        tus.patch(path, 0, b"wrong")
+    server.kill9()
+    for path, content in contents.items():
+        former_marker(server, path).write_bytes(content)
+    server.restart()
+    for path in contents:
+        assert tus.offset(path) == 0
+        assert tus.patch(path, 5, b"world").status == 409
+        assert tus.patch(path, 0, b"helloworld").status == 204
+        assert tus.get(path).body == b"helloworld"
+        assert not former_marker(server, path).exists()
 
 
 def test_a_chunk_that_the_version_before_was_verifying_does_not_count(
@@ -296,8 +304,10 @@ def test_a_chunk_that_the_version_before_was_verifying_does_not_count(
     tus = Tus(server)
     path = tus.new(10)
     tus.patch(path, 0, b"hello+?")
-    marker = server.upload_dir / ".tusd-py" / "chunks" / id_of(path)
+    server.kill9()
+    marker = former_marker(server, path)
     marker.write_bytes(b"5")
+    server.restart()
     assert tus.offset(path) == 5
     assert tus.patch(path, 5, b"world").status == 204
     assert tus.get(path).body == b"helloworld"

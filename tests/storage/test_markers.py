@@ -77,22 +77,49 @@ def test_where_the_order_is_not_known_it_is_on_the_disk_before_the_first_byte(
     monkeypatch.setattr(mounts, "_kind", lambda _path: "nfs4")
     if not links:
         monkeypatch.setattr(os, "symlink", no_links)
-    made.open()
+    made.open(is_shared=True)
     assert made.is_slow
     made.make("a", OFFSET, tmp)
     assert synced == [made.directory]
 
 
+@pytest.mark.parametrize("directory", ["verifying", "chunks"])
+def test_markers_are_found_again_by_the_process_that_opens_the_store(
+    tmp_path: Path, directory: str
+) -> None:
+    for name in ("verifying", "chunks"):
+        (tmp_path / name).mkdir()
+    os.symlink("7", tmp_path / directory / "a")
+    made = ChunkMarkers(str(tmp_path / "verifying"), former=str(tmp_path / "chunks"))
+    made.open(is_shared=False)
+    assert made.read("a") == 7
+    made.make("b", OFFSET, str(tmp_path / "tmp"))
+    assert made.read("b") == OFFSET
+    made.remove("a")
+    assert made.read("a") is None
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_an_empty_directory_is_searched_only_if_others_make_markers_in_it(
+    made: ChunkMarkers, is_shared: bool
+) -> None:
+    made.open(is_shared=is_shared)
+    os.symlink("7", made.path("a"))
+    assert made.read("a") == (7 if is_shared else None)
+
+
 async def test_markers_of_what_has_gone_are_tidied_away(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    store.open()
-    upload = await store.create(UploadInfo(id="a", length=10))
+    for name in ("verifying", "chunks"):
+        (tmp_path / ".tusd-py" / name).mkdir(parents=True)
     kept, gone, older = (
         str(tmp_path / ".tusd-py" / name) for name in ("verifying/a", "verifying/b", "chunks/c")
     )
     os.symlink("0", kept)
     os.symlink("0", gone)
     Path(older).write_bytes(b"0")
+    store = FileStore(tmp_path)
+    store.open()
+    upload = await store.create(UploadInfo(id="a", length=10))
     await store.tidy(tombstone_ttl=60.0)
     assert [os.path.lexists(path) for path in (kept, gone, older)] == [True, False, False]
     await store.remove(upload.id, fence=UNFENCED)

@@ -52,8 +52,9 @@ class Disk:
     def __init__(self, threads: Threads) -> None:
         # Separate, so that reads do not queue behind changes that wait for the disk.
         self._read_threads = Threads("tusd-read")
-        self._reads = _Lane("tusd-read-helper", self._read_threads)
-        self._changes = _Lane("tusd-change-helper", threads)
+        clock = WaitClock()
+        self._reads = _Lane("tusd-read-helper", self._read_threads, clock)
+        self._changes = _Lane("tusd-change-helper", threads, clock)
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation that changes nothing: open, read, stat. Returns its result."""
@@ -112,15 +113,18 @@ class Disk:
 
 
 class _Lane:
-    """Reads or changes. quick_at: when the last quick operation ended, by the monotonic clock."""
+    """Reads or changes. quick_at: when the last quick operation ended, by the monotonic clock.
 
-    def __init__(self, name: str, threads: Threads) -> None:
+    clock: counts for both, as they share the event loop's thread.
+    """
+
+    def __init__(self, name: str, threads: Threads, clock: WaitClock) -> None:
         self.quick_at = float("-inf")
         self._slow_until = float("-inf")
         self._overdue = 0
         self._threads = threads
-        self._clock = WaitClock()
-        self._helper = _Helper(name, self._clock)
+        self._clock = clock
+        self._helper = _Helper(name, clock)
 
     def observe(self, began: float) -> None:
         """Report the end of an operation, in its own thread."""

@@ -59,7 +59,14 @@ class Losses:
         self._since = since
         self._file_perms = file_perms
         self._lock = threading.Lock()
+        self._is_shared = True
+        self._known: Loss | None = None
         self.count = 0
+
+    def open(self, *, is_shared: bool) -> None:
+        """Read the last loss: once, unless other processes may record some (is_shared). Raises OSError."""
+        self._known = self._recorded()
+        self._is_shared = is_shared
 
     def record(self) -> None:
         """Record a failure: bytes written before are no longer trusted. For any thread."""
@@ -67,6 +74,7 @@ class Losses:
             self.count += 1
             try:
                 self._touch()
+                self._known = self._recorded()
             except OSError as problem:
                 logger.error(
                     "cannot record at %s that the disk lost bytes: %s",
@@ -97,6 +105,9 @@ class Losses:
 
     def last(self) -> Loss | None:
         """Return the last loss; None if there was none. Raises OSError."""
+        return self._recorded() if self._is_shared else self._known
+
+    def _recorded(self) -> Loss | None:
         try:
             status = os.stat(self._path)
         except FileNotFoundError:

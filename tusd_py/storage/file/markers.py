@@ -33,12 +33,19 @@ class ChunkMarkers:
 
     def __init__(self, directory: str, former: str | None = None) -> None:
         self.directory = directory
-        self._former = former
         self.is_slow = True
+        # The directories that may contain markers.
+        self._places = [directory] if former is None else [directory, former]
 
-    def open(self) -> None:
-        """Find out whether a marker needs a sync (`is_slow`). Raises OSError."""
+    def open(self, *, is_shared: bool) -> None:
+        """Find out whether a marker needs a sync (`is_slow`). Raises OSError.
+
+        is_shared: whether other processes may make markers. Otherwise directories that are empty now are not searched, as each
+        upload would pay for that.
+        """
         self.is_slow = not keeps_order(self.directory)
+        if not is_shared:
+            self._places = [each for each in self._places if _may_have_entries(each)]
 
     def path(self, name: str) -> str:
         """Return the path of an upload's marker."""
@@ -50,6 +57,8 @@ class ChunkMarkers:
         tmp: an unused path in the same file system. Returns the marker's path. Raises OSError.
         """
         path = self.path(name)
+        if self.directory not in self._places:
+            self._places.append(self.directory)
         try:
             self._link(path, offset, tmp)
         except OSError as problem:
@@ -71,20 +80,14 @@ class ChunkMarkers:
 
     def remove(self, name: str) -> None:
         """Remove an upload's marker, if any. Raises OSError."""
-        for path in self._paths(name):
+        for place in self._places:
             with suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def _paths(self, name: str) -> list[str]:
-        paths = [self.path(name)]
-        if self._former is not None:
-            paths.append(f"{self._former}/{name}")
-        return paths
+                os.unlink(f"{place}/{name}")
 
     def read(self, name: str) -> int | None:
         """Return how many bytes count; None if no chunk is being verified. Raises OSError."""
-        found = [count for path in self._paths(name) if (count := self._read(path)) is not None]
-        return min(found) if found else None
+        counts = [self._read(f"{place}/{name}") for place in self._places]
+        return min((count for count in counts if count is not None), default=None)
 
     @staticmethod
     def _read(path: str) -> int | None:
@@ -100,6 +103,13 @@ class ChunkMarkers:
             path,
         )
         return 0
+
+
+def _may_have_entries(directory: str) -> bool:
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return True
 
 
 def _content(path: str) -> bytes:

@@ -229,8 +229,12 @@ class FileStore:
             self.volume.open()
             if guard != "none":
                 self._lock_directory(guard, wait)
-            self._known.is_shared = guard != "exclusive"
-            self._markers.open()
+            # What lies on this machine and is locked by this process, no other one changes.
+            is_shared = guard != "exclusive" or not self._layout.is_local
+            self._known.is_shared = is_shared
+            for markers in (self._markers, self._sound, self._since_loss):
+                markers.open(is_shared=is_shared)
+            self._losses.open(is_shared=is_shared)
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
