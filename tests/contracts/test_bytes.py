@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -30,7 +29,7 @@ async def created(store: Store, length: int | None) -> Upload:
 
 
 async def finish(store: Store, upload: Upload) -> Upload:
-    await store.finish(replace(upload.info, finished_at=1.0), sync=True, fence=UNFENCED)
+    await store.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
     return await store.load(upload.id)
 
 
@@ -61,7 +60,7 @@ async def test_several_requests_add_to_one_upload(store: Store, other: Store, sy
         upload = await other.load("x")
         assert upload.offset == writer.offset
         store, other = other, store
-    await store.save(replace(upload.info, length=len(whole)), fence=UNFENCED)
+    await store.save(upload.info._replace(length=len(whole)), fence=UNFENCED)
     assert await content_of(store, await finish(store, await store.load("x"))) == whole
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.contracts.places import Place
@@ -22,7 +20,7 @@ def lost() -> HeldFence:
 async def part(store: Store, name: str, data: bytes) -> Upload:
     info = UploadInfo(name, len(data), is_partial=True, created_at=CREATED)
     upload = await append(store, await store.create(info), data)
-    await store.finish(replace(upload.info, finished_at=CREATED), sync=True, fence=UNFENCED)
+    await store.finish(upload.info._replace(finished_at=CREATED), sync=True, fence=UNFENCED)
     return await store.load(name)
 
 
@@ -49,7 +47,7 @@ async def test_a_final_has_the_bytes_of_its_parts_in_order(
     await joiner.join(info, [b, a, empty, b, a], fence=UNFENCED)
     found = await other.load("f")
     assert (found.joined, found.complete, found.offset) == (True, True, 2 * (5 + len(large)))
-    await other.finish(replace(found.info, finished_at=CREATED), sync=True, fence=UNFENCED)
+    await other.finish(found.info._replace(finished_at=CREATED), sync=True, fence=UNFENCED)
     whole = large + b"first"
     assert await content_of(other, await other.load("f")) == whole + whole
     assert await content_of(other, await other.load("a")) == b"first"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import fields, replace
 
 import pytest
 
@@ -28,7 +27,7 @@ HOUR = 3600.0
 
 
 def new(upload_id: str = "x", length: int | None = 5, **fields: object) -> UploadInfo:
-    return replace(UploadInfo(upload_id, length, created_at=CREATED), **fields)  # type: ignore[arg-type]
+    return UploadInfo(upload_id, length, created_at=CREATED)._replace(**fields)  # type: ignore[arg-type]
 
 
 def lost() -> HeldFence:
@@ -37,13 +36,13 @@ def lost() -> HeldFence:
 
 async def finished(store: Store, info: UploadInfo, data: bytes) -> Upload:
     upload = await append(store, await store.create(info), data)
-    await store.finish(replace(upload.info, finished_at=FINISHED), sync=True, fence=UNFENCED)
+    await store.finish(upload.info._replace(finished_at=FINISHED), sync=True, fence=UNFENCED)
     return await store.load(info.id)
 
 
 # -- records -------------------------------------------------------------------------------------
 
-WRITTEN = {field.name for field in fields(UploadInfo)} - {"location", "foreign", "counted"}
+WRITTEN = set(UploadInfo._fields) - {"location", "foreign", "counted"}
 RECORDS = {
     "plain": new(),
     "deferred": new(length=None),
@@ -105,10 +104,10 @@ async def test_a_location_is_given_once(store: Store) -> None:
 
 async def test_a_record_is_replaced_and_survives(store: Store, other: Store) -> None:
     upload = await append(store, await store.create(new(length=None)), b"hel")
-    await store.save(replace(upload.info, length=5), fence=UNFENCED)
+    await store.save(upload.info._replace(length=5), fence=UNFENCED)
     found = await other.load("x")
     assert (found.length, found.offset) == (5, 3)
-    assert found.info == replace(upload.info, length=5)
+    assert found.info == upload.info._replace(length=5)
 
 
 async def test_a_finish_is_recorded_to_the_microsecond_and_can_be_repeated(
@@ -119,7 +118,7 @@ async def test_a_finish_is_recorded_to_the_microsecond_and_can_be_repeated(
     await other.finish(upload.info, sync=True, fence=UNFENCED)
     assert (await other.load("x")).info == upload.info
     # As where the event of the finish could not be recorded.
-    await store.save(replace(upload.info, finished_at=None), fence=UNFENCED)
+    await store.save(upload.info._replace(finished_at=None), fence=UNFENCED)
     assert not (await other.load("x")).finished
 
 
@@ -155,12 +154,12 @@ CHANGES: dict[str, Callable[[Store, Upload, Fence], Awaitable[object]]] = {
     "create": lambda store, _, fence: store.create(new("y"), fence=fence),
     "write": write,
     "discard": discard,
-    "save": lambda store, upload, fence: store.save(replace(upload.info, length=9), fence=fence),
+    "save": lambda store, upload, fence: store.save(upload.info._replace(length=9), fence=fence),
     "finish": lambda store, upload, fence: store.finish(
-        replace(upload.info, finished_at=FINISHED), sync=False, fence=fence
+        upload.info._replace(finished_at=FINISHED), sync=False, fence=fence
     ),
     "finish durably": lambda store, upload, fence: store.finish(
-        replace(upload.info, finished_at=FINISHED), sync=True, fence=fence
+        upload.info._replace(finished_at=FINISHED), sync=True, fence=fence
     ),
     "remove": lambda store, upload, fence: store.remove(upload.id, fence=fence),
     "keep": lambda store, upload, fence: store.outbox.keep(upload.id, "e0", b"{}", fence=fence),

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 import pytest
 
@@ -81,7 +80,7 @@ async def created(store: Store, length: int | None) -> Upload:
 
 
 async def finished(store: Store, upload: Upload) -> Upload:
-    await store.finish(replace(upload.info, finished_at=1.0), sync=True, fence=UNFENCED)
+    await store.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
     return await store.load(upload.id)
 
 
@@ -98,7 +97,7 @@ async def test_a_small_upload_is_one_object_and_its_record(
 ) -> None:
     store = opened()
     upload = await append(store, await created(store, 5), b"hello")
-    await store.finish(replace(upload.info, finished_at=1.0), sync=True, fence=UNFENCED)
+    await store.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
     # The record twice, the object once; one load in between.
     assert proxy.requests == {"PutObject": 3, "GetObject": 1}
     assert await opened.keys() == ["x", "x.info"]
@@ -133,7 +132,7 @@ async def test_another_process_lists_parts_once_and_goes_on(
 async def test_a_length_may_come_after_all_bytes(opened: Opened) -> None:
     store, other = opened(), opened()
     upload = await append(store, await created(store, None), *pieces(WHOLE))
-    await store.save(replace(upload.info, length=LENGTH), fence=UNFENCED)
+    await store.save(upload.info._replace(length=LENGTH), fence=UNFENCED)
     await assert_whole(other, await other.load("x"))
 
 
@@ -190,7 +189,7 @@ async def test_a_list_that_lags_tells_less_and_loses_nothing(
     assert found.offset == PART
     proxy.lag = 0
     await append(other, found, *pieces(WHOLE[PART:]))
-    await other.save(replace(found.info, length=LENGTH), fence=UNFENCED)
+    await other.save(found.info._replace(length=LENGTH), fence=UNFENCED)
     await assert_whole(other, await other.load("x"))
 
 
@@ -221,7 +220,7 @@ async def test_a_refused_body_that_was_partly_stored_does_not_count(opened: Open
     # The second part of the refused body is still listed.
     assert (await store.load("x")).offset == upload.offset == PART + 20
     upload = await append(store, await store.load("x"), *pieces(WHOLE[PART + 20 :]))
-    await store.save(replace(upload.info, length=LENGTH), fence=UNFENCED)
+    await store.save(upload.info._replace(length=LENGTH), fence=UNFENCED)
     await assert_whole(other, await other.load("x"))
 
 
@@ -247,7 +246,7 @@ async def test_a_record_that_another_holder_replaced_is_not_replaced(opened: Ope
     upload = await created(store, None)
     await append(other, await other.load("x"), b"hello")
     with pytest.raises(LeaseLost):
-        await store.save(replace(upload.info, length=9), fence=UNFENCED)
+        await store.save(upload.info._replace(length=9), fence=UNFENCED)
     assert (await other.load("x")).length is None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ async def test_joins_leave_the_stores_threads_alone(
     async with asyncio.timeout(TIMEOUT / 2):
         await store.create(other)
         Path(store.data_path(other)).write_bytes(b"x")
-        await store.finish(replace(other, finished_at=2.0), sync=True, fence=UNFENCED)
+        await store.finish(other._replace(finished_at=2.0), sync=True, fence=UNFENCED)
         await store.remove("other", fence=UNFENCED)
         await store.check()
     assert not any(join.done() for join in joins)
@@ -126,7 +125,7 @@ async def test_a_final_that_waits_for_many_parts_is_looked_at_cheaply(tmp_path: 
         await store.create(
             UploadInfo(id=name, length=1, is_partial=True, created_at=uploads.expiry.now())
         )
-    info = replace(final("f", *names), created_at=uploads.expiry.now())
+    info = final("f", *names)._replace(created_at=uploads.expiry.now())
     await store.create(info)
     await store.joiner.await_parts(names, "f")
     await uploads.inspect("f", RequestView())
@@ -158,7 +157,7 @@ async def test_pending_finals_see_what_is_removed() -> None:
     waiting = Upload(final("f", "a", "b", "a"), 0, 1.0, joined=False)
     assert await pending.missing(waiting) == "a"
     assert await pending.length(waiting) == 3
-    there["a"] = replace(there["a"], offset=1)
+    there["a"] = there["a"]._replace(offset=1)
     assert await pending.missing(waiting) == "a"
     there["a"] = there["a"].with_info(finished_at=2.0)
     assert await pending.missing(waiting) == "b"
@@ -166,6 +165,6 @@ async def test_pending_finals_see_what_is_removed() -> None:
     with pytest.raises(UploadGone):
         await pending.missing(waiting)
     # Another final with its id knows nothing of it.
-    again = Upload(replace(final("f", "a"), created_at=2.0), 0, 1.0, joined=False)
+    again = Upload(final("f", "a")._replace(created_at=2.0), 0, 1.0, joined=False)
     assert await pending.missing(again) is None
     assert await pending.length(again) == 1

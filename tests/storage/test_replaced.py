@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ async def stored(store: FileStore, info: UploadInfo, data: bytes) -> Upload:
     writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
     await write_all(writer, data)
     await writer.close(sync=False)
-    await store.finish(replace(info, finished_at=BORN + 1), sync=False, fence=UNFENCED)
+    await store.finish(info._replace(finished_at=BORN + 1), sync=False, fence=UNFENCED)
     return await store.load(info.id)
 
 
@@ -115,7 +114,7 @@ async def test_a_final_has_no_bytes_of_another_upload_that_has_a_parts_id_by_now
     store: FileStore,
 ) -> None:
     data = b"mine, of that len"
-    part = await stored(store, replace(new("x", data), is_partial=True), data)
+    part = await stored(store, new("x", data)._replace(is_partial=True), data)
     await replaced(store, part)
     final = UploadInfo("f", None, is_final=True, parts=("x",), created_at=BORN)
     with pytest.raises(UploadNotFound):
@@ -163,7 +162,7 @@ async def test_bytes_that_were_never_verified_do_not_count_after_a_volume_was_aw
 async def test_finals_and_parts_are_remembered_while_a_volume_is_away(
     store: FileStore, tmp_path: Path
 ) -> None:
-    await store.create(replace(new("volume/p"), is_partial=True))
+    await store.create(new("volume/p")._replace(is_partial=True))
     await store.create(UploadInfo("volume/f", None, is_final=True, parts=("volume/p",)))
     await store.joiner.await_parts(["volume/p"], "volume/f")
     await store.joiner.remember_final("key", "volume/f", fence=UNFENCED)

@@ -246,13 +246,17 @@ class Hooks:
         if self._listeners[event.type]:
             self._enqueue(event, None)
 
-    async def has_room(self) -> bool:
-        """Wait a moment while the events that wait for hooks take too much memory; return whether they take less."""
-        if not self._room.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_ROOM_SECONDS):
-                    await self._room.wait()
-        return self._room.is_set()
+    @property
+    def has_room(self) -> bool:
+        """Whether the events that wait for hooks take little enough memory for more to come."""
+        return self._waiting_bytes < _MOST_WAITING_BYTES
+
+    async def wait_for_room(self) -> bool:
+        """Wait a moment for hooks to catch up; return whether they have."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ROOM_SECONDS):
+                await self._room.wait()
+        return self.has_room
 
     def _hold(self, event: Event) -> None:
         self._waiting_bytes += _size_of(event)

@@ -62,6 +62,12 @@ class Headers(dict[str, str]):
             self[name] = ", ".join(values)
 
 
+def announces_trailer(headers: Mapping[str, str], name: str) -> bool:
+    """Whether `Trailer` names a field (RFC 9110, section 6.6.2). name: in lower case."""
+    announced = headers.get("trailer")
+    return announced is not None and name in [each.strip().lower() for each in announced.split(",")]
+
+
 def parse_digits(value: str) -> int:
     """A non-negative integer as tus writes it: ASCII digits only, at most 19 of them.
 

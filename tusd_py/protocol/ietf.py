@@ -17,7 +17,7 @@ import http_sf
 from tusd_py.protocol import digests, disposition, errors, metadata, tus
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import parse_digits
+from tusd_py.protocol.headers import announces_trailer, parse_digits
 from tusd_py.protocol.tus import Append, Content, Creation
 
 MEDIA_TYPE = "application/partial-upload"
@@ -227,11 +227,10 @@ def _content(headers: Mapping[str, str]) -> Content:
     except ValueError:
         raise errors.bad_request("invalid Content-Length header") from None
     digest = headers.get(digests.CONTENT.lower())
-    announced = (name.strip().lower() for name in headers.get("trailer", "").split(","))
     return Content(
         length=length,
         checksum=None if digest is None else digests.parse(digests.CONTENT, digest),
-        checksum_in_trailer=digest is None and digests.CONTENT.lower() in announced,
+        checksum_in_trailer=digest is None and announces_trailer(headers, digests.CONTENT.lower()),
         read_trailer=_trailing_digest,
     )
 

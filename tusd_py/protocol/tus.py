@@ -7,9 +7,9 @@ Only header fields are checked here; the state of the upload is checked in `uplo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
+from typing import NamedTuple
 
 from tusd_py.protocol import checksum as checksums
 from tusd_py.protocol import concat as concats
@@ -17,7 +17,7 @@ from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.concat import Final, Partial
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import parse_digits
+from tusd_py.protocol.headers import announces_trailer, parse_digits
 
 VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
@@ -27,8 +27,14 @@ _VERSIONED_METHODS = frozenset({"POST", "PATCH", "DELETE"})
 _OVERRIDABLE = frozenset({"PATCH", "DELETE", "HEAD", "GET", "OPTIONS", "POST"})
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+def trailing_checksum(trailers: Mapping[str, str]) -> Checksum:
+    """The checksum in the trailer fields, as announced by `Trailer` ("checksum-trailer"). Raises a 400 if it is missing."""
+    if CHECKSUM_TRAILER not in trailers:
+        raise errors.invalid_checksum("the announced trailer did not come")
+    return checksums.parse(trailers[CHECKSUM_TRAILER])
+
+
+class Content(NamedTuple):
     """The body of a request that carries bytes of an upload.
 
     length: in bytes; None if the request does not declare it. checksum: from a header field. checksum_in_trailer: it follows in
@@ -38,9 +44,7 @@ class Content:
     length: int | None
     checksum: Checksum | None
     checksum_in_trailer: bool
-    read_trailer: Callable[[Mapping[str, str]], Checksum] = field(
-        default_factory=lambda: trailing_checksum, compare=False
-    )
+    read_trailer: Callable[[Mapping[str, str]], Checksum] = trailing_checksum
 
     @property
     def verified(self) -> bool:
@@ -48,8 +52,7 @@ class Content:
         return self.checksum is not None or self.checksum_in_trailer
 
 
-@dataclass(frozen=True, slots=True)
-class Creation:
+class Creation(NamedTuple):
     """POST: a new upload. length is None for a deferred length and for a final; content is None without a body.
 
     unwanted_body: the error if the body, whose length is not declared and which is no content of an upload, is not empty.
@@ -70,8 +73,7 @@ class Creation:
     completes: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it. completes: see `Creation`."""
 
     offset: int
@@ -80,8 +82,7 @@ class Append:
     completes: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """The response to HEAD. offset and length in bytes, None while unknown; expires in seconds since the epoch."""
 
     offset: int | None
@@ -141,13 +142,6 @@ def parse_append(headers: Mapping[str, str]) -> Append:
     return Append(offset, length, _content(headers))
 
 
-def trailing_checksum(trailers: Mapping[str, str]) -> Checksum:
-    """The checksum in the trailer fields, as announced by `Trailer` ("checksum-trailer"). Raises a 400 if it is missing."""
-    if CHECKSUM_TRAILER not in trailers:
-        raise errors.invalid_checksum("the announced trailer did not come")
-    return checksums.parse(trailers[CHECKSUM_TRAILER])
-
-
 def _length_of_creation(headers: Mapping[str, str], *, final: bool) -> int | None:
     if final:
         if "upload-length" in headers or "upload-defer-length" in headers:
@@ -202,11 +196,10 @@ def _content(headers: Mapping[str, str]) -> Content:
     except ValueError:
         raise errors.bad_request("invalid Content-Length header") from None
     value = headers.get("upload-checksum")
-    announced = (name.strip().lower() for name in headers.get("trailer", "").split(","))
     return Content(
         length=length,
         checksum=None if value is None else checksums.parse(value),
-        checksum_in_trailer=value is None and CHECKSUM_TRAILER in announced,
+        checksum_in_trailer=value is None and announces_trailer(headers, CHECKSUM_TRAILER),
     )
 
 

@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.protocol.checksum import Checksum
@@ -131,9 +132,8 @@ class Counted:
     last_request: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class UploadInfo:
-    """An upload's record. Times are in seconds since the epoch.
+class UploadInfo(NamedTuple):
+    """An upload's record. Times are in seconds since the epoch. A tuple, as a frozen dataclass takes six times as long to make.
 
     Attributes:
         id: The upload's id.
@@ -160,7 +160,7 @@ class UploadInfo:
 
     id: str
     length: int | None
-    metadata: dict[str, bytes] = field(default_factory=dict)
+    metadata: Mapping[str, bytes] = MappingProxyType({})
     metadata_header: str = ""
     concat_header: str = ""
     is_partial: bool = False
@@ -180,8 +180,7 @@ class UploadInfo:
     wanted_digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """The current state of an upload: its record, and the truth about its bytes. Times are in seconds since the epoch.
 
     Attributes:
@@ -230,7 +229,7 @@ class Upload:
 
     def with_info(self, **changes: object) -> Upload:
         """Return a copy with fields of the record changed."""
-        info = replace(self.info, **changes)  # type: ignore[arg-type]
+        info = self.info._replace(**changes)  # type: ignore[arg-type]
         return Upload(info, self.offset, self.changed_at, self.joined, self.is_cut)
 
 

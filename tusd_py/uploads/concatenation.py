@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 
 from tusd_py.locks.base import Fence
 from tusd_py.protocol import errors
@@ -189,4 +188,4 @@ class Concatenation:
         self._pending.forget(final.id)
         if not self._policy.remove_parts_when_joined:
             await joiner.forget_awaiting(distinct, final.id)
-        return replace(final, offset=length, joined=True, changed_at=self._clock())
+        return final._replace(offset=length, joined=True, changed_at=self._clock())

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tusd_py.events.hooks import NO_CREATION_HOOKS
 from tusd_py.events.model import Changes, Event, EventType, RequestView, UploadView
@@ -148,7 +148,7 @@ class Creator(Operation):
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
         wanted = creation.changes.response
-        return result if wanted is None or result.response else replace(result, response=wanted)
+        return result if wanted is None or result.response else result._replace(response=wanted)
 
     async def _lease(self, info: UploadInfo, content: Content | None, changes: Changes) -> Lease:
         """The lock of an upload that is being created; none for a fresh random id, which no other request can know.
@@ -257,9 +257,8 @@ def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
             raise errors.internal()
     if changes.metadata is not None:
         pairs = dict(changes.metadata)
-        info = replace(info, metadata=pairs, metadata_header=metadata.serialize(pairs))
-    return replace(
-        info,
+        info = info._replace(metadata=pairs, metadata_header=metadata.serialize(pairs))
+    return info._replace(
         id=info.id if changes.id is None else changes.id,
         location=changes.storage_path,
         expire_after=_recordable(changes.expire_after),

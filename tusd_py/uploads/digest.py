@@ -20,6 +20,8 @@ async def verify_digest(store: Store, upload: Upload) -> str:
     announced, StorageError.
     """
     info = upload.info
+    if not (info.repr_digest or info.wanted_digest):
+        return ""
     expected = digests.parse(digests.REPRESENTATION, info.repr_digest)
     algorithms = {info.wanted_digest} if info.wanted_digest in ALGORITHMS else set()
     if expected is not None:

@@ -7,7 +7,6 @@ waits for its parts is as young as the youngest. Not for: removing what is due (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.uploads.pending_finals import PendingFinals
@@ -88,7 +87,7 @@ class Expiry:
         """
         info = upload.info
         if not upload.joined:
-            return replace(upload, changed_at=await self._pending.changed_at(upload))
+            return upload._replace(changed_at=await self._pending.changed_at(upload))
         if not info.is_partial or info.foreign or self._joiner is None:
             return upload
         final_ids = await self._joiner.finals_awaiting(upload.id)
@@ -100,9 +99,9 @@ class Expiry:
             times = [self.expires_at(each) for each in (upload, *living)]
             known = [time for time in times if time is not None]
             latest = max(known) if len(known) == len(times) else float("inf")
-            return replace(upload, expires_at=latest)
+            return upload._replace(expires_at=latest)
         if finals and self._policy.remove_parts_when_joined:
-            return replace(upload, expires_at=0.0)
+            return upload._replace(expires_at=0.0)
         return upload
 
     async def _finals(self, final_ids: Sequence[str], part_id: str) -> list[Upload]:
@@ -116,7 +115,7 @@ class Expiry:
             # The id may belong to another upload now.
             if part_id in final.info.parts:
                 if not final.joined:
-                    final = replace(final, changed_at=await self._pending.changed_at(final))
+                    final = final._replace(changed_at=await self._pending.changed_at(final))
                 found.append(final)
         return found
 

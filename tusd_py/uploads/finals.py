@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
@@ -95,8 +94,7 @@ class FinalCreator(Operation):
         sources = await self._concatenation.parts(
             info.parts, lambda part: self._access.check(part, request, Action.JOIN)
         )
-        info = replace(
-            info,
+        info = info._replace(
             length=self._concatenation.length_of(info.parts, sources),
             max_size=_least(info, *(part.info for part in sources.values())),
         )

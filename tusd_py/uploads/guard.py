@@ -84,7 +84,7 @@ class Guard:
     async def admit_change(self) -> None:
         """`admit`, and a 503 while hooks are far behind: what they are still to be told must not fill the memory."""
         self.admit()
-        if not await self._hooks.has_room():
+        if not self._hooks.has_room and not await self._hooks.wait_for_room():
             raise errors.unavailable()
 
     def exclusive(self, upload_id: str, request: RequestView, action: Action) -> _Exclusive:

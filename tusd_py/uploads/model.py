@@ -6,16 +6,15 @@ No state is stored: it follows from the record, from the bytes in the storage an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tusd_py.events.model import HookResponse
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import Upload
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The upload after a command. problem: the error if the body of its creation ended early. response: changes by hooks.
 
     repr_digest: `Repr-Digest` of a finished upload, if its creator wanted one.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ _IPV6_AND_PORT = re.compile(r"\[(?P<name>[0-9A-Fa-f:.]{2,45})\](?::(?P<port>[0-9
 _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z._~!$&'()*+;=:@%-]+){1,16}")
 
 
-@dataclass(frozen=True, slots=True)
-class External:
+class External(NamedTuple):
     """How the client addressed the server, and who it is.
 
     scheme: "http" or "https". host: with the port unless it is the scheme's own; never empty.
@@ -151,7 +150,7 @@ class Proxies:
                 "Forwarded and X-Forwarded-* of a trusted proxy contradict each other, so neither "
                 "is used; let the proxy remove the one that it does not write itself",
             )
-            return replace(seen, prefix=prefix)
+            return seen._replace(prefix=prefix)
         named = rfc.host or family.host
         name, port = _split_host(named or seen.host)
         if named is None or port is None:
@@ -189,9 +188,10 @@ class Proxies:
 
     def _hint(self, scope: Mapping[str, Any]) -> None:
         """Tell the operator once of a peer that writes such fields and is not trusted: it may be the proxy."""
-        name = next((name for name, _ in scope["headers"] if name in _HINTS), None)
-        if name is None:
+        names = [name for name, _ in scope["headers"]]
+        if _HINTS.isdisjoint(names):
             return
+        name = next(filter(_HINTS.__contains__, names))
         client = scope.get("client")
         peer = client[0] if client else "unix"
         self._warn_once(

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Literal, cast
@@ -129,7 +128,7 @@ def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
     Raises UploadUntrusted if the record and the bytes contradict each other.
     """
     if info.is_final and not info.length and info.counted is None:
-        info = replace(info, length=size)
+        info = info._replace(length=size)
     offset = size if info.counted is None else info.counted.offset
     problem = ""
     if size < offset:
@@ -143,7 +142,7 @@ def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
     if problem:
         raise UploadUntrusted(f"{info.id}: {problem}")
     if offset == info.length:
-        info = replace(info, finished_at=changed_at)
+        info = info._replace(finished_at=changed_at)
     return Upload(info, offset, max(changed_at, info.created_at))
 
 

@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 import time
-from dataclasses import replace
 
 from tusd_py.storage.base import (
     BytesMissing,
@@ -86,10 +85,10 @@ class UploadLoader:
                 offset = min(offset, verified)
             if info.foreign:
                 upload = foreign.upload_of(info, size=offset, changed_at=data.st_mtime)
-                return replace(upload, is_cut=is_cut)
+                return upload._replace(is_cut=is_cut)
             if info.is_final:
                 # A final's data file appears complete; a crash may have kept its length out of the record.
-                info = replace(info, length=offset)
+                info = info._replace(length=offset)
             elif (
                 offset and not self._syncs_chunks and self._losses.concerns(flat, data.st_mtime_ns)
             ):

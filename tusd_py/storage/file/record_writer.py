@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from dataclasses import replace
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import UploadInfo, UploadNotFound
@@ -108,6 +107,6 @@ class RecordWriter:
                 at = max(0, os.fstat(descriptor).st_size - len(marked))
                 if os.pread(descriptor, len(marked), at) == marked:
                     os.pwrite(descriptor, records.UNFINISHED, at)
-                    self._cache.remember(replace(info, finished_at=None), os.fstat(descriptor))
+                    self._cache.remember(info._replace(finished_at=None), os.fstat(descriptor))
             finally:
                 os.close(descriptor)

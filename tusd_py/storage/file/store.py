@@ -40,7 +40,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
@@ -321,7 +320,7 @@ class FileStore:
         if upload.is_cut:
             with _translated(f"recovering {upload.id}"):
                 await self._disk.change(self._cut_back, upload, fence)
-            upload = replace(upload, is_cut=False)
+            upload = upload._replace(is_cut=False)
         return upload
 
     def _cut_back(self, upload: Upload, fence: Fence) -> None:

@@ -96,7 +96,7 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
             raise ValueError(f"PartBytes is {part_bytes}")
         location = ours.get("Location")
         return Record(
-            info=replace(info, location=location if location and is_valid_id(location) else None),
+            info=info._replace(location=location if location and is_valid_id(location) else None),
             plan=PartPlan(part_bytes, bool(ours.get("Grows"))),
             token=str(ours["Token"]),
             multipart=str(ours.get("Upload", "")),

@@ -297,7 +297,7 @@ class S3Store:
             return Upload(info, info.length or 0, info.finished_at)
         joined = not info.is_final or progress.done
         if info.is_final and joined and info.length is None:
-            info = replace(info, length=progress.size)
+            info = info._replace(length=progress.size)
         return Upload(info, progress.offset, max(progress.changed_at, info.created_at), joined)
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
@@ -380,7 +380,7 @@ class S3Store:
         with translated(f"finishing {info.id}"):
             live = await self._known(info.id)
             if live.record.info.length != info.length:
-                live.record = replace(live.record, info=replace(info, finished_at=None))
+                live.record = replace(live.record, info=info._replace(finished_at=None))
             if live.record.info.finished_at is None:
                 await self._completions.complete(live, fence)
             has_tail = bool(live.progress.tail_etag)
