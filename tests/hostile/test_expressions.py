@@ -43,6 +43,7 @@ OPERATORS = {
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
     "tusd_py.jobs.": "what lies in the Redis, and names of this machine",
     "tusd_py.storage.file.outbox._is_": "names of directories of our own",
+    "tusd_py.storage.s3.outbox.": "names of objects of our own",
     "tusd_py.storage.file.volume._is_id": "a file of our own",
 }
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""
@@ -59,6 +60,8 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.storage.base._is_ordinary_id": ("",),
     "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
     "tusd_py.storage.file.removal._NAME": ("", "a.1-0-", "a.1"),
+    "tusd_py.storage.s3.presentation._is_key": ("",),
+    "tusd_py.storage.s3.presentation._is_type": ("", "a/"),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (
@@ -196,6 +199,7 @@ PARSERS = tuple(
 MORE: Mapping[str, Mapping[str, object]] = {
     "tusd_py.protocol.concat.parse": {"max_parts": 10_000},
     "tusd_py.protocol.concat.upload_ids_of": {"base_paths": ["/files/"]},
+    "tusd_py.protocol.digests.parse": {"name": "Repr-Digest"},
 }
 """Arguments that parsers take besides the text."""
 NAMED = re.compile(

@@ -17,7 +17,7 @@ _ALGORITHMS: Mapping[str, str] = {"sha-256": "sha256", "sha-512": "sha512"}
 _NAMES = {algorithm: name for name, algorithm in _ALGORITHMS.items()}
 
 
-def parse(name: str, value: str) -> Checksum | None:
+def parse(value: str, name: str) -> Checksum | None:
     """The digest that a field announces, of the first algorithm of ours that it has; None if it has none of them.
 
     name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests.

@@ -229,14 +229,14 @@ def _content(headers: Mapping[str, str]) -> Content:
     digest = headers.get(digests.CONTENT.lower())
     return Content(
         length=length,
-        checksum=None if digest is None else digests.parse(digests.CONTENT, digest),
+        checksum=None if digest is None else digests.parse(digest, digests.CONTENT),
         checksum_in_trailer=digest is None and announces_trailer(headers, digests.CONTENT.lower()),
         read_trailer=_trailing_digest,
     )
 
 
 def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
-    digest = digests.parse(digests.CONTENT, trailers.get(digests.CONTENT.lower(), ""))
+    digest = digests.parse(trailers.get(digests.CONTENT.lower(), ""), digests.CONTENT)
     if digest is None:
         raise errors.invalid_digest(digests.CONTENT)
     return digest
@@ -245,7 +245,7 @@ def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
 def _repr_digest(headers: Mapping[str, str]) -> str:
     """The digest of the whole upload as it stands in its record; empty without one that can be verified."""
     given = headers.get(digests.REPRESENTATION.lower())
-    digest = None if given is None else digests.parse(digests.REPRESENTATION, given)
+    digest = None if given is None else digests.parse(given, digests.REPRESENTATION)
     return "" if digest is None else digests.serialize(digest)
 
 

@@ -22,7 +22,7 @@ async def verify_digest(store: Store, upload: Upload) -> str:
     info = upload.info
     if not (info.repr_digest or info.wanted_digest):
         return ""
-    expected = digests.parse(digests.REPRESENTATION, info.repr_digest)
+    expected = digests.parse(info.repr_digest, digests.REPRESENTATION)
     algorithms = {info.wanted_digest} if info.wanted_digest in ALGORITHMS else set()
     if expected is not None:
         algorithms.add(expected.algorithm)
