@@ -46,7 +46,8 @@ class Identity:
             form = canonical_value(value, length=length, owner=owner_part)
         else:
             pairs = {key: value for key, value in metadata.items() if self._counts(key)}
-            if not pairs.keys() - _SHARED_KEYS:
+            # Keys that the operator chose identify, whatever they are.
+            if not pairs.keys() - (_SHARED_KEYS if self.keys is None else frozenset()):
                 return None
             form = canonical_pairs(pairs, length=length, owner=owner_part)
         return hashlib.sha256(form).hexdigest()
