@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
 from tests.ietf.url_session import UrlSession
+from tests.support.certificate import make_certificate
 from tests.support.ietf import VERSIONS, Ietf, announced
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tus import Tus, id_of, path_of
-from tests.support.wire import ConnectionEnded
+from tests.support.wire import Connection, ConnectionEnded
 
 LARGE = 300_000
 SPOKEN = VERSIONS[:-1]
@@ -210,3 +213,22 @@ def test_watching_does_not_end_a_request(server: ServerProcess) -> None:
         assert json.loads(ietf.request("GET", path, wanted).body)["id"] == id_of(path)
         connection.send(b"x" * (LARGE - 1000))
         assert connection.read_response("POST").status == 201
+
+
+def test_R6_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
+    """Over TLS the body takes the same way, and a close without a response is one of the connection."""
+    certificate, key = make_certificate(tmp_path)
+    server = make_server("--tls-certificate", str(certificate), "--tls-key", str(key))
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    ietf = Ietf(server, 8)
+    fields = {**ietf.marks(), **ietf.complete(True), "Content-Length": str(4 * LARGE)}
+    with Connection(server.address, tls=trusting) as connection:
+        connection.send_head("POST", ietf.collection, fields)
+        path = path_of(announced(connection)["Location"])
+        connection.send(b"x" * (2 * LARGE))
+        assert connection.read_any()["Upload-Offset"] == str(2 * LARGE)
+        with Connection(server.address, tls=trusting) as other:
+            status = other.request("HEAD", path, ietf.marks())
+        assert status["Upload-Offset"] == str(2 * LARGE)
+        with pytest.raises(ConnectionError):
+            connection.read_response("POST")
