@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.bucket import files_only
 from tests.support.tus import OCTETS, OpenPatch, Tus, checksum, id_of, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Response, chunk, last_chunk
@@ -103,6 +104,7 @@ def test_T25_T26_chunks_that_just_fit_into_memory_and_that_do_not(
     assert tus.stored(path) == data
 
 
+@files_only
 @pytest.mark.parametrize("size", [1000, 500_000, MIB])
 def test_T26_nothing_is_written_of_a_wrong_chunk_that_fits_into_memory(tus: Tus, size: int) -> None:
     path = tus.new(size)

@@ -15,7 +15,7 @@ from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.protocol.metadata import serialize
 from tusd_py.protocol.tus import Content
-from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo
+from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo, UploadNotFound
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
@@ -416,3 +416,18 @@ async def test_a_join_survives_what_happens_to_copies(
 ) -> None:
     proxy.plan("UploadPartCopy", fault)
     await joined(opened(), [PART, 2 * PART])
+
+
+async def test_a_finished_upload_takes_an_empty_request_and_no_other_name_is_asked_for(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store, other = opened(), opened()
+    await finished(store, await append(store, await created(store, 5), b"hello"))
+    for each in (store, other):
+        upload = await append(each, await each.load("x"))
+        assert (upload.offset, upload.finished) == (5, True)
+    before = proxy.requests.total()
+    for name in ("..", ".", "", "a/../b", "\0", "x.info"):
+        with pytest.raises(UploadNotFound):
+            await store.load(name)
+    assert proxy.requests.total() == before

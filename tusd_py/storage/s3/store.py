@@ -29,6 +29,7 @@ from tusd_py.storage.base import (
     UploadInfo,
     UploadNotFound,
     Writer,
+    is_valid_id,
 )
 from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
@@ -218,6 +219,8 @@ class S3Store:
 
     async def _read_record(self, upload_id: str) -> Record:
         """Raises UploadNotFound, UploadGone, StorageError, ObjectStoreError."""
+        if not is_valid_id(upload_id):
+            raise UploadNotFound("this can name no upload")
         try:
             head, content = await self.objects.read(
                 self.layout.record(upload_id), limit=RECORD_LIMIT
@@ -279,14 +282,14 @@ class S3Store:
             if live.record.etag == before:
                 live.record = record
             return live
-        progress = Progress()
-        if record.info.finished_at is None:
-            progress = await read_progress(self.objects, self.layout, record)
-        live = Live(record, progress, may_have_twin=True)
-        if record.info.finished_at is None:
-            self._remember(live)
-        else:
+        info = record.info
+        if info.finished_at is not None:
             self._live.pop(upload_id, None)
+            done = Progress(done=True, size=info.length or 0, changed_at=info.finished_at)
+            return Live(record, done, may_have_twin=False)
+        progress = await read_progress(self.objects, self.layout, record)
+        live = Live(record, progress, may_have_twin=True)
+        self._remember(live)
         return live
 
     async def load(self, upload_id: str) -> Upload:
@@ -332,7 +335,7 @@ class S3Store:
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
         with translated(f"opening {upload.id}"):
             live = await self._known(upload.id)
-            if live.record.holder != self._process:
+            if live.record.holder != self._process and not live.progress.done:
                 await self.save_record(live, replace(live.record, holder=self._process), fence)
         if live.progress.offset != upload.offset:
             raise LeaseLost(f"{upload.id} has other bytes than when it was loaded")
@@ -381,8 +384,7 @@ class S3Store:
             live = await self._known(info.id)
             if live.record.info.length != info.length:
                 live.record = replace(live.record, info=info._replace(finished_at=None))
-            if live.record.info.finished_at is None:
-                await self._completions.complete(live, fence)
+            await self._completions.complete(live, fence)
             has_tail = bool(live.progress.tail_etag)
             await self.save_record(live, replace(live.record, info=info), fence)
         self._live.pop(info.id, None)
