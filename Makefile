@@ -49,6 +49,8 @@ venv: $(DEV) ## the development environment in .venv
 
 test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) $(FRONTEND_BUILT) ## all tests: make test PYTEST_ARGS="-k T13"
 	$(if $(FRONTEND_BUILT),$(NPM) test)
+	@# Tests start thousands of servers: where Python writes no bytecode by itself, each would compile all modules.
+	$(PY) -m compileall -q tusd_py hooks workers tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(DEV) $(if $(FRONTEND_BUILT),$(FRONTEND_NODE)) ## style, types, and whether what is installed satisfies pyproject.toml
