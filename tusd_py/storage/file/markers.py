@@ -86,6 +86,8 @@ class ChunkMarkers:
 
     def read(self, name: str) -> int | None:
         """Return how many bytes count; None if no chunk is being verified. Raises OSError."""
+        if not self._places:
+            return None
         counts = [self._read(f"{place}/{name}") for place in self._places]
         return min((count for count in counts if count is not None), default=None)
 

@@ -334,7 +334,7 @@ class UploadProtocol(asyncio.Protocol):
         self._linger = Linger(self.loop, self.transport, self.flow, left)
 
     def on_response_complete(self) -> None:
-        if self._unparsed <= self.limits.head_size:
+        if self._long_head and self._unparsed <= self.limits.head_size:
             self._release_long_head()
         if self._linger is not None:
             # The response said that it is the last one.
@@ -420,7 +420,7 @@ class UploadProtocol(asyncio.Protocol):
         self._unparsed += len(data)
         self._idle_since = None
         self._feed(data)
-        if self._reads_no_more():
+        if self._input_over or self.transport.is_closing():
             return
         if self._refusal is not None or (
             self._unparsed > self.limits.head_size and not self._may_be_long()
@@ -432,9 +432,6 @@ class UploadProtocol(asyncio.Protocol):
         elif self._exchange is not None and self._exchange.response_complete:
             # The rest of a body that was not taken.
             self._begin_idle()
-
-    def _reads_no_more(self) -> bool:
-        return self._input_over or self.transport.is_closing()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -717,19 +714,16 @@ class UploadProtocol(asyncio.Protocol):
         if self._framing:
             # Behind an `Upgrade` the parser takes the end of the head for that of the message.
             return
-        self._forget_head()
+        # What comes next is no longer told by the fields of this request, which stay in its scope.
+        self._head_is_whole = False
+        self._headers = []
+        self._url = b""
         self._in_head = True
         self._unparsed = 0
         if self._exchange is not None:
             self._exchange.end_body()
         if self.raw_transport is not None and self._to_answer():
             self._hold_reading_if_needed()
-
-    def _forget_head(self) -> None:
-        """What comes next is no longer told by the fields of this request. They stay in its scope."""
-        self._head_is_whole = False
-        self._headers = []
-        self._url = b""
 
     # Responses without the application
 
