@@ -31,9 +31,8 @@ SLOW_PERIOD_SECONDS = 1.0
 """The longest time for which operations run in threads after a slow one."""
 _SLOW_FACTOR = 5
 """That time in multiples of the slow operation's own."""
-_CHANGE_MOMENT_SECONDS = 0.001
-_WRITE_MOMENT_SECONDS = 0.005
-"""For bytes of bodies, which a helper needs as a copy."""
+_CHANGE_MOMENT_SECONDS = 0.005
+"""Uploads that follow each other at once need no helper then, although their process may wait for a processor in between."""
 _READ_MOMENT_SECONDS = 0.02
 """Reads from memory rarely wait, and HEAD does little else."""
 _LOOK_SECONDS = 0.002
@@ -87,7 +86,7 @@ class Disk:
         A slow operation gets a copy of `data` unless it is read-only.
         """
         lane = self._changes
-        if (began := time.monotonic()) - lane.quick_at < _WRITE_MOMENT_SECONDS:
+        if (began := time.monotonic()) - lane.quick_at < _CHANGE_MOMENT_SECONDS:
             try:
                 function(data)
             finally:
