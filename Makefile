@@ -36,10 +36,10 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv test torture lint fmt lock clean
+.PHONY: help serve venv test test-s3 torture lint fmt lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
 		| awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
 
 serve: $(RUNTIME) ## install what is needed and start the server: make serve ARGS="--port 1080 --upload-dir /srv/uploads"
@@ -60,6 +60,11 @@ lint: $(DEV) $(if $(FRONTEND_BUILT),$(FRONTEND_NODE)) ## style, types, and wheth
 	$(VENV)/bin/lint-imports --no-logo
 	$(PIP) check
 	$(if $(FRONTEND_BUILT),$(NPM) run lint)
+
+test-s3: $(DEV) ## the protocol on object stores; all tests of S3 are in `make test` too
+	for store in seaweedfs versitygw; do \
+		TEST_STORE=$$store $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) tests/protocol || exit 1; \
+	done
 
 torture: $(DEV) ## cut the power under uploads, as root: make torture ARGS="--cuts 100 --filesystem xfs --durability chunk --seed 7"
 	$(PY) -m tests.durability.power_cuts $(ARGS)

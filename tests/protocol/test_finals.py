@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.bucket import files_only
 from tests.support.events import Recorder
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -46,6 +47,7 @@ def records(server: ServerProcess) -> set[str]:
 # -- how long parts live -------------------------------------------------------------------------
 
 
+@files_only
 def test_a_complete_part_lives_as_long_as_a_final_that_lists_it(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -66,6 +68,7 @@ def test_a_complete_part_lives_as_long_as_a_final_that_lists_it(make_server: Mak
     assert tus.get(final).body == b"hello world"
 
 
+@files_only
 def test_an_unfinished_part_lives_as_long_as_a_final_that_grows(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -82,6 +85,7 @@ def test_an_unfinished_part_lives_as_long_as_a_final_that_grows(make_server: Mak
     assert tus.patch(waiting, 0, b"hello").status == 204
 
 
+@files_only
 def test_all_go_together_when_all_is_abandoned(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -127,6 +131,7 @@ def test_a_part_that_may_still_lose_its_last_request_is_not_joined(
     assert tus.get(final).body == tus.get(part).body == b"abcdefghij"
 
 
+@files_only
 def test_a_part_whose_finish_was_cut_off_is_finished_by_its_final(
     make_server: MakeServer,
 ) -> None:
@@ -140,6 +145,7 @@ def test_a_part_whose_finish_was_cut_off_is_finished_by_its_final(
     assert tus.get(final).body == tus.get(part).body == b"hello"
 
 
+@files_only
 def test_a_final_whose_part_cannot_be_found_tells_what_is_known(tus: Tus) -> None:
     part = tus.new(5, headers=PARTIAL)
     final = path_of(join(tus, part)["Location"])
@@ -185,6 +191,7 @@ def test_the_creation_of_a_final_can_be_repeated(make_server: MakeServer, tmp_pa
         }
 
 
+@files_only
 def test_two_creations_of_a_final_at_once_are_one(make_server: MakeServer, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     with RedisServer(tmp_path / "redis") as redis:
@@ -247,6 +254,7 @@ def test_a_hook_that_refuses_refuses_repeats_too(make_server: MakeServer, tmp_pa
 # -- what a request may have copied --------------------------------------------------------------
 
 
+@files_only
 def test_what_repeated_parts_add_is_bounded(make_server: MakeServer) -> None:
     tus = Tus(make_server("--max-concat-repeats", "20B"))
     part, other = tus.finished(b"0123456789", PARTIAL), tus.finished(b"abcde", PARTIAL)
@@ -273,6 +281,7 @@ def test_by_default_one_part_cannot_be_named_for_gigabytes(tus: Tus) -> None:
 REMOVING = ("--remove-parts-when-joined", "--hooks-delivery", "server")
 
 
+@files_only
 def test_parts_are_removed_when_the_last_final_is_finished(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -305,6 +314,7 @@ def test_parts_are_removed_when_the_last_final_is_finished(
     assert sorted(notes.read_text().split()) == sorted(map(id_of, (a, b, late)))
 
 
+@files_only
 def test_parts_of_a_final_that_died_before_their_removal_go_later(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -327,6 +337,7 @@ def test_parts_of_a_final_that_died_before_their_removal_go_later(
     assert tus.get(tus.collection + final).body == b"hello"
 
 
+@files_only
 def test_parts_stay_as_a_rule(tus: Tus) -> None:
     part = tus.finished(b"hello", PARTIAL)
     final = path_of(join(tus, part)["Location"])
@@ -335,6 +346,7 @@ def test_parts_stay_as_a_rule(tus: Tus) -> None:
     assert json.loads(tus.server.info_file(id_of(final)).read_bytes())["IsFinal"]
 
 
+@files_only
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_final_that_fails_leaves_no_key(make_server: MakeServer, size: int) -> None:
     server = make_server("--max-size", "10B")

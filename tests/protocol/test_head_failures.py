@@ -12,6 +12,7 @@ import pytest
 from tests.auth.people import bearer, claims
 from tests.auth.test_verify import KEYS
 from tests.conftest import MakeServer
+from tests.support.bucket import files_only
 from tests.support.events import Recorder
 from tests.support.redis import RedisServer
 from tests.support.tus import Tus, id_of, path_of
@@ -41,6 +42,7 @@ def hook_file(directory: Path, event: str) -> tuple[Path, Path]:
     return code, steering
 
 
+@files_only
 def test_T39_an_id_in_a_directory_whose_volume_is_away(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_T39_a_pre_finish_hook_that_fails(
     assert tus.get(path).body == b"hello"
 
 
+@files_only
 def test_T39_a_store_that_fails_while_a_final_is_joined(tus: Tus) -> None:
     part = tus.new(5, headers={"Upload-Concat": "partial"})
     created = tus.create(headers={"Upload-Concat": f"final;{part}"})
