@@ -22,6 +22,9 @@ export class AttemptFailed extends Error {
   }
 }
 
+/** tus, or an iteration of the IETF's draft, by the names that tus-js-client gives them. */
+export type Protocol = 'tus-v1' | 'ietf-draft-03' | 'ietf-draft-05'
+
 export interface AttemptOptions {
   source: Source
   /** Null to create it. */
@@ -31,6 +34,7 @@ export interface AttemptOptions {
   headers: Record<string, string>
   /** Bytes. */
   chunkSize: number
+  protocol: Protocol
   /** Milliseconds; 0 for never. */
   stallTimeout: number
   network: Network
@@ -71,7 +75,7 @@ export class Attempt {
   }
 
   constructor(options: AttemptOptions) {
-    const { source, url, endpoint, metadata, headers, chunkSize } = options
+    const { source, url, endpoint, metadata, headers, chunkSize, protocol } = options
     this.#options = options
     this.lost = options.lost
     this.#tus = new TusUpload(source.data as File, {
@@ -85,6 +89,8 @@ export class Attempt {
       storeFingerprintForResuming: false,
       fingerprint: async () => '',
       ...(source.reader ? { fileReader: source.reader } : {}),
+      // Its types do not know of the option. It completes an empty file in tus only.
+      ...({ protocol: source.size === 0 ? 'tus-v1' : protocol } as object),
       onBeforeRequest: (request) => this.#before(request),
       onAfterResponse: (request, response) => this.#answered(request, response),
       onUploadUrlAvailable: () => this.#found(),

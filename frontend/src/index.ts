@@ -1,3 +1,4 @@
+export type { Protocol } from './attempt.js'
 export type { GetAccessToken } from './credentials.js'
 export { type Duplicate, type ErrorKind, UploadError } from './errors.js'
 export {

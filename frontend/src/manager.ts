@@ -1,5 +1,6 @@
 // Starts uploads, a few at a time, knows which of them go on, and which were left unfinished by a page that is gone.
 
+import type { Protocol } from './attempt.js'
 import { Credentials, type GetAccessToken } from './credentials.js'
 import { type Duplicate, UploadError } from './errors.js'
 import { Emitter } from './events.js'
@@ -37,6 +38,8 @@ export interface UploadManagerOptions {
   refreshEvery?: number
   /** Bytes of a request at most. Without it an upload is one request as long as nothing goes wrong. */
   chunkSize?: number
+  /** What is spoken: tus, or a draft of the IETF's Resumable Uploads for HTTP. Servers older than 0.2 know tus only. */
+  protocol?: Protocol
   /** Sent with every request to the collection and its uploads. */
   headers?: Record<string, string>
   /** Milliseconds between attempts: from 1 s, doubled up to 60 s. */
@@ -292,6 +295,7 @@ function withDefaults(options: UploadManagerOptions): ResolvedOptions {
     concurrency: options.concurrency ?? 3,
     namespace: options.namespace ?? '',
     chunkSize: options.chunkSize ?? Number.POSITIVE_INFINITY,
+    protocol: options.protocol ?? 'tus-v1',
     headers: options.headers ?? {},
     retry: options.retry ?? { min: 1_000, max: MINUTE },
     stallTimeout: options.stallTimeout ?? 2 * MINUTE,

@@ -305,6 +305,7 @@ export class Upload extends Emitter<UploadEvents> {
       metadata: { ...this.metadata },
       headers: { ...options.headers, ...(this.#force ? { 'Upload-Force': 'true' } : {}) },
       chunkSize: options.chunkSize,
+      protocol: options.protocol,
       stallTimeout: options.stallTimeout,
       network,
       credentials: this.#credentials,

@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     """Options of tus-js-client, under its own names (sizes in bytes, delays in milliseconds)."""
 
     endpoint: str
+    protocol: Literal["tus-v1", "ietf-draft-03", "ietf-draft-05"]
     uploadUrl: str
     headers: dict[str, str]
     metadata: dict[str, str]

@@ -31,6 +31,7 @@ class Front:
     """The proxy, as a client of the tests sees it."""
 
     base_path = "/files/"
+    bucket = None
 
     def __init__(self, stack: Stack) -> None:
         self.address = ("127.0.0.1", stack.proxy_port)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.auth.people import access, bearer
 from tests.clients.content import MIB, SourceFile, sha256_of_file
 from tests.clients.stalls import stalled_links
 from tests.frontend.conftest import MakeSource
 from tests.frontend.pages import UploadPage
 from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.ietf import Ietf
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
@@ -298,3 +301,27 @@ def test_a_reload_beyond_the_life_of_the_token(
         page.wait_state("completed")
         [url] = page.urls().values()
     assert_stored(short_lived, url, source)
+
+
+@pytest.mark.parametrize("protocol", ["ietf-draft-03", "ietf-draft-05"])
+def test_R22_the_ietfs_protocol(
+    page: UploadPage, guarded: ServerProcess, make_source: MakeSource, protocol: str
+) -> None:
+    """Over connections that are cut; an empty file, which needs tus, too."""
+    source, empty = make_source(3 * MIB), make_source(0, "empty.bin")
+    with FaultProxy(guarded.address, default=Plan(up=Way(cut_after=MIB))) as proxy:
+        page.open(endpoint=proxy.url(), accessToken=access(), retry=SOON, protocol=protocol)
+        page.add(source.path, empty.path)
+        page.wait_state("completed", count=2)
+        urls = page.urls()
+    assert_stored(guarded, urls["source.bin"], source)
+    assert_stored(guarded, urls["empty.bin"], empty)
+    versions = {
+        headers["upload-draft-interop-version"]
+        for method, headers in page.requests
+        if method == "PATCH"
+    }
+    assert versions == {"5" if protocol == "ietf-draft-03" else "6"}
+    for url in urls.values():
+        head = Ietf(guarded, 6).head(path_of(url), bearer(access()))
+        assert head["Upload-Complete"] == "?1"

@@ -6,6 +6,8 @@ is printed whole.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
 from contextlib import suppress
 
@@ -54,8 +56,10 @@ METHODS = [
 class Fuzzer:
     """Makes requests that are well-framed HTTP and nonsense in every other respect."""
 
-    def __init__(self, tus: Tus, seed: int) -> None:
+    def __init__(self, tus: Tus, seed: int, *, both: bool = False) -> None:
+        """both: speak Resumable Uploads for HTTP as well, and mixtures of the two."""
         self.tus = tus
+        self.both = both
         self.random = random.Random(seed)
         self.uploads = [tus.new(10), tus.new(None), tus.new(200_000), tus.finished(b"finished")]
         self.uploads.append(tus.finished(b"part", {"Upload-Concat": "partial"}))
@@ -120,6 +124,35 @@ class Fuzzer:
             "X-Request-ID": pick(["abc", "\x7f\xff", "x" * 500]),
         }
         likely = {"Tus-Resumable", "Upload-Offset", "Content-Type"}
+        if self.both:
+            digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+            likely = {
+                "Upload-Complete",
+                "Upload-Offset",
+                "Content-Type",
+                "Upload-Draft-Interop-Version",
+            }
+            possible |= {
+                "Upload-Draft-Interop-Version": pick(
+                    ["3", "4", "5", "6", "7", "8", "9", "10", "x"]
+                ),
+                "Upload-Complete": pick(["?0", "?1", "?1;a", "1", "?"]),
+                "Upload-Incomplete": pick(["?0", "?1", "true"]),
+                "Content-Disposition": pick(
+                    [
+                        'inline; filename="a"',
+                        "x; filename*=utf-8''%ff",
+                        '"',
+                        "a; filename*0*=x''%; =",
+                        "\xff",
+                    ]
+                ),
+                "Content-Digest": pick([f"sha-256=:{digest}:", "sha-256=:AAAA:", "x", "md5=5"]),
+                "Repr-Digest": pick([f"sha-256=:{digest}:", "sha-512=:AAAA:", "?1"]),
+                "Want-Repr-Digest": pick(
+                    ["sha-256=1", "sha-512=10, sha-256=3", "x=99999999999999999"]
+                ),
+            }
         return {
             name: value
             for name, value in possible.items()
@@ -203,6 +236,31 @@ def test_requests_of_nonsense(tus: Tus, seed: int) -> None:
             assert response["Tus-Resumable"] == "1.0.0"
         if response.status >= 400:
             assert fuzzer.sizes() == before, f"stored by {response.status}: {shown(request)}"
+    assert_healthy(tus)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_requests_of_both_protocols(tus: Tus, seed: int) -> None:
+    """Each is taken for one of the protocol that it names; refused bytes are not stored, and may end an upload."""
+    fuzzer = Fuzzer(tus, seed + 2000, both=True)
+    for _ in range(ROUNDS):
+        method, _target, request = fuzzer.request()
+        before = fuzzer.sizes()
+        with Connection(tus.server.address, timeout=PATIENCE) as connection:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(request)
+            try:
+                response = connection.read_response(method)
+            except (TimeoutError, ConnectionError, BadResponse, AssertionError) as problem:
+                raise AssertionError(f"{problem!r} after {shown(request)}") from problem
+        assert response.status < 500, f"{response} after {shown(request)}"
+        head = request.partition(b"\r\n\r\n")[0].lower()
+        if b"tus-resumable" in head:
+            assert "Upload-Complete" not in response, shown(request)
+            assert response.interim == () or {each.status for each in response.interim} == {100}
+        if response.status >= 400:
+            after = fuzzer.sizes()
+            assert after.items() <= before.items(), f"stored by {response.status}: {shown(request)}"
     assert_healthy(tus)
 
 

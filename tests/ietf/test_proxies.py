@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,13 @@ def running(kind: str, server: ServerProcess, directory: Path) -> Iterator[tuple
     with ports.reserve("127.0.0.1", 0) as holder:
         port: int = holder.getsockname()[1]
     config = directory / "proxy.conf"
-    if kind == "nginx":
+    if kind.startswith("nginx"):
         (location,) = (
             each for each in blocks("docs/operating.md", "nginx") if "proxy_pass" in each
         )
         location = location.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+        if kind.endswith("keep-alive"):
+            location = location.replace("{", '{ proxy_set_header Connection "";', 1)
         config.write_text(NGINX.format(directory=directory, port=port, location=location))
         command = [program("nginx"), "-p", str(directory), "-c", str(config)]
     else:
@@ -85,7 +88,7 @@ def listens(port: int) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=["nginx", "haproxy"])
+@pytest.fixture(scope="module", params=["nginx", "nginx-keep-alive", "haproxy"])
 def proxy(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -108,6 +111,10 @@ def test_interim_responses_pass(server: ServerProcess, proxy: tuple[str, int]) -
         assert 0 < int(progress["Upload-Offset"]) <= len(DATA) // 2
         connection.send(DATA[len(DATA) // 2 :])
         response = connection.read_response("POST")
+        # nginx takes the end of its connection to the server for that of the response.
+        began = time.monotonic()
+        assert connection.request("HEAD", path_of(location), ietf.marks()).status == 204
+        assert time.monotonic() - began < 3
     assert (response.status, response["Location"]) == (201, location)
     assert ietf.stored(path_of(location)) == DATA
 

@@ -28,7 +28,13 @@ from tusd_py.locks.redis import RedisLocks
 from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
-from tusd_py.storage.base import StorageError, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.base import (
+    RecordUnreadable,
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+)
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
@@ -247,7 +253,7 @@ async def test_the_store_tells_of_each_what_it_tells_of_one(store: FileStore) ->
     found = await store.load_each(names)
     assert [type(each) for each in found] == [
         Upload,
-        StorageError,
+        RecordUnreadable,
         UploadGone,
         UploadNotFound,
         UploadNotFound,

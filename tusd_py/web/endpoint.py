@@ -43,6 +43,7 @@ from tusd_py.web.cors import CORS
 from tusd_py.web.download import DownloadPlan, plan_download, send_file
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.ietf_requests import IetfRequests
+from tusd_py.web.interim import Interim
 from tusd_py.web.messages import Request, Response, phrase, without_framing
 from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.request_body import RequestBody
@@ -60,6 +61,7 @@ _STRANGER_STEP = 0.02
 upload of another owner from one that does not exist."""
 _JITTER = 5000
 """Maximum of the random delay added to it, in microseconds, as timers have a resolution of milliseconds."""
+_PROXY_FIELDS = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-proto"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
 _PROCESS = secrets.token_hex(4)
@@ -436,7 +438,7 @@ class TusEndpoint:
                 preflight=request.method == "OPTIONS",
                 private_network="access-control-request-private-network" in request.headers,
             )
-        if response.status == 503 or _leaves_body(request):
+        if response.status == 503 or _leaves_body(request) or _confuses_proxies(request):
             raw.append((b"connection", b"close"))
         exchange = request.exchange
         if response.closes and exchange is not None and exchange.close_unanswered():
@@ -548,6 +550,16 @@ def _request_id(headers: Headers) -> str:
         return given
     # Unique, not secret.
     return f"{_PROCESS}{next(_numbers):08x}"
+
+
+def _confuses_proxies(request: Request) -> bool:
+    """Whether a proxy may have taken an interim response for the final one, which ends with the connection (nginx 1.22)."""
+    interim = request.body.watcher
+    return (
+        isinstance(interim, Interim)
+        and interim.sent
+        and not _PROXY_FIELDS.isdisjoint(request.headers)
+    )
 
 
 def _leaves_body(request: Request) -> bool:

@@ -24,7 +24,8 @@ _MOST_SECONDS = 5.0
 class Interim:
     """The interim responses to one request; see `Watcher`.
 
-    announcement: makes the fields that tell where the upload is. announced: what it made, once it was called.
+    announcement: makes the fields that tell where the upload is. announced: what it made, once it was called. sent: whether the
+    client got any.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Interim:
         announcement: Callable[[Upload], Mapping[str, str]] | None = None,
     ) -> None:
         self.announced: Mapping[str, str] | None = None
+        self.sent = False
         self._exchange = request.exchange if version.number is not None else None
         self._version = version
         self._announcement = announcement
@@ -66,7 +68,9 @@ class Interim:
             (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
             for name, value in fields.items()
         ]
-        return self._exchange.send_informational(ietf.RESUMPTION_SUPPORTED, raw)
+        sent = self._exchange.send_informational(ietf.RESUMPTION_SUPPORTED, raw)
+        self.sent = self.sent or sent
+        return sent
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)

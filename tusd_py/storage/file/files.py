@@ -40,14 +40,6 @@ def exists(path: str) -> bool:
     return True
 
 
-def may_exist(path: str) -> bool:
-    """Whether something has this path, or that cannot be told."""
-    try:
-        return exists(path)
-    except OSError:
-        return True
-
-
 def is_surely_absent(root: str, path: str) -> bool:
     """Whether nothing is at `root`/`path`, for certain. Raises OSError where that cannot be told.
 

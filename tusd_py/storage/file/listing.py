@@ -9,7 +9,7 @@ from contextlib import suppress
 from tusd_py.storage.base import StorageError, is_valid_id
 from tusd_py.storage.errors import is_exhausted
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.files import may_exist
+from tusd_py.storage.file.files import exists
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.threads import Threads
 from tusd_py.storage.skipped import Skip, skip_entry
@@ -22,10 +22,10 @@ async def upload_ids(root: str, disk: Disk, threads: Threads, skip: Skip) -> Asy
     pending = [""]
     while pending:
         prefix = pending.pop()
-        if bool(prefix) and await disk.read(may_exist, f"{root}/{prefix}{STATE_DIRECTORY}"):
-            # Another server's upload directory: only that server locks its uploads.
-            continue
         try:
+            if bool(prefix) and await disk.read(exists, f"{root}/{prefix}{STATE_DIRECTORY}"):
+                # Another server's upload directory: only that server locks its uploads.
+                continue
             entries = await disk.read(os.scandir, f"{root}/{prefix}")
         except FileNotFoundError:
             continue
