@@ -235,11 +235,10 @@ async def test_parts_are_not_compared(tmp_path: Path) -> None:
 
 
 async def test_operators_choose_what_counts(tmp_path: Path) -> None:
-    check = DuplicateCheck(tmp_path, settings={"duplicate_keys": "study"})
+    check = DuplicateCheck(tmp_path, settings={"duplicate_keys": "filetype"})
     async with client_of(application(check)) as client:
-        one = http.encoded({**METADATA, "study": "7"})
-        assert (await post(client, upload_metadata=one)).status_code == 201
-        other = http.encoded({**METADATA, "study": "7", "filename": "another"})
+        assert (await post(client)).status_code == 201
+        other = http.encoded({**METADATA, "filename": "another"})
         assert (await post(client, upload_metadata=other)).status_code == 409
     await check.stop()
     with pytest.raises(ValueError, match='duplicate_window "soon": give seconds'):
