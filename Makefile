@@ -4,8 +4,8 @@
 VENV ?= .venv
 # The interpreter to build $(VENV) with, e.g. `make venv PYTHON=python3.13`; otherwise the first one that will do.
 PYTHON ?=
-# Test processes at the same time.
-WORKERS ?= 2
+# Test processes at the same time: they wait more than they compute.
+WORKERS ?= 3
 ARGS ?=
 PYTEST_ARGS ?=
 

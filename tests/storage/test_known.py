@@ -56,10 +56,14 @@ def of_metadata(header: Callable[[int], str]) -> Callable[[int], UploadInfo]:
     return make
 
 
+RECORD = UploadInfo(id="00", length=1, metadata={})
+"""What is read of those that the tests make."""
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
     """A store with a small cache that has written no upload itself."""
-    monkeypatch.setattr(known, "_MAX_BYTES", MOST * known.size_of(UploadInfo(id="00", length=1)))
+    monkeypatch.setattr(known, "_MAX_BYTES", MOST * known.size_of(RECORD))
     store = FileStore(tmp_path)
     store.open("shared")
     yield store

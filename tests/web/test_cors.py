@@ -40,7 +40,7 @@ class TestPreflight:
         assert response.status == 204
         assert response["Access-Control-Allow-Origin"] == ORIGIN
         assert response.items("Access-Control-Allow-Methods") == [
-            *("POST", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
+            *("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
         ]
         allowed = {name.lower() for name in response.items("Access-Control-Allow-Headers")}
         assert allowed >= {
@@ -154,14 +154,14 @@ class TestSettings:
     def test_further_names(self, make_server: MakeServer) -> None:
         tus = Tus(
             make_server(
-                *("--cors-allow-methods", "PUT,LINK"),
+                *("--cors-allow-methods", "REPORT,LINK"),
                 *("--cors-allow-headers", "X-Study"),
                 *("--cors-expose-headers", "X-Seen"),
                 *("--cors-max-age", "60"),
             )
         )
         response = tus.options(headers=PREFLIGHT)
-        assert response.items("Access-Control-Allow-Methods")[-2:] == ["PUT", "LINK"]
+        assert response.items("Access-Control-Allow-Methods")[-2:] == ["REPORT", "LINK"]
         assert "X-Study" in response.items("Access-Control-Allow-Headers")
         assert "Upload-Offset" in response.items("Access-Control-Allow-Headers")
         assert response["Access-Control-Max-Age"] == "60"
