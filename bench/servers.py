@@ -79,8 +79,8 @@ class Before(Ours):
         python = os.environ.get("TUSD_PY_BEFORE")
         if not python:
             raise Unavailable("set TUSD_PY_BEFORE to the path of the Python of its environment")
-        # -P: not what lies in the working directory.
-        self._program = [python, "-P", "-m", "tusd_py"]
+        # -I: neither what lies in the working directory, nor on PYTHONPATH.
+        self._program = [python, "-I", "-m", "tusd_py"]
         return f"{_output([*self._program, '--version'])} {' '.join(self.flags)}".strip()
 
     def command(self, directory: Path, port: int) -> list[str]:
