@@ -152,9 +152,10 @@ def test_an_interrupted_command_ends_quietly(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         cwd=ROOT,
     )
-    # Opens as soon as the command reads it.
-    with process, fifo.open("w"):
-        process.send_signal(signal.SIGINT)
+    with process:
+        # Opens as soon as the command reads it. Closed then, as a signal between two system calls interrupts neither.
+        with fifo.open("w"):
+            process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == 130
 
