@@ -288,6 +288,15 @@ class S3Store:
             done = Progress(done=True, size=info.length or 0, changed_at=info.finished_at)
             return Live(record, done, may_have_twin=False)
         progress = await read_progress(self.objects, self.layout, record)
+        current = self._live.get(upload_id)
+        if (
+            current is not None
+            and current.record.token == record.token
+            and current.record.holder == self._process
+            and current.record.etag != before
+        ):
+            # A request of this process took the upload over meanwhile, and knows what it has stored since.
+            return current
         live = Live(record, progress, may_have_twin=True)
         self._remember(live)
         return live
@@ -337,6 +346,8 @@ class S3Store:
             live = await self._known(upload.id)
             if live.record.holder != self._process and not live.progress.done:
                 await self.save_record(live, replace(live.record, holder=self._process), fence)
+                # A look at the upload may have ended meanwhile, and must not be taken for what this writer adds to.
+                self._remember(live)
         if live.progress.offset != upload.offset:
             raise LeaseLost(f"{upload.id} has other bytes than when it was loaded")
         writer = S3Writer(self, upload, live, fence, may_discard=content.length is None)
