@@ -244,12 +244,12 @@ class FaultProxy(HttpProxy):
         super().__init__(target)
         self.injected: Counter[str] = Counter()
         self.lag = 0
-        """How many of an upload's newest parts its lists lack."""
+        """How many of an upload's last parts, by their numbers, its lists lack."""
         self._planned: dict[str, list[Fault]] = defaultdict(list)
         self._random: random.Random | None = None
         self._rate = 0.0
         self._kinds: Sequence[Fault] = FAULTS
-        self._parts: dict[str, list[str]] = defaultdict(list)
+        self._parts: dict[str, set[int]] = defaultdict(set)
         self._lock = threading.Lock()
 
     def plan(self, operation: str, *faults: Fault) -> None:
@@ -314,15 +314,13 @@ class FaultProxy(HttpProxy):
 
     def _remember_part(self, exchange: Exchange, answer: Answer) -> None:
         if exchange.operation in {"UploadPart", "UploadPartCopy"} and answer.status == 200:
-            self._parts[exchange.query["uploadId"]].append(exchange.query["partNumber"])
+            self._parts[exchange.query["uploadId"]].add(int(exchange.query["partNumber"]))
 
     def _with_lag(self, exchange: Exchange, answer: Answer) -> Answer:
         if exchange.operation != "ListParts" or not self.lag:
             return answer
-        for number in self._parts[exchange.query["uploadId"]][-self.lag :]:
-            pattern = (
-                rb"<Part>(?:(?!</Part>).)*<PartNumber>%s</PartNumber>.*?</Part>" % number.encode()
-            )
+        for number in sorted(self._parts[exchange.query["uploadId"]])[-self.lag :]:
+            pattern = rb"<Part>(?:(?!</Part>).)*<PartNumber>%d</PartNumber>.*?</Part>" % number
             answer.body = re.sub(pattern, b"", answer.body, flags=re.DOTALL)
         return answer
 
