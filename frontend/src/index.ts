@@ -3,7 +3,6 @@ export type { GetAccessToken } from './credentials.js'
 export { type Duplicate, type ErrorKind, UploadError } from './errors.js'
 export {
   type AddOptions,
-  type DuplicateAnswer,
   type ManagerEvents,
   type Resumable,
   UploadManager,
@@ -17,5 +16,5 @@ export {
   type UploadRecord,
   type UploadStore,
 } from './store.js'
-export type { Progress, Upload, UploadEvents, UploadState } from './upload.js'
+export type { DuplicateAnswer, Progress, Upload, UploadEvents, UploadState } from './upload.js'
 export { type Backoff, browserNetwork, type Network } from './waiting.js'

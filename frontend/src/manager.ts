@@ -1,8 +1,7 @@
 // Starts uploads, a few at a time, knows which of them go on, and which were left unfinished by a page that is gone.
 
-import type { Protocol } from './attempt.js'
 import { Credentials, type GetAccessToken } from './credentials.js'
-import { type Duplicate, UploadError } from './errors.js'
+import { UploadError } from './errors.js'
 import { Emitter } from './events.js'
 import { removeUpload } from './removal.js'
 import { fingerprintOf, type Source, sourceOf } from './source.js'
@@ -13,43 +12,29 @@ import {
   type UploadRecord,
   type UploadStore,
 } from './store.js'
-import { type Beginning, Upload, type UploadState, uploadIdOf } from './upload.js'
-import { type Backoff, browserNetwork, type Network, Slots, Stopped } from './waiting.js'
+import {
+  type Beginning,
+  type Shared,
+  Upload,
+  type UploadOptions,
+  type UploadState,
+  uploadIdOf,
+} from './upload.js'
+import { browserNetwork, type Network, Slots, Stopped } from './waiting.js'
 
-/** `resume`: go on with the earlier upload. `force`: upload it all the same. `give-up`: leave it. */
-export type DuplicateAnswer = 'resume' | 'force' | 'give-up'
-
-export interface UploadManagerOptions {
+export interface UploadManagerOptions extends Partial<Omit<UploadOptions, 'endpoint'>> {
   /** The URL of the server's collection, for instance `https://uploads.example/files/`. */
   endpoint: string | URL
   /** Not needed where the server asks nobody for tokens. */
   getAccessToken?: GetAccessToken
-  /** Asks the user about a duplicate. Without it they are left. */
-  onDuplicate?: (duplicate: Duplicate, upload: Upload) => DuplicateAnswer | Promise<DuplicateAnswer>
   /** How many uploads run at a time: 3. */
   concurrency?: number
   /** Where unfinished uploads are kept: IndexedDB in browsers, memory elsewhere. */
   store?: UploadStore
-  /** Keeps apart what several users of one browser have begun, for instance the user's id. */
-  namespace?: string
   /** Where upload tokens are renewed: `/auth/refresh-upload-token` at the endpoint's origin. */
   refreshUrl?: string | URL
   /** Milliseconds between renewals: 20 minutes, but never more than a third of a token's life. */
   refreshEvery?: number
-  /** Bytes of a request at most. Without it an upload is one request as long as nothing goes wrong. */
-  chunkSize?: number
-  /** What is spoken: tus, or a draft of the IETF's Resumable Uploads for HTTP. Servers older than 0.2 know tus only. */
-  protocol?: Protocol
-  /** Sent with every request to the collection and its uploads. */
-  headers?: Record<string, string>
-  /** Milliseconds between attempts: from 1 s, doubled up to 60 s. */
-  retry?: Backoff
-  /** False gives an upload up that would otherwise be tried again. failures: how often in a row nothing more arrived. */
-  shouldRetry?: (error: UploadError, upload: Upload, failures: number) => boolean
-  /** Milliseconds without a byte or an answer after which a connection counts as dead: 2 minutes; 0 for never. */
-  stallTimeout?: number
-  /** Begin anew where the server has an upload no more (404, 410). By default it fails, and `restart` begins anew. */
-  restartWhenGone?: boolean
   network?: Network
   fetch?: typeof fetch
 }
@@ -75,18 +60,6 @@ export interface ManagerEvents {
   progress: [upload: Upload]
   /** Unfinished uploads cannot be kept, or what was cancelled could not be removed; uploads go on. */
   warning: [problem: unknown]
-}
-
-/** What uploads have in common. */
-export interface Shared {
-  readonly options: ResolvedOptions
-  readonly network: Network
-  readonly slots: Slots
-  readonly store: UploadStore
-  /** Aborted when the manager is closed. */
-  readonly closed: AbortSignal
-  credentials(onChange: () => void): Credentials
-  warn(problem: unknown): void
 }
 
 type Optional = 'getAccessToken' | 'onDuplicate' | 'shouldRetry'

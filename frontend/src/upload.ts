@@ -1,16 +1,24 @@
 // The life of one upload: attempts, and what is decided between them. How many run at a time, and where they are kept, is the
 // manager's.
 
-import { Attempt, AttemptFailed, Offline } from './attempt.js'
+import { Attempt, AttemptFailed, Offline, type Protocol } from './attempt.js'
 import { type Credentials, Finished, RenewalFailed } from './credentials.js'
 import { type Duplicate, judge, UploadError, type Verdict } from './errors.js'
 import { Emitter } from './events.js'
-import type { Shared } from './manager.js'
 import { failureOf, removeUpload } from './removal.js'
 import { checkReadable, type Source } from './source.js'
 import { Speed } from './speed.js'
-import type { UploadRecord } from './store.js'
-import { backoff, nextOnline, pause, Stopped, unlessStopped } from './waiting.js'
+import type { UploadRecord, UploadStore } from './store.js'
+import {
+  type Backoff,
+  backoff,
+  type Network,
+  nextOnline,
+  pause,
+  type Slots,
+  Stopped,
+  unlessStopped,
+} from './waiting.js'
 
 /**
  * `queued`: others come first. `waiting`: for the network, or until it is tried again. `asking`: for the answer about a
@@ -39,6 +47,44 @@ export interface Progress {
 export interface UploadEvents {
   state: [upload: Upload, previous: UploadState]
   progress: [upload: Upload]
+}
+
+/** `resume`: go on with the earlier upload. `force`: upload it all the same. `give-up`: leave it. */
+export type DuplicateAnswer = 'resume' | 'force' | 'give-up'
+
+/** What decides how an upload goes. */
+export interface UploadOptions {
+  endpoint: string
+  /** Keeps apart what several users of one browser have begun, for instance the user's id. */
+  namespace: string
+  /** Bytes of a request at most. Without it an upload is one request as long as nothing goes wrong. */
+  chunkSize: number
+  /** What is spoken: tus, or a draft of the IETF's Resumable Uploads for HTTP. Servers older than 0.2 know tus only. */
+  protocol: Protocol
+  /** Sent with every request to the collection and its uploads. */
+  headers: Record<string, string>
+  /** Milliseconds between attempts: from 1 s, doubled up to 60 s. */
+  retry: Backoff
+  /** Milliseconds without a byte or an answer after which a connection counts as dead: 2 minutes; 0 for never. */
+  stallTimeout: number
+  /** Begin anew where the server has an upload no more (404, 410). By default it fails, and `restart` begins anew. */
+  restartWhenGone: boolean
+  /** Asks the user about a duplicate. Without it they are left. */
+  onDuplicate?: (duplicate: Duplicate, upload: Upload) => DuplicateAnswer | Promise<DuplicateAnswer>
+  /** False gives an upload up that would otherwise be tried again. failures: how often in a row nothing more arrived. */
+  shouldRetry?: (error: UploadError, upload: Upload, failures: number) => boolean
+}
+
+/** What the uploads of a manager have in common. */
+export interface Shared {
+  readonly options: UploadOptions
+  readonly network: Network
+  readonly slots: Slots
+  readonly store: UploadStore
+  /** Aborted when the manager is closed. */
+  readonly closed: AbortSignal
+  credentials(onChange: () => void): Credentials
+  warn(problem: unknown): void
 }
 
 /** What an upload is made of. */
