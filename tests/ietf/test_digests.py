@@ -43,10 +43,10 @@ def test_R21_content_digest(ietf: Ietf, data: bytes, algorithm: str) -> None:
 
 def test_R21_content_digest_of_a_creation(ietf: Ietf) -> None:
     assert ietf.create(LARGE, headers={"Content-Digest": digest(LARGE)}).status == 201
-    before = set(ietf.server.upload_dir.iterdir())
+    before = ietf.server.uploads()
     wrong = ietf.create(LARGE, headers={"Content-Digest": digest(b"")})
     assert wrong.status == 400
-    assert set(ietf.server.upload_dir.iterdir()) == before
+    assert ietf.server.uploads() == before
     empty = ietf.create(b"", headers={"Content-Digest": digest(b"")})
     assert empty.status == 201
     assert ietf.create(b"", headers={"Content-Digest": digest(b"x")}).status == 400
@@ -103,7 +103,7 @@ def test_R21_repr_digest_of_an_upload_in_pieces(ietf: Ietf) -> None:
     assert failed.status == 400
     assert failed.text.count(PROBLEMS + "digest-mismatched-values") == 1
     assert ietf.head(wrong).status == 410
-    assert not ietf.server.data_file(id_of(wrong)).exists()
+    assert id_of(wrong) not in ietf.server.uploads()
 
 
 def test_R21_repr_digest_of_an_upload_that_tus_completes(ietf: Ietf, tus: Tus) -> None:
@@ -124,9 +124,9 @@ def test_R21_repr_digest_of_an_upload_in_one_request(server: ServerProcess) -> N
         ietf.wait_stored(path, 1_000_000)
     assert ietf.offset(path) == 1_000_000
     assert ietf.append(path, 1_000_000, LARGE[1_000_000:], complete=True).status == 201
-    before = set(server.upload_dir.iterdir())
+    before = server.uploads()
     assert ietf.create(LARGE, headers={"Repr-Digest": digest(b"")}).status == 400
-    assert set(server.upload_dir.iterdir()) == before
+    assert server.uploads() == before
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ def test_R10_name_and_type_become_metadata(newest: Ietf) -> None:
         "Content-Type": "text/plain",
     }
     path = path_of(newest.create(b"hello", headers=fields)["Location"])
-    info = json.loads(newest.server.info_file(id_of(path)).read_bytes())
+    info = newest.server.record(id_of(path))
     assert info["MetaData"] == {"filename": "naïve.txt", "filetype": "text/plain"}
     served = newest.request("GET", path)
     assert served.body == b"hello"
@@ -352,7 +352,7 @@ def test_R10_a_put_is_named_by_its_url(newest: Ietf) -> None:
     response = newest.create(b"hello", method="PUT", path=f"{newest.collection}a/na%C3%AFve.txt")
     path = path_of(response["Location"])
     assert len(id_of(path)) == 32
-    info = json.loads(newest.server.info_file(id_of(path)).read_bytes())
+    info = newest.server.record(id_of(path))
     assert info["MetaData"] == {"filename": "naïve.txt"}
 
 
@@ -490,7 +490,7 @@ def test_R16_bytes_past_the_length_end_the_upload(ietf: Ietf) -> None:
     assert problem(response)["type"] == PROBLEMS + "inconsistent-upload-length"
     assert ietf.head(path).status == 410
     assert ietf.append(path, 3, b"de", complete=True).status == 410
-    assert not ietf.server.data_file(id_of(path)).exists()
+    assert id_of(path) not in ietf.server.uploads()
 
 
 def test_R16_bytes_past_the_length_that_no_field_declared(newest: Ietf) -> None:
@@ -529,7 +529,7 @@ def test_R18_delete(ietf: Ietf) -> None:
         assert ietf.request("DELETE", path).status == 204
         assert ietf.head(path).status == 410
         assert ietf.append(path, 0, b"abc").status == 410
-        assert not ietf.server.data_file(id_of(path)).exists()
+        assert id_of(path) not in ietf.server.uploads()
 
 
 def test_R18_an_unmarked_delete_of_an_upload_of_tus_needs_the_version(

@@ -148,7 +148,7 @@ def attempt(server: ServerProcess, proxy: FaultProxy, dice: random.Random, versi
             raise AssertionError(f"a final {response.status}: {response.body!r}")
         assert response.status in (200, 201, 204), response
         path = session.path or path_of(response["Location"])
-        assert server.data_file(path.rsplit("/", 1)[1]).read_bytes() == data
+        assert server.stored(path.rsplit("/", 1)[1]) == data
         assert Ietf(server, version).head(path)["Upload-Offset"] == str(len(data))
         return session.losses
 

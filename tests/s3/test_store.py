@@ -20,6 +20,7 @@ from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
 from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.writer import S3Writer
 
 PART = MIN_PART_BYTES
 LENGTH = 2 * PART + 1000
@@ -221,6 +222,44 @@ async def test_a_refused_body_that_was_partly_stored_does_not_count(opened: Open
     assert (await store.load("x")).offset == upload.offset == PART + 20
     upload = await append(store, await store.load("x"), *pieces(WHOLE[PART + 20 :]))
     await store.save(upload.info._replace(length=LENGTH), fence=UNFENCED)
+    await assert_whole(other, await other.load("x"))
+
+
+async def test_what_a_client_may_be_told_is_what_another_process_finds(opened: Opened) -> None:
+    """Not what is in memory, nor parts in place of those of a refused body, until the record says that they count."""
+    store, other = opened(), opened()
+    writer = await store.open_writer(await created(store, None), PLAIN, fence=UNFENCED)
+    await write_all(writer, *pieces(bytes(2 * PART + 1)))
+    await writer.discard()
+    await writer.close(sync=False)
+    writer = await store.open_writer(await store.load("x"), PLAIN, fence=UNFENCED)
+    for piece in pieces(WHOLE):
+        await write_all(writer, piece)
+        kept = writer.kept
+        assert kept <= (await other.load("x")).offset
+    assert isinstance(writer, S3Writer)
+    await writer.relieve()
+    assert writer.kept == (await other.load("x")).offset == LENGTH
+    await writer.close(sync=False)
+
+
+async def test_a_flush_never_takes_back_what_was_acknowledged(opened: Opened) -> None:
+    """The tail moves behind parts that took the place of a refused body's, which did not count before."""
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, None), WHOLE[:10])
+    refused = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(refused, *pieces(bytes(2 * PART)))
+    await refused.discard()
+    await refused.close(sync=False)
+    writer = await store.open_writer(await store.load("x"), PLAIN, fence=UNFENCED)
+    await write_all(writer, *pieces(WHOLE[10 : PART + 20]))
+    assert isinstance(writer, S3Writer)
+    await writer.relieve()
+    # As after kill -9 of the first.
+    found = await other.load("x")
+    assert found.offset == PART + 20
+    upload = await append(other, found, *pieces(WHOLE[PART + 20 :]))
+    await other.save(upload.info._replace(length=LENGTH), fence=UNFENCED)
     await assert_whole(other, await other.load("x"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import cast
 
@@ -70,11 +71,11 @@ class Prefix:
         return value
 
     def uploads(self) -> list[str]:
-        """The ids of all uploads."""
-        found: list[str] = []
+        """The ids of all uploads of which there is anything: bytes, record or tail."""
+        found: set[str] = set()
         for page in self._client.get_paginator("list_objects_v2").paginate(
             Bucket=BUCKET, Prefix=self._prefix
         ):
             names = (each["Key"][len(self._prefix) :] for each in page.get("Contents", ()))
-            found += [name[:-5] for name in names if name.endswith(".info")]
+            found |= {re.sub(r"[.](info|part)$", "", each) for each in names if each[0] != "."}
         return sorted(found)

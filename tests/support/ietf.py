@@ -138,7 +138,7 @@ class Ietf:
     # -- what tests need around them -----------------------------------------------------------
 
     def stored(self, path: str) -> bytes:
-        return self.server.data_file(id_of(path)).read_bytes()
+        return self.server.stored(id_of(path))
 
     def wait_stored(self, path: str, size: int) -> None:
         wait_for_size(self.server, path, size)

@@ -2,7 +2,7 @@
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
 reports is what it really holds, whatever happened before. `Store` is what each store does. What only some can do are its
-attributes `verifies_chunks`, `keeps_at_once`, `joiner` and `volume`: they are read once, when a service is built, and the
+attributes `verifies_chunks`, `reads_unfinished`, `joiner` and `volume`: they are read once, when a service is built, and the
 extensions of tus that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
@@ -285,6 +285,10 @@ class Writer(Protocol):
     def offset(self) -> int:
         """Bytes of the upload, including those added."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the upload that count if the process is killed now, also those added; a client may be told of them."""
+
     def get_buffer(self) -> memoryview | None:
         """Return memory to receive the next bytes into, so that they need no copy; None for no preference.
 
@@ -526,8 +530,8 @@ class Store(Protocol):
         """Whether bytes can be written that count only once their checksum is verified (tus 1.0.0, "Checksum")."""
 
     @property
-    def keeps_at_once(self) -> bool:
-        """Whether written bytes survive the process at once, and can be read before the upload is finished."""
+    def reads_unfinished(self) -> bool:
+        """Whether bytes can be read as they lie; elsewhere `sync` has to put those of a complete upload together first."""
 
     @property
     def joiner(self) -> Joiner | None:

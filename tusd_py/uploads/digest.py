@@ -1,23 +1,24 @@
 """The digest of a whole upload (RFC 9530, `Repr-Digest`), computed when all its bytes are there.
 
-The bytes are read back, as they may have come in many requests; only for uploads whose creator asked for it, and only where
-a store can read them before the upload is finished. Elsewhere the fields are ignored, as RFC 9530 allows.
+The bytes are read back from the store, in pieces, before the upload is finished: they may have come in many requests, by way of
+many servers, and what the store has is what others will get. Only for uploads whose creator asked for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+from tusd_py.locks.base import Fence
 from tusd_py.protocol import digests, errors
 from tusd_py.protocol.checksum import ALGORITHMS, Checksum
 from tusd_py.storage.base import Store, Upload
 
 
-async def verify_digest(store: Store, upload: Upload) -> str:
-    """Compare the digest of an upload with the one that its creator announced.
+async def verify_digest(store: Store, upload: Upload, fence: Fence) -> str:
+    """Compare the digest of an upload that has all its bytes with the one that its creator announced.
 
     Returns the `Repr-Digest` that the creator wants to be told; empty if none is wanted. Raises a 400 for another digest than
-    announced, StorageError.
+    announced, StorageError, LeaseLost.
     """
     info = upload.info
     if not (info.repr_digest or info.wanted_digest):
@@ -26,8 +27,10 @@ async def verify_digest(store: Store, upload: Upload) -> str:
     algorithms = {info.wanted_digest} if info.wanted_digest in ALGORITHMS else set()
     if expected is not None:
         algorithms.add(expected.algorithm)
-    if not algorithms or not store.keeps_at_once:
+    if not algorithms:
         return ""
+    if not store.reads_unfinished:
+        await store.sync(upload, fence=fence)
     found = await _digests(store, upload, sorted(algorithms))
     if expected is not None and expected not in found:
         raise errors.digest_mismatch()

@@ -85,7 +85,7 @@ class Finisher(Operation):
             return Result(upload)
         # If anything fails from here on, or the server is killed, the sweep tries again soon.
         self._mark_due_soon(upload.id)
-        told = await verify_digest(self._store, upload)
+        told = await verify_digest(self._store, upload, fence)
         response = None
         if not upload.info.is_partial and self._hooks.wants(EventType.PRE_FINISH):
             response = await self._ask_hooks(upload, request, fence)

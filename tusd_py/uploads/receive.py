@@ -83,8 +83,8 @@ class Watcher(Protocol):
     def created(self, upload: Upload) -> None:
         """The upload exists; its body is received next."""
 
-    def receiving(self, offset: Callable[[], int]) -> None:
-        """Bytes that count are being received; `offset` returns how many the upload has."""
+    def receiving(self, kept: Callable[[], int]) -> None:
+        """Bytes are being received; `kept` returns how many of the upload count whatever happens next."""
 
     def received(self) -> None:
         """No more bytes are received."""
@@ -149,7 +149,6 @@ class _Transfer:
     over_limit: Callable[[], ProtocolError]
     next_check: int = field(init=False)
     reported: int = field(init=False)
-    watcher: Watcher | None = None
     stopped: ProtocolError | None = None
     progress_timer: asyncio.TimerHandle | None = None
 
@@ -268,8 +267,6 @@ class BodyReceiver:
             request=request,
             limit=limit,
             over_limit=over_limit,
-            # What is acknowledged is kept: not bytes that count once they are verified, or that are only in memory.
-            watcher=body.watcher if self._store.keeps_at_once and not content.verified else None,
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:
@@ -296,16 +293,16 @@ class BodyReceiver:
         self._stop_if_refused(transfer)
         if self._hooks.wants(EventType.POST_RECEIVE):
             self._report_progress(transfer)
-        if transfer.watcher is not None:
-            transfer.watcher.receiving(lambda: transfer.writer.offset)
+        if body.watcher is not None:
+            body.watcher.receiving(lambda: transfer.writer.kept)
 
     def _end(self, transfer: _Transfer) -> None:
         """Stop tracking the transfer: detach the lease callback, cancel the progress timer."""
         transfer.lease.on_requested(None)
         if transfer.progress_timer is not None:
             transfer.progress_timer.cancel()
-        if transfer.watcher is not None:
-            transfer.watcher.received()
+        if transfer.body.watcher is not None:
+            transfer.body.watcher.received()
         if self._transfers.pop(transfer.body, None) is not None:
             self._counters.uploads_active -= 1
 

@@ -39,7 +39,7 @@ class Interim:
         self._exchange = request.exchange if version.number is not None else None
         self._version = version
         self._announcement = announcement
-        self._offset: Callable[[], int] = int
+        self._kept: Callable[[], int] = int
         self._told = 0
         self._told_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -49,10 +49,10 @@ class Interim:
             self.announced = self._announcement(upload)
             self.send(self.announced)
 
-    def receiving(self, offset: Callable[[], int]) -> None:
+    def receiving(self, kept: Callable[[], int]) -> None:
         if self._exchange is not None and self._version.has_progress:
-            self._offset = offset
-            self._told, self._told_at = offset(), asyncio.get_running_loop().time()
+            self._kept = kept
+            self._told, self._told_at = kept(), asyncio.get_running_loop().time()
             self._look_later()
 
     def received(self) -> None:
@@ -76,9 +76,9 @@ class Interim:
         self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        offset, now = self._offset(), asyncio.get_running_loop().time()
+        offset, now = self._kept(), asyncio.get_running_loop().time()
         grown = offset - self._told
-        if grown >= _STEP_BYTES or (grown and now - self._told_at >= _MOST_SECONDS):
+        if grown >= _STEP_BYTES or (grown > 0 and now - self._told_at >= _MOST_SECONDS):
             self._told, self._told_at = offset, now
             self.send(ietf.progress(self._version, offset))
         self._look_later()

@@ -106,7 +106,7 @@ class FileStore:
     """
 
     verifies_chunks = True
-    keeps_at_once = True
+    reads_unfinished = True
 
     def __init__(
         self,

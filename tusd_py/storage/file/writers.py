@@ -68,6 +68,10 @@ class FileWriter:
     def offset(self) -> int:
         return self._file.end
 
+    @property
+    def kept(self) -> int:
+        return self._file.end
+
     def get_buffer(self) -> memoryview | None:
         return None
 
@@ -178,6 +182,10 @@ class VerifiedFileWriter:
         self._closed = False
 
     # Receiving
+
+    @property
+    def kept(self) -> int:
+        return self._start
 
     def get_buffer(self) -> memoryview | None:
         if self._buffer is None and self._is_fast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from tusd_py.storage.base import StorageError
-from tusd_py.storage.s3.object_store import ObjectHead, ObjectStore
+from tusd_py.storage.s3.object_store import ObjectHead, ObjectStore, StoreUnavailable
 from tusd_py.storage.s3.translation import translated
 
 _PIECE_BYTES = 256 * 1024
@@ -23,18 +23,23 @@ class S3Reader:
         return None
 
     async def stream(self, start: int, count: int) -> AsyncGenerator[bytes, None]:
-        if not count:
-            return
-        key, sent = self._head.key, 0
-        with translated(f"reading {key}"):
-            async with await self._objects.get(
-                key, start=start, end=start + count, if_match=self._head.etag
-            ) as stream:
-                async for data in stream.chunks(_PIECE_BYTES):
-                    sent += len(data)
-                    yield data
-        if sent != count:
-            raise StorageError(f"{key} has fewer bytes than {start + count}")
+        key, at, end = self._head.key, start, start + count
+        while at < end:
+            began = at
+            with translated(f"reading {key}"):
+                try:
+                    async with await self._objects.get(
+                        key, start=at, end=end, if_match=self._head.etag
+                    ) as stream:
+                        async for data in stream.chunks(_PIECE_BYTES):
+                            at += len(data)
+                            yield data
+                except StoreUnavailable:
+                    # Cut in the middle of a long response: it goes on from there, as long as bytes come.
+                    if at == began:
+                        raise
+            if at == began:
+                raise StorageError(f"{key} has fewer bytes than {end}")
 
     def close(self) -> None:
         """Nothing is held between two streams."""

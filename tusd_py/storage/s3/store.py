@@ -121,7 +121,7 @@ class S3Store:
         return True
 
     @property
-    def keeps_at_once(self) -> bool:
+    def reads_unfinished(self) -> bool:
         return False
 
     @property
@@ -386,7 +386,7 @@ class S3Store:
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         """See `Store`. What the bucket acknowledged is durable; an upload with all its bytes becomes an object."""
-        if upload.complete and not upload.finished:
+        if upload.fills_length and not upload.finished:
             with translated(f"completing {upload.id}"):
                 await self._completions.complete(await self._known(upload.id), fence)
 

@@ -37,6 +37,10 @@ class VerifiedS3Writer:
     def offset(self) -> int:
         return self._writer.offset + (0 if self._counts else self._size)
 
+    @property
+    def kept(self) -> int:
+        return self._writer.kept
+
     def get_buffer(self) -> memoryview | None:
         return None
 

@@ -123,6 +123,12 @@ class S3Writer:
     def offset(self) -> int:
         return self._began + self._added
 
+    @property
+    def kept(self) -> int:
+        """What the bucket has acknowledged. Parts that replace those of a refused request count once the record says so."""
+        record, offset = self._live.record, self._live.progress.offset
+        return min(offset, record.plan.start(record.below)) if record.below else offset
+
     # Bytes in
 
     def get_buffer(self) -> memoryview | None:
@@ -250,6 +256,8 @@ class S3Writer:
         start = live.record.plan.start(self._number)
         if live.progress.end != start or self._buffer is None:
             return
+        # First, as a tail behind parts that do not count would leave less than was acknowledged.
+        await self._count_replaced()
         with self._fence():
             pass
         head = await put_tail(store, live, start, bytes(memoryview(self._buffer)[: self._filled]))
