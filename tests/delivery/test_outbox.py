@@ -137,3 +137,32 @@ async def test_what_the_version_before_kept_is_told_in_its_order(
     for kept in found:
         await outbox.forget(kept)
     assert list(Path(store.root, ".tusd-py", "outbox").iterdir()) == []
+
+
+async def test_a_new_event_of_the_version_before_keeps_its_name_as_its_server_may_sync_it_yet(
+    store: FileStore, outbox: Outbox
+) -> None:
+    upload_id = "x"
+    shard = Path(
+        store.root, ".tusd-py", "outbox", hashlib.sha256(upload_id.encode()).hexdigest()[:2]
+    )
+    shard.mkdir(parents=True)
+    aged, fresh = shard / f"{upload_id}.000001-a0", shard / f"{upload_id}.000002-b0"
+    for file in (aged, fresh):
+        file.write_bytes(b"1")
+    old = aged.stat().st_mtime - 2 * outboxes._OLD_NAME_SECONDS
+    os.utime(aged, (old, old))
+    for _ in range(2):
+        assert ids(await outbox.of(upload_id)) == ["a0", "b0"]
+        assert not aged.exists()
+        assert fresh.exists()
+    await outbox.forget((await outbox.of(upload_id))[1])
+    assert not fresh.exists()
+    assert ids(await outbox.of(upload_id)) == ["a0"]
+    # Linked first, and then old enough.
+    shard.mkdir(exist_ok=True)
+    fresh.write_bytes(b"1")
+    await outbox.of(upload_id)
+    os.utime(fresh, (old, old))
+    assert ids(await outbox.of(upload_id)) == ["a0", "b0"]
+    assert not fresh.exists()

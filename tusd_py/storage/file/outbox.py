@@ -5,7 +5,8 @@
 
 There are 65,536 shards, by a digest of the upload's id; empty ones do not exist. An upload shares its shard with hardly any
 other, so operations on its events cost the same however many others wait. The previous version had 256 shards, with shorter
-names; their events are moved when they are found.
+names; their events are moved when they are found. One that is new keeps its old name as well for a while: during an upgrade a
+server of that version may be about to sync it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +37,8 @@ _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
 _is_shard = re.compile(r"[0-9a-f]{4}").fullmatch
 _is_old_shard = re.compile(r"[0-9a-f]{2}").fullmatch
 _NAME = re.compile(r"(?P<upload>.+)\.(?P<sequence>[0-9]{6})-(?P<event>[0-9a-f]{1,40})")
+_OLD_NAME_SECONDS = 60.0
+"""Age of an event of the previous version from which on it loses its old name."""
 _COUNTED_AT_ONCE = 4_096
 """Shards that one count reads, in some 50 ms. If there are more, the next count continues where it stopped."""
 
@@ -116,8 +120,7 @@ class FileOutbox:
         for kept in others:
             # From an earlier attempt. The new name differs, as a deliverer may be about to remove the old file.
             if kept.event_id == event_id:
-                with suppress(FileNotFoundError):
-                    os.unlink(self._path("waiting", kept))
+                self._unlink("waiting", kept)
         return self._path("waiting", event)
 
     async def sync(self, upload_ids: Sequence[str]) -> None:
@@ -152,11 +155,11 @@ class FileOutbox:
 
     def _forget(self, event: KeptEvent, box: Box, fence: Fence) -> None:
         with fence():
-            with suppress(FileNotFoundError):
-                os.unlink(self._path(box, event))
-            with suppress(OSError):
-                # If it was the last one.
-                os.rmdir(self._directory(box, _shard(event.upload_id)))
+            self._unlink(box, event)
+            for path in (self._old_path(box, event), self._path(box, event)):
+                with suppress(OSError):
+                    # If it was the last one.
+                    os.rmdir(os.path.dirname(path))
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"changing an event of {event.upload_id}"):
@@ -204,6 +207,7 @@ class FileOutbox:
             target = self._path("failed", event)
             os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
             os.rename(self._path("waiting", event), target)
+            self._unlink("waiting", event)
             return
         os.utime(tmp, (event.kept_at, event.kept_at))
         self._place(tmp, "failed", event)
@@ -274,6 +278,17 @@ class FileOutbox:
         directory = self._directory(box, _shard(event.upload_id))
         return f"{directory}/{flat_name(event.upload_id)}.{event.sequence:06d}-{event.event_id}"
 
+    def _old_path(self, box: Box, event: KeptEvent) -> str:
+        """Return where the previous version keeps an event."""
+        name = os.path.basename(self._path(box, event))
+        return f"{self._directory(box, _shard(event.upload_id)[:2])}/{name}"
+
+    def _unlink(self, box: Box, event: KeptEvent) -> None:
+        """Remove an event. By its old name first, or it would be found again."""
+        for path in (self._old_path(box, event), self._path(box, event)):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
     def _ancestors(self, path: str) -> list[str]:
         """Return the directories above a file, up to the root. Another process may have created any of them without a sync."""
         found: list[str] = []
@@ -328,10 +343,17 @@ class FileOutbox:
         """Move the events out of a shard of the previous version. Several processes may do so at once."""
         directory = self._directory(box, shard)
         for kept in list(self._in_shard(box, shard)):
-            target = self._path(box, kept)
+            old, target = self._old_path(box, kept), self._path(box, kept)
             os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
             with suppress(FileNotFoundError):
-                os.rename(f"{directory}/{os.path.basename(target)}", target)
+                if time.time() - os.stat(old).st_mtime < _OLD_NAME_SECONDS:
+                    # It may have been linked before. Where there are no links, it waits until it is old enough.
+                    with suppress(OSError):
+                        os.link(old, target)
+                    continue
+                os.rename(old, target)
+                # Where both are names of one file, renaming does nothing.
+                os.unlink(old)
         with suppress(OSError):
             os.rmdir(directory)
 
