@@ -7,13 +7,14 @@ WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/tusd-py
 # What changes seldom first: these layers are made anew only when a version changes.
-COPY requirements/build.txt requirements/runtime.txt requirements/
-RUN python -m pip install --require-hashes -r requirements/build.txt \
+COPY requirements/build.txt requirements/node.txt requirements/runtime.txt requirements/
+RUN python -m pip install --require-hashes -r requirements/build.txt -r requirements/node.txt \
     && /opt/tusd-py/bin/pip install --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY tusd_py tusd_py
 COPY hooks hooks
 COPY workers workers
+COPY frontend frontend
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tusd-py/bin/pip install --no-deps dist/*.whl \
     && /opt/tusd-py/bin/pip uninstall --yes pip

@@ -36,18 +36,25 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv test test-s3 torture lint fmt lock clean
+.PHONY: help serve venv pages test test-s3 torture lint fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
 		| awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
 
-serve: $(RUNTIME) ## install what is needed and start the server: make serve ARGS="--port 1080 --upload-dir /srv/uploads"
+serve: $(RUNTIME) pages ## install what is needed and start the server: make serve ARGS="--port 1080 --upload-dir /srv/uploads"
 	@exec $(VENV)/bin/tusd-py serve $(ARGS)
 
-venv: $(DEV) ## the development environment in .venv
+venv: $(DEV) pages ## the development environment in .venv
 
-test: $(DEV) $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) $(FRONTEND_BUILT) ## all tests: make test PYTEST_ARGS="-k T13"
+# With the Node that is here, or else with PyPI's. A server runs without its pages, and says so; in CI they have to be there.
+pages: $(RUNTIME) ## build what browsers are shown, if it is not fresh
+	@$(PY) frontend/build.py --fresh || { \
+		{ $(PY) frontend/build.py --node || $(PIP) install --quiet --require-hashes -r requirements/node.txt; } \
+		&& $(PY) frontend/build.py; \
+	}$(if $(CI),, || echo 'The server starts without its pages.' >&2)
+
+test: $(DEV) pages $(if $(wildcard $(NODE_CLIENTS)/package-lock.json),$(NODE)) $(FRONTEND_BUILT) ## all tests: make test PYTEST_ARGS="-k T13"
 	$(if $(FRONTEND_BUILT),$(NPM) test)
 	@# Tests start thousands of servers: where Python writes no bytecode by itself, each would compile all modules.
 	$(PY) -m compileall -q tusd_py hooks workers tests
@@ -106,11 +113,13 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	$(UV) --no-annotate $(LOCK)/build.in -o requirements/build.txt
 	$(UV) -c requirements/build.txt pyproject.toml --extra s3 -o requirements/runtime.txt
 	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --extra s3 --group dev -o requirements/dev.txt
+	$(UV) --group node -o requirements/node.txt
 	$(UV) --no-annotate bench/peers/python/requirements.in -o bench/peers/python/requirements.txt
 	rm -rf $(LOCK)
 
 clean: ## remove the environment, caches and everything else that can be made again; uploads stay
-	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules $(FRONTEND)/node_modules $(FRONTEND)/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules $(FRONTEND)/node_modules $(FRONTEND)/dist tusd_py/web/pages/built \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- how the stamps are made ------------------------------------------------------------------------------------------

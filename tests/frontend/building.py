@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +38,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> None:
             _npm("ci", "--ignore-scripts")
         if not _is_fresh():
             _npm("run", "build")
+
+
+def build_pages() -> None:
+    """Sees to it that the server has the pages that `frontend/pages` says."""
+    require("node", "npm")
+    done = subprocess.run(
+        [sys.executable, str(FRONTEND / "build.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _is_fresh() -> bool:

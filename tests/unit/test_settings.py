@@ -212,6 +212,8 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "new_upload_dir": "accept",
         "durability": "chunk",
         "s3_endpoint": "http://127.0.0.1:9000",
+        "pages": "off",
+        "pages_token_url": "/token",
         "s3_path_style": "on",
         "s3_part_size": "16MiB",
         "s3_concurrent_part_uploads": "8",

@@ -61,6 +61,7 @@ HOOKS = "Hooks"
 WIRE_HOOKS = "Hooks over HTTP and as executables"
 TOKENS = "Tokens"
 REDIS = "Redis"
+PAGES = "Pages"
 OPERATION = "Operation"
 
 _STRANGERS = (
@@ -571,6 +572,20 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "How long an upload stays locked after the server that was receiving it died. Must be the same on all "
         "servers that share uploads. Not used by a server that has its uploads to itself.",
     )
+    pages: Annotated[Literal["auto", "on", "off"], AnyCase()] = setting(
+        "auto",
+        PAGES,
+        "Whether browsers get an upload page at /: on, off, or only if the server listens on a loopback address or a Unix "
+        "socket (auto).",
+    )
+    pages_token_url: Annotated[
+        Text, AfterValidator(types.check_token_url), Written("URL", "give a path or a URL")
+    ] = setting(
+        "",
+        PAGES,
+        "Where the upload page gets access tokens with --auth jwt: a path of its own origin or a URL, which it asks with the "
+        "user's cookies. Without it the page has a field for a token.",
+    )
     expose_metrics: Flag = setting(True, OPERATION, "Serve Prometheus metrics.")
     metrics_path: UrlPath = setting(
         "/metrics", OPERATION, "URL path of the metrics, outside the base path."
@@ -629,8 +644,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         if self.expose_metrics and not self._metrics_path_is_free():
             sentence = "{metrics_path} must be outside {base_path}, and not /, /healthz or /readyz"
             yield sentence, "metrics_path", "base_path"
-        if self.base_path in ("/healthz/", "/readyz/"):
-            yield "{base_path} must be neither /healthz/ nor /readyz/", "base_path"
+        if self.base_path in ("/healthz/", "/readyz/", "/_pages/"):
+            yield "{base_path} must be neither /healthz/ nor /readyz/ nor /_pages/", "base_path"
 
     def _allows_any_origin(self) -> bool:
         """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""

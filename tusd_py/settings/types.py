@@ -73,6 +73,8 @@ _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 BUCKET = r"^([a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|)$"
 A_BUCKET = "give the name of a bucket: 3 to 63 lower case letters, digits, dots and hyphens"
 _URL_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
+_ORIGIN = re.compile(r"[A-Za-z0-9._\-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?")
+"""Host and port of a URL that may stand in a header field."""
 _HTTP_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@,]*@")
 _PERMS = re.compile(r"0?o?([0-7]{3})")
@@ -338,6 +340,15 @@ def check_endpoint(text: str) -> str:
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("give a URL without a path; the bucket is a setting of its own")
     return text.rstrip("/")
+
+
+def check_token_url(text: str) -> str:
+    """Accept where a page gets access tokens: a path of the same origin, or a URL. Its origin goes into a header field."""
+    if not text or (text.startswith("/") and not text.startswith("//")):
+        return text
+    if not _ORIGIN.fullmatch(urlsplit(check_http_url(text)).netloc):
+        raise ValueError("give a URL with a plain host, without a name and a password")
+    return text
 
 
 def check_prefix(text: str) -> str:

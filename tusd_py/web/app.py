@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py import __version__
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
@@ -35,6 +34,8 @@ from tusd_py.uploads.service import Uploads
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.health import Health
+from tusd_py.web.pages import upload as upload_page
+from tusd_py.web.pages.built import ASSETS
 from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.token_routes import TokenRoutes
 
@@ -274,7 +275,7 @@ class Site:
         self._desk_paths = TokenRoutes.routes if settings.auth != "none" else frozenset()
         health = Health({"store": tus.check})
         routes = [
-            Route("/", _index(settings.base_path), methods=["GET"]),
+            *upload_page.routes(settings),
             Route("/healthz", health.healthz, methods=["GET"]),
             Route("/readyz", health.readyz, methods=["GET"]),
         ]
@@ -282,11 +283,12 @@ class Site:
             routes.append(Route(settings.metrics_path, _metrics(tus), methods=["GET"]))
         self._pages = Starlette(routes=routes)
         self._page_paths = {route.path for route in routes}
+        self._has_pages = upload_page.is_on(settings)
         self.failure: str | None = None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
         # Not a coroutine itself: thousands of slow uploads would each hold one more.
-        if scope["type"] == "http" and self._is_upload(scope["path"]):
+        if scope["type"] == "http" and self._is_upload(scope):
             return self._tus.handle(scope, receive, send)
         return self._beside_uploads(scope, receive, send)
 
@@ -312,12 +314,15 @@ class Site:
         await self._tus.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _is_upload(self, path: str) -> bool:
+    def _is_upload(self, scope: Scope) -> bool:
+        path = cast(str, scope["path"])
         if path in self._desk_paths:
             return True
         if path in self._page_paths:
             # Only where uploads live under "/" do the two meet; creating there is a POST, which the page would refuse.
-            return path == self._base
+            return path == self._base and not (self._has_pages and upload_page.is_visit(scope))
+        if self._has_pages and path.startswith(ASSETS):
+            return False
         return path.startswith(self._base) or path == self._base[:-1]
 
 
@@ -357,15 +362,6 @@ def _cors(settings: Settings) -> CORS | None:
         expose_headers=", ".join(settings.cors_expose_headers),
         max_age=str(settings.cors_max_age),
     )
-
-
-def _index(base_path: str) -> Callable[[Request], Awaitable[Response]]:
-    text = f"tusd-py {__version__}: a resumable upload server. Uploads are created by POST to {base_path}\n"
-
-    async def index(_request: Request) -> Response:
-        return PlainTextResponse(text)
-
-    return index
 
 
 def _metrics(tus: TusApp) -> Callable[[Request], Awaitable[Response]]:

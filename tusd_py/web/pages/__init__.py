@@ -1,0 +1,1 @@
+"""Pages for browsers: files that `frontend/build.py` built, and how they are sent."""
