@@ -16,7 +16,8 @@ import random
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -237,6 +238,37 @@ _WITH_ERROR_BODY = {"CompleteMultipartUpload", "UploadPartCopy"}
 _NOT_TWICE = {"CreateMultipartUpload"}
 
 
+class Hold:
+    """A request that stands still at a named step, until the test lets it go; its client gets no response.
+
+    key: a regular expression that its key has. after: it has its effect first. skip: so many like it pass before.
+    """
+
+    def __init__(self, operation: str, key: str, *, after: bool, skip: int) -> None:
+        self.operation = operation
+        self.after = after
+        self.skip = skip
+        self._has_key = re.compile(key).search
+        self._reached = threading.Event()
+        self._released = threading.Event()
+
+    def matches(self, exchange: Exchange) -> bool:
+        return exchange.operation == self.operation and self._has_key(exchange.key) is not None
+
+    def wait(self) -> None:
+        """Wait until the request is there."""
+        assert self._reached.wait(WAIT), f"no {self.operation} came"
+
+    def release(self) -> None:
+        """Let it go: without effect, unless it had one already."""
+        self._released.set()
+
+    async def stand_still(self) -> None:
+        self._reached.set()
+        while not self._released.is_set():  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(0.005)
+
+
 class FaultProxy(HttpProxy):
     """Does to requests what networks and busy stores do. injected: how many faults, by kind."""
 
@@ -251,6 +283,34 @@ class FaultProxy(HttpProxy):
         self._kinds: Sequence[Fault] = FAULTS
         self._parts: dict[str, set[int]] = defaultdict(set)
         self._lock = threading.Lock()
+        self._holds: list[Hold] = []
+
+    @contextmanager
+    def hold(
+        self, operation: str, key: str = "", *, after: bool = False, skip: int = 0
+    ) -> Iterator[Hold]:
+        """The next request of this operation whose key has `key` stands still, until the end of the block at most."""
+        hold = Hold(operation, key, after=after, skip=skip)
+        with self._lock:
+            self._holds.append(hold)
+        try:
+            yield hold
+        finally:
+            hold.release()
+            with self._lock:
+                if hold in self._holds:
+                    self._holds.remove(hold)
+
+    def _held(self, exchange: Exchange) -> Hold | None:
+        with self._lock:
+            for hold in self._holds:
+                if not hold.matches(exchange):
+                    continue
+                hold.skip -= 1
+                if hold.skip < 0:
+                    self._holds.remove(hold)
+                    return hold
+        return None
 
     def plan(self, operation: str, *faults: Fault) -> None:
         """The next requests of this operation meet these faults, one each, in order."""
@@ -291,6 +351,12 @@ class FaultProxy(HttpProxy):
             raise Cut
 
     async def handle(self, exchange: Exchange) -> Answer:
+        hold = self._held(exchange)
+        if hold is not None:
+            if hold.after:
+                self._remember_part(exchange, await self.forward(exchange))
+            await hold.stand_still()
+            raise Cut
         fault = exchange.fault
         match fault:
             case "500":

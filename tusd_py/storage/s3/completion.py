@@ -17,7 +17,7 @@ from tusd_py.storage.s3.object_store import (
     Part,
     StoreUnavailable,
 )
-from tusd_py.storage.s3.progress import Progress, finished_object
+from tusd_py.storage.s3.progress import finished_object
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.writer import Bucketed, Live, put_whole
 
@@ -69,7 +69,7 @@ class Completions:
             _, data = await self._store.objects.read(
                 live.progress.tail.key, limit=live.progress.tail.size
             )
-        live.progress = await put_whole(self._store, live.record, data)
+        await put_whole(self._store, live, data)
 
     async def _store_tail(self, live: Live) -> None:
         """Store the tail as the last part, where the length was declared after its bytes."""
@@ -96,13 +96,15 @@ async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: lis
         failure = problem
     done = await finished_object(store.objects, store.layout, record)
     if done is not None:
+        done.tail_etag = live.progress.tail_etag
         live.progress = done
-    elif isinstance(failure, StoreUnavailable):
+        return
+    if isinstance(failure, StoreUnavailable):
         raise failure
-    elif failure is None:
+    if failure is None:
         raise StorageUnavailable(f"{record.info.id} was completed, and its object is not there yet")
-    elif isinstance(failure, ObjectNotFound):
-        live.progress = Progress()
+    # The bucket holds other parts than this process knows of, or none.
+    store.forget(live)
+    if isinstance(failure, ObjectNotFound):
         raise BytesNotKept(f"the multipart upload of {record.info.id} is gone: {failure}")
-    else:
-        raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")
+    raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")

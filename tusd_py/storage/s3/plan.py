@@ -12,7 +12,7 @@ from tusd_py.storage.s3.object_store import MAX_PART_BYTES, MAX_PARTS
 
 _MIB = 1024 * 1024
 _SPARE = 0.95
-"""Share of the numbers that a known length uses."""
+"""Share of the numbers that a known length uses, unless it needs them all."""
 _STEP_PARTS = 1_000
 _STEP_BITS = 2
 _STEPS = 4
@@ -43,7 +43,7 @@ class PartPlan:
         if length is None:
             return cls(part_bytes, grows=not equal and max_parts == MAX_PARTS)
         least = -(-length // max(1, int(max_parts * _SPARE)))
-        return cls(max(part_bytes, -(-least // _MIB) * _MIB))
+        return cls(min(max(part_bytes, -(-least // _MIB) * _MIB), MAX_PART_BYTES))
 
     def size(self, number: int) -> int:
         """Bytes of a part that is not the last."""

@@ -37,6 +37,7 @@ class Progress:
         done: The upload's object exists, so that nothing else matters.
         size: Its bytes.
         changed_at: When the last byte arrived, in seconds since the epoch.
+        is_lost: The multipart upload that the record names is gone, as after a rule of the bucket aborted it.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Progress:
     done: bool = False
     size: int = 0
     changed_at: float = 0.0
+    is_lost: bool = False
 
     @property
     def offset(self) -> int:
@@ -84,11 +86,12 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
     except ObjectNotFound:
         # Completed, or aborted by a rule of the bucket: only the object itself proves the former.
         done = await finished_object(objects, layout, record)
-        if done is None:
-            logger.warning(
-                "the multipart upload of %s is gone, and its bytes with it", record.info.id
-            )
-        return done or Progress()
+        if done is not None:
+            return done
+        logger.warning("the multipart upload of %s is gone, and its bytes with it", record.info.id)
+        progress = Progress(is_lost=True)
+        _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
+        return progress
     progress = Progress()
     for number, part in enumerate(_newest(listed, record), start=1):
         if (
@@ -135,9 +138,11 @@ async def _of_single(objects: ObjectStore, layout: Layout, record: Record) -> Pr
 
 def _add_tail(progress: Progress, record: Record, tail: ObjectHead | None) -> None:
     """A tail counts only where the whole parts end: an older one is in them, a newer one is behind a gap."""
-    if tail is None or progress.done:
+    if tail is None:
         return
     progress.tail_etag = tail.etag
+    if progress.done:
+        return
     metadata = tail.properties.metadata
     if metadata.get(TOKEN) == record.token and metadata.get(_START) == str(progress.end):
         progress.tail = tail

@@ -1,30 +1,39 @@
 """Removal of uploads: it leaves a tombstone and nothing else, also if it is interrupted anywhere.
 
-    removing/<id>       what is to be freed, from before the removal until all of it is
+    removing/<id>       what is to be freed, from before the removal until nothing can come back
     gone/<id>           the tombstone
     unpublished/<id>    an event of the removal that the outbox could not take
 
-The upload is gone once its record is: before that, whatever there is beside it changes nothing.
+The upload is gone once its record is: before that, whatever there is beside it changes nothing. A server that stood still may
+store bytes of it after that. So what an unfinished upload occupied is freed a second time by a later sweep, which looks for
+multipart uploads with exactly its key, as some stores list them by nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import AsyncIterator
 from typing import TypedDict
 
 from tusd_py.locks.base import UNFENCED, Fence
-from tusd_py.storage.base import RemovalEvent, UnpublishedRemoval, Upload
-from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.base import RemovalEvent, StorageError, UnpublishedRemoval, Upload
+from tusd_py.storage.s3.layout import STATE, TAIL, Layout
 from tusd_py.storage.s3.object_store import (
+    ListedObject,
     ObjectKind,
     ObjectNotFound,
     ObjectStore,
+    ObjectStoreError,
     Properties,
+    StoreUnavailable,
 )
-from tusd_py.storage.s3.record import RECORD_LIMIT, Record, parse, serialize
+from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
+
+logger = logging.getLogger(__name__)
 
 _INTERRUPTED_SECONDS = 600.0
-"""Age at which a removal is taken for interrupted."""
+"""Age of what can be freed: no request that was under way when it was stored still is."""
 _FINALS_SECONDS = 7 * 86_400.0
 """Time in which the creation of a final can be repeated: longer than any client tries."""
 
@@ -73,20 +82,29 @@ class S3Removal:
         with fence():
             pass
         await self._objects.delete(self._layout.record(upload_id))
-        await self._free(record)
+        try:
+            await self._free(record)
+            if record.info.finished_at is not None or not keep_tombstone:
+                # Nobody has bytes of it that could come late.
+                await self._objects.delete(state("removing", upload_id))
+        except ObjectStoreError as problem:
+            logger.warning("what %s occupied is freed by a later sweep: %s", upload_id, problem)
 
     async def _free(self, record: Record) -> None:
-        """Free what a removed upload occupied, and forget the removal."""
+        """Free what a removed upload occupied."""
         info, key = record.info, self._layout.data(record.info)
-        if record.multipart:
-            await self._objects.abort(key, record.multipart)
-        elif info.finished_at is None:
-            # One that was begun and not recorded.
-            for pending in await self._objects.pending_uploads(key):
-                await self._objects.abort(key, pending.upload_id)
-        await self._objects.delete(key)
+        await abort_parts(self._objects, record, key, but="")
+        if info.location is None or await self._is_of(record, key):
+            await self._objects.delete(key)
         await self._objects.delete(self._layout.tail(info.id))
-        await self._objects.delete(self._layout.state("removing", info.id))
+
+    async def _is_of(self, record: Record, key: str) -> bool:
+        """Whether an object has the bytes of this upload: another one may have the same location since."""
+        try:
+            head = await self._objects.head(key)
+        except ObjectNotFound:
+            return False
+        return head.properties.metadata.get(TOKEN) == record.token
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what a crash in the middle of a removal left."""
@@ -104,6 +122,7 @@ class S3Removal:
             )
         except ObjectNotFound:
             await self._free(record)
+            await self._objects.delete(key)
             return
         alive = parse(current, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
         if alive.token == record.token:
@@ -152,12 +171,56 @@ class S3Removal:
         removed = await self._remove_old("gone", now - tombstone_ttl)
         removed += await self._remove_old("finals", now - _FINALS_SECONDS)
         removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
-        async for page in self._objects.list(self._layout.directory("removing")):
+        async for listed in self._older(self._layout.directory("removing"), now):
+            upload_id = self._layout.names(listed.key)[-1]
+            try:
+                await self.resume(upload_id, UNFENCED)
+                removed += 1
+            except StoreUnavailable:
+                raise
+            except (ObjectStoreError, StorageError) as problem:
+                logger.warning("what %s occupied cannot be freed: %s", upload_id, problem)
+        removed += await self._remove_stale_tails(now)
+        return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
+
+    async def _older(self, prefix: str, now: float) -> AsyncIterator[ListedObject]:
+        async for page in self._objects.list(prefix):
             for listed in page:
                 if listed.modified_at < now - _INTERRUPTED_SECONDS:
-                    await self.resume(self._layout.names(listed.key)[-1], UNFENCED)
-                    removed += 1
-        return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
+                    yield listed
+
+    async def _remove_stale_tails(self, now: float) -> int:
+        """Remove the tails of finished uploads, and those that a server stored late, of removed ones."""
+        removed = 0
+        state = self._layout.info_prefix + STATE
+        async for listed in self._older(self._layout.info_prefix, now):
+            upload_id = self._layout.id_of(listed.key, TAIL)
+            if upload_id is None or listed.key.startswith(state):
+                continue
+            if await self._is_stale(upload_id, listed):
+                await self._objects.delete(listed.key)
+                removed += 1
+        return removed
+
+    async def _is_stale(self, upload_id: str, tail: ListedObject) -> bool:
+        try:
+            _, content = await self._objects.read(
+                self._layout.record(upload_id), limit=RECORD_LIMIT
+            )
+            record = parse(content, upload_id=upload_id, changed_at=0.0, etag="")
+        except ObjectNotFound:
+            pass
+        except StorageError:
+            # Not a record of ours.
+            return False
+        else:
+            return record.info.finished_at is not None
+        try:
+            head = await self._objects.head(tail.key)
+        except ObjectNotFound:
+            return False
+        # Asked last, as another upload may have begun under this id.
+        return TOKEN in head.properties.metadata and head.etag == tail.etag
 
     async def _remove_old(self, directory: str, before: float) -> int:
         removed = 0
@@ -185,3 +248,22 @@ class S3Removal:
         await self._objects.put(
             key, content, Properties("application/json"), kind=ObjectKind.RECORD
         )
+
+
+async def abort_parts(objects: ObjectStore, record: Record, key: str, *, but: str) -> None:
+    """Abort the multipart uploads of an unfinished upload, also those that nobody recorded. but: the one to keep.
+
+    Goes on where the store does not permit it: what stays is in nobody's way.
+    """
+    try:
+        if record.multipart and record.multipart != but:
+            await objects.abort(key, record.multipart)
+        # Several uploads may have one location: only ids tell whose a multipart upload is.
+        if record.info.finished_at is None and record.info.location is None:
+            for pending in await objects.pending_uploads(key):
+                if pending.upload_id != but:
+                    await objects.abort(key, pending.upload_id)
+    except StoreUnavailable:
+        raise
+    except ObjectStoreError as problem:
+        logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)

@@ -35,6 +35,7 @@ from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
 from tusd_py.storage.s3.layout import RECORD, STATE, Layout
 from tusd_py.storage.s3.object_store import (
+    MAX_PARTS,
     ObjectHead,
     ObjectKind,
     ObjectNotFound,
@@ -48,7 +49,7 @@ from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, part_size, read_progress
 from tusd_py.storage.s3.reader import S3Reader
 from tusd_py.storage.s3.record import RECORD_LIMIT, Record, parse, serialize
-from tusd_py.storage.s3.removal import S3Removal
+from tusd_py.storage.s3.removal import S3Removal, abort_parts
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
 from tusd_py.storage.s3.translation import translated
@@ -169,15 +170,9 @@ class S3Store:
     # Records
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
-        options = self.options
         record = Record(
             info=info,
-            plan=PartPlan.of(
-                info.length,
-                part_bytes=options.part_bytes,
-                max_parts=options.max_parts,
-                equal=options.equal_parts,
-            ),
+            plan=self._plan(info.length),
             token=os.urandom(_TOKEN_BYTES).hex(),
             holder=self._process,
         )
@@ -337,7 +332,20 @@ class S3Store:
                 live = await self._known(info.id)
             except UploadGone as problem:
                 raise UploadNotFound(str(problem)) from None
-            await self.save_record(live, replace(live.record, info=info), fence)
+            record = replace(live.record, info=info)
+            if info.is_final and info.length is not None and live.record.info.length is None:
+                # Before it has parts: whoever goes on with the join makes the same ones.
+                record = replace(record, plan=self._plan(info.length))
+            await self.save_record(live, record, fence)
+
+    def _plan(self, length: int | None) -> PartPlan:
+        options = self.options
+        return PartPlan.of(
+            length,
+            part_bytes=options.part_bytes,
+            max_parts=options.max_parts,
+            equal=options.equal_parts,
+        )
 
     # Bytes
 
@@ -345,7 +353,10 @@ class S3Store:
         with translated(f"opening {upload.id}"):
             live = await self._known(upload.id)
             if live.record.holder != self._process and not live.progress.done:
-                await self.save_record(live, replace(live.record, holder=self._process), fence)
+                record = replace(live.record, holder=self._process)
+                if live.progress.is_lost:
+                    record = replace(record, multipart="", below=0, void_to=0, replaced={})
+                await self.save_record(live, record, fence)
                 # A look at the upload may have ended meanwhile, and must not be taken for what this writer adds to.
                 self._remember(live)
         if live.progress.offset != upload.offset:
@@ -370,19 +381,25 @@ class S3Store:
     async def _begin_multipart(self, live: Live, fence: Fence) -> None:
         key = self.layout.data(live.record.info)
         if live.may_have_twin:
-            await self._abort_all(key)
+            await abort_parts(self.objects, live.record, key, but="")
         with fence():
             pass
         begun = await self.objects.create_multipart(key, live.record.properties)
-        if begun.may_have_twin:
-            await self._abort_all(key, but=begun.upload_id)
-        await self.save_record(live, replace(live.record, multipart=begun.upload_id), fence)
+        try:
+            if begun.may_have_twin:
+                await abort_parts(self.objects, live.record, key, but=begun.upload_id)
+            record = replace(live.record, multipart=begun.upload_id)
+            await self.save_record(live, record, fence)
+        except (LeaseLost, UploadNotFound):
+            # Nobody else knows of it.
+            await self.objects.abort(key, begun.upload_id)
+            raise
         live.may_have_twin = False
 
-    async def _abort_all(self, key: str, *, but: str = "") -> None:
-        for pending in await self.objects.pending_uploads(key):
-            if pending.upload_id != but:
-                await self.objects.abort(key, pending.upload_id)
+    def forget(self, live: Live) -> None:
+        """See `Bucketed`."""
+        if self._live.get(live.record.info.id) is live:
+            del self._live[live.record.info.id]
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         """See `Store`. What the bucket acknowledged is durable; an upload with all its bytes becomes an object."""
@@ -397,6 +414,8 @@ class S3Store:
                 live.record = replace(live.record, info=info._replace(finished_at=None))
             await self._completions.complete(live, fence)
             has_tail = bool(live.progress.tail_etag)
+            if live.may_have_twin and not live.record.multipart and self._may_have_grown(live):
+                await abort_parts(self.objects, live.record, self.layout.data(info), but="")
             await self.save_record(live, replace(live.record, info=info), fence)
         self._live.pop(info.id, None)
         if has_tail or live.record.multipart:
@@ -404,6 +423,14 @@ class S3Store:
                 await self.objects.delete(self.layout.tail(info.id))
             except ObjectStoreError as problem:
                 logger.warning("the tail of %s stays until it is removed: %s", info.id, problem)
+
+    def _may_have_grown(self, live: Live) -> bool:
+        """Whether an earlier holder may have had more than a part of an upload that now is a single one."""
+        record = live.record
+        if record.info.is_final or record.plan.grows:
+            return True
+        # Then the parts of an unknown length do not grow, and do not tell that it was unknown.
+        return self.options.equal_parts or self.max_parts != MAX_PARTS
 
     async def open_reader(self, upload: Upload) -> S3Reader:
         with translated(f"opening {upload.id}"):
@@ -425,15 +452,12 @@ class S3Store:
         """See `Finals`."""
         live = await self._known(final.id)
         length = sum(source.size for source in sources)
-        plan = PartPlan.of(
-            length, part_bytes=live.record.plan.part_bytes, max_parts=self.max_parts, equal=True
-        )
-        live.record = replace(live.record, info=final, plan=plan)
+        plan = live.record.plan
         if length <= plan.size(1):
             body = await gather_bytes(self.objects, list(pieces(sources, 0, length)))
             with fence():
                 pass
-            live.progress = await put_whole(self, live.record, body)
+            await put_whole(self, live, body)
             return
         if live.record.multipart:
             # From an attempt that did not get to its end.

@@ -83,6 +83,9 @@ class Bucketed(Protocol):
     async def multipart(self, live: Live, fence: Fence) -> str:
         """Return the id of the multipart upload, begun if there is none. Raises LeaseLost, ObjectStoreError."""
 
+    def forget(self, live: Live) -> None:
+        """Ask the bucket next time: what is known of an upload is wrong, or may be."""
+
 
 class S3Writer:
     """See `Writer`. One request's bytes, from `upload.offset` on."""
@@ -384,7 +387,12 @@ class S3Writer:
             await self._stop_sending()
             if not self._is_over and self._added:
                 await self._settle()
+        except BaseException:
+            self._store.forget(self._live)
+            raise
         finally:
+            if self._problem is not None:
+                self._store.forget(self._live)
             self._is_over = True
             self._store.spool.leave(self)
             self._store.spool.give_back(self._taken)
@@ -418,9 +426,7 @@ class S3Writer:
             pass
         if self._buffer is None:
             raise StorageError("there are no bytes to store")
-        live.progress = await put_whole(
-            store, live.record, bytes(memoryview(self._buffer)[: self._filled])
-        )
+        await put_whole(store, live, bytes(memoryview(self._buffer)[: self._filled]))
 
     async def _count_replaced(self) -> None:
         """Count parts again that replaced those of a refused request."""
@@ -479,8 +485,11 @@ async def _stored_before(
     return replace(head, modified_at=tail_time(head))
 
 
-async def put_whole(store: Bucketed, record: Record, data: bytes | bytearray) -> Progress:
+async def put_whole(store: Bucketed, live: Live, data: bytes | bytearray) -> None:
     """Store an upload as one object, in one request. Raises ObjectStoreError."""
+    record = live.record
     key = store.layout.data(record.info)
     await store.objects.put(key, data, record.properties, kind=ObjectKind.DATA)
-    return Progress(done=True, size=len(data), changed_at=store.now())
+    live.progress = Progress(
+        done=True, size=len(data), changed_at=store.now(), tail_etag=live.progress.tail_etag
+    )
