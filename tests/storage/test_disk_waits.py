@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from tusd_py.storage.file import disk_waits
-from tusd_py.storage.file.disk import SLOW_SECONDS, Disk
+from tusd_py.storage.file.disk import _TRIAL_BYTES, SLOW_SECONDS, Disk
 from tusd_py.storage.file.disk_waits import WaitClock
 from tusd_py.storage.file.threads import Threads
 
@@ -92,6 +93,30 @@ async def test_a_wait_for_the_disk_is_one_though_the_machine_is_busy(
     await way(disk, waits)
     await disk.change(quick)
     assert disk._changes.quick_at == float("-inf")
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["quick", "slow"])
+async def test_a_disk_is_tried_with_the_first_bytes_of_a_write(disk: Disk, is_slow: bool) -> None:
+    """The others follow in the event loop if it is quick, else from a copy in a thread."""
+    received = memoryview(bytearray(os.urandom(3 * _TRIAL_BYTES)))
+    whole, written = bytes(received), bytearray()
+    threads: list[int] = []
+
+    def write(data: memoryview) -> None:
+        threads.append(threading.get_ident())
+        if is_slow:
+            time.sleep(LONG)
+        written.extend(data)
+
+    waiting = disk.write(write, received)
+    received[:] = bytes(len(whole))
+    if waiting is not None:
+        await waiting
+    assert bytes(written) == whole
+    assert (waiting is not None) == is_slow
+    first, *others = threads
+    assert first != threading.get_ident()
+    assert (others == [threading.get_ident()]) == (not is_slow)
 
 
 def test_what_was_lacked_before_an_operation_does_not_count_for_it(kernel: Kernel) -> None:

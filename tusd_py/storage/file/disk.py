@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Generic, ParamSpec, TypeVar, cast
 
 from tusd_py.storage.file.disk_waits import WaitClock
@@ -37,6 +38,9 @@ _READ_MOMENT_SECONDS = 0.02
 """Reads from memory rarely wait, and HEAD does little else."""
 _LOOK_SECONDS = 0.002
 """Age up to which a count of a thread's time without a processor is used; at most that much of it is missed."""
+
+_TRIAL_BYTES = 4096
+"""What a write tries the disk with first, if it has not been used for a moment."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,17 +87,23 @@ class Disk:
     ) -> Awaitable[None] | None:
         """Run an operation that writes `data`. If this returns an awaitable, await it before the next write.
 
-        A slow operation gets a copy of `data` unless it is read-only.
+        A slow operation gets a copy of `data` unless it is read-only, and the bytes may come to it in two pieces.
         """
         lane = self._changes
-        if (began := time.monotonic()) - lane.quick_at < _CHANGE_MOMENT_SECONDS:
-            try:
-                function(data)
-            finally:
-                lane.observe(began)
-            return None
-        kept = data if data.readonly else memoryview(bytes(data))
-        return lane.begin(lambda: function(kept))
+        if time.monotonic() - lane.quick_at >= _CHANGE_MOMENT_SECONDS:
+            if lane.is_slow or len(data) <= _TRIAL_BYTES:
+                return lane.begin(partial(function, _kept(data)))
+            # The helper gets few bytes: it runs on another processor, which copies slowly what this one has received.
+            trial = lane.begin(partial(function, _kept(data[:_TRIAL_BYTES])))
+            data = data[_TRIAL_BYTES:]
+            if trial is not None:
+                return lane.finish(trial, partial(function, _kept(data)))
+        began = time.monotonic()
+        try:
+            function(data)
+        finally:
+            lane.observe(began)
+        return None
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -111,6 +121,11 @@ class Disk:
         self._read_threads.close()
 
 
+def _kept(data: memoryview) -> memoryview:
+    """Return bytes that stay as they are while a thread writes them."""
+    return data if data.readonly else memoryview(bytes(data))
+
+
 class _Lane:
     """Reads or changes. quick_at: when the last quick operation ended, by the monotonic clock.
 
@@ -124,6 +139,11 @@ class _Lane:
         self._threads = threads
         self._clock = clock
         self._helper = _Helper(name, clock)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether operations run in threads at once."""
+        return self._overdue > 0 or self._helper.is_busy or time.monotonic() < self._slow_until
 
     def observe(self, began: float) -> None:
         """Report the end of an operation, in its own thread."""
@@ -164,7 +184,7 @@ class _Lane:
 
     def _try_in_helper(self, operation: Callable[[], T]) -> _Job[T] | None:
         """Run the operation in the helper and wait as long as for a quick disk; None if the helper is not used."""
-        if self._overdue or self._helper.is_busy or time.monotonic() < self._slow_until:
+        if self.is_slow:
             return None
         job = self._helper.start(operation)
         if job.ended.acquire(timeout=SLOW_SECONDS):
@@ -193,6 +213,11 @@ class _Lane:
             with suppress(Exception):
                 await asyncio.wait([waiter])
             raise
+
+    async def finish(self, first: Awaitable[None], then: Callable[[], None]) -> None:
+        """Wait for an operation, then run another one."""
+        await first
+        await self.run(then)
 
     async def _finish(self, job: _Job[None]) -> None:
         await self._wait_for(job)
