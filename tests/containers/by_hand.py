@@ -203,8 +203,10 @@ class Stack:
     def _proxy(self) -> Container:
         scratch = own(self.root, "proxy-tmp")
         text = described.PROXY.read_text()
-        [line] = [line for line in text.splitlines() if "server server:8080" in line]
-        lines = [line.replace("server:8080", f"127.0.0.1:{port}") for port in self.ports]
+        # There are no names to look up here, and older versions of nginx know no `resolve`.
+        text = text.replace("include /tmp/resolver.conf;", "")
+        [line] = [line for line in text.splitlines() if "server server:8080 resolve" in line]
+        lines = [line.replace("server:8080 resolve", f"127.0.0.1:{port}") for port in self.ports]
         text = text.replace(line, "\n".join(lines))
         text = text.replace("listen 8080;", f"listen 127.0.0.1:{self.proxy_port};")
         text = text.replace("/tmp/", f"{scratch}/")
