@@ -36,11 +36,11 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv pages test test-s3 torture lint fmt lock clean
+.PHONY: help serve venv pages test test-s3 containers torture lint fmt lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
-		| awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+		| awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 serve: $(RUNTIME) pages ## install what is needed and start the server: make serve ARGS="--port 1080 --upload-dir /srv/uploads"
 	@exec $(VENV)/bin/tusd-py serve $(ARGS)
@@ -72,6 +72,11 @@ test-s3: $(DEV) ## the protocol on object stores; all tests of S3 are in `make t
 	for store in seaweedfs versitygw; do \
 		TEST_STORE=$$store $(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) tests/protocol || exit 1; \
 	done
+
+# Images are kept there from one run to the next.
+CONTAINERS ?= /var/tmp/tusd-py-containers
+containers: $(DEV) ## build the image and run the services of docker-compose.yml in real containers, as root
+	TEST_CONTAINERS=$(CONTAINERS) $(PY) -m pytest -n 0 -p no:cacheprovider --durations=10 $(PYTEST_ARGS) tests/containers/engine
 
 torture: $(DEV) ## cut the power under uploads, as root: make torture ARGS="--cuts 100 --filesystem xfs --durability chunk --seed 7"
 	$(PY) -m tests.durability.power_cuts $(ARGS)
