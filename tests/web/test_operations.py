@@ -199,3 +199,30 @@ class TestMetrics:
         # Of a download the last bytes are with the client before the server has looked at what it sent.
         name = 'tusd_requests_total{method="GET"}'
         wait_until(lambda: difference(tus, before, name) == 2, "both to be counted")
+
+
+def test_the_log_tells_the_life_of_uploads(make_server: MakeServer) -> None:
+    server = make_server("--log-format", "json")
+    tus = Tus(server)
+    finished, terminated = tus.new(10), tus.new(7)
+    for offset, piece in ((0, b"hello"), (5, b"world")):
+        assert tus.patch(finished, offset, piece).status == 204
+    assert tus.patch(terminated, 3, b"oops").status == 409
+    assert tus.delete(terminated).status == 204
+    lives = [
+        (line["event"], line["upload"], line["size"])
+        for line in server.json_lines()
+        if str(line["event"]).startswith("upload ")
+    ]
+    one, other = (path.rsplit("/", 1)[1] for path in (finished, terminated))
+    assert lives == [
+        ("upload created", one, 10),
+        ("upload created", other, 7),
+        ("upload finished", one, 10),
+        ("upload terminated", other, 7),
+    ]
+    end = next(line for line in server.json_lines() if line["event"] == "upload finished")
+    assert isinstance(end["seconds"], float)
+    assert 0 <= end["seconds"] < 60
+    requests = [line for line in server.json_lines() if line["event"] == "request"]
+    assert [line["status"] for line in requests if line["method"] == "PATCH"] == [409]

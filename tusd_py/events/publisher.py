@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 _WARN_AFTER_SECONDS = 900.0
 """Age of an undelivered event from which on a warning is logged."""
 _REMOVALS = (EventType.POST_TERMINATE, EventType.POST_EXPIRE)
+_LOGGED = {
+    EventType.POST_CREATE: "upload created",
+    EventType.POST_FINISH: "upload finished",
+    EventType.POST_TERMINATE: "upload terminated",
+    EventType.POST_EXPIRE: "upload expired",
+}
+"""Names of the events in the log."""
 
 
 class Relay(Protocol):
@@ -85,7 +92,9 @@ class EventPublisher:
         await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
     def publish(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
-        """Publish an event that has happened: call hooks in the background, and queue the delivery by workers."""
+        """Publish an event that has happened: log it, call hooks in the background, and queue the delivery by workers."""
+        if (name := _LOGGED.get(event_type)) is not None:
+            _log(name, upload, request)
         if self._hooks.wants(event_type):
             self._hooks.notify(_event(event_type, upload, request))
         if self._outbox is not None and self._hooks.delivered_to(event_type):
@@ -208,3 +217,24 @@ def _event(event_type: EventType, upload: Upload, request: RequestView) -> Event
     if event_type in DELIVERED:
         return Event(event_type, view, request, id=id_of(event_type, upload.info))
     return Event(event_type, view, request)
+
+
+def _log(name: str, upload: Upload, request: RequestView) -> None:
+    """Log an event of an upload; of a finish also how long the upload took, and its average pace."""
+    info = upload.info
+    seconds = pace = None
+    if info.finished_at is not None and name == _LOGGED[EventType.POST_FINISH]:
+        seconds = round(max(info.finished_at - info.created_at, 0.0), 3)
+        pace = round(upload.offset / seconds / 1e6, 2) if seconds else None
+    logs.event(
+        logger,
+        logging.INFO,
+        name,
+        upload=info.id,
+        size=upload.length,
+        offset=upload.offset if info.finished_at is None else None,
+        seconds=seconds,
+        mb_per_s=pace,
+        owner=info.owner or None,
+        client=request.client or None,
+    )

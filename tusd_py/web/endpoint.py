@@ -496,7 +496,8 @@ class TusEndpoint:
             self._counters.error(response.status, response.code)
         logs.event(
             logger,
-            logging.INFO,
+            # A large upload is many of them; the log tells when it was created and finished.
+            logging.DEBUG if request.method == "PATCH" and response.status < 300 else logging.INFO,
             "request",
             method=request.method,
             path=request.scope["path"],
