@@ -13,7 +13,7 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 
 LOG_LINES_SHOWN = 100
-LONG = ("crash", "delivery", "compat", "frontend", "workers", "containers", "durability")
+LONG = ("crash", "delivery", "compat", "frontend", "pages", "workers", "containers", "durability")
 """Directories whose modules take longest; begun with first, so that no process is left alone with them at the end."""
 
 # How long an example takes says nothing on a machine that does other things meanwhile.
