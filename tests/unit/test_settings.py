@@ -194,6 +194,29 @@ def test_the_file_of_the_command_line_is_read_instead_of_that_of_the_environment
     assert load(["--config", file], {"TUSD_CONFIG": "/nowhere"}).settings.port == 81
 
 
+@pytest.mark.parametrize("name", ["TUSD_REDIS_URL", "TUSD_HOOKS_HTTP_SECRET"])
+def test_a_secret_may_be_in_a_file_that_the_environment_names(name: str, tmp_path: Path) -> None:
+    secret = "redis://user:0123456789abcdef@127.0.0.1/0"
+    file = tmp_path / "secret"
+    file.write_text(secret + "\n")
+    loaded = load([], {f"{name}_FILE": str(file)})
+    setting = name.removeprefix("TUSD_").lower()
+    assert getattr(loaded.settings, setting).get_secret_value() == secret
+    assert loaded.origins[setting] == f"environment {name}_FILE"
+    assert loaded.warnings == ()
+    with pytest.raises(SettingsError, match=f"{name}_FILE and {name} are both set"):
+        load([], {f"{name}_FILE": str(file), name: secret})
+    file.write_text("")
+    with pytest.raises(SettingsError, match="the file is empty"):
+        load([], {f"{name}_FILE": str(file)})
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        load([], {f"{name}_FILE": str(tmp_path / "none")})
+    file.write_text("short")
+    with pytest.raises(SettingsError) as caught:
+        load([], {f"{name}_FILE": str(file)})
+    assert "short" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Path) -> None:
     existing = toml(tmp_path, "")

@@ -23,6 +23,8 @@ from tusd_py.settings.suggestion import suggestion
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = "TUSD_CONFIG"
 
+_FILE_SUFFIX = "_FILE"
+"""Of the variable that names the file with a secret."""
 _SHOWN = 200
 """Characters of a wrong value that are shown."""
 
@@ -135,12 +137,34 @@ def _from_flags(settings: Iterable[Setting], flags: Mapping[str, object]) -> dic
 
 def _from_environment(settings: Iterable[Setting], environ: Mapping[str, str]) -> dict[str, _Given]:
     """Read the environment. Empty variables count as not set, because Compose files pass on variables without a value."""
+    settings = tuple(settings)
+    known = {setting.environment for setting in settings}
     given = {}
     for setting in settings:
         name = setting.environment
-        if environ.get(name) and not _is_from_platform(name, environ[name]):
+        file = name + _FILE_SUFFIX
+        if setting.secret and file not in known and environ.get(file):
+            if environ.get(name):
+                raise SettingsError(f"{file} and {name} are both set; set one of them")
+            secret = _read_secret(environ[file], file)
+            given[setting.name] = _Given(secret, f"environment {file}", file)
+        elif environ.get(name) and not _is_from_platform(name, environ[name]):
             given[setting.name] = _Given(environ[name], f"environment {name}", name)
     return given
+
+
+def _read_secret(name: str, variable: str) -> str:
+    """Return the content of a file with one secret, without the line break at its end."""
+    label = f"{variable} {_quote(name)}"
+    try:
+        secret = Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{label}: is not a text file in UTF-8") from None
+    if not secret:
+        raise SettingsError(f"{label}: the file is empty")
+    return secret
 
 
 def _from_file(
@@ -229,6 +253,7 @@ def _quote(value: object) -> str:
 
 def _warnings(settings: Iterable[Setting], environ: Mapping[str, str]) -> Iterator[str]:
     known = {setting.environment for setting in settings} | {CONFIG_VARIABLE}
+    known |= {setting.environment + _FILE_SUFFIX for setting in settings if setting.secret}
     for name in sorted(environ):
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue

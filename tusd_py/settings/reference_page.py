@@ -14,7 +14,8 @@ _INTRODUCTION = """\
 `tusd-py serve` needs none of them. Each can be given in three places, and the first one decides:
 
 1. the command line: `--max-size 10GB` or `--max-size=10GB`,
-2. the environment: `TUSD_MAX_SIZE=10GB`; a variable that is empty counts as not set,
+2. the environment: `TUSD_MAX_SIZE=10GB`; a variable that is empty counts as not set. A secret may be in a file that a variable
+   with `_FILE` at its end names: `TUSD_REDIS_URL_FILE=/run/secrets/redis-url`,
 3. a TOML file that `--config FILE` or `TUSD_CONFIG` names: `max_size = "10GB"`.
 
 `tusd-py config`, with the same options, prints what is in force and where each value comes from.
