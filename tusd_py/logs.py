@@ -16,6 +16,7 @@ import re
 import select
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from types import TracebackType
@@ -27,6 +28,9 @@ MESSAGE_LIMIT = 4096
 """Characters of a message, or of one line of a traceback, that are kept."""
 TRACEBACK_LIMIT = 32_768
 """Characters of a traceback that are kept, from its end."""
+
+recent: deque[tuple[float, str, str]] = deque(maxlen=200)
+"""The last warnings and errors of this process, for operators: time, level, line."""
 
 ExcInfo: TypeAlias = (
     tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -291,6 +295,7 @@ class StderrHandler(logging.Handler):
             # A field whose text cannot be made, a message whose arguments do not fit: no reason to
             # fail a request.
             line = self._format_plain("a log entry could not be written", error=repr(error))
+        _remember(record.levelno, line)
         self._write_or_drop(line)
 
     def write_event(self, level: int, name: str, fields: Mapping[str, object]) -> None:
@@ -301,6 +306,7 @@ class StderrHandler(logging.Handler):
         except Exception as error:  # noqa: BLE001
             # As above.
             line = self._format_plain("a log entry could not be written", error=repr(error))
+        _remember(level, line)
         self.acquire()
         try:
             self._write_or_drop(line)
@@ -346,6 +352,36 @@ class StderrHandler(logging.Handler):
             self._torn = begun < len(data)
         self._stuck = False
         return True
+
+
+def _remember(level: int, line: str) -> None:
+    if level >= logging.WARNING:
+        name = "warning" if level < logging.ERROR else "error"
+        recent.append((time.time(), name, line[:MESSAGE_LIMIT]))
+
+
+class Remembering(logging.Handler):
+    """Remembers warnings and errors for operators where another application does the logging."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._format = TextFormatter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember one record; never raises."""
+        try:
+            _remember(record.levelno, self._format.format(record))
+        except Exception as error:  # noqa: BLE001
+            # As in `StderrHandler`.
+            _remember(record.levelno, f"a log entry could not be formatted: {error!r}")
+
+
+def remember_elsewhere() -> None:
+    """Remember warnings also in a process whose logging was not configured here."""
+    logger = logging.getLogger("tusd_py")
+    is_ours = any(isinstance(each, StderrHandler) for each in logging.root.handlers)
+    if not is_ours and not any(isinstance(each, Remembering) for each in logger.handlers):
+        logger.addHandler(Remembering())
 
 
 _STDERR = 2

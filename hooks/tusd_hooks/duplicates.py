@@ -82,13 +82,8 @@ class Duplicates:
 
     async def start(self, context: HookContext) -> None:
         """Read the settings. Redis need not be available."""
-        settings = context.settings
         self._context = context
-        self._identity = Identity(
-            keys=frozenset(settings.duplicate_keys) or None,
-            fingerprint_key=settings.duplicate_fingerprint_key,
-            per_owner=settings.duplicate_scope == "owner",
-        )
+        self._identity = Identity.of(context.settings)
         self._outage = _Outage()
         self._retries = _RetryQueue(self.retry_interval)
         self._releases = _Batcher(self._release_each)
@@ -272,10 +267,7 @@ class Duplicates:
             self._retries.flush()
 
     def _fingerprint(self, upload: UploadView) -> str | None:
-        """Return the fingerprint, or None for uploads that are not checked: parts, unknown length, no identifying metadata."""
-        if upload.is_partial:
-            return None
-        return self._identity.fingerprint(upload.metadata, length=upload.length, owner=upload.owner)
+        return self._identity.of_upload(upload)
 
     def _window(self) -> float:
         """Return for how many seconds a finished upload is remembered."""

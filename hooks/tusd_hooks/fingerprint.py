@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tusd_py.events.model import UploadView
 from tusd_py.protocol.metadata import CONTROL_KEYS
+from tusd_py.settings.model import Settings
 
 _PAIRS = b"tusd-py upload 1 metadata\0"
 _VALUE = b"tusd-py upload 1 fingerprint\0"
@@ -31,6 +33,21 @@ class Identity:
     keys: frozenset[str] | None = None
     fingerprint_key: str = ""
     per_owner: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> Identity:
+        """What the settings say."""
+        return cls(
+            keys=frozenset(settings.duplicate_keys) or None,
+            fingerprint_key=settings.duplicate_fingerprint_key,
+            per_owner=settings.duplicate_scope == "owner",
+        )
+
+    def of_upload(self, upload: UploadView) -> str | None:
+        """Return the fingerprint, or None for uploads that are not checked: parts, unknown length, no identifying metadata."""
+        if upload.is_partial:
+            return None
+        return self.fingerprint(upload.metadata, length=upload.length, owner=upload.owner)
 
     def fingerprint(
         self, metadata: Mapping[str, bytes], *, length: int | None, owner: str

@@ -269,6 +269,9 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "jobs": "off",
         "time_zone": "UTC",
         "tuspyserver_dirs": str(tmp_path),
+        "admin": "127.0.0.1:8081",
+        "admin_hosts": "ops.example.org",
+        "admin_user_header": "X-User",
         "metrics_path": "/m",
         "log_format": "json",
         "log_level": "debug",
@@ -282,6 +285,7 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "cors_allow_credentials": ["--cors-allow-origin", "https://a"],
         "s3_endpoint": ["--s3-bucket", "uploads"],
         "s3_kms_key": ["--s3-sse", "aws:kms"],
+        "admin_user_header": ["--behind-proxy", "10.0.0.1"],
     }
     rest = partners.get(name, [])
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "scheduler": "Queue the periodic jobs of workers.",
     "events": "Print undelivered events, and retry or drop failed ones.",
     "status": "Print the state of sweeps, queues, workers and the scheduler.",
+    "dashboard": "Print a one-time link to the operators' page.",
     "health": "Check one process, for health checks of containers.",
     "check-s3": "Try out what a bucket can do.",
     "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import click
 
@@ -23,6 +23,7 @@ from tusd_py.cli.output import (
     write_line,
     write_problem,
 )
+from tusd_py.events import failed as failed_events
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import create_store
@@ -80,12 +81,7 @@ async def _change(
             continue
         found |= {kept.event_id, kept.upload_id}
         try:
-            if action == "replay":
-                await outbox.replay(
-                    kept, outbox_record.serialize(_reset(outbox_record.parse(kept.content)))
-                )
-            else:
-                await outbox.forget(kept, "failed")
+            await (failed_events.replay if action == "replay" else failed_events.drop)(outbox, kept)
         except MalformedOutboxRecord as problem:
             failed += 1
             write_problem(f"{kept.event_id} cannot be delivered again: {problem}")
@@ -100,10 +96,6 @@ async def _change(
     verb = "to be delivered again" if action == "replay" else "dropped"
     write_line(f"{len(done)} events {verb}{later}")
     return 1 if failed else 0
-
-
-def _reset(record: OutboxRecord) -> OutboxRecord:
-    return replace(record, attempts=0, not_before=0.0, problem="")
 
 
 def _queue_jobs(settings: Settings, upload_ids: set[str]) -> bool:

@@ -33,4 +33,4 @@ def command() -> int:
     # Imported here, so that a wrong flag is reported without loading the server.
     from tusd_py.process.server import run as serve  # noqa: PLC0415
 
-    return serve(loaded.settings)
+    return serve(loaded.settings, loaded.origins)

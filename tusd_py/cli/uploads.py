@@ -34,7 +34,7 @@ from tusd_py.service.instance import reader
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Store, Upload, UploadGone, UploadNotFound
 from tusd_py.storage.skipped import printable as printable_path
-from tusd_py.uploads.model import UploadState
+from tusd_py.uploads.model import name_of
 from tusd_py.uploads.service import Uploads
 
 ABOUT = """\
@@ -43,18 +43,13 @@ Print or remove uploads. Give it the same options as the server. The server need
 list prints a page of uploads, ordered by id. show prints everything about the given uploads. rm removes them, finished or
 not, unless a client is writing to them or their record cannot be read. The exit code is 1 if an ID was not found or could
 not be removed.
+
+With --server a running server does it, by its operators' API (--admin), and list prints the newest uploads first, however many
+there are. Without --token-file this user must be able to read the server's state directory.
 """
 
 _PAGE = 100
-_COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
-_STATE_NAMES = {
-    UploadState.RECEIVING: "uploading",
-    UploadState.COMPLETE: "uploading",
-    UploadState.WAITING: "waiting",
-    UploadState.FINISHED: "finished",
-    UploadState.EXPIRED: "expired",
-}
-"""State in the output; a finished upload that is a part is listed as "part"."""
+COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
 
 
 @subcommand("list | show ID... | rm ID... [--json] [options of serve]", ABOUT)
@@ -77,6 +72,30 @@ _STATE_NAMES = {
     "Let rm remove also uploads whose record cannot be read, with the bytes under their id; no event is sent.",
     section="Removal",
 )
+@option(
+    "--server",
+    "Ask the operators' API at this URL, or on the Unix socket of unix:PATH.",
+    section="Server",
+    type=Value("URL"),
+)
+@option(
+    "--token-file",
+    "File with an access token that may do everything (uploads:admin).",
+    section="Server",
+    type=Value("FILE"),
+)
+@option(
+    "--state",
+    "With --server, list only these: unfinished, finished, part or expired.",
+    section="Server",
+    type=Value("STATE"),
+)
+@option(
+    "--search",
+    "With --server, list uploads whose id, file name or owner begins so.",
+    section="Server",
+    type=Value("TEXT"),
+)
 @option("--json", "Print one JSON object per line.", section="Output", name="as_json")
 def command(
     *,
@@ -85,6 +104,10 @@ def command(
     limit: int | None,
     after: str | None,
     unreadable: bool,
+    server: str | None,
+    token_file: str | None,
+    state: str | None,
+    search: str | None,
     as_json: bool,
 ) -> int:
     """Run the action and return the exit code."""
@@ -94,6 +117,16 @@ def command(
         raise click.UsageError(f"give ids of uploads to {action}")
     settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
+    if server is not None:
+        # Imported here, as the usual way does without.
+        from tusd_py.cli.operators import RemoteUploads, connect  # noqa: PLC0415
+
+        remote = RemoteUploads(connect(server, token_file, settings.state_dir), as_json=as_json)
+        if action == "list":
+            return remote.list(limit or _PAGE, after or "", state or "all", search or "")
+        return remote.show(ids) if action == "show" else remote.remove(ids)
+    if token_file or state or search:
+        raise click.UsageError("--token-file, --state and --search need --server")
     if action == "rm":
         return asyncio.run(_remove(settings, ids, unreadable=unreadable))
     check_directories(settings)
@@ -117,7 +150,7 @@ def _reader(settings: Settings) -> _Reader:
 
 async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> int:
     listing = Listing(
-        _COLUMNS,
+        COLUMNS,
         cells=partial(_cells, reader.uploads),
         document=partial(_document, reader.uploads),
         as_json=as_json,
@@ -232,10 +265,7 @@ def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
 
 
 def _state(uploads: Uploads, upload: Upload) -> str:
-    state = uploads.state_of(upload)
-    if state is UploadState.FINISHED and upload.info.is_partial:
-        return "part"
-    return _STATE_NAMES[state]
+    return name_of(uploads.state_of(upload), upload)
 
 
 def _cells(uploads: Uploads, upload: Upload) -> tuple[str, ...]:

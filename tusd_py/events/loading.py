@@ -10,12 +10,12 @@ import importlib
 import importlib.util
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
 from tusd_py.events.hooks import Hooks, listens
-from tusd_py.events.model import EventType, HookError
+from tusd_py.events.model import EventType, HookError, UploadView
 from tusd_py.events.outbox_record import is_secret
 from tusd_py.metrics.counters import Counters
 from tusd_py.settings.model import Settings
@@ -65,6 +65,16 @@ def in_server(
         counters=counters,
         delivered=operators if delivered else None,
     )
+
+
+def fingerprints(settings: Settings) -> Callable[[UploadView], str | None]:
+    """Return what computes the fingerprint by which duplicates of an upload are found; None for one that is not checked."""
+    if settings.duplicates == "off":
+        return lambda _upload: None
+    # By its name, as the hooks that come with the server.
+    identity = importlib.import_module("tusd_hooks.fingerprint").Identity.of(settings)
+    computes: Callable[[UploadView], str | None] = identity.of_upload
+    return computes
 
 
 def _warn_about_secrets(settings: Settings) -> None:

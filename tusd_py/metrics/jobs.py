@@ -70,7 +70,7 @@ class JobsMetrics:
             registry=counts,
             sweeps=sweeps,
             looked=float(looked) if isinstance(looked, bytes) else None,
-            jobs=_report(report),
+            jobs=read_report(report),
             events=await self._events(),
             deliveries={
                 name.decode(): int(count) for name, count in zip(pairs, pairs, strict=True)
@@ -100,7 +100,8 @@ class JobsMetrics:
         return seen
 
 
-def _report(answer: object) -> JobsReport | None:
+def read_report(answer: object) -> JobsReport | None:
+    """Parse the report that Redis has of a scheduler; None if there is none that can be read."""
     try:
         return JobsReport.from_json(answer) if isinstance(answer, bytes) else None
     except (ValueError, TypeError, KeyError) as problem:

@@ -13,7 +13,8 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from tusd_py import logs
@@ -24,6 +25,7 @@ from tusd_py.process.supervisor import Supervisor
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
+from tusd_py.web.admin.place import AdminPlace
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.http import heads
 from tusd_py.web.http.admission import served_by
@@ -71,8 +73,11 @@ class _Server(UploadServer):
         asyncio.get_running_loop().remove_reader(cast(socket.socket, self._parent))
 
 
-def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Return the exit code: 0, or 2 with a message if the settings cannot be used."""
+def run(settings: Settings, origins: Mapping[str, str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Return the exit code: 0, or 2 with a message if the settings cannot be used.
+
+    origins: where each setting comes from, for operators.
+    """
     several = settings.workers > 1
     try:
         app = TusApp(settings, sidecars=None if several else Children(settings))
@@ -89,16 +94,21 @@ def run(settings: Settings) -> int:
             if settings.unix_sock
             else _listen(settings.host, settings.port)
         )
+        admin = _admin_place(settings, _url(settings, sockets), origins or {})
     except (StorageError, EmbeddedRedisError, HookError, ValueError, OSError) as problem:
         sys.stderr.write(f"tusd-py serve: {problem}\n")
         return EXIT_UNUSABLE
     _raise_descriptor_limit(settings.max_connections)
     _warn_if_open(settings)
     if not several:
+        if admin is not None:
+            app.serve_admin(admin)
         return _serve(settings, app, sockets)
 
     def serve(index: int) -> int:
         app = TusApp(settings, child=index, sidecars=Children(settings))
+        if admin is not None and index == 0:
+            app.serve_admin(admin)
         return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
 
     supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
@@ -210,8 +220,29 @@ def _start_watchdog(timeout: float) -> None:
     watchdog.start()
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Bind a socket to every address of `host`, all with the same port. Raises ValueError with a message for the operator."""
+def _admin_place(
+    settings: Settings, uploads_url: str, origins: Mapping[str, str]
+) -> AdminPlace | None:
+    """Bind sockets for operators, if they are served. Raises ValueError with a message for the operator."""
+    if not settings.admin:
+        return None
+    if settings.admin.startswith("/"):
+        path = Path(settings.admin)
+        sockets = [unix_socket.bind(path, settings.unix_sock_perms, flag="--admin")]
+        return AdminPlace(sockets, f"unix:{path}", uploads_url, origins)
+    host, _, port = settings.admin.rpartition(":")
+    sockets = _listen(host.strip("[]"), int(port), flags="--admin")
+    scheme = "https" if settings.tls_certificate else "http"
+    name = host if any(host.strip("[]0.:")) else "localhost"
+    url = f"{scheme}://{name}:{sockets[0].getsockname()[1]}/"
+    return AdminPlace(sockets, url, uploads_url, origins)
+
+
+def _listen(host: str, port: int, flags: str = "--host, --port") -> list[socket.socket]:
+    """Bind a socket to every address of `host`, all with the same port. Raises ValueError with a message for the operator.
+
+    flags: those that say the address.
+    """
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -227,9 +258,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         for listener in sockets:
             listener.close()
         reason = problem.strerror or str(problem)
-        raise ValueError(
-            f"cannot listen on {host} port {port}: {reason} (--host, --port)"
-        ) from problem
+        raise ValueError(f"cannot listen on {host} port {port}: {reason} ({flags})") from problem
     return sockets
 
 

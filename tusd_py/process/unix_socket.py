@@ -8,14 +8,14 @@ import stat
 from pathlib import Path
 
 
-def bind(path: Path, perms: int) -> socket.socket:
+def bind(path: Path, perms: int, *, flag: str = "--unix-sock") -> socket.socket:
     """Bind a socket at `path`, not listening yet. A stale one, left by a server that ended, is replaced.
 
-    Raises ValueError with a message for the operator.
+    Raises ValueError with a message for the operator, which names the flag.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_stale(path)
+        _remove_stale(path, flag)
         # Set by umask rather than chmod afterwards, which would leave a moment for others to connect.
         mask = os.umask(0o777 & ~perms)
         try:
@@ -25,17 +25,17 @@ def bind(path: Path, perms: int) -> socket.socket:
     except OSError as problem:
         listener.close()
         reason = problem.strerror or str(problem)
-        raise ValueError(f"cannot listen on {path}: {reason} (--unix-sock)") from problem
+        raise ValueError(f"cannot listen on {path}: {reason} ({flag})") from problem
     except ValueError:
         listener.close()
         raise
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, flag: str) -> None:
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
-            raise ValueError(f"cannot listen on {path}: it is not a socket (--unix-sock)")
+            raise ValueError(f"cannot listen on {path}: it is not a socket ({flag})")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
@@ -47,4 +47,4 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-    raise ValueError(f"cannot listen on {path}: another server does (--unix-sock)")
+    raise ValueError(f"cannot listen on {path}: another server does ({flag})")

@@ -167,6 +167,21 @@ too_many_uploads = RefusalWith[int](
     429, "ERR_TOO_MANY_UPLOADS", "there are {} unfinished uploads, which is all that the token allows")
 too_many_requests = RefusalWith[int](429, "ERR_TOO_MANY_REQUESTS", "too many requests", {"Retry-After": "{}"})
 
+# Operators
+foreign_host = Refusal(421, "ERR_FOREIGN_HOST", "this server is not served under that name (--admin-hosts)")
+foreign_origin = Refusal(403, "ERR_FOREIGN_ORIGIN", "requests of other sites' pages are refused")
+no_operator = Refusal(
+    401, "ERR_UNAUTHENTICATED", "only operators may see this; open the link that tusd-py dashboard prints, or sign in",
+    {"WWW-Authenticate": _BEARER})
+session_ended = Refusal(
+    401, "ERR_SESSION_ENDED", "the session has ended; open a new link or sign in again", {"WWW-Authenticate": _BEARER})
+bad_link = Refusal(403, "ERR_LINK_USED", "the link was used already, is too old, or is not one of this server")
+not_shown = Refusal(403, "ERR_NOT_SHOWN", "operators may not see this here (--admin-show-metadata)")
+not_offered = RefusalWith[str](409, "ERR_NOT_OFFERED", "{}")
+index_unavailable = Refusal(
+    503, "ERR_INDEX_UNAVAILABLE", "Redis is away, so uploads cannot be listed; one can be shown by its id",
+    {"Retry-After": "2"})
+
 # fmt: on
 
 _RETRY_HEAD_SECONDS = 5

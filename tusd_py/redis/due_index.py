@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
+from tusd_py.redis.upload_list import Listed, UploadList
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +89,10 @@ class RegistryCounts:
 
 
 class DueIndex:
-    """The index in Redis. Every method raises RedisUnavailable."""
+    """The index in Redis. Every method raises RedisUnavailable. uploads: the list of uploads for operators, kept with it."""
 
     def __init__(self, redis: RedisClient) -> None:
+        self.uploads = UploadList(redis)
         self._redis = redis
         self._keys = redis.keys
 
@@ -159,29 +161,41 @@ class DueIndex:
 
 
 class DueIndexWriter:
-    """Sends the changes of one process's uploads to the index; see `DueMarks`.
+    """Sends the changes of one process's uploads to the index, and to the list of uploads; see `DueMarks`.
 
     No request waits for it: changes are collected and sent once per second, however many uploads there are.
+
+    Attributes:
+        lists: Whether an operators' API lists uploads, so that changes of the list are wanted.
     """
 
     def __init__(self, registry: DueIndex) -> None:
         self._registry = registry
+        self.lists = False
         self._pending: dict[str, float | None] = {}
+        self._changed: dict[str, Listed | None] = {}
         self._recent: dict[str, float] = {}
         self._is_complete = True
 
-    def mark(self, upload_id: str, due: float | None, /) -> None:
-        """See `DueMarks`. An upload of the last minute is not sent again, unless it is gone or due earlier."""
+    def mark(self, upload_id: str, due: float | None, /) -> bool:
+        """See `DueMarks`. Returns False for an upload of the last minute: it is sent again only if gone or due earlier."""
         if due is None:
             self._recent.pop(upload_id, None)
         elif self._recent.get(upload_id, math.inf) <= due:
-            return
+            return False
         else:
             self._recent[upload_id] = due
         if len(self._pending) >= _MAX_PENDING:
             self._pending.clear()
+            self._changed.clear()
             self._is_complete = False
         self._pending[upload_id] = due
+        return True
+
+    def list(self, upload_id: str, entry: Listed | None, /) -> None:
+        """Put an upload that was marked just now into the list of uploads, or remove it (None)."""
+        if self.lists:
+            self._changed[upload_id] = entry
 
     async def run(self) -> None:
         """Send changes until cancelled."""
@@ -199,14 +213,18 @@ class DueIndexWriter:
         pending, self._pending = self._pending, {}
         due = {upload_id: when for upload_id, when in pending.items() if when is not None}
         gone = [upload_id for upload_id, when in pending.items() if when is None]
+        changed, self._changed = self._changed, {}
         try:
             if not self._is_complete:
                 await self._registry.mark_whole(whole=False)
+                await self._registry.uploads.mark(whole=False)
                 self._is_complete = True
             await self._registry.update(due, gone)
+            await self._registry.uploads.update(changed)
         except RedisUnavailable as problem:
             logger.debug("the index of due uploads lacks %d changes: %s", len(pending), problem)
             self._pending = pending | self._pending
+            self._changed = changed | self._changed
         except Exception:
             # Dropped, as one invalid change would otherwise block all others forever.
             self._is_complete = False

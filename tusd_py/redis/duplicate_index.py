@@ -278,17 +278,26 @@ class DuplicateIndex:
 
     async def scan(self) -> AsyncIterator[tuple[str, list[Record]]]:
         """Yield every fingerprint and its uploads, in no order. Entries that change meanwhile may come twice."""
-        pattern = self._redis.keys.all_duplicates()
-        cursor = b"0"
+        cursor = "0"
         while True:
-            answer = await self._redis.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
-            cursor, keys = cast("tuple[bytes, list[bytes]]", answer)
-            values = await self._redis.command("MGET", *keys) if keys else []
-            for key, value in zip(keys, cast("list[bytes | None]", values), strict=True):
-                if records := _records(value):
-                    yield key[key.rindex(b"{") + 1 : -1].decode(), records
-            if cursor == b"0":
+            cursor, found = await self.scan_some(cursor)
+            for fingerprint, records in found:
+                yield fingerprint, records
+            if cursor == "0":
                 return
+
+    async def scan_some(self, cursor: str) -> tuple[str, list[tuple[str, list[Record]]]]:
+        """Return some fingerprints and their uploads, perhaps none, and the next cursor. The first and the last one is "0"."""
+        pattern = self._redis.keys.all_duplicates()
+        answer = await self._redis.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+        following, keys = cast("tuple[bytes, list[bytes]]", answer)
+        values = await self._redis.command("MGET", *keys) if keys else []
+        found = [
+            (key[key.rindex(b"{") + 1 : -1].decode(), records)
+            for key, value in zip(keys, cast("list[bytes | None]", values), strict=True)
+            if (records := _records(value))
+        ]
+        return following.decode(), found
 
     async def _run(self, script: Script, fingerprint: str, *args: bytes | str | int) -> object:
         return await self._redis.run(script, [self._key(fingerprint)], args)

@@ -51,6 +51,26 @@ class Keys:
         """A mark that the index has every upload of the storage; lost when Redis is emptied."""
         return f"{self.prefix}{{registry}}:whole"
 
+    def listed(self) -> str:
+        """A mark that an operators' API lists uploads: "whole", or "building"; expires a week after the last of them."""
+        return f"{self.prefix}{{registry}}:listed"
+
+    def listing(self, part: str) -> str:
+        """A part of the list of uploads: sets by time and state, words to search for, facts, totals of owners."""
+        return f"{self.prefix}{{registry}}:list:{part}"
+
+    def live_watched(self) -> str:
+        """A mark that an operator looks at what is being received; expires in seconds."""
+        return f"{self.prefix}{{live}}:watched"
+
+    def live_bodies(self) -> str:
+        """What each process receives now, while an operator looks; expires in seconds."""
+        return f"{self.prefix}{{live}}:bodies"
+
+    def live_history(self, period: str) -> str:
+        """Counts of all servers in one period; expires."""
+        return f"{self.prefix}{{live}}:history:{period}"
+
     def sweeps(self) -> str:
         """Results of the last sweep of each kind."""
         return f"{self.prefix}{{registry}}:sweeps"

@@ -43,14 +43,18 @@ _ON_KEYS = {
     "SADD": ("a",),
     "SMEMBERS": (),
     "SREM": ("a",),
+    "UNLINK": (),
     "ZADD": ("1", "a"),
     "ZCARD": (),
     "ZCOUNT": ("0", "0"),
+    "ZINCRBY": ("1", "a"),
     "ZRANGE": ("0", "0"),
     "ZRANGEBYSCORE": ("0", "0"),
+    "ZRANK": ("a",),
     "ZREM": ("a",),
     "ZREMRANGEBYRANK": ("0", "0"),
     "ZREMRANGEBYSCORE": ("0", "0"),
+    "ZREVRANK": ("a",),
     "ZSCORE": ("a",),
 }
 

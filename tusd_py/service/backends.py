@@ -127,6 +127,7 @@ class Backends:
         self._child = child
         self._on_failure = on_failure
         self._embedded: EmbeddedRedis | None = None
+        self._is_required = False
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -140,12 +141,18 @@ class Backends:
     def _locks_are_shared(self) -> bool:
         return self._child or self._settings.redis_url is not None
 
+    def require_redis(self) -> None:
+        """Have a Redis whatever the settings say. Call it before `open`."""
+        self._is_required = True
+
     @property
     def has_redis(self) -> bool:
         """Whether there is a Redis after `open`."""
         settings = self._settings
         return (
             self._locks_are_shared
+            or self._is_required
+            or bool(settings.admin)
             or settings.duplicates != "off"
             or settings.auth != "none"
             or settings.jobs == "on"

@@ -24,10 +24,15 @@ from tusd_py.maintenance.local import LocalMaintenance
 from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
+from tusd_py.redis.live import LiveBoard
+from tusd_py.redis.upload_list import UploadList
 from tusd_py.service.backends import Backends, create_store
 from tusd_py.service.known_directories import KnownDirectories
+from tusd_py.service.presence import Presence
+from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
+from tusd_py.uploads.due_marks import IndexMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 
@@ -42,7 +47,8 @@ _REMEMBER_SECONDS = 600.0
 
 
 class Instance:
-    """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are set by `open`.
+    """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are set by `open`, as are
+    `upload_list`, `live_board` and `presence`, for operators, where there is a Redis.
 
     counters: for the metrics. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
     of several processes of one server. is_server: False for a command or a job, which needs no authentication. runs_jobs:
@@ -82,9 +88,13 @@ class Instance:
         self.on_revocation: Callable[[], None] | None = None
         self.authenticator: Authenticator | None = None
         self.due_index: DueIndex | None = None
+        self.upload_list: UploadList | None = None
+        self.live_board: LiveBoard | None = None
+        self.presence: Presence | None = None
         self._due_marks: DueIndexWriter | None = None
         self._uploads: Uploads | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._has_operators = is_server and bool(settings.admin)
 
     @property
     def outbox(self) -> Outbox | None:
@@ -95,6 +105,16 @@ class Instance:
     def redis(self) -> RedisClient | None:
         """The Redis client; None if nothing needs a Redis."""
         return self._backends.redis
+
+    @property
+    def redis_url(self) -> str | None:
+        """Where the Redis is; None if nothing needs one. For clients of other kinds."""
+        return self._backends.url
+
+    def serve_operators(self) -> None:
+        """Keep for operators what they look at, in a Redis. Call it before `open`."""
+        self._has_operators = True
+        self._backends.require_redis()
 
     @property
     def uploads(self) -> Uploads:
@@ -136,6 +156,7 @@ class Instance:
         redis = self._backends.redis
         if redis is not None:
             self.due_index = DueIndex(redis)
+            self.upload_list = self.due_index.uploads
             self._due_marks = DueIndexWriter(self.due_index)
         if self._verifier is not None:
             if redis is None:
@@ -152,10 +173,39 @@ class Instance:
             hooks=self._hooks,
             publisher=self.publisher,
             counters=self.counters,
-            due_marks=self._due_marks,
+            due_marks=self._index_marks(),
             access_policy=None if self.authenticator is None else self.authenticator.access_policy,
             open_uploads=None if redis is None else OpenUploads(redis),
         )
+        # Servers on other machines may have operators, too.
+        may_have_operators = self._has_operators or self.settings.redis_url is not None
+        if self._is_server and may_have_operators and redis is not None:
+            self._tell_operators(redis)
+
+    def _index_marks(self) -> IndexMarks | None:
+        if self._due_marks is None:
+            return None
+        return IndexMarks(self._due_marks, names=self.settings.admin_show_metadata)
+
+    def _tell_operators(self, redis: RedisClient) -> None:
+        writer = cast(DueIndexWriter, self._due_marks)
+        self.live_board = LiveBoard(redis)
+        # Until it is known whether anybody wants the list: what happens before that is not to be missed.
+        writer.lists = True
+        self.presence = Presence(
+            self.uploads,
+            self.counters,
+            self.live_board,
+            writer,
+            names=self.settings.admin_show_metadata,
+        )
+
+    def list_keeper(self) -> ListKeeper | None:
+        """What keeps the list of uploads complete, for one process of a server; None without operators. After `open`."""
+        if not self._has_operators or self.upload_list is None:
+            return None
+        names = self.settings.admin_show_metadata
+        return ListKeeper(self.uploads, self.upload_list, self.counters, names=names)
 
     def _recheck_access(self) -> None:
         self.uploads.recheck_access()
@@ -178,6 +228,8 @@ class Instance:
         await self._start_relay()
         if self._due_marks is not None:
             self._background.append(keep_running(self._due_marks.run, "due index"))
+        if self.presence is not None:
+            self._background.append(keep_running(self.presence.run, "presence"))
         if (
             self._is_server
             and self.settings.redis_url is not None

@@ -29,6 +29,7 @@ from tusd_py.settings.types import (
     FilePerms,
     Flag,
     Hooks,
+    HostNames,
     HttpUrls,
     JwtAlgorithms,
     MetadataKey,
@@ -62,6 +63,7 @@ WIRE_HOOKS = "Hooks over HTTP and as executables"
 TOKENS = "Tokens"
 REDIS = "Redis"
 PAGES = "Pages"
+OPERATORS = "Operators' page"
 OPERATION = "Operation"
 
 _STRANGERS = (
@@ -586,6 +588,33 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "Where the upload page gets access tokens with --auth jwt: a path of its own origin or a URL, which it asks with the "
         "user's cookies. Without it the page has a field for a token.",
     )
+    admin: Annotated[Text, AfterValidator(types.check_admin), Written("ADDRESS:PORT|PATH")] = (
+        setting(
+            "",
+            OPERATORS,
+            "Serve the operators' page and its API on this address and port, such as 127.0.0.1:8081, or on a Unix socket at "
+            "this path. Elsewhere than on a loopback address or a socket it needs --auth jwt or --admin-user-header. Empty "
+            "serves none.",
+        )
+    )
+    admin_show_metadata: Flag = setting(
+        False,
+        OPERATORS,
+        "Show operators the names, metadata and contents of uploads. Must be the same on all servers that share uploads.",
+    )
+    admin_hosts: HostNames = setting(
+        (),
+        OPERATORS,
+        "Host names under which browsers reach the operators' page, besides the address that it is served on.",
+    )
+    admin_user_header: Annotated[Text, Field(pattern=r"^[A-Za-z0-9-]*$"), Written("NAME")] = (
+        setting(
+            "",
+            OPERATORS,
+            "Header field in which an authenticating proxy, one of --behind-proxy, sends the name of an operator. The proxy "
+            "must remove it from what clients send. Whoever it lets through is an operator.",
+        )
+    )
     expose_metrics: Flag = setting(True, OPERATION, "Serve Prometheus metrics.")
     metrics_path: UrlPath = setting(
         "/metrics", OPERATION, "URL path of the metrics, outside the base path."
@@ -634,6 +663,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             yield "{s3_endpoint} needs --s3-bucket too", "s3_endpoint"
         if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
             yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
+        yield from self._admin_conflicts()
         if self.state_dir == self.upload_dir:
             yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
         if self.duplicate_keys and self.duplicate_fingerprint_key:
@@ -646,6 +676,21 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             yield sentence, "metrics_path", "base_path"
         if self.base_path in ("/healthz/", "/readyz/", "/_pages/"):
             yield "{base_path} must be neither /healthz/ nor /readyz/ nor /_pages/", "base_path"
+
+    def _admin_conflicts(self) -> Iterator[tuple[str, ...]]:
+        if self.admin_user_header and not self.behind_proxy:
+            sentence = "{admin_user_header} needs --behind-proxy with the address of the proxy that sends it"
+            yield sentence, "admin_user_header"
+        if self.admin_user_header and "*" in self.behind_proxy:
+            sentence = "{admin_user_header} with {behind_proxy} lets everybody be an operator; name the proxy"
+            yield sentence, "admin_user_header", "behind_proxy"
+        is_near = types.is_near(self.admin)
+        if self.admin and not is_near and self.auth == "none" and not self.admin_user_header:
+            sentence = (
+                "{admin} can be reached from other machines, so operators must be told from others: add --auth jwt, or "
+                "--admin-user-header with an authenticating proxy"
+            )
+            yield sentence, "admin"
 
     def _allows_any_origin(self) -> bool:
         """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""

@@ -279,6 +279,34 @@ def expand_proxies(value: object) -> object:
     return list(dict.fromkeys(proxy for word in words for proxy in known.get(word, (word,))))
 
 
+def check_admin(text: str) -> str:
+    """Accept an address with a port, or the absolute path of a Unix socket."""
+    if not text or text.startswith("/"):
+        if len(os.fsencode(text)) > _MAX_SOCKET_PATH:
+            raise ValueError("give a shorter path, as sockets allow no longer ones")
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ValueError(
+            'give an address and a port, such as "127.0.0.1:8081", or the absolute path of a socket'
+        )
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError('put an IPv6 address into brackets, such as "[::1]:8081"')
+    checked = check_host(host)
+    return f"[{checked}]:{int(port)}" if ":" in checked else f"{checked}:{int(port)}"
+
+
+def is_near(text: str) -> bool:
+    """Return whether an address of the form that `check_admin` accepts can be reached from this machine only."""
+    if text.startswith("/"):
+        return True
+    host = text.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def check_proxy(text: str) -> str:
     """Accept an address, a network, "unix" or "*"."""
     try:
@@ -434,6 +462,7 @@ if TYPE_CHECKING:
     Names = _Converted[tuple[str, ...], Iterable[str] | str]
     Claims = Names
     Hooks = Names
+    HostNames = Names
     HttpUrls = Names
     JwtAlgorithms = Names
     MetadataKeys = Names
@@ -501,6 +530,11 @@ else:
     )
     Hooks = _list_of(
         Annotated[str, AfterValidator(check_hook)], "HOOK", "give hooks, with commas between them"
+    )
+    HostNames = _list_of(
+        Annotated[str, AfterValidator(check_host)],
+        "NAMES",
+        "give host names, with commas between them",
     )
     HttpUrls = _list_of(
         Annotated[str, AfterValidator(check_http_url)],

@@ -50,7 +50,7 @@ class Appender(Operation):
             completion.check_open(upload, command)
             try:
                 upload = await self._receive(upload, command, body, request, held.lease)
-                self._due_marks.mark(upload_id, self._expiry.due_at(upload))
+                self._due_marks.keep(upload, self._expiry.due_at(upload))
                 await self._expiry.record_growth(upload)
                 return await self._finisher.complete(upload, command.completes, request, held.fence)
             except ProtocolError as problem:

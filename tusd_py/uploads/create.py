@@ -188,7 +188,7 @@ class Creator(Operation):
                     await self._joiner.forget_final(key.digest, info.id, fence=key.fence)
             raise
         self._counters.uploads_created += 1
-        self._due_marks.mark(upload.id, self._expiry.due_at(upload))
+        self._due_marks.keep(upload, self._expiry.due_at(upload))
         self._publisher.publish(EventType.POST_CREATE, upload, request)
         return upload
 

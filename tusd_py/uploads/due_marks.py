@@ -1,18 +1,69 @@
-"""Record when uploads are due, so that a sweep need not read all of them."""
+"""Record when uploads are due, so that a sweep need not read all of them, and which there are, for operators' lists."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from tusd_py.redis.due_index import DueIndexWriter
+from tusd_py.redis.upload_list import Listed, State
+from tusd_py.storage.base import Upload
+
 
 class DueMarks(Protocol):
-    """Records when uploads are due; `DueIndexWriter` does so in Redis."""
+    """Records when uploads are due; `IndexMarks` does so in Redis."""
 
     def mark(self, upload_id: str, due: float | None, /) -> None:
-        """Record when an upload is due, in seconds since the epoch; None for never, or because it was removed."""
+        """Record when an upload is due, in seconds since the epoch; None for never."""
+
+    def keep(self, upload: Upload, due: float | None, /) -> None:
+        """`mark`, and put the upload into the list of uploads as it is now."""
+
+    def forget(self, upload_id: str, /) -> None:
+        """Forget an upload that was removed."""
 
 
 class NoDueMarks:
     """Records nothing; sweeps check every upload then."""
 
     def mark(self, _upload_id: str, _due: float | None, /) -> None: ...
+
+    def keep(self, _upload: Upload, _due: float | None, /) -> None: ...
+
+    def forget(self, _upload_id: str, /) -> None: ...
+
+
+class IndexMarks:
+    """Records in the index of due uploads and in the list of uploads. names: whether uploads can be found by file name."""
+
+    def __init__(self, writer: DueIndexWriter, *, names: bool) -> None:
+        self._writer = writer
+        self._names = names
+
+    def mark(self, upload_id: str, due: float | None, /) -> None:
+        self._writer.mark(upload_id, due)
+
+    def keep(self, upload: Upload, due: float | None, /) -> None:
+        if self._writer.mark(upload.id, due) and self._writer.lists:
+            self._writer.list(upload.id, listed(upload, names=self._names))
+
+    def forget(self, upload_id: str, /) -> None:
+        self._writer.mark(upload_id, None)
+        self._writer.list(upload_id, None)
+
+
+def listed(upload: Upload, *, names: bool) -> Listed:
+    """What the list of uploads has of an upload. names: with its file name."""
+    info = upload.info
+    state: State = "unfinished"
+    since = info.created_at
+    if info.finished_at is not None:
+        state, since = "part" if info.is_partial else "finished", info.finished_at
+    name = file_name(upload) if names else ""
+    return Listed(state, info.created_at, since, upload.offset, info.owner, name)
+
+
+def file_name(upload: Upload) -> str:
+    """The name of the file that an upload has by its metadata; empty without one."""
+    metadata = upload.info.metadata
+    name = metadata.get("filename") or metadata.get("name") or b""
+    return name.decode("utf-8", "replace")

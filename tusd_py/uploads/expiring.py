@@ -44,7 +44,7 @@ class Expirer(Operation):
             await self._remover.record_late(unpublished, removed, RequestView())
         outcomes |= {upload.id: outcome for upload, outcome in zip(due, done, strict=True)}
         for upload in removed:
-            self._due_marks.mark(upload.id, None)
+            self._due_marks.forget(upload.id)
             self._counters.uploads_expired += 1
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes

@@ -93,7 +93,7 @@ class Finisher(Operation):
         await self._record(upload, finished, request, fence)
         # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
-        self._due_marks.mark(upload.id, self._expiry.due_at(finished))
+        self._due_marks.keep(finished, self._expiry.due_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:

@@ -88,6 +88,22 @@ TRANSITIONS: Mapping[UploadState, Mapping[UploadState, str]] = {
 """From each state, the states that can follow, with the cause."""
 
 
+_NAMES = {
+    UploadState.RECEIVING: "uploading",
+    UploadState.COMPLETE: "uploading",
+    UploadState.WAITING: "waiting",
+    UploadState.FINISHED: "finished",
+    UploadState.EXPIRED: "expired",
+}
+
+
+def name_of(state: UploadState, upload: Upload) -> str:
+    """What operators are told of the state of an upload in the storage; a finished one that is a part is a "part"."""
+    if state is UploadState.FINISHED and upload.info.is_partial:
+        return "part"
+    return _NAMES[state]
+
+
 def state_of(upload: Upload, *, due: bool) -> UploadState:
     """The state of an upload that is in the storage; due: whether it is to be removed by now."""
     if due:

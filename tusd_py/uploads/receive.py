@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
@@ -123,6 +123,15 @@ class Body(Protocol):
         """The trailer fields, names in lower case; empty before the end, and if the HTTP server does not pass them on."""
 
 
+class RunningBody(NamedTuple):
+    """A body that is being received. offset: of its upload by now. client: `address:port`. key: the same while it runs."""
+
+    upload: Upload
+    offset: int
+    client: str
+    key: int
+
+
 class _Ended(Exception):
     """The rest of the body is refused."""
 
@@ -197,6 +206,13 @@ class BodyReceiver:
         """End the bodies of requests that have lost their permission; the bytes that arrived are kept."""
         for transfer in list(self._transfers.values()):
             self._stop_if_refused(transfer)
+
+    def running(self) -> Iterator[RunningBody]:
+        """The bodies that are being received."""
+        for transfer in self._transfers.values():
+            yield RunningBody(
+                transfer.upload, transfer.writer.offset, transfer.request.client, id(transfer)
+            )
 
     def _stop_if_refused(self, transfer: _Transfer) -> None:
         problem = self._access_error(transfer.upload.info, transfer.request)

@@ -62,7 +62,7 @@ class Remover(Operation):
                     if not unreadable:
                         raise
                     await self._store.remove(upload_id, fence=lease.fence)
-                    self._due_marks.mark(upload_id, None)
+                    self._due_marks.forget(upload_id)
                     logger.warning("removed for the operator: %s", problem)
                     return True
                 await self.remove(upload, EventType.POST_TERMINATE, RequestView(), lease)
@@ -93,12 +93,12 @@ class Remover(Operation):
             unpublished=unpublished.get(upload.id),
         )
         await self.record_late(unpublished, [upload], request, keep_tombstone=keep_tombstone)
-        self._due_marks.mark(upload.id, None)
+        self._due_marks.forget(upload.id)
         self._publisher.publish(event_type, upload, request)
 
     async def take_back(self, upload: Upload, fence: Fence) -> None:
         """Remove an upload whose creation failed and was not published. Raises LeaseLost if another holder has it by now."""
-        self._due_marks.mark(upload.id, None)
+        self._due_marks.forget(upload.id)
         with suppress(StorageError):
             await self._store.remove(upload.id, fence=fence, keep_tombstone=False)
 

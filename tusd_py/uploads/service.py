@@ -8,7 +8,7 @@ Which file has what, in the order in which a request meets them:
     append.py           PATCH; receive.py for the bytes of a body
     finish.py           what follows the last byte: sync, hooks, record, event; concatenation.py joins the parts of finals
     inspection.py       HEAD, and downloads
-    removal.py          DELETE, and removals by the operator
+    removal.py          DELETE, and removals by the operator; operators.py for what else operators do to an upload
     sweep.py            what is due: expiry.py tells when that is, expiring.py removes it, sweep_guard.py holds a sweep
     failures.py         errors of stores and locks to responses
 
@@ -43,6 +43,7 @@ from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.inspection import Inspector
 from tusd_py.uploads.model import Result, UploadState, state_of
 from tusd_py.uploads.operation import Collaborators
+from tusd_py.uploads.operators import Operators
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.receive import Body, BodyReceiver
 from tusd_py.uploads.removal import Remover
@@ -116,6 +117,7 @@ class Uploads:
         self._finals = FinalCreator(shared, self._receiver, self._creator, finisher.concatenation)
         appender = Appender(shared, self._receiver, finisher, remover)
         inspector = Inspector(shared, finisher)
+        operators = Operators(shared)
 
         # Requests; `create` is below.
         self.find_part = self._finals.find_part
@@ -130,6 +132,7 @@ class Uploads:
         self.load_each = shared.access.load_each
         self.progress_of = inspector.progress_of
         self.recheck_access = self._receiver.recheck_access
+        self.running_bodies = self._receiver.running
         self.drain = finisher.drain
         # Sweeps and operators
         self.expire_each = expirer.expire_each
@@ -138,6 +141,8 @@ class Uploads:
         self.discard_fragment = expirer.discard_fragment
         self.tidy = expirer.tidy
         self.discard = remover.discard
+        self.interrupt = operators.interrupt
+        self.extend = operators.extend
         self.recover_interrupted = finisher.recover_interrupted
         self.recover_removals = remover.recover_removals
 

@@ -41,6 +41,9 @@ from tusd_py.web.token_routes import TokenRoutes
 
 if TYPE_CHECKING:
     from tusd_py.metrics.prometheus import Metrics
+    from tusd_py.web.admin.app import AdminApp
+    from tusd_py.web.admin.listener import AdminListener
+    from tusd_py.web.admin.place import AdminPlace
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +100,9 @@ class TusApp:
         self._control: ControlServer | None = None
         self._endpoint: TusEndpoint | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._admin_place: AdminPlace | None = None
+        self._admin: AdminApp | None = None
+        self._admin_listener: AdminListener | None = None
         self._starting = asyncio.Lock()
         self._started = False
 
@@ -104,6 +110,26 @@ class TusApp:
     def uploads(self) -> Uploads:
         """The uploads; there after `open`."""
         return self.instance.uploads
+
+    @property
+    def admin(self) -> AdminApp:
+        """The operators' API and page, to mount in the application that this is mounted in. Ask for it before the start."""
+        if self._admin is None:
+            if self._endpoint is not None:
+                raise RuntimeError("the operators' page must be mounted before the server starts")
+            self.instance.serve_operators()
+            self._admin = self._admin_app(None)
+        return self._admin
+
+    def serve_admin(self, place: AdminPlace) -> None:
+        """Serve operators on an address of their own, from the start on."""
+        self._admin_place = place
+
+    def _admin_app(self, place: AdminPlace | None) -> AdminApp:
+        # Loaded only where operators are served.
+        from tusd_py.web.admin.app import AdminApp  # noqa: PLC0415
+
+        return AdminApp(self.instance, self._proxies, self.check, place)
 
     def open(self) -> None:
         """Lock the upload directory, and start the embedded Redis where it is needed; blocking.
@@ -166,11 +192,46 @@ class TusApp:
                 self._begin(RegularSweeps(self.instance).run, "sweep")
                 self._begin(self._recover_removals, "removals")
                 self._start_sidecars()
+                await self._serve_operators()
             self._watch_jobs()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly, "metrics")
             self._started = True
+
+    async def _serve_operators(self) -> None:
+        """Admit operators, and begin to listen for them if there is an address of their own."""
+        keeper = self.instance.list_keeper()
+        if keeper is not None:
+            self._begin(keeper.run, "list of uploads")
+        place = self._admin_place
+        if self._admin is None and place is None:
+            return
+        from tusd_py.web.admin import links  # noqa: PLC0415
+        from tusd_py.web.admin.listener import AdminListener  # noqa: PLC0415
+
+        if self._admin is None:
+            self._admin = self._admin_app(place)
+        url = "" if place is None else place.url
+        try:
+            key = await asyncio.to_thread(links.keep, self.settings.state_dir, url)
+            self._admin.start(links.Links(key))
+        except OSError as problem:
+            logger.warning("tusd-py dashboard will print no links: %s", problem)
+            self._admin.start(None)
+        if place is not None:
+            self._admin_listener = AdminListener(self._admin, place, self.settings)
+            self._admin_listener.start()
+
+    async def _stop_operators(self) -> None:
+        if self._admin is None or self._child:
+            return
+        from tusd_py.web.admin import links  # noqa: PLC0415
+
+        await self._admin.stop()
+        if self._admin_listener is not None:
+            await self._admin_listener.stop()
+        links.forget(self.settings.state_dir)
 
     async def _recover_removals(self) -> None:
         """Tells removals for which there was no room when they happened, as soon as there is."""
@@ -196,6 +257,7 @@ class TusApp:
     async def stop(self) -> None:
         """End the bodies in flight, wait for what was begun, and release the upload directory."""
         self.uploads.begin_shutdown()
+        await self._stop_operators()
         if self._running_sidecars is not None:
             # Before the Redis stops that they need.
             await self._running_sidecars.stop(self.settings.shutdown_timeout / 2)

@@ -311,6 +311,13 @@ def _seconds(year: int, month: int, day: int, clock: str) -> int | None:
     return calendar.timegm((year, month, day, hour, minute, second))
 
 
+def attachment(filename: bytes) -> str:
+    """Content-Disposition of a file to store, by the name that a client called it."""
+    name = _file_name(filename)
+    parameters = f"; {_name_parameters(name).decode('ascii')}" if name else ""
+    return f"attachment{parameters}"
+
+
 def _presentation(metadata: Mapping[str, bytes]) -> RawHeaders:
     content_type = _inline_type(metadata.get("filetype", b""))
     disposition = b"attachment" if content_type is None else b"inline"

@@ -102,13 +102,17 @@ class Proxies:
 
     def external(self, scope: Mapping[str, Any]) -> External:
         """The address of an ASGI request as its client sees it."""
-        if not self._any or not self._peer_is_trusted(scope):
+        if not self.trusts_peer(scope):
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             if "untrusted" not in self._warned:
                 self._hint(scope)
             return _seen(scope, b", ".join(hosts).decode("latin-1").strip(" \t"))
         fields = _fields(scope["headers"])
         return self._told(fields, _seen(scope, fields.get("host")))
+
+    def trusts_peer(self, scope: Mapping[str, Any]) -> bool:
+        """Whether an ASGI request was sent by one of the proxies."""
+        return self._any and self._peer_is_trusted(scope)
 
     def location(self, external: External, path: str) -> str:
         """The absolute URL of `path` (which begins with "/") for whoever sent the request."""

@@ -58,6 +58,7 @@ class BuiltPages:
         self.assets = {
             file.name: _asset(file) for file in directory.iterdir() if file.suffix in _TYPES
         }
+        self.names = {file.stem for file in directory.glob("*.html")}
         self._html = {file.stem: file.read_text("utf-8") for file in directory.glob("*.html")}
 
     def page(self, name: str, settings: Mapping[str, object], *, policy: str) -> File:

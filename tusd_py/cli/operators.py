@@ -1,0 +1,218 @@
+"""Commands by the operators' API of a running server (`--server URL`)."""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from tusd_py.cli.output import (
+    CommandFailed,
+    Listing,
+    format_age,
+    format_time,
+    printable,
+    write_fields,
+    write_json,
+    write_line,
+    write_problem,
+)
+from tusd_py.cli.uploads import COLUMNS
+from tusd_py.web.admin import links
+
+_API = "/admin/api/v1"
+_TIMEOUT_SECONDS = 60.0
+_MARK = {"X-Tusd-Admin": "1"}
+_TIMES = ("created", "changed", "finished", "expires")
+_NOT_PRINTED = ("id", "name", "problem", "timeline", "events", "path", "fingerprint", "revoked")
+
+Document = dict[str, Any]
+"""A document of the API, as its OpenAPI document says."""
+
+
+class Refused(CommandFailed):
+    """The server refused a request."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"the server refuses: {detail}")
+        self.status = status
+        self.detail = detail
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class OperatorClient:
+    """Requests to the API at a URL. Each raises CommandFailed. headers: that say who asks."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self._url = url
+        self.headers = dict(headers or {})
+
+    def ask(self, method: str, path: str, body: Document | None = None) -> Document:
+        """Send a request and return the document of the response."""
+        return self.exchange(method, path, body)[0]
+
+    def exchange(
+        self, method: str, path: str, body: Document | None = None
+    ) -> tuple[Document, http.client.HTTPMessage]:
+        """Send a request and return the document of the response, and its header fields."""
+        headers = {**self.headers, **_MARK}
+        content = None
+        if body is not None:
+            content, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        connection, prefix = self._connection()
+        try:
+            connection.request(method, prefix + _API + path, content, headers)
+            response = connection.getresponse()
+            text = response.read()
+        except (OSError, http.client.HTTPException) as problem:
+            raise CommandFailed(f"{self._url} cannot be reached: {problem}") from problem
+        finally:
+            connection.close()
+        try:
+            document: Document = json.loads(text)
+        except ValueError:
+            raise CommandFailed(f"{self._url} is not an operators' API (--admin)") from None
+        if response.status != 200:
+            raise Refused(response.status, str(document.get("detail", response.reason)))
+        return document, response.headers
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        if self._url.startswith("unix:"):
+            return _UnixConnection(self._url.removeprefix("unix:")), ""
+        try:
+            parts = urlsplit(self._url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            parts, host, port = urlsplit(""), None, None
+        if parts.scheme not in ("http", "https") or not host:
+            raise CommandFailed(
+                f'--server "{self._url}": give a URL, such as "http://127.0.0.1:8081", or unix:PATH'
+            )
+        prefix = parts.path.rstrip("/")
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS), prefix
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(
+            host, port, timeout=_TIMEOUT_SECONDS, context=context
+        ), prefix
+
+
+def connect(url: str, token_file: str | None, state_dir: Path) -> OperatorClient:
+    """Return a client that is let in: by a token or, on this machine, by what a server wrote into its state directory.
+
+    Raises CommandFailed.
+    """
+    if token_file is not None:
+        try:
+            token = Path(token_file).expanduser().read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise CommandFailed(f"--token-file {token_file}: cannot be read: {problem}") from None
+        if not token.isascii() or not token.isprintable() or not token:
+            raise CommandFailed(f"--token-file {token_file}: has no token")
+        return OperatorClient(url, {"Authorization": f"Bearer {token}"})
+    try:
+        door = links.find(state_dir)
+    except OSError as problem:
+        raise CommandFailed(f"{state_dir} cannot be read: {problem}") from None
+    if door is None:
+        raise CommandFailed(
+            f"no server with operators runs with the state directory {state_dir} (--upload-dir, --state-dir), and no "
+            "--token-file was given"
+        )
+    client = OperatorClient(url)
+    code = links.make_code(door.key, getpass.getuser())
+    _, headers = client.exchange("POST", "/session", {"code": code})
+    client.headers["Cookie"] = headers.get("Set-Cookie", "").partition(";")[0]
+    return client
+
+
+class RemoteUploads:
+    """`tusd-py uploads` by the API."""
+
+    def __init__(self, client: OperatorClient, *, as_json: bool) -> None:
+        self._client = client
+        self._as_json = as_json
+
+    def list(self, limit: int, after: str, state: str, search: str) -> int:
+        """Print a page, the newest first, and how to go on."""
+        listing = Listing(COLUMNS, cells=_cells, document=_document, as_json=self._as_json)
+        following: str | None = after
+        while following is not None and listing.count < limit:
+            query = {"limit": min(500, limit - listing.count), "state": state, "q": search}
+            if following:
+                query["after"] = following
+            page = self._client.ask("GET", f"/uploads?{urlencode(query)}")
+            for row in page["uploads"]:
+                listing.write(row)
+            following = page["next"]
+            if not page["is_whole"]:
+                write_problem("the list is being built; some uploads may be missing")
+        if following is not None:
+            write_problem(f"continue with --after {following}")
+        return 0
+
+    def show(self, ids: Sequence[str]) -> int:
+        """Print everything about uploads."""
+        missing = shown = 0
+        for upload_id in ids:
+            try:
+                found = self._client.ask("GET", f"/uploads/{quote(upload_id)}")
+            except Refused as problem:
+                missing += 1
+                write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
+                continue
+            if self._as_json:
+                write_json(_document(found))
+            else:
+                if shown:
+                    write_line("")
+                write_fields(_document(found))
+            shown += 1
+        return 1 if missing else 0
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Remove uploads, after ending requests that write to them."""
+        failures = 0
+        for upload_id in ids:
+            try:
+                self._client.ask("POST", "/actions/remove", {"upload": upload_id})
+            except Refused as problem:
+                failures += 1
+                write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
+        return 1 if failures else 0
+
+
+def _document(row: Document) -> dict[str, object]:
+    """An upload as the command prints it."""
+    found: dict[str, object] = {"upload": row["id"]}
+    for name, value in row.items():
+        if name not in _NOT_PRINTED:
+            is_time = name in _TIMES and value is not None
+            found[name] = format_time(value) if is_time else value
+    return found
+
+
+def _cells(row: Document) -> tuple[str, ...]:
+    size = "-" if row["size"] is None else str(row["size"])
+    age = format_age(time.time() - row["changed"])
+    owner = printable(row["owner"]) or "-"
+    return printable(row["id"]), row["state"], str(row["offset"]), size, age, owner

@@ -1,0 +1,73 @@
+"""Serve the operators' application on an address of its own, in the event loop of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+
+from tusd_py import logs
+from tusd_py.settings.model import Settings
+from tusd_py.web.admin.app import AdminApp
+from tusd_py.web.admin.place import AdminPlace
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 256
+_END_SECONDS = 2
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to the server of uploads."""
+        yield
+
+
+class AdminListener:
+    """Serves an application on sockets."""
+
+    def __init__(self, app: AdminApp, place: AdminPlace, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_graceful_shutdown=_END_SECONDS,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+        self._server = _Server(config)
+        self._sockets = place.sockets
+        self._task: asyncio.Task[None] | None = None
+        self._url = place.url
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        for each in self._sockets:
+            # Not only once the task below runs: who reads the line in the log connects at once.
+            each.listen(_MOST_CONNECTIONS)
+        self._task = asyncio.get_running_loop().create_task(
+            self._server.serve(self._sockets), name="operators"
+        )
+        logs.event(
+            logger,
+            logging.INFO,
+            "operators",
+            message=f"Operators' page at {self._url} (tusd-py dashboard prints a link)",
+            url=self._url,
+        )
+
+    async def stop(self) -> None:
+        """Stop; running requests end within seconds."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await asyncio.gather(self._task, return_exceptions=True)
