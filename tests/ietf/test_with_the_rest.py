@@ -197,8 +197,10 @@ def test_requests_are_counted_and_logged_by_protocol(make_server: MakeServer) ->
     tus.new(5)
     for version in (3, 3, None):
         Ietf(server, version).create(b"hello")
+    Ietf(server, None).create(b"hello", method="PUT")
     page = tus.get("/metrics").body.decode()
-    for protocol, count in (("tus", 1), ("ietf-3", 2), ("ietf", 1)):
+    assert 'tusd_requests_total{method="PUT"} 1.0\n' in page
+    for protocol, count in (("tus", 1), ("ietf-3", 2), ("ietf", 2)):
         assert f'tusd_requests_by_protocol_total{{protocol="{protocol}"}} {count}.0\n' in page
     seen = [line.get("protocol") for line in server.json_lines() if line.get("event") == "request"]
     assert seen[:4] == [None, "ietf-3", "ietf-3", "ietf"]
@@ -215,6 +217,26 @@ def test_watching_does_not_end_a_request(server: ServerProcess) -> None:
         assert connection.read_response("POST").status == 201
 
 
+def wait_told(connection: Connection, offset: int) -> None:
+    """Read interim responses until one tells this offset."""
+    while int(connection.read_any()["Upload-Offset"]) != offset:
+        pass
+
+
+def test_R6_over_a_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    ietf = Ietf(make_server("--unix-sock", path), 9)
+    fields = {**ietf.marks(), **ietf.complete(True), "Content-Length": str(4 * LARGE)}
+    with Connection(path) as connection:
+        connection.send_head("POST", "/files/", fields)
+        upload = announced(connection)["Location"]
+        connection.send(b"x" * (2 * LARGE))
+        wait_told(connection, 2 * LARGE)
+    with Connection(path) as connection:
+        status = connection.request("HEAD", path_of(upload), ietf.marks())
+        assert status["Upload-Offset"] == str(2 * LARGE)
+
+
 def test_R6_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
     """Over TLS the body takes the same way, and a close without a response is one of the connection."""
     certificate, key = make_certificate(tmp_path)
@@ -226,7 +248,7 @@ def test_R6_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
         connection.send_head("POST", ietf.collection, fields)
         path = path_of(announced(connection)["Location"])
         connection.send(b"x" * (2 * LARGE))
-        assert connection.read_any()["Upload-Offset"] == str(2 * LARGE)
+        wait_told(connection, 2 * LARGE)
         with Connection(server.address, tls=trusting) as other:
             status = other.request("HEAD", path, ietf.marks())
         assert status["Upload-Offset"] == str(2 * LARGE)

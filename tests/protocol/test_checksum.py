@@ -104,7 +104,7 @@ def test_T25_T26_chunks_that_just_fit_into_memory_and_that_do_not(
     assert tus.stored(path) == data
 
 
-@files_only
+@files_only("looks at the times of files")
 @pytest.mark.parametrize("size", [1000, 500_000, MIB])
 def test_T26_nothing_is_written_of_a_wrong_chunk_that_fits_into_memory(tus: Tus, size: int) -> None:
     path = tus.new(size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +13,6 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.events import Recorder
 from tests.support.tus import Tus, id_of, metadata, path_of
-from tests.support.waiting import wait_until
 from tests.support.wire import Connection, chunk, last_chunk
 
 # -- T15 ---------------------------------------------------------------------------------------
@@ -168,16 +167,16 @@ def test_T17_keys_beyond_ascii_are_taken_and_come_back_as_they_were_sent(
     server = make_server(*recorder.flags, env=recorder.env)
     tus = Tus(server)
 
-    def has_told(times: int) -> bool:
-        told = recorder.file.read_text() if recorder.file.exists() else ""
-        return told.encode().decode("unicode_escape").count("gr\u00f6\u00dfe") == times
-
     # As bytes on the wire: UTF-8, and a client of before it.
     utf8 = "gr\u00f6\u00dfe NQ==,\u6587\u4ef6\u540d YS50eHQ=".encode().decode("latin-1")
-    for count, sent in enumerate((utf8, "gr\xf6\xdfe NQ=="), 1):
+    for sent in (utf8, "gr\xf6\xdfe NQ=="):
         path = tus.new(5, headers={"Upload-Metadata": sent})
-        wait_until(partial(has_told, count), "the hook")
+        recorder.wait_for("post-create", id_of(path))
         server.kill9()
+        calls = [json.loads(line) for line in recorder.file.read_text().splitlines()]
+        mine = [call for call in calls if call["upload"] == id_of(path)]
+        assert {call["type"] for call in mine} == {"pre-create", "post-create"}
+        assert all(call["metadata"]["gr\u00f6\u00dfe"] == "5" for call in mine)
         server.restart()
         assert tus.head(path)["Upload-Metadata"] == sent
         stored = tus.info(path)["MetaData"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -40,14 +39,10 @@ def age(server: ServerProcess, path: str, days: float) -> None:
         os.utime(data, (then, then))
 
 
-def records(server: ServerProcess) -> set[str]:
-    return {entry.stem for entry in server.upload_dir.glob("*.info")}
-
-
 # -- how long parts live -------------------------------------------------------------------------
 
 
-@files_only
+@files_only("sets the times of files")
 def test_a_complete_part_lives_as_long_as_a_final_that_lists_it(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -68,7 +63,7 @@ def test_a_complete_part_lives_as_long_as_a_final_that_lists_it(make_server: Mak
     assert tus.get(final).body == b"hello world"
 
 
-@files_only
+@files_only("sets the times of files")
 def test_an_unfinished_part_lives_as_long_as_a_final_that_grows(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -85,7 +80,7 @@ def test_an_unfinished_part_lives_as_long_as_a_final_that_grows(make_server: Mak
     assert tus.patch(waiting, 0, b"hello").status == 204
 
 
-@files_only
+@files_only("sets the times of files")
 def test_all_go_together_when_all_is_abandoned(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)
@@ -98,7 +93,7 @@ def test_all_go_together_when_all_is_abandoned(make_server: MakeServer) -> None:
     assert [tus.head(path).status for path in everything] == [410] * 4
     server.terminate()
     server.restart()
-    wait_until(lambda: not records(server), "the sweep")
+    wait_until(lambda: not server.uploads(), "the sweep")
     awaiting = server.upload_dir / ".tusd-py" / "awaiting"
     wait_until(lambda: not list(awaiting.rglob("*/*")), "the claims")
 
@@ -131,7 +126,7 @@ def test_a_part_that_may_still_lose_its_last_request_is_not_joined(
     assert tus.get(final).body == tus.get(part).body == b"abcdefghij"
 
 
-@files_only
+@files_only("writes a data file")
 def test_a_part_whose_finish_was_cut_off_is_finished_by_its_final(
     make_server: MakeServer,
 ) -> None:
@@ -145,7 +140,7 @@ def test_a_part_whose_finish_was_cut_off_is_finished_by_its_final(
     assert tus.get(final).body == tus.get(part).body == b"hello"
 
 
-@files_only
+@files_only("moves a record away")
 def test_a_final_whose_part_cannot_be_found_tells_what_is_known(tus: Tus) -> None:
     part = tus.new(5, headers=PARTIAL)
     final = path_of(join(tus, part)["Location"])
@@ -191,7 +186,6 @@ def test_the_creation_of_a_final_can_be_repeated(make_server: MakeServer, tmp_pa
         }
 
 
-@files_only
 def test_two_creations_of_a_final_at_once_are_one(make_server: MakeServer, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     with RedisServer(tmp_path / "redis") as redis:
@@ -254,7 +248,6 @@ def test_a_hook_that_refuses_refuses_repeats_too(make_server: MakeServer, tmp_pa
 # -- what a request may have copied --------------------------------------------------------------
 
 
-@files_only
 def test_what_repeated_parts_add_is_bounded(make_server: MakeServer) -> None:
     tus = Tus(make_server("--max-concat-repeats", "20B"))
     part, other = tus.finished(b"0123456789", PARTIAL), tus.finished(b"abcde", PARTIAL)
@@ -281,7 +274,6 @@ def test_by_default_one_part_cannot_be_named_for_gigabytes(tus: Tus) -> None:
 REMOVING = ("--remove-parts-when-joined", "--hooks-delivery", "server")
 
 
-@files_only
 def test_parts_are_removed_when_the_last_final_is_finished(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -305,7 +297,7 @@ def test_parts_are_removed_when_the_last_final_is_finished(
     assert tus.head(a).status == 200
     assert tus.patch(late, 0, b"c").status == 204
     wait_until(lambda: tus.head(waiting).get("Upload-Offset") == "2", "the final")
-    wait_until(lambda: records(server) == {id_of(first), id_of(waiting)}, "the removals")
+    wait_until(lambda: set(server.uploads()) == {id_of(first), id_of(waiting)}, "the removals")
     assert tus.get(waiting).body == b"ac"
     assert join(tus, a).status == 404
     # Whose answer was lost can ask again all the same.
@@ -314,7 +306,6 @@ def test_parts_are_removed_when_the_last_final_is_finished(
     assert sorted(notes.read_text().split()) == sorted(map(id_of, (a, b, late)))
 
 
-@files_only
 def test_parts_of_a_final_that_died_before_their_removal_go_later(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -332,21 +323,20 @@ def test_parts_of_a_final_that_died_before_their_removal_go_later(
         server.kill9()
     recorder.hold.unlink()
     server.restart()
-    wait_until(lambda: id_of(part) not in records(server), "the sweep")
-    final = next(iter(records(server)))
+    wait_until(lambda: id_of(part) not in server.uploads(), "the sweep")
+    final = server.uploads()[0]
     assert tus.get(tus.collection + final).body == b"hello"
 
 
-@files_only
 def test_parts_stay_as_a_rule(tus: Tus) -> None:
     part = tus.finished(b"hello", PARTIAL)
     final = path_of(join(tus, part)["Location"])
     assert tus.get(final).status == 200
     assert tus.head(part).status == 200
-    assert json.loads(tus.server.info_file(id_of(final)).read_bytes())["IsFinal"]
+    assert tus.info(final)["IsFinal"]
 
 
-@files_only
+@files_only("looks for keys of finals in their directory")
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_final_that_fails_leaves_no_key(make_server: MakeServer, size: int) -> None:
     server = make_server("--max-size", "10B")

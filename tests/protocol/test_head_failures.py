@@ -42,7 +42,7 @@ def hook_file(directory: Path, event: str) -> tuple[Path, Path]:
     return code, steering
 
 
-@files_only
+@files_only("takes a directory away")
 def test_T39_an_id_in_a_directory_whose_volume_is_away(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
@@ -128,7 +128,7 @@ def test_T39_a_pre_finish_hook_that_fails(
     assert tus.get(path).body == b"hello"
 
 
-@files_only
+@files_only("takes a directory away")
 def test_T39_a_store_that_fails_while_a_final_is_joined(tus: Tus) -> None:
     part = tus.new(5, headers={"Upload-Concat": "partial"})
     created = tus.create(headers={"Upload-Concat": f"final;{part}"})

@@ -22,7 +22,10 @@ from tests.s3.servers import BUCKET, ENVIRONMENT, Kind
 STORE = os.environ.get("TEST_STORE", "file")
 """Where servers of tests keep uploads: file, or a kind of object store."""
 
-files_only = pytest.mark.skipif(STORE != "file", reason="looks at files")
+
+def files_only(reason: str) -> pytest.MarkDecorator:
+    """Marks a test that cannot run on an object store. reason: what it does to files, for docs/conformance.md."""
+    return pytest.mark.skipif(STORE != "file", reason=reason)
 
 
 class Prefix:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-METHODS = ("POST", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
+METHODS = ("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 OTHER_METHOD = "OTHER"
 """Any other method: counted under one name, as strangers could otherwise create any number of time series."""
 
