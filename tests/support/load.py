@@ -33,7 +33,7 @@ class GaveUp(Exception):
 
 
 class Uploaders:
-    """Clients in threads of their own, until the end of the `with` block."""
+    """Clients in threads of their own, until the end of the `with` block. Every second one sends checksums."""
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class Uploaders:
         count: int = 4,
         size: int = 1024 * 1024,
         chunk: int = 256 * 1024,
-        with_checksums: bool = False,
     ) -> None:
         """address: the server of the next request."""
         self.finished: list[Finished] = []
@@ -52,9 +51,10 @@ class Uploaders:
         self._address = address
         self._size = size
         self._chunk = chunk
-        self._with_checksums = with_checksums
         self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._work) for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(number % 2 == 1,)) for number in range(count)
+        ]
 
     def wait_for_more(self, count: int) -> None:
         """Wait until `count` further uploads are finished, or one has failed."""
@@ -85,20 +85,20 @@ class Uploaders:
         for thread in self._threads:
             thread.join(2 * _PATIENCE_SECONDS)
 
-    def _work(self) -> None:
+    def _work(self, with_checksums: bool) -> None:
         while not self._ends.is_set():
             try:
-                self.finished.append(self._upload(os.urandom(self._size)))
+                self.finished.append(self._upload(os.urandom(self._size), with_checksums))
             except (GaveUp, AssertionError) as error:
                 self.failures.append(repr(error))
                 return
 
-    def _upload(self, content: bytes) -> Finished:
+    def _upload(self, content: bytes, with_checksums: bool) -> Finished:
         created = self._until({201}, lambda: self._create(len(content)))
         path, offset = path_of(created["Location"]), 0
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while offset < len(content):
-            response = self._tried(lambda at=offset: self._patch(path, at, content))  # type: ignore[misc]
+            response = self._tried(lambda at=offset: self._patch(path, at, content, with_checksums))  # type: ignore[misc]
             if response is not None and response.status == 204:
                 offset = int(response["Upload-Offset"])
                 deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -140,11 +140,11 @@ class Uploaders:
             "POST", "/files/", {"Upload-Length": str(length), "Content-Length": "0"}
         )
 
-    def _patch(self, path: str, offset: int, content: bytes) -> Response:
+    def _patch(self, path: str, offset: int, content: bytes, with_checksums: bool) -> Response:
         body = content[offset : offset + self._chunk]
         headers = {"Upload-Offset": str(offset), "Content-Type": OCTETS}
         headers["Content-Length"] = str(len(body))
-        if self._with_checksums:
+        if with_checksums:
             headers["Upload-Checksum"] = checksum(body)
         with self._connect() as connection:
             connection.send_head("PATCH", path, {"Tus-Resumable": "1.0.0", **headers})

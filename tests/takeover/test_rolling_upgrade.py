@@ -87,14 +87,11 @@ def fleet(tmp_path: Path, old_path: str) -> Iterator[Fleet]:
             yield made
 
 
-@pytest.mark.parametrize("with_checksums", [False, True], ids=["plain", "checksums"])
-def test_no_upload_fails_while_servers_are_replaced_one_by_one(
-    fleet: Fleet, with_checksums: bool
-) -> None:
+def test_no_upload_fails_while_servers_are_replaced_one_by_one(fleet: Fleet) -> None:
     jobs = fleet.jobs(is_old=True)
     servers = [fleet.server(is_old=True) for _ in range(2)]
     turns = itertools.cycle([server.address for server in servers])
-    with Uploaders(lambda: next(turns), with_checksums=with_checksums) as load:
+    with Uploaders(lambda: next(turns)) as load:
         load.wait_for_more(4)
         for job in jobs:
             job.end()

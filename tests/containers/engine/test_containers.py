@@ -20,7 +20,7 @@ from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.support.wire import ConnectionEnded
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 SIZE = 200 * 1000 * 1000
 ORDER = ("proxy", "server", "worker", "scheduler", "redis")
