@@ -26,7 +26,7 @@ from tusd_py.cli.output import (
 from tusd_py.events import failed as failed_events
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
-from tusd_py.service.backends import create_store
+from tusd_py.service.backends import store_to_read
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Box, KeptEvent, Outbox
 
@@ -56,11 +56,17 @@ def command(action: str, ids: tuple[str, ...], every: bool, as_json: bool) -> in
     settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
     check_directories(settings)
-    outbox = create_store(settings).outbox
-    if action in ("list", "failed"):
-        box: Box = "waiting" if action == "list" else "failed"
-        return asyncio.run(_list(outbox, box, as_json=as_json))
-    return asyncio.run(_change(settings, outbox, action, None if every else ids))
+    return asyncio.run(_run(settings, action, None if every else ids, as_json=as_json))
+
+
+async def _run(
+    settings: Settings, action: str, ids: tuple[str, ...] | None, *, as_json: bool
+) -> int:
+    async with store_to_read(settings) as store:
+        if action in ("list", "failed"):
+            box: Box = "waiting" if action == "list" else "failed"
+            return await _list(store.outbox, box, as_json=as_json)
+        return await _change(settings, store.outbox, action, ids)
 
 
 async def _list(outbox: Outbox, box: Box, *, as_json: bool) -> int:

@@ -29,7 +29,7 @@ from tusd_py.cli.output import (
     write_line,
     write_problem,
 )
-from tusd_py.service.backends import create_store
+from tusd_py.service.backends import store_to_read
 from tusd_py.service.instance import reader
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Store, Upload, UploadGone, UploadNotFound
@@ -130,9 +130,17 @@ def command(
     if action == "rm":
         return asyncio.run(_remove(settings, ids, unreadable=unreadable))
     check_directories(settings)
-    if action == "show":
-        return asyncio.run(_show(_reader(settings), ids, as_json=as_json))
-    return asyncio.run(_list(_reader(settings), limit or _PAGE, after or "", as_json=as_json))
+    return asyncio.run(_read(settings, action, ids, limit or _PAGE, after or "", as_json=as_json))
+
+
+async def _read(
+    settings: Settings, action: str, ids: tuple[str, ...], limit: int, after: str, *, as_json: bool
+) -> int:
+    async with store_to_read(settings) as store:
+        found = _Reader(store, reader(settings, store))
+        if action == "show":
+            return await _show(found, ids, as_json=as_json)
+        return await _list(found, limit, after, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +149,6 @@ class _Reader:
 
     store: Store
     uploads: Uploads
-
-
-def _reader(settings: Settings) -> _Reader:
-    store = create_store(settings)
-    return _Reader(store, reader(settings, store))
 
 
 async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> int:
@@ -187,15 +190,13 @@ async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload
             return
         for upload_id in sorted(each.text for each in heap):
             after = upload_id
-            try:
-                upload = await reader.uploads.load(upload_id)
-            except (UploadNotFound, UploadGone):
-                continue
-            except StorageError as problem:
-                write_problem(f"{problem}")
-                continue
-            limit -= 1
-            yield upload
+            # Not by its id alone: another server's record may be named otherwise.
+            [upload] = await reader.uploads.load_each([upload_id])
+            if isinstance(upload, Upload):
+                limit -= 1
+                yield upload
+            elif not isinstance(upload, UploadNotFound | UploadGone):
+                write_problem(f"{upload}")
 
 
 @dataclass(frozen=True, slots=True)

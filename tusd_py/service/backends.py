@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from tusd_py import logs
@@ -51,6 +51,16 @@ def create_store(settings: Settings) -> Store:
         writes_behind=settings.durability != "none",
         syncs_chunks=settings.durability == "chunk",
     )
+
+
+@asynccontextmanager
+async def store_to_read(settings: Settings) -> AsyncIterator[Store]:
+    """Yield the store of an instance, for reading it and for its outbox, and close its connections. Raises ValueError."""
+    store = create_store(settings)
+    try:
+        yield store
+    finally:
+        await store.stop()
 
 
 def redis_client(

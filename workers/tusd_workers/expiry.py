@@ -17,7 +17,7 @@ from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.maintenance.local import MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
-from tusd_py.service.backends import create_store, redis_client
+from tusd_py.service.backends import redis_client, store_to_read
 from tusd_py.service.connect import open_maintenance
 from tusd_py.uploads.sweep_guard import LONGEST_PAUSE_SECONDS
 from tusd_workers import current
@@ -64,8 +64,8 @@ def _run(kind: SweepKind) -> None:
 async def _queue_deliveries(instance: Instance) -> None:
     """Queue a delivery for each upload that has events waiting and no job, because it was lost."""
     settings = instance.settings
-    outbox = create_store(settings).outbox
-    waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
+    async with store_to_read(settings) as store:
+        waiting = [upload_id async for some in store.outbox.uploads() for upload_id in some]
     if not waiting:
         return
     with connect(instance.redis_url) as connection:

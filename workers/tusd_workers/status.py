@@ -17,8 +17,9 @@ from tusd_py.jobs.queues import DELIVERY
 from tusd_py.jobs.status import QueueStatus
 from tusd_py.redis import Keys
 from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
-from tusd_py.service.backends import create_store, redis_client
+from tusd_py.service.backends import redis_client, store_to_read
 from tusd_py.settings.model import Settings
+from tusd_py.storage.base import OutboxCounts
 from tusd_workers.scheduler import Scheduler, schedules
 
 _OVERDUE_INTERVALS = 3
@@ -107,8 +108,13 @@ async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[
         await redis.stop()
 
 
+async def _events_kept(settings: Settings) -> OutboxCounts:
+    async with store_to_read(settings) as store:
+        return await store.outbox.counts(exact=True)
+
+
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
-    counts = asyncio.run(create_store(settings).outbox.counts(exact=True))
+    counts = asyncio.run(_events_kept(settings))
     found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
     return EventsStatus(
         waiting=counts.waiting,
