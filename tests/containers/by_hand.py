@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml as processes of this machine, as close to containers as possible without an engine.
+"""The services of a compose file as processes of this machine, as close to containers as possible without an engine.
 
 Where tests run as root, each process is nobody, sees a file system on which only its own directory can be written to (where
 root may mount), and has no capability but to read what root has installed. Elsewhere they run as whoever runs the tests.
@@ -20,6 +20,7 @@ from typing import Self
 
 from tests.containers import described
 from tests.crash.test_kill9 import quiet_port
+from tests.s3.servers import SeaweedFS
 from tests.support.redis import binary
 from tests.support.server import ROOT
 from tests.support.waiting import wait_until
@@ -28,8 +29,9 @@ NOBODY = 65534
 _READ = "-all,+dac_read_search"
 _CONTAINED = """
 for directory in "$1" "$2"; do mount --bind "$directory" "$directory"; done
+if [ "$3" = tmp ]; then mount --bind "$2" /tmp; fi
 mount -o remount,bind,ro /
-shift 2
+shift 3
 exec "$@"
 """
 _APART = ["unshare", "--mount", "--propagation", "private"]
@@ -55,11 +57,21 @@ def has_mounts_of_its_own() -> bool:
 
 
 class Container:
-    """A process with a directory for its data and one for what is temporary."""
+    """A process with a directory for its data and one for what is temporary.
+
+    own_tmp: the latter stands for /tmp, for programs that ask nobody where to put such files.
+    """
 
     def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], data: Path, scratch: Path
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        data: Path,
+        scratch: Path,
+        *,
+        own_tmp: bool = False,
     ) -> None:
+        self._tmp = "tmp" if own_tmp else ""
         self.command = list(command)
         self.env = {**described.outer_environment(), **env, "TMPDIR": str(scratch)}
         self._places = (str(data), str(scratch))
@@ -116,20 +128,35 @@ class Container:
         nobody += ["--no-new-privs", f"--inh-caps={_READ}", f"--ambient-caps={_READ}"]
         if not has_mounts_of_its_own():
             return [*nobody, *command]
-        return [*_APART, "/bin/sh", "-ec", _CONTAINED, "sh", *self._places, *nobody, *command]
+        return [
+            *_APART,
+            "/bin/sh",
+            "-ec",
+            _CONTAINED,
+            "sh",
+            *self._places,
+            self._tmp,
+            *nobody,
+            *command,
+        ]
 
 
 class Stack:
-    """All services: two servers behind the proxy, a worker, a scheduler, and a Redis. root: a directory for everything."""
+    """All services: two servers behind the proxy, a worker, a scheduler, a Redis, and perhaps an object store.
 
-    def __init__(self, root: Path) -> None:
+    root: a directory for everything. file: the compose file.
+    """
+
+    def __init__(self, root: Path, file: Path = described.COMPOSE) -> None:
         self.root = root
+        self._services = described.services(file)
+        self._file = file
+        self._weed = SeaweedFS(root / "objects")
+        self.objects = self._objects() if "objects" in self._services else None
         self.uploads = own(root, "uploads")
         # Some of them are listened on much later, and again after a kill.
         self.redis_port, self.proxy_port = quiet_port(), quiet_port()
-        self.ports = [
-            quiet_port() for _ in range(described.services()["server"]["deploy"]["replicas"])
-        ]
+        self.ports = [quiet_port() for _ in range(self._services["server"]["deploy"]["replicas"])]
         self.redis = self._redis()
         self.servers = [self._ours("server", f"server-{port}", port) for port in self.ports]
         self.worker = self._ours("worker", "worker")
@@ -143,6 +170,7 @@ class Stack:
             f"server-{port}": server for port, server in zip(self.ports, self.servers, strict=True)
         }
         return {
+            **({} if self.objects is None else {"objects": self.objects}),
             "redis": self.redis,
             **servers,
             "worker": self.worker,
@@ -154,7 +182,7 @@ class Stack:
         """Each as soon as those are well that it depends on."""
         for name, container in self.containers.items():
             container.start()
-            if name == "redis" or name.startswith("server"):
+            if name in ("objects", "redis") or name.startswith("server"):
                 wait_until(lambda at=name: self.is_well(at), f"{name} to be well", timeout=60)  # type: ignore[misc]
 
     def close(self) -> None:
@@ -163,7 +191,7 @@ class Stack:
 
     def is_well(self, name: str) -> bool:
         """Run the service's health check from the file."""
-        service = described.services()[name.partition("-")[0]]
+        service = self._services[name.partition("-")[0]]
         kind, *test = service["healthcheck"]["test"]
         assert kind == "CMD"
         done = self.containers[name].run(self._here(name, test))
@@ -171,7 +199,10 @@ class Stack:
 
     def _here(self, name: str, command: Sequence[str]) -> list[str]:
         """A command of the file, with what differs here."""
-        words = [word.replace(":8080", f":{self.proxy_port}") for word in command]
+        here = {":8080": f":{self.proxy_port}", ":8333": f":{self._weed.port}"}
+        words = list(command)
+        for there, port in here.items():
+            words = [word.replace(there, port) for word in words]
         match words[0]:
             case "tusd-py":
                 return [sys.executable, "-m", "tusd_py", *words[1:]]
@@ -186,19 +217,41 @@ class Stack:
         raise AssertionError(f"{name}: what is {words[0]}?")
 
     def _redis(self) -> Container:
-        command = self._here("redis", described.services()["redis"]["command"])
+        command = self._here("redis", self._services["redis"]["command"])
         return Container(command, {}, own(self.root, "redis"), own(self.root, "redis-tmp"))
 
+    def _objects(self) -> Container:
+        data, scratch = own(self.root, "objects"), own(self.root, "objects-tmp")
+        service = self._services["objects"]
+        assert service["entrypoint"] == ["weed"]
+        # Ports of its own, and only on this machine: later flags win.
+        own_program, _, *flags = self._weed.command()
+        words = [
+            word.replace("=/tmp/", f"={scratch}/").replace("=/data", f"={data}")
+            for word in service["command"]
+        ]
+        ports = [flag for flag in flags if ".port" in flag or flag.startswith("-ip.bind")]
+        command = [own_program, *words, *ports]
+        return Container(command, service["environment"], data, scratch, own_tmp=True)
+
     def _ours(self, service: str, name: str, port: int | None = None) -> Container:
-        env = described.environment_of(service)
+        env = described.environment_of(service, self._file)
         env["TUSD_UPLOAD_DIR"] = env["TUSD_UPLOAD_DIR"].replace("/data", str(self.uploads))
         redis = f"127.0.0.1:{self.redis_port}"
         env["TUSD_REDIS_URL"] = env["TUSD_REDIS_URL"].replace("redis:6379", redis)
+        if self.objects is not None:
+            # Each has a disk of its own.
+            data = own(self.root, f"{name}-data")
+            env["TUSD_UPLOAD_DIR"] = env["TUSD_S3_SPOOL_DIR"] = str(data)
+            store = f"127.0.0.1:{self._weed.port}"
+            env["TUSD_S3_ENDPOINT"] = env["TUSD_S3_ENDPOINT"].replace("objects:8333", store)
+        else:
+            data = self.uploads
         if port is not None:
             # All interfaces, as in a container, but each a port of its own.
             env["TUSD_PORT"] = str(port)
-        command = self._here(name, ["tusd-py", *described.services()[service]["command"]])
-        return Container(command, env, self.uploads, own(self.root, f"{name}-tmp"))
+        command = self._here(name, ["tusd-py", *self._services[service]["command"]])
+        return Container(command, env, data, own(self.root, f"{name}-tmp"))
 
     def _proxy(self) -> Container:
         scratch = own(self.root, "proxy-tmp")

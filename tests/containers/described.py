@@ -1,4 +1,4 @@
-"""Parsed contents of Dockerfile and docker-compose.yml, for tests that check them and run them without a container engine."""
+"""Parsed contents of Dockerfile and the compose files, for tests that check them and run them without a container engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -15,6 +16,7 @@ from tests.support.server import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = ROOT / "docker-compose.yml"
+COMPOSE_S3 = ROOT / "docker-compose.s3.yml"
 PROXY = ROOT / "docker" / "nginx.conf"
 
 Service = Mapping[str, Any]
@@ -22,15 +24,15 @@ _VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 @cache
-def compose() -> Mapping[str, Any]:
+def compose(file: Path = COMPOSE) -> Mapping[str, Any]:
     """The whole file, with what it repeats filled in and its variables at their defaults."""
-    text = _VARIABLE.sub(r"\2", COMPOSE.read_text())
+    text = _VARIABLE.sub(r"\2", file.read_text())
     document: Mapping[str, Any] = YAML(typ="safe").load(text)
     return document
 
 
-def services() -> Mapping[str, Service]:
-    found: Mapping[str, Service] = compose()["services"]
+def services(file: Path = COMPOSE) -> Mapping[str, Service]:
+    found: Mapping[str, Service] = compose(file)["services"]
     return found
 
 
@@ -69,9 +71,9 @@ def copied() -> list[str]:
     return found
 
 
-def environment_of(name: str) -> dict[str, str]:
-    """A service's environment as its container has it."""
-    given = {key: str(value) for key, value in services()[name]["environment"].items()}
+def environment_of(name: str, file: Path = COMPOSE) -> dict[str, str]:
+    """The environment of a service of ours as its container has it."""
+    given = {key: str(value) for key, value in services(file)[name]["environment"].items()}
     return {**image_environment(), **given}
 
 

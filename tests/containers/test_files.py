@@ -13,6 +13,7 @@ import pytest
 
 from tests.containers.described import (
     COMPOSE,
+    COMPOSE_S3,
     DOCKERFILE,
     compose,
     copied,
@@ -25,6 +26,8 @@ from tusd_py.cli.app import COMMANDS
 from tusd_py.settings.load import load
 
 OURS = ("server", "worker", "scheduler")
+FILES = (COMPOSE, COMPOSE_S3)
+EACH = [(file, name) for file in FILES for name in services(file)]
 
 
 def tool(name: str) -> str:
@@ -32,10 +35,11 @@ def tool(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def test_the_compose_file_is_one() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_the_compose_file_is_one(file: Path) -> None:
     schema = ["--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run(
-        [tool("check-jsonschema"), *schema, str(COMPOSE)],
+        [tool("check-jsonschema"), *schema, str(file)],
         capture_output=True,
         text=True,
         check=False,
@@ -50,9 +54,9 @@ def test_the_linter_has_nothing_to_say_about_the_dockerfile() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", services())
-def test_each_service_is_confined_and_looked_after(name: str) -> None:
-    service = services()[name]
+@pytest.mark.parametrize(("file", "name"), EACH)
+def test_each_service_is_confined_and_looked_after(file: Path, name: str) -> None:
+    service = services(file)[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -62,24 +66,31 @@ def test_each_service_is_confined_and_looked_after(name: str) -> None:
     assert ("ports" in service) == (name == "proxy")
     for volume in service.get("volumes", ()):
         source = volume.split(":")[0]
-        assert source in compose()["volumes"] or (ROOT / source).is_file()
-    assert set(service["networks"]) <= set(compose()["networks"])
+        assert source in compose(file)["volumes"] or (ROOT / source).is_file()
+    assert set(service["networks"]) <= set(compose(file)["networks"])
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", OURS)
-def test_our_services_are_our_commands_with_settings_that_exist(name: str) -> None:
-    service = services()[name]
+def test_our_services_are_our_commands_with_settings_that_exist(name: str, file: Path) -> None:
+    service = services(file)[name]
     assert service["command"][0] in COMMANDS
     assert service["healthcheck"]["test"][1:3] == ["tusd-py", "health"]
     assert service["healthcheck"]["test"][3] == service["command"][0]
-    settings = load(environment_of(name)).settings
+    environment = environment_of(name, file)
+    if file == COMPOSE_S3:
+        # A directory of the container, which this machine need not have.
+        assert environment.pop("TUSD_S3_SPOOL_DIR") == "/data"
+    settings = load(environment).settings
+    assert settings.s3_bucket == ("uploads" if file == COMPOSE_S3 else "")
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
     assert settings.upload_dir == Path("/data")
     assert settings.redis_url is not None
 
 
-def test_there_are_two_servers_and_they_have_time_to_end() -> None:
-    server = services()["server"]
+@pytest.mark.parametrize("file", FILES)
+def test_there_are_two_servers_and_they_have_time_to_end(file: Path) -> None:
+    server = services(file)["server"]
     assert server["deploy"]["replicas"] == 2
     shutdown = load(environment_of("server")).settings.shutdown_timeout
     assert int(server["stop_grace_period"].removesuffix("s")) > shutdown
@@ -128,3 +139,19 @@ def test_what_is_copied_makes_a_wheel(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for package in ("tusd_py/cli/health.py", "tusd_hooks/duplicates.py", "tusd_workers/worker.py"):
         assert package in names
+
+
+def test_both_compose_files_say_the_same_of_what_both_have() -> None:
+    """But for where uploads are."""
+    files, objects = compose(COMPOSE), compose(COMPOSE_S3)
+    assert objects["networks"] == files["networks"]
+    assert set(objects["services"]) == {*files["services"], "objects"}
+    for name, service in files["services"].items():
+        other = objects["services"][name]
+        differs = {"environment", "depends_on", "volumes"} if name in OURS else set()
+        assert {key: value for key, value in other.items() if key not in differs} == {
+            key: value for key, value in service.items() if key not in differs
+        }
+        if name in OURS:
+            assert "volumes" not in other
+            assert service["environment"].items() <= other["environment"].items()

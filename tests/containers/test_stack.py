@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml, run without containers: commands, environments, health checks, the proxy."""
+"""The services of each compose file, run without containers: commands, environments, health checks, the proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -50,18 +50,25 @@ def root() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.fixture
-def stack(root: Path) -> Iterator[Stack]:
-    made = Stack(root)
+@contextmanager
+def running(stack: Stack) -> Iterator[Stack]:
     try:
-        made.start()
-        yield made
+        stack.start()
+        for name in stack.containers:
+            wait_until(lambda at=name: stack.is_well(at), f"{name} to be well", timeout=90)  # type: ignore[misc]
+        yield stack
     except BaseException:
-        for name, container in made.containers.items():
+        for name, container in stack.containers.items():
             print(f"--- {name}\n{container.said()[-4000:]}")
         raise
     finally:
-        made.close()
+        stack.close()
+
+
+@pytest.fixture
+def stack(root: Path) -> Iterator[Stack]:
+    with running(Stack(root)) as made:
+        yield made
 
 
 def receiving(stack: Stack) -> int | None:
@@ -83,8 +90,6 @@ def test_an_upload_goes_on_at_the_other_server_when_its_own_is_killed(
     is_root = os.getuid() == 0
     record_property("containers by hand: as nobody", is_root)
     record_property("containers by hand: read-only", is_root and has_mounts_of_its_own())
-    for name in stack.containers:
-        wait_until(lambda at=name: stack.is_well(at), f"{name} to be well", timeout=90)  # type: ignore[misc]
     tus = Tus(cast(ServerProcess, Front(stack)))
     content = os.urandom(SIZE)
     created = tus.create(SIZE)
@@ -115,6 +120,33 @@ def test_an_upload_goes_on_at_the_other_server_when_its_own_is_killed(
     logs = "".join(each.said() for each in stack.containers.values())
     assert "Traceback" not in logs
     assert "Read-only file system" not in logs
+
+
+@pytest.mark.timeout(300)
+def test_with_a_bucket_an_upload_goes_on_at_the_other_server(root: Path) -> None:
+    with running(Stack(root, described.COMPOSE_S3)) as stack:
+        tus = Tus(cast(ServerProcess, Front(stack)))
+        content = os.urandom(2 * SIZE)
+        path = "/files/" + id_of(tus.create(len(content))["Location"])
+        acknowledged = 1_000_000
+        assert tus.patch(path, 0, content[:acknowledged]).status == 204
+        with tus.begin_patch(
+            path, acknowledged, len(content) - acknowledged, content[acknowledged:-SIZE]
+        ) as patch:
+            wait_until(lambda: receiving(stack) is not None, "a server to receive", timeout=60)
+            killed = receiving(stack)
+            assert killed is not None
+            assert stack.servers[killed].end(signal.SIGKILL) == -signal.SIGKILL
+            with suppress(ConnectionEnded, ConnectionResetError):
+                assert patch.response().status == 502
+        offset = tus.offset(path)
+        assert acknowledged <= offset <= len(content) - SIZE
+        assert tus.patch(path, offset, content[offset:]).status == 204
+        assert tus.get(path).body == content
+        # Commands in a container find it in the bucket.
+        done = stack.worker.run([sys.executable, "-m", "tusd_py", "uploads", "list", "--json"])
+        [listed] = [json.loads(line) for line in done.stdout.splitlines()]
+        assert (listed["upload"], listed["offset"]) == (id_of(path), len(content))
 
 
 @pytest.mark.timeout(300)
