@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tusd_py.events.model import HookContext as HookContext
     from tusd_py.events.model import HookFailed as HookFailed
     from tusd_py.events.model import HookResponse as HookResponse
+    from tusd_py.events.model import Placement as Placement
     from tusd_py.events.model import Reject as Reject
     from tusd_py.events.model import RequestView as RequestView
     from tusd_py.events.model import Stop as Stop
@@ -31,6 +32,7 @@ __all__ = [
     "HookContext",
     "HookFailed",
     "HookResponse",
+    "Placement",
     "Reject",
     "RequestView",
     "Settings",

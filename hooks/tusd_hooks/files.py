@@ -20,7 +20,7 @@ from subprocess import PIPE, Popen
 from typing import IO
 
 from tusd_hooks import wire
-from tusd_hooks.wire import WireHooks
+from tusd_hooks.wire import Storage, WireHooks
 from tusd_py import logs
 from tusd_py.background import spawn
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
@@ -43,7 +43,7 @@ class FileHooks(WireHooks):
     """Runs an executable for each event."""
 
     _directory: Path
-    _upload_dir: Path
+    _storage: Storage
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FileHooks(WireHooks):
         if context.settings.hooks_dir is None:
             raise HookFailed("--hooks-dir is not set")
         self._directory = context.settings.hooks_dir
-        self._upload_dir = context.settings.upload_dir
+        self._storage = Storage.of(context.settings)
         enabled = context.settings.hooks_enabled_events
         for warning in warnings(self._directory, enabled):
             logger.warning("%s", warning)
@@ -94,7 +94,7 @@ class FileHooks(WireHooks):
         if len(output) > _ANSWER_LIMIT:
             raise HookFailed(f"{path}: the answer is larger than {_ANSWER_LIMIT} bytes")
         try:
-            return wire.parse_answer(output, self._upload_dir).outcome(event.type)
+            return wire.parse_answer(output, self._storage.upload_dir).outcome(event.type)
         except HookFailed as problem:
             raise HookFailed(f"{path}: {problem}") from None
 
@@ -123,7 +123,7 @@ class FileHooks(WireHooks):
         Not with the event loop: uvloop leaks our ends of the pipes to the process, and a background process of the hook would
         hold them open.
         """
-        with _file_with(wire.request_document(event, self._upload_dir)) as document:
+        with _file_with(wire.request_document(event, self._storage)) as document:
             try:
                 return Popen(  # noqa: S603 -- the operator put it there to be run
                     [str(path)],

@@ -149,7 +149,7 @@ class HTTPHooks(WireHooks):
 
     async def _call(self, to: Endpoint, event: Event) -> Changes | None:
         """Return one endpoint's answer to an event. Raises Reject, Stop, HookFailed."""
-        body = wire.request_document(event, self._settings.upload_dir)
+        body = wire.request_document(event, wire.Storage.of(self._settings))
         headers = {
             **to.headers,
             **self._forwarded(event.request.headers),

@@ -22,11 +22,15 @@ from tusd_py.events.model import (
     HookContext,
     HookFailed,
     HookResponse,
+    Placement,
     Reject,
     Stop,
+    UploadView,
 )
 from tusd_py.protocol import errors
+from tusd_py.settings.model import Settings
 from tusd_py.settings.types import WIRE_EVENTS
+from tusd_py.storage.s3.layout import Layout
 
 _METADATA_KEY = re.compile(r"[!-+\--~]+")
 
@@ -81,16 +85,41 @@ class WireHooks(ABC):
         """Send an event. Return or raise the meaning of the answer. Raises HookFailed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where uploads are, as tusd's format says it: in a directory, or in a bucket."""
+
+    upload_dir: Path
+    bucket: str = ""
+    object_prefix: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Storage:
+        """The storage of an instance."""
+        return cls(settings.upload_dir, settings.s3_bucket, settings.s3_object_prefix)
+
+    def document(self, upload: UploadView) -> Mapping[str, str]:
+        """The value of `Storage` for an upload."""
+        location = upload.location or upload.id
+        if self.bucket:
+            return Layout(self.object_prefix).storage(location, bucket=self.bucket)
+        return {
+            "InfoPath": f"{self.upload_dir}/{upload.id}.info",
+            "Path": f"{self.upload_dir}/{location}",
+            "Type": "filestore",
+        }
+
+
 # --- the event ------------------------------------------------------------------------------------
 
 
-def request_document(event: Event, upload_dir: Path) -> bytes:
+def request_document(event: Event, storage: Storage) -> bytes:
     """Serialize an event to UTF-8 JSON."""
     request = event.request
     document = {
         "Type": event.type.value,
         "Event": {
-            "Upload": _upload(event, upload_dir),
+            "Upload": _upload(event, storage),
             "HTTPRequest": {
                 "Method": request.method,
                 "URI": request.path,
@@ -105,7 +134,7 @@ def request_document(event: Event, upload_dir: Path) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _upload(event: Event, upload_dir: Path) -> Mapping[str, object]:
+def _upload(event: Event, storage: Storage) -> Mapping[str, object]:
     upload = event.upload
     is_created = event.type is not EventType.PRE_CREATE
     return {
@@ -120,13 +149,7 @@ def _upload(event: Event, upload_dir: Path) -> Mapping[str, object]:
         "IsPartial": upload.is_partial,
         "IsFinal": upload.is_final,
         "PartialUploads": list(upload.parts) or None,
-        "Storage": {
-            "InfoPath": f"{upload_dir}/{upload.id}.info",
-            "Path": f"{upload_dir}/{upload.location or upload.id}",
-            "Type": "filestore",
-        }
-        if is_created
-        else None,
+        "Storage": storage.document(upload) if is_created else None,
     }
 
 
@@ -159,6 +182,7 @@ class Answer:
     id: str = ""
     metadata: Mapping[str, bytes] | None = None
     path: str = ""
+    placement: Placement | None = None
 
     def refuses(self, event_type: EventType) -> bool:
         """Return whether it refuses an event of this type. Each type has its own field; the others have no effect."""
@@ -184,6 +208,7 @@ class Answer:
             id=self.id or None,
             metadata=self.metadata,
             storage_path=self.path or None,
+            placement=self.placement,
             response=response,
         )
 
@@ -234,7 +259,8 @@ def parse_answer(raw: bytes, upload_dir: Path) -> Answer:
     document = _Object(_parsed(raw), "the answer")
     response = document.object("HTTPResponse")
     changes = document.object("ChangeFileInfo")
-    storage = changes.texts("Storage") or {}
+    storage = changes.object("Storage")
+    places = {name: storage.text(name.capitalize()) for name in ("bucket", "prefix", "key")}
     return Answer(
         status=_status(response),
         body=response.text("Body"),
@@ -245,7 +271,8 @@ def parse_answer(raw: bytes, upload_dir: Path) -> Answer:
         stop_upload=document.flag("StopUpload"),
         id=changes.text("ID"),
         metadata=_metadata(changes),
-        path=_relative(storage.get("Path", ""), upload_dir),
+        path=_relative(storage.text("Path"), upload_dir),
+        placement=Placement(**places) if any(places.values()) else None,
     )
 
 

@@ -60,6 +60,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.storage.base._is_ordinary_id": ("",),
     "tusd_py.storage.file.outbox._NAME": ("", "a.000001-"),
     "tusd_py.storage.file.removal._NAME": ("", "a.1-0-", "a.1"),
+    "tusd_py.storage.s3.object_store._OTHER_BUCKET": ("", "s3://", "s3://a", "s3://abc/"),
     "tusd_py.storage.s3.presentation._is_key": ("",),
     "tusd_py.storage.s3.presentation._is_type": ("", "a/"),
     "tusd_py.web.cors._ORIGIN": ("",),

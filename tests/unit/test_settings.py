@@ -243,6 +243,8 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "s3_spool_size": "1GiB",
         "s3_spool_dir": str(tmp_path),
         "s3_sse": "aws:kms",
+        "s3_tags": "team=imaging,kind=",
+        "s3_public_endpoint": "https://objects.example.org",
         "cors_allow_origin": "https://a",
         "cors_allow_methods": "PUT, LOCK",
         "cors_allow_headers": "X-A",
@@ -286,6 +288,7 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "s3_endpoint": ["--s3-bucket", "uploads"],
         "s3_kms_key": ["--s3-sse", "aws:kms"],
         "admin_user_header": ["--behind-proxy", "10.0.0.1"],
+        "s3_public_endpoint": ["--s3-presigned-downloads"],
     }
     rest = partners.get(name, [])
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import click
 
-from tusd_py.cli.options import Value, option, subcommand
+from tusd_py.cli.options import Value, option, read_settings, subcommand
 from tusd_py.cli.output import ProgressBar, write_json, write_line
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.suggestion import one_of, suggestion
@@ -33,6 +33,9 @@ Take over the uploads of another server in DIR: finished and unfinished, partial
 expiry. Stop that server first. Data files stay in place; only the records beside them are rewritten, and bytes beyond those
 acknowledged to the client are cut off. Uploads that cannot be trusted are listed with the reason and left unchanged. The
 command can be run again; uploads that were taken over before are not changed.
+
+Without DIR and with --s3-bucket it takes over what tusd has left in a bucket, and prints what it found of each upload. Give it
+the server's options: tusd's -s3-object-prefix p is --s3-object-prefix p/ and --s3-info-prefix p/ here.
 
 With --to tuspyserver it converts our records to those that tuspyserver reads. (tusd reads ours.)
 
@@ -61,7 +64,9 @@ def _target(text: str) -> str:
 
 
 @subcommand(
-    "DIR --from tuspyserver|tusd | --to tuspyserver [--dry-run] [--json]", ABOUT, settings=None
+    "DIR --from tuspyserver|tusd | DIR --to tuspyserver | --from tusd --s3-bucket NAME [--dry-run] [--json]",
+    ABOUT,
+    settings=("s3_bucket", "s3_endpoint", "s3_object_prefix", "s3_info_prefix"),
 )
 @click.argument("directory", default="", type=Value("DIR"))
 @option(
@@ -83,13 +88,26 @@ def _target(text: str) -> str:
     "Change nothing; print what would be taken over and what would not.",
     section="Adopt",
 )
+@option(
+    "--without-tails",
+    "Do not count tusd's .part objects: give it if tusd was killed in the middle of requests, when a part before them may be "
+    "missing. Clients send these bytes again, less than 5 MB an upload.",
+    section="Adopt",
+)
 @option("--json", "Print one JSON object per line.", section="Adopt", name="as_json")
-def command(
-    directory: str, origin: str | None, target: str | None, dry_run: bool, as_json: bool
+def command(  # noqa: PLR0917 - click passes them by name
+    directory: str,
+    origin: str | None,
+    target: str | None,
+    dry_run: bool,
+    without_tails: bool,
+    as_json: bool,
 ) -> int:
     """Take over or give back all uploads and return the exit code."""
     if not directory:
-        raise click.UsageError("give the directory of the uploads")
+        return _adopt_bucket(
+            origin, dry_run=dry_run, counts_tails=not without_tails, as_json=as_json
+        )
     if origin is not None and target is not None:
         raise click.UsageError("give --from or --to, not both")
     if origin is None and target is None:
@@ -102,6 +120,20 @@ def command(
     return asyncio.run(
         _convert_all(FileStore(directory), conversion, dry_run=dry_run, as_json=as_json)
     )
+
+
+def _adopt_bucket(origin: str | None, *, dry_run: bool, counts_tails: bool, as_json: bool) -> int:
+    settings = read_settings().settings
+    if not settings.s3_bucket:
+        raise click.UsageError(
+            "give the directory of the uploads, or their bucket: --s3-bucket NAME"
+        )
+    if origin != "tusd":
+        raise click.UsageError("buckets have uploads of tusd: give --from tusd")
+    # Other commands do without it.
+    from tusd_py.cli.adopt_bucket import adopt  # noqa: PLC0415
+
+    return adopt(settings, dry_run=dry_run, counts_tails=counts_tails, as_json=as_json)
 
 
 @dataclass(slots=True)

@@ -154,16 +154,30 @@ class HookResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where in S3 the bytes of an upload shall be; empty texts leave the choice to the server.
+
+    bucket: one of those that the operator allows. prefix: what the key begins with; the id follows. key: the whole key.
+    """
+
+    bucket: str = ""
+    prefix: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """Changes by a `pre_create` hook; None for no change. `pre_finish` and `pre_terminate` may change the response only.
 
-    storage_path: path for the bytes, relative to the upload directory. expire_after: seconds without a byte after which this
-    upload expires; 0 for never. retain: seconds to keep it once it is finished; 0 for ever.
+    storage_path: path for the bytes, relative to the upload directory or the object prefix. placement: where in S3 they shall
+    be, instead of a storage_path. expire_after: seconds without a byte after which this upload expires; 0 for never. retain:
+    seconds to keep it once it is finished; 0 for ever.
     """
 
     id: str | None = None
     metadata: Mapping[str, bytes] | None = None
     storage_path: str | None = None
+    placement: Placement | None = None
     expire_after: float | None = None
     retain: float | None = None
     response: HookResponse | None = None
@@ -174,6 +188,7 @@ class Changes:
             id=self.id if later.id is None else later.id,
             metadata=self.metadata if later.metadata is None else later.metadata,
             storage_path=self.storage_path if later.storage_path is None else later.storage_path,
+            placement=self.placement if later.placement is None else later.placement,
             expire_after=self.expire_after if later.expire_after is None else later.expire_after,
             retain=self.retain if later.retain is None else later.retain,
             response=self.response if later.response is None else later.response,

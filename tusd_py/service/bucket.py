@@ -17,11 +17,14 @@ def bucket_of(settings: Settings) -> Bucket:
     return Bucket(
         settings.s3_bucket,
         endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
         region=settings.s3_region,
         path_style=path_style if path_style is not None else bool(settings.s3_endpoint) or None,
         encryption=encryption,
         acl=settings.s3_acl,
         storage_class=settings.s3_storage_class,
+        cache_control=settings.s3_cache_control,
+        tags=dict(tag.split("=", 1) for tag in settings.s3_tags),
         response_seconds=settings.s3_timeout,
         repeat_seconds=settings.s3_retry_time,
     )
@@ -39,5 +42,7 @@ def s3_store(settings: Settings) -> S3Store:
         spool_bytes=settings.s3_spool_size,
         spool_directory=None if settings.s3_spool_dir is None else str(settings.s3_spool_dir),
         flush_seconds=settings.s3_flush_interval,
+        metadata_keys=settings.s3_object_metadata,
+        allowed_locations=settings.s3_allowed_locations,
     )
     return S3Store(AiobotocoreStore(bucket_of(settings)), options)

@@ -32,6 +32,7 @@ from tusd_py.settings.types import (
     HostNames,
     HttpUrls,
     JwtAlgorithms,
+    Locations,
     MetadataKey,
     MetadataKeys,
     Names,
@@ -41,6 +42,7 @@ from tusd_py.settings.types import (
     OptionalSocket,
     Proxies,
     Size,
+    Tags,
     Text,
     Tokens,
     UrlPath,
@@ -237,6 +239,34 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     )
     s3_storage_class: Annotated[Text, Written("NAME")] = setting(
         "", S3, "Storage class of uploads, such as STANDARD_IA. Records stay in the bucket's own."
+    )
+    s3_cache_control: Annotated[Text, Written("TEXT")] = setting(
+        "",
+        S3,
+        "Cache-Control of the objects of uploads, for those who read the bucket and for --s3-presigned-downloads.",
+    )
+    s3_tags: Tags = setting((), S3, "Tags of the objects of uploads, such as team=imaging.")
+    s3_object_metadata: MetadataKeys = setting(
+        (),
+        S3,
+        "Keys of Upload-Metadata that are stored with the object too. Empty: all, as far as they fit into 2 KiB.",
+    )
+    s3_allowed_locations: Locations = setting(
+        (),
+        S3,
+        "Where hooks may place uploads besides --s3-object-prefix of --s3-bucket: buckets, or beginnings of keys in them.",
+    )
+    s3_presigned_downloads: Flag = setting(
+        False,
+        S3,
+        "Redirect downloads to the object store (307), to a URL that is good for five minutes, instead of sending the bytes.",
+    )
+    s3_public_endpoint: Annotated[Text, AfterValidator(types.check_endpoint), Written("URL")] = (
+        setting(
+            "",
+            S3,
+            "URL of the object store as clients reach it, for --s3-presigned-downloads. Empty for --s3-endpoint.",
+        )
     )
     s3_timeout: Duration = setting(60.0, S3, "How long to wait for the object store to respond.")
     s3_retry_time: DurationOrZero = setting(
@@ -659,10 +689,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
                 "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
             )
             yield sentence, "hooks_http_timeout", "hooks_http", "hooks_timeout"
-        if self.s3_endpoint and not self.s3_bucket:
-            yield "{s3_endpoint} needs --s3-bucket too", "s3_endpoint"
-        if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
-            yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
+        yield from self._conflicts_of_s3()
         yield from self._admin_conflicts()
         if self.state_dir == self.upload_dir:
             yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
@@ -691,6 +718,15 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
                 "--admin-user-header with an authenticating proxy"
             )
             yield sentence, "admin"
+
+    def _conflicts_of_s3(self) -> Iterator[tuple[str, ...]]:
+        if self.s3_endpoint and not self.s3_bucket:
+            yield "{s3_endpoint} needs --s3-bucket too", "s3_endpoint"
+        if self.s3_public_endpoint and not self.s3_presigned_downloads:
+            sentence = "{s3_public_endpoint} has no effect without --s3-presigned-downloads"
+            yield sentence, "s3_public_endpoint"
+        if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
+            yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
 
     def _allows_any_origin(self) -> bool:
         """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""

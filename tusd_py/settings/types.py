@@ -386,6 +386,22 @@ def check_prefix(text: str) -> str:
     return text
 
 
+def check_tag(text: str) -> str:
+    """Accept a tag of S3, such as "team=imaging"."""
+    key, equals, value = text.partition("=")
+    if not (equals and key.strip()) or len(key) > 128 or len(value) > 256:
+        raise ValueError('give a key of at most 128 characters and a value, such as "team=imaging"')
+    return text
+
+
+def check_location(text: str) -> str:
+    """Accept a bucket with the beginning of its keys, such as "archive/uploads/", or a bucket alone."""
+    bucket, _, prefix = text.partition("/")
+    if not bucket or re.fullmatch(BUCKET, bucket) is None:
+        raise ValueError(f"{A_BUCKET}, or a bucket and a prefix, such as archive/uploads/")
+    return bucket if not prefix else f"{bucket}/{check_prefix(prefix)}"
+
+
 def strip(value: object) -> object:
     """Remove spaces around text."""
     return value.strip() if isinstance(value, str) else value
@@ -466,6 +482,8 @@ if TYPE_CHECKING:
     HttpUrls = Names
     JwtAlgorithms = Names
     MetadataKeys = Names
+    Tags = Names
+    Locations = Names
     Tokens = Names
     WireEvents = Names
     Proxies = _Converted[tuple[str, ...], Iterable[str] | str | bool]
@@ -527,6 +545,19 @@ else:
     Claims = _list_of(Claim, "NAMES", "give names of claims, with commas between them")
     MetadataKeys = _list_of(
         MetadataKey, "KEYS", "give keys of Upload-Metadata, with commas between them"
+    )
+    Tags = Annotated[
+        _list_of(
+            Annotated[str, AfterValidator(check_tag)],
+            "KEY=VALUE",
+            "give tags, such as team=imaging, with commas between them",
+        ),
+        Field(max_length=10),
+    ]
+    Locations = _list_of(
+        Annotated[str, AfterValidator(check_location)],
+        "BUCKET/PREFIX",
+        "give buckets or their prefixes, with commas between them",
     )
     Hooks = _list_of(
         Annotated[str, AfterValidator(check_hook)], "HOOK", "give hooks, with commas between them"

@@ -68,6 +68,10 @@ class UploadGone(StorageError):
     """The upload was removed, and its tombstone is still kept."""
 
 
+class LocationRefused(StorageError):
+    """A hook chose a place that the operator does not allow, or that the store does not have. The text says why."""
+
+
 class UploadExists(StorageError):
     """An upload with this id exists already."""
 
@@ -98,6 +102,11 @@ class ResourcesExhausted(StorageError):
 
 class BytesNotKept(StorageError):
     """The disk lost bytes that it had accepted. Bytes that may be lost no longer count."""
+
+
+def is_random_id(upload_id: str) -> bool:
+    """Return whether an id looks like those that the server draws, which no hook can guess."""
+    return _is_ordinary_id(upload_id) is not None
 
 
 def is_valid_id(upload_id: str) -> bool:
@@ -150,7 +159,7 @@ class UploadInfo(NamedTuple):
         retain: Seconds to keep it once finished; 0 for ever, None for the server's default.
         owner: The authenticated owner; empty without authentication.
         max_size: Largest length that the owner's token allowed, in bytes; None for no limit.
-        location: Path of the bytes relative to the store, if it is not the id.
+        location: Path of the bytes relative to the store, if it is not the id; `s3://bucket/key` for a place outside of it.
         foreign: Recorded by another server, which has no `finished_at`.
         counted: That server's byte counts, if they are the truth about the bytes.
         awaits_completion: Only a request that says so completes it, whatever its length (Resumable Uploads for HTTP).
@@ -339,6 +348,12 @@ class Reader(Protocol):
 
     def stream(self, start: int, count: int) -> AsyncGenerator[bytes, None]:
         """Yield `count` bytes from `start` on, in pieces. Raises StorageError if there are fewer or they cannot be read."""
+
+    async def url(self, *, seconds: int, content_type: str, disposition: str) -> str | None:
+        """Return a URL by which anybody can download the bytes for some seconds; None if the store has no such URLs.
+
+        It is a secret: never log it. content_type, disposition: of the response.
+        """
 
     def close(self) -> None:
         """Release all resources."""
@@ -574,6 +589,19 @@ class Store(Protocol):
         """Return how many bytes can still be stored; None for no limit, as with an object store."""
 
     # The life of an upload
+
+    def locate(self, upload_id: str, *, bucket: str, prefix: str, key: str) -> str:
+        """Return the location for the bytes of an upload that a hook placed; empty texts are no choice.
+
+        Args:
+            upload_id: The upload.
+            bucket: The bucket.
+            prefix: What the key begins with; the id follows.
+            key: The whole key, in place of prefix and id.
+
+        Raises:
+            LocationRefused: The store has no such place, or the operator does not allow it.
+        """
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
         """Record a new upload without bytes.

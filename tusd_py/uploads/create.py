@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tusd_py.events.hooks import NO_CREATION_HOOKS
-from tusd_py.events.model import Changes, Event, EventType, RequestView, UploadView
+from tusd_py.events.model import Changes, Event, EventType, Placement, RequestView, UploadView
 from tusd_py.locks.base import Fence, Lease, LeaseLost, UncontestedLease
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
@@ -20,6 +20,7 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content, Creation
 from tusd_py.storage.base import (
     LONGEST_SECONDS,
+    LocationRefused,
     StorageError,
     Upload,
     UploadGone,
@@ -129,7 +130,7 @@ class Creator(Operation):
             event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self._hooks.before_creation(event)
         try:
-            info = _with_changes(info, creation.changes)
+            info = self._placed(_with_changes(info, creation.changes), creation.changes.placement)
             await self._count(info, request)
             async with await self._lease(info, content, creation.changes) as lease:
                 upload = await self._record(info, key, request, lease.fence)
@@ -149,6 +150,19 @@ class Creator(Operation):
             await creation.failed()
         wanted = creation.changes.response
         return result if wanted is None or result.response else result._replace(response=wanted)
+
+    def _placed(self, info: UploadInfo, wanted: Placement | None) -> UploadInfo:
+        """The record with the place that a hook chose. Raises a 500 for one that is not allowed."""
+        if wanted is None:
+            return info
+        try:
+            location = self._store.locate(
+                info.id, bucket=wanted.bucket, prefix=wanted.prefix, key=wanted.key
+            )
+        except LocationRefused as problem:
+            logger.error("a pre-create hook chose a place that cannot be used: %s", problem)
+            raise errors.internal() from None
+        return info._replace(location=None if location == info.id else location)
 
     async def _lease(self, info: UploadInfo, content: Content | None, changes: Changes) -> Lease:
         """The lock of an upload that is being created; none for a fresh random id, which no other request can know.

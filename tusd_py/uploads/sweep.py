@@ -226,6 +226,9 @@ class _Sweep:
         for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
             try:
                 upload = found.upload if isinstance(found, UploadDamaged) else found
+                if isinstance(upload, Upload):
+                    # Another server's record may be named otherwise.
+                    upload_id = upload.id  # noqa: PLW2901
                 if isinstance(upload, Upload) and uploads.expiry.is_due(upload):
                     expired.append(upload_id)
                     if self._on_due is not None:

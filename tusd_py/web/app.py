@@ -148,6 +148,7 @@ class TusApp:
                 network_timeout=settings.network_timeout,
                 max_concat_parts=settings.max_concat_parts,
                 direct_bodies=not settings.disable_direct_bodies,
+                presigned_downloads=settings.s3_presigned_downloads,
             ),
             proxies=self._proxies,
             cors=self._cors,

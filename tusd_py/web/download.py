@@ -111,7 +111,7 @@ def plan_download(
             return DownloadPlan(416, [*fields, (b"content-range", b"bytes */%d" % size)], 0, 0)
         fields.append((b"content-range", b"bytes %d-%d/%d" % (start, start + count - 1, size)))
     fields.append((b"content-length", b"%d" % count))
-    fields += _presentation(metadata)
+    fields += presentation(metadata)
     return DownloadPlan(200 if partial is None else 206, fields, start, count)
 
 
@@ -318,7 +318,8 @@ def attachment(filename: bytes) -> str:
     return f"attachment{parameters}"
 
 
-def _presentation(metadata: Mapping[str, bytes]) -> RawHeaders:
+def presentation(metadata: Mapping[str, bytes]) -> RawHeaders:
+    """Content-Type, Content-Disposition and what keeps browsers from executing the file."""
     content_type = _inline_type(metadata.get("filetype", b""))
     disposition = b"attachment" if content_type is None else b"inline"
     name = _file_name(metadata.get("filename", b""))

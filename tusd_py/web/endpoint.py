@@ -40,7 +40,7 @@ from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
 from tusd_py.web.cors import CORS
-from tusd_py.web.download import DownloadPlan, plan_download, send_file
+from tusd_py.web.download import DownloadPlan, plan_download, presentation, send_file
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.ietf_requests import IetfRequests
 from tusd_py.web.interim import Interim
@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _COLLECTION_METHODS = "POST, OPTIONS"
 _UPLOAD_METHODS = "HEAD, PATCH, GET, DELETE, OPTIONS"
+_PRESIGNED_SECONDS = 300
 _SWALLOWED = 64 * 1024
 """Bytes. An unread body up to this size is read and discarded, so that the connection can be kept."""
 _STRANGER_STEP = 0.02
@@ -71,13 +72,17 @@ _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """Options of the endpoint. base_path begins and ends with a slash; network_timeout is in seconds."""
+    """Options of the endpoint. base_path begins and ends with a slash; network_timeout is in seconds.
+
+    presigned_downloads: redirect downloads to the store, if it has URLs for that.
+    """
 
     base_path: str = "/files/"
     relative_location: bool = False
     network_timeout: float = 60.0
     max_concat_parts: int = 10_000
     direct_bodies: bool = True
+    presigned_downloads: bool = False
 
 
 class TusEndpoint:
@@ -326,6 +331,11 @@ class TusEndpoint:
             metadata=upload.info.metadata,
             method=request.method,
         )
+        if self._options.presigned_downloads:
+            # The object store judges conditions and ranges: its validators are not ours.
+            redirect = await _redirect(upload, reader)
+            if redirect is not None:
+                return redirect
         return Response(plan.status, download=plan, reader=reader)
 
     @staticmethod
@@ -510,6 +520,25 @@ class TusEndpoint:
             client=request.external.client,
             request_id=request.request_id,
         )
+
+
+async def _redirect(upload: Upload, reader: Reader) -> Response | None:
+    """The redirection of a download to the store; None if it has no URLs. Closes the reader, but for None."""
+    shown = presentation(upload.info.metadata)
+    try:
+        url = await reader.url(
+            seconds=_PRESIGNED_SECONDS,
+            content_type=shown[0][1].decode("ascii"),
+            disposition=shown[1][1].decode("ascii"),
+        )
+    except BaseException:
+        reader.close()
+        raise
+    if url is None:
+        return None
+    reader.close()
+    # The URL is a secret that ends soon.
+    return Response(307, {"Location": url, "Cache-Control": "no-store"})
 
 
 def _protocol_of(request: Request) -> str:

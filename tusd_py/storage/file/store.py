@@ -46,6 +46,7 @@ from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     Guard,
+    LocationRefused,
     RemovalEvent,
     StorageError,
     UnpublishedRemoval,
@@ -305,6 +306,12 @@ class FileStore:
         return self._layout.data_path(info)
 
     # The core
+
+    def locate(self, upload_id: str, *, bucket: str, prefix: str, key: str) -> str:
+        """See `Store`. A directory has no buckets; paths in it are chosen by `Changes.storage_path`."""
+        raise LocationRefused(
+            "uploads are in a directory, in which no bucket, prefix or key can be chosen"
+        )
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
         with _translated(f"creating {info.id}"):

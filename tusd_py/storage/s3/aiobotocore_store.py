@@ -40,6 +40,7 @@ from tusd_py.storage.s3.object_store import (
     Properties,
     StoreMisconfigured,
     StoreUnavailable,
+    other_bucket,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Bucket:
     Attributes:
         name: Its name.
         endpoint: The store's URL; empty for AWS.
+        public_endpoint: The store's URL in presigned URLs; empty for `endpoint`.
         region: Empty for the one that the SDK finds.
         path_style: Name the bucket in the path instead of the host; None to leave that to the SDK.
         encryption: For all objects; None for the bucket's own default.
@@ -95,6 +97,7 @@ class Bucket:
 
     name: str
     endpoint: str = ""
+    public_endpoint: str = ""
     region: str = ""
     path_style: bool | None = None
     encryption: Encryption | None = None
@@ -123,6 +126,7 @@ class AiobotocoreStore:
         self.bucket = bucket
         self._stack = AsyncExitStack()
         self._client: object = None
+        self._signer: object = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
 
@@ -133,14 +137,24 @@ class AiobotocoreStore:
             return self._client
         if self._loop is not loop:
             # Connections belong to a loop. Those of one that has ended went with it.
-            self._loop, self._client = loop, None
+            self._loop, self._client, self._signer = loop, None, None
             self._stack, self._opening = AsyncExitStack(), asyncio.Lock()
         async with self._opening:
             if self._client is None:
-                self._client = await self._make_client()
+                self._client = await self._make_client(self.bucket.endpoint)
             return self._client
 
-    async def _make_client(self) -> object:
+    async def _open_signer(self) -> object:
+        """Return the client that signs URLs, which name the store as those see it who get them. Raises StoreMisconfigured."""
+        client, public = await self._open(), self.bucket.public_endpoint
+        if not public:
+            return client
+        async with self._opening:
+            if self._signer is None:
+                self._signer = await self._make_client(public)
+            return self._signer
+
+    async def _make_client(self, endpoint: str) -> object:
         # At their debug level these log the headers of requests, which are signed.
         for name in ("botocore", "aiobotocore"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -148,7 +162,7 @@ class AiobotocoreStore:
         s3: dict[str, object] = {}
         if bucket.path_style is not None:
             s3["addressing_style"] = "path" if bucket.path_style else "virtual"
-        if not bucket.endpoint.startswith("http://"):
+        if not endpoint.startswith("http://"):
             s3["payload_signing_enabled"] = False
         config = AioConfig(
             signature_version="s3v4",
@@ -163,7 +177,7 @@ class AiobotocoreStore:
         )
         making = _session().create_client(
             "s3",
-            endpoint_url=bucket.endpoint or None,
+            endpoint_url=endpoint or None,
             region_name=bucket.region or None,
             config=config,
         )
@@ -178,7 +192,7 @@ class AiobotocoreStore:
 
     async def close(self) -> None:
         """Close all connections; the next request opens new ones."""
-        self._client = None
+        self._client = self._signer = None
         await self._stack.aclose()
 
     async def __aenter__(self) -> Self:
@@ -222,7 +236,7 @@ class AiobotocoreStore:
         parameters = {
             "UploadId": upload_id,
             "PartNumber": number,
-            "CopySource": {"Bucket": self.bucket.name, "Key": source.key},
+            "CopySource": self._target(source.key),
             "CopySourceRange": f"bytes={start}-{end - 1}",
             "CopySourceIfMatch": source.etag,
         }
@@ -266,13 +280,17 @@ class AiobotocoreStore:
         found: list[PendingUpload] = []
         more: dict[str, object] = {}
         while True:
+            place = self._target(key)
             page = await self._request(
-                "list_multipart_uploads", "", {"Prefix": key, **more}, about=key
+                "list_multipart_uploads",
+                "",
+                {"Bucket": place["Bucket"], "Prefix": place["Key"], **more},
+                about=key,
             )
             found += [
                 PendingUpload(key, _text(each, "UploadId"), _time(each, "Initiated"))
                 for each in _mappings(page, "Uploads")
-                if each.get("Key") == key
+                if each.get("Key") == place["Key"]
             ]
             following = (page.get("NextKeyMarker"), page.get("NextUploadIdMarker"))
             if not page.get("IsTruncated") or not all(following):
@@ -359,11 +377,15 @@ class AiobotocoreStore:
                 return
             more = {"ContinuationToken": token}
 
-    async def presigned_get(self, key: str, *, seconds: int, disposition: str = "") -> str:
-        parameters = {"Bucket": self.bucket.name, "Key": key}
+    async def presigned_get(
+        self, key: str, *, seconds: int, content_type: str = "", disposition: str = ""
+    ) -> str:
+        parameters = self._target(key)
+        if content_type:
+            parameters["ResponseContentType"] = content_type
         if disposition:
             parameters["ResponseContentDisposition"] = disposition
-        client = await self._open()
+        client = await self._open_signer()
         sign = cast("Callable[..., Awaitable[str]]", getattr(client, "generate_presigned_url"))  # noqa: B009 - untyped
         try:
             return await sign("get_object", Params=parameters, ExpiresIn=seconds)
@@ -392,7 +414,12 @@ class AiobotocoreStore:
         return {name: value for name, value in given.items() if value}
 
     def _name(self, key: str) -> str:
-        return f"s3://{self.bucket.name}/{key}"
+        return key if other_bucket(key) else f"s3://{self.bucket.name}/{key}"
+
+    def _target(self, key: str) -> dict[str, object]:
+        """The parameters that name an object; only the bucket without a key."""
+        bucket, name = other_bucket(key) or (self.bucket.name, key)
+        return {"Bucket": bucket, "Key": name} if name else {"Bucket": bucket}
 
     async def _request(
         self,
@@ -417,7 +444,7 @@ class AiobotocoreStore:
         attempts = attempts or _Attempts()
         client = await self._open()
         send = cast("Callable[..., Awaitable[Response]]", getattr(client, operation))
-        target = {"Bucket": self.bucket.name, **({"Key": key} if key else {}), **parameters}
+        target = {**self._target(key), **parameters}
         request = f"{operation} {self._name(key or about)}"
         while True:
             failure: ObjectStoreError

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tusd_py.storage.base import UploadInfo, is_valid_id
+from tusd_py.storage.s3.object_store import other_bucket
 
 STATE = ".tusd-py/"
 RECORD = ".info"
@@ -29,7 +30,16 @@ class Layout:
     info_prefix: str = ""
 
     def data(self, info: UploadInfo) -> str:
-        return self.object_prefix + (info.location or info.id)
+        return self.key(info.location or info.id)
+
+    def key(self, location: str) -> str:
+        """The key of the bytes at a location, or of an upload with this id that has none."""
+        return location if other_bucket(location) else self.object_prefix + location
+
+    def storage(self, location: str, *, bucket: str) -> dict[str, str]:
+        """What tusd's records and hooks say of where bytes are. bucket: the one of the uploads."""
+        other, key = other_bucket(location) or (bucket, self.key(location))
+        return {"Bucket": other, "Key": key, "Type": "s3store"}
 
     def record(self, upload_id: str) -> str:
         return f"{self.info_prefix}{upload_id}{RECORD}"

@@ -7,6 +7,7 @@ same: a caller that depends on whether it had looks at the store again. Not for:
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +20,15 @@ MAX_PART_BYTES = 5 * 1024 * 1024 * 1024
 """Largest part, also of one that is copied, and largest object of a single request."""
 MAX_PARTS = 10_000
 """Most parts of one multipart upload."""
+
+
+_OTHER_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])/(.+)", re.DOTALL)
+
+
+def other_bucket(key: str) -> tuple[str, str] | None:
+    """Return the bucket and the key in it of a key that names an object of another bucket (`s3://bucket/key`), else None."""
+    found = _OTHER_BUCKET.fullmatch(key)
+    return None if found is None else (found[1], found[2])
 
 
 class ObjectStoreError(Exception):
@@ -165,7 +175,9 @@ class ObjectStream(Protocol):
 
 
 class ObjectStore(Protocol):
-    """One bucket. Every method raises ObjectStoreError; those for which it matters name the subclasses.
+    """One bucket, and objects of others on the same store, whose keys are written `s3://bucket/key`.
+
+    Every method raises ObjectStoreError; those for which it matters name the subclasses.
 
     A body may be a buffer of the caller's, which must not change until the call returns.
     """
@@ -256,5 +268,10 @@ class ObjectStore(Protocol):
         after: only keys behind this one.
         """
 
-    async def presigned_get(self, key: str, *, seconds: int, disposition: str = "") -> str:
-        """Return a URL by which anybody can download the object for some seconds. It is a secret: never log it."""
+    async def presigned_get(
+        self, key: str, *, seconds: int, content_type: str = "", disposition: str = ""
+    ) -> str:
+        """Return a URL by which anybody can download the object for some seconds. It is a secret: never log it.
+
+        content_type, disposition: of the response, in place of what is stored with the object.
+        """

@@ -6,7 +6,7 @@ a holder sends late, after it lost the lock, lies where it belongs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tusd_py.storage.s3.object_store import MAX_PART_BYTES, MAX_PARTS
 
@@ -25,10 +25,12 @@ class PartPlan:
     Attributes:
         part_bytes: Bytes of the first part.
         grows: Whether parts grow with their number, as the length was not known: fourfold after each thousand, three times.
+        given: What another server stored as the first parts: bytes, and how many of that size. The others follow behind them.
     """
 
     part_bytes: int
     grows: bool = False
+    given: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, length: int | None, *, part_bytes: int, max_parts: int, equal: bool) -> PartPlan:
@@ -47,6 +49,10 @@ class PartPlan:
 
     def size(self, number: int) -> int:
         """Bytes of a part that is not the last."""
+        for size, count in self.given:
+            if number <= count:
+                return size
+            number -= count
         if not self.grows:
             return self.part_bytes
         step = min((number - 1) // _STEP_PARTS, _STEPS - 1)
@@ -54,6 +60,15 @@ class PartPlan:
 
     def start(self, number: int) -> int:
         """Offset of the first byte of a part."""
+        before = 0
+        for size, count in self.given:
+            if number <= count:
+                return before + (number - 1) * size
+            before += size * count
+            number -= count
+        return before + replace(self, given=())._start(number) if before else self._start(number)
+
+    def _start(self, number: int) -> int:
         if not self.grows:
             return (number - 1) * self.part_bytes
         whole_steps = min((number - 1) // _STEP_PARTS, _STEPS - 1)
@@ -62,6 +77,15 @@ class PartPlan:
 
     def number(self, offset: int) -> int:
         """The part that holds the byte at `offset`."""
+        first = 0
+        for size, count in self.given:
+            if offset < size * count:
+                return first + offset // size + 1
+            offset -= size * count
+            first += count
+        return first + replace(self, given=())._number(offset) if first else self._number(offset)
+
+    def _number(self, offset: int) -> int:
         if not self.grows:
             return offset // self.part_bytes + 1
         step = 0

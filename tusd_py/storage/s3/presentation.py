@@ -7,7 +7,7 @@ always an attachment.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 from tusd_py.storage.s3.object_store import Properties
@@ -20,14 +20,17 @@ _is_key = re.compile(r"[a-z0-9_-]{1,64}").fullmatch
 _PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~ "
 
 
-def properties_of(metadata: Mapping[str, bytes]) -> Properties:
+def properties_of(metadata: Mapping[str, bytes], *, only: Collection[str] = ()) -> Properties:
     """Return the properties of the object of an upload with this metadata.
 
-    Pairs are kept in order as long as they fit: names in lower case, values percent-encoded beyond printable ASCII.
+    Pairs are kept in order as long as they fit: names in lower case, values percent-encoded beyond printable ASCII. only: keys
+    that are kept; empty for all.
     """
     kept: dict[str, str] = {}
     room = _BUDGET_BYTES
     for key, value in metadata.items():
+        if only and key not in only:
+            continue
         name, text = key.lower(), quote(value, safe=_PLAIN).strip()
         if _is_key(name) and name not in kept and text and len(name) + len(text) <= room:
             kept[name] = text

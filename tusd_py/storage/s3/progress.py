@@ -93,7 +93,7 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
         _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
         return progress
     progress = Progress()
-    for number, part in enumerate(_newest(listed, record), start=1):
+    for number, part in enumerate(newest(listed, record), start=1):
         if (
             part is None
             or part.number != number
@@ -108,7 +108,7 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
     return progress
 
 
-def _newest(listed: Sequence[Part], record: Record) -> Iterator[Part | None]:
+def newest(listed: Sequence[Part], record: Record) -> Iterator[Part | None]:
     """The parts by number; None for one that is listed twice, if which of them is newer is unknown."""
     for number, group in groupby(listed, key=lambda part: part.number):
         candidates = list(group)
@@ -156,7 +156,7 @@ async def finished_object(objects: ObjectStore, layout: Layout, record: Record) 
     if record.info.is_final and length is None:
         # The format of records has no other word for a final that was joined from nothing.
         length = 0
-    if head is None or head.properties.metadata.get(TOKEN) != record.token or head.size != length:
+    if head is None or not record.is_at(head) or head.size != length:
         return None
     return Progress(done=True, size=head.size, changed_at=head.modified_at)
 

@@ -41,5 +41,11 @@ class S3Reader:
             if at == began:
                 raise StorageError(f"{key} has fewer bytes than {end}")
 
+    async def url(self, *, seconds: int, content_type: str, disposition: str) -> str:
+        with translated(f"signing a URL of {self._head.key}"):
+            return await self._objects.presigned_get(
+                self._head.key, seconds=seconds, content_type=content_type, disposition=disposition
+            )
+
     def close(self) -> None:
         """Nothing is held between two streams."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict, cast
 
-from tusd_py.storage.base import StorageError, UploadInfo, is_valid_id
-from tusd_py.storage.file import records
-from tusd_py.storage.s3.object_store import Properties
+from tusd_py.storage.base import StorageError, UploadInfo, UploadNotFound, is_valid_id
+from tusd_py.storage.file import foreign, records
+from tusd_py.storage.s3.object_store import ObjectHead, Properties, other_bucket
 from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.presentation import properties_of
 
@@ -29,6 +29,16 @@ class _S3(TypedDict, total=False):
     Below: int
     VoidTo: int
     Replaced: dict[str, str]
+    Given: list[list[int]]
+    Before: str | None
+
+
+class TusdsRecord(UploadNotFound):
+    """A record that tusd stored, under the name of its object. upload_id: the upload that it is of."""
+
+    def __init__(self, message: str, upload_id: str) -> None:
+        super().__init__(message)
+        self.upload_id = upload_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Record:
         void_to: The last part that was stored so.
         replaced: Etags of the parts that took their place, by number.
         etag: Of the record's object; empty before it is stored.
+        before: For an upload that tusd began, whose object has no token: the etag of the object that was at its key before it
+            was taken over; empty if there was none. None for uploads of ours.
     """
 
     info: UploadInfo
@@ -56,22 +68,28 @@ class Record:
     void_to: int = 0
     replaced: Mapping[int, str] = field(default_factory=dict)
     etag: str = ""
+    before: str | None = None
 
-    @property
-    def properties(self) -> Properties:
-        """What is stored with the object."""
-        known = properties_of(self.info.metadata)
+    def properties(self, keys: Collection[str]) -> Properties:
+        """What is stored with the object. keys: of the metadata; empty for all."""
+        known = properties_of(self.info.metadata, only=keys)
         return replace(known, metadata={**known.metadata, TOKEN: self.token})
+
+    def is_at(self, head: ObjectHead) -> bool:
+        """Whether an object is the one of this upload."""
+        if self.before is not None:
+            return head.etag != self.before
+        return head.properties.metadata.get(TOKEN) == self.token
 
     def counts(self, number: int) -> bool:
         """Whether a part that is listed holds bytes of the upload."""
         return not self.below or number < self.below or number > self.void_to
 
 
-def serialize(record: Record, *, bucket: str, key: str) -> bytes:
-    """Serialize a record. bucket, key: of the bytes, for other servers."""
+def serialize(record: Record, *, storage: Mapping[str, str]) -> bytes:
+    """Serialize a record. storage: where the bytes are, for other servers."""
     document = json.loads(records.serialize(record.info, root=""))
-    document["Storage"] = {"Type": "s3store", "Bucket": bucket, "Key": key}
+    document["Storage"] = dict(storage)
     document["TusdPy"]["S3"] = _S3(
         Location=record.info.location,
         Upload=record.multipart,
@@ -83,11 +101,18 @@ def serialize(record: Record, *, bucket: str, key: str) -> bytes:
         VoidTo=record.void_to,
         Replaced={str(number): etag for number, etag in record.replaced.items()},
     )
+    if record.plan.given:
+        document["TusdPy"]["S3"]["Given"] = record.plan.given
+    if record.before is not None:
+        document["TusdPy"]["S3"]["Before"] = record.before
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Record:
-    """Parse a record. changed_at: when it was stored. Raises StorageError."""
+    """Parse a record. changed_at: when it was stored. Raises StorageError, TusdsRecord."""
+    theirs = tusds_id(content)
+    if theirs is not None:
+        raise TusdsRecord(f"{upload_id}.info is tusd's record of {theirs}", theirs)
     info = records.parse(content, upload_id=upload_id, root="", changed_at=changed_at)
     try:
         ours = cast(_S3, json.loads(content)["TusdPy"]["S3"])
@@ -96,8 +121,12 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
             raise ValueError(f"PartBytes is {part_bytes}")
         location = ours.get("Location")
         return Record(
-            info=info._replace(location=location if location and is_valid_id(location) else None),
-            plan=PartPlan(part_bytes, bool(ours.get("Grows"))),
+            info=info._replace(location=location if location and _is_place(location) else None),
+            plan=PartPlan(
+                part_bytes,
+                bool(ours.get("Grows")),
+                tuple((int(size), int(count)) for size, count in ours.get("Given", ())),
+            ),
             token=str(ours["Token"]),
             multipart=str(ours.get("Upload", "")),
             holder=str(ours.get("Holder", "")),
@@ -105,6 +134,23 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
             void_to=int(ours.get("VoidTo", 0)),
             replaced={int(number): str(e) for number, e in ours.get("Replaced", {}).items()},
             etag=etag,
+            before=ours.get("Before"),
         )
     except records.MALFORMED as problem:
         raise StorageError(f"{upload_id}.info is not a record of ours: {problem!r}") from problem
+
+
+def tusds_id(content: bytes) -> str | None:
+    """The id in a record of tusd's for S3; None for other content."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return None
+    if foreign.layout_of(document) != "tusd":
+        return None
+    found = document["ID"]
+    return found if isinstance(found, str) and "+" in found else None
+
+
+def _is_place(location: str) -> bool:
+    return is_valid_id(location) or other_bucket(location) is not None

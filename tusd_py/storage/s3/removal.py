@@ -28,6 +28,7 @@ from tusd_py.storage.s3.object_store import (
     Properties,
     StoreUnavailable,
 )
+from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,10 @@ class _Event(TypedDict):
 class S3Removal:
     """Removes uploads of one bucket. Methods raise ObjectStoreError, LeaseLost, StorageError."""
 
-    def __init__(self, objects: ObjectStore, layout: Layout) -> None:
+    def __init__(self, objects: ObjectStore, layout: Layout, places: Places) -> None:
         self._objects = objects
         self._layout = layout
+        self._places = places
 
     async def is_gone(self, upload_id: str) -> bool:
         """Whether there is a tombstone."""
@@ -69,7 +71,8 @@ class S3Removal:
     ) -> None:
         """Remove an upload that has this record."""
         upload_id, state = record.info.id, self._layout.state
-        content = serialize(record, bucket="", key=self._layout.data(record.info))
+        storage = self._layout.storage(record.info.location or upload_id, bucket="")
+        content = serialize(record, storage=storage)
         with fence():
             pass
         if unpublished is not None:
@@ -97,14 +100,15 @@ class S3Removal:
         if info.location is None or await self._is_of(record, key):
             await self._objects.delete(key)
         await self._objects.delete(self._layout.tail(info.id))
+        if info.location is not None:
+            await self._places.leave(info.location, info.id)
 
     async def _is_of(self, record: Record, key: str) -> bool:
         """Whether an object has the bytes of this upload: another one may have the same location since."""
         try:
-            head = await self._objects.head(key)
+            return record.is_at(await self._objects.head(key))
         except ObjectNotFound:
             return False
-        return head.properties.metadata.get(TOKEN) == record.token
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what a crash in the middle of a removal left."""
@@ -171,6 +175,7 @@ class S3Removal:
         removed = await self._remove_old("gone", now - tombstone_ttl)
         removed += await self._remove_old("finals", now - _FINALS_SECONDS)
         removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
+        removed += await self._places.tidy(now - _INTERRUPTED_SECONDS)
         async for listed in self._older(self._layout.directory("removing"), now):
             upload_id = self._layout.names(listed.key)[-1]
             try:

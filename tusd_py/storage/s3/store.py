@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
@@ -29,6 +30,7 @@ from tusd_py.storage.base import (
     UploadInfo,
     UploadNotFound,
     Writer,
+    is_random_id,
     is_valid_id,
 )
 from tusd_py.storage.s3.completion import Completions, complete_parts
@@ -45,13 +47,15 @@ from tusd_py.storage.s3.object_store import (
     Properties,
 )
 from tusd_py.storage.s3.outbox import S3Outbox
+from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, part_size, read_progress
 from tusd_py.storage.s3.reader import S3Reader
-from tusd_py.storage.s3.record import RECORD_LIMIT, Record, parse, serialize
+from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
 from tusd_py.storage.s3.removal import S3Removal, abort_parts
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
+from tusd_py.storage.s3.takeover import Sizes, Takeover
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.verified import VerifiedS3Writer
 from tusd_py.storage.s3.writer import Live, S3Writer, put_whole
@@ -81,6 +85,8 @@ class S3Options:
         spool_bytes: Bytes of all uploads that wait in memory at most.
         spool_directory: Where chunks with a checksum wait; None for the system's directory of temporary files.
         flush_seconds: How often the bytes of a slow body are put into the bucket.
+        metadata_keys: Keys of the metadata that are stored with the object; empty for all.
+        allowed_locations: Where hooks may place uploads besides: buckets, or `bucket/prefix`.
     """
 
     bucket: str
@@ -92,6 +98,8 @@ class S3Options:
     spool_bytes: int = 256 * 1024 * 1024
     spool_directory: str | None = None
     flush_seconds: float = 30.0
+    metadata_keys: tuple[str, ...] = ()
+    allowed_locations: tuple[str, ...] = ()
 
 
 class S3Store:
@@ -105,12 +113,15 @@ class S3Store:
         self.concurrent_parts = options.concurrent_parts
         self.max_parts = options.max_parts
         self.flush_seconds = options.flush_seconds
+        self.metadata_keys = options.metadata_keys
         self._process = os.urandom(_TOKEN_BYTES).hex()
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._beginning: dict[str, asyncio.Lock] = {}
         self._outbox = S3Outbox(objects, self.layout)
         self._marks = S3SweepMarks(objects, self.layout)
-        self._removal = S3Removal(objects, self.layout)
+        self._places = Places(objects, self.layout, options.bucket, options.allowed_locations)
+        self._takeover = self.takeover()
+        self._removal = S3Removal(objects, self.layout, self._places)
         self._joiner = S3Joiner(objects, self.layout, self)
         self._completions = Completions(self)
 
@@ -151,6 +162,10 @@ class S3Store:
     async def _try_out(self) -> None:
         try:
             await self.check()
+            for key in self._places.probes:
+                with translated(f"trying out {key}"):
+                    await self.objects.put(key, b"", Properties(), kind=ObjectKind.RECORD)
+                    await self.objects.delete(key)
         finally:
             await self.objects.close()
 
@@ -169,6 +184,20 @@ class S3Store:
 
     # Records
 
+    def locate(self, upload_id: str, *, bucket: str, prefix: str, key: str) -> str:
+        return self._places.location(upload_id, bucket=bucket, prefix=prefix, key=key)
+
+    async def _take_place(self, info: UploadInfo) -> None:
+        """Take the place of an upload that is not at its id, or whose id another upload may have for its place."""
+        if info.location is not None:
+            await self._places.take(info.location, info.id)
+            taken = self.layout.record(info.location), self.layout.data(info)
+            if any([await self._is_there(key) for key in taken]):
+                await self._places.leave(info.location, info.id)
+                raise UploadExists(f"{info.location} is taken")
+        elif not is_random_id(info.id) and await self._places.holder(info.id) is not None:
+            raise UploadExists(f"the place of {info.id} is taken")
+
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
         record = Record(
             info=info,
@@ -177,8 +206,7 @@ class S3Store:
             holder=self._process,
         )
         with translated(f"creating {info.id}"):
-            if info.location is not None and await self._is_there(self.layout.data(info)):
-                raise UploadExists(f"{info.location} is taken")
+            await self._take_place(info)
             with fence():
                 pass
             key, content = self.layout.record(info.id), self._serialize(record)
@@ -190,11 +218,23 @@ class S3Store:
                 head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
                 # Stored by an attempt without a response: the token is our own.
                 if stored != content:
+                    await self._give_place_back(info, stored)
                     raise UploadExists(f"{info.id} exists already") from None
                 etag = head.etag
         progress = Progress(changed_at=info.created_at)
         self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
         return Upload(info, 0, info.created_at, joined=not info.is_final)
+
+    async def _give_place_back(self, info: UploadInfo, stored: bytes) -> None:
+        """Free the place that was taken for a creation whose id exists, unless the upload that exists has it."""
+        if info.location is None:
+            return
+        try:
+            other = parse(stored, upload_id=info.id, changed_at=0.0, etag="").info.location
+        except StorageError:
+            other = None
+        if other != info.location:
+            await self._places.leave(info.location, info.id)
 
     async def _is_there(self, key: str) -> bool:
         try:
@@ -204,7 +244,9 @@ class S3Store:
         return True
 
     def _serialize(self, record: Record) -> bytes:
-        return serialize(record, bucket=self.options.bucket, key=self.layout.data(record.info))
+        location = record.info.location or record.info.id
+        storage = self.layout.storage(location, bucket=self.options.bucket)
+        return serialize(record, storage=storage)
 
     def _remember(self, live: Live) -> None:
         self._live[live.record.info.id] = live
@@ -267,7 +309,13 @@ class S3Store:
         """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
         live = self._live.get(upload_id)
         before = "" if live is None else live.record.etag
-        record = await self._read_record(upload_id)
+        try:
+            record = await self._read_record(upload_id)
+        except UploadNotFound:
+            found = await self._takeover.find(upload_id)
+            if found is None:
+                raise
+            return Live(found.record, found.progress, may_have_twin=False)
         if (
             live is not None
             and live.record.token == record.token
@@ -318,18 +366,67 @@ class S3Store:
     async def _load_or_error(self, upload_id: str) -> Upload | StorageError:
         try:
             return await self.load(upload_id)
+        except TusdsRecord as problem:
+            # Only here, for sweeps: no client may find an upload by the name of its object alone.
+            return await self._load_or_error(problem.upload_id)
         except StorageError as problem:
             return problem
         except Exception as problem:  # noqa: BLE001 - one upload must not keep the others from being swept
             return StorageError(f"{upload_id}: {problem!r}")
 
     async def recover(self, upload: Upload, *, fence: Fence) -> Upload:
-        return upload
+        if not upload.info.foreign:
+            return upload
+        with translated(f"taking {upload.id} over"):
+            await self._adopt(upload.id, fence)
+        return await self.load(upload.id)
+
+    def takeover(self, *, counts_tails: bool = True) -> Takeover:
+        """What finds and takes over the uploads that tusd has left in the bucket. See `Takeover` for the argument."""
+        options = self.options
+        sizes = Sizes(options.part_bytes, options.max_parts, options.equal_parts)
+        return Takeover(
+            self.objects,
+            self.layout,
+            self._places,
+            options.bucket,
+            sizes,
+            counts_tails=counts_tails,
+        )
+
+    async def is_recorded(self, upload_id: str) -> bool:
+        """Whether there is a record of ours, or a tombstone. Raises StorageError."""
+        with translated(f"looking for {upload_id}"):
+            recorded = await self._is_there(self.layout.record(upload_id))
+            return recorded or await self._removal.is_gone(upload_id)
+
+    async def _adopt(self, upload_id: str, fence: Fence) -> None:
+        """Make an upload that tusd began ours, if it is not yet."""
+        found = await self._takeover.find(upload_id)
+        if found is not None:
+            await self._takeover.adopt(found, fence)
+            logs.event(
+                logger,
+                logging.INFO,
+                "upload of tusd taken over",
+                upload=upload_id,
+                offset=found.progress.offset,
+                parts=len(found.progress.parts),
+                behind_gap=len(found.behind_gap) or None,
+            )
+
+    async def _ours(self, upload_id: str, fence: Fence) -> Live:
+        """What is known of an upload that is about to be changed, so that it has a record of ours."""
+        live = await self._known(upload_id)
+        if live.record.etag:
+            return live
+        await self._adopt(upload_id, fence)
+        return await self._look_up(upload_id)
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with translated(f"recording {info.id}"):
             try:
-                live = await self._known(info.id)
+                live = await self._ours(info.id, fence)
             except UploadGone as problem:
                 raise UploadNotFound(str(problem)) from None
             record = replace(live.record, info=info)
@@ -351,7 +448,7 @@ class S3Store:
 
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
         with translated(f"opening {upload.id}"):
-            live = await self._known(upload.id)
+            live = await self._ours(upload.id, fence)
             if live.record.holder != self._process and not live.progress.done:
                 record = replace(live.record, holder=self._process)
                 if live.progress.is_lost:
@@ -384,7 +481,7 @@ class S3Store:
             await abort_parts(self.objects, live.record, key, but="")
         with fence():
             pass
-        begun = await self.objects.create_multipart(key, live.record.properties)
+        begun = await self.objects.create_multipart(key, live.record.properties(self.metadata_keys))
         try:
             if begun.may_have_twin:
                 await abort_parts(self.objects, live.record, key, but=begun.upload_id)
@@ -405,11 +502,11 @@ class S3Store:
         """See `Store`. What the bucket acknowledged is durable; an upload with all its bytes becomes an object."""
         if upload.fills_length and not upload.finished:
             with translated(f"completing {upload.id}"):
-                await self._completions.complete(await self._known(upload.id), fence)
+                await self._completions.complete(await self._ours(upload.id, fence), fence)
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with translated(f"finishing {info.id}"):
-            live = await self._known(info.id)
+            live = await self._ours(info.id, fence)
             if live.record.info.length != info.length:
                 live.record = replace(live.record, info=info._replace(finished_at=None))
             await self._completions.complete(live, fence)
@@ -440,6 +537,10 @@ class S3Store:
             except ObjectNotFound:
                 await self._read_record(upload.id)
                 raise BytesMissing(f"there is no object {key}", upload.info) from None
+            if upload.info.location is not None:
+                known = await self._look_up(upload.id)
+                if not known.record.is_at(head):
+                    raise BytesMissing(f"the object {key} is another upload's", upload.info)
             if head.size != upload.offset:
                 raise BytesMissing(
                     f"{key} has {head.size} bytes, and its record says {upload.offset}", upload.info
@@ -484,13 +585,22 @@ class S3Store:
     ) -> None:
         with translated(f"removing {upload_id}"):
             try:
-                record = await self._read_record(upload_id)
+                record = await self._record_to_remove(upload_id, fence)
             except (UploadNotFound, UploadGone):
                 return
             await self._removal.remove(
                 record, fence, keep_tombstone=keep_tombstone, unpublished=unpublished
             )
+            # What a crash left when it was taken over.
+            await self._takeover.forget(upload_id)
             self._live.pop(upload_id, None)
+
+    async def _record_to_remove(self, upload_id: str, fence: Fence) -> Record:
+        try:
+            return await self._read_record(upload_id)
+        except UploadNotFound:
+            await self._adopt(upload_id, fence)
+            return await self._read_record(upload_id)
 
     async def remove_each(
         self,

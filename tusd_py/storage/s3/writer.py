@@ -73,6 +73,7 @@ class Bucketed(Protocol):
     concurrent_parts: int
     max_parts: int
     flush_seconds: float
+    metadata_keys: tuple[str, ...]
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -489,7 +490,7 @@ async def put_whole(store: Bucketed, live: Live, data: bytes | bytearray) -> Non
     """Store an upload as one object, in one request. Raises ObjectStoreError."""
     record = live.record
     key = store.layout.data(record.info)
-    await store.objects.put(key, data, record.properties, kind=ObjectKind.DATA)
+    await store.objects.put(key, data, record.properties(store.metadata_keys), kind=ObjectKind.DATA)
     live.progress = Progress(
         done=True, size=len(data), changed_at=store.now(), tail_etag=live.progress.tail_etag
     )
