@@ -96,7 +96,7 @@ def test_pause_resume_cancel_remove(
     page.press("Cancel", "dropped.bin")
     page.press_any("Yes, remove it")
     page.wait_state("dropped.bin", "cancelled")
-    page.press("Remove", "dropped.bin")
+    page.press("Hide", "dropped.bin")
     expect(page.row("dropped.bin")).to_have_count(0)
     deadline = monotonic() + 30
     while len(Tus(server).data_files()) == before:
@@ -112,7 +112,7 @@ def test_what_the_server_refuses_is_said_in_words(
     page.wait_text("At most 1.0 MB a file.")
     page.give(make_source(2 * MEGABYTE).path)
     page.wait_text(re.compile("The file is too large for this server"))
-    page.press("Remove", "source.bin")
+    page.press("Hide", "source.bin")
     expect(page.page.locator("#uploads")).to_have_count(0)
 
 
@@ -240,7 +240,7 @@ def twice(server: ServerProcess, visit: Visit, make_source: MakeSource) -> Visit
     if page.page.locator("dialog").count():
         page.press_any("Upload it all the same")
     page.wait_state("twice.txt", "completed")
-    page.press("Remove", "twice.txt")
+    page.press("Hide", "twice.txt")
     page.give(source.path)
     page.wait_text("A file like twice.txt is on the server already.")
     return page
@@ -381,7 +381,7 @@ def test_nothing_hinders_people(
     assert not page.overflows()
     assert page.serious() == []
     page.press_any("No, keep it")
-    page.press("Remove", done.path.name)
+    page.press("Hide", done.path.name)
     page.give(done.path)
     page.page.wait_for_selector("dialog[open]")
     assert page.serious() == []

@@ -69,7 +69,7 @@ function Actions(props: { upload: Upload; onCancel: () => void }): JSX.Element |
       {text}
     </button>
   )
-  const takeOff = button(say('remove'), () => void model.takeOff(upload))
+  const takeOff = button(say('hide'), () => void model.takeOff(upload))
   if (OVER.includes(state)) return takeOff
   const cancel = button(say('cancel'), props.onCancel)
   if (state === 'paused') {
