@@ -38,7 +38,7 @@ def begin(server: ServerProcess, headers: dict[str, str] | None = None) -> tuple
         },
     )
     connection.send(b"hello")
-    wait_until(lambda: server.data_file(upload_id).stat().st_size == 5, "bytes to be stored")
+    wait_until(lambda: len(server.stored(upload_id)) == 5, "bytes to be stored")
     return upload_id, connection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -11,8 +12,9 @@ from tests.admin.conftest import ADMIN
 from tests.admin.operator import Document, Operator, address_of, new_code
 from tests.auth.people import SECRET, access, bearer
 from tests.conftest import MakeServer
+from tests.support.bucket import files_only
 from tests.support.redis import RedisServer
-from tests.support.server import ServerProcess
+from tests.support.server import PROGRAM, ServerProcess, environment
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 
@@ -188,6 +190,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+@files_only("removes files behind the server's back")
 def test_with_redis_emptied_the_list_is_built_anew(
     redis: RedisServer, make_server: MakeServer
 ) -> None:
@@ -241,8 +244,10 @@ def test_uploads_of_all_servers_are_listed_also_of_those_without_operators(
         assert body["server"].endswith(f"/{other.pid}")
         operator.act("end-request", upload=unfinished)
         assert connection.read_response("PATCH").status == 409
-    operator.act("remove", upload=unfinished)
-    assert wait_listed(operator, 0)["uploads"] == []
+    # By a process that is no server.
+    command = (*PROGRAM, "uploads", "rm", unfinished, "--upload-dir", str(server.upload_dir))
+    subprocess.run([*command, *other.flags], check=True, timeout=60, env=environment({**other.env}))
+    wait_until(lambda: operator.get("/overview")["known"] == 0, "the list to lack it")
     assert Tus(other).head(f"/files/{unfinished}").status == 410
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-
 import click
 
 from tusd_py.cli.options import Value, option, read_settings, subcommand
@@ -50,5 +48,5 @@ def command(url: str | None) -> int:
     if place.startswith("unix:"):
         # No browser connects to a socket.
         place = "http://localhost:8081/"
-    write_line(f"{place}#{links.make_code(door.key, getpass.getuser())}")
+    write_line(f"{place}#{links.make_code(door.key, links.this_user())}")
     return 0

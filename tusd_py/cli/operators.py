@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import http.client
 import json
 import socket
@@ -24,7 +23,6 @@ from tusd_py.cli.output import (
     write_line,
     write_problem,
 )
-from tusd_py.cli.uploads import COLUMNS
 from tusd_py.web.admin import links
 
 _API = "/admin/api/v1"
@@ -139,22 +137,25 @@ def connect(url: str, token_file: str | None, state_dir: Path) -> OperatorClient
             "--token-file was given"
         )
     client = OperatorClient(url)
-    code = links.make_code(door.key, getpass.getuser())
+    code = links.make_code(door.key, links.this_user())
     _, headers = client.exchange("POST", "/session", {"code": code})
     client.headers["Cookie"] = headers.get("Set-Cookie", "").partition(";")[0]
     return client
 
 
 class RemoteUploads:
-    """`tusd-py uploads` by the API."""
+    """`tusd-py uploads` by the API. columns: as of `Listing`."""
 
-    def __init__(self, client: OperatorClient, *, as_json: bool) -> None:
+    def __init__(
+        self, client: OperatorClient, columns: Mapping[str, int], *, as_json: bool
+    ) -> None:
         self._client = client
+        self._columns = columns
         self._as_json = as_json
 
     def list(self, limit: int, after: str, state: str, search: str) -> int:
         """Print a page, the newest first, and how to go on."""
-        listing = Listing(COLUMNS, cells=_cells, document=_document, as_json=self._as_json)
+        listing = Listing(self._columns, cells=_cells, document=_document, as_json=self._as_json)
         following: str | None = after
         while following is not None and listing.count < limit:
             query = {"limit": min(500, limit - listing.count), "state": state, "q": search}

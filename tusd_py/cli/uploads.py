@@ -49,7 +49,7 @@ there are. Without --token-file this user must be able to read the server's stat
 """
 
 _PAGE = 100
-COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
+_COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
 
 
 @subcommand("list | show ID... | rm ID... [--json] [options of serve]", ABOUT)
@@ -121,7 +121,8 @@ def command(
         # Imported here, as the usual way does without.
         from tusd_py.cli.operators import RemoteUploads, connect  # noqa: PLC0415
 
-        remote = RemoteUploads(connect(server, token_file, settings.state_dir), as_json=as_json)
+        client = connect(server, token_file, settings.state_dir)
+        remote = RemoteUploads(client, _COLUMNS, as_json=as_json)
         if action == "list":
             return remote.list(limit or _PAGE, after or "", state or "all", search or "")
         return remote.show(ids) if action == "show" else remote.remove(ids)
@@ -153,7 +154,7 @@ class _Reader:
 
 async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> int:
     listing = Listing(
-        COLUMNS,
+        _COLUMNS,
         cells=partial(_cells, reader.uploads),
         document=partial(_document, reader.uploads),
         as_json=as_json,

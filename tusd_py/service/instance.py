@@ -179,6 +179,10 @@ class Instance:
         )
         # Servers on other machines may have operators, too.
         may_have_operators = self._has_operators or self.settings.redis_url is not None
+        if self._due_marks is not None:
+            # Also of a worker that removes uploads. A server learns soon whether anybody wants the list; what happens before
+            # is not to be missed.
+            self._due_marks.lists = may_have_operators
         if self._is_server and may_have_operators and redis is not None:
             self._tell_operators(redis)
 
@@ -190,8 +194,6 @@ class Instance:
     def _tell_operators(self, redis: RedisClient) -> None:
         writer = cast(DueIndexWriter, self._due_marks)
         self.live_board = LiveBoard(redis)
-        # Until it is known whether anybody wants the list: what happens before that is not to be missed.
-        writer.lists = True
         self.presence = Presence(
             self.uploads,
             self.counters,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import getpass
 import hashlib
 import hmac
 import json
@@ -52,6 +53,14 @@ class Links:
             raise errors.bad_link()
         self._used[nonce] = until
         return user
+
+
+def this_user() -> str:
+    """Return the name of the user who runs this process; its number where it has no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return str(os.getuid())
 
 
 def make_code(key: bytes, user: str) -> str:
