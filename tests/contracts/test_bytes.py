@@ -10,7 +10,7 @@ from tests.contracts.conftest import OpenStore
 from tests.support.store import PLAIN, VERIFIED, append, content_of, sha256, write_all
 from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
 from tusd_py.protocol.tus import Content
-from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo
+from tusd_py.storage.base import StorageError, Store, Upload, UploadGone, UploadInfo
 
 SIZES = (0, 1, 300_000, 3_000_001)
 PIECE = 64 * 1024
@@ -118,6 +118,41 @@ async def test_after_a_kill_the_offset_is_true(store: Store, other: Store, size:
     writer.abandon()
     await writer.close(sync=False)
     assert await content_of(other, await other.load("x")) == whole
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_the_last_bytes_count_by_the_finish_or_without_it(
+    store: Store, other: Store, size: int, finishes: bool
+) -> None:
+    whole = data(size)
+    upload = await created(store, size)
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, *pieces(whole))
+    await writer.close(sync=False, finishing=True)
+    assert writer.offset == size
+    if finishes:
+        info = upload.info._replace(finished_at=2.5)
+        await store.finish(info, sync=True, fence=UNFENCED)
+    await store.settle("x", fence=UNFENCED)
+    for each in (store, other):
+        found = await each.load("x")
+        assert (found.offset, found.info.finished_at) == (size, 2.5 if finishes else None)
+    assert await content_of(other, await finish(other, await other.load("x"))) == whole
+
+
+async def test_an_upload_that_is_removed_before_its_finish_is_gone(
+    store: Store, other: Store
+) -> None:
+    upload = await created(store, 5)
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, b"hello")
+    await writer.close(sync=False, finishing=True)
+    await store.remove("x", fence=UNFENCED)
+    await store.settle("x", fence=UNFENCED)
+    with pytest.raises(UploadGone):
+        await other.load("x")
+    assert [each async for each in other.ids()] == []
 
 
 async def test_nothing_is_written_once_the_lock_is_lost(store: Store, other: Store) -> None:

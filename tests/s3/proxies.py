@@ -120,12 +120,16 @@ class Cut(Exception):
 
 
 class HttpProxy:
-    """Passes requests on to `target`; what else happens to them is up to `handle`. requests: how many, by operation."""
+    """Passes requests on to `target`; what else happens to them is up to `handle`.
+
+    requests: how many, by operation. by_key: how many, by operation and key.
+    """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
         self.port = 0
         self.requests: Counter[str] = Counter()
+        self.by_key: Counter[tuple[str, str]] = Counter()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -139,6 +143,14 @@ class HttpProxy:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def requests_about(self, name: str) -> Counter[str]:
+        """How many requests there were, by operation, whose key has this name in it."""
+        found: Counter[str] = Counter()
+        for (operation, key), count in self.by_key.items():
+            if name in key:
+                found[operation] += count
+        return found
 
     def begin(self, exchange: Exchange) -> None:
         """Look at a request whose body was not read yet. Raises Cut."""
@@ -201,6 +213,7 @@ class HttpProxy:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         exchange = Exchange(request.method, request.raw_path, _passed_on(request.headers), b"")
         self.requests[exchange.operation] += 1
+        self.by_key[exchange.operation, exchange.key] += 1
         transport = request.transport
         try:
             self.begin(exchange)
@@ -281,6 +294,7 @@ class FaultProxy(HttpProxy):
         self._random: random.Random | None = None
         self._rate = 0.0
         self._kinds: Sequence[Fault] = FAULTS
+        self._operation = ""
         self._parts: dict[str, set[int]] = defaultdict(set)
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
@@ -317,10 +331,16 @@ class FaultProxy(HttpProxy):
         with self._lock:
             self._planned[operation].extend(faults)
 
-    def inject(self, *, seed: int, rate: float, kinds: Sequence[Fault] = FAULTS) -> None:
-        """From now on, requests without a planned fault meet one by chance. rate: of those between 0 and 1; 0 ends it."""
+    def inject(
+        self, *, seed: int, rate: float, kinds: Sequence[Fault] = FAULTS, operation: str = ""
+    ) -> None:
+        """From now on, requests without a planned fault meet one by chance.
+
+        rate: of those between 0 and 1; 0 ends it. operation: only requests that are this one; empty for all.
+        """
         with self._lock:
             self._random, self._rate, self._kinds = random.Random(seed), rate, kinds
+            self._operation = operation
 
     @property
     def pending(self) -> int:
@@ -333,6 +353,8 @@ class FaultProxy(HttpProxy):
             planned = self._planned[exchange.operation]
             if planned:
                 return planned.pop(0)
+            if self._operation not in {"", exchange.operation}:
+                return None
             if self._random is not None and self._random.random() < self._rate:
                 return self._random.choice(self._kinds)
         return None

@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
-from tests.s3.proxies import FaultProxy
+from tests.s3.proxies import Fault, FaultProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, checksum, path_of
+from tests.support.tus import Tus, checksum, id_of, path_of
+from tests.support.waiting import wait_until
 
 BODY = random.Random(3).randbytes(11 * 1024 * 1024)
 PART = 5 * 1024 * 1024
@@ -76,6 +78,73 @@ def test_a_killed_server_is_replaced_by_one_with_an_empty_disk(servers: Servers)
     assert offset <= 6_000_000
     assert second.patch(path, offset, BODY[offset:]).status == 204
     assert second.get(path).body == BODY
+
+
+SMALL = BODY[: 16 * 1024]
+
+
+@pytest.mark.parametrize("way", ["at once", "post and patch", "with checksum", "empty"])
+def test_a_small_upload_takes_two_requests(servers: Servers, proxy: FaultProxy, way: str) -> None:
+    server = servers()
+    tus = Tus(server)
+    data = b"" if way == "empty" else SMALL
+    if way == "at once":
+        created = tus.create(len(data), body=data)
+        assert created["Upload-Offset"] == str(len(data))
+        path = path_of(created["Location"])
+    else:
+        path = tus.new(len(data))
+    if way in {"post and patch", "with checksum"}:
+        headers = {"Upload-Checksum": checksum(data)} if way == "with checksum" else {}
+        assert tus.patch(path, 0, data, headers).status == 204
+    assert proxy.requests_about(id_of(path)) == {"PutObject": 2}
+    server.kill9()
+    second = Tus(servers())
+    assert second.offset(path) == len(data)
+    assert second.get(path).body == data
+
+
+@pytest.mark.parametrize("fault", ["lost", "slow-down"])
+def test_a_server_killed_while_it_stores_a_small_upload_leaves_all_of_it_or_nothing(
+    servers: Servers, proxy: FaultProxy, fault: Fault
+) -> None:
+    server = servers()
+    tus = Tus(server)
+    path = tus.new(len(SMALL))
+    proxy.inject(seed=1, rate=1.0, kinds=[fault], operation="PutObject")
+    with tus.begin_patch(path, 0, len(SMALL), SMALL):
+        # The record, and two attempts for the object, of which the first has ended.
+        wait_until(lambda: proxy.requests_about(id_of(path))["PutObject"] == 3, "the object")
+        server.kill9()
+    proxy.inject(seed=1, rate=0.0)
+    second = Tus(servers())
+    offset = second.offset(path)
+    assert offset == (len(SMALL) if fault == "lost" else 0)
+    if offset == 0:
+        assert second.patch(path, 0, SMALL).status == 204
+    assert second.get(path).body == SMALL
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_chunks_take_two_requests_each_and_one_where_no_other_server_can_have_come(
+    servers: Servers, proxy: FaultProxy, tmp_path: Path, shared: bool
+) -> None:
+    with ExitStack() as stack:
+        flags = []
+        if shared:
+            flags = ["--redis-url", stack.enter_context(RedisServer(tmp_path / "redis")).url]
+        tus = Tus(servers(*flags))
+        path = tus.new(len(BODY))
+        chunk = 1024 * 1024
+        for at in range(0, 4 * chunk, chunk):
+            assert tus.patch(path, at, BODY[at : at + chunk]).status == 204
+        # The record, and four times the tail.
+        assert proxy.requests_about(id_of(path))["PutObject"] == 5
+        # With a Redis the record is read by each request, and by sweeps. No tail is.
+        assert bool(proxy.requests_about(f"{id_of(path)}.info")["GetObject"]) == shared
+        assert proxy.requests_about(f"{id_of(path)}.part") == {"PutObject": 4}
+        assert tus.patch(path, 4 * chunk, BODY[4 * chunk :]).status == 204
+        assert tus.get(path).body == BODY
 
 
 def test_servers_that_share_a_redis_hand_uploads_over(

@@ -12,7 +12,7 @@ import pytest
 from tests.s3.proxies import Fault, FaultProxy, RulesProxy, equal_parts
 from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.support.store import PLAIN, append, content_of, write_all
-from tusd_py.locks.base import UNFENCED, LeaseLost
+from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
 from tusd_py.protocol.metadata import serialize
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo, UploadNotFound
@@ -40,9 +40,11 @@ class Opened:
         self._stack = stack
         self._endpoint = endpoint
 
-    def __call__(self, **options: float | bool) -> S3Store:
+    def __call__(self, *, repeat_seconds: float = 20.0, **options: float | bool) -> S3Store:
         chosen = {"part_bytes": PART, **options}
-        bucket = Bucket(BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=20)
+        bucket = Bucket(
+            BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=repeat_seconds
+        )
         store = S3Store(
             AiobotocoreStore(bucket),
             S3Options(BUCKET, self.layout, **chosen),  # type: ignore[arg-type]
@@ -76,13 +78,25 @@ async def opened(proxy: FaultProxy, prefix: str) -> AsyncIterator[Opened]:
         yield Opened(stack, proxy.endpoint, prefix)
 
 
-async def created(store: Store, length: int | None) -> Upload:
-    return await store.create(UploadInfo("x", length, created_at=1_700_000_000.0))
+async def created(store: Store, length: int | None, upload_id: str = "x") -> Upload:
+    return await store.create(UploadInfo(upload_id, length, created_at=1_700_000_000.0))
 
 
 async def finished(store: Store, upload: Upload) -> Upload:
     await store.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
     return await store.load(upload.id)
+
+
+async def filled(store: Store, upload: Upload, data: bytes) -> Upload:
+    """Append the last bytes of an upload as a request does that finishes it."""
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, data)
+    await writer.close(sync=False, finishing=True)
+    return upload._replace(offset=writer.offset)
+
+
+def lost_fence() -> HeldFence:
+    return HeldFence(lambda: False)
 
 
 async def assert_whole(store: Store, upload: Upload) -> None:
@@ -96,12 +110,138 @@ async def assert_whole(store: Store, upload: Upload) -> None:
 async def test_a_small_upload_is_one_object_and_its_record(
     opened: Opened, proxy: FaultProxy
 ) -> None:
-    store = opened()
-    upload = await append(store, await created(store, 5), b"hello")
-    await store.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
-    # The record twice, the object once; one load in between, and a look whether another upload was placed at an id of a hook's.
-    assert proxy.requests == {"PutObject": 3, "GetObject": 2}
+    store, other = opened(), opened()
+    upload = await filled(store, await created(store, 5), b"hello")
+    await store.finish(upload.info._replace(finished_at=1.5), sync=True, fence=UNFENCED)
+    await store.settle("x", fence=UNFENCED)
+    # One look whether another upload was placed at an id of a hook's.
+    assert proxy.requests == {"PutObject": 2, "GetObject": 1}
     assert await opened.keys() == ["x", "x.info"]
+    for each in (store, other):
+        found = await each.load("x")
+        assert (found.offset, found.info.finished_at) == (5, 1.5)
+        assert await content_of(each, found) == b"hello"
+
+
+async def test_an_upload_without_bytes_is_one_object_and_its_record(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store, other = opened(), opened()
+    await finished(store, await created(store, 0))
+    assert proxy.requests["PutObject"] == 2
+    assert (await other.load("x")).finished
+
+
+async def test_what_was_left_to_a_finish_that_did_not_come_counts_without_it(
+    opened: Opened,
+) -> None:
+    store, other = opened(), opened()
+    await filled(store, await created(store, 5), b"hello")
+    assert (await other.load("x")).offset == 0
+    assert store.spool.used == 5
+    await store.settle("x", fence=UNFENCED)
+    assert store.spool.used == 0
+    found = await other.load("x")
+    assert (found.offset, found.finished) == (5, False)
+    assert await content_of(other, await finished(other, found)) == b"hello"
+
+
+async def test_what_was_left_to_a_finish_does_not_count_once_the_lock_is_lost(
+    opened: Opened,
+) -> None:
+    store, other = opened(), opened()
+    await filled(store, await created(store, 5), b"hello")
+    with pytest.raises(LeaseLost):
+        await store.settle("x", fence=lost_fence)
+    assert (await other.load("x")).offset == 0
+    assert store.spool.used == 0
+    await store.settle("x", fence=UNFENCED)
+    assert await opened.keys() == ["x.info"]
+
+
+async def test_a_small_upload_by_several_requests_leaves_no_tail(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, 10), b"hello")
+    await finished(store, await filled(store, upload, b"world"))
+    assert await opened.keys() == ["x", "x.info"]
+    assert await content_of(other, await other.load("x")) == b"helloworld"
+
+
+async def test_a_request_of_the_same_process_reads_no_tail_back(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), WHOLE[:1000])
+    for at in (1000, 2000, 3000):
+        proxy.requests.clear()
+        upload = await append(store, upload, WHOLE[at : at + 1000])
+        # The load of its record, and the tail.
+        assert proxy.requests == {"GetObject": 1, "PutObject": 1}
+    assert store.spool.used == 4000
+    upload = await append(other, await other.load("x"), WHOLE[4000:5000])
+    # Another process has replaced the tail: what is in memory is not used any more.
+    upload = await append(store, await store.load("x"), *pieces(WHOLE[5000:]))
+    await assert_whole(store, upload)
+    assert store.spool.used == 0
+
+
+async def test_tails_in_memory_are_let_go_of_before_anybody_waits(opened: Opened) -> None:
+    store = opened(spool_bytes=40_000)
+    uploads = [
+        await append(store, await created(store, LENGTH, f"x{n}"), WHOLE[:4000]) for n in range(4)
+    ]
+    # A quarter of the spool is theirs.
+    assert store.spool.used == 8000
+    writer = await store.open_writer(uploads[0], PLAIN, fence=UNFENCED)
+    await write_all(writer, WHOLE[4000:5000])
+    assert store.spool.used == 8000 + 5000
+    await write_all(writer, WHOLE[5000:39_000])
+    assert store.spool.used == 39_000
+    await writer.close(sync=False)
+    assert (await store.load("x0")).offset == 39_000
+    for upload in uploads[1:]:
+        assert (await append(store, upload, WHOLE[4000:4010])).offset == 4010
+
+
+async def test_a_refused_body_leaves_no_bytes_in_memory(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, None), WHOLE[:10])
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, b"wrong")
+    await writer.discard()
+    await writer.close(sync=False)
+    upload = await append(store, await store.load("x"), WHOLE[10:20])
+    await store.save(upload.info._replace(length=20), fence=UNFENCED)
+    assert await content_of(other, await finished(other, await other.load("x"))) == WHOLE[:20]
+
+
+async def test_a_finish_that_failed_and_was_undone_is_none(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    """Its object was stored, and nobody was told: not the store, and not whoever waits for the event."""
+    store, other = opened(repeat_seconds=0.0), opened()
+    upload = await filled(store, await created(store, 5), b"hello")
+    proxy.inject(seed=1, rate=1.0, kinds=["lost"])
+    with pytest.raises(StorageError):
+        await store.finish(upload.info._replace(finished_at=1.5), sync=True, fence=UNFENCED)
+    proxy.inject(seed=1, rate=0.0)
+    assert (await other.load("x")).finished
+    await store.save(upload.info, fence=UNFENCED)
+    await store.settle("x", fence=UNFENCED)
+    for each in (store, other):
+        found = await each.load("x")
+        assert (found.offset, found.finished) == (5, False)
+    await store.finish(upload.info._replace(finished_at=2.5), sync=True, fence=UNFENCED)
+    assert (await other.load("x")).info.finished_at == 2.5
+
+
+async def test_a_holder_that_lost_the_lock_takes_back_no_finish(opened: Opened) -> None:
+    store, late = opened(), opened()
+    await filled(store, await created(store, 5), b"hello")
+    await late.load("x")
+    await finished(store, await filled(late, await late.load("x"), b"hello"))
+    await late.settle("x", fence=UNFENCED)
+    assert (await late.load("x")).info.finished_at == 1.0
 
 
 async def test_parts_are_sent_while_the_body_comes_and_are_never_listed(
@@ -154,6 +294,7 @@ async def test_the_bucket_knows_type_name_and_metadata(opened: Opened) -> None:
     assert properties.content_disposition == "attachment; filename*=UTF-8''r%C3%B6ntgen.dcm"
     kept = dict(properties.metadata)
     assert len(kept.pop("tusd-py-token")) == 32
+    assert kept.pop("tusd-py-finished", "") in {"", "0 1.0"}
     # What does not fit stays in the record alone.
     assert kept == {
         "filename": "r%C3%B6ntgen.dcm",

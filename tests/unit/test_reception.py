@@ -81,7 +81,12 @@ async def test_T26_a_lock_that_is_lost_while_a_checksum_is_computed(
         problem = None
         try:
             await reception.receive(
-                upload, content, WholeBody(data), LostLease(asked), RequestView()
+                upload,
+                content,
+                WholeBody(data),
+                LostLease(asked),
+                RequestView(),
+                finishing=False,
             )
         except ProtocolError as raised:
             problem = raised

@@ -328,11 +328,13 @@ class Writer(Protocol):
     def abandon(self) -> None:
         """Leave the upload as it is because the lock was lost; `close` then only releases resources."""
 
-    async def close(self, *, sync: bool) -> None:
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         """Make the added bytes count, and release all resources in any case. After `discard`, only release them.
 
         Args:
             sync: Make the bytes durable before this returns (`durability = chunk`).
+            finishing: `Store.finish` or `Store.settle` follows before anybody is told of the bytes and before the lock is
+                released, so that the store may leave it to these to make them count if they complete the upload.
 
         Raises:
             LeaseLost: The bytes do not count because another holder has the upload.
@@ -661,6 +663,12 @@ class Store(Protocol):
         Raises:
             UploadNotFound: There is no record.
             BytesNotKept: Bytes were lost, and count no longer.
+        """
+
+    async def settle(self, upload_id: str, *, fence: Fence) -> None:
+        """Make bytes count that `Writer.close` left to `finish`, if that did not; does nothing for others.
+
+        Once it has returned or raised, nothing is left to `finish` any more. Raises LeaseLost: they do not count.
         """
 
     async def sync(self, upload: Upload, *, fence: Fence) -> None:

@@ -59,6 +59,8 @@ class Appender(Operation):
                         upload, EventType.POST_TERMINATE, request, held.lease
                     )
                 raise
+            finally:
+                await self._store.settle(upload_id, fence=held.fence)
 
     async def _receive(
         self, upload: Upload, command: Append, body: Body, request: RequestView, lease: Lease
@@ -70,7 +72,14 @@ class Appender(Operation):
         declared = completion.before_body(declared, command.completes)
         if declared.info is not upload.info:
             await self._store.save(declared.info, fence=lease.fence)
-        return await self._receiver.receive(declared, command.content, body, lease, request)
+        return await self._receiver.receive(
+            declared,
+            command.content,
+            body,
+            lease,
+            request,
+            finishing=command.completes is not False,
+        )
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:
         """The upload with the length that the request declares ("Creation", Upload-Defer-Length). Raises a 400 or 413."""

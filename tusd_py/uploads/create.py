@@ -218,9 +218,7 @@ class Creator(Operation):
     ) -> Result:
         """Add the bytes that came with the creation, and finish the upload if it is complete."""
         try:
-            if content is not None:
-                upload = await self._receiver.receive(upload, content, body, lease, request)
-            return await self._finisher.complete(upload, completes, request, lease.fence)
+            return await self._receive(upload, content, body, request, lease, completes=completes)
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # No byte counts and the client does not know its URL, so the upload is useless. Creation hooks know it.
@@ -232,6 +230,27 @@ class Creator(Operation):
             return Result(await self._reload(upload), problem)
         except (StorageError, LeaseLost) as problem:
             return Result(await self._reload(upload), response_to(problem))
+
+    async def _receive(
+        self,
+        upload: Upload,
+        content: Content | None,
+        body: Body,
+        request: RequestView,
+        lease: Lease,
+        *,
+        completes: bool | None,
+    ) -> Result:
+        """As `_fill`. Raises ProtocolError, StorageError, LeaseLost."""
+        if content is None:
+            return await self._finisher.complete(upload, completes, request, lease.fence)
+        try:
+            filled = await self._receiver.receive(
+                upload, content, body, lease, request, finishing=completes is not False
+            )
+            return await self._finisher.complete(filled, completes, request, lease.fence)
+        finally:
+            await self._store.settle(upload.id, fence=lease.fence)
 
     async def _reload(self, upload: Upload) -> Upload:
         """Load an upload again. Raises UploadNotFound if its id belongs to another one by now, as after a lost lease."""

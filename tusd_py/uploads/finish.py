@@ -110,7 +110,8 @@ class Finisher(Operation):
     async def _ask_hooks(
         self, upload: Upload, request: RequestView, fence: Fence
     ) -> HookResponse | None:
-        """Call the pre-finish hooks, once the bytes are durable. Raises their refusal."""
+        """Call the pre-finish hooks, once the bytes count and are durable. Raises their refusal."""
+        await self._store.settle(upload.id, fence=fence)
         if self._is_durable:
             await self._store.sync(upload, fence=fence)
             # Not if another holder has the upload by now.

@@ -144,8 +144,9 @@ class _Ended(Exception):
 class _Transfer:
     """The body of one request while it is received.
 
-    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. next_check: offset at which to check
-    the free space again. reported: the offset that hooks know. stopped: the response if the body was ended from outside.
+    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. finishing: see `receive`.
+    next_check: offset at which to check the free space again. reported: the offset that hooks know. stopped: the response if
+    the body was ended from outside.
     """
 
     upload: Upload
@@ -156,6 +157,7 @@ class _Transfer:
     request: RequestView
     limit: int | None
     over_limit: Callable[[], ProtocolError]
+    finishing: bool
     next_check: int = field(init=False)
     reported: int = field(init=False)
     stopped: ProtocolError | None = None
@@ -253,7 +255,14 @@ class BodyReceiver:
     # The bytes
 
     async def receive(
-        self, upload: Upload, content: Content, body: Body, lease: Lease, request: RequestView
+        self,
+        upload: Upload,
+        content: Content,
+        body: Body,
+        lease: Lease,
+        request: RequestView,
+        *,
+        finishing: bool,
     ) -> Upload:
         """Write a body to the store.
 
@@ -263,6 +272,7 @@ class BodyReceiver:
             body: The body.
             lease: The upload's lock; a request to release it ends the body.
             request: For the hooks.
+            finishing: The caller finishes the upload if the body completes it, and calls `Store.settle` in any case.
 
         Returns:
             The upload with its new offset.
@@ -283,6 +293,7 @@ class BodyReceiver:
             request=request,
             limit=limit,
             over_limit=over_limit,
+            finishing=finishing,
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:
@@ -338,7 +349,10 @@ class BodyReceiver:
         if not counts:
             await self._discard(writer)
         try:
-            await writer.close(sync=self._policy.durability == "chunk" and writer.offset > began)
+            await writer.close(
+                sync=self._policy.durability == "chunk" and writer.offset > began,
+                finishing=transfer.finishing and problem is None,
+            )
         except LeaseLost:
             return problem or errors.interrupted()
         if counts:

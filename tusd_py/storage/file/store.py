@@ -455,6 +455,9 @@ class FileStore:
         with _translated(f"giving back {upload.id}"):
             await self._threads.run(self._adoption.give_back, upload.info, content)
 
+    async def settle(self, upload_id: str, *, fence: Fence) -> None:
+        """See `Store`. Bytes count once their writer is closed."""
+
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         info = upload.info
         with _translated(f"syncing {upload.id}"):

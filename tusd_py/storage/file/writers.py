@@ -88,7 +88,7 @@ class FileWriter:
     def abandon(self) -> None:
         """Nothing to do: each write counted when it was made."""
 
-    async def close(self, *, sync: bool) -> None:
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         if self._closed:
             return
         self._closed = True
@@ -369,7 +369,7 @@ class VerifiedFileWriter:
     def abandon(self) -> None:
         self._abandoned = True
 
-    async def close(self, *, sync: bool) -> None:
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         if self._closed:
             return
         self._closed = True

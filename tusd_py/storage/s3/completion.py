@@ -11,6 +11,7 @@ import logging
 
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import BytesNotKept, StorageError, StorageUnavailable
+from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
     ObjectStoreError,
@@ -19,7 +20,7 @@ from tusd_py.storage.s3.object_store import (
 )
 from tusd_py.storage.s3.progress import finished_object
 from tusd_py.storage.s3.translation import translated
-from tusd_py.storage.s3.writer import Bucketed, Live, put_whole
+from tusd_py.storage.s3.writer import Bucketed, put_whole
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +32,17 @@ class Completions:
         self._store = store
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    async def complete(self, live: Live, fence: Fence) -> None:
-        """Make the object of an upload whose bytes are all there. Raises BytesNotKept, StorageError, LeaseLost."""
+    async def complete(self, live: Live, fence: Fence, *, finished_at: float | None = None) -> None:
+        """Make the object of an upload whose bytes are all there. Raises BytesNotKept, StorageError, LeaseLost.
+
+        finished_at: let the object tell of this finish, where that costs nothing; `Progress.finished_at` says whether it does.
+        """
         if live.progress.done:
             return
         upload_id = live.record.info.id
         running = self._running.get(upload_id)
         if running is None:
-            running = asyncio.ensure_future(self._complete(live, fence))
+            running = asyncio.ensure_future(self._complete(live, fence, finished_at))
             self._running[upload_id] = running
             running.add_done_callback(lambda _: self._running.pop(upload_id, None))
         # A client that hangs up cancels its request, not the completion.
@@ -49,9 +53,17 @@ class Completions:
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
-    async def _complete(self, live: Live, fence: Fence) -> None:
+    async def _complete(self, live: Live, fence: Fence, finished_at: float | None) -> None:
+        try:
+            await self._make_object(live, fence, finished_at)
+        except BaseException:
+            live.is_doubtful = True
+            raise
+
+    async def _make_object(self, live: Live, fence: Fence, finished_at: float | None) -> None:
         with translated(f"completing {live.record.info.id}"):
-            info, held = live.record.info, live.progress.offset
+            info, whole = live.record.info, self._store.whole.data(live)
+            held = live.progress.offset if whole is None else len(whole)
             if held != info.length:
                 raise StorageError(f"{info.id} has {held} bytes, not {info.length}")
             with fence():
@@ -60,16 +72,16 @@ class Completions:
                 await self._store_tail(live)
                 await self._complete_parts(live, live.record.multipart)
             else:
-                await self._store_single(live)
+                await self._store_single(live, whole, finished_at)
 
-    async def _store_single(self, live: Live) -> None:
-        """Store an upload without parts: it is empty, or all in its tail, as its length was declared later."""
-        data = b""
-        if live.progress.tail is not None:
-            _, data = await self._store.objects.read(
-                live.progress.tail.key, limit=live.progress.tail.size
-            )
-        await put_whole(self._store, live, data)
+    async def _store_single(
+        self, live: Live, data: bytes | None, finished_at: float | None
+    ) -> None:
+        """Store an upload without parts. data: None if it is empty, or all in its tail, as its length was declared later."""
+        tail = live.progress.tail
+        if data is None and tail is not None:
+            _, data = await self._store.objects.read(tail.key, limit=tail.size)
+        await put_whole(self._store, live, data or b"", finished_at=finished_at)
 
     async def _store_tail(self, live: Live) -> None:
         """Store the tail as the last part, where the length was declared after its bytes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ class Progress:
         size: Its bytes.
         changed_at: When the last byte arrived, in seconds since the epoch.
         is_lost: The multipart upload that the record names is gone, as after a rule of the bucket aborted it.
+        finished_at: When it was finished, if the object tells; the record may tell instead.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -48,6 +48,7 @@ class Progress:
     size: int = 0
     changed_at: float = 0.0
     is_lost: bool = False
+    finished_at: float | None = None
 
     @property
     def offset(self) -> int:
@@ -123,16 +124,26 @@ def newest(listed: Sequence[Part], record: Record) -> Iterator[Part | None]:
         yield None if is_unclear else newest
 
 
+async def finish_of(objects: ObjectStore, layout: Layout, record: Record) -> float | None:
+    """When an upload was finished, by its record or else by its object; None if it was not. Raises ObjectStoreError."""
+    length = record.info.length
+    if record.info.finished_at is not None or record.multipart or record.info.is_final:
+        return record.info.finished_at
+    if length is None or length > record.plan.size(1):
+        return None
+    done = await finished_object(objects, layout, record)
+    return None if done is None else done.finished_at
+
+
 async def _of_single(objects: ObjectStore, layout: Layout, record: Record) -> Progress:
     """Of an upload without parts: a tail, or already the object."""
     length = record.info.length
-    tail = _head(objects, layout.tail(record.info.id))
-    if length is None or length > record.plan.size(1):
-        found, done = await tail, None
-    else:
-        found, done = await asyncio.gather(tail, finished_object(objects, layout, record))
-    progress = done or Progress()
-    _add_tail(progress, record, found)
+    progress = Progress()
+    if length is not None and length <= record.plan.size(1):
+        progress = await finished_object(objects, layout, record) or progress
+    if progress.finished_at is not None:
+        return progress
+    _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
     return progress
 
 
@@ -158,7 +169,12 @@ async def finished_object(objects: ObjectStore, layout: Layout, record: Record) 
         length = 0
     if head is None or not record.is_at(head) or head.size != length:
         return None
-    return Progress(done=True, size=head.size, changed_at=head.modified_at)
+    return Progress(
+        done=True,
+        size=head.size,
+        changed_at=head.modified_at,
+        finished_at=record.finish_in(head.properties),
+    )
 
 
 async def _head(objects: ObjectStore, key: str) -> ObjectHead | None:

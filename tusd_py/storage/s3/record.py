@@ -17,6 +17,8 @@ RECORD_LIMIT = 8 * 1024 * 1024
 """Bytes of the longest record that is read: finals can list many parts."""
 TOKEN = "tusd-py-token"  # noqa: S105 - the name of a field
 """Name in the metadata of an object that proves that it is the one of an upload."""
+_FINISHED = "tusd-py-finished"
+"""Name in the metadata of an object that tells of the finish: how many finishes were undone before it, and its time."""
 
 
 class _S3(TypedDict, total=False):
@@ -31,6 +33,7 @@ class _S3(TypedDict, total=False):
     Replaced: dict[str, str]
     Given: list[list[int]]
     Before: str | None
+    Undone: int
 
 
 class TusdsRecord(UploadNotFound):
@@ -54,6 +57,7 @@ class Record:
         below: Parts from this number on do not count: a request stored them that was refused; 0 for none.
         void_to: The last part that was stored so.
         replaced: Etags of the parts that took their place, by number.
+        undone: How many finishes were undone. An object that tells of one of them is not finished.
         etag: Of the record's object; empty before it is stored.
         before: For an upload that tusd began, whose object has no token: the etag of the object that was at its key before it
             was taken over; empty if there was none. None for uploads of ours.
@@ -67,13 +71,30 @@ class Record:
     below: int = 0
     void_to: int = 0
     replaced: Mapping[int, str] = field(default_factory=dict)
+    undone: int = 0
     etag: str = ""
     before: str | None = None
 
-    def properties(self, keys: Collection[str]) -> Properties:
-        """What is stored with the object. keys: of the metadata; empty for all."""
+    def properties(self, keys: Collection[str], finished_at: float | None = None) -> Properties:
+        """What is stored with the object.
+
+        keys: of the metadata; empty for all. finished_at: of an upload that this finishes, in seconds since the epoch.
+        """
         known = properties_of(self.info.metadata, only=keys)
-        return replace(known, metadata={**known.metadata, TOKEN: self.token})
+        ours = {TOKEN: self.token}
+        if finished_at is not None:
+            ours[_FINISHED] = f"{self.undone} {finished_at!r}"
+        return replace(known, metadata={**known.metadata, **ours})
+
+    def finish_in(self, properties: Properties) -> float | None:
+        """When the object with these properties was finished, in seconds since the epoch; None if it does not tell."""
+        undone, _, finished_at = properties.metadata.get(_FINISHED, "").partition(" ")
+        if undone != str(self.undone):
+            return None
+        try:
+            return float(finished_at)
+        except ValueError:
+            return None
 
     def is_at(self, head: ObjectHead) -> bool:
         """Whether an object is the one of this upload."""
@@ -100,6 +121,7 @@ def serialize(record: Record, *, storage: Mapping[str, str]) -> bytes:
         Below=record.below,
         VoidTo=record.void_to,
         Replaced={str(number): etag for number, etag in record.replaced.items()},
+        Undone=record.undone,
     )
     if record.plan.given:
         document["TusdPy"]["S3"]["Given"] = record.plan.given
@@ -133,6 +155,7 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
             below=int(ours.get("Below", 0)),
             void_to=int(ours.get("VoidTo", 0)),
             replaced={int(number): str(e) for number, e in ours.get("Replaced", {}).items()},
+            undone=int(ours.get("Undone", 0)),
             etag=etag,
             before=ours.get("Before"),
         )

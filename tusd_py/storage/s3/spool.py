@@ -7,7 +7,7 @@ before they read on, and those that have the most put their bytes into the bucke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -26,11 +26,18 @@ class Holder(Protocol):
 
 
 class Spool:
-    """Counts bytes. limit: most that may wait; a single part may be larger."""
+    """Counts bytes.
+
+    Attributes:
+        limit: Most that may wait; a single part may be larger.
+        used: Bytes that are counted now.
+        spare: Lets go of some bytes that only save a request later; returns False if there are none.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.spare: Callable[[], bool] = lambda: False
         self._holders: set[Holder] = set()
         self._freed = asyncio.Event()
         self._relief: asyncio.Future[None] | None = None
@@ -44,6 +51,8 @@ class Spool:
     def take(self, size: int) -> None:
         """Count bytes that a writer stores."""
         self.used += size
+        while self.is_full and self.spare():
+            pass
 
     def give_back(self, size: int) -> None:
         """Count bytes that the bucket has, or that are void."""

@@ -36,6 +36,7 @@ from tusd_py.storage.base import (
 from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
 from tusd_py.storage.s3.layout import RECORD, STATE, Layout
+from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     MAX_PARTS,
     ObjectHead,
@@ -49,16 +50,18 @@ from tusd_py.storage.s3.object_store import (
 from tusd_py.storage.s3.outbox import S3Outbox
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.plan import PartPlan
-from tusd_py.storage.s3.progress import Progress, part_size, read_progress
+from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_progress
 from tusd_py.storage.s3.reader import S3Reader
 from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
 from tusd_py.storage.s3.removal import S3Removal, abort_parts
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
+from tusd_py.storage.s3.tails import Tails
 from tusd_py.storage.s3.takeover import Sizes, Takeover
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.verified import VerifiedS3Writer
-from tusd_py.storage.s3.writer import Live, S3Writer, put_whole
+from tusd_py.storage.s3.whole import WholeUploads
+from tusd_py.storage.s3.writer import S3Writer, put_whole
 from tusd_py.storage.skipped import Skip, skip_entry
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,8 @@ class S3Store:
         self.options = options
         self.layout = options.layout
         self.spool = Spool(options.spool_bytes)
+        self.whole = WholeUploads(self.spool)
+        self.tails = Tails(self.spool)
         self.concurrent_parts = options.concurrent_parts
         self.max_parts = options.max_parts
         self.flush_seconds = options.flush_seconds
@@ -117,6 +122,8 @@ class S3Store:
         self._process = os.urandom(_TOKEN_BYTES).hex()
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._beginning: dict[str, asyncio.Lock] = {}
+        self._is_alone = False
+        """Whether no other process changes uploads, so that what this one remembers needs no look at the record."""
         self._outbox = S3Outbox(objects, self.layout)
         self._marks = S3SweepMarks(objects, self.layout)
         self._places = Places(objects, self.layout, options.bucket, options.allowed_locations)
@@ -156,7 +163,8 @@ class S3Store:
     # Opening and closing
 
     def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
-        """See `Store`. A bucket cannot be claimed: who shares it shares the locks too."""
+        """See `Store`. A bucket cannot be claimed: who shares it shares the locks too. Who does not is told in `guard`."""
+        self._is_alone = guard == "exclusive"
         asyncio.run(self._try_out())
 
     async def _try_out(self) -> None:
@@ -271,13 +279,21 @@ class S3Store:
 
     async def save_record(self, live: Live, record: Record, fence: Fence) -> None:
         """Replace a record on condition that it is the one that `live` knows. Raises LeaseLost, UploadNotFound."""
+        try:
+            etag = await self._replace_record(live, record, fence)
+        except BaseException:
+            live.is_doubtful = True
+            raise
+        live.record = replace(record, etag=etag)
+
+    async def _replace_record(self, live: Live, record: Record, fence: Fence) -> str:
         upload_id = record.info.id
         key, content = self.layout.record(upload_id), self._serialize(record)
         with translated(f"recording {upload_id}"):
             with fence():
                 pass
             try:
-                etag = await self.objects.put(
+                return await self.objects.put(
                     key,
                     content,
                     _RECORD_PROPERTIES,
@@ -285,8 +301,7 @@ class S3Store:
                     if_match=live.record.etag,
                 )
             except (PreconditionFailed, ObjectNotFound):
-                etag = await self._etag_if_stored(upload_id, key, content)
-        live.record = replace(record, etag=etag)
+                return await self._etag_if_stored(upload_id, key, content)
 
     async def _etag_if_stored(self, upload_id: str, key: str, content: bytes) -> str:
         """The etag of a record that an attempt without a response stored. Raises LeaseLost for another record."""
@@ -302,13 +317,16 @@ class S3Store:
 
     async def _known(self, upload_id: str) -> Live:
         """What this process knows of an upload that it loaded before; asks the bucket if it forgot."""
-        live = self._live.get(upload_id)
+        live = self.whole.live(upload_id) or self._live.get(upload_id)
         return live if live is not None else await self._look_up(upload_id)
 
     async def _look_up(self, upload_id: str) -> Live:
         """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
-        live = self._live.get(upload_id)
-        before = "" if live is None else live.record.etag
+        known = self._live.get(upload_id)
+        before = "" if known is None else known.record.etag
+        live = None if known is None or known.is_doubtful else known
+        if live is not None and self._is_alone and live.record.holder == self._process:
+            return live
         try:
             record = await self._read_record(upload_id)
         except UploadNotFound:
@@ -341,13 +359,17 @@ class S3Store:
             # A request of this process took the upload over meanwhile, and knows what it has stored since.
             return current
         live = Live(record, progress, may_have_twin=True)
-        self._remember(live)
+        live.may_be_finished = known is not None and known.may_be_finished
+        if progress.finished_at is None:
+            self._remember(live)
+        else:
+            self._live.pop(upload_id, None)
         return live
 
     async def load(self, upload_id: str) -> Upload:
         with translated(f"loading {upload_id}"):
             live = await self._look_up(upload_id)
-        info, progress = live.record.info, live.progress
+        info, progress = live.info, live.progress
         if info.finished_at is not None:
             return Upload(info, info.length or 0, info.finished_at)
         joined = not info.is_final or progress.done
@@ -433,7 +455,12 @@ class S3Store:
             if info.is_final and info.length is not None and live.record.info.length is None:
                 # Before it has parts: whoever goes on with the join makes the same ones.
                 record = replace(record, plan=self._plan(info.length))
+            undoes = info.finished_at is None and (live.may_be_finished or live.info.finished_at)
+            if undoes:
+                record = replace(record, undone=record.undone + 1)
             await self.save_record(live, record, fence)
+            if undoes:
+                live.may_be_finished, live.progress.finished_at = False, None
 
     def _plan(self, length: int | None) -> PartPlan:
         options = self.options
@@ -498,6 +525,15 @@ class S3Store:
         if self._live.get(live.record.info.id) is live:
             del self._live[live.record.info.id]
 
+    async def settle(self, upload_id: str, *, fence: Fence) -> None:
+        live = self.whole.live(upload_id)
+        if live is None:
+            return
+        try:
+            await self._completions.complete(live, fence)
+        finally:
+            self.whole.release(upload_id)
+
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         """See `Store`. What the bucket acknowledged is durable; an upload with all its bytes becomes an object."""
         if upload.fills_length and not upload.finished:
@@ -507,13 +543,27 @@ class S3Store:
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with translated(f"finishing {info.id}"):
             live = await self._ours(info.id, fence)
+            has_grown = (
+                live.may_have_twin and not live.record.multipart and self._may_have_grown(live)
+            )
+            # The object can tell of the finish, but not of anything else that the record lacks, nor that nothing is beside it.
+            suffices = (
+                live.record.info == info._replace(finished_at=None)
+                and not live.progress.tail_etag
+                and not has_grown
+            )
             if live.record.info.length != info.length:
                 live.record = replace(live.record, info=info._replace(finished_at=None))
-            await self._completions.complete(live, fence)
+            await self._completions.complete(
+                live, fence, finished_at=info.finished_at if suffices else None
+            )
             has_tail = bool(live.progress.tail_etag)
-            if live.may_have_twin and not live.record.multipart and self._may_have_grown(live):
-                await abort_parts(self.objects, live.record, self.layout.data(info), but="")
-            await self.save_record(live, replace(live.record, info=info), fence)
+            if live.progress.finished_at != info.finished_at:
+                if has_grown:
+                    await abort_parts(self.objects, live.record, self.layout.data(info), but="")
+                await self.save_record(live, replace(live.record, info=info), fence)
+        self.whole.release(info.id)
+        self.tails.drop(info.id)
         self._live.pop(info.id, None)
         if has_tail or live.record.multipart:
             try:
@@ -588,6 +638,10 @@ class S3Store:
                 record = await self._record_to_remove(upload_id, fence)
             except (UploadNotFound, UploadGone):
                 return
+            self.whole.release(upload_id)
+            self.tails.drop(upload_id)
+            finished_at = await finish_of(self.objects, self.layout, record)
+            record = replace(record, info=record.info._replace(finished_at=finished_at))
             await self._removal.remove(
                 record, fence, keep_tombstone=keep_tombstone, unpublished=unpublished
             )

@@ -84,7 +84,7 @@ class VerifiedS3Writer:
         self._is_over = True
         self._writer.abandon()
 
-    async def close(self, *, sync: bool) -> None:
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         try:
             if self._counts and not self._is_over:
                 for at in range(0, self._size, _PIECE_BYTES):
@@ -97,4 +97,4 @@ class VerifiedS3Writer:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-            await self._writer.close(sync=sync)
+            await self._writer.close(sync=sync, finishing=finishing)

@@ -10,58 +10,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.base import StorageError, StorageFull, Upload
 from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
     ObjectKind,
     ObjectNotFound,
     ObjectStore,
     ObjectStoreError,
-    Part,
     PreconditionFailed,
     Properties,
 )
-from tusd_py.storage.s3.progress import Progress, part_size, tail_properties, tail_time
+from tusd_py.storage.s3.progress import (
+    Progress,
+    finished_object,
+    part_size,
+    tail_properties,
+    tail_time,
+)
 from tusd_py.storage.s3.record import Record
 from tusd_py.storage.s3.spool import Spool
+from tusd_py.storage.s3.tails import Tails
 from tusd_py.storage.s3.translation import storage_error
+from tusd_py.storage.s3.whole import WholeUploads
 
 _OFFER_BYTES = 1024 * 1024
 """Most that a buffer is offered for at a time."""
-
-
-@dataclass(slots=True)
-class Live:
-    """An upload to which this process adds bytes, or did last.
-
-    Attributes:
-        record: As it is stored.
-        progress: What the bucket has acknowledged.
-        may_have_twin: An earlier holder may have begun a multipart upload that it did not record.
-        arrived: Parts behind a gap, which count once it is closed.
-    """
-
-    record: Record
-    progress: Progress
-    may_have_twin: bool
-    arrived: dict[int, Part] = field(default_factory=dict)
-
-    def add(self, part: Part, now: float) -> None:
-        """Count a part that the bucket has."""
-        progress = self.progress
-        self.arrived[part.number] = part
-        while (following := self.arrived.pop(len(progress.parts) + 1, None)) is not None:
-            progress.parts.append(following)
-            progress.end += following.size
-            # Whatever the tail had is in this part.
-            progress.tail = None
-            progress.changed_at = now
 
 
 class Bucketed(Protocol):
@@ -70,6 +50,8 @@ class Bucketed(Protocol):
     objects: ObjectStore
     layout: Layout
     spool: Spool
+    whole: WholeUploads
+    tails: Tails
     concurrent_parts: int
     max_parts: int
     flush_seconds: float
@@ -121,6 +103,7 @@ class S3Writer:
         self._is_over = False
         self._is_too_long = False
         self._flushing: asyncio.Task[None] | None = None
+        self._take_tail()
         store.spool.enter(self)
 
     @property
@@ -270,6 +253,28 @@ class S3Writer:
         live.progress.tail = head
         live.progress.changed_at = head.modified_at
 
+    def _take_tail(self) -> None:
+        """Take the tail that this process stored last over, if it is still in memory."""
+        tail = self._live.progress.tail
+        if self._buffer is not None or tail is None or tail.size != self._filled:
+            return
+        buffer = self._store.tails.take(self._live.record.info.id, tail.etag, tail.size)
+        if buffer is None:
+            return
+        if self._may_discard:
+            self._first_tail = bytes(memoryview(buffer)[: tail.size])
+        self._buffer, self._taken = buffer, tail.size
+
+    def _leave_tail(self) -> None:
+        """Leave the bytes of the tail to the next request, if the buffer has just these."""
+        tail = self._live.progress.tail
+        if self._buffer is None or tail is None or self._unsaved or self._taken != tail.size:
+            return
+        if tail.size != self._filled:
+            return
+        self._store.tails.keep(self._live.record.info.id, tail.etag, self._buffer, tail.size)
+        self._taken = 0
+
     async def _fetch(self) -> None:
         """Get the bytes of the tail back into the buffer."""
         tail = self._live.progress.tail
@@ -332,6 +337,13 @@ class S3Writer:
 
     async def discard(self) -> None:
         """Void the parts that were sent, which cannot be removed, and put the first tail back."""
+        try:
+            await self._take_back()
+        except BaseException:
+            self._live.is_doubtful = True
+            raise
+
+    async def _take_back(self) -> None:
         await self._stop_sending()
         with self._fence():
             pass
@@ -383,11 +395,13 @@ class S3Writer:
         if self._sending:
             await asyncio.wait(list(self._sending))
 
-    async def close(self, *, sync: bool) -> None:
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         try:
             await self._stop_sending()
-            if not self._is_over and self._added:
-                await self._settle()
+            if not self._is_over:
+                if self._added:
+                    await self._settle(finishing=finishing)
+                self._leave_tail()
         except BaseException:
             self._store.forget(self._live)
             raise
@@ -399,7 +413,7 @@ class S3Writer:
             self._store.spool.give_back(self._taken)
             self._taken, self._buffer = 0, None
 
-    async def _settle(self) -> None:
+    async def _settle(self, *, finishing: bool) -> None:
         """Make the bytes in the buffer count: as the last part, as the whole object, or as the tail."""
         self._raise_problem()
         live, length = self._live, self._live.record.info.length
@@ -407,7 +421,7 @@ class S3Writer:
             raise StorageError(f"{live.record.info.id} got more bytes than its length")
         try:
             if length is not None and self.offset == length and self._filled:
-                await self._store_end()
+                await self._store_end(finishing=finishing)
             elif self._filled and self._unsaved:
                 await self._put_tail()
         except ObjectStoreError as problem:
@@ -415,7 +429,7 @@ class S3Writer:
         self._raise_problem()
         await self._count_replaced()
 
-    async def _store_end(self) -> None:
+    async def _store_end(self, *, finishing: bool) -> None:
         live, store = self._live, self._store
         async with self._busy:
             await self._fetch()
@@ -427,7 +441,12 @@ class S3Writer:
             pass
         if self._buffer is None:
             raise StorageError("there are no bytes to store")
-        await put_whole(store, live, bytes(memoryview(self._buffer)[: self._filled]))
+        data = bytes(memoryview(self._buffer)[: self._filled])
+        if finishing:
+            store.whole.hold(live, data)
+            self._taken = 0
+        else:
+            await put_whole(store, live, data)
 
     async def _count_replaced(self) -> None:
         """Count parts again that replaced those of a refused request."""
@@ -486,11 +505,25 @@ async def _stored_before(
     return replace(head, modified_at=tail_time(head))
 
 
-async def put_whole(store: Bucketed, live: Live, data: bytes | bytearray) -> None:
-    """Store an upload as one object, in one request. Raises ObjectStoreError."""
-    record = live.record
+async def put_whole(
+    store: Bucketed, live: Live, data: bytes | bytearray, *, finished_at: float | None = None
+) -> None:
+    """Store an upload as one object, in one request. Raises ObjectStoreError.
+
+    finished_at: stored with it, so that the object tells of the finish too. An object of this upload that is there stays: a
+    holder that lost the lock would otherwise take back the finish of another.
+    """
+    record, tail_etag = live.record, live.progress.tail_etag
     key = store.layout.data(record.info)
-    await store.objects.put(key, data, record.properties(store.metadata_keys), kind=ObjectKind.DATA)
-    live.progress = Progress(
-        done=True, size=len(data), changed_at=store.now(), tail_etag=live.progress.tail_etag
-    )
+    properties = record.properties(store.metadata_keys, finished_at)
+    done = Progress(done=True, size=len(data), finished_at=finished_at)
+    live.may_be_finished = live.may_be_finished or finished_at is not None
+    try:
+        await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_absent=True)
+    except PreconditionFailed:
+        found = await finished_object(store.objects, store.layout, record)
+        if found is None:
+            # Of an earlier upload with this id.
+            await store.objects.put(key, data, properties, kind=ObjectKind.DATA)
+        done = found or done
+    live.progress = replace(done, changed_at=done.changed_at or store.now(), tail_etag=tail_etag)
