@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import plot, processes, report
+from bench.buckets import in_buckets
 from bench.measure import Place, measure
 from bench.memory import Pool
 from bench.results import Measurement, Results
-from bench.scenarios import GIB, Scenario, chosen
+from bench.scenarios import GIB, IN_BUCKET, Scenario, chosen
 from bench.servers import ROOT, Ours, Server, Unavailable, known
 
 _SETTLED = 1.0
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _servers(names: list[str], variants: list[str]) -> list[Server]:
-    servers = known()
+    servers = [*known(), *in_buckets()]
     for variant in variants:
         name, _, flags = variant.partition(":")
         servers.insert(2, Ours(f"tusd-py-{name}", f"tusd-py, {name}", *shlex.split(flags)))
@@ -201,7 +202,9 @@ def _round(
     first = (number - 1) % max(1, len(servers))
     for scenario in scenarios:
         for server in [*servers[first:], *servers[:first]]:
-            if server.only and scenario.group not in server.only:
+            if scenario.group not in (server.only or (scenario.group,)):
+                continue
+            if scenario.group == IN_BUCKET and IN_BUCKET not in server.only:
                 continue
             found = _measure_undisturbed(place, server, scenario, quick=quick)
             found.round = number

@@ -18,7 +18,7 @@ from bench import processes
 from bench.memory import Pool
 from bench.processes import Snapshot, on_processors
 from bench.results import Measurement
-from bench.scenarios import GIB, Scenario
+from bench.scenarios import GIB, MIB, Scenario
 from bench.seeds import Seeds
 from bench.servers import ROOT, HashAlone, Running, Server, StartFailed
 from bench.work import Done, Work
@@ -26,6 +26,8 @@ from bench.work import Done, Work
 _QUIET = 0.02
 _QUIET_LIMIT = 1800.0
 """Seconds. A server that meets a million uploads for the first time may look through all of them."""
+_COUNTED = 64 * MIB
+"""Longest upload whose requests to an object store are counted."""
 _CALM = 0.25
 """Processors that may be busy where the machine counts as calm."""
 
@@ -127,7 +129,10 @@ def _measure(
         directory.mkdir(parents=True)
     try:
         log = place.work / f"{server.name}.log"
-        with Running(server, directory, cpus=place.cpus_for(scenario), log=log) as running:
+        with (
+            server.begin(directory, counts=False),
+            Running(server, directory, cpus=place.cpus_for(scenario), log=log) as running,
+        ):
             missing = set(scenario.needs) - running.ask().extensions
             if missing:
                 raise MeasurementFailed(f"does not offer {', '.join(sorted(missing))}")
@@ -140,11 +145,37 @@ def _measure(
             )
             with LoadGenerator(given, place.client_cpus) as load:
                 _run(place, running, load, scenario, result)
+        if server.requests is not None:
+            _count_requests(place, server, scenario, work, result)
     finally:
         if not known:
             shutil.rmtree(directory, ignore_errors=True)
         if scenario.volume:
             place.pool.grab()
+
+
+def _count_requests(
+    place: Place, server: Server, scenario: Scenario, work: Work, result: Measurement
+) -> None:
+    """Does some of the work again, with a proxy before the object store, which would disturb a measurement."""
+    directory, log = place.work / "uploads", place.work / f"{server.name}.log"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    short = replace(work, length=min(work.length, _COUNTED), seconds=min(work.seconds, 1.0))
+    with (
+        server.begin(directory, counts=True),
+        Running(server, directory, cpus=place.cpus_for(scenario), log=log) as running,
+        LoadGenerator(
+            replace(short, port=running.port, base=server.base), place.client_cpus
+        ) as load,
+    ):
+        load.expect("ready")
+        _wait_until_quiet(running.pid, 0.2)
+        before = server.requests or 0
+        load.tell("go")
+        done = Done.from_json(load.expect("done"))
+        uploads = done.units if scenario.counts == "uploads" else work.connections
+        result.requests_each = ((server.requests or 0) - before) / uploads
 
 
 def _run(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bench.results import Measurement, Results, Spread, ratio
-from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios import IN_BUCKET, SCENARIOS, Scenario
 
 BASELINE = "tusd"
+BASELINE_IN_BUCKET = "tusd-s3"
 FLOOR = "floor"
 NOISE = 0.15
 """Share of a processor. Above it, whatever else ran on the machine is said to have disturbed."""
@@ -74,14 +75,16 @@ def _heading(scenario: Scenario) -> list[str]:
         return ["server", "KiB each", "spread", cpu, "spread", "x tusd", "peak MB"]
     cpus = [cpu, "spread", "x tusd", "x floor"]
     rates = [RATE_UNITS[scenario.counts], "spread", "x tusd"]
-    return ["server", *rates, *cpus, "p50 ms", "p99 ms", "peak MB"]
+    requests = ["S3 requests"] if scenario.group == IN_BUCKET else []
+    return ["server", *rates, *cpus, "p50 ms", "p99 ms", "peak MB", *requests]
 
 
 def _row(results: Results, scenario: Scenario, name: str) -> list[str]:
     found = results.of(name, scenario.name)
     cpu = Spread.of(map(cpu_of, found))
     peak = Spread.of(measurement.peak_memory / 1e6 for measurement in found)
-    cpus = [number(cpu.median), _range(cpu), _ratio(results, scenario, name, BASELINE, cpu=True)]
+    baseline = BASELINE_IN_BUCKET if scenario.group == IN_BUCKET else BASELINE
+    cpus = [number(cpu.median), _range(cpu), _ratio(results, scenario, name, baseline, cpu=True)]
     memory = number(peak.median) if peak.median else ""
     if scenario.counts == "connections":
         each = Spread.of(measurement.memory_each / 1024 for measurement in found)
@@ -95,12 +98,19 @@ def _row(results: Results, scenario: Scenario, name: str) -> list[str]:
         results.titles[name],
         number(rate.median),
         _range(rate),
-        _ratio(results, scenario, name, BASELINE, cpu=False),
+        _ratio(results, scenario, name, baseline, cpu=False),
         *cpus,
         _ratio(results, scenario, name, FLOOR, cpu=True),
         *(number(latency) if latency else "" for latency in latencies),
         memory,
+        *_requests(scenario, found),
     ]
+
+
+def _requests(scenario: Scenario, found: list[Measurement]) -> list[str]:
+    if scenario.group != IN_BUCKET:
+        return []
+    return [number(Spread.of(measurement.requests_each for measurement in found).median)]
 
 
 def _range(spread: Spread) -> str:

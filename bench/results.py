@@ -14,8 +14,8 @@ class Measurement:
 
     failure: why there are no figures. rate: MB/s, or uploads or requests a second. cpu: CPU seconds of the server's processes
     per GB, or CPU milliseconds per upload or request, or per cent of a processor (connections). Latencies in milliseconds,
-    memory in bytes. client_share: how busy the load generator was, 1 being all the time. others_share: processors that
-    everything else on the machine kept busy meanwhile.
+    memory in bytes. requests_each: requests to an object store for an upload of at most 64 MiB. client_share: how busy the
+    load generator was, 1 being all the time. others_share: processors that everything else on the machine kept busy meanwhile.
     """
 
     server: str
@@ -30,6 +30,7 @@ class Measurement:
     p99: float = 0.0
     peak_memory: int = 0
     memory_each: float = 0.0
+    requests_each: float = 0.0
     client_share: float = 0.0
     others_share: float = 0.0
 

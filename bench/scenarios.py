@@ -8,6 +8,8 @@ from bench.work import Work
 
 KIB, MIB, GIB = 1024, 1024 * 1024, 1024 * 1024 * 1024
 _FEW, _WIDE = 10, 10_000
+IN_BUCKET = "s3"
+"""The group of scenarios for servers whose uploads are in a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,37 @@ def _downloads() -> list[Scenario]:
     ]
 
 
-SCENARIOS: list[Scenario] = [*_transfers(), *_small(), *_slow(), *_many(), *_downloads()]
+def _in_buckets() -> list[Scenario]:
+    """Some of the above, in a bucket."""
+    found = [each for each in [*_transfers(), *_small()] if each.name in _ALSO_IN_BUCKETS]
+    wide = Scenario(
+        "large-8",
+        "large",
+        "8 uploads of 64 MiB at once, by one PATCH each",
+        _transfer(64 * MIB, 64 * MIB, 8),
+        _transfer(8 * MIB, 8 * MIB, 8),
+    )
+    return [
+        replace(
+            each,
+            name=f"s3-{each.name}",
+            group=IN_BUCKET,
+            title=f"{each.title}, in a bucket",
+            volume=False,
+        )
+        for each in [*found, wide]
+    ]
+
+
+_ALSO_IN_BUCKETS = {"large", "chunks-1m", "small", "small-at-once"}
+SCENARIOS: list[Scenario] = [
+    *_transfers(),
+    *_small(),
+    *_slow(),
+    *_many(),
+    *_downloads(),
+    *_in_buckets(),
+]
 GROUPS: list[str] = list(dict.fromkeys(scenario.group for scenario in SCENARIOS))
 
 

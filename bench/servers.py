@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +40,21 @@ class Server:
     title = ""
     base = "/files/"
     only: tuple[str, ...] = ()
-    """Groups of scenarios that it is for; empty for all."""
+    """Groups of scenarios that it is for; empty for all but those in a bucket."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that it needs."""
+        return {}
+
+    def begin(self, directory: Path, *, counts: bool) -> AbstractContextManager[None]:
+        """Starts what it needs for one measurement, with its data in `directory`. counts: count `requests`."""
+        return nullcontext()
+
+    @property
+    def requests(self) -> int | None:
+        """Requests to an object store so far, if they are counted; None for servers that have none."""
+        return None
 
     def prepare(self, work: Path) -> str:
         """Installs what is missing below `work`; returns the version. Raises Unavailable."""
@@ -151,16 +167,16 @@ class TusNodeServer(Server):
         node, npm = shutil.which("node"), shutil.which("npm")
         if node is None or npm is None:
             raise Unavailable("node and npm are needed (Debian, Ubuntu: apt install nodejs npm)")
-        self._node = node
-        self._place = _copy(PEERS / "node", work / "node")
-        if not (self._place / "node_modules" / "@tus" / "server").is_dir():
-            _install([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], self._place)
-        tus = self._place / "node_modules" / "@tus" / "server" / "package.json"
+        self.node = node
+        self.peer = _copy(PEERS / "node", work / "node")
+        if not (self.peer / "node_modules" / "@tus" / "server").is_dir():
+            _install([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], self.peer)
+        tus = self.peer / "node_modules" / "@tus" / "server" / "package.json"
         found = re.search(r'"version": "([^"]+)"', tus.read_text())
         return f"{found[1] if found else '?'}, Node {_output([node, '--version'])}"
 
     def command(self, directory: Path, port: int) -> list[str]:
-        return [self._node, str(self._place / "server.mjs"), str(directory), str(port)]
+        return [self.node, str(self.peer / "server.mjs"), str(directory), str(port)]
 
 
 class Tuspyserver(Server):
@@ -284,7 +300,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env={**_environment(), **self.server.environment},
                 cwd=ROOT,
                 start_new_session=True,
             )

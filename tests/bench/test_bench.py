@@ -11,7 +11,7 @@ import pytest
 
 from bench import plot, report
 from bench.results import Measurement, Results, Spread
-from bench.scenarios import SCENARIOS, chosen
+from bench.scenarios import IN_BUCKET, SCENARIOS, chosen
 from tests.support.server import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,11 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[Results, subprocess.Complete
 
 
 def test_every_scenario_gives_figures_with_the_bare_loop(tmp_path: Path) -> None:
-    scenarios = [f"--scenario={one.name}" for one in SCENARIOS if one.known < 10_000]
+    scenarios = [
+        f"--scenario={one.name}"
+        for one in SCENARIOS
+        if one.known < 10_000 and one.group != IN_BUCKET
+    ]
     results, done = bench(tmp_path, "--server=floor", "--server=sha256", *scenarios)
     assert [found.failure for found in results.measurements if found.failure] == []
     assert results.servers_of("checksum-1m") == ["floor", "sha256"]
@@ -59,6 +63,21 @@ def test_this_server_is_measured_and_a_missing_peer_is_named(tmp_path: Path) -> 
     assert "TUSD_BIN" in results.left_out["tusd"]
     assert "cargo install rustus" in results.left_out["rustus"]
     assert "Left out:" in done.stdout
+
+
+def test_uploads_in_a_bucket_are_measured_and_their_requests_are_counted(tmp_path: Path) -> None:
+    scenarios = ["s3-small", "s3-small-at-once"]
+    results, done = bench(
+        tmp_path,
+        *("--server=tusd-py-s3-none", "--server=tusd-s3", "--server=floor"),
+        *(f"--scenario={name}" for name in scenarios),
+    )
+    assert {found.scenario: found.failure for found in results.measurements} == dict.fromkeys(
+        scenarios, ""
+    )
+    assert "TUSD_BIN" in results.left_out["tusd-s3"]
+    assert all(2 <= found.requests_each < 2.5 for found in results.measurements)
+    assert "S3 requests" in done.stdout
 
 
 def test_a_name_that_is_unknown_is_refused(tmp_path: Path) -> None:
