@@ -6,12 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.s3.proxies import Fault, FaultProxy, RulesProxy, equal_parts
 from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
-from tests.support.store import PLAIN, append, content_of, write_all
+from tests.support.store import PLAIN, VERIFIED, append, content_of, sha256, write_all
 from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
 from tusd_py.protocol.metadata import serialize
 from tusd_py.protocol.tus import Content
@@ -40,7 +41,7 @@ class Opened:
         self._stack = stack
         self._endpoint = endpoint
 
-    def __call__(self, *, repeat_seconds: float = 20.0, **options: float | bool) -> S3Store:
+    def __call__(self, *, repeat_seconds: float = 20.0, **options: float | bool | str) -> S3Store:
         chosen = {"part_bytes": PART, **options}
         bucket = Bucket(
             BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=repeat_seconds
@@ -165,6 +166,38 @@ async def test_a_small_upload_by_several_requests_leaves_no_tail(opened: Opened)
     await finished(store, await filled(store, upload, b"world"))
     assert await opened.keys() == ["x", "x.info"]
     assert await content_of(other, await other.load("x")) == b"helloworld"
+
+
+@pytest.mark.parametrize("size", [1000, PART + 10])
+async def test_a_small_chunk_with_a_checksum_needs_no_file(
+    opened: Opened, tmp_path: Path, size: int
+) -> None:
+    store, other = opened(spool_directory=str(tmp_path / "none")), opened()
+    upload = await created(store, LENGTH)
+    writer = await store.open_writer(upload, VERIFIED, fence=UNFENCED)
+    if size > PART:
+        with pytest.raises(StorageError, match="spool directory"):
+            await write_all(writer, *pieces(WHOLE[:size]))
+        await writer.discard()
+    else:
+        await write_all(writer, *pieces(WHOLE[:size]))
+        assert store.spool.used == size
+        assert await writer.verify(sha256(WHOLE[:size]))
+    await writer.close(sync=False)
+    assert (await other.load("x")).offset == (0 if size > PART else size)
+    # What is left is the tail.
+    assert store.spool.used == (0 if size > PART else size)
+
+
+async def test_a_chunk_with_a_checksum_goes_from_memory_to_a_file(opened: Opened) -> None:
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[:10]), content=PLAIN)
+    writer = await store.open_writer(upload, VERIFIED, fence=UNFENCED)
+    await write_all(writer, *pieces(WHOLE[10:]))
+    assert await writer.verify(sha256(WHOLE[10:]))
+    await writer.close(sync=False)
+    await assert_whole(other, await other.load("x"))
+    assert store.spool.used == 0
 
 
 async def test_a_request_of_the_same_process_reads_no_tail_back(

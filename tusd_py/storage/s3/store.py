@@ -488,7 +488,9 @@ class S3Store:
         writer = S3Writer(self, upload, live, fence, may_discard=content.length is None)
         if not content.verified:
             return writer
-        return VerifiedS3Writer(writer, self.options.spool_directory)
+        return VerifiedS3Writer(
+            writer, self.spool, self.options.part_bytes, self.options.spool_directory
+        )
 
     async def multipart(self, live: Live, fence: Fence) -> str:
         """See `Bucketed`."""
