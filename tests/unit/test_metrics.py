@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tusd_py import __version__, background
+from tusd_py.metrics.object_store import ObjectStoreCounters
 from tusd_py.metrics.prometheus import Metrics
 from tusd_py.storage import skipped
 
@@ -42,6 +43,28 @@ def exercised() -> Metrics:
     counters.uploads_terminated, counters.uploads_expired = 3, 2
     counters.uploads_active, counters.connections_open = 11, 12
     return metrics
+
+
+def test_requests_to_an_object_store_and_what_waits_for_it() -> None:
+    metrics = exercised()
+    assert not any(name.startswith("tusd_s3") for name in families(metrics))
+    metrics.counters.object_store = counted = ObjectStoreCounters(lambda: 77, 1000)
+    for _ in range(3):
+        counted.began("UploadPart")
+    counted.ended("UploadPart", "ok", 0.3)
+    counted.ended("UploadPart", "unavailable", 7.0)
+    counted.repeated("UploadPart")
+    got = samples(metrics)
+    part = ("operation", "UploadPart")
+    assert got["tusd_s3_requests_total", (part, ("outcome", "ok"))] == 1
+    assert got["tusd_s3_requests_total", (part, ("outcome", "unavailable"))] == 1
+    assert got["tusd_s3_retries_total", (part,)] == 1
+    assert got["tusd_s3_requests_in_flight", (part,)] == 1
+    assert got["tusd_s3_request_duration_seconds_bucket", (("le", "0.5"), part)] == 1
+    assert got["tusd_s3_request_duration_seconds_count", (part,)] == 2
+    assert got["tusd_s3_request_duration_seconds_sum", (part,)] == 7.3
+    assert got["tusd_s3_spool_bytes", ()] == 77
+    assert got["tusd_s3_spool_limit_bytes", ()] == 1000
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:

@@ -11,6 +11,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tusd_py.metrics.object_store import ObjectStoreCounters
 
 METHODS = ("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 OTHER_METHOD = "OTHER"
@@ -71,6 +75,7 @@ class Counters:
     of the body. request_durations: in seconds, by method. errors: refused or failed requests by status and code. lock_waits: in
     seconds. hook_calls, hook_errors: by event type; a refusal is no error. bodies: by way, "direct" or "stream". duplicates:
     look-ups by outcome. protocols: requests by protocol, see `endpoint.py`. redis_failures: failed commands.
+    object_store: None where uploads are files.
     """
 
     uploads_created: int = 0
@@ -90,6 +95,7 @@ class Counters:
     duplicates: dict[str, int] = field(default_factory=dict)
     protocols: dict[str, int] = field(default_factory=dict)
     redis_failures: int = 0
+    object_store: ObjectStoreCounters | None = None
 
     def request(self, method: str, seconds: float) -> None:
         """Count a request that was answered `seconds` after its head had come in."""

@@ -20,11 +20,11 @@ from prometheus_client.metrics_core import (
     UntypedMetricFamily,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from tusd_py import __version__, background
-from tusd_py.metrics import job_families
-from tusd_py.metrics.counters import Counters, Histogram
+from tusd_py.metrics import job_families, object_store_families
+from tusd_py.metrics.buckets import buckets
+from tusd_py.metrics.counters import Counters
 from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.metrics.multiprocess import Pool
 from tusd_py.storage import skipped
@@ -123,6 +123,8 @@ class Metrics(Collector):
             ["kind"],
             _single(skipped.counts),
         )
+        if self.counters.object_store is not None:
+            yield from object_store_families.collect(self.counters.object_store)
         if self.jobs is not None:
             yield from job_families.collect(self.jobs)
         yield InfoMetricFamily("tusd_build", "The server's version.", {"version": __version__})
@@ -169,26 +171,18 @@ class Metrics(Collector):
             labels=["method"],
         )
         for method, seen in self.counters.request_durations.items():
-            durations.add_metric([method], _buckets(seen), seen.sum)
+            durations.add_metric([method], buckets(seen), seen.sum)
         yield durations
         waits = HistogramMetricFamily(
             "tusd_lock_wait_seconds", "Time that requests waited for an upload's lock."
         )
-        waits.add_metric([], _buckets(self.counters.lock_waits), self.counters.lock_waits.sum)
+        waits.add_metric([], buckets(self.counters.lock_waits), self.counters.lock_waits.sum)
         yield waits
         yield CounterMetricFamily(
             "tusd_lock_timeouts_total",
             "Requests that did not get an upload's lock in time.",
             self.counters.lock_timeouts,
         )
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Cumulative buckets with their bounds as the client library writes them: "+Inf", and "5.0" for 5."""
-    return [
-        (floatToGoString(bound), count)  # type: ignore[no-untyped-call]
-        for bound, count in histogram.cumulative()
-    ]
 
 
 def _counter(

@@ -20,6 +20,7 @@ from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
+from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
@@ -33,8 +34,11 @@ from tusd_py.storage.file.store import FileStore
 logger = logging.getLogger(__name__)
 
 
-def create_store(settings: Settings) -> Store:
-    """The store of an instance, not opened; reading and the outbox work without that. Raises ValueError."""
+def create_store(settings: Settings, counters: Counters | None = None) -> Store:
+    """The store of an instance, not opened; reading and the outbox work without that. Raises ValueError.
+
+    counters: get those of an object store.
+    """
     if settings.s3_bucket:
         try:
             # Needs an extra, and loads a large library.
@@ -43,7 +47,7 @@ def create_store(settings: Settings) -> Store:
             raise ValueError(
                 f"--s3-bucket needs the Python package {problem.name}: pip install 'tusd-py[s3]'"
             ) from problem
-        return s3_store(settings)
+        return s3_store(settings, counters)
     return FileStore(
         settings.upload_dir,
         dir_perms=settings.dir_perms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tusd_py.metrics.counters import Counters
+from tusd_py.metrics.object_store import ObjectStoreCounters
 from tusd_py.settings.model import Settings
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket, Encryption
 from tusd_py.storage.s3.layout import Layout
@@ -30,8 +32,8 @@ def bucket_of(settings: Settings) -> Bucket:
     )
 
 
-def s3_store(settings: Settings) -> S3Store:
-    """The store of an instance whose uploads are in a bucket, not opened."""
+def s3_store(settings: Settings, counters: Counters | None) -> S3Store:
+    """The store of an instance whose uploads are in a bucket, not opened. counters: get those of its requests."""
     options = S3Options(
         bucket=settings.s3_bucket,
         layout=Layout(settings.s3_object_prefix, settings.s3_info_prefix),
@@ -45,4 +47,9 @@ def s3_store(settings: Settings) -> S3Store:
         metadata_keys=settings.s3_object_metadata,
         allowed_locations=settings.s3_allowed_locations,
     )
-    return S3Store(AiobotocoreStore(bucket_of(settings)), options)
+    objects = AiobotocoreStore(bucket_of(settings))
+    store = S3Store(objects, options)
+    if counters is not None:
+        counted = ObjectStoreCounters(lambda: store.spool.used, options.spool_bytes)
+        counters.object_store = objects.observer = counted
+    return store

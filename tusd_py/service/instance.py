@@ -68,7 +68,7 @@ class Instance:
         """Raises HookError for a hook that cannot be loaded, ValueError for contradictory settings of tokens."""
         self.settings = settings
         self.counters = counters or Counters()
-        self.store = create_store(settings)
+        self.store = create_store(settings, self.counters)
         self._known_directories = KnownDirectories(settings)
         self._is_server = is_server
         self._is_child = child

@@ -27,7 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader, create_loader
 
 from tusd_py import logs
-from tusd_py.storage.s3.failures import meaning
+from tusd_py.storage.s3.failures import meaning, without_secrets
 from tusd_py.storage.s3.object_store import (
     ListedObject,
     NewMultipart,
@@ -38,6 +38,7 @@ from tusd_py.storage.s3.object_store import (
     Part,
     PendingUpload,
     Properties,
+    RequestObserver,
     StoreMisconfigured,
     StoreUnavailable,
     other_bucket,
@@ -120,10 +121,14 @@ class _Body(Protocol):
 
 
 class AiobotocoreStore:
-    """See `ObjectStore`. Its client is made with the first request, and again in another event loop."""
+    """See `ObjectStore`. Its client is made with the first request, and again in another event loop.
+
+    observer: told of all requests.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
+        self.observer: RequestObserver | None = None
         self._stack = AsyncExitStack()
         self._client: object = None
         self._signer: object = None
@@ -185,9 +190,10 @@ class AiobotocoreStore:
             client: object = await self._stack.enter_async_context(making)
         except (BotoCoreError, ValueError) as problem:
             if isinstance(problem, BotoCoreError):
-                raise meaning(problem, f"opening s3://{bucket.name}") from problem
+                raise meaning(problem, f"opening s3://{bucket.name}") from None
             # Of an endpoint that is no URL.
-            raise StoreMisconfigured(f"opening s3://{bucket.name}: {problem}") from problem
+            reason = without_secrets(str(problem))
+            raise StoreMisconfigured(f"opening s3://{bucket.name}: {reason}") from None
         return client
 
     async def close(self) -> None:
@@ -390,7 +396,7 @@ class AiobotocoreStore:
         try:
             return await sign("get_object", Params=parameters, ExpiresIn=seconds)
         except BotoCoreError as problem:
-            raise meaning(problem, f"signing a URL of {self._name(key)}") from problem
+            raise meaning(problem, f"signing a URL of {self._name(key)}") from None
 
     # Requests
 
@@ -447,20 +453,47 @@ class AiobotocoreStore:
         target = {**self._target(key), **parameters}
         request = f"{operation} {self._name(key or about)}"
         while True:
-            failure: ObjectStoreError
             try:
-                response = await send(**target)
-            except (ClientError, BotoCoreError) as problem:
-                failure = meaning(problem, request)
-            else:
-                if not needs or response.get(needs):
-                    return response
-                failure = StoreUnavailable(f"{request}: no {needs}", code="Malformed", status=200)
+                return await self._attempt(operation, send, target, request, needs)
+            except ObjectStoreError as problem:
+                failure = problem
             delay = attempts.delay_after(failure, self.bucket.repeat_seconds)
             if delay is None:
                 raise failure
             self._log_repeat(operation, key or about, failure, attempts.failed, delay)
             await asyncio.sleep(delay)
+            if self.observer is not None:
+                self.observer.repeated(_name_in_s3(operation))
+
+    async def _attempt(
+        self,
+        operation: str,
+        send: Callable[..., Awaitable[Response]],
+        target: Mapping[str, object],
+        request: str,
+        needs: str,
+    ) -> Response:
+        """Make a request once. Raises ObjectStoreError."""
+        observer, name, outcome = self.observer, _name_in_s3(operation), "cancelled"
+        began = time.monotonic()
+        if observer is not None:
+            observer.began(name)
+        try:
+            try:
+                response = await send(**target)
+            except (ClientError, BotoCoreError) as problem:
+                # Not as its cause: the text of that may have what `meaning` leaves out.
+                raise meaning(problem, request) from None
+            if needs and not response.get(needs):
+                raise StoreUnavailable(f"{request}: no {needs}", code="Malformed", status=200)
+            outcome = "ok"
+        except ObjectStoreError as problem:
+            outcome = problem.outcome
+            raise
+        finally:
+            if observer is not None:
+                observer.ended(name, outcome, time.monotonic() - began)
+        return response
 
     def _log_repeat(
         self, operation: str, key: str, failure: ObjectStoreError, failed: int, delay: float
@@ -519,8 +552,9 @@ class _Stream:
                 yield data
         except (BotoCoreError, aiohttp.ClientError, OSError) as problem:
             raise StoreUnavailable(
-                f"reading {self.head.key}: {problem!r}", code=type(problem).__name__
-            ) from problem
+                f"reading {self.head.key}: {without_secrets(repr(problem))}",
+                code=type(problem).__name__,
+            ) from None
         if received != self._length:
             raise StoreUnavailable(
                 f"reading {self.head.key}: {received} of {self._length} bytes", code="Incomplete"
@@ -536,6 +570,11 @@ class _Stream:
         _trace: TracebackType | None,
     ) -> None:
         self._body.close()
+
+
+@cache
+def _name_in_s3(operation: str) -> str:
+    return operation.title().replace("_", "")
 
 
 # Responses, whose shapes nobody has checked before

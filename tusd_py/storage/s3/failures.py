@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from botocore import exceptions
@@ -59,6 +60,24 @@ _UNREACHABLE = (
 )
 
 
+_SECRETS = (
+    # Of a presigned URL, and the name and password of an endpoint.
+    (re.compile(r"(https?://[^\s\"'<>?]*)\?[^\s\"'<>]*"), r"\1?..."),
+    (re.compile(r"(https?://)[^\s\"'<>/?#]*@"), r"\1...@"),
+    (
+        re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token))=[^\s&,\"'<>]*"),
+        r"\1=...",
+    ),
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text of the SDK or of a store without what would let its reader in: signatures, queries of URLs, passwords."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 def meaning(problem: ClientError | BotoCoreError, request: str) -> ObjectStoreError:
     """Return an error of botocore as the one of ours that it is. request: what was asked for, for the text."""
     if isinstance(problem, ClientError):
@@ -67,7 +86,7 @@ def meaning(problem: ClientError | BotoCoreError, request: str) -> ObjectStoreEr
     kind = StoreUnavailable if isinstance(problem, _UNREACHABLE) else StoreMisconfigured
     if isinstance(problem, exceptions.SSLError):
         kind = StoreMisconfigured
-    return kind(f"{request}: {problem}", code=code)
+    return kind(f"{request}: {without_secrets(str(problem))}", code=code)
 
 
 def _of_response(problem: ClientError, request: str) -> ObjectStoreError:
@@ -76,7 +95,7 @@ def _of_response(problem: ClientError, request: str) -> ObjectStoreError:
     code = str(error.get("Code", ""))
     status = int(str(about.get("HTTPStatusCode", 0)))
     request_id = str(about.get("RequestId", ""))
-    reason = _MISCONFIGURED.get(code) or str(error.get("Message", ""))
+    reason = _MISCONFIGURED.get(code) or without_secrets(str(error.get("Message", "")))
     named = f", request id {request_id}" if request_id else ""
     return _kind(code, status)(
         f"{request}: {reason} ({code}, status {status}{named})",

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 MIN_PART_BYTES = 5 * 1024 * 1024
 """Smallest part of a multipart upload, but for its last."""
@@ -38,7 +38,10 @@ class ObjectStoreError(Exception):
         code: The store's own code (`NoSuchKey`), or a name for what happened to the connection.
         status: The status of the response; 0 if there was none.
         request_id: The store's id of the request, which its operator can look up; empty if it told none.
+        outcome: The kind of error in one word, for metrics.
     """
+
+    outcome: ClassVar[str] = "failed"
 
     def __init__(
         self,
@@ -57,25 +60,37 @@ class ObjectStoreError(Exception):
 class ObjectNotFound(ObjectStoreError):
     """There is no such object or multipart upload: several stores say the same of both."""
 
+    outcome = "not_found"
+
 
 class PreconditionFailed(ObjectStoreError):
     """The object is not the one that the request was conditional on, or another request is changing it."""
+
+    outcome = "precondition_failed"
 
 
 class RangeNotSatisfiable(ObjectStoreError):
     """The object has no byte of the range."""
 
+    outcome = "range_not_satisfiable"
+
 
 class AccessDenied(ObjectStoreError):
     """The credentials are right and do not permit this."""
+
+    outcome = "denied"
 
 
 class StoreMisconfigured(ObjectStoreError):
     """No request can work: wrong bucket, region, endpoint or credentials, or a clock that is wrong. The text says which."""
 
+    outcome = "misconfigured"
+
 
 class StoreUnavailable(ObjectStoreError):
     """The store did not do it now, or its response did not arrive; the request may have had its effect."""
+
+    outcome = "unavailable"
 
 
 class ObjectKind(Enum):
@@ -153,6 +168,19 @@ class PendingUpload:
     key: str
     upload_id: str
     initiated_at: float
+
+
+class RequestObserver(Protocol):
+    """Told of each attempt of a request, for metrics. operation: the name that S3 gives it. Called in the event loop."""
+
+    def began(self, operation: str) -> None:
+        """An attempt is being made."""
+
+    def ended(self, operation: str, outcome: str, seconds: float) -> None:
+        """It ended. outcome: "ok", or that of the error. seconds: up to the head of the response."""
+
+    def repeated(self, operation: str) -> None:
+        """The last attempt failed, and another one follows."""
 
 
 class ObjectStream(Protocol):
