@@ -29,6 +29,7 @@ from tusd_py.storage.s3.object_store import (
     StoreUnavailable,
 )
 from tusd_py.storage.s3.places import Places
+from tusd_py.storage.s3.progress import finish_of
 from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
 
 logger = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ class S3Removal:
             # Not a record of ours.
             return False
         else:
-            return record.info.finished_at is not None
+            return await finish_of(self._objects, self._layout, record) is not None
         try:
             head = await self._objects.head(tail.key)
         except ObjectNotFound:
