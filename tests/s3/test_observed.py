@@ -91,11 +91,3 @@ def test_texts_of_the_sdk_and_of_stores_are_told_without_what_lets_in(
     text = str(meaning(problem, "get_object s3://bucket/key"))
     assert text.startswith("get_object s3://bucket/key: ")
     assert not re.search("|".join(SECRETS), text), text
-
-
-def test_an_endpoint_with_a_password_is_not_told(servers: Servers) -> None:  # noqa: F811
-    server = servers(
-        "--s3-endpoint", "http://key:password@127.0.0.1:9", "--s3-retry-time", "0", launch=True
-    )
-    assert server.wait() == 2
-    assert "password" not in server.log()
