@@ -32,7 +32,7 @@ def bucket_of(settings: Settings) -> Bucket:
     )
 
 
-def s3_store(settings: Settings, counters: Counters | None) -> S3Store:
+def s3_store(settings: Settings, counters: Counters | None = None) -> S3Store:
     """The store of an instance whose uploads are in a bucket, not opened. counters: get those of its requests."""
     options = S3Options(
         bucket=settings.s3_bucket,
