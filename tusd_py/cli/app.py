@@ -31,7 +31,7 @@ COMMANDS = {
     "dashboard": "Print a one-time link to the operators' page.",
     "health": "Check one process, for health checks of containers.",
     "check-s3": "Try out what a bucket can do.",
-    "adopt": "Convert a directory of tusd or tuspyserver, or convert it back.",
+    "adopt": "Take over uploads of tusd or tuspyserver, or give them back.",
     "duplicates": "Print or remove the fingerprints that detect duplicates.",
     "keys": "Generate a secret for signing tokens.",
     "token": "Issue, inspect and revoke tokens.",
