@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,14 +16,13 @@ from tests.support.bucket import files_only
 from tests.support.jobs import Job
 from tests.support.load import Uploaders
 from tests.support.redis import RedisServer
-from tests.support.server import PROGRAM, ROOT, ServerProcess
+from tests.support.server import PROGRAM, ServerProcess
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
 
 pytestmark = files_only
 
-OLD_COMMIT = "54f33ba"
-"""The last commit of version 0.1.0 whose packages have the names of that version."""
+OLD_PACKAGES = Path(__file__).with_name("0.1.0") / "packages.tar.xz"
 OLD_PROGRAM = (sys.executable, "-P", "-m", "tusd_py")
 """Runs in the environment of the tests: its dependencies satisfy both versions."""
 HALF = 200_000
@@ -31,16 +30,10 @@ HALF = 200_000
 
 @pytest.fixture(scope="module")
 def old_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """PYTHONPATH of version 0.1.0, taken from the history of this checkout."""
+    """PYTHONPATH of version 0.1.0."""
     place = tmp_path_factory.mktemp("old")
-    packages = ("tusd_py", "hooks", "workers")
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", OLD_COMMIT, *packages],
-        capture_output=True,
-        check=False,
-    )
-    assert archive.returncode == 0, f"needs the whole history: {archive.stderr.decode()}"
-    subprocess.run(["tar", "-x", "-C", str(place)], input=archive.stdout, check=True)
+    with tarfile.open(OLD_PACKAGES) as archive:
+        archive.extractall(place, filter="data")
     return f"{place}:{place / 'hooks'}:{place / 'workers'}"
 
 
