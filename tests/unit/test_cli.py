@@ -233,6 +233,8 @@ def test_help_tells_every_setting_with_default_and_variable() -> None:
         "Hooks over HTTP and as executables",
         "Tokens",
         "Redis",
+        "Pages",
+        "Operators",
         "Operation",
         "General",
     ]
@@ -277,8 +279,8 @@ def test_serve_gives_the_server_its_settings_and_returns_its_exit_code(tmp_path:
     code = """
 import sys, types
 
-def run(settings):
-    print(settings.port, settings.upload_dir)
+def run(settings, origins):
+    print(settings.port, settings.upload_dir, origins["port"])
     return 7
 
 server = types.ModuleType("tusd_py.process.server")
@@ -289,7 +291,7 @@ sys.exit(main(sys.argv[1:]))
 """
     arguments = ["serve", "--port=0", "--upload-dir", str(tmp_path)]
     done = run_python("-c", code, *arguments, TUSD_PROT="1")
-    assert (done.returncode, done.stdout) == (7, f"0 {tmp_path}\n")
+    assert (done.returncode, done.stdout) == (7, f"0 {tmp_path} flag --port\n")
     assert re.fullmatch(
         r"\S+Z WARN  TUSD_PROT is not a setting and is ignored; .*\n", done.stderr
     ), done.stderr

@@ -154,6 +154,5 @@ A resumable upload server: tus 1.0.0 with every extension.
   {PROGRAM} COMMAND --help all    all options of a command
   {PROGRAM} --version             version of this installation
 
-{PROGRAM} serve needs no options: it accepts uploads at http://127.0.0.1:8080/files/
-and stores them in ./data.
+{PROGRAM} serve needs no options: uploads at http://127.0.0.1:8080/files/, stored in ./data.
 """

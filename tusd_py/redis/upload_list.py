@@ -75,14 +75,16 @@ for _ = 1, ARGV[1] do
     if old[1] ~= state then
       redis.call('ZREM', STATES[old[1]], id)
     end
-    if state == '' then
-      redis.call('ZREM', KEYS[2], id)
-      redis.call('HDEL', KEYS[7], id)
-    end
     redis.call('ZREM', KEYS[6], unpack(members(id, old[4])))
     add(old[3], -old[2], -1, -opens(old[1]))
   end
-  if state ~= '' then
+  if state == '' then
+    -- Also what was never whole.
+    for key = 2, 5 do
+      redis.call('ZREM', KEYS[key], id)
+    end
+    redis.call('HDEL', KEYS[7], id)
+  else
     redis.call('ZADD', KEYS[2], created, id)
     redis.call('ZADD', STATES[state], since, id)
     for _, member in ipairs(members(id, words)) do

@@ -65,7 +65,7 @@ WIRE_HOOKS = "Hooks over HTTP and as executables"
 TOKENS = "Tokens"
 REDIS = "Redis"
 PAGES = "Pages"
-OPERATORS = "Operators' page"
+OPERATORS = "Operators"
 OPERATION = "Operation"
 
 _STRANGERS = (
