@@ -12,15 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.hooks.endpoint import Endpoint
-from tests.support.bucket import files_only
 from tests.support.jobs import Job
 from tests.support.load import Uploaders
 from tests.support.redis import RedisServer
 from tests.support.server import PROGRAM, ServerProcess
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
-
-pytestmark = files_only
 
 OLD_PACKAGES = Path(__file__).with_name("0.1.0") / "packages.tar.xz"
 OLD_PROGRAM = (sys.executable, "-P", "-m", "tusd_py")
