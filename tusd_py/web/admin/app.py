@@ -24,7 +24,7 @@ from tusd_py.service.instance import Instance
 from tusd_py.storage.base import Reader
 from tusd_py.uploads.due_marks import file_name
 from tusd_py.uploads.failures import translated
-from tusd_py.web.admin import models, openapi, page
+from tusd_py.web.admin import cursors, models, openapi, page
 from tusd_py.web.admin.access import COOKIE, SESSION_SECONDS, Access, Operator
 from tusd_py.web.admin.actions import Actions
 from tusd_py.web.admin.links import Links
@@ -382,10 +382,10 @@ def _text(request: Request, name: str) -> str:
 
 
 def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(_PAGE))
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= _MAX_PAGE:
+    limit = cursors.whole_number(request.query_params.get("limit", str(_PAGE)), _MAX_PAGE)
+    if not limit:
         raise errors.bad_request(f"limit must be a whole number from 1 to {_MAX_PAGE}")
-    return int(text)
+    return limit
 
 
 async def _bytes_of(reader: Reader, count: int) -> AsyncIterator[bytes]:

@@ -1,4 +1,8 @@
-"""Serve the operators' application on an address of its own, in the event loop of the server."""
+"""Serve the operators' application on an address of its own, in the event loop of the server.
+
+Its connections are the same as those of uploads: strangers who say nothing, or who do not read, are closed after a while, and
+cannot use up the descriptors of the process.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,22 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import uvicorn
-
 from tusd_py import logs
 from tusd_py.settings.model import Settings
 from tusd_py.web.admin.app import AdminApp
 from tusd_py.web.admin.place import AdminPlace
+from tusd_py.web.http.connection_config import ConnectionConfig, Limits
+from tusd_py.web.http.server import UploadConfig, UploadServer
 
 logger = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 256
+_IDLE_SECONDS = 10.0
+"""Orders are small: nobody needs longer for the next byte of one."""
 _END_SECONDS = 2
 
 
-class _Server(uvicorn.Server):
+class _Server(UploadServer):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave signals to the server of uploads."""
@@ -31,21 +37,22 @@ class AdminListener:
     """Serves an application on sockets."""
 
     def __init__(self, app: AdminApp, place: AdminPlace, settings: Settings) -> None:
-        config = uvicorn.Config(
+        limits = Limits(
+            connections=_MOST_CONNECTIONS,
+            idle_timeout=min(_IDLE_SECONDS, settings.network_timeout),
+        )
+        config = UploadConfig(
             app,
-            http="httptools",
-            ws="none",
+            ConnectionConfig(limits=limits),
             lifespan="off",
-            log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=_END_SECONDS,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, on_shutdown=lambda: None)
         self._sockets = place.sockets
         self._task: asyncio.Task[None] | None = None
         self._url = place.url

@@ -22,7 +22,7 @@ from tusd_py.service.presence import Presence
 from tusd_py.settings.reference import catalogue
 from tusd_py.storage.base import OutboxCounts, StorageError
 from tusd_py.uploads.failures import translated
-from tusd_py.web.admin import models
+from tusd_py.web.admin import cursors, models
 from tusd_py.web.admin.uploads import event_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ _OVERDUE_INTERVALS = 3
 """Sweep intervals without a sweep that count as a problem."""
 _MOST_SCANS = 20
 """SCAN commands for one page of fingerprints."""
+_LARGEST_SCAN = 2**64 - 1
+"""Cursors of SCAN are unsigned, of 64 bits."""
+_MOST_OWNERS = 10**12
 _NO_COUNTS: Mapping[str, int] = dict.fromkeys(models.Period.model_fields, 0)
 
 
@@ -305,8 +308,8 @@ class StateQueries:
 
     async def duplicates(self, search: str, after: str, limit: int) -> models.FingerprintPage:
         """Return fingerprints; search: one, or the id of an upload. Raises ProtocolError."""
-        if not after.isdecimal():
-            raise errors.bad_request("after is not a cursor of this list")
+        if cursors.whole_number(after, _LARGEST_SCAN) is None:
+            raise cursors.unknown()
         index = DuplicateIndex(self._redis)
         found: list[models.Fingerprint] = []
         try:
@@ -336,12 +339,12 @@ class StateQueries:
 
     async def owners(self, after: str, limit: int) -> models.OwnerPage:
         """Return owners, those with the most bytes first. Raises ProtocolError."""
-        if not after.isdecimal() or len(after) > 12:
-            raise errors.bad_request("after is not a cursor of this list")
+        begin = cursors.whole_number(after, _MOST_OWNERS)
+        if begin is None:
+            raise cursors.unknown()
         uploads = self._instance.upload_list
         if uploads is None:
             raise errors.index_unavailable()
-        begin = int(after)
         try:
             found, total = await uploads.owners(begin, limit), await uploads.owners_total()
         except RedisUnavailable:

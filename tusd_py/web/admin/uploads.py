@@ -6,9 +6,6 @@ that are gone or have changed are corrected on the way.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -36,7 +33,7 @@ from tusd_py.storage.base import (
 from tusd_py.uploads.due_marks import file_name, listed
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import name_of
-from tusd_py.web.admin import models
+from tusd_py.web.admin import cursors, models
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +92,7 @@ class UploadQueries:
     async def _listed(
         self, state: models.Filter, order: models.Order, after: str | None, limit: int
     ) -> models.UploadPage:
-        last = _position(after)
+        last = cursors.position(after)
         rows: list[models.UploadRow] = []
         seen = 0
         # Bounded, as all of many entries may be of uploads that are gone.
@@ -112,7 +109,7 @@ class UploadQueries:
                 break
         return models.UploadPage(
             uploads=rows,
-            next=None if last is None else _cursor([last.id, last.time]),
+            next=None if last is None else cursors.of([last.id, last.time]),
             total=await self._total(state),
             is_whole=await self._list.state() == b"whole",
         )
@@ -140,11 +137,13 @@ class UploadQueries:
         *,
         owner: str | None = None,
     ) -> models.UploadPage:
-        last = _word(after)
+        last = cursors.word(after)
         rows: dict[str, models.UploadRow] = {}
         if not last and owner is None and is_valid_id(text):
             # Also one that the list lacks.
             rows = {row.id: row for row in await self._rows([text], state)}
+            # As if the list had been read up to its word, so that the next page goes on behind it.
+            last = f"i{text}" if rows else last
         kinds = kind or ("ino" if self._names else "io")
         seen, is_more = 0, True
         while is_more and len(rows) < limit and seen < _MOST_CANDIDATES:
@@ -159,7 +158,7 @@ class UploadQueries:
                     rows[row.id] = row
         return models.UploadPage(
             uploads=list(rows.values()),
-            next=_cursor([last]) if is_more else None,
+            next=cursors.of([last]) if is_more else None,
             total=None,
             is_whole=await self._list.state() == b"whole",
         )
@@ -333,37 +332,3 @@ def _fits(row: models.UploadRow, state: models.Filter) -> bool:
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")[:_LONGEST]
-
-
-def _cursor(parts: list[str | float]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
-
-
-def _parts(cursor: str | None) -> list[object]:
-    if not cursor:
-        return []
-    try:
-        parts = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError, RecursionError):
-        parts = None
-    if not isinstance(parts, list):
-        raise errors.bad_request("after is not a cursor of this list")
-    return parts
-
-
-def _position(cursor: str | None) -> Position | None:
-    match _parts(cursor):
-        case []:
-            return None
-        case [str(upload_id), int(when) | float(when)]:
-            return Position(upload_id, float(when))
-    raise errors.bad_request("after is not a cursor of this list")
-
-
-def _word(cursor: str | None) -> str:
-    match _parts(cursor):
-        case []:
-            return ""
-        case [str(word)]:
-            return word
-    raise errors.bad_request("after is not a cursor of this search")

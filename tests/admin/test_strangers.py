@@ -1,0 +1,86 @@
+"""What strangers and forged requests cost the operators' API: silent connections, cursors and numbers that are none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from contextlib import ExitStack
+from urllib.parse import quote
+
+import pytest
+
+from tests.admin.conftest import ADMIN
+from tests.admin.operator import API, Operator, address_of, new_code
+from tests.conftest import MakeServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, id_of, path_of
+from tests.support.waiting import wait_until
+
+GUARD = 60
+MANY = 320
+"""Connections: more than are accepted."""
+NAN, ENDLESS = '["x", NaN]', '["x", 1e999]'
+
+
+def _cursor(text: str) -> str:
+    return quote(base64.urlsafe_b64encode(text.encode()).decode())
+
+
+FORGED = {
+    "a limit behind zeros": "/uploads?limit=0000001009999",
+    "a limit of thousands of digits": f"/uploads?limit=000000100{'9' * 5000}",
+    "a limit in other digits": f"/events?limit={quote('٣')}",
+    "a time of hundreds of digits": f"/uploads?after={_cursor(json.dumps(['x', 10**400]))}",
+    "no time": f"/uploads?state=expired&after={_cursor(NAN)}",
+    "a time without end": f"/uploads?after={_cursor(ENDLESS)}",
+    "half a character": f"/uploads?after={_cursor(json.dumps([chr(0xD800), 1.0]))}",
+    "deep brackets": f"/uploads?q=a&after={_cursor('[' * 9000)}",
+    "a scan in other digits": f"/duplicates?after={quote('٣')}",
+    "a scan too large": "/duplicates?after=18446744073709551616",
+    "a scan of thousands of digits": f"/duplicates?after={'9' * 5000}",
+    "owners in other digits": f"/owners?after={quote('٣')}",
+}
+"""Each must be refused as what it is: not as a failure of the server or of Redis, nor taken for something else."""
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_forged_number_or_cursor_is_refused(forged: str, operator: Operator) -> None:
+    answer = operator.ask("GET", API + FORGED[forged])
+    assert (answer.status, answer.document["code"]) == (400, "ERR_BAD_REQUEST")
+
+
+def test_a_search_for_an_id_comes_to_an_end_one_at_a_time(
+    watched: ServerProcess, operator: Operator
+) -> None:
+    upload = id_of(path_of(Tus(watched).create(5)["Location"]))
+    found: list[str] = []
+    page = operator.get("/uploads", q=upload, limit=1)
+    for _ in range(3):
+        found += [row["id"] for row in page["uploads"]]
+        if page["next"] is None:
+            break
+        page = operator.get("/uploads", q=upload, limit=1, after=page["next"])
+    assert (found, page["next"]) == ([upload], None)
+
+
+def test_connections_that_say_nothing_keep_nobody_out(make_server: MakeServer) -> None:
+    server = make_server(*ADMIN, env={"TUSD_NETWORK_TIMEOUT": "1s"})
+    address = address_of(server)
+    operator = Operator(address).sign_in(new_code(server))
+    with ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(address, GUARD)) for _ in range(MANY)]
+        for each in idle[:5]:
+            each.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        # Each ends by the server's own doing, the first ones as well as those that were too many.
+        for each in idle:
+            each.settimeout(GUARD)
+            with pytest.raises((ConnectionResetError, EOFError)):
+                _read_to_the_end(each)
+        wait_until(lambda: operator.read("/session").status == 200, "an operator is let in")
+
+
+def _read_to_the_end(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+    raise EOFError
