@@ -128,7 +128,10 @@ const PREFIX = 'tusd-py-upload:'
 /** Milliseconds: a page that was closed or loaded again has its locks a little longer. */
 const PATIENCE = 1000
 
-/** By Web Locks, which the browser gives back when a page goes. Without them (insecure origins) nobody is kept out. */
+/**
+ * By Web Locks, which the browser gives back when a page goes. Without them (insecure origins, or sites that may store nothing)
+ * nobody is kept out.
+ */
 export function browserHolding(): Holding {
   const locks = typeof navigator === 'undefined' ? undefined : navigator.locks
   if (!locks) return { take: async () => () => {}, taken: async () => new Set() }
@@ -142,14 +145,26 @@ export function browserHolding(): Holding {
             clearTimeout(timer)
             return new Promise<void>((release) => resolve(() => release()))
           })
-          .catch((problem) => (patience.signal.aborted ? resolve(null) : reject(problem)))
+          .catch((problem) => {
+            if (patience.signal.aborted) resolve(null)
+            else if (isDenied(problem)) resolve(() => {})
+            else reject(problem)
+          })
       })
     },
     async taken() {
-      const { held = [] } = await locks.query()
+      const { held = [] } = await locks.query().catch((problem) => {
+        if (isDenied(problem)) return {} as LockManagerSnapshot
+        throw problem
+      })
       return new Set(
         held.flatMap(({ name }) => (name?.startsWith(PREFIX) ? [name.slice(PREFIX.length)] : [])),
       )
     },
   }
+}
+
+/** The browser lets this site store nothing, so it has no locks either. */
+function isDenied(problem: unknown): boolean {
+  return problem instanceof DOMException && problem.name === 'SecurityError'
 }

@@ -1,5 +1,7 @@
 // Every text of the upload page, in English and German. {name} in a text is replaced.
 
+import { keep, kept } from '../shared/kept.js'
+
 const english = {
   title: 'Upload files',
   about: 'Uploads go on after a lost connection, a reload, or a restart of the server.',
@@ -188,14 +190,14 @@ const KEPT = 'tusd-py-language'
 
 /** The one chosen before, else the first of the browser's that there is. */
 export function firstLanguage(): Language {
-  const kept = localStorage.getItem(KEPT)
-  if (kept === 'en' || kept === 'de') return kept
+  const chosen = kept('localStorage', KEPT)
+  if (chosen === 'en' || chosen === 'de') return chosen
   const known = navigator.languages.find((each) => /^(en|de)\b/.test(each))
   return known?.startsWith('de') ? 'de' : 'en'
 }
 
 export function keepLanguage(language: Language): void {
-  localStorage.setItem(KEPT, language)
+  keep('localStorage', KEPT, language)
 }
 
 export type Say = (name: keyof Texts, values?: Record<string, string | number>) => string

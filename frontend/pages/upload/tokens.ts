@@ -1,6 +1,8 @@
 // The user's access token: from the integrator's endpoint, or from a field of the page. It is in memory and, from the field, in
 // the tab's session storage; never in a URL.
 
+import { keep, kept } from '../shared/kept.js'
+
 const KEPT = 'tusd-py-token'
 
 export class Tokens {
@@ -19,7 +21,7 @@ export class Tokens {
     readonly url: string,
     readonly onChange: () => void,
   ) {
-    this.#token = url ? null : sessionStorage.getItem(KEPT)
+    this.#token = url ? null : kept('sessionStorage', KEPT)
   }
 
   get has(): boolean {
@@ -40,7 +42,7 @@ export class Tokens {
   enter(token: string): void {
     this.#token = token
     this.needed = this.refused = false
-    sessionStorage.setItem(KEPT, token)
+    keep('sessionStorage', KEPT, token)
     this.#wake(token)
     this.onChange()
   }
@@ -48,7 +50,7 @@ export class Tokens {
   /** Lets the user enter another one. */
   change(): void {
     this.#token = null
-    sessionStorage.removeItem(KEPT)
+    keep('sessionStorage', KEPT, null)
     this.onChange()
   }
 
