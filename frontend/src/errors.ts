@@ -35,7 +35,7 @@ export class UploadError extends Error {
 
 /** What the server says of an upload that was begun, or made, before. */
 export interface Duplicate {
-  /** `complete`: it is there already. `pending`: it was begun. */
+  /** Of the upload with the same metadata and length (or what else the server compares). `complete`: finished. `pending`: begun. */
   state: 'complete' | 'pending'
   /** Whether the answer `resume` is possible: it is the user's own, and can be gone on with. */
   canResume: boolean

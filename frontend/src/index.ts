@@ -1,5 +1,6 @@
 export type { Protocol } from './attempt.js'
 export type { GetAccessToken } from './credentials.js'
+export type { DigestOptions } from './digest.js'
 export { type Duplicate, type ErrorKind, UploadError } from './errors.js'
 export {
   type AddOptions,
@@ -16,5 +17,6 @@ export {
   type UploadRecord,
   type UploadStore,
 } from './store.js'
+export { type TusOptions, type TusOptionsInput, tusOptions } from './tus.js'
 export type { DuplicateAnswer, Progress, Upload, UploadEvents, UploadState } from './upload.js'
 export { type Backoff, browserNetwork, type Network } from './waiting.js'

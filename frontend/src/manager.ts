@@ -14,6 +14,7 @@ import {
 } from './store.js'
 import {
   type Beginning,
+  digestSettings,
   type Shared,
   Upload,
   type UploadOptions,
@@ -62,7 +63,7 @@ export interface ManagerEvents {
   warning: [problem: unknown]
 }
 
-type Optional = 'getAccessToken' | 'onDuplicate' | 'shouldRetry'
+type Optional = 'getAccessToken' | 'digest' | 'onDuplicate' | 'shouldRetry'
 type ResolvedOptions = Required<
   Omit<UploadManagerOptions, Optional | 'endpoint' | 'refreshUrl' | 'store' | 'network' | 'fetch'>
 > &
@@ -86,6 +87,7 @@ export class UploadManager extends Emitter<ManagerEvents> {
       network,
       store,
       slots: new Slots(resolved.concurrency),
+      digesting: new Slots(1),
       closed: this.#closing.signal,
       credentials: (onChange) =>
         new Credentials({
@@ -115,8 +117,9 @@ export class UploadManager extends Emitter<ManagerEvents> {
     const source = sourceOf(file)
     const metadata = metadataOf(source, options.metadata)
     const fingerprint = await fingerprintOf(source)
+    const { key } = digestSettings(this.#shared.options.digest)
     const isSame = (other: { fingerprint: string; metadata: Readonly<Record<string, string>> }) =>
-      other.fingerprint === fingerprint && sameMetadata(other.metadata, metadata)
+      other.fingerprint === fingerprint && sameMetadata(other.metadata, metadata, key)
     let record: UploadRecord | undefined
     if (options.resume !== false) {
       const here = this.#uploads.find((upload) => isSame(upload) && !isOver(upload))
@@ -274,6 +277,7 @@ function withDefaults(options: UploadManagerOptions): ResolvedOptions {
     stallTimeout: options.stallTimeout ?? 2 * MINUTE,
     restartWhenGone: options.restartWhenGone ?? false,
     getAccessToken: options.getAccessToken,
+    digest: options.digest,
     onDuplicate: options.onDuplicate,
     shouldRetry: options.shouldRetry,
   } as ResolvedOptions
@@ -287,9 +291,12 @@ function metadataOf(source: Source, given: Record<string, string> = {}): Record<
 function sameMetadata(
   one: Readonly<Record<string, string>>,
   other: Readonly<Record<string, string>>,
+  digestKey: string,
 ): boolean {
-  const keys = Object.keys(one)
-  return keys.length === Object.keys(other).length && keys.every((key) => one[key] === other[key])
+  const keys = new Set([...Object.keys(one), ...Object.keys(other)])
+  // Of what is added again, nobody has computed a digest yet.
+  keys.delete(digestKey)
+  return [...keys].every((key) => one[key] === other[key])
 }
 
 function isOver({ state }: Upload): boolean {

@@ -1,6 +1,6 @@
 // Removes an upload at the server, however long it takes to get through.
 
-import { DetailedError, defaultOptions, Upload as TusUpload } from 'tus-js-client'
+import { type DetailedError, defaultOptions, Upload as TusUpload } from 'tus-js-client'
 import { type Credentials, Finished, RenewalFailed } from './credentials.js'
 import { type Failure, judge, UploadError, type Verdict } from './errors.js'
 import { type Backoff, backoff, type Network, nextOnline, pause, Stopped } from './waiting.js'
@@ -93,7 +93,7 @@ async function replaced(credentials: Credentials): Promise<boolean> {
 /** What tus-js-client tells of a request, and what kept it from being sent. */
 export function failureOf(error: unknown): Failure {
   if (error instanceof RenewalFailed) return error.failure
-  if (error instanceof DetailedError) {
+  if (isDetailed(error)) {
     const cause: unknown = error.causingError
     const response = error.originalResponse
     return {
@@ -105,4 +105,9 @@ export function failureOf(error: unknown): Failure {
     }
   }
   return { method: '', status: null, body: '', header: () => null, cause: error }
+}
+
+/** A page may have another copy of tus-js-client, whose class is another one. */
+function isDetailed(error: unknown): error is DetailedError {
+  return error instanceof Error && 'originalRequest' in error && Boolean(error.originalRequest)
 }

@@ -57,7 +57,8 @@ export async function checkReadable(source: Source): Promise<void> {
   await checked(source.read(0, Math.min(1, source.size)))
 }
 
-async function checked<T>(reading: Promise<T>): Promise<T> {
+/** What reading comes to. */
+export async function checked<T>(reading: Promise<T>): Promise<T> {
   try {
     return await reading
   } catch (cause) {

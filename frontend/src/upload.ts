@@ -3,10 +3,11 @@
 
 import { Attempt, AttemptFailed, Offline, type Protocol } from './attempt.js'
 import { type Credentials, Finished, RenewalFailed } from './credentials.js'
+import { type DigestOptions, digestOf } from './digest.js'
 import { type Duplicate, judge, UploadError, type Verdict } from './errors.js'
 import { Emitter } from './events.js'
 import { failureOf, removeUpload } from './removal.js'
-import { checkReadable, type Source } from './source.js'
+import { checked, checkReadable, type Source } from './source.js'
 import { Speed } from './speed.js'
 import type { UploadRecord, UploadStore } from './store.js'
 import {
@@ -69,6 +70,11 @@ export interface UploadOptions {
   stallTimeout: number
   /** Begin anew where the server has an upload no more (404, 410). By default it fails, and `restart` begins anew. */
   restartWhenGone: boolean
+  /**
+   * Sends a SHA-256 of the content as metadata, by which the server can tell duplicates. It is computed before the creation, of
+   * one file at a time, in the state `queued`.
+   */
+  digest?: boolean | DigestOptions
   /** Asks the user about a duplicate. Without it they are left. */
   onDuplicate?: (duplicate: Duplicate, upload: Upload) => DuplicateAnswer | Promise<DuplicateAnswer>
   /** False gives an upload up that would otherwise be tried again. failures: how often in a row nothing more arrived. */
@@ -80,6 +86,8 @@ export interface Shared {
   readonly options: UploadOptions
   readonly network: Network
   readonly slots: Slots
+  /** One file at a time is read for its digest. */
+  readonly digesting: Slots
   readonly store: UploadStore
   /** Aborted when the manager is closed. */
   readonly closed: AbortSignal
@@ -115,7 +123,6 @@ export class Upload extends Emitter<UploadEvents> {
   readonly name: string
   /** Bytes. */
   readonly size: number
-  readonly metadata: Readonly<Record<string, string>>
   readonly fingerprint: string
 
   readonly #shared: Shared
@@ -128,6 +135,7 @@ export class Upload extends Emitter<UploadEvents> {
   #waitingFor: 'network' | 'retry' | null = null
   #retryAt: number | null = null
   #error: UploadError | null = null
+  #metadata: Record<string, string>
   #url: string | null = null
   #sent = 0
   #accepted = 0
@@ -159,7 +167,7 @@ export class Upload extends Emitter<UploadEvents> {
     this.id = id
     this.name = source.name
     this.size = source.size
-    this.metadata = metadata
+    this.#metadata = metadata
     this.fingerprint = fingerprint
     this.#created = record?.created ?? Date.now()
     this.#credentials = shared.credentials(() => this.#save())
@@ -171,6 +179,11 @@ export class Upload extends Emitter<UploadEvents> {
         this.#credentials.restore({ value: record.token, expires: record.tokenExpires })
       }
     }
+  }
+
+  /** With the digest of the content, once it is known. */
+  get metadata(): Readonly<Record<string, string>> {
+    return this.#metadata
   }
 
   get state(): UploadState {
@@ -292,6 +305,7 @@ export class Upload extends Emitter<UploadEvents> {
     while (!signal.aborted) {
       try {
         await this.#online(signal)
+        await this.#identify(signal)
         await this.#inTurn(signal)
         // Whoever pauses or cancels at the last moment has it paused, or removed.
         if (!signal.aborted) await this.#complete()
@@ -318,6 +332,21 @@ export class Upload extends Emitter<UploadEvents> {
       await unlessStopped(came, signal)
     } finally {
       stop()
+    }
+  }
+
+  /** Adds the digest to the metadata of one that is still to be created. */
+  async #identify(signal: AbortSignal): Promise<void> {
+    const { options, digesting } = this.#shared
+    const { key, maxSize } = digestSettings(options.digest)
+    if (!key || this.#url !== null || key in this.#metadata || this.size > maxSize) return
+    this.#set('queued')
+    const leave = await digesting.take(0, signal)
+    try {
+      const digest = await checked(digestOf(this.#source, signal))
+      this.#metadata = { ...this.#metadata, [key]: digest }
+    } finally {
+      leave()
     }
   }
 
@@ -597,6 +626,18 @@ export class Upload extends Emitter<UploadEvents> {
   #store(change: () => Promise<void>): void {
     this.#saved = this.#saved.then(change).catch((problem: unknown) => this.#shared.warn(problem))
   }
+}
+
+const MIB = 2 ** 20
+
+/** key: empty where no digest is wanted. maxSize: bytes. */
+export function digestSettings(option: boolean | DigestOptions | undefined): {
+  key: string
+  maxSize: number
+} {
+  if (!option) return { key: '', maxSize: 0 }
+  const { key = 'sha256', maxSize = 256 * MIB } = option === true ? {} : option
+  return { key, maxSize }
 }
 
 /** The server's id of an upload: the last part of its URL. */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,15 +28,36 @@ WAIT = 60_000
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    def __init__(
+        self, *args: Any, answers: Mapping[str, Callable[[], str]], directory: str
+    ) -> None:
+        self._answers = answers
+        super().__init__(*args, directory=directory)
+
+    def do_GET(self) -> None:
+        answer = self._answers.get(self.path)
+        if answer is None:
+            super().do_GET()
+            return
+        body = answer().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 class Site:
-    """A web server of its own for a directory: another origin than the upload server's."""
+    """A web server of its own for a directory: another origin than the upload server's.
+
+    answers: what it says at some paths instead of a file's content.
+    """
 
     def __init__(self, directory: Path) -> None:
-        handler = partial(_Quiet, directory=str(directory))
+        self.answers: dict[str, Callable[[], str]] = {}
+        handler = partial(_Quiet, answers=self.answers, directory=str(directory))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,0 +1,360 @@
+"""Uppy and tus-js-client in Chromium: with this package's plugin and options, and with the snippets of docs/tokens.md."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Response
+
+from tests.auth.people import SECRET, access, bearer
+from tests.clients.content import MIB, SourceFile, sha256_of_file
+from tests.clients.stalls import stalled_links
+from tests.conftest import MakeServer
+from tests.docs.blocks import blocks
+from tests.frontend.building import DIST
+from tests.frontend.bundling import bundle
+from tests.frontend.conftest import MakeSource
+from tests.frontend.pages import WAIT, Site
+from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, id_of, metadata, path_of
+from tests.support.waiting import wait_until
+
+HERE = Path(__file__).parent
+KINDS = ("uppy", "uppy-tus", "tus")
+ENDPOINT = "https://uploads.example/files/"
+HTML = '<link rel="icon" href="data:," /><input type="file" id="file" multiple /><script type="module" src="{}"></script>'
+
+
+class Application:
+    """A page of one of the kinds of `applications.mjs`, or of the documentation."""
+
+    def __init__(self, context: BrowserContext, site: Site, lifetime: float | None = None) -> None:
+        self.page: Page = context.new_page()
+        self.url = site.url
+        site.answers["/access-token"] = self.token
+        self.lifetime = lifetime
+        self.errors: list[str] = []
+        self.answers: list[tuple[str, int]] = []
+        self.lines: list[str] = []
+        self.page.set_default_timeout(WAIT)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("response", self._answered)
+        self.page.on("console", lambda message: self.lines.append(message.text))
+        self.rejected: list[str] = []
+
+    def token(self) -> str:
+        """An access token, as the application of the page issues it."""
+        if self.rejected:
+            return self.rejected.pop()
+        if self.lifetime is None:
+            return access()
+        now = time.time()
+        return access(iat=int(now), exp=now + self.lifetime)
+
+    def open(self, kind: str, endpoint: str, **options: object) -> None:
+        """Loads the page (again)."""
+        self.page.goto(f"{self.url}/applications.html")
+        self.page.wait_for_function("window.ready")
+        self.page.evaluate(
+            "window.begin", {"kind": kind, "endpoint": endpoint, "answer": "give-up", **options}
+        )
+
+    def add(self, *files: Path, **given: str) -> None:
+        """Chooses files and uploads them."""
+        self.page.set_input_files("#file", [str(file) for file in files])
+        self.page.evaluate("metadata => void window.add(metadata)", given)
+
+    def wait(self, event: str, count: int = 1) -> dict[str, str]:
+        """The event, when it was seen so often."""
+        found = "([event, count]) => seen.filter((each) => each.event === event).length >= count"
+        try:
+            self.page.wait_for_function(found, arg=[event, count])
+        except Exception as problem:
+            told = [each for each in self.seen() if each["event"] != "progress"]
+            raise AssertionError(
+                f"no {event}: {json.dumps(told)} {self.answers} {self.errors} {self.lines}"
+            ) from problem
+        return [each for each in self.seen() if each["event"] == event][count - 1]
+
+    def seen(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self.page.evaluate("window.seen")
+        return found
+
+    def _answered(self, response: Response) -> None:
+        if not response.url.startswith(self.url) and response.request.method != "OPTIONS":
+            self.answers.append((response.request.method, response.status))
+
+
+@pytest.fixture(scope="module")
+def applications(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("applications")
+    bundle(HERE / "applications.mjs", directory / "applications.js")
+    shutil.copy(DIST / "digest-worker.js", directory)
+    (directory / "applications.html").write_text(HTML.format("applications.js"))
+    for number, name in enumerate(("renewing", "tus", "uppy")):
+        code = blocks("docs/tokens.md", "js")[number]
+        if name != "renewing":
+            assert ENDPOINT in code
+        # The server is another one in each test.
+        (directory / f"{name}.js").write_text(code.replace(f"'{ENDPOINT}'", "window.endpoint"))
+        if name != "renewing":
+            bundle(directory / f"{name}.js", directory / f"{name}.bundle.js")
+            (directory / f"{name}.html").write_text(HTML.format(f"{name}.bundle.js"))
+    with Site(directory) as site:
+        yield site
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def application(context: BrowserContext, applications: Site) -> Iterator[Application]:
+    application = Application(context, applications)
+    yield application
+    assert application.errors == []
+
+
+def assert_stored(server: ServerProcess, url: str, source: SourceFile) -> None:
+    assert sha256_of_file(server.data_file(id_of(path_of(url)))) == source.sha256
+
+
+def has_bytes(server: ServerProcess, count: int) -> bool:
+    files = Tus(server).data_files()
+    return any(server.data_file(name).stat().st_size >= count for name in files)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_page_dies_of_a_token(
+    application: Application, short_lived: ServerProcess, make_source: MakeSource, kind: str
+) -> None:
+    """Every token expires on the way, the connection is lost, and the server is killed; one upload all the same."""
+    source = make_source(900_000)
+    application.lifetime = 2.0
+    with FaultProxy(short_lived.address, default=Plan(up=Way(rate=150_000))) as proxy:
+        application.open(kind, proxy.url(), chunkSize=100_000)
+        application.add(source.path)
+        wait_until(lambda: has_bytes(short_lived, 300_000), "a third", 60)
+        proxy.default = Plan(up=Way(cut_after=0, cut="rst"))
+        short_lived.kill9()
+        application.page.wait_for_timeout(2_500)
+        short_lived.restart()
+        proxy.default = Plan(up=Way(rate=400_000))
+        url = application.wait("success")["url"]
+    assert_stored(short_lived, url, source)
+    assert Tus(short_lived).data_files() == [id_of(path_of(url))]
+    assert "error" not in [event["event"] for event in application.seen()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rejected_token_is_replaced(
+    application: Application, guarded: ServerProcess, make_source: MakeSource, kind: str
+) -> None:
+    """The first token is refused at the creation; the application is asked for another."""
+    source = make_source(100_000, f"{kind}.bin")
+    expired = access(exp=int(time.time()) - 100)
+    application.rejected = [expired]
+    application.open(kind, guarded.url)
+    application.add(source.path)
+    assert_stored(guarded, application.wait("success")["url"], source)
+    first, second = application.page.evaluate("window.tokens")[:2]
+    assert (first, second) == (None, expired)
+    assert ("POST", 401) in application.answers
+
+
+def earlier(server: ServerProcess, source: SourceFile, kind: str, count: int) -> str:
+    """The path of an upload of the same that was made elsewhere and has `count` bytes."""
+    given = {"filename": source.path.name, "filetype": "application/octet-stream", "study": "17"}
+    if kind == "uppy-tus":
+        # What Uppy's own plugin sends besides.
+        given |= {"name": source.path.name, "type": "application/octet-stream"}
+        given |= {"relativePath": "null"}
+    tus = Tus(server)
+    headers = {**bearer(access()), "Upload-Metadata": metadata(**given)}
+    path = tus.new(source.size, headers=headers)
+    assert tus.patch(path, 0, source.path.read_bytes()[:count], bearer(access())).status == 204
+    return path
+
+
+@pytest.mark.parametrize("answer", ["resume", "force", "give-up"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_duplicate(
+    application: Application,
+    checking: ServerProcess,
+    make_source: MakeSource,
+    kind: str,
+    answer: str,
+) -> None:
+    source = make_source(200_000, f"{kind}-{answer}.bin")
+    resumes = answer == "resume"
+    path = earlier(checking, source, kind, 1000 if resumes else source.size)
+    before = Tus(checking).data_files()
+    application.open(kind, checking.url, answer=answer)
+    application.add(source.path, study="17")
+    if answer == "give-up":
+        message = application.wait("error")["message"]
+        assert "the same metadata and length was finished on " in message
+        assert Tus(checking).data_files() == before
+    else:
+        url = application.wait("success")["url"]
+        assert (path_of(url) == path) is resumes
+        assert_stored(checking, url, source)
+    [asked] = application.page.evaluate("window.asked")
+    assert asked["filename"] == source.path.name
+    assert asked["state"] == ("pending" if resumes else "complete")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reload_resumes(
+    application: Application, own_guarded: ServerProcess, make_source: MakeSource, kind: str
+) -> None:
+    source = make_source(2 * MIB)
+    with FaultProxy(own_guarded.address, default=Plan(up=Way(stall_after=MIB))) as proxy:
+        application.open(kind, proxy.url())
+        application.add(source.path)
+        stalled_links(proxy)
+        wait_until(lambda: has_bytes(own_guarded, MIB - MIB // 16), "all that came", 60)
+        proxy.default = Plan()
+        application.open(kind, proxy.url())
+        application.add(source.path)
+        url = application.wait("success")["url"]
+        sent = sum(link.up_bytes for link in proxy.links)
+    assert_stored(own_guarded, url, source)
+    assert Tus(own_guarded).data_files() == [id_of(path_of(url))]
+    assert sent < source.size + MIB // 2, "bytes that had arrived were sent again"
+
+
+@pytest.mark.parametrize("kind", ["uppy-tus", "tus"])
+def test_a_refused_head_begins_no_new_upload(
+    application: Application, own_guarded: ServerProcess, make_source: MakeSource, kind: str
+) -> None:
+    """tus-js-client by itself takes a HEAD that is refused for whatever reason for an upload that is gone."""
+    source = make_source(2 * MIB)
+    with FaultProxy(own_guarded.address, default=Plan(up=Way(cut_after=MIB, cut="rst"))) as proxy:
+        refused = iter([401, 503, 403])
+
+        def answer(route: object, request: object) -> None:
+            status = next(refused, None) if request.method == "HEAD" else None  # type: ignore[attr-defined]
+            if status == 403:
+                proxy.default = Plan()
+            if status in (None, 403):
+                route.continue_()  # type: ignore[attr-defined]
+            else:
+                allowed = {"Access-Control-Allow-Origin": "*"}
+                route.fulfill(status=status, headers=allowed)  # type: ignore[attr-defined]
+
+        application.page.route(f"{proxy.url()}**", answer)
+        application.open(kind, proxy.url(), retryDelays=[0, 10, 10, 10, 10, 10, 10, 10])
+        application.add(source.path)
+        url = application.wait("success")["url"]
+    assert_stored(own_guarded, url, source)
+    assert Tus(own_guarded).data_files() == [id_of(path_of(url))]
+
+
+def test_pause_resume_and_removal_in_uppy(
+    application: Application, own_guarded: ServerProcess, make_source: MakeSource
+) -> None:
+    source, other = make_source(2 * MIB), make_source(2 * MIB, "other.bin")
+    with FaultProxy(own_guarded.address, default=Plan(up=Way(stall_after=MIB))) as proxy:
+        application.open("uppy", proxy.url())
+        application.add(source.path, other.path)
+        stalled_links(proxy, 2)
+        proxy.default = Plan()
+        application.page.evaluate("uppy.pauseAll()")
+        paused = "uppy.getPlugin('TusdPy').manager.uploads.every(({ state }) => state === 'paused')"
+        application.page.wait_for_function(paused)
+        # Only one of them; the other is removed, here and at the server.
+        application.page.evaluate(
+            """() => {
+              for (const { id, name } of uppy.getFiles()) {
+                if (name === 'other.bin') uppy.removeFile(id)
+                else uppy.pauseResume(id)
+              }
+            }"""
+        )
+        url = application.wait("success")["url"]
+        application.wait("removed")
+        wait_until(
+            lambda: Tus(own_guarded).data_files() == [id_of(path_of(url))], "the removal", 60
+        )
+    assert_stored(own_guarded, url, source)
+    assert application.page.evaluate("uppy.getPlugin('TusdPy').manager.resumable()") == []
+
+
+def test_a_failed_file_is_retried_in_uppy(
+    application: Application, own_guarded: ServerProcess, make_source: MakeSource
+) -> None:
+    """Uppy's own button; `retryAll` goes on where it stood."""
+    source = make_source(200_000)
+    application.open("uppy", own_guarded.url)
+    application.rejected = ["no token"] * 20
+    application.add(source.path)
+    application.wait("error")
+    application.rejected = []
+    application.page.evaluate("void uppy.retryAll()")
+    assert_stored(own_guarded, application.wait("success")["url"], source)
+
+
+@pytest.mark.parametrize("snippet", ["tus", "uppy"])
+def test_the_documented_snippets_renew_tokens_of_five_seconds(
+    context: BrowserContext,
+    applications: Site,
+    own_guarded: ServerProcess,
+    make_source: MakeSource,
+    snippet: str,
+) -> None:
+    """The line is cut after the token has expired."""
+    source = make_source(MIB)
+    page = Application(context, applications, lifetime=5.0)
+    slow = Plan(up=Way(rate=100_000, cut_after=600_000, cut="rst"))
+    with FaultProxy(own_guarded.address, default=slow) as proxy:
+        page.page.add_init_script(f"window.endpoint = {json.dumps(proxy.url())}")
+        page.page.goto(f"{applications.url}/{snippet}.html")
+        page.page.set_input_files("#file", str(source.path))
+        wait_until(lambda: has_bytes(own_guarded, 100_000), "the first bytes", 60)
+        proxy.default = Plan()
+        with page.page.expect_console_message(
+            lambda message: message.text.startswith("source.bin: "), timeout=WAIT
+        ) as found:
+            pass
+    assert page.errors == []
+    assert any(status == 401 for _, status in page.answers), page.answers
+    url = found.value.text.removeprefix("source.bin: ")
+    assert_stored(own_guarded, url, source)
+    assert Tus(own_guarded).data_files() == [id_of(path_of(url))]
+
+
+@pytest.mark.parametrize("worker", [True, False], ids=["worker", "no worker"])
+def test_a_digest_tells_the_same_content(
+    application: Application, make_server: MakeServer, make_source: MakeSource, worker: bool
+) -> None:
+    """Under another name; a larger file than the option allows is sent without."""
+    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
+    server = make_server("--auth", "jwt", "--duplicate-fingerprint-key", "sha256", env=env)
+    source, large = make_source(5_000_000), make_source(5_000_001, "large.bin")
+    same = source.path.with_name("other name.bin")
+    shutil.copy(source.path, same)
+    if not worker:
+        application.page.route("**/digest-worker.js", lambda route: route.abort())
+    started: list[str] = []
+    application.page.on("worker", lambda found: started.append(found.url))
+    application.open("uppy", server.url, digest={"maxSize": source.size})
+    application.add(source.path, large.path)
+    application.wait("success", 2)
+    urls = {event["name"]: event["url"] for event in application.seen() if "url" in event}
+    tus = Tus(server)
+    assert f"'sha256': '{source.sha256}'" in str(tus.info(path_of(urls["source.bin"])))
+    assert "sha256" not in str(tus.info(path_of(urls["large.bin"])))
+    application.add(same)
+    assert " was finished on " in application.wait("error")["message"]
+    assert bool(started) is worker
+    assert len(tus.data_files()) == 2
