@@ -1,0 +1,72 @@
+"""tus-java-client, in the program of docs/phones.md: with tokens that expire on the way, and lost connections."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.auth.people import SECRET, access
+from tests.clients.conftest import MakeSource
+from tests.clients.content import MIB
+from tests.conftest import MakeServer
+from tests.docs.blocks import blocks
+from tests.frontend.pages import Site
+from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.tus import Tus, path_of
+
+ARTIFACT = "io.tus.java.client:tus-java-client:0.5.1"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs it."""
+    missing = [name for name in ("javac", "java", "mvn") if shutil.which(name) is None]
+    if missing:
+        reason = f"this test needs {' and '.join(missing)}, which this machine lacks"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("java")
+    (directory / "Upload.java").write_text(blocks("docs/phones.md", "java")[0])
+    jars = f"-DoutputDirectory={directory}"
+    run(directory, "mvn", "-q", "-B", "dependency:copy", f"-Dartifact={ARTIFACT}", jars)
+    [jar] = directory.glob("*.jar")
+    run(directory, "javac", "-cp", str(jar), "Upload.java")
+    return ["java", "-cp", f"{jar}:{directory}", "Upload"]
+
+
+def run(directory: Path, *command: str) -> str:
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_java_client_goes_on_with_fresh_tokens(
+    program: list[str], make_server: MakeServer, make_source: MakeSource, tmp_path: Path
+) -> None:
+    """Every connection is lost after 1.5 MiB, and a token is good for a second."""
+    server = make_server("--auth", "jwt", env={"TUSD_JWT_SECRET": SECRET})
+    source = make_source(4 * MIB)
+    given: list[float] = []
+
+    def token() -> str:
+        given.append(time.time())
+        return access(iat=int(given[-1]), exp=given[-1] + 1)
+
+    cut = Plan(up=Way(rate=2 * MIB, cut_after=3 * MIB // 2, cut="rst"))
+    with FaultProxy(server.address, default=cut) as proxy, Site(tmp_path) as site:
+        site.answers["/token"] = token
+        url = run(tmp_path, *program, proxy.url(), f"{site.url}/token", str(source.path)).strip()
+        connections = len(proxy.links)
+    assert connections > 2
+    assert given[-1] - given[0] > 1, "the first token was good until the end"
+    tus = Tus(server)
+    assert tus.stored(path_of(url)) == source.path.read_bytes()
+    assert len(tus.data_files()) == 1
