@@ -52,7 +52,7 @@ def test_the_java_client_goes_on_with_fresh_tokens(
     program: list[str], make_server: MakeServer, make_source: MakeSource, tmp_path: Path
 ) -> None:
     """Every connection is lost after 1.5 MiB, and a token is good for a second."""
-    server = make_server("--auth", "jwt", env={"TUSD_JWT_SECRET": SECRET})
+    server = make_server("--auth", "jwt", "--jwt-leeway", "0", env={"TUSD_JWT_SECRET": SECRET})
     source = make_source(4 * MIB)
     given: list[float] = []
 
