@@ -129,7 +129,8 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	rm -rf $(LOCK)
 
 clean: ## remove the environment, caches and everything else that can be made again; uploads stay
-	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules $(FRONTEND)/node_modules $(FRONTEND)/dist tusd_py/web/pages/built \
+	rm -rf $(VENV) build dist $(NODE_CLIENTS)/node_modules $(FRONTEND)/node_modules $(FRONTEND)/building/node_modules \
+		$(FRONTEND)/dist tusd_py/web/pages/built \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 

@@ -118,7 +118,7 @@ class Duplicates:
         self._recover()
         self._count(taken.state if taken is not None else "forced" if force else "new")
         if taken is not None:
-            raise _refusal(fingerprint, event, taken)
+            raise _refusal(fingerprint, event, taken, self._identity.compared)
 
     async def create_failed(self, event: Event) -> None:
         """Release what `pre_create` reserved for this event, and nothing else."""
@@ -433,8 +433,8 @@ def _unavailable() -> Reject:
     )
 
 
-def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
-    """Build the 409 response, which offers to resume if the client may and can."""
+def _refusal(fingerprint: str, event: Event, taken: Taken, compared: str) -> Reject:
+    """Build the 409 response, which offers to resume if the client may and can. compared: what is the same, in words."""
     logs.event(
         logger,
         logging.INFO,
@@ -452,13 +452,11 @@ def _refusal(fingerprint: str, event: Event, taken: Taken) -> Reject:
     if taken.retry_after:
         headers["Retry-After"] = str(math.ceil(taken.retry_after))
     if taken.state == "complete":
-        detail = (
-            f"an upload with the same metadata and length was finished {_day_of(taken.completed)}"
-        )
+        detail = f"an upload with the same {compared} was finished {_day_of(taken.completed)}"
     elif taken.offset is None or not _may_resume(event, taken.claim):
-        detail = "an upload with the same metadata and length is being sent; retry later"
+        detail = f"an upload with the same {compared} is being sent; retry later"
     else:
-        detail = "an unfinished upload with the same metadata and length exists; resume it at Location, from Upload-Offset"
+        detail = f"an unfinished upload with the same {compared} exists; resume it at Location, from Upload-Offset"
         url = event.request.url_of(taken.claim.upload)
         headers |= {"Location": url, "Upload-Offset": str(taken.offset)}
         members |= {"location": url, "offset": taken.offset}

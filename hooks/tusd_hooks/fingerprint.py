@@ -69,6 +69,15 @@ class Identity:
             form = canonical_pairs(pairs, length=length, owner=owner_part)
         return hashlib.sha256(form).hexdigest()
 
+    @property
+    def compared(self) -> str:
+        """What is equal for duplicates, in words for clients; the owner is not mentioned."""
+        if self.fingerprint_key:
+            return f"{self.fingerprint_key} and length"
+        if self.keys is None:
+            return "metadata and length"
+        return f"{', '.join(sorted(self.keys))} and length"
+
     def _counts(self, key: str) -> bool:
         return key not in CONTROL_KEYS and (self.keys is None or key in self.keys)
 

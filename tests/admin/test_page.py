@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +12,9 @@ from tests.admin.conftest import ADMIN
 from tests.admin.operator import Operator, address_of, new_code
 from tests.admin.test_actions import FAILS, begin
 from tests.auth.people import SECRET, access, bearer
-from tests.frontend.building import CHROMIUM, FRONTEND, require
+from tests.frontend.building import CHROMIUM, FRONTEND, build_pages, require
 from tests.frontend.pages import FLAGS, WAIT, Site
-from tests.support.server import ROOT, ServerProcess
+from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 
@@ -29,8 +27,7 @@ AXE = FRONTEND / "node_modules" / "axe-core" / "axe.min.js"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with tokens, duplicates and hooks that fail, so that there is something of everything."""
-    require("node", "npm")
-    subprocess.run([sys.executable, FRONTEND / "build.py"], check=True, cwd=ROOT)
+    build_pages()
     directory = tmp_path_factory.mktemp("page")
     hook = directory / "hook.py"
     hook.write_text(FAILS)

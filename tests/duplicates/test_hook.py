@@ -164,6 +164,30 @@ async def test_a_fingerprint_of_the_clients_own(make_house: MakeHouse) -> None:
 # What the client is told
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "metadata and length"),
+        ({"duplicate_keys": ("study", "series")}, "series, study and length"),
+        ({"duplicate_fingerprint_key": "study"}, "study and length"),
+    ],
+)
+async def test_the_refusal_names_what_was_compared(
+    make_house: MakeHouse, settings: dict[str, object], said: str
+) -> None:
+    house = await make_house(**settings)
+
+    async def told(owner: str) -> str:
+        return str(problem(await refused(house.create({"study": b"17"}, owner=owner)))["detail"])
+
+    first = await house.create({"study": b"17"}, owner="me")
+    await house.create({"study": b"17"})
+    assert (await told("")).startswith(f"an upload with the same {said} is being sent")
+    assert (await told("me")).startswith(f"an unfinished upload with the same {said} exists; ")
+    await house.finish(first)
+    assert (await told("me")).startswith(f"an upload with the same {said} was finished on ")
+
+
 async def test_ones_own_unfinished_upload_is_offered(house: House) -> None:
     first = await house.create(owner="me", upload_id="2026/a b")
     house.there[first] = (40, False)

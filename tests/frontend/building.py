@@ -34,19 +34,26 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Several workers come here at the same time; the base's parent is what they have in common.
     with (tmp_path_factory.getbasetemp().parent / "frontend.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (FRONTEND / "node_modules" / "tus-js-client").is_dir():
-            _npm("ci", "--ignore-scripts")
+        _install()
         if not _is_fresh():
             _npm("run", "build")
 
 
 def build_pages() -> None:
-    """Sees to it that the server has the pages that `frontend/pages` says."""
+    """Sees to it that the server has the pages that `frontend/pages` says, and tests what they look at them with."""
     require("node", "npm")
+    with (FRONTEND / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install()
     done = subprocess.run(
         [sys.executable, str(FRONTEND / "build.py")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def _install() -> None:
+    if not all((FRONTEND / "node_modules" / name).is_dir() for name in ("axe-core", "@uppy/core")):
+        _npm("ci", "--ignore-scripts")
 
 
 def _is_fresh() -> bool:

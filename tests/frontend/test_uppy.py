@@ -377,6 +377,7 @@ def test_a_digest_tells_the_same_content(
     assert f"'sha256': '{source.sha256}'" in str(tus.info(path_of(urls["source.bin"])))
     assert "sha256" not in str(tus.info(path_of(urls["large.bin"])))
     application.add(same)
-    assert " was finished on " in application.wait("error")["message"]
+    told = application.wait("error")["message"]
+    assert "an upload with the same sha256 and length was finished on " in told
     assert bool(started) is worker
     assert len(tus.data_files()) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from tests.frontend.building import build_pages
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tus import Tus
 from tusd_py.settings.model import Settings
+from tusd_py.web.pages.built import BUILT
 from tusd_py.web.pages.sending import prefers_html
 from tusd_py.web.pages.upload import is_on
 
@@ -233,3 +235,24 @@ def test_a_server_without_pages_says_how_to_get_them(tmp_path: Path) -> None:
 def test_the_build_is_what_the_sources_say() -> None:
     program = [sys.executable, str(ROOT / "frontend" / "build.py")]
     assert subprocess.run([*program, "--fresh"], check=False).returncode == 0
+
+
+def test_pages_are_built_without_the_packages_of_tests(tmp_path: Path) -> None:
+    """`make serve` downloads no more than `frontend/building` says."""
+    frontend = tmp_path / "frontend"
+    for name in ("building", "pages", "src", "build.py", "package.json"):
+        copy = shutil.copytree if (ROOT / "frontend" / name).is_dir() else shutil.copy2
+        copy(ROOT / "frontend" / name, frontend / name)
+    (tmp_path / "tusd_py" / "web" / "pages").mkdir(parents=True)
+    done = subprocess.run([sys.executable, frontend / "build.py"], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    built = tmp_path / "tusd_py" / "web" / "pages" / "built"
+    assert sorted(os.listdir(built)) == sorted(os.listdir(BUILT))
+
+
+def test_pages_are_built_with_the_versions_that_are_tested() -> None:
+    locks = [ROOT / "frontend" / "building", ROOT / "frontend"]
+    building, tested = (json.loads((lock / "package-lock.json").read_text()) for lock in locks)
+    for name, package in building["packages"].items():
+        if name:
+            assert package["version"] == tested["packages"][name]["version"], name

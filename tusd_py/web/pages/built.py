@@ -15,7 +15,7 @@ from pathlib import Path
 from tusd_py.protocol.headers import RawHeaders
 
 ASSETS = "/_pages/"
-"""Where scripts and styles are; `frontend/build-pages.mjs` writes it into the pages."""
+"""Where scripts and styles are; `frontend/building/build-pages.mjs` writes it into the pages."""
 
 BUILT = Path(__file__).parent / "built"
 HOW_TO_BUILD = "The pages of this server are not built. In a checkout, `make pages` builds them; wheels contain them."
