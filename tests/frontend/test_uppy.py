@@ -162,18 +162,19 @@ def test_no_page_dies_of_a_token(
 
     For pages of all kinds at once, as most of it is waiting.
     """
-    sources = {kind: make_source(450_000, f"{kind}.bin") for kind in KINDS}
+    sources = {kind: make_source(900_000, f"{kind}.bin") for kind in KINDS}
     pages = {kind: Application(context, applications, lifetime=2.0) for kind in KINDS}
-    with FaultProxy(strict.address, default=Plan(up=Way(rate=150_000))) as proxy:
+    with FaultProxy(strict.address, default=Plan(up=Way(rate=100_000))) as proxy:
         for kind, page in pages.items():
             page.open(kind, proxy.url(), chunkSize=100_000, retryDelays=[500] * 40, retry=HASTE)
+        for kind, page in pages.items():
             page.add(sources[kind].path)
-        wait_until(lambda: count_with(strict, 150_000) == len(KINDS), "a third of each", 60)
+        wait_until(lambda: count_with(strict, 150_000) == len(KINDS), "some of each", 60)
         proxy.default = Plan(up=Way(cut_after=0, cut="rst"))
         strict.kill9()
         pages["tus"].page.wait_for_timeout(2_100)
         strict.restart()
-        proxy.default = Plan(up=Way(rate=400_000))
+        proxy.default = Plan(up=Way(rate=1_000_000))
         urls = {kind: page.wait("success")["url"] for kind, page in pages.items()}
     for kind, page in pages.items():
         assert_stored(strict, urls[kind], sources[kind])
