@@ -6,15 +6,10 @@ Plain attributes and dictionaries, so that counting costs nearly nothing. Promet
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tusd_py.metrics.object_store import ObjectStoreCounters
+from tusd_py.metrics.histogram import Histogram
+from tusd_py.metrics.object_store import ObjectStoreCounters
 
 METHODS = ("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 OTHER_METHOD = "OTHER"
@@ -36,31 +31,6 @@ _REQUEST_SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600,
 )  # fmt: skip
 _LOCK_SECONDS = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 60)
-
-
-class Histogram:
-    """Counts of observations up to each bound (inclusive), and their sum. An observation costs one list step."""
-
-    __slots__ = ("_bounds", "_counts", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    @property
-    def count(self) -> int:
-        """Number of observations."""
-        return sum(self._counts)
-
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
-
-    def cumulative(self) -> list[tuple[float, int]]:
-        """Each bound, the last one infinite, with the number of observations up to it."""
-        return list(zip((*self._bounds, math.inf), accumulate(self._counts), strict=True))
 
 
 def _request_durations() -> dict[str, Histogram]:
