@@ -134,6 +134,9 @@ class Locks(Protocol):
         Also None for locks outside of this process, of which only `acquire` can tell whether they are free.
         """
 
+    def can_grant(self) -> bool:
+        """Return whether new locks are granted, as far as is known without asking: False while only holders may go on."""
+
     def try_acquire_many(
         self, upload_ids: Sequence[str]
     ) -> AbstractAsyncContextManager[Mapping[str, Lease]]:

@@ -8,7 +8,13 @@ Within a process, requests for one upload hand its lock over without asking Redi
 in other processes are notified when it is their turn; a lost message costs a second.
 
 These locks cannot keep a process that hangs in the middle of a write from finishing it later, nor a Redis that lost its data
-from granting a lock twice. Only the storage can (`fallback.py`), so they are used alone only if its file system has no locks.
+from granting a lock twice. Only the storage can (`fallback.py`), so files are served with these locks alone only if their file
+system has none.
+
+A bucket can as well: it refuses what another holder has replaced since, and what comes late lies where it belongs. There
+(`outlives_redis`) a holder whose lease was valid when Redis became silent keeps the lock until Redis says that another one has
+it, also from one request of this process to the next. Nobody else gets a lock meanwhile, nor for one lease after Redis came
+back without its data, so that the holders are the first to ask again.
 """
 
 from __future__ import annotations
@@ -77,6 +83,8 @@ class RedisLocks:
         lease: Seconds, the same in all processes. It is how long uploads continue while Redis is unavailable, and how long a
             lock stays when its holder's machine died. The death of a holder on this machine is detected at once.
         retry_seconds: How long to retry while Redis does not answer.
+        outlives_redis: Whether the storage makes what an earlier holder does late harmless, so that locks stay held while Redis
+            is unavailable.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class RedisLocks:
         *,
         lease: float = DEFAULT_LEASE_SECONDS,
         retry_seconds: float = DEFAULT_RETRY_SECONDS,
+        outlives_redis: bool = False,
     ) -> None:
         self.on_silence: Callable[[], None] | None = None
         """Called when Redis does not answer a renewal, before the leases end."""
@@ -93,6 +102,7 @@ class RedisLocks:
         self._redis = redis
         self._lease = lease
         self._retry_seconds = retry_seconds
+        self._outlives_redis = outlives_redis
         self._closed = False
         self._stopped = False
         self._process = ""
@@ -137,6 +147,9 @@ class RedisLocks:
 
     def try_acquire(self, upload_id: str) -> None:
         return None
+
+    def can_grant(self) -> bool:
+        return self._redis.available or not self._outlives_redis
 
     @asynccontextmanager
     async def try_acquire_many(
@@ -211,7 +224,11 @@ class RedisLocks:
             if self._closed:
                 raise LocksClosed
             try:
+                await self._wait_for_holders(claim, deadline)
                 answer = await self._ask_for(claim, wait, request_release, dead)
+                if answer is None and not await self._is_certain():
+                    await self._give_back(claim)
+                    continue
             except RedisUnavailable as problem:
                 if retry_until is None:
                     retry_until = min(deadline, loop.time() + self._retry_seconds)
@@ -237,6 +254,36 @@ class RedisLocks:
             pause = min(soon if unsure else _MAX_POLL_SECONDS, left, deadline - loop.time())
             soon = min(soon * 2, _MAX_POLL_SECONDS) if unsure else _MIN_POLL_SECONDS
             await self._watch(holder, claim, pause, was_gone=gone)
+
+    async def _wait_for_holders(self, claim: _Claim, deadline: float) -> None:
+        """Wait until the holders had the time to ask again, if Redis lost its data. Raises RedisUnavailable at the deadline."""
+        loop = asyncio.get_running_loop()
+        while (left := self._quiet_seconds()) > 0:
+            pause = min(left, deadline - loop.time())
+            if pause <= 0:
+                raise RedisUnavailable(
+                    "Redis lost its data a moment ago, and who holds a lock is not known yet"
+                )
+            await asyncio.sleep(pause)
+            if self._closed:
+                raise LocksClosed
+
+    def _quiet_seconds(self) -> float:
+        """For how long nothing is granted, as Redis has lost its data."""
+        emptied_at = self._redis.emptied_at
+        if not self._outlives_redis or emptied_at is None:
+            return 0.0
+        return emptied_at + self._lease - time.monotonic()
+
+    async def _is_certain(self) -> bool:
+        """Whether a lock that was granted is nobody else's: not if Redis has lost its data without notice."""
+        return not self._outlives_redis or not await self._redis.was_emptied()
+
+    async def _give_back(self, claim: _Claim) -> None:
+        """Release a lock that must not have been granted, and go on asking for it."""
+        claim.valid_until = 0.0
+        await self._redis.run(RELEASE, self._keys(claim), self._arguments(claim))
+        claim.recorded = False
 
     async def _ask_for(
         self, claim: _Claim, wait: bool, request_release: bool, dead: str
@@ -273,6 +320,8 @@ class RedisLocks:
 
     async def _obtain_free(self, claims: Sequence[_Claim]) -> None:
         """Acquire the free locks in one pipeline, and drop the other claims. Raises LocksUnavailable, LocksClosed."""
+        if self._quiet_seconds() > 0 or not await self._is_certain_now():
+            raise LocksUnavailable("Redis lost its data a moment ago")
         for claim in claims:
             claim.recorded = True
         sent, answers = await self._ask_for_free(claims)
@@ -284,6 +333,13 @@ class RedisLocks:
                     claim.recorded = False
                     self._forget(claim)
         self._work.set()
+
+    async def _is_certain_now(self) -> bool:
+        """`_is_certain`; also True while Redis does not answer, which the next request finds out."""
+        try:
+            return await self._is_certain()
+        except RedisUnavailable:
+            return True
 
     async def _ask_for_free(self, claims: Sequence[_Claim]) -> tuple[float, list[object]]:
         """Return when Redis was asked, and its answers."""
@@ -391,8 +447,30 @@ class RedisLocks:
             done = await self._release_remaining() and done
             if not done and self.on_silence is not None:
                 self.on_silence()
+            if self._outlives_redis:
+                # Where nothing was due nothing was asked.
+                self._outlive(is_silent=not done or not self._redis.available)
             self._drop_overdue()
             pause = interval if done else min(interval, _MAX_POLL_SECONDS) / 4
+
+    def _outlive(self, *, is_silent: bool) -> None:
+        """Keep what is held while Redis is silent; release what is not in use once it answers."""
+        now = _now()
+        for claim in list(self._claims.values()):
+            if is_silent and now < claim.valid_until:
+                claim.valid_until = now + self._lease * (1 - _SAFETY_MARGIN)
+            elif not is_silent and claim.is_idle:
+                claim.is_idle = False
+                self.spawn(self.end(claim))
+
+    def stays(self, claim: _Claim) -> bool:
+        """Whether a claim is kept after its request, as it could not be had again while Redis is away."""
+        return (
+            self._outlives_redis
+            and not self._closed
+            and not self._redis.available
+            and _now() < claim.valid_until
+        )
 
     def _drop_overdue(self) -> None:
         """Drop claims whose leases have ended."""
@@ -523,6 +601,7 @@ class _Claim:
         "_asked",
         "_locks",
         "_waiters",
+        "is_idle",
         "lease",
         "number",
         "owner",
@@ -542,6 +621,8 @@ class _Claim:
         self.recorded = False
         """Whether Redis may have an entry of it."""
         self.woken = asyncio.Event()
+        self.is_idle = False
+        """Whether it is held and no request has it; see `RedisLocks.stays`."""
         self._asked = False
         self._locks = locks
         self._waiters: list[tuple[asyncio.Future[RedisLease | None], bool]] = []
@@ -589,6 +670,9 @@ class _Claim:
 
     async def join(self, deadline: float, request_release: bool) -> RedisLease | None:
         """Wait for earlier requests of this process; None if the lock has to be acquired in Redis."""
+        if self.is_idle and _now() < self.valid_until:
+            self.is_idle = False
+            return self.lease
         waiter: asyncio.Future[RedisLease | None] = asyncio.get_running_loop().create_future()
         entry = (waiter, request_release)
         self._waiters.append(entry)
@@ -617,8 +701,11 @@ class _Claim:
         """Release the lock within this process; returns whether the claim has ended, with no request to hand it over to."""
         if lease is not self.lease or self._hand_over():
             return False
-        self.valid_until = 0.0
         self.lease = RedisLease(self)
+        if self._locks.stays(self):
+            self.is_idle = True
+            return False
+        self.valid_until = 0.0
         return True
 
     def _hand_over(self) -> bool:

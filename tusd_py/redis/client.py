@@ -162,6 +162,8 @@ class RedisClient:
         self._verified = False
         """Whether the version and permissions were checked."""
         self._known: str | None = None
+        self.emptied_at: float | None = None
+        """When it was noticed last that Redis had lost its data, by the monotonic clock; None if it never was."""
         self._stopped = False
         self._asked = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -239,6 +241,17 @@ class RedisClient:
             if trouble is not None:
                 self._begin(trouble)
         return self.trouble
+
+    async def was_emptied(self) -> bool:
+        """Ask whether Redis has lost its data since it was asked last. Raises RedisUnavailable."""
+        found = await self.command("GET", self.keys.since())
+        if self._known is None or found == self._known.encode():
+            return False
+        # Writes the mark anew, so that it is noticed once.
+        trouble = await self._probe()
+        if trouble is not None:
+            raise RedisUnavailable(trouble.reason)
+        return True
 
     # Commands
 
@@ -518,6 +531,7 @@ class RedisClient:
         if found == self._known:
             return
         if self._known is not None:
+            self.emptied_at = time.monotonic()
             logs.event(
                 logger,
                 logging.WARNING,

@@ -198,7 +198,7 @@ class Backends:
         settings = self._settings
         if settings.s3_bucket:
             # Other machines do not share its directory.
-            return RedisLocks(redis, lease=settings.lock_lease)
+            return RedisLocks(redis, lease=settings.lock_lease, outlives_redis=True)
         directory = settings.upload_dir / STATE_DIRECTORY
         try:
             epochs = directory / "epochs"

@@ -69,7 +69,7 @@ class Creator(Operation):
 
     async def create(self, command: Creation, body: Body, request: RequestView) -> Result:
         """Create an upload, with the bytes of the body if the request has any (POST). Raises ProtocolError."""
-        await self._guard.admit_change()
+        await self._guard.admit_creation()
         with translated:
             info = self.new_record(command, (), request)
             content = command.content

@@ -69,7 +69,7 @@ class FinalCreator(Operation):
 
         parts: their ids.
         """
-        await self._guard.admit_change()
+        await self._guard.admit_creation()
         with translated:
             info = self._creator.new_record(command, parts, request)
             key = final_key(info)

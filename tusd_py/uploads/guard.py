@@ -87,6 +87,12 @@ class Guard:
         if not self._hooks.has_room and not await self._hooks.wait_for_room():
             raise errors.unavailable()
 
+    async def admit_creation(self) -> None:
+        """`admit_change`, and a 503 while no locks are granted: nobody could add bytes to a new upload."""
+        if not self._locks.can_grant():
+            raise errors.unavailable()
+        await self.admit_change()
+
     def exclusive(self, upload_id: str, request: RequestView, action: Action) -> _Exclusive:
         """`async with`: check access, lock the upload after ending a request that is writing to it, load it.
 
