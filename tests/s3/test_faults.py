@@ -125,6 +125,15 @@ async def test_a_cut_download_is_told_and_a_small_read_is_repeated(
     assert (await store.read(f"{prefix}x", limit=len(BIG)))[1] == BIG
 
 
+async def test_a_refusal_that_is_cut_is_asked_for_again(
+    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+) -> None:
+    proxy.plan("GetObject", "cut-response")
+    with pytest.raises(ObjectNotFound):
+        await store.read(f"{prefix}x", limit=10)
+    assert proxy.requests["GetObject"] == 2
+
+
 async def test_a_list_that_lags_lacks_only_the_newest_parts(
     proxy: FaultProxy, store: AiobotocoreStore, prefix: str
 ) -> None:

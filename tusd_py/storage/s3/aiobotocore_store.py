@@ -484,6 +484,10 @@ class AiobotocoreStore:
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
                 raise meaning(problem, request) from None
+            except (aiohttp.ClientError, OSError) as problem:
+                # The SDK translates those of a request, and not those of the body of a response.
+                code = type(problem).__name__
+                raise StoreUnavailable(f"{request}: {code}", code=code) from None
             if needs and not response.get(needs):
                 raise StoreUnavailable(f"{request}: no {needs}", code="Malformed", status=200)
             outcome = "ok"
