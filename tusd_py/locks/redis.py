@@ -277,7 +277,10 @@ class RedisLocks:
 
     async def _is_certain(self) -> bool:
         """Whether a lock that was granted is nobody else's: not if Redis has lost its data without notice."""
-        return not self._outlives_redis or not await self._redis.was_emptied()
+        if not self._outlives_redis:
+            return True
+        # Another request of this process may have noticed it since.
+        return not await self._redis.was_emptied() and self._quiet_seconds() <= 0
 
     async def _give_back(self, claim: _Claim) -> None:
         """Release a lock that must not have been granted, and go on asking for it."""
