@@ -102,9 +102,12 @@ bench-sweep: $(DEV)
 endif
 
 ifneq ($(wildcard tests),)
-.PHONY: stops url-session
+.PHONY: stops torture-s3 url-session
 stops: $(DEV) ## stop servers in the middle of requests, many times: make stops ARGS="--count 1000 --seed 7"
 	$(PY) -m tests.crash.stops $(ARGS)
+
+torture-s3: $(DEV) ## three servers, a bucket whose requests fail, kills: make torture-s3 ARGS="--faults 2000 --seed 7"
+	$(PY) -m tests.s3.torture $(ARGS)
 
 url-session: $(DEV)
 	$(PY) -m tests.ietf.url_session $(ARGS)

@@ -166,12 +166,16 @@ class Fleet:
             yield self.tally
 
     def _run(self, number: int) -> None:
-        client = Client(self, random.Random(f"{self._seed}/{number}"))
+        client = self.client(random.Random(f"{self._seed}/{number}"))
         try:
             while not self._stopping.is_set():
                 client.upload_something()
         finally:
             client.hang_up()
+
+    def client(self, dice: random.Random) -> Client:
+        """A new client. dice: for all that it chooses."""
+        return Client(self, dice)
 
     def _note_failure(self, client: Future[None]) -> None:
         if error := client.exception():
@@ -461,8 +465,11 @@ class Client:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(self.fleet.server.address, timeout=60)
+            self._connection = Connection(self._address(), timeout=60)
         return self._connection
+
+    def _address(self) -> tuple[str, int]:
+        return self.fleet.server.address
 
     def _send_body(
         self, connection: Connection, body: memoryview, *, chunked: bool, trailers: dict[str, str]

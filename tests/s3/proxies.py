@@ -99,16 +99,27 @@ def error(status: int, code: str, message: str = "injected by a test") -> Answer
 
 
 Fault = Literal[
-    "lost", "cut", "error-body", "error-body-after", "500", "slow-down", "twice", "cut-response"
+    "lost",
+    "cut",
+    "error-body",
+    "error-body-after",
+    "500",
+    "slow-down",
+    "twice",
+    "cut-response",
+    "stall",
+    "lag",
 ]
 """What can happen to a request.
 
 lost: it has its effect, and the connection ends without a response. cut: the connection ends in the middle of the request's
 body. error-body: a 200 with an error in its body, without the effect. error-body-after: with it. 500, slow-down: refused.
 twice: it arrives a second time after the first, which is answered. cut-response: the connection ends in the middle of the
-response.
+response. stall: it has its effect, and nothing comes for `stall_seconds`. lag: a list of parts lacks the last one.
 """
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+EVERY_FAULT: tuple[Fault, ...] = get_args(Fault)
+FAULTS: tuple[Fault, ...] = tuple(f for f in EVERY_FAULT if f not in {"stall", "lag"})
+"""Those that cost no time, and tell nothing that is out of date."""
 
 
 class Cut(Exception):
@@ -288,6 +299,7 @@ class FaultProxy(HttpProxy):
     def __init__(self, target: tuple[str, int]) -> None:
         super().__init__(target)
         self.injected: Counter[str] = Counter()
+        self.stall_seconds = 5.0
         self.lag = 0
         """How many of an upload's last parts, by their numbers, its lists lack."""
         self._planned: dict[str, list[Fault]] = defaultdict(list)
@@ -366,6 +378,8 @@ class FaultProxy(HttpProxy):
             and exchange.operation not in _WITH_ERROR_BODY
         ):
             fault = "500"
+        if fault == "lag" and exchange.operation != "ListParts":
+            fault = "slow-down"
         if fault is not None:
             self.injected[fault] += 1
         exchange.fault = fault
@@ -392,6 +406,9 @@ class FaultProxy(HttpProxy):
         match fault:
             case "lost":
                 raise Cut
+            case "stall":
+                await asyncio.sleep(self.stall_seconds)
+                raise Cut
             case "error-body-after":
                 return error(200, "InternalError")
             case "cut-response" if answer.body and exchange.method != "HEAD":
@@ -405,9 +422,10 @@ class FaultProxy(HttpProxy):
             self._parts[exchange.query["uploadId"]].add(int(exchange.query["partNumber"]))
 
     def _with_lag(self, exchange: Exchange, answer: Answer) -> Answer:
-        if exchange.operation != "ListParts" or not self.lag:
+        lag = 1 if exchange.fault == "lag" else self.lag
+        if exchange.operation != "ListParts" or not lag:
             return answer
-        for number in sorted(self._parts[exchange.query["uploadId"]])[-self.lag :]:
+        for number in sorted(self._parts[exchange.query["uploadId"]])[-lag:]:
             pattern = rb"<Part>(?:(?!</Part>).)*<PartNumber>%d</PartNumber>.*?</Part>" % number
             answer.body = re.sub(pattern, b"", answer.body, flags=re.DOTALL)
         return answer
