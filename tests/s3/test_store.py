@@ -604,7 +604,7 @@ async def test_parts_are_copied_in_the_bucket_and_small_ends_go_through_a_buffer
     opened: Opened, proxy: FaultProxy
 ) -> None:
     store = opened()
-    await joined(store, [2 * PART + 100, 100, PART])
+    await joined(store, [2 * PART + 100, 100, PART + 1])
     assert proxy.requests["UploadPartCopy"] == 3
     # One part of the final begins in the first part and ends in the third.
     assert proxy.requests["GetObject"] > 3

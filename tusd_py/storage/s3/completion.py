@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tusd_py.locks.base import Fence
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import BytesNotKept, StorageError, StorageUnavailable
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
+    ObjectHead,
     ObjectNotFound,
     ObjectStoreError,
     Part,
@@ -72,23 +73,29 @@ class Completions:
                 await self._store_tail(live)
                 await self._complete_parts(live, live.record.multipart)
             else:
-                await self._store_single(live, whole, finished_at)
+                await self._store_single(live, whole, fence, finished_at)
 
     async def _store_single(
-        self, live: Live, data: bytes | None, finished_at: float | None
+        self, live: Live, data: bytes | None, fence: Fence, finished_at: float | None
     ) -> None:
         """Store an upload without parts. data: None if it is empty, or all in its tail, as its length was declared later."""
         tail = live.progress.tail
         if data is None and tail is not None:
-            _, data = await self._store.objects.read(tail.key, limit=tail.size)
-        await put_whole(self._store, live, data or b"", finished_at=finished_at)
+            data = await self._read_tail(tail)
+        await put_whole(self._store, live, data or b"", fence=fence, finished_at=finished_at)
+
+    async def _read_tail(self, tail: ObjectHead) -> bytes:
+        head, data = await self._store.objects.read(tail.key, limit=tail.size)
+        if head.etag != tail.etag:
+            raise LeaseLost(f"another holder replaced {tail.key}")
+        return data
 
     async def _store_tail(self, live: Live) -> None:
         """Store the tail as the last part, where the length was declared after its bytes."""
         tail = live.progress.tail
         if tail is None:
             return
-        _, data = await self._store.objects.read(tail.key, limit=tail.size)
+        data = await self._read_tail(tail)
         key = self._store.layout.data(live.record.info)
         number = len(live.progress.parts) + 1
         part = await self._store.objects.upload_part(key, live.record.multipart, number, data)

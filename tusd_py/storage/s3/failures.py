@@ -43,6 +43,8 @@ _TRANSIENT = {
     "RequestTimeout",
     "RequestTimeoutException",
     "OperationAborted",
+    # Another request for the same object was under way: a repeat tells which of them counts.
+    "ConditionalRequestConflict",
     "InternalError",
     "ServiceUnavailable",
     # The bytes were damaged or cut on their way.
@@ -112,7 +114,7 @@ def _kind(code: str, status: int) -> type[ObjectStoreError]:
         return StoreUnavailable
     if code in _NOT_FOUND:
         return ObjectNotFound
-    if status == 412 or code == "ConditionalRequestConflict":
+    if status == 412:
         return PreconditionFailed
     if status == 416:
         return RangeNotSatisfiable

@@ -161,8 +161,12 @@ async def assemble(
     async def store(number: int, start: int, end: int) -> Part:
         async with slots:
             found = list(pieces(sources, start, end))
-            # Copies have a least size, but for the last part.
-            if len(found) == 1 and (end - start >= MIN_PART_BYTES or number == len(ranges)):
+            # Copies have a least size, but for the last part; AWS copies ranges only out of objects that are longer than it.
+            if (
+                len(found) == 1
+                and found[0].source.size > MIN_PART_BYTES
+                and (end - start >= MIN_PART_BYTES or number == len(ranges))
+            ):
                 piece = found[0]
                 return await objects.copy_part(
                     key, upload_id, number, piece.source, start=piece.start, end=piece.end

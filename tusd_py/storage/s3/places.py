@@ -64,13 +64,25 @@ class Places:
         try:
             await self._put(mark, holder, if_absent=True)
         except PreconditionFailed:
-            head, found = await self._objects.read(mark, limit=2 * MAX_ID_BYTES)
-            if found == holder:
-                return
-            if await self._exists(self._layout.record(found.decode())):
-                raise UploadExists(f"{location} is taken by {found.decode()}") from None
-            # Of a creation that was interrupted.
-            await self._put(mark, holder, if_match=head.etag)
+            try:
+                await self._take_from_other(location, mark, holder)
+            except (PreconditionFailed, ObjectNotFound):
+                raise UploadExists(f"{location} is being taken or left") from None
+
+    async def _take_from_other(self, location: str, mark: str, holder: bytes) -> None:
+        """Take a place that has a mark, if its upload was never recorded."""
+        head, found = await self._objects.read(mark, limit=2 * MAX_ID_BYTES)
+        if found == holder:
+            return
+        record = self._layout.record(found.decode())
+        taken = UploadExists(f"{location} is taken by {found.decode()}")
+        if await self._exists(record):
+            raise taken
+        # Of a creation that was interrupted, or that has not come to its record yet.
+        etag = await self._put(mark, holder, if_match=head.etag)
+        if await self._exists(record):
+            await self._put(mark, found, if_match=etag)
+            raise taken
 
     async def holder(self, location: str) -> str | None:
         """Return the upload that has a place; None if it is free, or has the id of its upload."""
@@ -115,7 +127,7 @@ class Places:
 
     async def _put(
         self, key: str, content: bytes, *, if_absent: bool = False, if_match: str = ""
-    ) -> None:
-        await self._objects.put(
+    ) -> str:
+        return await self._objects.put(
             key, content, _TEXT, kind=ObjectKind.RECORD, if_absent=if_absent, if_match=if_match
         )

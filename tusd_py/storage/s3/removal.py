@@ -69,8 +69,9 @@ class S3Removal:
         *,
         keep_tombstone: bool,
         unpublished: RemovalEvent | None,
+        now: float,
     ) -> None:
-        """Remove an upload that has this record."""
+        """Remove an upload that has this record. now: seconds since the epoch."""
         upload_id, state = record.info.id, self._layout.state
         storage = self._layout.storage(record.info.location or upload_id, bucket="")
         content = serialize(record, storage=storage)
@@ -88,7 +89,9 @@ class S3Removal:
         await self._objects.delete(self._layout.record(upload_id))
         try:
             await self._free(record)
-            if record.info.finished_at is not None or not keep_tombstone:
+            finished_at = record.info.finished_at
+            is_old = finished_at is not None and finished_at < now - _INTERRUPTED_SECONDS
+            if is_old or not keep_tombstone:
                 # Nobody has bytes of it that could come late.
                 await self._objects.delete(state("removing", upload_id))
         except ObjectStoreError as problem:
@@ -256,17 +259,23 @@ class S3Removal:
         )
 
 
-async def abort_parts(objects: ObjectStore, record: Record, key: str, *, but: str) -> None:
+async def abort_parts(
+    objects: ObjectStore, record: Record, key: str, *, but: str, fence: Fence = UNFENCED
+) -> None:
     """Abort the multipart uploads of an unfinished upload, also those that nobody recorded. but: the one to keep.
 
-    Goes on where the store does not permit it: what stays is in nobody's way.
+    Goes on where the store does not permit it: what stays is in nobody's way. Raises LeaseLost, StoreUnavailable.
     """
     try:
         if record.multipart and record.multipart != but:
             await objects.abort(key, record.multipart)
         # Several uploads may have one location: only ids tell whose a multipart upload is.
         if record.info.finished_at is None and record.info.location is None:
-            for pending in await objects.pending_uploads(key):
+            listed = await objects.pending_uploads(key)
+            # Held until here, the lock proves that no other holder has begun any of these.
+            with fence():
+                pass
+            for pending in listed:
                 if pending.upload_id != but:
                     await objects.abort(key, pending.upload_id)
     except StoreUnavailable:

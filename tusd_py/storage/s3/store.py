@@ -196,14 +196,24 @@ class S3Store:
         return self._places.location(upload_id, bucket=bucket, prefix=prefix, key=key)
 
     async def _take_place(self, info: UploadInfo) -> None:
-        """Take the place of an upload that is not at its id, or whose id another upload may have for its place."""
+        """Take the place of an upload that is not at its id."""
         if info.location is not None:
             await self._places.take(info.location, info.id)
             taken = self.layout.record(info.location), self.layout.data(info)
             if any([await self._is_there(key) for key in taken]):
                 await self._places.leave(info.location, info.id)
                 raise UploadExists(f"{info.location} is taken")
-        elif not is_random_id(info.id) and await self._places.holder(info.id) is not None:
+
+    async def _confirm_place(self, info: UploadInfo) -> None:
+        """Take a creation back whose place another one has got meanwhile. Raises UploadExists.
+
+        Each creation stores its own claim before it looks at those of others, so that of two at most one goes on.
+        """
+        if info.location is None and is_random_id(info.id):
+            return
+        place = info.location or info.id
+        if await self._places.holder(place) != (info.location and info.id):
+            await self.objects.delete(self.layout.record(info.id))
             raise UploadExists(f"the place of {info.id} is taken")
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
@@ -229,6 +239,7 @@ class S3Store:
                     await self._give_place_back(info, stored)
                     raise UploadExists(f"{info.id} exists already") from None
                 etag = head.etag
+            await self._confirm_place(info)
         progress = Progress(changed_at=info.created_at)
         self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
         return Upload(info, 0, info.created_at, joined=not info.is_final)
@@ -507,13 +518,13 @@ class S3Store:
     async def _begin_multipart(self, live: Live, fence: Fence) -> None:
         key = self.layout.data(live.record.info)
         if live.may_have_twin:
-            await abort_parts(self.objects, live.record, key, but="")
+            await abort_parts(self.objects, live.record, key, but="", fence=fence)
         with fence():
             pass
         begun = await self.objects.create_multipart(key, live.record.properties(self.metadata_keys))
         try:
             if begun.may_have_twin:
-                await abort_parts(self.objects, live.record, key, but=begun.upload_id)
+                await abort_parts(self.objects, live.record, key, but=begun.upload_id, fence=fence)
             record = replace(live.record, multipart=begun.upload_id)
             await self.save_record(live, record, fence)
         except (LeaseLost, UploadNotFound):
@@ -562,7 +573,8 @@ class S3Store:
             has_tail = bool(live.progress.tail_etag)
             if live.progress.finished_at != info.finished_at:
                 if has_grown:
-                    await abort_parts(self.objects, live.record, self.layout.data(info), but="")
+                    key = self.layout.data(info)
+                    await abort_parts(self.objects, live.record, key, but="", fence=fence)
                 await self.save_record(live, replace(live.record, info=info), fence)
         self.whole.release(info.id)
         self.tails.drop(info.id)
@@ -608,9 +620,7 @@ class S3Store:
         plan = live.record.plan
         if length <= plan.size(1):
             body = await gather_bytes(self.objects, list(pieces(sources, 0, length)))
-            with fence():
-                pass
-            await put_whole(self, live, body)
+            await put_whole(self, live, body, fence=fence)
             return
         if live.record.multipart:
             # From an attempt that did not get to its end.
@@ -645,7 +655,11 @@ class S3Store:
             finished_at = await finish_of(self.objects, self.layout, record)
             record = replace(record, info=record.info._replace(finished_at=finished_at))
             await self._removal.remove(
-                record, fence, keep_tombstone=keep_tombstone, unpublished=unpublished
+                record,
+                fence,
+                keep_tombstone=keep_tombstone,
+                unpublished=unpublished,
+                now=self.now(),
             )
             # What a crash left when it was taken over.
             await self._takeover.forget(upload_id)

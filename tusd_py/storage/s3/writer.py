@@ -29,7 +29,6 @@ from tusd_py.storage.s3.object_store import (
 )
 from tusd_py.storage.s3.progress import (
     Progress,
-    finished_object,
     part_size,
     tail_properties,
     tail_time,
@@ -101,6 +100,8 @@ class S3Writer:
         self._first_tail: bytes | None = None
         self._tail_was_replaced = False
         self._is_over = False
+        self._is_closing = False
+        """Whether the bytes in the buffer are its own end's to store, and no flush's."""
         self._is_too_long = False
         self._flushing: asyncio.Task[None] | None = None
         self._take_tail()
@@ -306,6 +307,8 @@ class S3Writer:
 
     async def _flush(self, *, drop: bool) -> None:
         async with self._busy:
+            if self._is_over or self._is_closing:
+                return
             try:
                 if self._sending:
                     await asyncio.wait(list(self._sending))
@@ -318,7 +321,8 @@ class S3Writer:
 
     @property
     def idle_bytes(self) -> int:
-        return 0 if self._busy.locked() or self._is_over else self._taken
+        is_busy = self._busy.locked() or self._is_over or self._is_closing
+        return 0 if is_busy else self._taken
 
     async def relieve(self) -> None:
         await self._flush(drop=True)
@@ -386,10 +390,12 @@ class S3Writer:
             ) from problem
 
     async def _stop_sending(self) -> None:
+        self._is_closing = True
+        # Not in the middle of a flush, whose outcome would be unknown.
+        async with self._busy:
+            pass
         if self._flushing is not None:
-            # Not in the middle of a request, whose outcome would be unknown.
-            async with self._busy:
-                self._flushing.cancel()
+            self._flushing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._flushing
         if self._sending:
@@ -437,16 +443,16 @@ class S3Writer:
             self._send()
             await asyncio.wait(list(self._sending))
             return
-        with self._fence():
-            pass
         if self._buffer is None:
             raise StorageError("there are no bytes to store")
         data = bytes(memoryview(self._buffer)[: self._filled])
         if finishing:
+            with self._fence():
+                pass
             store.whole.hold(live, data)
             self._taken = 0
         else:
-            await put_whole(store, live, data)
+            await put_whole(store, live, data, fence=self._fence)
 
     async def _count_replaced(self) -> None:
         """Count parts again that replaced those of a refused request."""
@@ -506,9 +512,14 @@ async def _stored_before(
 
 
 async def put_whole(
-    store: Bucketed, live: Live, data: bytes | bytearray, *, finished_at: float | None = None
+    store: Bucketed,
+    live: Live,
+    data: bytes | bytearray,
+    *,
+    fence: Fence,
+    finished_at: float | None = None,
 ) -> None:
-    """Store an upload as one object, in one request. Raises ObjectStoreError.
+    """Store an upload as one object, in one request. Raises LeaseLost, ObjectStoreError.
 
     finished_at: stored with it, so that the object tells of the finish too. An object of this upload that is there stays: a
     holder that lost the lock would otherwise take back the finish of another.
@@ -518,12 +529,42 @@ async def put_whole(
     properties = record.properties(store.metadata_keys, finished_at)
     done = Progress(done=True, size=len(data), finished_at=finished_at)
     live.may_be_finished = live.may_be_finished or finished_at is not None
+    with fence():
+        pass
     try:
         await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_absent=True)
     except PreconditionFailed:
-        found = await finished_object(store.objects, store.layout, record)
-        if found is None:
-            # Of an earlier upload with this id.
-            await store.objects.put(key, data, properties, kind=ObjectKind.DATA)
-        done = found or done
+        done = await _put_over(store, record, data, properties, fence) or done
     live.progress = replace(done, changed_at=done.changed_at or store.now(), tail_etag=tail_etag)
+
+
+async def _put_over(
+    store: Bucketed, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
+) -> Progress | None:
+    """Replace the object that is in the way, and return None; if it is the upload already, return its progress.
+
+    Its token and its size alone do not tell: another holder may have stored other bytes. Raises LeaseLost, ObjectStoreError.
+    """
+    key = store.layout.data(record.info)
+    lost = LeaseLost(f"another holder stored the object of {record.info.id}")
+    try:
+        head = await store.objects.head(key)
+        if record.is_at(head) and head.size == len(data):
+            head, stored = await store.objects.read(key, limit=len(data))
+            finished_at = record.finish_in(head.properties)
+            if stored == data:
+                return Progress(
+                    done=True, size=head.size, changed_at=head.modified_at, finished_at=finished_at
+                )
+            if finished_at is not None:
+                raise lost
+        elif record.info.location is not None and record.before is None:
+            # Nothing was there when it was created.
+            raise StorageError(f"{key} is another one's object")
+        # Of an earlier upload with this id, or bytes that a holder stored after it lost the lock.
+        with fence():
+            pass
+        await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_match=head.etag)
+    except (PreconditionFailed, ObjectNotFound):
+        raise lost from None
+    return None

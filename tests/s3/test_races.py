@@ -1,0 +1,303 @@
+"""Two servers at one upload, one of which stood still in the middle of a request and goes on after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
+
+import pytest
+
+from tests.s3.contents import Contents
+from tests.s3.proxies import Answer, Exchange, RulesProxy, error
+from tests.s3.servers import ENVIRONMENT, S3Server
+from tests.s3.test_leftovers import swept
+from tests.s3.test_store import LENGTH, PART, WHOLE, Opened, created, finished, pieces
+from tests.support.store import PLAIN, append, content_of, write_all
+from tusd_py.locks.base import UNFENCED, LeaseLost
+from tusd_py.storage.base import StorageError, UploadExists, UploadInfo
+from tusd_py.storage.s3.object_store import ObjectKind, PendingUpload, Properties
+from tusd_py.storage.s3.store import S3Store
+
+
+@pytest.fixture
+async def opened(
+    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Opened]:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    async with AsyncExitStack() as stack:
+        yield Opened(stack, seaweedfs.endpoint, prefix)
+
+
+@pytest.fixture
+def contents(seaweedfs: S3Server, prefix: str) -> Contents:
+    return Contents(seaweedfs, prefix)
+
+
+def before_put(store: S3Store, ending: str, do: Callable[[], Awaitable[object]]) -> None:
+    """Let something happen just before the next object whose key ends so is stored."""
+    original = store.objects.put
+
+    async def put(key: str, *arguments: object, **named: object) -> str:
+        if key.endswith(ending):
+            store.objects.put = original  # type: ignore[method-assign]
+            await do()
+        return await original(key, *arguments, **named)  # type: ignore[arg-type]
+
+    store.objects.put = put  # type: ignore[method-assign]
+
+
+class Lease:
+    """A fence that can be lost."""
+
+    is_lost = False
+
+    def __call__(self) -> AbstractContextManager[None]:
+        if self.is_lost:
+            raise LeaseLost("lost")
+        return UNFENCED()
+
+
+# -- bytes ---------------------------------------------------------------------------------------
+
+
+async def test_an_object_of_a_late_holder_is_not_taken_for_the_bytes_of_the_next_one(
+    opened: Opened,
+) -> None:
+    """It has the upload's token and size, and other bytes."""
+    late, other = opened(), opened()
+    writer = await late.open_writer(await created(late, 5), PLAIN, fence=UNFENCED)
+    await write_all(writer, b"wrong")
+    next_writer = await other.open_writer(await other.load("x"), PLAIN, fence=UNFENCED)
+    await write_all(next_writer, b"hello")
+    await writer.close(sync=False)
+    await next_writer.close(sync=False)
+    upload = await finished(other, await other.load("x"))
+    assert await content_of(opened(), upload) == b"hello"
+
+
+async def test_bytes_are_not_acknowledged_over_another_ones_finish(opened: Opened) -> None:
+    late, other = opened(), opened()
+    await created(late, 5)
+    writer = await other.open_writer(await other.load("x"), PLAIN, fence=UNFENCED)
+    await write_all(writer, b"hello")
+    first = await late.open_writer(await late.load("x"), PLAIN, fence=UNFENCED)
+    await write_all(first, b"first")
+    await first.close(sync=False, finishing=True)
+    await late.finish(
+        (await late.load("x")).info._replace(finished_at=5.0), sync=True, fence=UNFENCED
+    )
+    with pytest.raises(LeaseLost):
+        await writer.close(sync=False)
+    upload = await other.load("x")
+    assert upload.finished
+    assert await content_of(other, upload) == b"first"
+
+
+async def test_a_late_holder_does_not_abort_what_the_next_one_began(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, other = opened(), opened()
+    await created(opened(), LENGTH)
+    lease = Lease()
+    writer = await late.open_writer(await late.load("x"), PLAIN, fence=lease)
+    original = late.objects.pending_uploads
+
+    async def slow(key: str) -> list[PendingUpload]:
+        lease.is_lost = True
+        await append(other, await other.load("x"), *pieces(WHOLE[: PART + 10]))
+        return await original(key)
+
+    monkeypatch.setattr(late.objects, "pending_uploads", slow)
+    with suppress(LeaseLost):
+        # Whether it fails already here depends on when the part is sent.
+        await write_all(writer, *pieces(WHOLE[: PART + 10]))
+    with pytest.raises(LeaseLost):
+        await writer.close(sync=False)
+    found = await opened().load("x")
+    assert found.offset == PART + 10
+    upload = await append(other, await other.load("x"), *pieces(WHOLE[PART + 10 :]))
+    assert await content_of(other, await finished(other, upload)) == WHOLE
+
+
+async def test_a_late_completion_takes_no_other_tail(opened: Opened) -> None:
+    """The length was declared after the bytes, which another holder has replaced meanwhile."""
+    late, other = opened(), opened()
+    upload = await append(late, await created(late, None), b"hello")
+    await late.save(upload.info._replace(length=5), fence=UNFENCED)
+    key = late.layout.tail("x")
+    head, _ = await other.objects.read(key, limit=5)
+    await other.objects.put(key, b"wrong", head.properties, kind=ObjectKind.RECORD)
+    late.tails.drop("x")
+    with pytest.raises(LeaseLost):
+        await late.sync(await late.load("x"), fence=UNFENCED)
+
+
+async def test_memory_is_not_made_free_by_the_tail_of_a_request_that_ends(
+    opened: Opened,
+) -> None:
+    """Both would replace the tail, and one of them would be taken for another holder."""
+    store = opened()
+    upload = await append(store, await created(store, LENGTH), b"a")
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, WHOLE[1:10])
+
+    relieved: list[asyncio.Task[None]] = []
+
+    async def relieve() -> None:
+        assert writer.idle_bytes == 0  # type: ignore[attr-defined]
+        relieved.append(asyncio.ensure_future(writer.relieve()))  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+    before_put(store, ".part", relieve)
+    await writer.close(sync=False)
+    await asyncio.gather(*relieved)
+    assert (await store.load("x")).offset == (await opened().load("x")).offset == 10
+
+
+async def test_a_refused_body_is_not_stored_to_make_memory_free(opened: Opened) -> None:
+    store = opened()
+    upload = await append(store, await created(store, 100), b"a")
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, b"refused")
+    relief = asyncio.ensure_future(writer.relieve())  # type: ignore[attr-defined]
+    await writer.discard()
+    await relief
+    await writer.close(sync=False)
+    assert (await store.load("x")).offset == (await opened().load("x")).offset == 1
+
+
+async def test_an_object_that_is_stored_again_after_the_removal_does_not_stay(
+    opened: Opened, contents: Contents
+) -> None:
+    """A server repeats a request whose response was lost, and the upload was finished and removed meanwhile."""
+    late, other = opened(), opened()
+    writer = await late.open_writer(await created(late, 5), PLAIN, fence=UNFENCED)
+    await write_all(writer, b"hello")
+    upload = await append(other, await other.load("x"), b"hello")
+    info = upload.info._replace(finished_at=time.time())
+    await other.finish(info, sync=True, fence=UNFENCED)
+    await other.remove("x", fence=UNFENCED)
+    await writer.close(sync=False)
+    assert contents.keys() >= {"x"}
+    await swept(other)
+    assert contents.keys() == {".tusd-py/gone/x"}
+
+
+# -- places --------------------------------------------------------------------------------------
+
+
+def placed(upload_id: str) -> UploadInfo:
+    return UploadInfo(upload_id, 5, location="study/1.dcm", created_at=1.0)
+
+
+async def test_two_creations_at_a_time_do_not_get_one_place(opened: Opened) -> None:
+    """The first one stands still between its claim and its record."""
+    late, other = opened(), opened()
+    before_put(late, "x.info", lambda: other.create(placed("y")))
+    with pytest.raises(UploadExists):
+        await late.create(placed("x"))
+    with pytest.raises(StorageError):
+        await opened().load("x")
+    upload = await finished(other, await append(other, await other.load("y"), b"hello"))
+    assert await content_of(opened(), upload) == b"hello"
+
+
+async def test_a_creation_takes_no_place_from_one_that_is_under_way(opened: Opened) -> None:
+    """It looks for the other's record before that is there, and replaces its claim after that."""
+    first, second = opened(), opened()
+    original = second.objects.put
+    await first._places.take("study/1.dcm", "x")
+
+    async def put(key: str, *arguments: object, **named: object) -> str:
+        if named.get("if_match"):
+            second.objects.put = original  # type: ignore[method-assign]
+            await first.create(placed("x"))
+        return await original(key, *arguments, **named)  # type: ignore[arg-type]
+
+    second.objects.put = put  # type: ignore[method-assign]
+    with pytest.raises(UploadExists):
+        await second.create(placed("y"))
+    assert await second._places.holder("study/1.dcm") == "x"
+    upload = await finished(first, await append(first, await first.load("x"), b"hello"))
+    assert await content_of(opened(), upload) == b"hello"
+
+
+async def test_an_id_is_not_given_that_becomes_the_place_of_another_upload(
+    opened: Opened,
+) -> None:
+    late, other = opened(), opened()
+    before_put(
+        late, "x.info", lambda: other.create(UploadInfo("y", 5, location="x", created_at=1.0))
+    )
+    with pytest.raises(UploadExists):
+        await created(late, 5)
+    upload = await finished(other, await append(other, await other.load("y"), b"hello"))
+    assert await content_of(opened(), upload) == b"hello"
+
+
+async def test_an_upload_does_not_replace_what_came_to_its_place_since(opened: Opened) -> None:
+    store = opened()
+    upload = await store.create(placed("x"))
+    key = store.layout.data(upload.info)
+    await store.objects.put(key, b"other", Properties(), kind=ObjectKind.DATA)
+    with pytest.raises(StorageError, match="another one's"):
+        await append(store, upload, b"hello")
+    assert (await store.objects.read(key, limit=10))[1] == b"other"
+
+
+# -- stores --------------------------------------------------------------------------------------
+
+
+async def test_a_conflict_of_conditional_requests_is_no_refusal(
+    seaweedfs: S3Server, prefix: str, opened: Opened
+) -> None:
+    """AWS answers 409 while another request for the object is under way, whatever comes of that."""
+    conflicts = 0
+
+    def conflict(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:
+        nonlocal conflicts
+        if exchange.operation != "PutObject" or conflicts >= 3:
+            return None
+        conflicts += 1
+        return error(409, "ConditionalRequestConflict")
+
+    async with AsyncExitStack() as stack:
+        proxy = stack.enter_context(RulesProxy(seaweedfs.address, conflict))
+        store = Opened(stack, proxy.endpoint, prefix)()
+        upload = await append(store, await created(store, 50), b"hello")
+        assert conflicts == 3
+        assert upload.offset == 5
+
+
+async def test_ranges_are_not_copied_out_of_objects_that_aws_copies_none_of(
+    seaweedfs: S3Server, prefix: str, opened: Opened
+) -> None:
+    def no_small_sources(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:
+        if (
+            exchange.operation == "UploadPartCopy"
+            and "small" in exchange.headers["x-amz-copy-source"]
+        ):
+            return error(
+                400,
+                "InvalidRequest",
+                "The copy source is not supported as a byte-range copy source",
+            )
+        return None
+
+    async with AsyncExitStack() as stack:
+        proxy = stack.enter_context(RulesProxy(seaweedfs.address, no_small_sources))
+        store = Opened(stack, proxy.endpoint, prefix)()
+        parts = []
+        for name, data in (("large", WHOLE[: 2 * PART]), ("small", WHOLE[2 * PART :])):
+            info = UploadInfo(name, len(data), is_partial=True, created_at=1.0)
+            parts.append(
+                await finished(store, await append(store, await store.create(info), *pieces(data)))
+            )
+        final = UploadInfo("f", LENGTH, is_final=True, parts=("large", "small"), created_at=1.0)
+        await store.create(final)
+        await store.joiner.join(final, parts, fence=UNFENCED)
+        assert await content_of(store, await finished(store, await store.load("f"))) == WHOLE
+        assert proxy.requests["UploadPartCopy"] == 2
