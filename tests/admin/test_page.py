@@ -377,3 +377,31 @@ def test_a_server_that_restarts_is_waited_for(chromium: Browser, tmp_path: Path)
         # Sessions end with the server.
         expect(page.get_by_role("alert")).to_contain_text("session has ended")
         context.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_names_neither_run_nor_deceive_nor_hide_anything(
+    width: int, page: Page, server: ServerProcess
+) -> None:
+    code = '<img src=x onerror="window.ran=1"><script>window.ran=1</script>'
+    owner = f"owner{width}"
+    finish(server, f"{code}{width}", owner)
+    finish(server, "a" * 255, owner)
+    upload = finish(server, "\u202egpj.exe", owner)
+    operator = Operator(address_of(server)).sign_in(new_code(server))
+    wait_until(
+        lambda: upload in {row["id"] for row in operator.get("/uploads")["uploads"]}, "it is listed"
+    )
+    page.set_viewport_size({"width": width, "height": 860})
+    open_panel(page, "uploads")
+    row = page.locator("tr", has_text=upload[:12])
+    # In the order in which its characters are, with a sign where one is that turns it round.
+    link = row.get_by_role("link").first
+    expect(link).to_have_text("\ufffdgpj.exe")
+    expect(page.get_by_role("link", name=f"{code}{width}")).to_be_visible()
+    if width > 1000:
+        expect(row.get_by_role("button").last).to_be_in_viewport()
+    page.get_by_role("link", name="a" * 255).first.click()
+    page.locator("#upload").get_by_text("a" * 255).wait_for()
+    wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    assert (page.evaluate(wide), page.evaluate("window.ran")) == (False, None)

@@ -41,5 +41,9 @@ export const until = (at: number): string =>
 /** A time of day. */
 export const clock = (at: number): string => times.format(new Date(at * 1000))
 
+/** A name as it is: a character that would turn its order round, or that nobody sees, is shown as one. */
+export const visible = (name: string): string =>
+  name.replace(/[\p{Cc}\p{Bidi_Control}\p{Zl}\p{Zp}]/gu, '\u{FFFD}')
+
 /** An id that fits into a column. */
 export const short = (id: string): string => (id.length > 16 ? `${id.slice(0, 12)}…` : id)

@@ -3,7 +3,7 @@
 import { useState } from 'preact/hooks'
 import type { Body, Hour, Live, Overview, Period, Session } from './api.js'
 import { useAsk } from './ask.js'
-import { count, duration, short, size } from './format.js'
+import { count, duration, short, size, visible } from './format.js'
 import { problemText, text } from './texts.js'
 
 /** Rows of what is being received that are drawn every second. */
@@ -226,14 +226,14 @@ export function LiveTable({ live, session }: { live: Live; session: Session }) {
 
 function LiveRow({ body, session }: { body: Body; session: Session }) {
   const { ask } = useAsk()
-  const label = body.name ?? short(body.id)
+  const label = visible(body.name ?? short(body.id))
   const order = (): Record<string, unknown> => ({ upload: body.id })
   return (
     <tr>
-      <td>
+      <td class="name">
         <a href={`#/uploads/${encodeURIComponent(body.id)}`}>{label}</a>
       </td>
-      <td>{body.owner || '–'}</td>
+      <td class="name">{body.owner || '–'}</td>
       <td>
         <Bar offset={body.offset} total={body.size} label={label} />
       </td>

@@ -13,7 +13,7 @@ import type {
 import { contentUrl, get, upload } from './api.js'
 import { Problem, useAsk, useLoaded } from './ask.js'
 import { EventTable } from './events.js'
-import { clock, count, short, since, until } from './format.js'
+import { clock, count, short, since, until, visible } from './format.js'
 import { Bar } from './overview.js'
 import { type Key, text } from './texts.js'
 
@@ -39,7 +39,7 @@ export function Badge({ state }: { state: State }) {
   return <span class={`badge ${state}`}>{text(STATE_NAMES[state])}</span>
 }
 
-const labelOf = (row: UploadRow): string => row.name ?? short(row.id)
+const labelOf = (row: UploadRow): string => visible(row.name ?? short(row.id))
 
 export function Uploads({ session, owner }: { session: Session; owner: string | null }) {
   const [search, setSearch] = useState('')
@@ -181,11 +181,11 @@ function UploadTable(props: { rows: UploadRow[]; session: Session; reload: () =>
         <tbody>
           {props.rows.map((row) => (
             <tr key={row.id}>
-              <td>
-                <a href={`#/uploads/${encodeURIComponent(row.id)}`}>{row.name ?? short(row.id)}</a>
+              <td class="name">
+                <a href={`#/uploads/${encodeURIComponent(row.id)}`}>{labelOf(row)}</a>
                 {row.name && <code class="small">{short(row.id)}</code>}
               </td>
-              <td>{row.owner || '–'}</td>
+              <td class="name">{row.owner || '–'}</td>
               <td>
                 <Badge state={row.state} />
                 {row.problem && <span class="small bad">{row.problem}</span>}
@@ -279,7 +279,7 @@ export function OneUpload({ id, session }: { id: string; session: Session }) {
       <p>
         <a href="#/uploads">← {text('back')}</a>
       </p>
-      <h1 id="upload">{found?.name ?? short(id)}</h1>
+      <h1 id="upload">{found ? labelOf(found) : short(id)}</h1>
       <Problem words={problem} />
       {found && <Detail found={found} session={session} reload={reload} />}
     </section>
@@ -435,7 +435,7 @@ function Metadata({ found }: { found: UploadDetail }) {
       {pairs.map(([key, value]) => (
         <>
           <dt key={key}>{key}</dt>
-          <dd>{value}</dd>
+          <dd>{visible(value)}</dd>
         </>
       ))}
     </dl>
