@@ -149,7 +149,7 @@ async def test_a_list_that_lags_lacks_only_the_newest_parts(
 async def test_repeats_end_and_the_log_names_what_an_operator_looks_up(
     proxy: FaultProxy, open_store: OpenStore, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = await open_store(proxy.endpoint, repeat_seconds=1)
+    store = await open_store(proxy.endpoint, repeat_seconds=4)
     proxy.inject(seed=1, rate=1.0, kinds=["slow-down"])
     with caplog.at_level(logging.INFO), pytest.raises(StoreUnavailable) as failed:
         await store.put(f"{prefix}x", b"x", PLAIN, kind=RECORD)

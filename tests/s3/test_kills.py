@@ -34,8 +34,14 @@ WHOLE = random.Random(5).randbytes(2 * PART + 1000)
 BEGUN = PART + 2000
 SMALL = WHOLE[:2000]
 
-STAYS = (".tusd-py/outbox/", ".tusd-py/gone/", ".tusd-py/finals/", ".tusd-py/swept")
-"""Keys of what is kept for some time: events that no worker takes here, tombstones, marks."""
+STAYS = (
+    ".tusd-py/outbox/",
+    ".tusd-py/gone/",
+    ".tusd-py/finals/",
+    ".tusd-py/swept",
+    ".tusd-py/probe/",
+)
+"""Keys of what is kept for some time: events that no worker takes here, tombstones, marks, what killed servers tried out."""
 
 Doing = Literal["create", "begin", "finish", "small", "verified", "join", "join small", "remove"]
 
