@@ -27,7 +27,9 @@ from tests.support.waiting import wait_until
 
 NOBODY = 65534
 _READ = "-all,+dac_read_search"
+# First it lets go of other tests' file systems, whose devices would stay in use as long as it runs.
 _CONTAINED = """
+awk '$1 ~ "^/dev/loop" { print $2 }' /proc/self/mounts | tac | while read -r at; do umount --lazy "$at" || true; done
 for directory in "$1" "$2"; do mount --bind "$directory" "$directory"; done
 if [ "$3" = tmp ]; then mount --bind "$2" /tmp; fi
 mount -o remount,bind,ro /
@@ -183,7 +185,7 @@ class Stack:
         for name, container in self.containers.items():
             container.start()
             if name in ("objects", "redis") or name.startswith("server"):
-                wait_until(lambda at=name: self.is_well(at), f"{name} to be well", timeout=60)  # type: ignore[misc]
+                wait_until(lambda at=name: self.is_well(at), f"{name} to be well", timeout=120)  # type: ignore[misc]
 
     def close(self) -> None:
         for container in self.containers.values():

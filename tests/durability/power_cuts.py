@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.durability.volume import unmount
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, checksum
 
@@ -180,7 +181,7 @@ def _mounted(image: Path, root: Path, options: str = "loop") -> Iterator[None]:
     try:
         yield
     finally:
-        _run("umount", str(root))
+        unmount(root)
 
 
 def _run(*command: str) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 _SIZE = 512 * 1024 * 1024
 _FAILING_SIZE = 100 * 1024 * 1024
 
@@ -76,11 +78,11 @@ class FailingVolume:
                 try:
                     yield
                 finally:
-                    run_tool("umount", str(self.root))
+                    unmount(self.root)
             finally:
                 run_tool("losetup", "-d", self._loop)
         finally:
-            run_tool("umount", str(self._back))
+            unmount(self._back)
 
     @contextmanager
     def losing(self) -> Iterator[None]:
@@ -123,7 +125,18 @@ def _mounted(disk: Path, root: Path, options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        run_tool("umount", str(root))
+        unmount(root)
+
+
+def unmount(root: Path) -> None:
+    """Unmount, once no process that is just starting in a mount namespace of its own has a copy of what is mounted here."""
+
+    def is_unmounted() -> bool:
+        return (
+            subprocess.run(["umount", str(root)], capture_output=True, check=False).returncode == 0
+        )
+
+    wait_until(is_unmounted, f"{root} to be unmounted")
 
 
 def run_tool(*command: str) -> str:
