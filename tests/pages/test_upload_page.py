@@ -77,12 +77,12 @@ def test_pause_resume_cancel_remove(
     server: ServerProcess, slow: FaultProxy, visit: Visit, make_source: MakeSource
 ) -> None:
     kept, dropped = (
-        make_source(12 * MEGABYTE, "kept.bin"),
+        make_source(48 * MEGABYTE, "kept.bin"),
         make_source(40 * MEGABYTE, "dropped.bin"),
     )
     page = visit(root_of(slow))
     page.give(kept.path, dropped.path)
-    page.wait_text(re.compile(r"Uploading · [\d.]+ MB of 12\.0 MB · [\d.]+ MB/s · \d+ s left"))
+    page.wait_text(re.compile(r"Uploading · [\d.]+ MB of 48\.0 MB · [\d.]+ MB/s · \d+ s left"))
     page.press_any("Pause all")
     page.wait_state("kept.bin", "paused")
     page.wait_state("dropped.bin", "paused")
@@ -365,12 +365,12 @@ def test_nothing_hinders_people(
     """With every kind of row, and on a phone."""
     page = visit(root_of(slow))
     page.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    half, done = make_source(20 * MEGABYTE, f"half-{scheme}.bin"), make_source(10, f"{scheme}.bin")
+    half, done = make_source(60 * MEGABYTE, f"half-{scheme}.bin"), make_source(10, f"{scheme}.bin")
     page.give(half.path)
     page.wait_sent(half.path.name, 0.1)
     page.open()
     page.left(half.path.name).wait_for()
-    long = make_source(9 * MEGABYTE, f"{'a-long-name' * 12}-{scheme}.bin")
+    long = make_source(80 * MEGABYTE, f"{'a-long-name' * 12}-{scheme}.bin")
     page.give(done.path, long.path)
     page.wait_state(f"-{scheme}.bin", "uploading")
     page.page.wait_for_selector("[data-state=completed]")
@@ -392,7 +392,7 @@ def test_the_keyboard_does_all(
     server: ServerProcess, slow: FaultProxy, visit: Visit, make_source: MakeSource
 ) -> None:
     page = visit(root_of(slow))
-    source = make_source(8 * MEGABYTE, "keys.bin")
+    source = make_source(40 * MEGABYTE, "keys.bin")
     page.page.keyboard.press("Tab")
     expect(page.page.get_by_role("button", name="Choose files")).to_be_focused()
     page.give(source.path)
