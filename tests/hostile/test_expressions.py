@@ -43,6 +43,7 @@ OPERATORS = {
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
     "tusd_py.jobs.": "what lies in the Redis, and names of this machine",
     "tusd_py.storage.file.outbox._is_": "names of directories of our own",
+    "tusd_py.storage.s3.failures._SECRETS": "messages of the object store and of its library",
     "tusd_py.storage.s3.outbox.": "names of objects of our own",
     "tusd_py.storage.file.volume._is_id": "a file of our own",
 }
@@ -83,6 +84,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.http.framing._SCHEME": ("", "http"),
     "tusd_py.web.http.framing._TOKEN": ("", "a"),
     "tusd_py.web.http.framing.authority": ("",),
+    "tusd_py.web.pages.sending._WEIGHT": ("", ";", ";q", ";q=", ";q=1."),
     "tusd_py.web.proxy_headers._PAIR": ("", "for=a", 'for="', 'for="a"', "for="),
     "tusd_py.web.proxy_headers._NAME_AND_PORT": ("", "a", "a:"),
     "tusd_py.web.proxy_headers._IPV6_AND_PORT": ("[", "[::]", "[::]:"),

@@ -23,3 +23,9 @@ def reserve(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
         holder.close()
         raise
     return holder
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody accepts connections to a port of this machine."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

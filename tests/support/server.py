@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from tests.support import ports
 from tests.support.bucket import STORE, Prefix
+from tests.support.wire import Connection
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "tusd_py")
@@ -274,9 +275,14 @@ class ServerProcess:
             return self.bucket.stored(upload_id)
         return self.data_file(upload_id).read_bytes()
 
-    def spooled(self) -> int:
-        """Bytes of requests with a checksum that wait in files without a name."""
-        total = 0
+    def unverified(self) -> int:
+        """Bytes in memory and in files without a name: where a bucket's server keeps chunks with a checksum."""
+        if self.bucket is None:
+            return 0
+        with Connection(self.address) as connection:
+            page = connection.request("GET", "/metrics").text
+        (memory,) = re.findall(r"^tusd_s3_spool_bytes (\S+)$", page, re.MULTILINE)
+        total = int(float(memory))
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
                 if os.readlink(descriptor).endswith(" (deleted)"):

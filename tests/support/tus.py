@@ -222,6 +222,8 @@ class OpenPatch:
         self.offset = offset
         self.received_to = offset
         self.chunked = body_length is None
+        checked = {"upload-checksum", "trailer"} & {name.lower() for name in headers or {}}
+        self._unverified_before = tus.server.unverified() if checked else None
         framing: dict[str, str | None] = (
             {"Transfer-Encoding": "chunked"}
             if body_length is None
@@ -242,13 +244,22 @@ class OpenPatch:
     def wait_stored(self, timeout: float = TIMEOUT) -> None:
         """Wait until all sent bytes are in the data file (without asking the server).
 
-        Only for uploads whose bytes go to the file as they come.
+        Only for uploads whose bytes go to the file as they come. Of a bucket's server: until it has them, or until those of a
+        chunk with a checksum wait where the server keeps such.
         """
-        wait_for_size(self.tus.server, self.path, self.received_to, timeout)
+        self._wait_for(self.received_to, timeout)
 
     def wait_stored_in_part(self) -> None:
         """Wait until some of the bytes are in the data file, as happens for bodies larger than a MiB."""
-        wait_for_size(self.tus.server, self.path, self.offset + 1)
+        self._wait_for(self.offset + 1, TIMEOUT)
+
+    def _wait_for(self, size: int, timeout: float) -> None:
+        server, before = self.tus.server, self._unverified_before
+        if server.bucket is None or before is None:
+            wait_for_size(server, self.path, size, timeout)
+            return
+        wanted = before + size - self.offset
+        wait_until(lambda: server.unverified() >= wanted, f"{size} bytes", timeout)
 
     def response(self) -> Response:
         return self.connection.read_response("PATCH")
@@ -269,11 +280,7 @@ def wait_for_size(server: ServerProcess, path: str, size: int, timeout: float = 
     Nothing signals that a file grew, so this polls every millisecond.
     """
     if server.bucket is not None:
-        wait_until(
-            lambda: len(server.stored(id_of(path))) + server.spooled() >= size,
-            f"{size} bytes",
-            timeout,
-        )
+        wait_until(lambda: len(server.stored(id_of(path))) >= size, f"{size} bytes", timeout)
         return
     file = server.data_file(id_of(path))
     wait_until(lambda: file.exists() and file.stat().st_size >= size, f"{size} bytes", timeout)

@@ -32,6 +32,7 @@ AWAITED = {
     "tusd_py/storage/s3/joining.py": {"assemble"},
     "tusd_py/storage/s3/spool.py": {"wait"},
     "tusd_py/storage/s3/writer.py": {"_send", "_take"},
+    "tusd_py/web/admin/actions.py": {"_sweep"},
     "tusd_py/web/health.py": {"_problem"},
     "tusd_py/web/download.py": {"send_file"},
     "hooks/tusd_hooks/duplicates.py": {"add"},

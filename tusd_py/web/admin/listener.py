@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from tusd_py import logs
+from tusd_py.background import spawn
 from tusd_py.settings.model import Settings
 from tusd_py.web.admin.app import AdminApp
 from tusd_py.web.admin.place import AdminPlace
@@ -62,9 +63,7 @@ class AdminListener:
         for each in self._sockets:
             # Not only once the task below runs: who reads the line in the log connects at once.
             each.listen(_MOST_CONNECTIONS)
-        self._task = asyncio.get_running_loop().create_task(
-            self._server.serve(self._sockets), name="operators"
-        )
+        self._task = spawn(self._server.serve(self._sockets), "operators' page")
         logs.event(
             logger,
             logging.INFO,

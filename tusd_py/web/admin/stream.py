@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
-from tusd_py.background import record_failure
+from tusd_py.background import record_failure, spawn
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.web.admin import models
@@ -52,7 +52,7 @@ class Stream:
     async def _events(self, still_allowed: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
         self._viewers += 1
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="stream")
+            self._task = spawn(self._run(), "operators' stream")
         try:
             yield b"retry: 1000\n\n"
             sent = 0
