@@ -9,9 +9,8 @@ import pytest
 
 from tests.support.server import ROOT
 
-PAGES = sorted(
-    page for place in (".", "docs", "tests", "frontend") for page in (ROOT / place).glob("*.md")
-)
+PLACES = ("*", "docs/*", "tests/*", "frontend/*", "examples/*/*")
+PAGES = sorted(page for place in PLACES for page in ROOT.glob(f"{place}.md"))
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
