@@ -239,6 +239,7 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "pages_token_url": "/token",
         "s3_path_style": "on",
         "s3_part_size": "16MiB",
+        "s3_max_object_size": "1TiB",
         "s3_concurrent_part_uploads": "8",
         "s3_spool_size": "1GiB",
         "s3_spool_dir": str(tmp_path),

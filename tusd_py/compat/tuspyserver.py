@@ -432,7 +432,7 @@ class _Front:
             tus.check_version("POST", headers)
             command = tus.parse_creation(headers, max_parts=self._max_parts)
             if command.length is not None and command.length > self.max_size:
-                raise errors.max_size_exceeded()
+                raise errors.max_size_exceeded(self.max_size)
         except ProtocolError as refusal:
             raise _as_http(refusal) from None
         metadata = _texts(command.metadata)
@@ -472,7 +472,7 @@ class _Front:
         # What is no number is refused by the engine.
         with suppress(ValueError):
             if parse_digits(declared) > self.max_size:
-                raise _as_http(errors.max_size_exceeded())
+                raise _as_http(errors.max_size_exceeded(self.max_size))
         # Of the two, theirs calls the plain one here.
         hook = self._on_complete or on_complete
         async with self._using(directory) as engine:

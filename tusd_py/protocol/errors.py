@@ -110,7 +110,12 @@ completed = Refusal(400, "ERR_UPLOAD_COMPLETED", "the upload is complete; nothin
 not_renewable = Refusal(409, "ERR_UPLOAD_FINISHED", "the upload is finished; its token is not renewed")
 
 # Sizes
-max_size_exceeded = Refusal(413, "ERR_MAX_SIZE_EXCEEDED", "maximum size exceeded")
+max_size_exceeded = RefusalWith[int](
+    413, "ERR_MAX_SIZE_EXCEEDED", "maximum size exceeded; at most {} bytes are accepted")
+# Where parts are stored whose sizes were decided before the length was known.
+unknown_length_exceeded = RefusalWith[int](
+    413, "ERR_MAX_SIZE_EXCEEDED",
+    "maximum size exceeded; at most {} bytes are accepted of an upload created without a length; create one with Upload-Length")
 upload_size_exceeded = Refusal(
     413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request carries more bytes than the upload's length leaves room for")
 checksum_mismatch = Refusal(

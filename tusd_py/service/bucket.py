@@ -39,6 +39,7 @@ def s3_store(settings: Settings, counters: Counters | None = None) -> S3Store:
         layout=Layout(settings.s3_object_prefix, settings.s3_info_prefix),
         part_bytes=settings.s3_part_size,
         max_parts=settings.s3_max_parts,
+        most_object_bytes=settings.s3_max_object_size,
         equal_parts=settings.s3_equal_parts,
         concurrent_parts=settings.s3_concurrent_part_uploads,
         spool_bytes=settings.s3_spool_size,

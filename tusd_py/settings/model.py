@@ -211,6 +211,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "Never let parts grow, for object stores that take only equal ones, such as Cloudflare R2. Limits uploads of "
         "unknown length to --s3-part-size times --s3-max-parts.",
     )
+    s3_max_object_size: Annotated[Size, Field(ge=5 * 1024**2)] = setting(
+        5 * 1024**4,
+        S3,
+        "Largest object that the object store takes. Longer uploads are refused, as are those that --s3-max-parts leaves no "
+        "room for.",
+    )
     s3_concurrent_part_uploads: Annotated[Whole, Field(ge=1, le=100)] = setting(
         4, S3, "Parts of one upload that are sent at a time."
     )

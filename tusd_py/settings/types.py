@@ -71,6 +71,8 @@ JwtAlgorithm = Literal[
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 BUCKET = r"^([a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|)$"
+_MAX_PREFIX_BYTES = 900
+"""Leaves room for the rest of a key, which has at most 1024 bytes."""
 A_BUCKET = "give the name of a bucket: 3 to 63 lower case letters, digits, dots and hyphens"
 _URL_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _ORIGIN = re.compile(r"[A-Za-z0-9._\-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?")
@@ -383,6 +385,8 @@ def check_prefix(text: str) -> str:
     """Accept the beginning of keys, such as "uploads/"."""
     if text.startswith("/") or any(not each.isprintable() for each in text):
         raise ValueError('give the beginning of keys, such as "uploads/"')
+    if len(text.encode("utf-8", "surrogatepass")) > _MAX_PREFIX_BYTES:
+        raise ValueError(f"give at most {_MAX_PREFIX_BYTES} bytes: keys have at most 1024 in all")
     return text
 
 

@@ -2,8 +2,8 @@
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
 reports is what it really holds, whatever happened before. `Store` is what each store does. What only some can do are its
-attributes `verifies_chunks`, `reads_unfinished`, `joiner` and `volume`: they are read once, when a service is built, and the
-extensions of tus that a server advertises follow from them.
+attributes `verifies_chunks`, `reads_unfinished`, `most_bytes`, `joiner` and `volume`: they are read once, when a service is
+built, and the extensions and the maximum size that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
@@ -200,6 +200,7 @@ class Upload(NamedTuple):
         is_cut: The data has bytes that do not count; `Store.recover` removes them.
         expires_at: When it is to be removed, if its own age does not decide that: a part lives as long as the finals that list
             it. Usually None.
+        most_bytes: Most bytes that it can have in its place, where that is less than for others; else None.
     """
 
     info: UploadInfo
@@ -208,6 +209,7 @@ class Upload(NamedTuple):
     joined: bool = True
     is_cut: bool = False
     expires_at: float | None = None
+    most_bytes: int | None = None
 
     @property
     def id(self) -> str:
@@ -239,7 +241,14 @@ class Upload(NamedTuple):
     def with_info(self, **changes: object) -> Upload:
         """Return a copy with fields of the record changed."""
         info = self.info._replace(**changes)  # type: ignore[arg-type]
-        return Upload(info, self.offset, self.changed_at, self.joined, self.is_cut)
+        return Upload(
+            info,
+            self.offset,
+            self.changed_at,
+            self.joined,
+            self.is_cut,
+            most_bytes=self.most_bytes,
+        )
 
 
 class UploadDamaged(StorageError):
@@ -549,6 +558,10 @@ class Store(Protocol):
     @property
     def reads_unfinished(self) -> bool:
         """Whether bytes can be read as they lie; elsewhere `sync` has to put those of a complete upload together first."""
+
+    @property
+    def most_bytes(self) -> int | None:
+        """Most bytes that an upload can have; None for no limit but the space that there is."""
 
     @property
     def joiner(self) -> Joiner | None:

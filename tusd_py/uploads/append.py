@@ -91,7 +91,5 @@ class Appender(Operation):
             raise errors.contradictory_length(
                 "Upload-Length is less than what was uploaded already"
             )
-        maximum = self._policy.most_bytes(upload.info.max_size)
-        if maximum is not None and length > maximum:
-            raise errors.max_size_exceeded()
+        self._policy.check_length(upload, length)
         return upload.with_info(length=length)

@@ -141,9 +141,7 @@ class Concatenation:
         while missing is not None and await self._recover_part(missing):
             missing = await self._pending.missing(final)
         length = await self._pending.length(final)
-        maximum = self._policy.most_bytes(final.info.max_size)
-        if length is not None and maximum is not None and length > maximum:
-            raise errors.max_size_exceeded()
+        self._policy.check_length(final, length)
         pending = final.with_info(length=length)
         return pending if missing is not None else await self._join(pending, joiner, fence)
 

@@ -104,11 +104,10 @@ class Creator(Operation):
 
     def check_size(self, info: UploadInfo, content: Content | None) -> None:
         """Raise a 413 for a length or a body above the maximum, a 400 for a checksum that the store cannot verify."""
-        maximum = self._policy.most_bytes(info.max_size)
-        if maximum is not None and info.length is not None and info.length > maximum:
-            raise errors.max_size_exceeded()
+        upload = Upload(info, 0, info.created_at)
+        self._policy.check_length(upload, info.length)
         if content is not None:
-            self._receiver.check(Upload(info, 0, info.created_at), content)
+            self._receiver.check(upload, content)
 
     async def carry_out(
         self,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, Self
+
+from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
+from tusd_py.storage.base import Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +38,21 @@ class UploadPolicy:
         """The maximum size of an upload with the limit `own` of its owner, in bytes; None for no limit."""
         limits = [limit for limit in (self.max_size or None, own) if limit is not None]
         return min(limits, default=None)
+
+    def within(self, store_bytes: int | None) -> Self:
+        """The policy for a store that takes uploads of so many bytes at most; None for no limit."""
+        most = self.most_bytes(store_bytes)
+        return self if most is None else replace(self, max_size=most)
+
+    def limit_of(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
+        """The maximum size of an upload in bytes, None for no limit, and the refusal of more."""
+        most, in_place = self.most_bytes(upload.info.max_size), upload.most_bytes
+        if in_place is not None and (most is None or in_place < most):
+            return in_place, partial(errors.unknown_length_exceeded, in_place)
+        return most, partial(errors.max_size_exceeded, most or 0)
+
+    def check_length(self, upload: Upload, length: int | None) -> None:
+        """Raise a 413 for a length that an upload cannot have. None if it is unknown."""
+        most, refusal = self.limit_of(upload)
+        if length is not None and most is not None and length > most:
+            raise refusal()

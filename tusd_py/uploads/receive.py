@@ -238,7 +238,7 @@ class BodyReceiver:
     def _limit(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
         if upload.length is not None:
             return upload.length, errors.upload_size_exceeded
-        return self._policy.most_bytes(upload.info.max_size), errors.max_size_exceeded
+        return self._policy.limit_of(upload)
 
     async def check_space(self, needed: int) -> None:
         """Raise a 507 unless the store has space for `needed` bytes besides the reserve."""

@@ -84,7 +84,7 @@ class Uploads:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
-        self.policy = policy or UploadPolicy()
+        self.policy = (policy or UploadPolicy()).within(store.most_bytes)
         self.hooks = hooks or Hooks()
         self.access_policy = access_policy or AccessPolicy()
         shared = Collaborators(

@@ -174,7 +174,7 @@ class IetfRequests:
         expiry = self._uploads.expiry
         expires_at = expiry.expires_at(upload)
         left = None if expires_at is None else max(0, int(expires_at - expiry.now()))
-        return Limits(self._uploads.policy.most_bytes(upload.info.max_size), left)
+        return Limits(self._uploads.policy.limit_of(upload)[0], left)
 
     def _limits_for(self, request: Request) -> Limits:
         """The limits of a new upload of this client."""

@@ -108,6 +108,7 @@ class FileStore:
 
     verifies_chunks = True
     reads_unfinished = True
+    most_bytes = None
 
     def __init__(
         self,

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tusd_py.storage.base import UploadInfo, is_valid_id
+from tusd_py.storage.base import LocationRefused, UploadInfo, is_valid_id
 from tusd_py.storage.s3.object_store import other_bucket
 
 STATE = ".tusd-py/"
 RECORD = ".info"
 TAIL = ".part"
+_MAX_KEY_BYTES = 1024
+"""Of UTF-8, in a key of S3."""
 _SLASH = "%2F"
 """Stands for a slash of an id, which has no percent sign, where each id is one name."""
+
+
+_EVENT_BYTES = 6 + 1 + 40
+"""Of the name of an event in the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,25 @@ class Layout:
         """What tusd's records and hooks say of where bytes are. bucket: the one of the uploads."""
         other, key = other_bucket(location) or (bucket, self.key(location))
         return {"Bucket": other, "Key": key, "Type": "s3store"}
+
+    def check(self, info: UploadInfo) -> None:
+        """Raise LocationRefused for a new upload whose objects, or what is kept beside them, would have too long keys."""
+        place = info.location or info.id
+        other = other_bucket(place)
+        keys = [
+            self.key(place) if other is None else other[1],
+            self.record(info.id),
+            # The longest that a name of an event is put behind, and that two ids are in.
+            self.state("outbox-failed", info.id, "0" * _EVENT_BYTES),
+            self.state("taken", place),
+            *(self.state("awaiting", part_id, info.id) for part_id in info.parts),
+        ]
+        longest = max(keys, key=lambda key: len(key.encode()))
+        if (size := len(longest.encode())) > _MAX_KEY_BYTES:
+            raise LocationRefused(
+                f"the key {longest} has {size} bytes, more than the {_MAX_KEY_BYTES} that a bucket takes: use a shorter "
+                "id, place, --s3-object-prefix or --s3-info-prefix"
+            )
 
     def record(self, upload_id: str) -> str:
         return f"{self.info_prefix}{upload_id}{RECORD}"

@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 from tusd_py.storage.base import StorageError, UploadInfo, UploadNotFound, is_valid_id
 from tusd_py.storage.file import foreign, records
 from tusd_py.storage.s3.object_store import ObjectHead, Properties, other_bucket
-from tusd_py.storage.s3.plan import PartPlan
+from tusd_py.storage.s3.plan import STEP_PARTS, PartPlan
 from tusd_py.storage.s3.presentation import properties_of
 
 RECORD_LIMIT = 8 * 1024 * 1024
@@ -26,6 +26,7 @@ class _S3(TypedDict, total=False):
     Upload: str
     PartBytes: int
     Grows: bool
+    StepParts: int
     Token: str
     Holder: str
     Below: int
@@ -125,6 +126,8 @@ def serialize(record: Record, *, storage: Mapping[str, str]) -> bytes:
     )
     if record.plan.given:
         document["TusdPy"]["S3"]["Given"] = record.plan.given
+    if record.plan.grows and record.plan.step_parts != STEP_PARTS:
+        document["TusdPy"]["S3"]["StepParts"] = record.plan.step_parts
     if record.before is not None:
         document["TusdPy"]["S3"]["Before"] = record.before
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
@@ -148,6 +151,7 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
                 part_bytes,
                 bool(ours.get("Grows")),
                 tuple((int(size), int(count)) for size, count in ours.get("Given", ())),
+                _step_parts(ours),
             ),
             token=str(ours["Token"]),
             multipart=str(ours.get("Upload", "")),
@@ -161,6 +165,14 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
         )
     except records.MALFORMED as problem:
         raise StorageError(f"{upload_id}.info is not a record of ours: {problem!r}") from problem
+
+
+def _step_parts(ours: _S3) -> int:
+    """Parts after which parts grow. Raises ValueError."""
+    found = int(ours.get("StepParts", STEP_PARTS))
+    if found <= 0:
+        raise ValueError(f"StepParts is {found}")
+    return found
 
 
 def tusds_id(content: bytes) -> str | None:

@@ -38,6 +38,7 @@ from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
 from tusd_py.storage.s3.layout import RECORD, STATE, Layout
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
+    MAX_PART_BYTES,
     MAX_PARTS,
     ObjectHead,
     ObjectKind,
@@ -83,6 +84,7 @@ class S3Options:
         layout: The keys.
         part_bytes: Least size of parts.
         max_parts: Most parts that the store takes.
+        most_object_bytes: Largest object that the store takes.
         equal_parts: The store takes only parts of one size (Cloudflare R2).
         concurrent_parts: Parts of one upload that are sent at a time.
         spool_bytes: Bytes of all uploads that wait in memory at most.
@@ -95,7 +97,8 @@ class S3Options:
     bucket: str
     layout: Layout
     part_bytes: int = 8 * 1024 * 1024
-    max_parts: int = 10_000
+    max_parts: int = MAX_PARTS
+    most_object_bytes: int = 5 * 1024**4
     equal_parts: bool = False
     concurrent_parts: int = 4
     spool_bytes: int = 256 * 1024 * 1024
@@ -142,6 +145,10 @@ class S3Store:
     @property
     def reads_unfinished(self) -> bool:
         return False
+
+    @property
+    def most_bytes(self) -> int:
+        return min(self.options.most_object_bytes, self.max_parts * MAX_PART_BYTES)
 
     @property
     def joiner(self) -> S3Joiner:
@@ -223,6 +230,7 @@ class S3Store:
             token=os.urandom(_TOKEN_BYTES).hex(),
             holder=self._process,
         )
+        self.layout.check(info)
         with translated(f"creating {info.id}"):
             await self._take_place(info)
             with fence():
@@ -242,7 +250,8 @@ class S3Store:
             await self._confirm_place(info)
         progress = Progress(changed_at=info.created_at)
         self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
-        return Upload(info, 0, info.created_at, joined=not info.is_final)
+        most = self._most_bytes_of(info, record.plan)
+        return Upload(info, 0, info.created_at, joined=not info.is_final, most_bytes=most)
 
     async def _give_place_back(self, info: UploadInfo, stored: bytes) -> None:
         """Free the place that was taken for a creation whose id exists, unless the upload that exists has it."""
@@ -386,7 +395,15 @@ class S3Store:
         joined = not info.is_final or progress.done
         if info.is_final and joined and info.length is None:
             info = info._replace(length=progress.size)
-        return Upload(info, progress.offset, max(progress.changed_at, info.created_at), joined)
+        changed_at = max(progress.changed_at, info.created_at)
+        most = self._most_bytes_of(info, live.record.plan)
+        return Upload(info, progress.offset, changed_at, joined, most_bytes=most)
+
+    def _most_bytes_of(self, info: UploadInfo, plan: PartPlan) -> int | None:
+        """Most bytes of an upload whose parts were planned without its length; None for others."""
+        if info.length is not None or info.is_final:
+            return None
+        return min(self.most_bytes, plan.most_bytes(self.max_parts))
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
         found: list[Upload | StorageError] = []
@@ -591,7 +608,7 @@ class S3Store:
         if record.info.is_final or record.plan.grows:
             return True
         # Then the parts of an unknown length do not grow, and do not tell that it was unknown.
-        return self.options.equal_parts or self.max_parts != MAX_PARTS
+        return self.options.equal_parts
 
     async def open_reader(self, upload: Upload) -> S3Reader:
         with translated(f"opening {upload.id}"):

@@ -356,7 +356,7 @@ async def _body(request: Request, model: type[_Model]) -> _Model:
     async for piece in request.stream():
         content += piece
         if len(content) > _MAX_BODY_BYTES:
-            raise errors.max_size_exceeded()
+            raise errors.max_size_exceeded(_MAX_BODY_BYTES)
     try:
         return model.model_validate_json(content or b"{}")
     except ValidationError as problem:
