@@ -3,6 +3,10 @@
 Duplicates have the same fingerprint (see `fingerprint`). It is reserved before the creation, marked complete when the upload
 finishes, and released when the upload is removed. Each of these runs one script in Redis; receiving bytes runs none. The
 storage decides whether an unfinished upload still exists, so that a record left by a crash blocks no upload.
+
+Where the operator says which metadata identify a file, an upload also has a fingerprint without its length, with a script of
+its own: in a cluster the two keys may be in different slots. Uploads of deferred length are refused by any of its holders,
+others only by holders of deferred length. Of two that race for it one is refused, whatever else they hold.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
@@ -52,15 +56,24 @@ too many."""
 Change = Callable[[], Awaitable[object]]
 
 
+class _Fingerprint(NamedTuple):
+    """A fingerprint, what is compared by it in words for clients, and whether it leaves out the length."""
+
+    value: str
+    compared: str
+    any_length: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """The upload of which another is a duplicate.
 
-    offset: its size so far in bytes, if it is unfinished and can be read. retry_after: seconds until it may be replaced or
-    resumed, if bytes of it arrived a moment ago; 0 otherwise. completed: when it was finished, in seconds since the epoch; None
-    if that is not known.
+    wanted: the fingerprint that both have. offset: its size so far in bytes, if the client may resume it. retry_after: seconds
+    until it may be replaced or resumed, if bytes of it arrived a moment ago; 0 otherwise. completed: when it was finished, in
+    seconds since the epoch; None if that is not known.
     """
 
+    wanted: _Fingerprint
     claim: Claim
     state: Literal["pending", "complete"]
     offset: int | None = None
@@ -95,71 +108,108 @@ class Duplicates:
     # Before the creation
 
     async def pre_create(self, event: Event) -> None:
-        """Reserve the upload's fingerprint.
+        """Reserve the upload's fingerprints.
 
         Raises Reject: 409 for a duplicate, 400 for a force that is neither true nor false, 503 if Redis is unavailable and the
         settings refuse unchecked uploads.
         """
         force = _is_forced(event)
-        fingerprint = self._fingerprint(event.upload)
-        if fingerprint is None:
+        fingerprints = self._fingerprints(event.upload)
+        if not fingerprints:
             return
         may_arrive = self._context.state is not None and self._context.state.available
         try:
-            taken = await self._reserve(fingerprint, event, force=force)
+            taken = await self._reserve(fingerprints, event, force=force)
         except RedisUnavailable as problem:
             self._outage.begin(problem)
             if self._allows_unchecked():
                 return
             if may_arrive:
                 # A Redis that is only slow may still execute the reservation.
-                self._retries.add(event.id, self._release(fingerprint, event))
+                self._retries.add(event.id, self._release(event, token=event.id))
             raise _unavailable() from None
         self._recover()
         self._count(taken.state if taken is not None else "forced" if force else "new")
         if taken is not None:
-            raise _refusal(fingerprint, event, taken, self._identity.compared)
+            raise _refusal(event, taken)
 
     async def create_failed(self, event: Event) -> None:
         """Release what `pre_create` reserved for this event, and nothing else."""
-        if fingerprint := self._fingerprint(event.upload):
-            await self._apply(event, self._release(fingerprint, event))
+        if self._fingerprints(event.upload):
+            await self._apply(event, self._release(event, token=event.id))
 
-    async def _reserve(self, fingerprint: str, event: Event, *, force: bool) -> Taken | None:
+    async def _reserve(
+        self, fingerprints: Sequence[_Fingerprint], event: Event, *, force: bool
+    ) -> Taken | None:
+        """Reserve an upload's fingerprints; return None, or the upload that has one of them."""
+        reserved: list[str] = []
+        for wanted in fingerprints:
+            taken = await self._reserve_one(wanted, event, force=force)
+            if taken is not None:
+                for fingerprint in reserved:
+                    await self._index().release(fingerprint, event.upload.id, token=event.id)
+                return taken
+            reserved.append(wanted.value)
+        return None
+
+    async def _reserve_one(
+        self, wanted: _Fingerprint, event: Event, *, force: bool
+    ) -> Taken | None:
         """Reserve a fingerprint for an upload; return None, or the upload that has it."""
-        index, claim = self._index(), _claim(event)
+        index, claim, length = self._index(), _claim(event), event.upload.length
         pauses = iter(_PAUSES_SECONDS)
         gone: set[str] = set()
         passed: set[str] = set()
         while holder := await index.reserve(
-            fingerprint, claim, lasts=self._reservation_ttl(), force=force, gone=gone, passed=passed
+            wanted.value,
+            claim,
+            lasts=self._reservation_ttl(),
+            force=force,
+            deferred=length is None,
+            rivals="deferred" if wanted.any_length and length is not None else "all",
+            gone=gone,
+            passed=passed,
         ):
             found = holder.record.claim
             if holder.record.state == "complete":
-                return Taken(found, "complete", completed=holder.record.completed)
+                return Taken(wanted, found, "complete", completed=holder.record.completed)
             try:
                 progress = await self._context.progress_of(found.upload)
             except StorageError as problem:
                 # The client may force the upload, but one that cannot be read must not be replaced silently.
                 logger.warning("upload %s cannot be read: %s", found.upload, problem)
-                return Taken(found, "pending")
+                return Taken(wanted, found, "pending")
             if progress is None:
                 if not _may_be_in_progress(holder):
                     gone.add(found.token)
                 elif (pause := next(pauses, None)) is not None:
                     await asyncio.sleep(pause)
                 else:
-                    return Taken(found, "pending")
+                    return Taken(wanted, found, "pending")
                 continue
             if progress.is_finished:
                 with suppress(RedisUnavailable):
-                    await index.complete(fingerprint, found, lasts=self._window())
-                return Taken(found, "complete")
+                    await self._complete_found(event, found, progress)
+            if _differ(length, progress.length):
+                # Declared since: by its length it is another one.
+                passed.add(found.token)
+                continue
+            if progress.is_finished:
+                return Taken(wanted, found, "complete")
             busy = self._busy_for(progress)
-            if self._is_in_the_way(event, found, busy):
-                return Taken(found, "pending", progress.offset, busy)
+            may_resume = _may_resume(event, found, wanted, progress)
+            if self._is_in_the_way(found, busy, may_resume=may_resume):
+                return Taken(
+                    wanted, found, "pending", progress.offset if may_resume else None, busy
+                )
             passed.add(found.token)
         return None
+
+    async def _complete_found(self, event: Event, found: Claim, progress: Progress) -> None:
+        """Mark an upload as complete that was found finished. It has the metadata of the one that is being created."""
+        length = event.upload.length if progress.length is None else progress.length
+        for each in self._fingerprints(replace(event.upload, length=length)):
+            await self._index().complete(each.value, found, lasts=self._window())
 
     def _busy_for(self, progress: Progress) -> float:
         """Return the seconds for which an unfinished upload still counts as being sent; 0 if its client is gone."""
@@ -168,7 +218,7 @@ class Duplicates:
         # A clock that was set back must not keep it busy for as long.
         return left if 0 < left <= 2 * grace else 0.0
 
-    def _is_in_the_way(self, event: Event, found: Claim, busy: float) -> bool:
+    def _is_in_the_way(self, found: Claim, busy: float, *, may_resume: bool) -> bool:
         """Return whether an unfinished upload refuses a duplicate.
 
         One whose client is gone does so only for those who can be told where to resume it; others could never upload the same
@@ -176,7 +226,7 @@ class Duplicates:
         """
         if self._context.settings.duplicates == "finished":
             return False
-        return busy > 0 or found.is_final or _may_resume(event, found)
+        return busy > 0 or found.is_final or may_resume
 
     def _allows_unchecked(self) -> bool:
         """Count an unchecked upload; return whether the settings allow it."""
@@ -189,11 +239,12 @@ class Duplicates:
 
     async def post_finish(self, event: Event) -> None:
         """Mark the upload as complete; its fingerprint is remembered for the whole window."""
-        if fingerprint := self._fingerprint(event.upload):
+        if fingerprints := self._fingerprints(event.upload):
             claim, lasts = _claim(event), self._window()
 
             async def complete() -> None:
-                await self._index().complete(fingerprint, claim, lasts=lasts)
+                for fingerprint in fingerprints:
+                    await self._index().complete(fingerprint.value, claim, lasts=lasts)
 
             async def complete_late() -> None:
                 # An upload that was removed meanwhile must not reserve its fingerprint again.
@@ -212,13 +263,18 @@ class Duplicates:
 
     async def pre_terminate(self, event: Event) -> None:
         """Mark the record as ending: its fingerprint is free once the upload is gone, even if Redis is unavailable then."""
-        if fingerprint := self._fingerprint(event.upload):
-            await self._apply(event, lambda: self._index().end(fingerprint, event.upload.id))
+        if fingerprints := self._fingerprints(event.upload):
+
+            async def end() -> None:
+                for fingerprint in fingerprints:
+                    await self._index().end(fingerprint.value, event.upload.id)
+
+            await self._apply(event, end)
 
     async def post_terminate(self, event: Event) -> None:
         """Release the upload's fingerprint."""
-        if fingerprint := self._fingerprint(event.upload):
-            await self._apply(event, lambda: self._index().release(fingerprint, event.upload.id))
+        if self._fingerprints(event.upload):
+            await self._apply(event, self._release(event))
 
     async def post_expire(self, event: Event) -> None:
         """Release the upload's fingerprint, together with those of other uploads that a sweep removes at the same time.
@@ -227,12 +283,16 @@ class Duplicates:
         """
         if event.upload.offset == event.upload.length:
             return
-        if fingerprint := self._fingerprint(event.upload):
-            upload_id = event.upload.id
-            await self._apply(event, lambda: self._releases.add(fingerprint, upload_id))
+        if fingerprints := self._fingerprints(event.upload):
+            uploads = [(fingerprint.value, event.upload.id) for fingerprint in fingerprints]
+            await self._apply(event, lambda: self._releases.add(uploads))
 
-    def _release(self, fingerprint: str, event: Event) -> Change:
-        return lambda: self._index().release(fingerprint, event.upload.id, token=event.id)
+    def _release(self, event: Event, *, token: str = "") -> Change:
+        async def release() -> None:
+            for fingerprint in self._fingerprints(event.upload):
+                await self._index().release(fingerprint.value, event.upload.id, token=token)
+
+        return release
 
     async def _apply(self, event: Event, change: Change, *, later: Change | None = None) -> None:
         """Apply a change to the index now or, while Redis is unavailable, later and in order. Never fails the upload.
@@ -266,8 +326,15 @@ class Duplicates:
         if self._outage.end():
             self._retries.flush()
 
-    def _fingerprint(self, upload: UploadView) -> str | None:
-        return self._identity.of_upload(upload)
+    def _fingerprints(self, upload: UploadView) -> list[_Fingerprint]:
+        """Return the fingerprints of an upload; none for one that is not checked."""
+        compared = self._identity.compared
+        found = []
+        if exact := self._identity.of_upload(upload):
+            found.append(_Fingerprint(exact, f"{compared} and length", any_length=False))
+        if any_length := self._identity.of_any_length(upload):
+            found.append(_Fingerprint(any_length, compared, any_length=True))
+        return found
 
     def _window(self) -> float:
         """Return for how many seconds a finished upload is remembered."""
@@ -322,9 +389,9 @@ class _Batcher:
         self._waiting: list[tuple[str, str]] = []
         self._next: asyncio.Task[None] | None = None
 
-    async def add(self, fingerprint: str, upload_id: str) -> None:
-        """Wait until the batch with this fingerprint was released. Raises RedisUnavailable."""
-        self._waiting.append((fingerprint, upload_id))
+    async def add(self, uploads: Sequence[tuple[str, str]]) -> None:
+        """Wait until the batch with these was released. uploads: fingerprints and ids. Raises RedisUnavailable."""
+        self._waiting.extend(uploads)
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._run())
         await asyncio.shield(self._next)
@@ -433,8 +500,9 @@ def _unavailable() -> Reject:
     )
 
 
-def _refusal(fingerprint: str, event: Event, taken: Taken, compared: str) -> Reject:
-    """Build the 409 response, which offers to resume if the client may and can. compared: what is the same, in words."""
+def _refusal(event: Event, taken: Taken) -> Reject:
+    """Build the 409 response, which offers to resume if the client may and can."""
+    fingerprint, compared, _ = taken.wanted
     logs.event(
         logger,
         logging.INFO,
@@ -453,7 +521,7 @@ def _refusal(fingerprint: str, event: Event, taken: Taken, compared: str) -> Rej
         headers["Retry-After"] = str(math.ceil(taken.retry_after))
     if taken.state == "complete":
         detail = f"an upload with the same {compared} was finished {_day_of(taken.completed)}"
-    elif taken.offset is None or not _may_resume(event, taken.claim):
+    elif taken.offset is None:
         detail = f"an upload with the same {compared} is being sent; retry later"
     else:
         detail = f"an unfinished upload with the same {compared} exists; resume it at Location, from Upload-Offset"
@@ -469,13 +537,19 @@ def _day_of(when: float | None) -> str:
     return "before" if when is None else f"on {datetime.fromtimestamp(when, UTC).date()}"
 
 
-def _may_resume(event: Event, claim: Claim) -> bool:
+def _differ(length: int | None, other: int | None) -> bool:
+    return length is not None and other is not None and length != other
+
+
+def _may_resume(event: Event, claim: Claim, wanted: _Fingerprint, progress: Progress) -> bool:
     """Return whether the client may know the URL of the first upload, and can resume it.
 
-    Without authentication, a URL is sufficient to write to an upload. A final upload accepts no bytes.
+    Without authentication, a URL is sufficient to write to an upload. A final upload accepts no bytes. Clients that know their
+    length do not declare it when they resume, so that an upload which lacks it would never finish.
     """
     is_own = bool(event.upload.owner) and event.upload.owner == claim.owner
-    return is_own and not claim.is_final
+    lacks_length = wanted.any_length and progress.length is None and event.upload.length is not None
+    return is_own and not claim.is_final and not lacks_length
 
 
 def _problem(

@@ -1,6 +1,8 @@
-"""Computes the fingerprint of an upload, which is equal for duplicates.
+"""Computes the fingerprints of an upload, which are equal for duplicates.
 
-It is the SHA-256 of a canonical form of the identifying metadata, the length and the owner. Pure functions of plain values.
+One is the SHA-256 of a canonical form of the identifying metadata, the length and the owner. Where the operator says which
+metadata identify a file, another one leaves out the length: by it uploads are found whose length is not known yet. Pure
+functions of plain values.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from tusd_py.settings.model import Settings
 
 _PAIRS = b"tusd-py upload 1 metadata\0"
 _VALUE = b"tusd-py upload 1 fingerprint\0"
+_ANY_LENGTH = b"any length\0"
 _SHARED_KEYS = frozenset({"filetype"})
 """Keys that many files have in common: by themselves they identify none. A plain upload without a name has nothing else."""
 _COUNT_SIZE = 8
@@ -53,8 +56,11 @@ class Identity:
         self, metadata: Mapping[str, bytes], *, length: int | None, owner: str
     ) -> str | None:
         """Return 64 hexadecimal digits, or None if the length (bytes) is unknown or there is no identifying metadata."""
-        if length is None:
-            return None
+        return None if length is None else self._fingerprint(metadata, length, owner)
+
+    def _fingerprint(
+        self, metadata: Mapping[str, bytes], length: int | None, owner: str
+    ) -> str | None:
         owner_part = owner if self.per_owner else None
         if self.fingerprint_key:
             value = metadata.get(self.fingerprint_key)
@@ -69,21 +75,26 @@ class Identity:
             form = canonical_pairs(pairs, length=length, owner=owner_part)
         return hashlib.sha256(form).hexdigest()
 
+    def of_any_length(self, upload: UploadView) -> str | None:
+        """Return the fingerprint without the length, or None for uploads that are not checked.
+
+        There is none unless the operator chose what identifies: all metadata of two files are too easily the same.
+        """
+        if upload.is_partial or (self.keys is None and not self.fingerprint_key):
+            return None
+        return self._fingerprint(upload.metadata, None, upload.owner)
+
     @property
     def compared(self) -> str:
-        """What is equal for duplicates, in words for clients; the owner is not mentioned."""
-        if self.fingerprint_key:
-            return f"{self.fingerprint_key} and length"
-        if self.keys is None:
-            return "metadata and length"
-        return f"{', '.join(sorted(self.keys))} and length"
+        """What else than the length is equal for duplicates, in words for clients; the owner is not mentioned."""
+        return self.fingerprint_key or ", ".join(sorted(self.keys or ())) or "metadata"
 
     def _counts(self, key: str) -> bool:
         return key not in CONTROL_KEYS and (self.keys is None or key in self.keys)
 
 
-def canonical_pairs(pairs: Mapping[str, bytes], *, length: int, owner: str | None) -> bytes:
-    """Encode metadata, length (bytes) and owner (None to omit it).
+def canonical_pairs(pairs: Mapping[str, bytes], *, length: int | None, owner: str | None) -> bytes:
+    """Encode metadata, length (bytes; None to omit it) and owner (None to omit it).
 
     The result does not depend on the order of the pairs. As each piece is preceded by its length, different inputs never have
     the same result.
@@ -93,14 +104,16 @@ def canonical_pairs(pairs: Mapping[str, bytes], *, length: int, owner: str | Non
     return _join(_PAIRS, pieces, length=length, owner=owner)
 
 
-def canonical_value(value: bytes, *, length: int, owner: str | None) -> bytes:
+def canonical_value(value: bytes, *, length: int | None, owner: str | None) -> bytes:
     """Encode a fingerprint that the client computed; never equal to a result of `canonical_pairs`."""
     return _join(_VALUE, [value], length=length, owner=owner)
 
 
-def _join(kind: bytes, pieces: Iterable[bytes], *, length: int, owner: str | None) -> bytes:
+def _join(kind: bytes, pieces: Iterable[bytes], *, length: int | None, owner: str | None) -> bytes:
     owner_part = b"" if owner is None else b"=" + _encode(owner)
-    form = [kind, length.to_bytes(_COUNT_SIZE, "big")]
+    form = (
+        [kind, length.to_bytes(_COUNT_SIZE, "big")] if length is not None else [_ANY_LENGTH, kind]
+    )
     for piece in (owner_part, *pieces):
         form += (len(piece).to_bytes(_COUNT_SIZE, "big"), piece)
     return b"".join(form)

@@ -259,7 +259,7 @@ def test_keys_that_cannot_count_are_a_mistake(make_server: MakeServer) -> None:
 
 @pytest.mark.parametrize("end", ["terminate", "kill9"])
 def test_it_is_remembered_over_a_restart(make_server: MakeServer, end: str, embedded: Look) -> None:
-    server = make_server()
+    server = make_server("--duplicates-pending-grace", "60s")
     tus = Tus(server)
     path = tus.finished(b"x" * 10, headers=STUDY)
     tus.new(10, headers=OTHER)

@@ -45,6 +45,8 @@ class House:
     asked: list[str] = field(default_factory=list)
     idle: dict[str, float] = field(default_factory=dict)
     """Seconds since the last byte arrived, by id; 0 by default."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Lengths that were declared after the creation, by id."""
     counters: Counters = field(default_factory=Counters)
 
     async def start(self) -> None:
@@ -57,9 +59,11 @@ class House:
         if upload_id in self.unreadable:
             raise StorageError("its record is broken")
         found = self.there.get(upload_id)
-        return (
-            None if found is None else Progress(*found, time.time() - self.idle.get(upload_id, 0.0))
-        )
+        if found is None:
+            return None
+        view = self.views.get(upload_id)
+        length = self.lengths.get(upload_id, view.length if view is not None else None)
+        return Progress(*found, time.time() - self.idle.get(upload_id, 0.0), length)
 
     async def ask(
         self,

@@ -252,11 +252,15 @@ HookFunction = Callable[[Event], "Awaitable[Changes | None] | Changes | None"]
 
 
 class Progress(NamedTuple):
-    """How far an upload is. offset: in bytes. changed_at: when the last byte arrived, in seconds since the epoch."""
+    """How far an upload is.
+
+    offset: in bytes. changed_at: when the last byte arrived, in seconds since the epoch. length: in bytes; None while unknown.
+    """
 
     offset: int
     is_finished: bool
     changed_at: float
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ an upload or Redis was unavailable at its creation. Each change is one script, s
 servers exactly one reserves the fingerprint. `tusd_hooks` computes fingerprints and answers clients.
 
 The value is JSON: upload, owner, final, state, token, created, completed, expires (milliseconds since the epoch, by Redis's
-clock). The key expires with the record that expires last.
+clock), and deferred, if the length was not known at the creation. The key expires with the record that expires last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 from tusd_py.redis import RedisClient, Script
 
@@ -36,6 +36,7 @@ class _Document(TypedDict):
     created: int
     completed: int | None
     expires: int
+    deferred: NotRequired[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An upload that has a fingerprint. Times are in seconds since the epoch; completed is None until it is."""
+    """An upload that has a fingerprint. Times are in seconds since the epoch; completed is None until it is.
+
+    deferred: its length was not known when it was created, and it is not complete.
+    """
 
     claim: Claim
     state: RecordState
     created: float
     completed: float | None
     expires: float
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +100,18 @@ local function write(records)
   end
 end
 
--- Where there are too many, the oldest goes, but none that is complete for one that is not.
+-- Where there are too many, the oldest goes, but none that is complete for one that is not, and one of deferred length last.
+local function rank(record)
+  return record.deferred and 2 or record.state == 'complete' and 1 or 0
+end
+
 local function add(records, record)
   table.insert(records, record)
   if #records > 0 + ARGV[5] then
     local victim = 1
     for position, each in ipairs(records) do
-      if each.state ~= 'complete' then
+      if rank(each) < rank(records[victim]) then
         victim = position
-        break
       end
     end
     table.remove(records, victim)
@@ -123,10 +131,10 @@ _RESERVE = Script(
     "duplicates.reserve",
     _SHARED
     + """
--- ARGV, further: force, how many tokens are gone, those, tokens to pass by
+-- ARGV, further: force, deferred ('1'), rivals ('all' or 'deferred'), how many tokens are gone, those, tokens to pass by
 local gone, passed = {}, {}
-for position = 9, #ARGV do
-  if position < 9 + ARGV[8] then
+for position = 11, #ARGV do
+  if position < 11 + ARGV[10] then
     gone[ARGV[position]] = true
   else
     passed[ARGV[position]] = true
@@ -138,7 +146,7 @@ local records, holder = {}, nil
 for _, record in ipairs(read(now)) do
   if record.state == 'complete' or not gone[record.token] then
     table.insert(records, record)
-    if not passed[record.token] then
+    if not passed[record.token] and (ARGV[9] == 'all' or record.deferred) then
       holder = record
     end
   end
@@ -146,7 +154,11 @@ end
 if holder and ARGV[7] ~= '1' then
   return {cjson.encode(holder), now - holder.created}
 end
-add(records, claimed(now, 'pending'))
+local mine = claimed(now, 'pending')
+if ARGV[8] == '1' then
+  mine.deferred = true
+end
+add(records, mine)
 write(records)
 return {}
 """,
@@ -171,6 +183,7 @@ if not mine then
   add(records, mine)
 end
 mine.state, mine.completed, mine.expires = 'complete', now, now + ARGV[6]
+mine.deferred = nil
 write(records)
 """,
 )
@@ -226,6 +239,8 @@ class DuplicateIndex:
         *,
         lasts: float,
         force: bool = False,
+        deferred: bool = False,
+        rivals: Literal["all", "deferred"] = "all",
         gone: Collection[str] = (),
         passed: Collection[str] = (),
     ) -> Holder | None:
@@ -236,6 +251,8 @@ class DuplicateIndex:
             claim: the upload to reserve it for.
             lasts: seconds until a pending reservation expires.
             force: reserve it beside any other holder.
+            deferred: the upload's length is not known.
+            rivals: which holders refuse the reservation: all, or those whose length is not known.
             gone: tokens of records whose uploads no longer exist; those that were completed since are kept.
             passed: tokens of records to ignore.
         """
@@ -244,6 +261,8 @@ class DuplicateIndex:
             fingerprint,
             *_arguments(claim, lasts),
             int(force),
+            int(deferred),
+            rivals,
             len(gone),
             *gone,
             *passed,
@@ -331,4 +350,5 @@ def _record(document: _Document) -> Record:
         created=document["created"] / 1000,
         completed=None if completed is None else completed / 1000,
         expires=document["expires"] / 1000,
+        deferred=document.get("deferred", False),
     )

@@ -98,4 +98,4 @@ class Inspector(Operation):
             upload = await self._access.current(upload_id)
         except (UploadNotFound, UploadGone, ProtocolError):
             return None
-        return Progress(upload.offset, upload.finished, upload.changed_at)
+        return Progress(upload.offset, upload.finished, upload.changed_at, upload.length)
