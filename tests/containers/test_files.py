@@ -27,7 +27,12 @@ from tusd_py.settings.load import load
 
 OURS = ("server", "worker", "scheduler")
 FILES = (COMPOSE, COMPOSE_S3)
-EACH = [(file, name) for file in FILES for name in services(file)]
+EACH = [
+    (file, name)
+    for file in FILES
+    for name, service in services(file).items()
+    if "extends" not in service
+]
 
 
 def tool(name: str) -> str:
@@ -62,8 +67,10 @@ def test_each_service_is_confined_and_looked_after(file: Path, name: str) -> Non
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]["test"][0] == "CMD"
-    # Only the proxy can be reached from outside.
-    assert ("ports" in service) == (name == "proxy")
+    # Only the proxy can be reached from outside; Grafana from this machine.
+    assert ("ports" in service) == (name in ("proxy", "grafana"))
+    assert name != "grafana" or service["ports"] == ["127.0.0.1:3000:3000"]
+    assert service.get("profiles", []) == (["metrics"] if name in ("prometheus", "grafana") else [])
     for volume in service.get("volumes", ()):
         source = volume.split(":")[0]
         assert source in compose(file)["volumes"] or (ROOT / source).is_file()
@@ -146,8 +153,12 @@ def test_both_compose_files_say_the_same_of_what_both_have() -> None:
     files, objects = compose(COMPOSE), compose(COMPOSE_S3)
     assert objects["networks"] == files["networks"]
     assert set(objects["services"]) == {*files["services"], "objects"}
+    assert set(files["volumes"]) - {"uploads"} == set(objects["volumes"]) - {"objects"}
     for name, service in files["services"].items():
         other = objects["services"][name]
+        if "extends" in other:
+            assert other == {"extends": {"file": COMPOSE.name, "service": name}}
+            continue
         differs = {"environment", "depends_on", "volumes"} if name in OURS else set()
         assert {key: value for key, value in other.items() if key not in differs} == {
             key: value for key, value in service.items() if key not in differs

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -84,6 +87,48 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     await redis_client.stop()
 
 
+async def test_uploads_by_state(make_server: MakeServer, redis: RedisServer) -> None:
+    env = {"TUSD_REDIS_URL": redis.url}
+    server = make_server("--admin", "127.0.0.1:0", env=env)
+    tus = Tus(server)
+    client = RedisClient(redis.url, timeout=30.0)
+    await client.start()
+    metrics = Metrics()
+    metrics.jobs = JobsMetrics(client, None, speaks=True)
+
+    async def told(unfinished: int, part: int, finished: int | None = None) -> None:
+        """Wait for these numbers. finished: None not to wait for the list of uploads."""
+        wanted = {"unfinished": unfinished, "part": part}
+        if finished is not None:
+            wanted["finished"] = finished
+        async with asyncio.timeout(30):
+            while True:
+                await cast(JobsMetrics, metrics.jobs).read()
+                found = samples(metrics.render(None)[0].decode())
+                if all(found.get(f"tusd_uploads{{state={key}}}") == wanted[key] for key in wanted):
+                    return
+                await asyncio.sleep(0.1)
+
+    await told(0, 0, 0)
+    tus.finished(b"whole")
+    part = tus.finished(b"part", {"Upload-Concat": "partial"})
+    begun = tus.new(10, body=b"begun")
+    other = tus.new(10)
+    await told(2, 1, 1)
+    assert tus.delete(other).status == 204
+    assert tus.patch(begun, 5, b"ended").status == 204
+    tus.new(10)
+    await told(1, 1, 2)
+    # A Redis that was emptied is told by the sweep at the start, which reads the storage.
+    server.kill9()
+    redis.command("FLUSHALL")
+    server.restart()
+    await told(1, 1)
+    assert tus.delete(part).status == 204
+    await told(1, 0)
+    await client.stop()
+
+
 @pytest.fixture
 def started() -> Iterator[list[Job]]:
     jobs: list[Job] = []
@@ -115,6 +160,10 @@ def test_a_server_tells_of_worker_and_scheduler(
     server = make_server("--workers", processes, env=env, upload_dir=uploads)
     tus = Tus(server)
 
+    # Of one process, not the sum of both.
+    status = os.statvfs(uploads)
+    size = status.f_blocks * status.f_frsize
+
     def is_told() -> bool:
         # Whichever process answers.
         found = [samples(tus.request("GET", "/metrics").text) for _ in range(6)]
@@ -123,6 +172,7 @@ def test_a_server_tells_of_worker_and_scheduler(
             and each.get("tusd_scheduler_up") == 1
             and each.get("tusd_redis_up") == 1
             and each.get("tusd_queue_jobs{queue=expiry,state=failed}") == 0
+            and each.get("tusd_disk_size_bytes") == size
             for each in found
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tusd_py.jobs.status import JobsReport
-from tusd_py.metrics.jobs import JobsMetrics
+from tusd_py.metrics.jobs import JobsMetrics, JobsSamples
 from tusd_py.redis.due_index import SweepRecord
 from tusd_py.storage.base import OutboxCounts
 
@@ -24,11 +24,27 @@ def collect(jobs: JobsMetrics) -> Iterator[Metric]:
         ("whole", "Whether all uploads are known.", counts.is_whole if counts else None),
     ):
         yield _gauge(f"tusd_registry_{name}", text, value)
+    yield _uploads(seen)
     yield from _sweeps(seen.sweeps if seen else ())
     looked = None if seen is None else seen.looked is not None
     yield _gauge("tusd_scheduler_up", "Whether a scheduler runs.", looked)
     yield from _jobs(seen.jobs if seen else None)
     yield from _events(seen.events if seen else None, seen.deliveries if seen else {})
+
+
+def _uploads(seen: JobsSamples | None) -> Metric:
+    """Without samples while the index may lack uploads."""
+    family = GaugeMetricFamily(
+        "tusd_uploads",
+        "Uploads by state: unfinished, part (finished, to be joined), and finished while operators list uploads.",
+        labels=["state"],
+    )
+    if seen is not None and seen.registry.is_whole:
+        for state, count in seen.registry.open.items():
+            family.add_metric([state], count)
+        if seen.finished is not None:
+            family.add_metric(["finished"], seen.finished)
+    return family
 
 
 def _sweeps(records: Iterable[SweepRecord]) -> Iterator[Metric]:

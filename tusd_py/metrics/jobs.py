@@ -26,7 +26,11 @@ _MAX_AGE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class JobsSamples:
-    """What was read at `at` (monotonic seconds). looked: last heartbeat of a scheduler, in seconds since the epoch."""
+    """What was read at `at` (monotonic seconds).
+
+    looked: last heartbeat of a scheduler, in seconds since the epoch. finished: number of finished uploads, None while no list
+    of uploads is kept.
+    """
 
     at: float
     registry: RegistryCounts
@@ -34,6 +38,7 @@ class JobsSamples:
     looked: float | None
     jobs: JobsReport | None
     events: OutboxCounts | None
+    finished: int | None = None
     deliveries: dict[str, int] = field(default_factory=dict)
 
 
@@ -72,6 +77,9 @@ class JobsMetrics:
             looked=float(looked) if isinstance(looked, bytes) else None,
             jobs=read_report(report),
             events=await self._events(),
+            finished=await registry.uploads.total("finished")
+            if await registry.uploads.state() == b"whole"
+            else None,
             deliveries={
                 name.decode(): int(count) for name, count in zip(pairs, pairs, strict=True)
             },

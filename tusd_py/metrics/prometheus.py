@@ -22,13 +22,16 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from tusd_py import __version__, background
-from tusd_py.metrics import job_families, object_store_families
+from tusd_py.metrics import disk_families, job_families, object_store_families
 from tusd_py.metrics.buckets import buckets
 from tusd_py.metrics.counters import Counters
+from tusd_py.metrics.disk import DiskMetrics
 from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.metrics.multiprocess import Pool
+from tusd_py.protocol import errors
 from tusd_py.storage import skipped
 
+_NO_ERRORS = dict.fromkeys(errors.rows(), 0)
 # tusd calls these counters by names without `_total`, which the client library only knows as
 # untyped.
 _BARE_COUNTERS = (
@@ -44,11 +47,15 @@ _BARE_COUNTER_TYPE = re.compile(
 
 
 class Metrics(Collector):
-    """Renders the counters of one server. jobs: metrics of queues and workers; None without a Redis."""
+    """Renders the counters of one server.
+
+    jobs: metrics of queues and workers; None without a Redis. disk: None before a start.
+    """
 
     def __init__(self, counters: Counters | None = None) -> None:
         self.counters = counters or Counters()
         self.jobs: JobsMetrics | None = None
+        self.disk: DiskMetrics | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -86,14 +93,19 @@ class Metrics(Collector):
             ["status", "code"],
             (
                 ((str(status), code), count)
-                for (status, code), count in self.counters.errors.items()
+                # From zero on, as Prometheus does not see the first increase of what appears with it.
+                for (status, code), count in {**_NO_ERRORS, **self.counters.errors}.items()
             ),
         )
         yield from self._collect_uploads()
         yield from self._collect_latencies()
         for name, text, counts in (
             ("tusd_hook_invocations_total", "Calls of hooks, by type.", self.counters.hook_calls),
-            ("tusd_hook_errors_total", "Hooks that failed, by type.", self.counters.hook_errors),
+            (
+                "tusd_hook_errors_total",
+                "Hooks that failed, by type.",
+                {**dict.fromkeys(self.counters.hook_calls, 0), **self.counters.hook_errors},
+            ),
         ):
             yield _counter(name, text, ["hooktype"], _single(counts))
         yield _counter(
@@ -125,6 +137,8 @@ class Metrics(Collector):
         )
         if self.counters.object_store is not None:
             yield from object_store_families.collect(self.counters.object_store)
+        if self.disk is not None:
+            yield from disk_families.collect(self.disk)
         if self.jobs is not None:
             yield from job_families.collect(self.jobs)
         yield InfoMetricFamily("tusd_build", "The server's version.", {"version": __version__})

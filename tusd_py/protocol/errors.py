@@ -189,6 +189,13 @@ index_unavailable = Refusal(
 
 # fmt: on
 
+
+def rows() -> list[tuple[int, str]]:
+    """Status and code of every refusal of this table."""
+    found = (each for each in globals().values() if isinstance(each, Refusal | RefusalWith))
+    return [(each.status, each.code) for each in found]
+
+
 _RETRY_HEAD_SECONDS = 5
 
 

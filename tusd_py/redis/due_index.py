@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 SweepKind = Literal["due", "all"]
 """due: uploads that are due according to the index. all: the whole storage."""
+OpenState = Literal["unfinished", "part"]
+"""States of uploads that are counted: those to which bytes may come, and parts that are to be joined."""
+
+_SCORES: Mapping[OpenState, int] = {"unfinished": 0, "part": 1}
 
 _BATCH = 1000
 """Uploads in one script call; Lua accepts only some thousands of arguments."""
@@ -81,10 +85,11 @@ class SweepRecord:
 
 @dataclass(frozen=True, slots=True)
 class RegistryCounts:
-    """Number of indexed uploads, and of those that are due. is_whole: whether the index is complete."""
+    """Number of indexed uploads, of those that are due, and of those in each state. is_whole: whether the index is complete."""
 
     known: int
     due: int
+    open: Mapping[OpenState, int]
     is_whole: bool
 
 
@@ -96,8 +101,17 @@ class DueIndex:
         self._redis = redis
         self._keys = redis.keys
 
-    async def update(self, due: Mapping[str, float], gone: Collection[str] = ()) -> None:
-        """Set when uploads are due (seconds since the epoch), and remove others."""
+    async def update(
+        self,
+        due: Mapping[str, float],
+        gone: Collection[str] = (),
+        states: Mapping[str, OpenState | None] | None = None,
+    ) -> None:
+        """Set when uploads are due (seconds since the epoch), and remove others.
+
+        states: of uploads that are open now, whether they are ever due or not; None for one that is not.
+        """
+        await self._update_open({**dict.fromkeys(gone), **(states or {})})
         items, ids = list(due.items()), list(gone)
         while items or ids:
             some, items = items[:_BATCH], items[_BATCH:]
@@ -106,6 +120,21 @@ class DueIndex:
             for upload_id, when in some:
                 args += (when, upload_id)
             await self._redis.run(_UPDATE, [self._keys.registry()], [*args, *others])
+
+    async def _update_open(self, states: Mapping[str, OpenState | None]) -> None:
+        key, items = self._keys.open_states(), list(states.items())
+        for begin in range(0, len(items), _BATCH):
+            added: list[Part] = []
+            closed: list[Part] = []
+            for upload_id, state in items[begin : begin + _BATCH]:
+                if state is None:
+                    closed.append(upload_id)
+                else:
+                    added += (_SCORES[state], upload_id)
+            if added:
+                await self._redis.command("ZADD", key, *added)
+            if closed:
+                await self._redis.command("ZREM", key, *closed)
 
     async def due(self, now: float, limit: int) -> list[str]:
         """Return at most `limit` ids of uploads that are due, the longest due first."""
@@ -119,7 +148,12 @@ class DueIndex:
         key = self._keys.registry()
         known = await self._redis.command("ZCARD", key)
         due = await self._redis.command("ZCOUNT", key, "-inf", now)
-        return RegistryCounts(cast(int, known), cast(int, due), await self.is_whole())
+        states = self._keys.open_states()
+        found = {
+            state: cast(int, await self._redis.command("ZCOUNT", states, score, score))
+            for state, score in _SCORES.items()
+        }
+        return RegistryCounts(cast(int, known), cast(int, due), found, await self.is_whole())
 
     async def is_whole(self) -> bool:
         """Return whether the index is complete: the whole storage was swept since Redis was last empty."""
@@ -174,6 +208,7 @@ class DueIndexWriter:
         self.lists = False
         self._pending: dict[str, float | None] = {}
         self._changed: dict[str, Listed | None] = {}
+        self._states: dict[str, OpenState | None] = {}
         self._recent: dict[str, float] = {}
         self._is_complete = True
 
@@ -188,9 +223,14 @@ class DueIndexWriter:
         if len(self._pending) >= _MAX_PENDING:
             self._pending.clear()
             self._changed.clear()
+            self._states.clear()
             self._is_complete = False
         self._pending[upload_id] = due
         return True
+
+    def count(self, upload_id: str, state: OpenState | None, /) -> None:
+        """Count an upload that was marked just now among the open ones of a state, or no more (None)."""
+        self._states[upload_id] = state
 
     def list(self, upload_id: str, entry: Listed | None, /) -> None:
         """Put an upload that was marked just now into the list of uploads, or remove it (None)."""
@@ -214,17 +254,19 @@ class DueIndexWriter:
         due = {upload_id: when for upload_id, when in pending.items() if when is not None}
         gone = [upload_id for upload_id, when in pending.items() if when is None]
         changed, self._changed = self._changed, {}
+        states, self._states = self._states, {}
         try:
             if not self._is_complete:
                 await self._registry.mark_whole(whole=False)
                 await self._registry.uploads.mark(whole=False)
                 self._is_complete = True
-            await self._registry.update(due, gone)
+            await self._registry.update(due, gone, states)
             await self._registry.uploads.update(changed)
         except RedisUnavailable as problem:
             logger.debug("the index of due uploads lacks %d changes: %s", len(pending), problem)
             self._pending = pending | self._pending
             self._changed = changed | self._changed
+            self._states = states | self._states
         except Exception:
             # Dropped, as one invalid change would otherwise block all others forever.
             self._is_complete = False

@@ -47,6 +47,10 @@ class Keys:
         """Uploads by the time at which they are due for a sweep."""
         return f"{self.prefix}{{registry}}:due"
 
+    def open_states(self) -> str:
+        """Uploads that are open, by their state."""
+        return f"{self.prefix}{{registry}}:open"
+
     def registry_whole(self) -> str:
         """A mark that the index has every upload of the storage; lost when Redis is emptied."""
         return f"{self.prefix}{{registry}}:whole"

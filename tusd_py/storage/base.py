@@ -189,6 +189,14 @@ class UploadInfo(NamedTuple):
     wanted_digest: str = ""
 
 
+class DiskSpace(NamedTuple):
+    """Space of a file system. free, size: in bytes. free_files: files that can still be created; None for no limit."""
+
+    free: int
+    size: int
+    free_files: int | None
+
+
 class Upload(NamedTuple):
     """The current state of an upload: its record, and the truth about its bytes. Times are in seconds since the epoch.
 
@@ -602,6 +610,9 @@ class Store(Protocol):
 
     async def free_space(self) -> int | None:
         """Return how many bytes can still be stored; None for no limit, as with an object store."""
+
+    async def disk_space(self) -> DiskSpace | None:
+        """Return the space of the disk that uploads are on; None if there is no disk to fill. Raises StorageError."""
 
     # The life of an upload
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tusd_py.redis.due_index import DueIndexWriter
+from tusd_py.redis.due_index import DueIndexWriter, OpenState
 from tusd_py.redis.upload_list import Listed, State
 from tusd_py.storage.base import Upload
 
@@ -43,7 +43,10 @@ class IndexMarks:
         self._writer.mark(upload_id, due)
 
     def keep(self, upload: Upload, due: float | None, /) -> None:
-        if self._writer.mark(upload.id, due) and self._writer.lists:
+        if not self._writer.mark(upload.id, due):
+            return
+        self._writer.count(upload.id, open_state(upload))
+        if self._writer.lists:
             self._writer.list(upload.id, listed(upload, names=self._names))
 
     def forget(self, upload_id: str, /) -> None:
@@ -51,13 +54,18 @@ class IndexMarks:
         self._writer.list(upload_id, None)
 
 
+def open_state(upload: Upload) -> OpenState | None:
+    """The state in which an upload is counted as open; None if it is finished."""
+    if upload.info.finished_at is None:
+        return "unfinished"
+    return "part" if upload.info.is_partial else None
+
+
 def listed(upload: Upload, *, names: bool) -> Listed:
     """What the list of uploads has of an upload. names: with its file name."""
     info = upload.info
-    state: State = "unfinished"
-    since = info.created_at
-    if info.finished_at is not None:
-        state, since = "part" if info.is_partial else "finished", info.finished_at
+    state: State = open_state(upload) or "finished"
+    since = info.created_at if info.finished_at is None else info.finished_at
     name = file_name(upload) if names else ""
     return Listed(state, info.created_at, since, upload.offset, info.owner, name)
 

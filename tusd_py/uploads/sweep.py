@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
-from tusd_py.redis.due_index import DueIndex, SweepKind, SweepRecord
+from tusd_py.redis.due_index import DueIndex, OpenState, SweepKind, SweepRecord
 from tusd_py.storage import skipped
 from tusd_py.storage.base import (
     BytesMissing,
@@ -29,6 +29,7 @@ from tusd_py.storage.base import (
     VolumeMissing,
 )
 from tusd_py.storage.skipped import skip_entry
+from tusd_py.uploads.due_marks import open_state
 from tusd_py.uploads.service import Uploads
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ class _Sweep:
         self._stopped = ""
         self._due: dict[str, float] = {}
         self._gone: list[str] = []
+        self._states: dict[str, OpenState | None] = {}
         self._expired_ids: list[str] = []
 
     async def check(self, batch: list[str]) -> None:
@@ -261,6 +263,7 @@ class _Sweep:
                 return None
             case StorageError():
                 raise found
+        self._states[upload_id] = open_state(found)
         if self._dry_run or found.finished or (found.joined and not found.complete):
             return uploads.expiry.due_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
@@ -324,10 +327,11 @@ class _Sweep:
     async def _update_index(self) -> None:
         due, self._due = self._due, {}
         gone, self._gone = self._gone, []
+        states, self._states = self._states, {}
         if self._due_index is None or self._dry_run:
             return
         try:
-            await self._due_index.update(due, gone)
+            await self._due_index.update(due, gone, states)
         except RedisUnavailable as problem:
             self._is_index_complete = False
             logger.debug("the index was not updated for %d uploads: %s", len(due), problem)

@@ -22,6 +22,7 @@ from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
 from tusd_py.maintenance.remote import ControlServer
 from tusd_py.metrics.counters import Counters
+from tusd_py.metrics.disk import DiskMetrics
 from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.protocol import tus
 from tusd_py.protocol.headers import RawHeaders
@@ -85,6 +86,7 @@ class TusApp:
         self.settings = settings
         self.counters = Counters()
         self._jobs_metrics: JobsMetrics | None = None
+        self._disk_metrics: DiskMetrics | None = None
         self.instance = Instance(
             settings,
             counters=self.counters,
@@ -195,6 +197,7 @@ class TusApp:
                 self._start_sidecars()
                 await self._serve_operators()
             self._watch_jobs()
+            self._watch_disk()
             if self._child is not None:
                 pool = self.metrics.pool(metrics_directory(self.settings), self._child)
                 self._begin(pool.publish_regularly, "metrics")
@@ -249,7 +252,7 @@ class TusApp:
         from tusd_py.metrics.prometheus import Metrics  # noqa: PLC0415
 
         metrics = Metrics(self.counters)
-        metrics.jobs = self._jobs_metrics
+        metrics.jobs, metrics.disk = self._jobs_metrics, self._disk_metrics
         return metrics
 
     def _begin(self, start: Callable[[], Coroutine[None, None, None]], name: str) -> None:
@@ -312,6 +315,14 @@ class TusApp:
         if not self._child:
             # Of several processes the first one looks, and the others add its numbers to theirs.
             self._begin(self._jobs_metrics.run, "metrics of jobs")
+
+    def _watch_disk(self) -> None:
+        if not self.settings.expose_metrics:
+            return
+        self._disk_metrics = DiskMetrics(self.instance.store, self.settings.disk_reserve)
+        if not self._child:
+            # As with jobs.
+            self._begin(self._disk_metrics.run, "metrics of the disk")
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""

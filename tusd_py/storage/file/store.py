@@ -45,6 +45,7 @@ from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
+    DiskSpace,
     Guard,
     LocationRefused,
     RemovalEvent,
@@ -512,6 +513,16 @@ class FileStore:
             free = status.f_bavail * status.f_frsize
             self._free = now, free
         return free
+
+    async def disk_space(self) -> DiskSpace | None:
+        with _translated("reading the space of the disk"):
+            status = await self._disk.read(os.statvfs, self.root)
+        return DiskSpace(
+            free=status.f_bavail * status.f_frsize,
+            size=status.f_blocks * status.f_frsize,
+            # Some file systems, btrfs for one, have no such limit.
+            free_files=status.f_favail if status.f_files else None,
+        )
 
     async def check(self) -> None:
         if self._probing is None:

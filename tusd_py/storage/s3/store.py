@@ -20,6 +20,7 @@ from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     BytesMissing,
+    DiskSpace,
     Guard,
     RemovalEvent,
     StorageError,
@@ -195,6 +196,9 @@ class S3Store:
             await self.objects.delete(key)
 
     async def free_space(self) -> int | None:
+        return None
+
+    async def disk_space(self) -> DiskSpace | None:
         return None
 
     # Records
