@@ -105,7 +105,7 @@ class Storage:
             return Layout(self.object_prefix).storage(location, bucket=self.bucket)
         return {
             "InfoPath": f"{self.upload_dir}/{upload.id}.info",
-            "Path": f"{self.upload_dir}/{location}",
+            "Path": upload.path or f"{self.upload_dir}/{location}",
             "Type": "filestore",
         }
 

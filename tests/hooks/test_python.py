@@ -113,6 +113,19 @@ def test_what_was_taken_is_given_back_when_the_id_is_in_use(hooked: MakeHooked) 
     assert server.tus.patch("/files/study", 0, b"first").status == 204
 
 
+def test_a_path_that_is_taken_is_not_called_an_id_that_is(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            return Changes(storage_path="scans/one")
+        """
+    )
+    path = path_of(server.tus.create(5)["Location"])
+    refused = server.tus.create(5)
+    assert (refused.status, refused.code) == (409, "ERR_PATH_EXISTS")
+    assert server.tus.patch(path, 0, b"first").status == 204
+
+
 def test_an_upload_may_get_an_id_with_directories_and_other_metadata(hooked: MakeHooked) -> None:
     server = hooked(
         """

@@ -234,6 +234,8 @@ def test_every_setting_can_be_given_in_all_three_places(name: str, tmp_path: Pat
         "file_perms": "0600",
         "new_upload_dir": "accept",
         "durability": "chunk",
+        "finished_dir": "/srv/finished/{filename}",
+        "finished_files": "remove",
         "s3_endpoint": "http://127.0.0.1:9000",
         "pages": "off",
         "pages_token_url": "/token",

@@ -62,7 +62,8 @@ DELIVERED = frozenset(
 class UploadView:
     """An upload as hooks see it. length and offset in bytes; length is None while unknown.
 
-    location: path of its bytes relative to the upload directory, if that is not the id.
+    location: path of its bytes relative to the upload directory, if that is not the id. path: where the bytes are, an absolute
+    path or `s3://bucket/key`; with `--finished-dir`, the path of a finished upload there. Empty before the creation.
     """
 
     id: str
@@ -74,9 +75,10 @@ class UploadView:
     parts: tuple[str, ...] = ()
     owner: str = ""
     location: str | None = None
+    path: str = ""
 
     @classmethod
-    def of(cls, info: UploadInfo, offset: int) -> UploadView:
+    def of(cls, info: UploadInfo, offset: int, path: str = "") -> UploadView:
         """The view of an upload; offset in bytes."""
         return cls(
             id=info.id,
@@ -88,6 +90,7 @@ class UploadView:
             parts=info.parts,
             owner=info.owner,
             location=info.location,
+            path=path,
         )
 
 

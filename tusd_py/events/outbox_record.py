@@ -59,6 +59,7 @@ class _Upload(TypedDict):
     parts: list[str]
     owner: str
     location: str | None
+    path: str
 
 
 class _Request(TypedDict):
@@ -120,6 +121,7 @@ def serialize(record: OutboxRecord) -> bytes:
             "parts": list(upload.parts),
             "owner": upload.owner,
             "location": upload.location,
+            "path": upload.path,
         },
         "request": {
             "method": request.method,
@@ -184,6 +186,8 @@ def _read(document: _Document) -> OutboxRecord:
             parts=tuple(upload["parts"]),
             owner=upload["owner"],
             location=upload["location"],
+            # Records of earlier versions have none.
+            path=upload.get("path", ""),
         ),
         request=RequestView(**request),
         id=document["id"],

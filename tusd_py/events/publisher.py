@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -19,7 +19,14 @@ from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
 from tusd_py.locks.base import Fence, LeaseLost
-from tusd_py.storage.base import Outbox, RemovalEvent, StorageError, UnpublishedRemoval, Upload
+from tusd_py.storage.base import (
+    Outbox,
+    RemovalEvent,
+    StorageError,
+    UnpublishedRemoval,
+    Upload,
+    UploadInfo,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +75,22 @@ class EventPublisher:
     """Publishes events of uploads.
 
     outbox: for the events that workers deliver; None if they deliver none. durable: whether an event must survive a power cut
-    once the client has its response.
+    once the client has its response. path_of: returns where hooks find the bytes of an upload.
     """
 
-    def __init__(self, hooks: Hooks, outbox: Outbox | None = None, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        hooks: Hooks,
+        outbox: Outbox | None = None,
+        *,
+        durable: bool = True,
+        path_of: Callable[[UploadInfo], str] | None = None,
+    ) -> None:
         self.relay: Relay = NoRelay()
         self._hooks = hooks
         self._outbox = outbox
         self._durable = durable
+        self._path_of = path_of
 
     async def record(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
@@ -86,7 +101,7 @@ class EventPublisher:
         hooks = self._hooks.delivered_to(event_type)
         if not hooks:
             return
-        event = _event(event_type, upload, outbox_record.without_secrets(request))
+        event = self._event(event_type, upload, outbox_record.without_secrets(request))
         content = outbox_record.serialize(OutboxRecord(event, upload.info.created_at, hooks))
         sync = self._durable and event_type is EventType.POST_FINISH
         await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
@@ -96,7 +111,7 @@ class EventPublisher:
         if (name := _LOGGED.get(event_type)) is not None:
             _log(name, upload, request)
         if self._hooks.wants(event_type):
-            self._hooks.notify(_event(event_type, upload, request))
+            self._hooks.notify(self._event(event_type, upload, request))
         if self._outbox is not None and self._hooks.delivered_to(event_type):
             self.relay.enqueue(upload.id)
 
@@ -211,12 +226,12 @@ class EventPublisher:
             if kept.event_id in stale:
                 await self._outbox.forget(kept, fence=fence)
 
-
-def _event(event_type: EventType, upload: Upload, request: RequestView) -> Event:
-    view = UploadView.of(upload.info, upload.offset)
-    if event_type in DELIVERED:
-        return Event(event_type, view, request, id=id_of(event_type, upload.info))
-    return Event(event_type, view, request)
+    def _event(self, event_type: EventType, upload: Upload, request: RequestView) -> Event:
+        path = self._path_of(upload.info) if self._path_of is not None else ""
+        view = UploadView.of(upload.info, upload.offset, path)
+        if event_type in DELIVERED:
+            return Event(event_type, view, request, id=id_of(event_type, upload.info))
+        return Event(event_type, view, request)
 
 
 def _log(name: str, upload: Upload, request: RequestView) -> None:

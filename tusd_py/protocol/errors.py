@@ -106,6 +106,8 @@ mismatched_offset = RefusalWith[int](
 locked = Refusal(423, "ERR_UPLOAD_LOCKED", "the upload is held by another request; try again")
 # A hook chose an id that is in use.
 id_taken = Refusal(409, "ERR_UPLOAD_EXISTS", "an upload with this id exists already")
+# A hook chose a path or a key that is in use, whose id is not.
+path_taken = Refusal(409, "ERR_PATH_EXISTS", "the path that was chosen for this upload is taken")
 completed = Refusal(400, "ERR_UPLOAD_COMPLETED", "the upload is complete; nothing can be appended to it")
 not_renewable = Refusal(409, "ERR_UPLOAD_FINISHED", "the upload is finished; its token is not renewed")
 

@@ -25,8 +25,10 @@ from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.settings.model import Settings
+from tusd_py.settings.name_template import split_template
 from tusd_py.storage.base import Guard, Store
 from tusd_py.storage.errors import takes_nothing
+from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.mounts import is_local
 from tusd_py.storage.file.store import FileStore
@@ -54,6 +56,19 @@ def create_store(settings: Settings, counters: Counters | None = None) -> Store:
         file_perms=settings.file_perms,
         writes_behind=settings.durability != "none",
         syncs_chunks=settings.durability == "chunk",
+        finished=_finished_files(settings),
+    )
+
+
+def _finished_files(settings: Settings) -> FinishedFiles | None:
+    """Where finished files get names; None without `--finished-dir`."""
+    if not settings.finished_dir:
+        return None
+    return FinishedFiles(
+        str(settings.finished_base),
+        split_template(settings.finished_dir)[1],
+        removes=settings.finished_files == "remove",
+        dir_perms=settings.dir_perms,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tusd_py.metrics.counters import Counters
 from tusd_py.metrics.object_store import ObjectStoreCounters
 from tusd_py.settings.model import Settings
+from tusd_py.settings.name_template import split_template
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket, Encryption
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.store import S3Options, S3Store
@@ -47,6 +48,10 @@ def s3_store(settings: Settings, counters: Counters | None = None) -> S3Store:
         flush_seconds=settings.s3_flush_interval,
         metadata_keys=settings.s3_object_metadata,
         allowed_locations=settings.s3_allowed_locations,
+        finished_names="/".join(filter(None, split_template(settings.finished_dir)))
+        if settings.finished_dir
+        else "",
+        keeps_finished=settings.finished_files == "keep",
     )
     objects = AiobotocoreStore(bucket_of(settings))
     store = S3Store(objects, options)

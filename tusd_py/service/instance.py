@@ -83,7 +83,10 @@ class Instance:
             settings, self.counters, given=hooks, delivered=self.outbox_delivered_by_workers
         )
         self.publisher = EventPublisher(
-            self._hooks, self.outbox, durable=settings.durability != "none"
+            self._hooks,
+            self.outbox,
+            durable=settings.durability != "none",
+            path_of=self.store.path_of,
         )
         self.on_revocation: Callable[[], None] | None = None
         self.authenticator: Authenticator | None = None

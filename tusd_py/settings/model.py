@@ -6,6 +6,7 @@ startup that the directories are usable.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from tusd_py.settings import types
+from tusd_py.settings.name_template import check_template, split_template
 from tusd_py.settings.reference import setting
 from tusd_py.settings.types import (
     AnyCase,
@@ -165,6 +167,18 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         STORAGE,
         "What survives a power failure: every finished upload (finish), every byte acknowledged to a client "
         "(chunk), or whatever the system had written (none).",
+    )
+    finished_dir: Annotated[Text, AfterValidator(check_template), Written("TEMPLATE")] = setting(
+        "",
+        STORAGE,
+        "Give each finished upload a name of its own: a directory with placeholders, such as /srv/studies/{owner}/{filename}. "
+        "There are {filename}, {owner}, {date}, {id} and {metadata.KEY}. It must be on the upload directory's file system. "
+        "A template that begins with a placeholder is below the directory finished in it; with --s3-bucket it is the key.",
+    )
+    finished_files: Annotated[Literal["keep", "remove"], AnyCase()] = setting(
+        "keep",
+        STORAGE,
+        "What becomes of a file in --finished-dir once its upload is removed: it stays (keep), or goes too (remove).",
     )
     disk_reserve: Size = setting(
         0, STORAGE, "Disk space to keep free. Requests that would use it are refused with 507."
@@ -696,6 +710,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             )
             yield sentence, "hooks_http_timeout", "hooks_http", "hooks_timeout"
         yield from self._conflicts_of_s3()
+        yield from self._conflicts_of_finished_files()
         yield from self._admin_conflicts()
         if self.state_dir == self.upload_dir:
             yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
@@ -733,6 +748,35 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             yield sentence, "s3_public_endpoint"
         if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
             yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
+
+    @property
+    def finished_base(self) -> Path:
+        """The directory of `finished_dir`, up to its first placeholder."""
+        directory = split_template(self.finished_dir)[0]
+        return (
+            Path(os.path.abspath(Path(directory).expanduser()))
+            if directory
+            else self.upload_dir / "finished"
+        )
+
+    def _conflicts_of_finished_files(self) -> Iterator[tuple[str, ...]]:
+        if not self.finished_dir:
+            return
+        if self.s3_bucket:
+            if self.finished_dir.startswith(("/", "~", ".")):
+                sentence = "{finished_dir} with a bucket is a key below --s3-object-prefix; leave out / and . at its beginning"
+                yield sentence, "finished_dir"
+            return
+        base = self.finished_base
+        if self.upload_dir.is_relative_to(base):
+            sentence = "{finished_dir} must not mix with uploads in {upload_dir}; use another directory, also one in it"
+            yield sentence, "finished_dir", "upload_dir"
+        if base.is_relative_to(self.state_dir) or self.state_dir.is_relative_to(base):
+            yield (
+                "{finished_dir} must not mix with what is in {state_dir}",
+                "finished_dir",
+                "state_dir",
+            )
 
     def _allows_any_origin(self) -> bool:
         """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""

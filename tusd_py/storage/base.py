@@ -49,7 +49,7 @@ LONGEST_SECONDS = 1e15
 """Longest time for which an upload may be kept."""
 _ID_SEGMENT = re.compile(r"[^./\\%:\x00-\x20\x7f][^/\\%:\x00-\x1f\x7f]*")
 _is_ordinary_id = re.compile(r"[0-9a-f]{32}").fullmatch
-_RESERVED_ENDINGS = (".info", ".part", ".lock")
+RESERVED_ENDINGS = (".info", ".part", ".lock")
 
 
 class StorageError(Exception):
@@ -74,6 +74,10 @@ class LocationRefused(StorageError):
 
 class UploadExists(StorageError):
     """An upload with this id exists already."""
+
+
+class PlaceTaken(UploadExists):
+    """The place for the bytes of a new upload is taken, though its id is not."""
 
 
 class UploadUnreachable(StorageError):
@@ -123,7 +127,7 @@ def is_valid_id(upload_id: str) -> bool:
         return False
     return (
         0 < size <= MAX_ID_BYTES
-        and not upload_id.endswith(_RESERVED_ENDINGS)
+        and not upload_id.endswith(RESERVED_ENDINGS)
         and all(_ID_SEGMENT.fullmatch(segment) for segment in upload_id.split("/"))
     )
 
@@ -165,6 +169,8 @@ class UploadInfo(NamedTuple):
         awaits_completion: Only a request that says so completes it, whatever its length (Resumable Uploads for HTTP).
         repr_digest: `Repr-Digest` that its bytes must have when it is complete (RFC 9530); empty for none.
         wanted_digest: Algorithm of the digest that its creator wants to be told of it then, a key of `checksum.ALGORITHMS`.
+        finished_path: Where it is, or will be, under the name of a finished file: an absolute path, or `s3://bucket/key`; empty
+            without such a name.
     """
 
     id: str
@@ -187,6 +193,7 @@ class UploadInfo(NamedTuple):
     awaits_completion: bool = False
     repr_digest: str = ""
     wanted_digest: str = ""
+    finished_path: str = ""
 
 
 class DiskSpace(NamedTuple):
@@ -640,7 +647,7 @@ class Store(Protocol):
             The upload, whose record may have more in it than `info`, such as what the store needs to find the bytes.
 
         Raises:
-            UploadExists: The id or the location is taken.
+            UploadExists: The id is taken; PlaceTaken if the location is.
             StorageFull: There is no space for it.
         """
 
@@ -688,6 +695,18 @@ class Store(Protocol):
             UploadNotFound: There is no record.
             BytesNotKept: Bytes were lost, and count no longer.
         """
+
+    async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
+        """Give a complete upload the name of a finished file, if it is to have one. May be repeated after a crash anywhere.
+
+        sync: make the bytes durable before, and the name after it. Returns the record, which has the path.
+        """
+
+    async def take_name(self, info: UploadInfo, *, fence: Fence) -> None:
+        """Undo `name` for an upload that is not finished after all."""
+
+    def path_of(self, info: UploadInfo) -> str:
+        """Return where hooks find the bytes of an upload: an absolute path, or `s3://bucket/key`."""
 
     async def settle(self, upload_id: str, *, fence: Fence) -> None:
         """Make bytes count that `Writer.close` left to `finish`, if that did not; does nothing for others.

@@ -111,7 +111,7 @@ class Access:
     async def ask_hooks(self, upload: Upload, request: RequestView) -> None:
         """Call the pre-access hooks. Raises their refusal."""
         if self._hooks.wants(EventType.PRE_ACCESS):
-            view = UploadView.of(upload.info, upload.offset)
+            view = UploadView.of(upload.info, upload.offset, self._store.path_of(upload.info))
             await self._hooks.decide(Event(EventType.PRE_ACCESS, view, request))
 
     def is_open_to(self, request: RequestView) -> bool:

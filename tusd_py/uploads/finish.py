@@ -1,4 +1,4 @@
-"""Finish an upload whose bytes are all there: join, sync, ask the pre-finish hooks, record the finish, publish it.
+"""Finish an upload whose bytes are all there: join, sync, ask the pre-finish hooks, name it, record the finish, publish it.
 
 Each step can be repeated: a finish that a crash or a lost lock interrupted is completed by the next HEAD, PATCH or sweep.
 """
@@ -89,7 +89,10 @@ class Finisher(Operation):
         response = None
         if not upload.info.is_partial and self._hooks.wants(EventType.PRE_FINISH):
             response = await self._ask_hooks(upload, request, fence)
-        finished = upload.with_info(finished_at=round(self._expiry.now(), TIME_DIGITS))
+        named = await self._store.name(upload, sync=self._is_durable, fence=fence)
+        finished = upload._replace(
+            info=named._replace(finished_at=round(self._expiry.now(), TIME_DIGITS))
+        )
         await self._record(upload, finished, request, fence)
         # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
@@ -117,7 +120,7 @@ class Finisher(Operation):
             # Not if another holder has the upload by now.
             with fence():
                 pass
-        view = UploadView.of(upload.info, upload.offset)
+        view = UploadView.of(upload.info, upload.offset, self._store.path_of(upload.info))
         return (await self._hooks.decide(Event(EventType.PRE_FINISH, view, request))).response
 
     async def _record(
@@ -133,6 +136,8 @@ class Finisher(Operation):
             await self._store.finish(finished.info, sync=self._is_durable, fence=fence)
         except (StorageError, LeaseLost):
             with suppress(StorageError, LeaseLost):
+                # Before the record forgets the name.
+                await self._store.take_name(finished.info, fence=fence)
                 await self._store.save(upload.info, fence=fence)
                 await self._publisher.withdraw(EventType.POST_FINISH, upload, fence)
             raise

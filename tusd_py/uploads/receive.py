@@ -444,10 +444,10 @@ class BodyReceiver:
         if wanted and transfer.writer.offset != transfer.reported and transfer.lease.is_held():
             self._hooks.notify_progress_end(self._progress_event(transfer))
 
-    @staticmethod
-    def _progress_event(transfer: _Transfer) -> Event:
+    def _progress_event(self, transfer: _Transfer) -> Event:
         transfer.reported = transfer.writer.offset
-        view = UploadView.of(transfer.upload.info, transfer.reported)
+        info = transfer.upload.info
+        view = UploadView.of(info, transfer.reported, self._store.path_of(info))
         return Event(EventType.POST_RECEIVE, view, transfer.request)
 
     async def _verify(self, transfer: _Transfer) -> ProtocolError | None:

@@ -40,7 +40,8 @@ class Remover(Operation):
         if not self._policy.termination:
             raise errors.method_not_allowed("HEAD, PATCH, GET, OPTIONS")
         async with self._guard.exclusive(upload_id, request, Action.DELETE) as held:
-            view = UploadView.of(held.upload.info, held.upload.offset)
+            info = held.upload.info
+            view = UploadView.of(info, held.upload.offset, self._store.path_of(info))
             changes = await self._hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
             await self.remove(held.upload, EventType.POST_TERMINATE, request, held.lease)
             self._counters.uploads_terminated += 1

@@ -10,9 +10,10 @@ import os
 from contextlib import suppress
 
 from tusd_py.locks.base import Fence
-from tusd_py.storage.base import UploadExists, UploadInfo
+from tusd_py.storage.base import PlaceTaken, UploadExists, UploadInfo
 from tusd_py.storage.file import records
 from tusd_py.storage.file.files import create_file, write_all
+from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.removal import Removal
@@ -32,6 +33,7 @@ class Creation:
         volume: UploadVolume,
         cache: RecordCache,
         removal: Removal,
+        finished: FinishedFiles | None,
         dir_perms: int,
         file_perms: int,
     ) -> None:
@@ -39,16 +41,19 @@ class Creation:
         self._volume = volume
         self._cache = cache
         self._removal = removal
+        self._finished = finished
         self._dir_perms = dir_perms
         self._file_perms = file_perms
 
     def create(self, info: UploadInfo, fence: Fence) -> None:
-        """Create an upload. Raises UploadExists, VolumeMissing, LeaseLost, OSError."""
+        """Create an upload. Raises UploadExists, PlaceTaken, VolumeMissing, LeaseLost, OSError."""
         with fence():
             self._create_anew(info)
 
     def _create_anew(self, info: UploadInfo) -> None:
         self._volume.check()
+        if self._finished is not None and self._finished.holds(self._layout.data_path(info)):
+            raise PlaceTaken(f"{info.id}: its path is in the directory of finished files")
         self._removal.forget_tombstone(info.id)
         if "/" not in info.id and not info.location:
             self._create_files(info)
@@ -92,7 +97,7 @@ class Creation:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
             if isinstance(problem, FileExistsError):
-                raise UploadExists(info.id) from None
+                raise PlaceTaken(f"{info.id}: {data_path} is taken") from None
             raise
         finally:
             os.close(record)
@@ -102,4 +107,4 @@ class Creation:
             try:
                 os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise UploadExists(f"{info.id}: a part of its path is an upload") from None
+                raise PlaceTaken(f"{info.id}: a part of its path is an upload") from None

@@ -64,6 +64,7 @@ class _Ours(TypedDict, total=False):
     AwaitsCompletion: bool
     ReprDigest: str
     WantedDigest: str
+    FinishedPath: str
     FinishedAt: float | None
 
 
@@ -105,8 +106,12 @@ def serialize(info: UploadInfo, *, root: str) -> bytes:
 
 
 def _rare_values(info: UploadInfo) -> str:
-    """Serialize values that uploads of tus do not have."""
-    texts = (("ReprDigest", info.repr_digest), ("WantedDigest", info.wanted_digest))
+    """Serialize values that most uploads do not have."""
+    texts = (
+        ("ReprDigest", info.repr_digest),
+        ("WantedDigest", info.wanted_digest),
+        ("FinishedPath", info.finished_path),
+    )
     return (',"AwaitsCompletion":true' if info.awaits_completion else "") + "".join(
         f',"{name}":{_text(text)}' for name, text in texts if text
     )
@@ -226,6 +231,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         awaits_completion=bool(ours.get("AwaitsCompletion")) if ours else False,
         repr_digest=ours.get("ReprDigest", "") if ours else "",
         wanted_digest=ours.get("WantedDigest", "") if ours else "",
+        finished_path=ours.get("FinishedPath", "") if ours else "",
     )
 
 
@@ -292,6 +298,7 @@ def check_values(info: UploadInfo) -> None:
         ("Concat", info.concat_header),
         ("ReprDigest", info.repr_digest),
         ("WantedDigest", info.wanted_digest),
+        ("FinishedPath", info.finished_path),
     ):
         _check(name, isinstance(text, str), text)
 

@@ -31,6 +31,7 @@ from tusd_py.storage.errors import translated
 from tusd_py.storage.file import records
 from tusd_py.storage.file.files import exists
 from tusd_py.storage.file.finals import FinalRecords
+from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.records import read_record
@@ -108,7 +109,9 @@ class Removal:
         markers: Sequence[ChunkMarkers],
         finals: FinalRecords,
         unpublished: UnpublishedRemovals,
+        finished: FinishedFiles | None,
     ) -> None:
+        self._finished = finished
         self._layout = layout
         self._markers = markers
         self._finals = finals
@@ -228,6 +231,9 @@ class Removal:
         path = f"{self._layout.root}/{upload_id}" if info is None else self._layout.data_path(info)
         with suppress(FileNotFoundError):
             if removed_at is None or os.lstat(path).st_mtime_ns <= removed_at:
+                if self._finished is not None and info is not None:
+                    # First, as only the same bytes tell that it is this upload's.
+                    self._finished.remove(info, path)
                 os.unlink(path)
         for markers in self._markers:
             markers.remove(flat_name(upload_id))

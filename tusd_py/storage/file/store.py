@@ -22,6 +22,8 @@
     locks               an empty file; servers that share the directory lock ranges of it (`locks/ofd.py`)
     epochs/             <upload>: which holder's changes count after a takeover (`locks/epochs.py`)
 
+With `--finished-dir`, finished uploads have second names elsewhere: hard links (`finished.py`).
+
 Other parts of the server keep their files there too, unless there is a `--state-dir`: the embedded Redis, `redis-seen`, keys,
 metrics and the control socket.
 
@@ -66,6 +68,7 @@ from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.files import is_surely_absent
 from tusd_py.storage.file.finals import FinalRecords
+from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
 from tusd_py.storage.file.joining import FileJoiner
 from tusd_py.storage.file.layout import Layout, flat_name
@@ -105,6 +108,7 @@ class FileStore:
         file_perms: Permission bits of new files.
         writes_behind: Start writing large bodies to the disk while they arrive, so that the final sync is short.
         syncs_chunks: Every writer is closed with a sync.
+        finished: Where finished files get names; None for nowhere.
     """
 
     verifies_chunks = True
@@ -119,7 +123,9 @@ class FileStore:
         file_perms: int = 0o640,
         writes_behind: bool = False,
         syncs_chunks: bool = False,
+        finished: FinishedFiles | None = None,
     ) -> None:
+        self._finished = finished
         self._writes_behind = writes_behind
         self._syncs_chunks = syncs_chunks
         self._layout = layout = Layout(root)
@@ -176,12 +182,14 @@ class FileStore:
             markers=(self._markers, self._sound, self._since_loss),
             finals=self._finals,
             unpublished=self._unpublished,
+            finished=finished,
         )
         self._creation = Creation(
             layout,
             volume=self.volume,
             cache=self._known,
             removal=self._removal,
+            finished=finished,
             dir_perms=dir_perms,
             file_perms=file_perms,
         )
@@ -237,6 +245,8 @@ class FileStore:
             for markers in (self._markers, self._sound, self._since_loss):
                 markers.open(is_shared=is_shared)
             self._losses.open(is_shared=is_shared)
+            if self._finished is not None:
+                self._finished.open(self.root, f"{self._layout.state}/server.lock")
         except OSError as problem:
             raise StorageError(
                 f"cannot use {self.root} for uploads: {problem.strerror or problem}"
@@ -456,6 +466,53 @@ class FileStore:
         """Replace our record by one in another server's format, durably. The upload must need no recovery."""
         with _translated(f"giving back {upload.id}"):
             await self._threads.run(self._adoption.give_back, upload.info, content)
+
+    def path_of(self, info: UploadInfo) -> str:
+        return info.finished_path or self._layout.data_path(info)
+
+    async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
+        info, finished = upload.info, self._finished
+        if finished is None or info.is_partial:
+            return info
+        data = self._layout.data_path(info)
+        with _translated(f"naming {info.id}"):
+            if sync:
+                # First: bytes that the disk loses are cut off the file, whatever names it has by then.
+                await self._sync_data(info, fence=fence)
+            if not finished.holds(info.finished_path):
+                # Of a finish that was interrupted under other settings.
+                await self.take_name(info, fence=fence)
+            for path in finished.candidates(info):
+                if not await self._disk.read(finished.is_free, path, data):
+                    continue
+                if info.finished_path != path:
+                    info = info._replace(finished_path=path)
+                    await self.save(info, fence=fence)
+                    if sync:
+                        await self._syncs.sync(None, *self._layout.directories(info))
+                if await self._disk.change(self._link, finished, data, path, fence):
+                    if sync:
+                        await self._syncs.sync(None, *finished.directories(path))
+                    return info
+        raise StorageError(f"naming {info.id}: all names that --finished-dir gives it are taken")
+
+    @staticmethod
+    def _link(finished: FinishedFiles, data: str, path: str, fence: Fence) -> bool:
+        with fence():
+            return finished.link(data, path)
+
+    async def take_name(self, info: UploadInfo, *, fence: Fence) -> None:
+        if info.finished_path and self._finished is not None:
+            with _translated(f"taking the name of {info.id} back"):
+                data = self._layout.data_path(info)
+                await self._disk.change(
+                    self._unlink, self._finished, info.finished_path, data, fence
+                )
+
+    @staticmethod
+    def _unlink(finished: FinishedFiles, path: str, data: str, fence: Fence) -> None:
+        with fence():
+            finished.unlink(path, data)
 
     async def settle(self, upload_id: str, *, fence: Fence) -> None:
         """See `Store`. Bytes count once their writer is closed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tusd_py.storage.base import MAX_ID_BYTES, LocationRefused, UploadExists, is_valid_id
+from tusd_py.storage.base import MAX_ID_BYTES, LocationRefused, PlaceTaken, is_valid_id
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     ObjectKind,
@@ -59,7 +59,7 @@ class Places:
         )
 
     async def take(self, location: str, upload_id: str) -> None:
-        """Give a place to an upload that is about to be recorded. Raises UploadExists, ObjectStoreError."""
+        """Give a place to an upload that is about to be recorded. Raises PlaceTaken, ObjectStoreError."""
         mark, holder = self._mark(location), upload_id.encode()
         try:
             await self._put(mark, holder, if_absent=True)
@@ -67,7 +67,7 @@ class Places:
             try:
                 await self._take_from_other(location, mark, holder)
             except (PreconditionFailed, ObjectNotFound):
-                raise UploadExists(f"{location} is being taken or left") from None
+                raise PlaceTaken(f"{location} is being taken or left") from None
 
     async def _take_from_other(self, location: str, mark: str, holder: bytes) -> None:
         """Take a place that has a mark, if its upload was never recorded."""
@@ -75,7 +75,7 @@ class Places:
         if found == holder:
             return
         record = self._layout.record(found.decode())
-        taken = UploadExists(f"{location} is taken by {found.decode()}")
+        taken = PlaceTaken(f"{location} is taken by {found.decode()}")
         if await self._exists(record):
             raise taken
         # Of a creation that was interrupted, or that has not come to its record yet.

@@ -47,9 +47,15 @@ class _Event(TypedDict):
 
 
 class S3Removal:
-    """Removes uploads of one bucket. Methods raise ObjectStoreError, LeaseLost, StorageError."""
+    """Removes uploads of one bucket. Methods raise ObjectStoreError, LeaseLost, StorageError.
 
-    def __init__(self, objects: ObjectStore, layout: Layout, places: Places) -> None:
+    keeps_finished: see `S3Options`.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, layout: Layout, places: Places, *, keeps_finished: bool
+    ) -> None:
+        self._keeps_finished = keeps_finished
         self._objects = objects
         self._layout = layout
         self._places = places
@@ -101,7 +107,8 @@ class S3Removal:
         """Free what a removed upload occupied."""
         info, key = record.info, self._layout.data(record.info)
         await abort_parts(self._objects, record, key, but="")
-        if info.location is None or await self._is_of(record, key):
+        is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
+        if not is_kept and (info.location is None or await self._is_of(record, key)):
             await self._objects.delete(key)
         await self._objects.delete(self._layout.tail(info.id))
         if info.location is not None:

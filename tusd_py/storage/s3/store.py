@@ -19,9 +19,11 @@ from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
+    MAX_ID_BYTES,
     BytesMissing,
     DiskSpace,
     Guard,
+    PlaceTaken,
     RemovalEvent,
     StorageError,
     UnpublishedRemoval,
@@ -34,6 +36,7 @@ from tusd_py.storage.base import (
     is_random_id,
     is_valid_id,
 )
+from tusd_py.storage.finished_names import FinishedNames
 from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
 from tusd_py.storage.s3.layout import RECORD, STATE, Layout
@@ -93,6 +96,8 @@ class S3Options:
         flush_seconds: How often the bytes of a slow body are put into the bucket.
         metadata_keys: Keys of the metadata that are stored with the object; empty for all.
         allowed_locations: Where hooks may place uploads besides: buckets, or `bucket/prefix`.
+        finished_names: Template of the keys of uploads for which hooks chose no place; empty for their ids.
+        keeps_finished: The object of a finished upload whose key comes from that template outlives the upload.
     """
 
     bucket: str
@@ -107,6 +112,8 @@ class S3Options:
     flush_seconds: float = 30.0
     metadata_keys: tuple[str, ...] = ()
     allowed_locations: tuple[str, ...] = ()
+    finished_names: str = ""
+    keeps_finished: bool = True
 
 
 class S3Store:
@@ -132,7 +139,14 @@ class S3Store:
         self._marks = S3SweepMarks(objects, self.layout)
         self._places = Places(objects, self.layout, options.bucket, options.allowed_locations)
         self._takeover = self.takeover()
-        self._removal = S3Removal(objects, self.layout, self._places)
+        self._names = (
+            FinishedNames(options.finished_names, longest=MAX_ID_BYTES)
+            if options.finished_names
+            else None
+        )
+        self._removal = S3Removal(
+            objects, self.layout, self._places, keeps_finished=options.keeps_finished
+        )
         self._joiner = S3Joiner(objects, self.layout, self)
         self._completions = Completions(self)
 
@@ -213,10 +227,10 @@ class S3Store:
             taken = self.layout.record(info.location), self.layout.data(info)
             if any([await self._is_there(key) for key in taken]):
                 await self._places.leave(info.location, info.id)
-                raise UploadExists(f"{info.location} is taken")
+                raise PlaceTaken(f"{info.location} is taken")
 
     async def _confirm_place(self, info: UploadInfo) -> None:
-        """Take a creation back whose place another one has got meanwhile. Raises UploadExists.
+        """Take a creation back whose place another one has got meanwhile. Raises PlaceTaken.
 
         Each creation stores its own claim before it looks at those of others, so that of two at most one goes on.
         """
@@ -225,9 +239,27 @@ class S3Store:
         place = info.location or info.id
         if await self._places.holder(place) != (info.location and info.id):
             await self.objects.delete(self.layout.record(info.id))
-            raise UploadExists(f"the place of {info.id} is taken")
+            raise PlaceTaken(f"the place of {info.id} is taken")
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
+        if self._names is None or info.location is not None or info.is_partial:
+            return await self._create_at(info, fence)
+        # An object cannot be renamed: it gets its name before it exists.
+        for name in self._names.of(info):
+            named = info._replace(location=name)
+            try:
+                return await self._create_at(
+                    named._replace(finished_path=self.path_of(named)), fence
+                )
+            except PlaceTaken:
+                continue
+        raise PlaceTaken(f"all keys that --finished-dir gives {info.id} are taken")
+
+    def path_of(self, info: UploadInfo) -> str:
+        storage = self.layout.storage(info.location or info.id, bucket=self.options.bucket)
+        return f"s3://{storage['Bucket']}/{storage['Key']}"
+
+    async def _create_at(self, info: UploadInfo, fence: Fence) -> Upload:
         record = Record(
             info=info,
             plan=self._plan(info.length),
@@ -558,6 +590,13 @@ class S3Store:
         """See `Bucketed`."""
         if self._live.get(live.record.info.id) is live:
             del self._live[live.record.info.id]
+
+    async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
+        """See `Store`. The object has its name from the start, and is there once it is complete."""
+        return upload.info
+
+    async def take_name(self, info: UploadInfo, *, fence: Fence) -> None:
+        """See `Store`. There is nothing to undo."""
 
     async def settle(self, upload_id: str, *, fence: Fence) -> None:
         live = self.whole.live(upload_id)
