@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
-from tests.s3.proxies import Fault, FaultProxy
+from tests.s3.proxies import Answer, Exchange, Fault, FaultProxy, HttpProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -209,3 +210,31 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(
     [line] = [line for line in server.log().splitlines() if line]
     assert re.search(said, line), line
     assert SECRET_KEY not in line
+
+
+class _Signatures(HttpProxy):
+    """Notes what the bodies of uploads are signed with: a SHA-256, or that they are not."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(target)
+        self.noted: list[tuple[str, str, bytes]] = []
+
+    async def handle(self, exchange: Exchange) -> Answer:
+        if exchange.operation in {"UploadPart", "PutObject"}:
+            signed = exchange.headers["x-amz-content-sha256"]
+            self.noted.append((exchange.operation, signed, exchange.body))
+        return await super().handle(exchange)
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_bytes_are_signed_without_tls_unless_the_operator_says_otherwise(
+    make_server: MakeServer, seaweedfs: S3Server, prefix: str, is_signed: bool
+) -> None:
+    flags = () if is_signed else ("--s3-disable-content-hashes",)
+    with _Signatures(seaweedfs.address) as proxy:
+        tus = Tus(Servers(make_server, proxy.endpoint, prefix)(*flags))
+        assert tus.get(tus.finished(BODY)).body == BODY
+        assert tus.get(tus.finished(SMALL)).body == SMALL
+    assert {operation for operation, _, _ in proxy.noted} == {"UploadPart", "PutObject"}
+    for _, signed, body in proxy.noted:
+        assert signed == (hashlib.sha256(body).hexdigest() if is_signed else "UNSIGNED-PAYLOAD")

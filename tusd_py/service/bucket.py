@@ -28,6 +28,7 @@ def bucket_of(settings: Settings) -> Bucket:
         storage_class=settings.s3_storage_class,
         cache_control=settings.s3_cache_control,
         tags=dict(tag.split("=", 1) for tag in settings.s3_tags),
+        unsigned_bodies=settings.s3_disable_content_hashes,
         response_seconds=settings.s3_timeout,
         repeat_seconds=settings.s3_retry_time,
     )

@@ -288,6 +288,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             "URL of the object store as clients reach it, for --s3-presigned-downloads. Empty for --s3-endpoint.",
         )
     )
+    s3_disable_content_hashes: Flag = setting(
+        False,
+        S3,
+        "Do not sign the bytes that are sent to an endpoint without TLS: their SHA-256 takes most of the processor's time "
+        "there. With TLS they are never signed, as it protects them.",
+    )
     s3_timeout: Duration = setting(60.0, S3, "How long to wait for the object store to respond.")
     s3_retry_time: DurationOrZero = setting(
         60.0,

@@ -43,6 +43,7 @@ from tusd_py.storage.s3.object_store import (
     StoreUnavailable,
     other_bucket,
 )
+from tusd_py.storage.s3.request_body import RequestBody
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Bucket:
         storage_class: Of the uploads' bytes; empty for the bucket's own default.
         cache_control: Of the uploads' bytes; empty for none.
         tags: Of the uploads' bytes.
+        unsigned_bodies: Leave a body's SHA-256 out of the signature without TLS too.
         connections: Most connections at a time.
         connect_seconds: Limit for opening a connection.
         response_seconds: Limit for each wait for the store.
@@ -106,6 +108,7 @@ class Bucket:
     storage_class: str = ""
     cache_control: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    unsigned_bodies: bool = False
     connections: int = 64
     connect_seconds: float = 5.0
     response_seconds: float = 60.0
@@ -167,7 +170,7 @@ class AiobotocoreStore:
         s3: dict[str, object] = {}
         if bucket.path_style is not None:
             s3["addressing_style"] = "path" if bucket.path_style else "virtual"
-        if not endpoint.startswith("http://"):
+        if bucket.unsigned_bodies or not endpoint.startswith("http://"):
             s3["payload_signing_enabled"] = False
         config = AioConfig(
             signature_version="s3v4",
@@ -231,7 +234,7 @@ class AiobotocoreStore:
         response = await self._request(
             "upload_part",
             key,
-            {"UploadId": upload_id, "PartNumber": number, "Body": bytes(body)},
+            {"UploadId": upload_id, "PartNumber": number, "Body": RequestBody(body)},
             needs="ETag",
         )
         return Part(number, _text(response, "ETag"), len(body))
@@ -317,7 +320,7 @@ class AiobotocoreStore:
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
-        parameters = {"Body": bytes(body), **self._stored(properties, kind)}
+        parameters = {"Body": RequestBody(body), **self._stored(properties, kind)}
         if if_match:
             parameters["IfMatch"] = if_match
         if if_absent:

@@ -1,0 +1,36 @@
+"""The body of a request to the object store: read from the buffer that the bytes are in, without a copy."""
+
+from __future__ import annotations
+
+import io
+import os
+
+
+class RequestBody(io.BytesIO):
+    """A file that reads from `data`, which must not change while a request is made.
+
+    A `BytesIO`, as the SDK's HTTP client sends such a file piece by piece, and lets other tasks run in between. What is read
+    are views.
+    """
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        super().__init__()
+        self._data = memoryview(data)
+        self._at = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = self._data.nbytes if size is None or size < 0 else self._at + size
+        piece = self._data[self._at : end]
+        self._at += piece.nbytes
+        return piece  # type: ignore[return-value]
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._data.nbytes}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def getbuffer(self) -> memoryview:
+        return self._data[:]
