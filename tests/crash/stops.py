@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.files import files_below
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import OCTETS, Tus, checksum, id_of
@@ -242,7 +243,8 @@ class Pair:
                 assert (got.status, got.body == data) == (200, True), (case, got.status)
         kinds = {
             json.loads(found.read_bytes())["type"]
-            for found in (self.uploads / ".tusd-py" / "outbox").glob(f"*/{upload_id}.*")
+            for found in files_below(self.uploads / ".tusd-py" / "outbox")
+            if found.name.startswith(f"{upload_id}.")
         }
         was_finished = not removed or self._was_finished
         was_finished = was_finished or (case.request != "delete" and 204 in _statuses(answers))

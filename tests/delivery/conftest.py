@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.hooks.endpoint import Endpoint
+from tests.support.files import files_below
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -61,7 +62,7 @@ class House:
 
     def outbox(self, server: ServerProcess, box: str = "outbox") -> list[Path]:
         """The files of events."""
-        return sorted((server.upload_dir / ".tusd-py" / box).glob("*/*"))
+        return files_below(server.upload_dir / ".tusd-py" / box)
 
 
 @pytest.fixture

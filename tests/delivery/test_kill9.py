@@ -18,6 +18,7 @@ import pytest
 
 from tests.crash.test_kill9 import quiet_port
 from tests.hooks.endpoint import Call, Endpoint, Reply
+from tests.support.files import files_below
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -225,7 +226,7 @@ def finished_on_disk(uploads: Path) -> set[str]:
 
 
 def waiting(uploads: Path) -> list[Path]:
-    return list((uploads / ".tusd-py" / "outbox").glob("*/*"))
+    return files_below(uploads / ".tusd-py" / "outbox")
 
 
 def identity(call: Call) -> str:

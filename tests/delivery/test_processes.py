@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.delivery.conftest import House
 from tests.hooks.endpoint import Call, Endpoint, Reply
+from tests.support.files import files_below
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
@@ -103,9 +104,7 @@ def test_with_nothing_configured_a_kill_in_the_middle_costs_nothing(
     server.restart()
     calls = wait_for_calls(endpoint, "post-finish", 2)
     assert [call.headers["hook-event-attempt"] for call in calls] == ["1", "2"]
-    wait_until(
-        lambda: not list((server.upload_dir / ".tusd-py" / "outbox").glob("*/*")), "its end", SLOW
-    )
+    wait_until(lambda: not files_below(server.upload_dir / ".tusd-py" / "outbox"), "its end", SLOW)
 
 
 @pytest.mark.parametrize("flags", [(), ("--hooks-delivery", "server")])

@@ -21,6 +21,7 @@ from tests.conftest import MakeServer
 from tests.hooks.conftest import ALL_EVENTS, QUICK, MakeTus
 from tests.hooks.endpoint import Call, Document, Endpoint, Reply
 from tests.support.certificate import make_certificate
+from tests.support.files import files_below
 from tests.support.server import environment
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
@@ -31,7 +32,7 @@ METADATA = {"Upload-Metadata": metadata(filename="a.txt", odd=b"\xff")}
 def uploads(tus: Tus) -> list[str]:
     """All that lies in the upload directory, beside what the server keeps for itself."""
     root = tus.server.upload_dir
-    paths = (str(path.relative_to(root)) for path in root.rglob("*"))
+    paths = (str(path.relative_to(root)) for path in files_below(root))
     return sorted(path for path in paths if not path.startswith(".tusd-py"))
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.support.bucket import files_only
 from tests.support.events import Recorder
+from tests.support.files import files_below
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
@@ -95,7 +96,7 @@ def test_all_go_together_when_all_is_abandoned(make_server: MakeServer) -> None:
     server.restart()
     wait_until(lambda: not server.uploads(), "the sweep")
     awaiting = server.upload_dir / ".tusd-py" / "awaiting"
-    wait_until(lambda: not list(awaiting.rglob("*/*")), "the claims")
+    wait_until(lambda: not files_below(awaiting), "the claims")
 
 
 def test_a_final_whose_part_was_removed_is_gone(tus: Tus) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.events import Recorder
+from tests.support.files import files_below
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.support.wire import ConnectionEnded
@@ -90,6 +91,6 @@ def test_T30_it_is_forgotten_in_the_end(make_server: MakeServer) -> None:
     assert tus.delete(path).status == 404
     name = id_of(path)
     wait_until(
-        lambda: not [file for file in server.upload_dir.rglob("*") if name in file.name],
+        lambda: not [file for file in files_below(server.upload_dir) if name in file.name],
         "the tombstone's removal",
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.auth.people import ALL, SECRET, access, bearer
 from tests.hooks.endpoint import Endpoint, Reply
+from tests.support.files import files_below
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -110,7 +111,7 @@ class Maker:
         return self.server.upload_dir / ".tusd-py" / "chunks" / upload_id
 
     def outbox(self, box: str = "outbox") -> list[Path]:
-        return list((self.server.upload_dir / ".tusd-py" / box).glob("*/*"))
+        return files_below(self.server.upload_dir / ".tusd-py" / box)
 
 
 def make_alone(old: str, directory: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.auth.people import ALL, SECRET, access, bearer
 from tests.conftest import MakeServer
 from tests.hooks.endpoint import Endpoint
+from tests.support.files import files_below
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import PROGRAM, ServerProcess, environment
@@ -59,7 +60,7 @@ class Taken:
     tus: Tus
 
     def outbox(self, box: str = "outbox") -> list[Path]:
-        return list((self.server.upload_dir / ".tusd-py" / box).glob("*/*"))
+        return files_below(self.server.upload_dir / ".tusd-py" / box)
 
     def resume(self, upload: Kept) -> None:
         """Send the rest of an upload, as its client does with its upload token."""

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.conftest import MakeServer
 from tests.support.events import Recorder
+from tests.support.files import files_below
 from tests.support.tus import Tus, checksum
 from tests.support.waiting import wait_until
 
@@ -53,7 +54,7 @@ class TestProbes:
     def test_probes_leave_nothing_in_the_directory(self, tus: Tus) -> None:
         def files() -> set[Path]:
             # The server's first sweep may end meanwhile, which it records.
-            return {path for path in tus.server.upload_dir.rglob("*") if path.name != "swept"}
+            return {path for path in files_below(tus.server.upload_dir) if path.name != "swept"}
 
         before = files()
         for _ in range(3):

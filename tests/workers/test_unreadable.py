@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.files import files_below
 from tests.support.privileges import OBEYING_PERMISSIONS
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus
@@ -236,7 +237,7 @@ def test_an_outbox_with_unreadable_events_delivers_the_rest(
     paths = [tus.finished(b"hello") for _ in range(4)]
     server.terminate()
     outbox = server.upload_dir / ".tusd-py" / "outbox"
-    waiting = sorted(outbox.glob("*/*"))
+    waiting = files_below(outbox)
     assert waiting
     shard = waiting[0].parent
     name = waiting[0].name.rsplit("-", 1)[0]
@@ -260,7 +261,7 @@ def test_an_outbox_with_unreadable_events_delivers_the_rest(
 
     wait_until(all_told, "the events of the others")
     wait_until(
-        lambda: len(list((server.upload_dir / ".tusd-py" / "outbox-failed").glob("*/*"))) == 5,
+        lambda: len(files_below(server.upload_dir / ".tusd-py" / "outbox-failed")) == 5,
         "those that cannot be read to be given up",
     )
     listed = command("events", "failed", *of(server))
