@@ -234,7 +234,7 @@ class AiobotocoreStore:
         response = await self._request(
             "upload_part",
             key,
-            {"UploadId": upload_id, "PartNumber": number, "Body": RequestBody(body)},
+            {"UploadId": upload_id, "PartNumber": number, "Body": body},
             needs="ETag",
         )
         return Part(number, _text(response, "ETag"), len(body))
@@ -320,7 +320,7 @@ class AiobotocoreStore:
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
-        parameters = {"Body": RequestBody(body), **self._stored(properties, kind)}
+        parameters = {"Body": body, **self._stored(properties, kind)}
         if if_match:
             parameters["IfMatch"] = if_match
         if if_absent:
@@ -483,7 +483,7 @@ class AiobotocoreStore:
             observer.began(name)
         try:
             try:
-                response = await send(**target)
+                response = await send(**_with_file(target))
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
                 raise meaning(problem, request) from None
@@ -577,6 +577,17 @@ class _Stream:
         _trace: TracebackType | None,
     ) -> None:
         self._body.close()
+
+
+def _with_file(parameters: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the parameters of a request with a file of its own for the body: an earlier attempt has read from another.
+
+    Its length is said too, so that a request which sends less cannot succeed.
+    """
+    body = parameters.get("Body")
+    if not isinstance(body, bytes | bytearray):
+        return parameters
+    return {**parameters, "Body": RequestBody(body), "ContentLength": len(body)}
 
 
 @cache

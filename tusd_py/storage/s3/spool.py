@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 _LOOK_AGAIN_SECONDS = 0.2
+_MOST_USED_BUFFERS = 8
 
 
 class Holder(Protocol):
@@ -41,12 +42,34 @@ class Spool:
         self._holders: set[Holder] = set()
         self._freed = asyncio.Event()
         self._relief: asyncio.Future[None] | None = None
+        self._used_buffers: list[bytearray] = []
 
     def enter(self, holder: Holder) -> None:
         self._holders.add(holder)
 
     def leave(self, holder: Holder) -> None:
         self._holders.discard(holder)
+        if not self._holders:
+            self._used_buffers.clear()
+
+    def buffer(self, size: int) -> bytearray:
+        """Return a buffer for a whole part, with any bytes in it: one that was used before costs no page faults."""
+        while self._used_buffers:
+            buffer = self._used_buffers.pop()
+            if len(buffer) == size:
+                return buffer
+        return bytearray(size)
+
+    def reuse(self, buffer: bytearray) -> None:
+        """Take a buffer of a part back, if nothing reads from it any more: connections to the object store may be behind."""
+        try:
+            # Refused while anybody has a view of it.
+            buffer.append(0)
+            del buffer[-1]
+        except BufferError:
+            return
+        if len(self._used_buffers) < _MOST_USED_BUFFERS:
+            self._used_buffers.append(buffer)
 
     def take(self, size: int) -> None:
         """Count bytes that a writer stores."""

@@ -189,7 +189,8 @@ class S3Writer:
         buffer = self._buffer
         if buffer is None or len(buffer) >= min(self._size, self._filled + count):
             return
-        larger = bytearray(self._size if wanted > self._size // 4 else wanted)
+        is_whole = wanted > self._size // 4
+        larger = self._store.spool.buffer(self._size) if is_whole else bytearray(wanted)
         larger[: self._filled] = memoryview(buffer)[: self._filled]
         self._buffer = larger
 
@@ -233,6 +234,8 @@ class S3Writer:
             key = store.layout.data(live.record.info)
             part = await store.objects.upload_part(key, upload_id, number, body)
             live.add(part, store.now())
+            if isinstance(body, bytearray):
+                store.spool.reuse(body)
         except (ObjectStoreError, StorageError, LeaseLost) as problem:
             self._problem = self._problem or problem
         finally:

@@ -1,0 +1,60 @@
+"""Buffers of parts that are used again: only once nothing reads from them."""
+
+from __future__ import annotations
+
+from tusd_py.storage.s3.request_body import RequestBody
+from tusd_py.storage.s3.spool import Spool
+
+SIZE = 1024
+
+
+class Writer:
+    idle_bytes = 0
+
+    async def relieve(self) -> None:
+        raise AssertionError
+
+
+def test_a_buffer_is_used_again_for_a_part_of_the_same_size() -> None:
+    spool = Spool(10 * SIZE)
+    buffer = spool.buffer(SIZE)
+    spool.reuse(buffer)
+    assert len(spool.buffer(2 * SIZE)) == 2 * SIZE
+    spool.reuse(buffer)
+    assert spool.buffer(SIZE) is buffer
+    assert len(buffer) == SIZE
+    assert spool.buffer(SIZE) is not buffer
+
+
+def test_what_a_request_reads_from_is_not_written_over() -> None:
+    spool = Spool(10 * SIZE)
+    buffer = spool.buffer(SIZE)
+    body = RequestBody(buffer)
+    sent = body.read(10)
+    del body
+    spool.reuse(buffer)
+    assert spool.buffer(SIZE) is not buffer
+    del sent
+    spool.reuse(buffer)
+    assert spool.buffer(SIZE) is buffer
+
+
+def test_buffers_go_with_the_last_writer() -> None:
+    spool, first, second = Spool(10 * SIZE), Writer(), Writer()
+    spool.enter(first)
+    spool.enter(second)
+    buffer = spool.buffer(SIZE)
+    spool.reuse(buffer)
+    spool.leave(first)
+    assert spool.buffer(SIZE) is buffer
+    spool.reuse(buffer)
+    spool.leave(second)
+    assert spool.buffer(SIZE) is not buffer
+
+
+def test_a_body_is_read_as_a_file_is() -> None:
+    body = RequestBody(bytearray(b"0123456789"))
+    assert (bytes(body.read(3)), body.tell()) == (b"012", 3)
+    assert (body.seek(0, 2), body.seek(-4, 1), bytes(body.read())) == (10, 6, b"6789")
+    assert bytes(body.read(5)) == b""
+    assert (body.seek(0), bytes(body.read(100)), len(body.getbuffer())) == (0, b"0123456789", 10)
