@@ -376,6 +376,8 @@ def test_a_server_that_restarts_is_waited_for(chromium: Browser, tmp_path: Path)
         server.restart()
         # Sessions end with the server.
         expect(page.get_by_role("alert")).to_contain_text("session has ended")
+        # Without --auth jwt no token opens the page.
+        expect(page.get_by_role("textbox")).to_have_count(0)
         context.close()
 
 

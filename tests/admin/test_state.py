@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -79,6 +79,28 @@ def test_a_stream_ends_with_its_session(watched: ServerProcess) -> None:
     assert session.ask("DELETE", f"{API}/session", headers=MARK).status == 204
     assert b"event: end\ndata: ERR_SESSION_ENDED" in response.read()
     connection.close()
+
+
+def test_places_of_viewers_are_counted_before_they_are_told_anything(operator: Operator) -> None:
+    """Thirty-two may look, and a HEAD takes no place; who has gone is no longer counted."""
+    for _ in range(33):
+        assert operator.ask("HEAD", f"{API}/stream").status == 200
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(closing(http.client.HTTPConnection(*operator.address, timeout=60)))
+            for _ in range(36)
+        ]
+        for connection in connections:
+            connection.request("GET", f"{API}/stream", headers=operator.headers)
+        statuses = [connection.getresponse().status for connection in connections]
+    assert sorted(statuses) == [200] * 32 + [503] * 4
+    wait_until(lambda: _may_look(operator), "a place")
+
+
+def _may_look(operator: Operator) -> bool:
+    with closing(http.client.HTTPConnection(*operator.address, timeout=60)) as connection:
+        connection.request("GET", f"{API}/stream", headers=operator.headers)
+        return connection.getresponse().status == 200
 
 
 def test_the_overview_and_the_last_hour(watched: ServerProcess, operator: Operator) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.admin.conftest import ADMIN
-from tests.admin.operator import Document, Operator, address_of, new_code
+from tests.admin.operator import API, Document, Operator, address_of, new_code
 from tests.auth.people import SECRET, access, bearer
 from tests.conftest import MakeServer
 from tests.support.redis import RedisServer
@@ -156,6 +157,21 @@ def test_its_bytes(watched: ServerProcess, operator: Operator, known: dict[str, 
     assert "sandbox" in answer.headers["content-security-policy"]
     assert operator.read(f"/content/{known['unfinished']}").status == 404
     watched.wait_for_line(r"operator action.*action=download by=tester")
+
+
+def test_a_head_of_the_content_reads_nothing(watched: ServerProcess, operator: Operator) -> None:
+    path = Tus(watched).finished(b"x" * 8_000_000)
+
+    def read() -> int:
+        counts = Path(f"/proc/{watched.pid}/io").read_text()
+        return int(counts.splitlines()[0].removeprefix("rchar: "))
+
+    before = read()
+    answer = operator.ask("HEAD", f"{API}/content/{id_of(path)}")
+    assert (answer.status, answer.headers["content-length"]) == (200, "8000000")
+    assert read() - before < 4_000_000
+    done = [each["detail"] for each in operator.get("/actions")["actions"]]
+    assert not [detail for detail in done if id_of(path) in detail]
 
 
 def test_names_and_metadata_only_if_they_are_to_be_shown(

@@ -1,4 +1,4 @@
-"""The upload page in a browser that keeps nothing for it: cookies are blocked, so its storage and its locks are refused."""
+"""The pages in a browser that keeps nothing for them: cookies are blocked, so their storage and their locks are refused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
+from tests.admin.operator import Operator, address_of, new_code
 from tests.auth.people import SECRET, access
 from tests.frontend.building import CHROMIUM, require
 from tests.frontend.pages import FLAGS, WAIT
@@ -24,6 +25,26 @@ def profile(tmp_path: Path) -> Path:
     preferences.parent.mkdir(parents=True)
     preferences.write_text(json.dumps(BLOCKED))
     return tmp_path / "profile"
+
+
+def test_operators_are_told_to_allow_cookies_and_keep_their_link(
+    built: None, profile: Path, tmp_path: Path
+) -> None:
+    require(CHROMIUM)
+    with (
+        ServerProcess(tmp_path / "uploads", "--admin", "127.0.0.1:0") as server,
+        sync_playwright() as playwright,
+    ):
+        host, port = address_of(server)
+        code = new_code(server)
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=[*FLAGS], locale="en-GB", timeout=WAIT
+        )
+        page = context.new_page()
+        page.goto(f"http://{host}:{port}/#{code}")
+        expect(page.get_by_role("alert")).to_contain_text("Allow cookies", timeout=WAIT)
+        context.close()
+        Operator((host, port)).sign_in(code)
 
 
 def test_uploads_work_and_the_page_says_that_nothing_is_kept(

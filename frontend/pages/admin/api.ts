@@ -271,16 +271,36 @@ export const upload = (id: string): Promise<UploadDetail> => get(`/uploads/${pat
 export const contentUrl = (id: string): string => `${API}/content/${pathOf(id)}`
 export const session = (): Promise<Session> => get('/session')
 
+/** The browser did not keep the cookie of a session. */
+export class NoCookies extends Error {}
+
 export function openByLink(code: string): Promise<Session> {
-  return ask('/session', {
-    method: 'POST',
+  return open({
     headers: { ...MARK, 'Content-Type': 'application/json' },
     body: JSON.stringify({ code }),
   })
 }
 
 export function openByToken(token: string): Promise<Session> {
-  return ask('/session', { method: 'POST', headers: { ...MARK, Authorization: `Bearer ${token}` } })
+  return open({ headers: { ...MARK, Authorization: `Bearer ${token}` } })
+}
+
+/** Asks the browser by a cookie: `navigator.cookieEnabled` is true also where they are blocked for this site. */
+function keepsCookies(): boolean {
+  const set = (value: string) => Object.assign(document, { cookie: `tusd_admin_kept=${value}` })
+  set('1; SameSite=Strict')
+  const kept = document.cookie.includes('tusd_admin_kept=')
+  set('; Max-Age=0')
+  return kept
+}
+
+async function open(init: RequestInit): Promise<Session> {
+  // A link is good for once: it is not used in vain.
+  if (!keepsCookies()) throw new NoCookies()
+  await ask('/session', { method: 'POST', ...init })
+  return session().catch((problem) => {
+    throw problem instanceof ApiError && problem.status === 401 ? new NoCookies() : problem
+  })
 }
 
 export const close = (): Promise<void> => ask('/session', { method: 'DELETE', headers: MARK })

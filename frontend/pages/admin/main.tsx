@@ -2,12 +2,14 @@
 
 import { render } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
+import { settingsOf } from '../shared/settings.js'
 import {
   ApiError,
   close,
   follow,
   get,
   type Hour,
+  NoCookies,
   openByLink,
   openByToken,
   type Session,
@@ -38,6 +40,9 @@ const VIA: Record<Session['via'], Key> = {
   header: 'viaHeader',
   application: 'viaApplication',
 }
+
+/** As `tusd_py.web.admin.page` writes it. */
+const { takesTokens } = settingsOf<{ takesTokens: boolean }>()
 
 /** The secret of a one-time link, which is taken out of the address before anything else. */
 function takeCode(): string | null {
@@ -71,11 +76,7 @@ function App({ code }: { code: string | null }) {
       code === null
         ? session()
         : openByLink(code).catch((refused) => session().catch(() => Promise.reject(refused)))
-    opened.then(setWho, (refused) =>
-      setProblem(
-        refused instanceof ApiError && refused.code === 'ERR_LINK_USED' ? text('linkUsed') : '',
-      ),
-    )
+    opened.then(setWho, (refused) => setProblem(reasonOf(refused) ?? ''))
   }, [code])
   const signedOut = (): void => {
     setWho(null)
@@ -83,6 +84,12 @@ function App({ code }: { code: string | null }) {
   }
   if (who === null) return problem === null ? null : <SignIn problem={problem} onSession={setWho} />
   return <Page who={who} onSignedOut={signedOut} />
+}
+
+/** Why nobody could be signed in, in the page's words; null if there are none for it. */
+function reasonOf(problem: unknown): string | null {
+  if (problem instanceof NoCookies) return text('noCookies')
+  return problem instanceof ApiError && problem.code === 'ERR_LINK_USED' ? text('linkUsed') : null
 }
 
 function SignIn({
@@ -97,7 +104,7 @@ function SignIn({
     event.preventDefault()
     const token = new FormData(event.currentTarget as HTMLFormElement).get('token')
     openByToken(String(token).trim()).then(onSession, (error) =>
-      setRefused((error as Error).message),
+      setRefused(reasonOf(error) ?? (error as Error).message),
     )
   }
   return (
@@ -109,20 +116,22 @@ function SignIn({
         </p>
       )}
       <p>{text('signInHow')}</p>
-      <form onSubmit={show}>
-        <label for="token">{text('signInToken')}</label>
-        <input
-          id="token"
-          name="token"
-          type="password"
-          autocomplete="off"
-          required
-          placeholder={text('token')}
-        />
-        <button type="submit" class="primary">
-          {text('signIn')}
-        </button>
-      </form>
+      {takesTokens && (
+        <form onSubmit={show}>
+          <label for="token">{text('signInToken')}</label>
+          <input
+            id="token"
+            name="token"
+            type="password"
+            autocomplete="off"
+            required
+            placeholder={text('token')}
+          />
+          <button type="submit" class="primary">
+            {text('signIn')}
+          </button>
+        </form>
+      )}
     </main>
   )
 }

@@ -33,6 +33,10 @@ const TEXTS = {
     'Der Link wurde schon benutzt oder ist zu alt. tusd-py dashboard gibt einen neuen aus.',
   ],
   sessionEnded: ['The session has ended.', 'Die Sitzung ist zu Ende.'],
+  noCookies: [
+    'The browser keeps no cookie for this page, so nobody can stay signed in. Allow cookies for this address, then reload the page.',
+    'Der Browser bewahrt für diese Seite kein Cookie auf; so kann niemand angemeldet bleiben. Cookies für diese Adresse erlauben und die Seite neu laden.',
+  ],
   offline: [
     'The server cannot be reached; trying again.',
     'Der Server ist nicht zu erreichen; neuer Versuch läuft.',

@@ -31,7 +31,7 @@ from tusd_py.web.admin.links import Links
 from tusd_py.web.admin.openapi import Operation, Parameter
 from tusd_py.web.admin.place import AdminPlace
 from tusd_py.web.admin.state import StateQueries
-from tusd_py.web.admin.stream import Stream
+from tusd_py.web.admin.stream import EventStream, Stream
 from tusd_py.web.admin.uploads import UploadQueries
 from tusd_py.web.download import attachment
 from tusd_py.web.proxy_headers import Proxies
@@ -105,7 +105,10 @@ class AdminApp:
         self._operations = self._table()
         self._openapi = json.dumps(openapi.document((each for each, _ in self._operations), API))
         self._app = Starlette(
-            routes=[*self._api_routes(), *page.routes()],
+            routes=[
+                *self._api_routes(),
+                *page.routes(takes_tokens=instance.settings.auth != "none"),
+            ],
             exception_handlers={
                 ProtocolError: _refused,
                 HTTPException: _not_routed,
@@ -269,9 +272,10 @@ class AdminApp:
         return handle
 
     async def _streamed(self, request: Request, _operator: Operator) -> Response:
-        events = self._stream.open(lambda: self._access.operator(request))
         headers = {**_SAFE, "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers=headers)
+        return EventStream(self._stream, lambda: self._access.operator(request), headers)
 
     async def _upload_page(self, request: Request, _operator: Operator) -> Response:
         return _json(
@@ -297,16 +301,19 @@ class AdminApp:
             raise errors.not_served()
         with translated:
             reader = await self._instance.store.open_reader(upload)
-        self._actions.log_download(upload.id, operator)
         name = file_name(upload) or upload.id
         headers = {
             **_SAFE,
             "Content-Length": str(upload.offset),
             "Content-Disposition": attachment(name.encode()),
         }
-        return StreamingResponse(
-            _bytes_of(reader, upload.offset), media_type="application/octet-stream", headers=headers
-        )
+        media_type = "application/octet-stream"
+        if request.method == "HEAD":
+            reader.close()
+            return Response(media_type=media_type, headers=headers)
+        self._actions.log_download(upload.id, operator)
+        content = _bytes_of(reader, upload.offset)
+        return StreamingResponse(content, media_type=media_type, headers=headers)
 
     async def _events(self, request: Request, _operator: Operator) -> Response:
         box = cast(models.Box, _word(request, _BOX))

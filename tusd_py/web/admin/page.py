@@ -16,13 +16,14 @@ from tusd_py.web.pages.sending import respond
 logger = logging.getLogger(__name__)
 
 
-def routes() -> list[Route]:
-    """Return the routes of the page, of its scripts and styles."""
+def routes(*, takes_tokens: bool) -> list[Route]:
+    """Return the routes of the page, of its scripts and styles. takes_tokens: whether operators may sign in by a token."""
     built = load()
     if built is None or "admin" not in built.names:
         logger.warning("%s", HOW_TO_BUILD)
         return [Route("/", _text(HOW_TO_BUILD), methods=["GET"])]
-    page = built.page("admin", {"version": __version__}, policy=content_security_policy())
+    settings = {"version": __version__, "takesTokens": takes_tokens}
+    page = built.page("admin", settings, policy=content_security_policy())
     assets = {name: file for name, file in built.assets.items() if name.startswith("admin-")}
     return [
         Route("/", _file(page), methods=["GET"]),

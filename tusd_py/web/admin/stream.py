@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from tusd_py.background import record_failure, spawn
 from tusd_py.protocol import errors
@@ -20,6 +23,26 @@ _CHECK_EVERY = 2
 _MOST_VIEWERS = 32
 
 
+class EventStream(StreamingResponse):
+    """The stream for one viewer, who has a place from before the response begins until it is over, however it ends."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        still_allowed: Callable[[], Awaitable[object]],
+        headers: Mapping[str, str],
+    ) -> None:
+        """still_allowed: raises a ProtocolError once the viewer may look no longer."""
+        super().__init__(
+            stream.events(still_allowed), media_type="text/event-stream", headers=headers
+        )
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._stream.viewer():
+            await super().__call__(scope, receive, send)
+
+
 class Stream:
     """Sends snapshots to all viewers. make: makes one."""
 
@@ -31,14 +54,18 @@ class Stream:
         self._news = asyncio.Condition()
         self._closing = False
 
-    def open(self, still_allowed: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
-        """Return the events for one viewer. still_allowed: raises a ProtocolError once it may look no longer.
-
-        Raises a 503 if too many look already, or the server shuts down.
-        """
+    @contextmanager
+    def viewer(self) -> Iterator[None]:
+        """Hold the place of a viewer. Raises a 503 if too many look already, or the server shuts down."""
         if self._viewers >= _MOST_VIEWERS or self._closing:
             raise errors.unavailable()
-        return self._events(still_allowed)
+        self._viewers += 1
+        try:
+            if self._task is None or self._task.done():
+                self._task = spawn(self._run(), "operators' stream")
+            yield
+        finally:
+            self._viewers -= 1
 
     async def close(self) -> None:
         """End all streams, as the server shuts down."""
@@ -49,10 +76,8 @@ class Stream:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _events(self, still_allowed: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
-        self._viewers += 1
-        if self._task is None or self._task.done():
-            self._task = spawn(self._run(), "operators' stream")
+    async def events(self, still_allowed: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
+        """Yield the events for one viewer. still_allowed: raises a ProtocolError once it may look no longer."""
         try:
             yield b"retry: 1000\n\n"
             sent = 0
@@ -63,8 +88,6 @@ class Stream:
                 yield self._latest
         except ProtocolError as problem:
             yield b"event: end\ndata: " + problem.code.encode() + b"\n\n"
-        finally:
-            self._viewers -= 1
 
     async def _next(self) -> bool:
         """Wait for the next snapshot; False at the end of all streams."""
