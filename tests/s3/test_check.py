@@ -42,7 +42,7 @@ def findings(endpoint: str, prefix: str) -> tuple[int, dict[str, tuple[str, str]
 async def test_a_store_that_can_do_everything(s3_server: S3Server, prefix: str) -> None:
     code, found = findings(s3_server.endpoint, prefix)
     assert code == 0
-    assert len(found) == 14
+    assert len(found) == 15
     assert {outcome for outcome, _ in found.values()} == {"ok"}
     code, table, _ = check(s3_server.endpoint, prefix)
     assert code == 0

@@ -87,6 +87,23 @@ async def test_a_condition_keeps_an_object_that_another_replaced(
     assert (await store.head(key)).etag == second
 
 
+async def test_a_completion_replaces_only_the_object_that_it_is_told_of(
+    store: AiobotocoreStore, prefix: str
+) -> None:
+    key = f"{prefix}x"
+    theirs = await store.put(key, b"theirs", PLAIN, kind=ObjectKind.DATA)
+    upload = (await store.create_multipart(key, PLAIN)).upload_id
+    part = await store.upload_part(key, upload, 1, b"mine")
+    with pytest.raises(PreconditionFailed):
+        await store.complete(key, upload, [part], if_absent=True)
+    with pytest.raises(PreconditionFailed):
+        await store.complete(key, upload, [part], if_match='"other"')
+    assert await whole(store, key) == b"theirs"
+    # Nothing is lost by it.
+    await store.complete(key, upload, [part], if_match=theirs)
+    assert await whole(store, key) == b"mine"
+
+
 async def test_a_multipart_upload_from_its_beginning_to_its_end(
     store: AiobotocoreStore, prefix: str
 ) -> None:

@@ -72,6 +72,10 @@ class LocationRefused(StorageError):
     """A hook chose a place that the operator does not allow, or that the store does not have. The text says why."""
 
 
+class ForeignObject(StorageError):
+    """Somebody else's object is where the bytes of an upload belong; it is not replaced. The text names it."""
+
+
 class UploadExists(StorageError):
     """An upload with this id exists already."""
 

@@ -13,6 +13,7 @@ from tusd_py.protocol.errors import ProtocolError, Refusal
 from tusd_py.storage.base import (
     BytesMissing,
     BytesNotKept,
+    ForeignObject,
     LocationRefused,
     PlaceTaken,
     ResourcesExhausted,
@@ -50,6 +51,7 @@ _RESPONSES: tuple[tuple[type[Exception], Refusal, int, str], ...] = (
     (StorageUnavailable, errors.unavailable, logging.WARNING, "the store is unavailable"),
     (StorageFull, errors.insufficient_storage, logging.WARNING, "the store is full"),
     (LocationRefused, errors.internal, logging.ERROR, "an upload cannot be stored"),
+    (ForeignObject, errors.internal, logging.ERROR, "an upload cannot be stored"),
     (BytesNotKept, errors.bytes_lost, logging.ERROR, "the store lost bytes"),
 )
 """By type of the error: the response, and how it is logged. The first row that matches counts."""

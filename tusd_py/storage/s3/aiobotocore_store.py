@@ -268,15 +268,29 @@ class AiobotocoreStore:
                 return _parts(listed)
             more["PartNumberMarker"] = following
 
-    async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
+    async def complete(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> str:
         listed = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
-        response = await self._request(
-            "complete_multipart_upload",
-            key,
-            {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}},
-            needs="ETag",
-        )
+        parameters = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
+        conditions = _conditions(if_match, if_absent)
+        try:
+            response = await self._complete(key, {**parameters, **conditions})
+        except ObjectStoreError as problem:
+            # Only a refusal that says nothing else can be one of the condition itself.
+            if not conditions or type(problem) is not ObjectStoreError:
+                raise
+            response = await self._complete(key, parameters)
         return _text(response, "ETag")
+
+    async def _complete(self, key: str, parameters: Mapping[str, object]) -> Response:
+        return await self._request("complete_multipart_upload", key, parameters, needs="ETag")
 
     async def abort(self, key: str, upload_id: str) -> None:
         try:
@@ -320,11 +334,11 @@ class AiobotocoreStore:
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
-        parameters = {"Body": body, **self._stored(properties, kind)}
-        if if_match:
-            parameters["IfMatch"] = if_match
-        if if_absent:
-            parameters["IfNoneMatch"] = "*"
+        parameters = {
+            "Body": body,
+            **self._stored(properties, kind),
+            **_conditions(if_match, if_absent),
+        }
         return _text(await self._request("put_object", key, parameters, needs="ETag"), "ETag")
 
     async def get(
@@ -588,6 +602,14 @@ def _with_file(parameters: Mapping[str, object]) -> Mapping[str, object]:
     if not isinstance(body, bytes | bytearray):
         return parameters
     return {**parameters, "Body": RequestBody(body), "ContentLength": len(body)}
+
+
+def _conditions(if_match: str, if_absent: bool) -> dict[str, object]:
+    """The parameters of a request that replaces only one object, or none."""
+    conditions: dict[str, object] = {"IfMatch": if_match} if if_match else {}
+    if if_absent:
+        conditions["IfNoneMatch"] = "*"
+    return conditions
 
 
 @cache

@@ -10,16 +10,18 @@ import asyncio
 import logging
 
 from tusd_py.locks.base import Fence, LeaseLost
-from tusd_py.storage.base import BytesNotKept, StorageError, StorageUnavailable
+from tusd_py.storage.base import BytesNotKept, ForeignObject, StorageError, StorageUnavailable
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
     ObjectNotFound,
     ObjectStoreError,
     Part,
+    PreconditionFailed,
     StoreUnavailable,
 )
 from tusd_py.storage.s3.progress import finished_object
+from tusd_py.storage.s3.record import Record
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.writer import Bucketed, put_whole
 
@@ -106,11 +108,22 @@ class Completions:
 
 
 async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: list[Part]) -> None:
-    """Complete a multipart upload, and check that the object is there. Raises BytesNotKept, StorageError, ObjectStoreError."""
+    """Complete a multipart upload, and check that the object is there.
+
+    Raises BytesNotKept, StorageError, ForeignObject, ObjectStoreError.
+    """
     record = live.record
+    key = store.layout.data(record.info)
     failure: ObjectStoreError | None = None
+    in_way = None if record.has_own_key else await object_in_way(store, record)
     try:
-        await store.objects.complete(store.layout.data(record.info), multipart, parts)
+        await store.objects.complete(
+            key,
+            multipart,
+            parts,
+            if_match="" if in_way is None else in_way.etag,
+            if_absent=in_way is None and not record.has_own_key,
+        )
     except ObjectStoreError as problem:
         failure = problem
     done = await finished_object(store.objects, store.layout, record)
@@ -120,6 +133,10 @@ async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: lis
         return
     if isinstance(failure, StoreUnavailable):
         raise failure
+    if isinstance(failure, PreconditionFailed):
+        # It came after the look at it.
+        await object_in_way(store, record)
+        raise StorageUnavailable(f"{key} was replaced while {record.info.id} was completed")
     if failure is None:
         raise StorageUnavailable(f"{record.info.id} was completed, and its object is not there yet")
     # The bucket holds other parts than this process knows of, or none.
@@ -127,3 +144,17 @@ async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: lis
     if isinstance(failure, ObjectNotFound):
         raise BytesNotKept(f"the multipart upload of {record.info.id} is gone: {failure}")
     raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")
+
+
+async def object_in_way(store: Bucketed, record: Record) -> ObjectHead | None:
+    """The object at the key of an upload that is not complete; None if there is none. Raises ForeignObject, ObjectStoreError.
+
+    A store that knows no condition at completion would replace what somebody else has put there.
+    """
+    try:
+        head = await store.objects.head(store.layout.data(record.info))
+    except ObjectNotFound:
+        return None
+    if not record.may_replace(head):
+        raise ForeignObject(f"{head.key} is somebody else's object")
+    return head

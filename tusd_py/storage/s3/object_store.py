@@ -236,10 +236,29 @@ class ObjectStore(Protocol):
         coarse, tell the newer one. Raises ObjectNotFound, which does not prove that the upload was completed.
         """
 
-    async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> str:
+    async def complete(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        if_match: str = "",
+        if_absent: bool = False,
+    ) -> str:
         """Make one object of the parts and return its etag.
 
-        Raises ObjectNotFound if there is no such multipart upload: perhaps as an attempt whose response was lost completed it.
+        Not every store knows a condition here: one that refuses the request because of it is asked again without.
+
+        Args:
+            key: The key.
+            upload_id: The multipart upload.
+            parts: Its parts, by number.
+            if_match: Replace only the object with this etag.
+            if_absent: Replace none.
+
+        Raises:
+            ObjectNotFound: There is no such multipart upload, perhaps as an attempt whose response was lost completed it.
+            PreconditionFailed: The object is another one, perhaps that of such an attempt. The parts stay.
         """
 
     async def abort(self, key: str, upload_id: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict, cast
 
-from tusd_py.storage.base import StorageError, UploadInfo, UploadNotFound, is_valid_id
+from tusd_py.storage.base import StorageError, UploadInfo, UploadNotFound, is_random_id, is_valid_id
 from tusd_py.storage.file import foreign, records
 from tusd_py.storage.s3.object_store import ObjectHead, Properties, other_bucket
 from tusd_py.storage.s3.plan import STEP_PARTS, PartPlan
@@ -102,6 +102,20 @@ class Record:
         if self.before is not None:
             return head.etag != self.before
         return head.properties.metadata.get(TOKEN) == self.token
+
+    @property
+    def has_own_key(self) -> bool:
+        """Whether nobody else can have an object at its key, which a hook did not choose."""
+        return self.info.location is None and is_random_id(self.info.id)
+
+    def may_free(self, head: ObjectHead) -> bool:
+        """Whether an object at its key is its own, or a server stored it for an earlier upload with this id."""
+        is_left_over = self.info.location is None and TOKEN in head.properties.metadata
+        return is_left_over or self.is_at(head)
+
+    def may_replace(self, head: ObjectHead) -> bool:
+        """Whether its completion may replace an object at its key; tusd replaces any."""
+        return self.before is not None or self.may_free(head)
 
     def counts(self, number: int) -> bool:
         """Whether a part that is listed holds bytes of the upload."""

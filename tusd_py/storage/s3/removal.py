@@ -108,16 +108,16 @@ class S3Removal:
         info, key = record.info, self._layout.data(record.info)
         await abort_parts(self._objects, record, key, but="")
         is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
-        if not is_kept and (info.location is None or await self._is_of(record, key)):
+        if not is_kept and (record.has_own_key or await self._may_free(record, key)):
             await self._objects.delete(key)
         await self._objects.delete(self._layout.tail(info.id))
         if info.location is not None:
             await self._places.leave(info.location, info.id)
 
-    async def _is_of(self, record: Record, key: str) -> bool:
-        """Whether an object has the bytes of this upload: another one may have the same location since."""
+    async def _may_free(self, record: Record, key: str) -> bool:
+        """Whether the object at a key that a hook chose may go: another upload, or another program, may have the key since."""
         try:
-            return record.is_at(await self._objects.head(key))
+            return record.may_free(await self._objects.head(key))
         except ObjectNotFound:
             return False
 

@@ -220,14 +220,26 @@ class S3Store:
     def locate(self, upload_id: str, *, bucket: str, prefix: str, key: str) -> str:
         return self._places.location(upload_id, bucket=bucket, prefix=prefix, key=key)
 
-    async def _take_place(self, info: UploadInfo) -> None:
-        """Take the place of an upload that is not at its id."""
+    async def _take_place(self, record: Record) -> None:
+        """Take the place of an upload whose key a hook chose. Raises UploadExists."""
+        info = record.info
         if info.location is not None:
             await self._places.take(info.location, info.id)
             taken = self.layout.record(info.location), self.layout.data(info)
             if any([await self._is_there(key) for key in taken]):
                 await self._places.leave(info.location, info.id)
                 raise PlaceTaken(f"{info.location} is taken")
+        elif not record.has_own_key:
+            await self._check_key(record)
+
+    async def _check_key(self, record: Record) -> None:
+        """Raise UploadExists if somebody else has an object where an upload with an id that a hook chose belongs."""
+        try:
+            head = await self.objects.head(self.layout.data(record.info))
+        except ObjectNotFound:
+            return
+        if not record.may_replace(head):
+            raise UploadExists(f"{head.key} is no upload's object")
 
     async def _confirm_place(self, info: UploadInfo) -> None:
         """Take a creation back whose place another one has got meanwhile. Raises PlaceTaken.
@@ -268,7 +280,7 @@ class S3Store:
         )
         self.layout.check(info)
         with translated(f"creating {info.id}"):
-            await self._take_place(info)
+            await self._take_place(record)
             with fence():
                 pass
             key, content = self.layout.record(info.id), self._serialize(record)

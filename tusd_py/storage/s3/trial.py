@@ -68,6 +68,7 @@ class Trial:
             ("list parts", "s3:ListMultipartUploadParts", self._parts),
             ("copies into parts", "s3:GetObject", self._copies),
             ("unequal parts", "s3:PutObject", self._unequal),
+            ("conditional completion", "s3:PutObject", self._completion),
             ("number of parts", "s3:PutObject", self._numbers),
             ("list multipart uploads", "s3:ListBucketMultipartUploads", self._uploads),
             ("abort a multipart upload", "s3:AbortMultipartUpload", self._abort),
@@ -188,6 +189,22 @@ class Trial:
             )
         self._upload = ""
         return "are taken"
+
+    async def _completion(self) -> Finding | str:
+        # An object is at this key by now.
+        if not self._upload:
+            self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+        part = await self._objects.upload_part(self._data, self._upload, 1, b"wrong")
+        try:
+            await self._objects.complete(self._data, self._upload, [part], if_absent=True)
+        except PreconditionFailed:
+            return "replaces nobody's object"
+        self._upload = ""
+        return Finding(
+            "conditional completion",
+            "note",
+            "has no effect: what somebody puts at a place that a hook chose, while its upload is completed, is replaced",
+        )
 
     async def _numbers(self) -> Finding | str:
         if not self._upload:

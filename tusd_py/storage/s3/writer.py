@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.protocol.checksum import Checksum
-from tusd_py.storage.base import StorageError, StorageFull, Upload
+from tusd_py.storage.base import ForeignObject, StorageError, StorageFull, Upload
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
@@ -561,10 +561,8 @@ async def _put_over(
                 )
             if finished_at is not None:
                 raise lost
-        elif record.info.location is not None and record.before is None:
-            # Nothing was there when it was created.
-            raise StorageError(f"{key} is another one's object")
-        # Of an earlier upload with this id, or bytes that a holder stored after it lost the lock.
+        elif not record.may_replace(head):
+            raise ForeignObject(f"{key} is somebody else's object")
         with fence():
             pass
         await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_match=head.etag)
