@@ -78,7 +78,9 @@ def event(
     if only is not None:
         only.write_event(level, name, fields)
         return
-    record = logger.makeRecord(logger.name, level, "", 0, name, (), _exc_info(exc_info))
+    record = logger.makeRecord(
+        logger.name, level, "", 0, EventText(name, fields), (), _exc_info(exc_info)
+    )
     record.fields = fields
     logger.handle(record)
 
@@ -99,6 +101,30 @@ def _exc_info(given: BaseException | bool | None) -> ExcInfo | None:
 
 
 # --- format ---------------------------------------------------------------------------------------
+
+
+class EventText:
+    """The message of an event's LogRecord: all of the event, for handlers of other applications."""
+
+    __slots__ = ("fields", "name")
+
+    def __init__(self, name: str, fields: Mapping[str, object]) -> None:
+        self.name = name
+        self.fields = fields
+
+    def __str__(self) -> str:
+        if "message" in self.fields:
+            return _printable(str(self.fields["message"]))
+        pairs: list[str] = []
+        for key, value in self.fields.items():
+            if value is None:
+                continue
+            if isinstance(value, str) and len(value) <= VALUE_LIMIT and _is_plain(value):
+                text = value
+            else:
+                text = str(value) if type(value) is int else _text_value(value)
+            pairs.append(f"{_text_key(key)}={text}")
+        return f"{_printable(self.name)}  {' '.join(pairs)}".rstrip()
 
 
 class _Formatter(logging.Formatter):
@@ -135,13 +161,9 @@ class TextFormatter(_Formatter):
     """`2026-11-22T19:43:01.123Z INFO  request  method=PATCH status=204`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        level, message = record.levelname, record.getMessage()
-        if fields is None:
-            body = f"{_printable(record.name)}  {_printable(message)}"
-            line = self._line(record.created, level, body)
-        else:
-            line = self.format_event(record.created, level, message, fields)
+        found = _event_of(record)
+        body = found or f"{_printable(record.name)}  {_printable(record.getMessage())}"
+        line = self._line(record.created, record.levelname, str(body))
         if record.exc_info or record.stack_info:
             # Indented, so that nothing in an exception's text can look like a line of its own.
             block = self._traceback(record).splitlines()
@@ -149,18 +171,7 @@ class TextFormatter(_Formatter):
         return line
 
     def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
-        if "message" in fields:
-            return self._line(when, level, _printable(str(fields["message"])))
-        pairs: list[str] = []
-        for key, value in fields.items():
-            if value is None:
-                continue
-            if isinstance(value, str) and len(value) <= VALUE_LIMIT and _is_plain(value):
-                text = value
-            else:
-                text = str(value) if type(value) is int else _text_value(value)
-            pairs.append(f"{_text_key(key)}={text}")
-        return self._line(when, level, f"{_printable(name)}  {' '.join(pairs)}".rstrip())
+        return self._line(when, level, str(EventText(name, fields)))
 
     def _line(self, when: float, level: str, body: str) -> str:
         return f"{self._time(when)} {_LEVELS.get(level, level)} {body}"
@@ -170,8 +181,8 @@ class JSONFormatter(_Formatter):
     """`{"time": "2026-11-22T19:43:01.123Z", "level": "info", "event": "request", "status": 204}`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        if fields is None:
+        found = _event_of(record)
+        if found is None:
             entry: dict[str, str | int | float] = {
                 "time": self._time(record.created),
                 "level": record.levelname.lower(),
@@ -180,7 +191,7 @@ class JSONFormatter(_Formatter):
                 "message": _cut_message(record.getMessage()),
             }
         else:
-            entry = self._entry(record.created, record.levelname, record.getMessage(), fields)
+            entry = self._entry(record.created, record.levelname, found.name, found.fields)
         if record.exc_info or record.stack_info:
             entry["exception"] = self._traceback(record)
         return _encode(entry)
@@ -204,10 +215,13 @@ class JSONFormatter(_Formatter):
         return entry
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object] | None:
-    """The fields of an event; None for an ordinary log message."""
+def _event_of(record: logging.LogRecord) -> EventText | None:
+    """The event of a record; None for an ordinary log message."""
+    message: object = record.msg
+    if isinstance(message, EventText):
+        return message
     fields: object = record.__dict__.get("fields")
-    return fields if isinstance(fields, dict) else None
+    return EventText(record.getMessage(), fields) if isinstance(fields, dict) else None
 
 
 def _text_value(value: object) -> str:
@@ -382,6 +396,37 @@ def remember_elsewhere() -> None:
     is_ours = any(isinstance(each, StderrHandler) for each in logging.root.handlers)
     if not is_ours and not any(isinstance(each, Remembering) for each in logger.handlers):
         logger.addHandler(Remembering())
+
+
+_SERVERS = ("uvicorn.error", "uvicorn", "gunicorn.error", "hypercorn.error")
+"""Loggers of servers that run applications; the first one with handlers tells where lines go."""
+
+
+def join_server(level: str | None) -> None:
+    """Have lines appear where those of the ASGI server do, in an application that does not configure logging itself.
+
+    level: the least severe level that is logged; None for the server's.
+    """
+    names = ("tusd_py", "tusd_hooks", "tusd_workers")
+    if logging.root.handlers:
+        return
+    servers = (logging.getLogger(name) for name in _SERVERS)
+    server = next((each for each in servers if each.handlers), None)
+    if server is None:
+        return
+    number = (
+        server.getEffectiveLevel()
+        if level is None
+        else logging.getLevelNamesMapping()[level.upper()]
+    )
+    for logger in map(logging.getLogger, names):
+        if any(not isinstance(each, Remembering) for each in logger.handlers):
+            # The application has said where they go.
+            continue
+        for handler in server.handlers:
+            logger.addHandler(handler)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(number)
 
 
 _STDERR = 2

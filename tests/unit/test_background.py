@@ -69,7 +69,7 @@ def test_a_task_that_fails_is_logged_counted_and_started_again(
         run(work)
     assert len(runs) == 3
     assert background.failures["a test"] == before + 2
-    assert caplog.text.count("background task failed") == 2
+    assert caplog.text.count("failed and is started again") == 2
     assert type(problem).__name__ in caplog.text
     exposed = Metrics().render(None)[0].decode()
     assert f'tusd_background_failures_total{{task="a test"}} {before + 2}.0' in exposed
@@ -102,7 +102,7 @@ def test_work_that_is_done_once_is_logged_when_it_fails(caplog: pytest.LogCaptur
 
     with caplog.at_level(logging.ERROR):
         run(work)
-    assert "background task failed" in caplog.text
+    assert "once failed" in caplog.text
     assert background.failures["once"] == before + 1
 
 
