@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tusd_py.auth.identity import Identity as Identity
     from tusd_py.events.model import Changes as Changes
     from tusd_py.events.model import Event as Event
     from tusd_py.events.model import EventType as EventType
@@ -32,6 +33,7 @@ __all__ = [
     "HookContext",
     "HookFailed",
     "HookResponse",
+    "Identity",
     "Placement",
     "Reject",
     "RequestView",
@@ -46,6 +48,7 @@ __all__ = [
 _EVENTS = "tusd_py.events.model"
 _MODULES = {
     **dict.fromkeys(__all__, _EVENTS),
+    "Identity": "tusd_py.auth.identity",
     "Settings": "tusd_py.settings.model",
     "TusApp": "tusd_py.web.app",
     "UploadProtocol": "tusd_py.web.http.protocol",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.clients.tuspy import uploader_of
 from tests.docs.blocks import blocks
+from tests.support.application import Application
 from tests.support.server import ROOT, environment
 
 # tuspy leaves the file it reads to the garbage collector.
@@ -40,31 +38,11 @@ disallow_untyped_decorators = false
 [mypy-tusd_py,tusd_py.settings.*,tusd_py.web.app,pydantic.*,pydantic_core.*,annotated_types.*]
 follow_imports = silent
 """
-_LISTENING = re.compile(r"running on (http://\S+)")
 
 
-@contextmanager
-def uvicorn(directory: Path, code: str, *flags: str) -> Iterator[str]:
-    """Serves `code` as `example:app`; gives the server's URL without a slash at its end."""
-    (directory / "example.py").write_text(code)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "example:app", "--port", "0", *flags],
-        cwd=directory,
-        env=environment({"PYTHONPATH": str(directory)}),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := _LISTENING.search(line):
-                yield found[1]
-                break
-        else:
-            raise AssertionError("the server did not start")
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+def example(page: str) -> str:
+    """The first application on a page."""
+    return next(block for block in blocks(page, "python") if "app.mount" in block)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/mounting.md"])
@@ -74,11 +52,10 @@ def test_uploads_in_a_fastapi_application(
 ) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(bytes(range(256)) * 10_000)
-    (code,) = (block for block in blocks(page, "python") if "app.mount" in block)
-    with uvicorn(tmp_path, code, *flags) as url:
-        uploader = uploader_of(f"{url}/files/", source, chunk_size=1_000_000)
+    with Application(tmp_path, example(page), *flags) as server:
+        uploader = uploader_of(server.url, source, chunk_size=1_000_000)
         uploader.upload()
-        assert uploader.url.startswith(f"{url}/files/")
+        assert uploader.url.startswith(server.url)
         assert uploader.get_offset() == source.stat().st_size
     upload_id = uploader.url.rpartition("/")[2]
     assert (tmp_path / "uploads" / upload_id).read_bytes() == source.read_bytes()
@@ -87,9 +64,8 @@ def test_uploads_in_a_fastapi_application(
 def test_type_checkers_know_settings_without_a_plugin(tmp_path: Path) -> None:
     examples: list[str] = []
     for page in ("README.md", "docs/mounting.md"):
-        (code,) = (block for block in blocks(page, "python") if "app.mount" in block)
         examples.append(f"example{len(examples)}.py")
-        (tmp_path / examples[-1]).write_text(f"from pathlib import Path\n{code}{_TYPED}")
+        (tmp_path / examples[-1]).write_text(f"from pathlib import Path\n{example(page)}{_TYPED}")
     (tmp_path / "mypy.ini").write_text(_MYPY)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", "cache", *examples],

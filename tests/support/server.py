@@ -114,13 +114,7 @@ class ServerProcess:
         """Start the process without waiting (for servers that shall fail)."""
         assert self._process is None or self._process.poll() is not None, "is still running"
         self._process = subprocess.Popen(
-            [
-                *self.prefix,
-                *(*self.program, "serve"),
-                *self._listening(),
-                *("--upload-dir", str(self.upload_dir)),
-                *self.flags,
-            ],
+            [*self.prefix, *self._command()],
             env=environment(self.env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -311,6 +305,14 @@ class ServerProcess:
         return self.upload_dir / f"{upload_id}.info"
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _command(self) -> list[str]:
+        return [
+            *(*self.program, "serve"),
+            *self._listening(),
+            *("--upload-dir", str(self.upload_dir)),
+            *self.flags,
+        ]
 
     def _listening(self) -> tuple[str, ...]:
         """Flags for the address, unless the flags name a Unix socket."""

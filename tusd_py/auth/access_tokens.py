@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import jwt
 
 from tusd_py.auth.keys import Keys
-from tusd_py.auth.principal import Limits, Principal, Right
+from tusd_py.auth.principal import MAX_OWNER, Limits, Principal, Right
 from tusd_py.auth.upload_tokens import TYPE as UPLOAD_TYPE
 from tusd_py.auth.upload_tokens import BadToken, unverified_header
 
 logger = logging.getLogger(__name__)
 
-_MAX_OWNER = 256
 _MAX_NUMBER_BITS = 128
 _MOST = 2**63 - 1
 
@@ -127,7 +126,7 @@ class AccessTokens:
             if len(names) == 1
             else "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
         )
-        if len(owner) > _MAX_OWNER or not owner.isprintable():
+        if len(owner) > MAX_OWNER or not owner.isprintable():
             raise BadToken("the token does not say whose it is in a way that can be used")
         return owner
 

@@ -1,4 +1,4 @@
-"""Authenticate requests by their tokens, and issue upload tokens.
+"""Authenticate requests by their tokens, or by the application that the server is mounted in, and issue upload tokens.
 
 `Authorization: Bearer` carries an access token or an upload token, `Upload-Token` further upload tokens (of parts to join).
 Tokens in URLs are ignored, and tokens are not passed on.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
+from typing import Any, Protocol
 
 from tusd_py.auth.access_tokens import AccessTokens
 from tusd_py.auth.keys import KeysUnavailable
@@ -24,13 +25,51 @@ logger = logging.getLogger(__name__)
 _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/=-]+)", re.IGNORECASE)
 _MAX_GRANTS = 1000
 
+Scope = MutableMapping[str, Any]
+"""As ASGI has it."""
+
+
+class Source(Protocol):
+    """What knows who sends a request, but for upload tokens."""
+
+    async def identify(self, authorization: str | None, scope: Scope | None) -> Principal | None:
+        """The client of a request, None for nobody.
+
+        authorization: the field, unless that has an upload token. scope: the request's in ASGI, where there is one. Raises
+        BadToken, KeysUnavailable, ProtocolError.
+        """
+
+    async def start(self) -> None:
+        """Load what is needed."""
+
+    async def stop(self) -> None:
+        """Stop the updates in the background."""
+
+
+class TokenSource:
+    """Knows clients by their access tokens; see `Source`."""
+
+    def __init__(self, access_tokens: AccessTokens) -> None:
+        self._access_tokens = access_tokens
+        self.start = access_tokens.keys.start
+        self.stop = access_tokens.keys.stop
+
+    async def identify(self, authorization: str | None, _scope: Scope | None) -> Principal | None:
+        """The client that an access token names."""
+        if authorization is None:
+            return None
+        found = _BEARER.fullmatch(authorization)
+        if found is None:
+            raise BadToken("Authorization must be Bearer and one token")
+        return await self._access_tokens.verify(found[1])
+
 
 class Authenticator:
-    """Authenticates requests; `start` it first, `stop` it in the end."""
+    """Authenticates requests; `start` it first, `stop` it in the end. source: knows clients without upload tokens."""
 
     def __init__(
         self,
-        access_tokens: AccessTokens,
+        source: Source,
         upload_tokens: UploadTokens,
         revocations: Revocations,
         access_policy: AccessPolicy,
@@ -38,23 +77,35 @@ class Authenticator:
         self.upload_tokens = upload_tokens
         self.revocations = revocations
         self.access_policy = access_policy
-        self._access_tokens = access_tokens
+        self._source = source
 
     async def start(self) -> None:
         """Load the keys and the revocations, and keep them up to date."""
-        await self._access_tokens.keys.start()
+        await self._source.start()
         await self.revocations.start()
 
     async def stop(self) -> None:
         """Stop the updates in the background."""
         await self.revocations.stop()
-        await self._access_tokens.keys.stop()
+        await self._source.stop()
 
-    async def authenticate(self, headers: Mapping[str, str], *, grace: bool = False) -> Principal:
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether clients have access tokens; otherwise the application knows them."""
+        return isinstance(self._source, TokenSource)
+
+    async def authenticate(
+        self,
+        headers: Mapping[str, str],
+        scope: Scope | None = None,
+        *,
+        grace: bool = False,
+    ) -> Principal:
         """Authenticate a request by its header fields.
 
         Args:
             headers: Names in lower case.
+            scope: The request's, for an application.
             grace: Accept upload tokens that expired within the grace period.
 
         Raises:
@@ -63,7 +114,7 @@ class Authenticator:
         if not self.revocations.ready:
             raise errors.unavailable()
         try:
-            principal = await self._principal(headers, grace)
+            principal = await self._principal(headers, scope, grace)
         except BadToken as problem:
             raise errors.invalid_token(str(problem)) from None
         except KeysUnavailable as problem:
@@ -72,25 +123,25 @@ class Authenticator:
         self.access_policy.check_standing(principal)
         return principal
 
-    async def _principal(self, headers: Mapping[str, str], grace: bool) -> Principal:
+    async def _principal(
+        self, headers: Mapping[str, str], scope: Scope | None, grace: bool
+    ) -> Principal:
         field = headers.get("authorization")
         further = [
             token for each in headers.get("upload-token", "").split(",") if (token := each.strip())
         ]
-        if field is None and not further:
-            raise errors.unauthenticated()
         if len(further) > _MAX_GRANTS:
             raise BadToken("there are too many upload tokens")
-        principal = Principal()
-        if field is not None:
-            found = _BEARER.fullmatch(field)
-            if found is None:
-                raise BadToken("Authorization must be Bearer and one token")
-            token = found[1]
-            if unverified_header(token).get("typ") == TYPE:
-                further.insert(0, token)
-            else:
-                principal = await self._access_tokens.verify(token)
+        shown = None if field is None else _upload_token(field)
+        if shown is not None:
+            further.insert(0, shown)
+            principal: Principal | None = Principal()
+        else:
+            principal = await self._source.identify(field, scope)
+        if principal is None:
+            if not further:
+                raise errors.unauthenticated()
+            principal = Principal()
         grants: dict[str, Grant] = {}
         for token in further:
             upload_id, grant = self.upload_tokens.verify(token, grace=grace)
@@ -100,3 +151,13 @@ class Authenticator:
     def headers_for(self, upload_id: str, owner: str) -> dict[str, str]:
         """Issue an upload token, as header fields for the response to a creation."""
         return self.upload_tokens.issue(upload_id, owner).headers()
+
+
+def _upload_token(authorization: str) -> str | None:
+    """The upload token in the field; None if it has something else, which the source judges."""
+    found = _BEARER.fullmatch(authorization)
+    try:
+        is_ours = found is not None and unverified_header(found[1]).get("typ") == TYPE
+    except BadToken:
+        return None
+    return found[1] if found is not None and is_ours else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tusd_py.auth.access_tokens import AccessTokens, Expectations
-from tusd_py.auth.authenticator import Authenticator
+from tusd_py.auth.authenticator import Authenticator, Source, TokenSource
 from tusd_py.auth.keys import Keys, secrets
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets
 from tusd_py.auth.policy import AccessPolicy
@@ -78,6 +78,12 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     )
 
 
+def token_source(settings: Settings) -> TokenSource | None:
+    """What knows clients by their access tokens; None with `--auth none`. Raises ValueError, as `access_tokens`."""
+    verifier = access_tokens(settings)
+    return None if verifier is None else TokenSource(verifier)
+
+
 def _key_set(source: str, algorithms: Sequence[str]) -> Keys:
     # Loads the HTTP client, a third of all that a server loads.
     from tusd_py.auth.keys.jwks import Jwks  # noqa: PLC0415
@@ -105,7 +111,7 @@ def upload_tokens(settings: Settings) -> UploadTokens:
 
 def authenticator(
     settings: Settings,
-    verifier: AccessTokens,
+    source: Source,
     redis: RedisClient,
     *,
     on_revocation: Callable[[], None],
@@ -113,7 +119,7 @@ def authenticator(
     """Build the authenticator. on_revocation: called after new revocations were read. Raises ValueError."""
     revocations = Revocations(redis, on_change=on_revocation, ttl=settings.revocation_ttl)
     return Authenticator(
-        verifier,
+        source,
         upload_tokens(settings),
         revocations,
         AccessPolicy(revocations, scope_names(settings)),

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+MAX_OWNER = 256
+"""Characters of an owner's name."""
+
 
 class Right(Enum):
     """A right of an access token; the operator names the scopes that stand for them."""

@@ -80,7 +80,7 @@ def run(settings: Settings, origins: Mapping[str, str] | None = None) -> int:
     """
     several = settings.workers > 1
     try:
-        app = TusApp(settings, sidecars=None if several else Children(settings))
+        app = TusApp(settings, sidecars=None if several else Children(settings), shared=False)
         if several:
             # Each process opens its own files; the directory is locked here, for as long as any of them serves.
             app.instance.lock_directory()

@@ -24,6 +24,7 @@ from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
+from tusd_py.service.siblings import Sharing
 from tusd_py.settings.model import Settings
 from tusd_py.settings.name_template import split_template
 from tusd_py.storage.base import Guard, Store
@@ -145,15 +146,17 @@ class Backends:
     """The backends of one process. `locks`, `redis` (the client) and its `url` are set by `open`; without need of a Redis, the
     last two are None.
 
-    child: whether this is one of several processes of one server, whose parent has locked the upload directory.
+    sharing: which other processes serve the same uploads.
     """
 
-    def __init__(self, settings: Settings, *, child: bool, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, sharing: Sharing, on_failure: Callable[[], None]
+    ) -> None:
         self.redis: RedisClient | None = None
         self.url: str | None = None
         self.locks: Locks = MemoryLocks()
         self._settings = settings
-        self._child = child
+        self._sharing = sharing
         self._on_failure = on_failure
         self._embedded: EmbeddedRedis | None = None
         self._is_required = False
@@ -162,13 +165,13 @@ class Backends:
     @property
     def guard(self) -> Guard:
         """How this process has to lock the upload directory."""
-        if self._child:
+        if self._sharing is Sharing.CHILD:
             return "none"
-        return "exclusive" if self._settings.redis_url is None else "shared"
+        return "shared" if self._locks_are_shared else "exclusive"
 
     @property
     def _locks_are_shared(self) -> bool:
-        return self._child or self._settings.redis_url is not None
+        return self._sharing is not Sharing.ALONE or self._settings.redis_url is not None
 
     def require_redis(self) -> None:
         """Have a Redis whatever the settings say. Call it before `open`."""

@@ -29,6 +29,7 @@ from tusd_py.redis.upload_list import UploadList
 from tusd_py.service.backends import Backends, create_store
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.presence import Presence
+from tusd_py.service.siblings import Sharing
 from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
@@ -37,8 +38,7 @@ from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 
 if TYPE_CHECKING:
-    from tusd_py.auth.access_tokens import AccessTokens
-    from tusd_py.auth.authenticator import Authenticator
+    from tusd_py.auth.authenticator import Authenticator, Source
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class Instance:
     """The uploads of one set of settings. `uploads`, `due_index`, `authenticator` and `maintenance` are set by `open`, as are
     `upload_list`, `live_board` and `presence`, for operators, where there is a Redis.
 
-    counters: for the metrics. hooks: objects that are called as hooks, before those of the settings. child: whether this is one
-    of several processes of one server. is_server: False for a command or a job, which needs no authentication. runs_jobs:
-    whether a worker and a scheduler run beside it, if the settings ask for them.
+    counters: for the metrics. hooks: objects that are called as hooks, before those of the settings. sharing: which other
+    processes serve the same uploads. is_server: False for a command or a job, which needs no authentication. runs_jobs: whether
+    a worker and a scheduler run beside it, if the settings ask for them. authentication: of the application, if not by tokens.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class Instance:
         *,
         counters: Counters | None = None,
         hooks: Iterable[object] = (),
-        child: bool = False,
+        sharing: Sharing = Sharing.ALONE,
         is_server: bool = True,
         runs_jobs: bool = False,
+        authentication: Source | None = None,
     ) -> None:
         """Raises HookError for a hook that cannot be loaded, ValueError for contradictory settings of tokens."""
         self.settings = settings
@@ -71,9 +72,11 @@ class Instance:
         self.store = create_store(settings, self.counters)
         self._known_directories = KnownDirectories(settings)
         self._is_server = is_server
-        self._is_child = child
-        self._verifier = _verifier(settings) if is_server else None
-        self._backends = Backends(settings, child=child, on_failure=self.counters.redis_failure)
+        self._is_child = sharing is Sharing.CHILD
+        self._authentication = _authentication(settings, authentication) if is_server else None
+        self._backends = Backends(settings, sharing=sharing, on_failure=self.counters.redis_failure)
+        if self._authentication is not None:
+            self._backends.require_redis()
         self.outbox_delivered_by_workers = configured_hooks.are_delivered(
             settings,
             runs_jobs=runs_jobs or not is_server,
@@ -161,13 +164,13 @@ class Instance:
             self.due_index = DueIndex(redis)
             self.upload_list = self.due_index.uploads
             self._due_marks = DueIndexWriter(self.due_index)
-        if self._verifier is not None:
+        if self._authentication is not None:
             if redis is None:
-                raise RuntimeError("access tokens need a Redis for revocations")
+                raise RuntimeError("authentication needs a Redis for revocations")
             from tusd_py.auth import build  # noqa: PLC0415
 
             self.authenticator = build.authenticator(
-                self.settings, self._verifier, redis, on_revocation=self._recheck_access
+                self.settings, self._authentication, redis, on_revocation=self._recheck_access
             )
         self._uploads = Uploads(
             self.store,
@@ -320,11 +323,13 @@ def _policy(settings: Settings) -> UploadPolicy:
     )
 
 
-def _verifier(settings: Settings) -> AccessTokens | None:
-    """The verifier of access tokens. What it needs (PyJWT, cryptography) is loaded only where there is authentication."""
-    sources = (settings.jwt_secret, settings.jwt_secret_file, settings.jwt_jwks)
-    if settings.auth == "none" and sources == (None, None, None):
-        return None
+def _authentication(settings: Settings, application: Source | None) -> Source | None:
+    """What knows who sends a request. What it needs (PyJWT, cryptography) is loaded only where there is authentication."""
+    keys = (settings.jwt_secret, settings.jwt_secret_file, settings.jwt_jwks)
+    if settings.auth == "none" and keys == (None, None, None):
+        return application
     from tusd_py.auth import build  # noqa: PLC0415
 
-    return build.access_tokens(settings)
+    if settings.auth != "none" and application is not None:
+        raise ValueError("authenticate= and auth='jwt' exclude each other; leave one out")
+    return build.token_source(settings)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tusd_py import logs
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
@@ -29,12 +28,15 @@ from tusd_py.protocol.headers import RawHeaders
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
 from tusd_py.service.instance import Instance
 from tusd_py.service.regular_sweeps import RegularSweeps
+from tusd_py.service.siblings import Leadership, Sharing, Slot, found_here
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 from tusd_py.uploads.service import Uploads
+from tusd_py.web.application_auth import ApplicationSource, Authenticate
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
 from tusd_py.web.health import Health
+from tusd_py.web.metrics_app import MetricsApp
 from tusd_py.web.pages import upload as upload_page
 from tusd_py.web.pages.built import ASSETS
 from tusd_py.web.proxy_headers import Proxies
@@ -73,26 +75,41 @@ class TusApp:
         self,
         settings: Settings,
         *,
+        hooks: Iterable[object] = (),
+        authenticate: Authenticate | None = None,
+        shared: bool | None = None,
         child: int | None = None,
         sidecars: Sidecars | None = None,
-        hooks: Iterable[object] = (),
     ) -> None:
-        """Raises events.HookError for a hook that cannot be loaded, ValueError for CORS, proxies or tokens that make no sense.
+        """Put the uploads together; nothing is opened or started yet.
 
-        child: the number of this process, where a parent runs several that serve the same uploads. sidecars: the worker and the
-        scheduler that run beside the server, if the settings ask for them. hooks: objects that are called as hooks, before
-        those of the settings.
+        Args:
+            settings: Of the server; those of sockets, connections and processes have no effect when mounted.
+            hooks: Objects that are called as hooks, before those of the settings.
+            authenticate: Called with each request, before its body is read; returns who sends it, None for nobody. May be
+                async. Sync functions run in a thread.
+            shared: Whether other processes of this machine serve the same uploads. By default that is so under
+                `uvicorn --workers`, gunicorn and hypercorn. Without effect where a `redis_url` lets servers share them.
+            child: Number of this process, where `tusd-py serve` runs several.
+            sidecars: Worker and scheduler that run beside the server, if the settings ask for them.
+
+        Raises:
+            events.HookError: A hook cannot be loaded.
+            ValueError: CORS, proxies, authentication or tokens make no sense.
         """
         self.settings = settings
         self.counters = Counters()
+        self._sharing = _sharing(child, shared)
         self._jobs_metrics: JobsMetrics | None = None
         self._disk_metrics: DiskMetrics | None = None
         self.instance = Instance(
             settings,
             counters=self.counters,
             hooks=hooks,
-            child=child is not None,
+            sharing=self._sharing,
             runs_jobs=sidecars is not None and not child,
+            authentication=authenticate
+            and ApplicationSource(authenticate, timeout=settings.hooks_timeout),
         )
         self._child = child
         self._sidecars = None if child else sidecars
@@ -100,6 +117,9 @@ class TusApp:
         self._proxies = Proxies(settings.behind_proxy)
         self._cors = _cors(settings)
         self._control: ControlServer | None = None
+        self._leadership: Leadership | None = None
+        self._slot: Slot | None = None
+        self._metrics_are_mounted = False
         self._endpoint: TusEndpoint | None = None
         self._background: list[asyncio.Task[None]] = []
         self._admin_place: AdminPlace | None = None
@@ -123,6 +143,19 @@ class TusApp:
             self._admin = self._admin_app(None)
         return self._admin
 
+    @property
+    def metrics(self) -> ASGIApp:
+        """Prometheus metrics, to mount in the application that this is mounted in; of all its processes if mounted before the
+        start.
+        """
+        self._metrics_are_mounted = True
+        return MetricsApp(lambda: self.prometheus)
+
+    @cached_property
+    def health(self) -> ASGIApp:
+        """`/healthz` and `/readyz`, to mount in the application that this is mounted in."""
+        return Starlette(routes=Health({"store": self.check}).routes())
+
     def serve_admin(self, place: AdminPlace) -> None:
         """Serve operators on an address of their own, from the start on."""
         self._admin_place = place
@@ -141,6 +174,7 @@ class TusApp:
         if self._endpoint is not None:
             return
         settings = self.settings
+        logs.join_server(settings.log_level if "log_level" in settings.model_fields_set else None)
         self.instance.open()
         self._endpoint = TusEndpoint(
             self.uploads,
@@ -189,25 +223,77 @@ class TusApp:
             if self._endpoint is None:
                 await asyncio.to_thread(self.open)
             await self.instance.start()
+            if self._sharing is Sharing.SIBLING and self.settings.redis_url is None:
+                self._leadership = Leadership(self.settings.state_dir)
             if not self._child:
-                # Of several processes the first one sweeps.
-                await self._listen_for_operators()
-                self._begin(RegularSweeps(self.instance).run, "sweep")
-                self._begin(self._recover_removals, "removals")
-                self._start_sidecars()
                 await self._serve_operators()
+            if self._leadership is not None and not self._leads(self._leadership):
+                self._begin(self._lead_in_turn, "leadership")
+            elif not self._child:
+                # Of several processes the first one sweeps.
+                await self._lead()
             self._watch_jobs()
             self._watch_disk()
-            if self._child is not None:
-                pool = self.metrics.pool(metrics_directory(self.settings), self._child)
-                self._begin(pool.publish_regularly, "metrics")
+            await self._share_metrics()
             self._started = True
 
-    async def _serve_operators(self) -> None:
-        """Admit operators, and begin to listen for them if there is an address of their own."""
+    @staticmethod
+    def _leads(leadership: Leadership) -> bool:
+        try:
+            return leadership.try_acquire()
+        except OSError:
+            # As on a full disk; it is tried again, and logged then.
+            return False
+
+    async def _lead_in_turn(self) -> None:
+        """Lead once the process that does has ended."""
+        if self._leadership is not None:
+            await self._leadership.acquire()
+            await self._lead()
+
+    async def _lead(self) -> None:
+        """Do what one of several processes does for all."""
+        await self._listen_for_operators()
+        self._begin(RegularSweeps(self.instance).run, "sweep")
+        self._begin(self._recover_removals, "removals")
+        self._start_sidecars()
         keeper = self.instance.list_keeper()
         if keeper is not None:
             self._begin(keeper.run, "list of uploads")
+        self._log_start()
+
+    def _log_start(self) -> None:
+        """Log what runs beside the uploads."""
+        if self._sidecars is not None or self._child is not None:
+            # `tusd-py serve` has lines of its own.
+            return
+        beside = "no worker and no scheduler: this process sweeps"
+        if self.instance.redis is not None and self.settings.redis_url is None:
+            beside = f"its own Redis ({self.instance.redis_url}), {beside}"
+        logs.event(
+            logger,
+            logging.INFO,
+            "uploads started",
+            message=f"Uploads in {self.settings.s3_bucket or self.settings.upload_dir}; beside them: {beside}",
+        )
+
+    async def _share_metrics(self) -> None:
+        """Render the metrics of all processes, not of this one alone."""
+        if self._child is not None:
+            pool = self.prometheus.pool(metrics_directory(self.settings), self._child)
+        elif self._sharing is Sharing.SIBLING and self._metrics_are_mounted:
+            try:
+                self._slot = await asyncio.to_thread(Slot, self.settings.state_dir / "metrics")
+            except OSError as problem:
+                logger.warning("metrics of this process cannot be shared: %s", problem)
+                return
+            pool = self.prometheus.pool(self._slot.directory, self._slot.number)
+        else:
+            return
+        self._begin(pool.publish_regularly, "metrics")
+
+    async def _serve_operators(self) -> None:
+        """Admit operators, and begin to listen for them if there is an address of their own."""
         place = self._admin_place
         if self._admin is None and place is None:
             return
@@ -216,6 +302,10 @@ class TusApp:
 
         if self._admin is None:
             self._admin = self._admin_app(place)
+        if self._sharing is Sharing.SIBLING:
+            # A link opens a session in one process.
+            self._admin.start(None)
+            return
         url = "" if place is None else place.url
         try:
             key = await asyncio.to_thread(links.keep, self.settings.state_dir, url)
@@ -247,7 +337,7 @@ class TusApp:
             await asyncio.sleep(_RECOVER_REMOVALS_SECONDS)
 
     @cached_property
-    def metrics(self) -> Metrics:
+    def prometheus(self) -> Metrics:
         """The metrics in Prometheus' format, whose library is loaded with the first scrape."""
         from tusd_py.metrics.prometheus import Metrics  # noqa: PLC0415
 
@@ -271,6 +361,10 @@ class TusApp:
         await self.instance.drain()
         if self._control is not None:
             await self._control.stop()
+        if self._leadership is not None:
+            self._leadership.release()
+        if self._slot is not None:
+            self._slot.release()
         await self.instance.stop()
 
     @asynccontextmanager
@@ -282,7 +376,24 @@ class TusApp:
         finally:
             await self.stop()
 
+    async def live(self, receive: Receive, send: Send) -> str | None:
+        """Start and stop as ASGI "Lifespan" says; return what is wrong if it cannot start: a sentence, not a traceback."""
+        await receive()
+        try:
+            await self.start()
+        except (StorageError, EmbeddedRedisError, events.HookError) as problem:
+            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            return str(problem)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+        return None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.live(receive, send)
+            return
         if scope["type"] != "http":
             raise RuntimeError(f"uploads come by HTTP, not as {scope['type']!r}")
         if not self._started:
@@ -347,14 +458,9 @@ class Site:
         self._tus = tus
         self._base = settings.base_path
         self._desk_paths = TokenRoutes.routes if settings.auth != "none" else frozenset()
-        health = Health({"store": tus.check})
-        routes = [
-            *upload_page.routes(settings),
-            Route("/healthz", health.healthz, methods=["GET"]),
-            Route("/readyz", health.readyz, methods=["GET"]),
-        ]
+        routes = [*upload_page.routes(settings), *Health({"store": tus.check}).routes()]
         if settings.expose_metrics:
-            routes.append(Route(settings.metrics_path, _metrics(tus), methods=["GET"]))
+            routes.append(Route(settings.metrics_path, tus.metrics, methods=["GET"]))
         self._pages = Starlette(routes=routes)
         self._page_paths = {route.path for route in routes}
         self._has_pages = upload_page.is_on(settings)
@@ -368,25 +474,11 @@ class Site:
 
     async def _beside_uploads(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            self.failure = await self._tus.live(receive, _wordless(send))
         elif scope["type"] == "http" and _has_body(scope):
             await self._pages(scope, receive, _closing(send))
         else:
             await self._pages(scope, receive, send)
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        """ASGI "Lifespan"; what is wrong at the start is a sentence, not a traceback."""
-        await receive()
-        try:
-            await self._tus.start()
-        except (StorageError, EmbeddedRedisError, events.HookError) as problem:
-            self.failure = str(problem)
-            await send({"type": "lifespan.startup.failed", "message": ""})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._tus.stop()
-        await send({"type": "lifespan.shutdown.complete"})
 
     def _is_upload(self, scope: Scope) -> bool:
         path = cast(str, scope["path"])
@@ -405,6 +497,15 @@ def _has_body(scope: Scope) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
     )
+
+
+def _wordless(send: Send) -> Send:
+    """A `send` without the text of a failure: the program says it."""
+
+    async def send_bare(message: Message) -> None:
+        await send({**message, "message": ""} if "message" in message else message)
+
+    return send_bare
 
 
 def _closing(send: Send) -> Send:
@@ -438,9 +539,9 @@ def _cors(settings: Settings) -> CORS | None:
     )
 
 
-def _metrics(tus: TusApp) -> Callable[[Request], Awaitable[Response]]:
-    async def render(request: Request) -> Response:
-        body, content_type = tus.metrics.render(request.headers.get("accept"))
-        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
-
-    return render
+def _sharing(child: int | None, shared: bool | None) -> Sharing:
+    if child is not None:
+        return Sharing.CHILD
+    if shared is None:
+        return found_here()
+    return Sharing.SIBLING if shared else Sharing.ALONE

@@ -168,7 +168,9 @@ class TusEndpoint:
         if request.version is None and not (request.method == "DELETE" and request.is_unmarked):
             tus.check_version(request.method, request.headers)
         if self._desk is not None:
-            request.principal = await self._desk.authenticator.authenticate(request.headers)
+            request.principal = await self._desk.authenticator.authenticate(
+                request.headers, request.scope
+            )
         request.upload_id = request.route[len(base) :].rstrip("/")
         if request.version is not None:
             return await self._answer_ietf(request, request.version)
@@ -239,7 +241,8 @@ class TusEndpoint:
             return Response(204)
         if request.method != "POST":
             raise errors.method_not_allowed("POST, OPTIONS")
-        answer = await desk.answer(request.route, request.body, self._view(request))
+        view = self._view(request)
+        answer = await desk.answer(request.route, request.body, view, request.scope)
         request.upload_id = answer.upload_id
         if answer.document is None:
             return Response(204, {"Cache-Control": "no-store"})
@@ -460,7 +463,12 @@ class TusEndpoint:
         body = b"" if request.method == "HEAD" else response.body
         if response.status != 204 and request.scope["method"] != "HEAD":
             raw.append((b"content-length", str(len(body)).encode()))
-        if exchange is not None and exchange.respond(response.status, raw, body):
+        # In one write, unless middleware of an application has to see the response.
+        if (
+            exchange is not None
+            and send == exchange.send
+            and exchange.respond(response.status, raw, body)
+        ):
             return
         await send({"type": "http.response.start", "status": response.status, "headers": raw})
         await send({"type": "http.response.body", "body": body})

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,13 @@ class Health:
         self._timeout = timeout
         self._running: dict[str, asyncio.Task[str | None]] = {}
         self._known: dict[str, str | None] = dict.fromkeys(self._checks)
+
+    def routes(self) -> list[Route]:
+        """Both, at their paths."""
+        return [
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+        ]
 
     async def healthz(self, _request: Request) -> Response:
         """Always 200: whoever answers is alive."""

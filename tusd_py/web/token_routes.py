@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from starlette.types import Scope
+
 from tusd_py import logs
 from tusd_py.auth.principal import Action, Principal, Right
 from tusd_py.events.model import RequestView
@@ -63,11 +65,11 @@ class TokenRoutes:
         self._redis = redis
         self._refreshes = refreshes
 
-    async def answer(self, route: str, body: Body, request: RequestView) -> Answer:
+    async def answer(self, route: str, body: Body, request: RequestView, scope: Scope) -> Answer:
         """Carries out a POST to `route`. Raises the ProtocolError of a refusal."""
         is_refresh = route == REFRESH
         # Before a byte of the body is read.
-        principal = await self.authenticator.authenticate(request.headers, grace=is_refresh)
+        principal = await self.authenticator.authenticate(request.headers, scope, grace=is_refresh)
         request = replace(request, principal=principal)
         wanted = await _document(body)
         if is_refresh:

@@ -63,7 +63,7 @@ class Access:
 
     Attributes:
         links: Accepts one-time links; None until the server has started.
-        authenticator: Verifies tokens; None with `--auth none`.
+        authenticator: Verifies tokens; None without access tokens.
     """
 
     def __init__(self, settings: Settings, proxies: Proxies, *, is_mounted: bool) -> None:

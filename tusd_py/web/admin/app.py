@@ -119,7 +119,9 @@ class AdminApp:
     def start(self, links: Links | None) -> None:
         """Begin to admit operators, once the instance is open. links: accepts one-time links."""
         self._access.links = links
-        self._access.authenticator = self._instance.authenticator
+        authenticator = self._instance.authenticator
+        if authenticator is not None and authenticator.reads_tokens:
+            self._access.authenticator = authenticator
         logs.remember_elsewhere()
 
     async def stop(self) -> None:
