@@ -225,6 +225,7 @@ class TusApp:
             await self.instance.start()
             if self._sharing is Sharing.SIBLING and self.settings.redis_url is None:
                 self._leadership = Leadership(self.settings.state_dir)
+            self._create_gauges()
             if not self._child:
                 await self._serve_operators()
             if self._leadership is not None and not self._leads(self._leadership):
@@ -232,8 +233,6 @@ class TusApp:
             elif not self._child:
                 # Of several processes the first one sweeps.
                 await self._lead()
-            self._watch_jobs()
-            self._watch_disk()
             await self._share_metrics()
             self._started = True
 
@@ -260,6 +259,11 @@ class TusApp:
         keeper = self.instance.list_keeper()
         if keeper is not None:
             self._begin(keeper.run, "list of uploads")
+        # The others add its numbers to theirs.
+        if self._jobs_metrics is not None:
+            self._begin(self._jobs_metrics.run, "metrics of jobs")
+        if self._disk_metrics is not None:
+            self._begin(self._disk_metrics.run, "metrics of the disk")
         self._log_start()
 
     def _log_start(self) -> None:
@@ -418,22 +422,13 @@ class TusApp:
             self._running_sidecars = self._sidecars
             self._running_sidecars.start()
 
-    def _watch_jobs(self) -> None:
-        redis = self.instance.redis
-        if redis is None or not self.settings.expose_metrics:
-            return
-        self._jobs_metrics = JobsMetrics(redis, self.instance.outbox, speaks=not self._child)
-        if not self._child:
-            # Of several processes the first one looks, and the others add its numbers to theirs.
-            self._begin(self._jobs_metrics.run, "metrics of jobs")
-
-    def _watch_disk(self) -> None:
+    def _create_gauges(self) -> None:
         if not self.settings.expose_metrics:
             return
+        redis = self.instance.redis
+        if redis is not None:
+            self._jobs_metrics = JobsMetrics(redis, self.instance.outbox, speaks=not self._child)
         self._disk_metrics = DiskMetrics(self.instance.store, self.settings.disk_reserve)
-        if not self._child:
-            # As with jobs.
-            self._begin(self._disk_metrics.run, "metrics of the disk")
 
     async def _listen_for_operators(self) -> None:
         """Where locks are in this process' memory, commands and workers have to ask it."""
