@@ -15,6 +15,7 @@ COPY tusd_py tusd_py
 COPY hooks hooks
 COPY workers workers
 COPY frontend frontend
+COPY share share
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tusd-py/bin/pip install --no-deps dist/*.whl \
     && /opt/tusd-py/bin/pip uninstall --yes pip

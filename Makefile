@@ -87,6 +87,13 @@ containers: $(DEV) ## build the image and run the services of docker-compose.yml
 torture: $(DEV) ## cut the power under uploads, as root: make torture ARGS="--cuts 100 --filesystem xfs --durability chunk --seed 7"
 	$(PY) -m tests.durability.power_cuts $(ARGS)
 
+.PHONY: share
+share: $(RUNTIME) ## write the manual page and the completion of shells anew
+	$(PY) -m tusd_py manual > share/man/man1/tusd-py.1
+	$(PY) -m tusd_py completion bash > share/bash-completion/completions/tusd-py
+	$(PY) -m tusd_py completion zsh > share/zsh/site-functions/_tusd-py
+	$(PY) -m tusd_py completion fish > share/fish/vendor_completions.d/tusd-py.fish
+
 fmt: $(DEV) ## format and mend what can be mended by machine
 	$(PY) -m ruff check --fix --exit-zero $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)

@@ -146,6 +146,8 @@ def test_what_is_copied_makes_a_wheel(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for package in ("tusd_py/cli/health.py", "tusd_hooks/duplicates.py", "tusd_workers/worker.py"):
         assert package in names
+    for path in ("man/man1/tusd-py.1", "bash-completion/completions/tusd-py"):
+        assert any(name.endswith(f".data/data/share/{path}") for name in names), path
 
 
 def test_both_compose_files_say_the_same_of_what_both_have() -> None:

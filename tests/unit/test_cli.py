@@ -47,7 +47,22 @@ def test_without_arguments_there_is_a_short_help() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     assert all(f"\n  {name}" in done.stdout for name in COMMANDS)
-    assert len(done.stdout.splitlines()) < 26
+    assert len(done.stdout.splitlines()) < 28
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("manual",), "man/man1/tusd-py.1"),
+        (("completion", "bash"), "bash-completion/completions/tusd-py"),
+        (("completion", "zsh"), "zsh/site-functions/_tusd-py"),
+        (("completion", "fish"), "fish/vendor_completions.d/tusd-py.fish"),
+    ],
+)
+def test_what_packages_bring_for_shells_is_fresh(words: tuple[str, ...], file: str) -> None:
+    done = run(*words)
+    assert done.stdout == (ROOT / "share" / file).read_text(), "run make share"
+    assert done.returncode == 0
 
 
 def test_the_version_is_told() -> None:

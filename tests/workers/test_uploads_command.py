@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
 from tests.support.redis import RedisServer
+from tests.support.server import environment
 from tests.support.tus import Tus, id_of, metadata
 from tests.workers.commands import command, documents, of
 
@@ -36,24 +46,103 @@ def test_states_offsets_and_sizes(make_server: MakeServer) -> None:
     text = command("uploads", "show", id_of(finished), *of(server)).stdout
     assert f"upload      {id_of(finished)}\n" in text
     table = command("uploads", "list", *of(server)).stdout.splitlines()
-    assert table[0].split() == ["UPLOAD", "STATE", "OFFSET", "SIZE", "AGE", "OWNER"]
-    assert len(table) == 5
+    assert table[0].split() == ["UPLOAD", "STATE", "DONE", "SIZE", "AGE", "OWNER", "NAME"]
+    # The newest first; in a pipe nothing is cut or coloured.
+    assert [line.split()[0] for line in table[1:]] == [
+        id_of(path) for path in (part, deferred, begun, finished)
+    ]
+    assert table[3].split()[1:5] == ["uploading", "30%", "10", "B"]
+    assert table[4].endswith("  a\\nb")
+    assert "\x1b" not in "".join(table)
+    for flags, expected in (
+        (("--state", "unfinished"), [deferred, begun]),
+        (("--state", "part"), [part]),
+        (("--sort", "oldest", "--limit", "2"), [finished, begun]),
+        (("--sort", "size"), [begun, finished, part, deferred]),
+        (("--owner", "somebody"), []),
+        (("--after", id_of(begun)), [finished]),
+    ):
+        listed = [each["upload"] for each in documents("uploads", "list", *flags, *of(server))]
+        assert listed == [id_of(path) for path in expected], flags
+    coloured = command("uploads", "list", "--color", "always", *of(server)).stdout
+    assert "\x1b[32mfinished\x1b[m" in coloured
+    gone = command("uploads", "list", "--after", "none", *of(server))
+    assert (gone.returncode, "no such upload" in gone.stderr) == (1, True)
 
 
-def test_pages_lead_to_every_upload_once(make_server: MakeServer) -> None:
+@pytest.mark.parametrize("sort", ["newest", "id"])
+def test_pages_lead_to_every_upload_once(make_server: MakeServer, sort: str) -> None:
     server = make_server()
     tus = Tus(server)
-    ids = sorted(id_of(tus.new(1)) for _ in range(7))
+    ids = [id_of(tus.new(1)) for _ in range(5)]
+    ids = sorted(ids) if sort == "id" else ids[::-1]
     server.terminate()
     seen: list[str] = []
     after: tuple[str, ...] = ()
-    for _ in range(4):
-        page = documents("uploads", "list", "--limit", "2", *after, *of(server))
+    for _ in range(3):
+        flags = ("--sort", sort, "--limit", "2", *after)
+        page = documents("uploads", "list", *flags, *of(server))
         seen += [str(each["upload"]) for each in page]
         after = ("--after", seen[-1])
     assert seen == ids
-    told = command("uploads", "list", "--limit", "2", *of(server)).stderr
+    told = command("uploads", "list", "--sort", sort, "--limit", "2", *of(server)).stderr
     assert told == f"tusd-py uploads: continue with --after {ids[1]}\n"
+
+
+class Terminal:
+    """A command on a terminal of 80 by 24 characters."""
+
+    def __init__(self, *words: str) -> None:
+        self.shown = ""
+        self._main, side = pty.openpty()
+        fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        env = {
+            key: value for key, value in environment().items() if key not in ("COLUMNS", "LINES")
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tusd_py", *words],
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env={**env, "TERM": "xterm"},
+        )
+        os.close(side)
+
+    def read_until(self, text: str) -> None:
+        while text not in self.shown:
+            assert select.select([self._main], [], [], 50)[0], self.shown
+            self.shown += os.read(self._main, 65_536).decode()
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._main, keys)
+
+    def end(self) -> int:
+        # What is written last would otherwise keep it from ending.
+        with suppress(OSError):
+            while more := os.read(self._main, 65_536):
+                self.shown += more.decode()
+        os.close(self._main)
+        return self.process.wait(50)
+
+
+def test_watch_shows_the_list_as_it_changes_until_q_is_pressed(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    path = tus.new(1_000_000, headers={"Upload-Metadata": metadata(filename="long" * 30)})
+    terminal = Terminal("uploads", "watch", *of(server))
+    terminal.read_until("0%")
+    assert "1 uploading" in terminal.shown
+    tus.patch(path, 0, bytes(500_000))
+    terminal.read_until("50%")
+    assert "\x1b[36muploading\x1b[m" in terminal.shown
+    plain = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", terminal.shown)
+    assert max(map(len, plain.splitlines())) <= 80 * 2
+    assert "longlong" in plain
+    terminal.press(b"q")
+    assert terminal.end() == 0
+    # The terminal is as it was: the cursor is shown, and the screen of before.
+    assert terminal.shown.endswith("\x1b[?25h\x1b[?1049l")
+    assert "needs a terminal" in command("uploads", "watch", *of(server)).stderr
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -22,7 +22,7 @@ PROGRAM = "tusd-py"
 COMMANDS = {
     "serve": "Run the server.",
     "config": "Print the effective settings and where each comes from.",
-    "uploads": "Print or remove uploads.",
+    "uploads": "Print, watch or remove uploads.",
     "sweep": "Remove expired uploads now, or list them.",
     "worker": "Run background jobs: sweeps and event deliveries.",
     "scheduler": "Queue the periodic jobs of workers.",
@@ -35,6 +35,8 @@ COMMANDS = {
     "duplicates": "Print or remove the fingerprints that detect duplicates.",
     "keys": "Generate a secret for signing tokens.",
     "token": "Issue, inspect and revoke tokens.",
+    "completion": "Print the completion script of a shell.",
+    "manual": "Print the manual page.",
 }
 
 EXIT_USAGE = 2
@@ -96,28 +98,30 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        return _report([sentence(error, arguments)], EXIT_USAGE)
+        return _report([sentence(error, arguments)])
     except BrokenPipeError:
         raise
     except Exception as problem:
         from tusd_py.settings.load import SettingsError  # noqa: PLC0415
 
         if isinstance(problem, SettingsError):
-            return _report(problem.problems, EXIT_USAGE)
+            return _report(problem.problems)
         # It imports whatever can fail.
-        from tusd_py.cli.failures import explain  # noqa: PLC0415
+        from tusd_py.cli.failures import explain, is_denied  # noqa: PLC0415
 
         if (text := explain(problem)) is None:
             raise
-        return _report([text], EXIT_FAILURE)
+        write_problem(text)
+        return EXIT_USAGE if is_denied(problem) else EXIT_FAILURE
 
 
-def _report(problems: Iterable[str], code: int) -> int:
+def _report(problems: Iterable[str]) -> int:
+    """Print what is wrong with the command line or the settings, and return the exit code."""
     for problem in problems:
         write_problem(problem)
-    if code == EXIT_USAGE and sys.stderr.isatty():
+    if sys.stderr.isatty():
         sys.stderr.write(f"Try {program.name} --help\n")
-    return code
+    return EXIT_USAGE
 
 
 def sentence(error: click.UsageError, arguments: list[str]) -> str:

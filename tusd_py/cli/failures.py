@@ -29,6 +29,11 @@ _KNOWN = (
 )
 
 
+def is_denied(problem: Exception) -> bool:
+    """Whether the user of the command lacks a permission."""
+    return any(isinstance(cause, PermissionError) for cause in _causes(problem))
+
+
 def explain(problem: Exception) -> str | None:
     """Return what went wrong and what to do about it; None for a bug."""
     if not isinstance(problem, (OSError, *_KNOWN)):

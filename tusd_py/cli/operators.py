@@ -6,7 +6,6 @@ import http.client
 import json
 import socket
 import ssl
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,22 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from tusd_py.cli.output import (
     CommandFailed,
-    Listing,
-    format_age,
+    Palette,
     format_time,
-    printable,
     write_fields,
     write_json,
     write_line,
     write_problem,
 )
+from tusd_py.cli.upload_rows import Row, Wanted, write_list
 from tusd_py.web.admin import links
 
 _API = "/admin/api/v1"
 _TIMEOUT_SECONDS = 60.0
 _MARK = {"X-Tusd-Admin": "1"}
+_ORDERS = ("newest", "oldest")
 _TIMES = ("created", "changed", "finished", "expires")
-_NOT_PRINTED = ("id", "name", "problem", "timeline", "events", "path", "fingerprint", "revoked")
+_NOT_PRINTED = ("id", "problem", "timeline", "events", "path", "fingerprint", "revoked")
 
 Document = dict[str, Any]
 """A document of the API, as its OpenAPI document says."""
@@ -144,29 +143,45 @@ def connect(url: str, token_file: str | None, state_dir: Path) -> OperatorClient
 
 
 class RemoteUploads:
-    """`tusd-py uploads` by the API. columns: as of `Listing`."""
+    """`tusd-py uploads` by the API."""
 
-    def __init__(
-        self, client: OperatorClient, columns: Mapping[str, int], *, as_json: bool
-    ) -> None:
+    def __init__(self, client: OperatorClient, *, as_json: bool) -> None:
         self._client = client
-        self._columns = columns
         self._as_json = as_json
 
-    def list(self, limit: int, after: str, state: str, search: str) -> int:
-        """Print a page, the newest first, and how to go on."""
-        listing = Listing(self._columns, cells=_cells, document=_document, as_json=self._as_json)
-        following: str | None = after
-        while following is not None and listing.count < limit:
-            query = {"limit": min(500, limit - listing.count), "state": state, "q": search}
-            if following:
-                query["after"] = following
-            page = self._client.ask("GET", f"/uploads?{urlencode(query)}")
-            for row in page["uploads"]:
-                listing.write(row)
+    def rows(self, wanted: Wanted) -> tuple[list[Row], str | None]:
+        """Return a page of the list, and what the next page follows, if there is one. Raises CommandFailed."""
+        if wanted.sort not in _ORDERS:
+            raise CommandFailed(
+                f"--sort {wanted.sort} does not go with --server; give newest or oldest"
+            )
+        # The API knows unfinished uploads only as such.
+        state = {None: "all", "uploading": "unfinished", "waiting": "unfinished"}.get(
+            wanted.state, wanted.state
+        )
+        found: list[Row] = []
+        following: str | None = wanted.after
+        while following is not None and len(found) < wanted.limit:
+            query = {
+                "limit": min(500, wanted.limit - len(found)),
+                "state": state,
+                "order": wanted.sort,
+                "q": wanted.search,
+                "owner": wanted.owner or "",
+                "after": following,
+            }
+            given = {name: value for name, value in query.items() if value}
+            page = self._client.ask("GET", f"/uploads?{urlencode(given)}")
+            found += filter(wanted.has, map(_row, page["uploads"]))
             following = page["next"]
             if not page["is_whole"]:
                 write_problem("the list is being built; some uploads may be missing")
+        return found, following
+
+    def list(self, wanted: Wanted, palette: Palette) -> int:
+        """Print a page, and how to go on."""
+        rows, following = self.rows(wanted)
+        write_list(rows, palette, as_json=self._as_json)
         if following is not None:
             write_problem(f"continue with --after {following}")
         return 0
@@ -212,8 +227,15 @@ def _document(row: Document) -> dict[str, object]:
     return found
 
 
-def _cells(row: Document) -> tuple[str, ...]:
-    size = "-" if row["size"] is None else str(row["size"])
-    age = format_age(time.time() - row["changed"])
-    owner = printable(row["owner"]) or "-"
-    return printable(row["id"]), row["state"], str(row["offset"]), size, age, owner
+def _row(row: Document) -> Row:
+    return Row(
+        row["id"],
+        row["state"],
+        row["offset"],
+        row["size"],
+        row["created"],
+        row["changed"],
+        row["owner"],
+        row["name"] or "",
+        _document(row),
+    )

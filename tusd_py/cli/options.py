@@ -182,6 +182,17 @@ def whole(minimum: int, maximum: int) -> Value:
     return Value("NUMBER", parse)
 
 
+def one_word(*words: str) -> Value:
+    """One of some words."""
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"give {one_of(words)}{suggestion(text, words)}")
+        return text
+
+    return Value("|".join(words), check)
+
+
 # --- decorators -----------------------------------------------------------------------------------
 
 

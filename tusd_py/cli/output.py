@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -23,6 +26,7 @@ program = _Program()
 
 _BAR_WIDTH = 30
 _REDRAW_SECONDS = 0.1
+_TICK_SECONDS = 0.5
 
 
 class CommandFailed(Exception):
@@ -120,9 +124,102 @@ def format_age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f}s"
 
 
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with three digits at most, as in "512 B" or "1.25 GB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        count /= 1000
+        if count < 999.5 or unit == "PB":
+            digits = 2 if count < 9.995 else 1 if count < 99.95 else 0
+            return f"{count:.{digits}f} {unit}"
+    raise AssertionError
+
+
+def format_share(done: int, total: int) -> str:
+    """Format a part of a whole in per cent: 100 % only for all of it."""
+    return f"{100 * done // total if total else 100}%"
+
+
 def printable(text: str) -> str:
     """Escape control characters, which could draw on the operator's terminal."""
     return text if text.isprintable() else json.dumps(text)[1:-1]
+
+
+_CODES = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+COLOUR_CHOICES = ("auto", "always", "never")
+
+
+class Palette:
+    """Colours of standard output: those of a terminal, unless NO_COLOR is set (no-color.org) or the user says otherwise."""
+
+    def __init__(self, choice: str | None = None) -> None:
+        wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._is_on = choice == "always" or (
+            choice != "never" and wanted and os.environ.get("TERM") != "dumb"
+        )
+
+    def paint(self, text: str, colour: str | None) -> str:
+        """Return a text in a colour; None for none."""
+        return f"\x1b[{_CODES[colour]}m{text}\x1b[m" if self._is_on and colour else text
+
+    def paint_word(self, line: str, word: str, colour: str | None) -> str:
+        """Return a line in which a word that stands by itself, at its first place, has a colour."""
+        begin = line.find(f" {word}") + 1
+        if not begin:
+            return line
+        return line[:begin] + self.paint(word, colour) + line[begin + len(word) :]
+
+
+def clear_line() -> None:
+    """Remove what is drawn in the line of the cursor on standard error, if that is a terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+@asynccontextmanager
+async def waiting(doing: str) -> AsyncIterator[None]:
+    """Tell on standard error, if that is a terminal, what takes so long, and for how long it does."""
+    began = time.monotonic()
+
+    async def draw() -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            sys.stderr.write(f"\r{doing}, {time.monotonic() - began:.0f} s\x1b[K")
+            sys.stderr.flush()
+
+    drawing = asyncio.create_task(draw()) if sys.stderr.isatty() else None
+    try:
+        yield
+    finally:
+        if drawing is not None:
+            drawing.cancel()
+            clear_line()
+
+
+class Counter:
+    """Counts on standard error, if that is a terminal, how much of something whose end is unknown is done."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._is_shown = sys.stderr.isatty()
+        self._done = 0
+        self._drawn_at = time.monotonic()
+
+    def add(self, more: int) -> None:
+        """Count more, and draw the number unless it was drawn a moment ago."""
+        self._done += more
+        now = time.monotonic()
+        if self._is_shown and now - self._drawn_at >= _REDRAW_SECONDS:
+            self._drawn_at = now
+            sys.stderr.write(f"\r{self._done} {self._what}\x1b[K")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Remove the number, so that a line can be printed in its place."""
+        if self._is_shown:
+            clear_line()
 
 
 class ProgressBar:

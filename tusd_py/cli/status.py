@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tusd_py import logs
+from tusd_py import __version__, logs
 from tusd_py.cli.instance import instance_redis
-from tusd_py.cli.options import option, read_settings, subcommand
-from tusd_py.cli.output import format_time, write_json, write_line
+from tusd_py.cli.options import one_word, option, read_settings, subcommand
+from tusd_py.cli.output import (
+    COLOUR_CHOICES,
+    Palette,
+    format_bytes,
+    format_share,
+    format_time,
+    write_json,
+    write_line,
+)
+from tusd_py.settings.model import Settings
 
 if TYPE_CHECKING:
     from tusd_workers.status import Status
 
 ABOUT = """\
-Print the state of background jobs: how many uploads are unfinished and due, the last sweeps, the schedule, queues and
-workers. Give it the same options as the server.
+Print the version, the disk, what servers did in the last hour, and the state of background jobs: how many uploads are
+unfinished and due, the last sweeps, the schedule, queues and workers. Give it the same options as the server. Finished uploads
+and the last hour are counted where there are operators (--admin).
 
 The exit code is 1 if there is a problem: no worker, no scheduler, failed jobs, events that failed or have waited for too
 long, no sweep for too long, or an unavailable Redis.
@@ -26,7 +37,13 @@ long, no sweep for too long, or an unavailable Redis.
 
 @subcommand("[--json] [options of serve]", ABOUT)
 @option("--json", "Print JSON.", section="Output", name="as_json")
-def command(as_json: bool) -> int:
+@option(
+    "--color",
+    "Colours: on a terminal (auto) unless NO_COLOR is set, always or never.",
+    section="Output",
+    type=one_word(*COLOUR_CHOICES),
+)
+def command(as_json: bool, color: str | None) -> int:
     """Print the status and return the exit code."""
     settings = read_settings().settings
     # What fails is reported in a line of the command.
@@ -35,21 +52,57 @@ def command(as_json: bool) -> int:
     # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_workers.status import collect  # noqa: PLC0415
 
+    disk = _disk(settings)
     with instance_redis(settings) as url:
         status = collect(settings, url)
     problems = list(status.problems(settings))
     if as_json:
-        write_json({**asdict(status), "problems": problems}, indent=2)
+        known = {"version": __version__, "disk": disk and asdict(disk)}
+        write_json({**known, **asdict(status), "problems": problems}, indent=2)
     else:
-        for line in _lines(status, problems):
+        palette = Palette(color)
+        for line in _lines(status, disk):
             write_line(line)
+        for problem in problems:
+            write_line(palette.paint(f"PROBLEM    {problem}", "red"))
     return 1 if problems else 0
 
 
-def _lines(status: Status, problems: list[str]) -> Iterator[str]:
-    counts = status.registry
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Space where the uploads are, in bytes."""
+
+    free: int
+    total: int
+
+
+def _disk(settings: Settings) -> Disk | None:
+    """The space for uploads; None for a bucket, or a directory that is not there."""
+    if settings.s3_bucket:
+        return None
+    try:
+        usage = shutil.disk_usage(settings.upload_dir)
+    except FileNotFoundError:
+        return None
+    return Disk(usage.free, usage.total)
+
+
+def _lines(status: Status, disk: Disk | None) -> Iterator[str]:
+    counts, activity = status.registry, status.activity
+    yield f"version    {__version__}"
+    if disk is not None:
+        used = format_share(disk.total - disk.free, disk.total)
+        yield f"disk       {format_bytes(disk.free)} of {format_bytes(disk.total)} free, {used} used"
     known = "" if counts.is_whole else " (some may be missing: the next sweep looks at all)"
     yield f"uploads    {counts.known} unfinished, {counts.due} due{known}"
+    if activity.finished is not None:
+        yield f"finished   {activity.finished}, and {activity.parts} parts"
+    if any(activity.hour.values()):
+        rate = format_bytes(activity.hour["bytes"] / 3600)
+        yield (
+            f"last hour  {format_bytes(activity.hour['bytes'])} received ({rate}/s), {activity.hour['created']} created, "
+            f"{activity.hour['finished']} finished, {activity.hour['refused']} refused"
+        )
     for record in status.sweeps:
         yield (
             f"sweep      {record.kind}: {format_time(record.ended)}, {record.ended - record.began:.1f} s; {record.seen} seen, "
@@ -70,5 +123,3 @@ def _lines(status: Status, problems: list[str]) -> Iterator[str]:
     for worker in status.workers:
         job = f" {worker.job}" if worker.job else ""
         yield f"worker     {worker.host} pid {worker.pid}: {worker.state}{job}, heard {worker.heard:.0f} s ago"
-    for problem in problems:
-        yield f"PROBLEM    {problem}"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from tusd_py import logs
 from tusd_py.cli.options import option, read_settings, subcommand
-from tusd_py.cli.output import format_time, write_json, write_line
+from tusd_py.cli.output import clear_line, format_time, waiting, write_json, write_line
 from tusd_py.settings.model import Settings
 
 ABOUT = """\
@@ -43,12 +43,13 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
 
     async def tell(expired: Expired) -> None:
         since = format_time(expired.since)
+        clear_line()
         if as_json:
             write_json({"upload": expired.upload, "bytes": expired.bytes, "expired": since})
         else:
             write_line(f"{expired.upload}  {expired.bytes} bytes, expired {since}")
 
-    async with open_maintenance(settings, may_open=True) as maintenance:
+    async with open_maintenance(settings, may_open=True) as maintenance, waiting("sweeping"):
         report = await maintenance.sweep(
             "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
         )

@@ -1,4 +1,4 @@
-"""`tusd-py uploads`: lists, shows and removes uploads.
+"""`tusd-py uploads`: lists, watches, shows and removes uploads.
 
 Listing reads the storage without locks, whether a server runs or not. Removing needs the upload's lock, so a running server
 that keeps its locks in memory is asked to do it, as for a sweep.
@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import click
 
 from tusd_py import logs
 from tusd_py.cli.instance import check_directories
-from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
+from tusd_py.cli.options import Value, action, one_word, option, read_settings, subcommand, whole
 from tusd_py.cli.output import (
-    Listing,
-    format_age,
+    COLOUR_CHOICES,
+    CommandFailed,
+    Counter,
+    Palette,
     format_time,
-    printable,
     write_fields,
     write_json,
     write_line,
     write_problem,
 )
+from tusd_py.cli.upload_rows import SORTS, STATES, FirstRows, Row, Wanted, watch, write_list
 from tusd_py.service.backends import store_to_read
 from tusd_py.service.instance import reader
 from tusd_py.settings.model import Settings
@@ -40,20 +40,21 @@ from tusd_py.uploads.service import Uploads
 ABOUT = """\
 Print or remove uploads. Give it the same options as the server. The server need not be running.
 
-list prints a page of uploads, ordered by id. show prints everything about the given uploads. rm removes them, finished or
-not, unless a client is writing to them or their record cannot be read. The exit code is 1 if an ID was not found or could
-not be removed.
+list prints a page of uploads, the newest first. watch prints the same list again and again, with rates, until q is pressed.
+show prints everything about the given uploads. rm removes them, finished or not, unless a client is writing to them or their
+record cannot be read. The exit code is 1 if an ID was not found or could not be removed.
 
-With --server a running server does it, by its operators' API (--admin), and list prints the newest uploads first, however many
-there are. Without --token-file this user must be able to read the server's state directory.
+list reads the records of all uploads; with --sort id only those that it prints. With --server a running server does it, by its
+operators' API (--admin), which takes no longer if there are many. Without --token-file this user must be able to read the
+server's state directory.
 """
 
 _PAGE = 100
-_COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER": 12}
+_BATCH = 200
 
 
-@subcommand("list | show ID... | rm ID... [--json] [options of serve]", ABOUT)
-@action("list", "show", "rm")
+@subcommand("list | watch | show ID... | rm ID... [--json] [options of serve]", ABOUT)
+@action("list", "watch", "show", "rm")
 @click.argument("ids", nargs=-1)
 @option(
     "--limit",
@@ -84,11 +85,20 @@ _COLUMNS = {"UPLOAD": 32, "STATE": 9, "OFFSET": 14, "SIZE": 14, "AGE": 8, "OWNER
     section="Server",
     type=Value("FILE"),
 )
+@option("--state", "List only uploads in this state.", section="Output", type=one_word(*STATES))
+@option("--owner", "List only uploads of this owner.", section="Output", type=Value("OWNER"))
 @option(
-    "--state",
-    "With --server, list only these: unfinished, finished, part or expired.",
-    section="Server",
-    type=Value("STATE"),
+    "--sort",
+    "Order of the list. With --server, newest or oldest.",
+    section="Output",
+    type=one_word(*SORTS),
+    note="default newest",
+)
+@option(
+    "--color",
+    "Colours: on a terminal (auto) unless NO_COLOR is set, always or never.",
+    section="Output",
+    type=one_word(*COLOUR_CHOICES),
 )
 @option(
     "--search",
@@ -107,41 +117,50 @@ def command(
     server: str | None,
     token_file: str | None,
     state: str | None,
+    owner: str | None,
+    sort: str | None,
+    color: str | None,
     search: str | None,
     as_json: bool,
 ) -> int:
     """Run the action and return the exit code."""
-    if action == "list" and ids:
-        raise click.UsageError(f'unexpected argument "{ids[0]}"; list lists all')
-    if action != "list" and not ids:
+    if action in ("list", "watch") and ids:
+        raise click.UsageError(f'unexpected argument "{ids[0]}"; {action} lists all')
+    if action in ("show", "rm") and not ids:
         raise click.UsageError(f"give ids of uploads to {action}")
     settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
+    wanted = Wanted(limit or _PAGE, after or "", state, owner, sort or "newest", search or "")
+    palette = Palette(color)
     if server is not None:
         # Imported here, as the usual way does without.
         from tusd_py.cli.operators import RemoteUploads, connect  # noqa: PLC0415
 
-        client = connect(server, token_file, settings.state_dir)
-        remote = RemoteUploads(client, _COLUMNS, as_json=as_json)
+        remote = RemoteUploads(connect(server, token_file, settings.state_dir), as_json=as_json)
+        if action == "watch":
+            return watch(lambda: remote.rows(wanted)[0], palette)
         if action == "list":
-            return remote.list(limit or _PAGE, after or "", state or "all", search or "")
+            return remote.list(wanted, palette)
         return remote.show(ids) if action == "show" else remote.remove(ids)
-    if token_file or state or search:
-        raise click.UsageError("--token-file, --state and --search need --server")
+    if token_file or search:
+        raise click.UsageError("--token-file and --search need --server")
     if action == "rm":
         return asyncio.run(_remove(settings, ids, unreadable=unreadable))
     check_directories(settings)
-    return asyncio.run(_read(settings, action, ids, limit or _PAGE, after or "", as_json=as_json))
+    if action == "watch":
+        return watch(lambda: asyncio.run(_rows(settings, wanted)), palette)
+    if action == "show":
+        return asyncio.run(_show_each(settings, ids, as_json=as_json))
+    rows = asyncio.run(_rows(settings, wanted))
+    write_list(rows, palette, as_json=as_json)
+    if len(rows) == wanted.limit:
+        write_problem(f"continue with --after {rows[-1].id}")
+    return 0
 
 
-async def _read(
-    settings: Settings, action: str, ids: tuple[str, ...], limit: int, after: str, *, as_json: bool
-) -> int:
+async def _show_each(settings: Settings, ids: tuple[str, ...], *, as_json: bool) -> int:
     async with store_to_read(settings) as store:
-        found = _Reader(store, reader(settings, store))
-        if action == "show":
-            return await _show(found, ids, as_json=as_json)
-        return await _list(found, limit, after, as_json=as_json)
+        return await _show(_Reader(store, reader(settings, store)), ids, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,23 +171,61 @@ class _Reader:
     uploads: Uploads
 
 
-async def _list(reader: _Reader, limit: int, after: str, *, as_json: bool) -> int:
-    listing = Listing(
-        _COLUMNS,
-        cells=partial(_cells, reader.uploads),
-        document=partial(_document, reader.uploads),
-        as_json=as_json,
-    )
-    last = ""
-    async for upload in _page(reader, limit, after):
-        listing.write(upload)
-        last = upload.id
-    if listing.count == limit:
-        write_problem(f"continue with --after {last}")
-    return 0
+async def _rows(settings: Settings, wanted: Wanted) -> list[Row]:
+    """Return a page of the list. Raises CommandFailed, StorageError."""
+    async with store_to_read(settings) as store:
+        found = _Reader(store, reader(settings, store))
+        if wanted.sort == "id":
+            return [row async for row in _by_id(found, wanted)]
+        key = SORTS[wanted.sort]
+        after = key(await _last_row(found, wanted.after)) if wanted.after else None
+        first = FirstRows(wanted.limit, key, after=after)
+        async for row in _all(found):
+            if wanted.has(row):
+                first.add(row)
+        return first.found()
 
 
-async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload]:
+async def _last_row(reader: _Reader, upload_id: str) -> Row:
+    """The last upload of the previous page. Raises CommandFailed."""
+    try:
+        return _row(reader.uploads, await reader.uploads.load(upload_id))
+    except StorageError:
+        raise CommandFailed(
+            f"--after {json.dumps(upload_id)}: there is no such upload any more; begin again without --after"
+        ) from None
+
+
+async def _all(reader: _Reader) -> AsyncIterator[Row]:
+    """Yield the rows of all uploads that can be read, and tell of the others."""
+    progress = Counter("uploads read")
+    batch: list[str] = []
+
+    async def rows() -> AsyncIterator[Row]:
+        for upload in await reader.uploads.load_each(batch):
+            if isinstance(upload, Upload):
+                yield _row(reader.uploads, upload)
+            elif not isinstance(upload, UploadNotFound | UploadGone):
+                progress.clear()
+                write_problem(f"{upload}")
+        progress.add(len(batch))
+        batch.clear()
+
+    async for upload_id in reader.store.ids(_tell_skipped):
+        batch.append(upload_id)
+        if len(batch) == _BATCH:
+            async for row in rows():
+                yield row
+    async for row in rows():
+        yield row
+    progress.clear()
+
+
+def _tell_skipped(path: str, problem: Exception) -> None:
+    write_problem(f"{printable_path(path)} is skipped: {problem}")
+
+
+async def _by_id(reader: _Reader, wanted: Wanted) -> AsyncIterator[Row]:
     """Yield a page of uploads, ordered by id, holding no more than a page of ids in memory."""
     reported = set[str]()
 
@@ -176,28 +233,37 @@ async def _page(reader: _Reader, limit: int, after: str) -> AsyncIterator[Upload
         # The whole storage is scanned for each page.
         if path not in reported:
             reported.add(path)
-            write_problem(f"{printable_path(path)} is skipped: {problem}")
+            _tell_skipped(path, problem)
 
+    limit, after = wanted.limit, wanted.after
     while limit > 0:
-        # A heap of the smallest ids so far, the largest on top.
-        heap: list[_Reversed] = []
-        async for upload_id in reader.store.ids(report_skipped):
-            if upload_id > after:
-                if len(heap) < limit:
-                    heapq.heappush(heap, _Reversed(upload_id))
-                elif upload_id < heap[0].text:
-                    heapq.heapreplace(heap, _Reversed(upload_id))
-        if not heap:
+        ids = await _smallest(reader.store.ids(report_skipped), after, limit)
+        if not ids:
             return
-        for upload_id in sorted(each.text for each in heap):
+        for upload_id in ids:
             after = upload_id
             # Not by its id alone: another server's record may be named otherwise.
             [upload] = await reader.uploads.load_each([upload_id])
             if isinstance(upload, Upload):
-                limit -= 1
-                yield upload
+                row = _row(reader.uploads, upload)
+                if wanted.has(row):
+                    limit -= 1
+                    yield row
             elif not isinstance(upload, UploadNotFound | UploadGone):
                 write_problem(f"{upload}")
+
+
+async def _smallest(ids: AsyncIterator[str], after: str, limit: int) -> list[str]:
+    """The smallest ids that are larger than `after`, in order."""
+    # A heap of the smallest so far, the largest on top.
+    heap: list[_Reversed] = []
+    async for upload_id in ids:
+        if upload_id > after:
+            if len(heap) < limit:
+                heapq.heappush(heap, _Reversed(upload_id))
+            elif upload_id < heap[0].text:
+                heapq.heapreplace(heap, _Reversed(upload_id))
+    return sorted(each.text for each in heap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +296,8 @@ async def _show(reader: _Reader, ids: tuple[str, ...], *, as_json: bool) -> int:
             missing += 1
             write_problem(f"there is no upload {json.dumps(upload_id)}")
         except StorageError as problem:
+            if isinstance(problem.__cause__, PermissionError):
+                raise
             missing += 1
             write_problem(f"{json.dumps(upload_id)}: {problem}")
     return 1 if missing else 0
@@ -258,11 +326,13 @@ def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
         "offset": upload.offset,
         "size": upload.length,
         "owner": info.owner,
+        "name": _name(info.metadata),
         "created": format_time(info.created_at),
         "changed": format_time(upload.changed_at),
         "finished": None if info.finished_at is None else format_time(info.finished_at),
         "expires": None if expires is None else format_time(expires),
         "parts": list(info.parts),
+        "path": info.finished_path or None,
     }
 
 
@@ -270,12 +340,23 @@ def _state(uploads: Uploads, upload: Upload) -> str:
     return name_of(uploads.state_of(upload), upload)
 
 
-def _cells(uploads: Uploads, upload: Upload) -> tuple[str, ...]:
-    age = format_age(time.time() - upload.changed_at)
-    size = "-" if upload.length is None else str(upload.length)
-    owner = printable(upload.info.owner) or "-"
-    upload_id = printable(upload.id)
-    return upload_id, _state(uploads, upload), str(upload.offset), size, age, owner
+def _row(uploads: Uploads, upload: Upload) -> Row:
+    info, document = upload.info, _document(uploads, upload)
+    return Row(
+        upload.id,
+        _state(uploads, upload),
+        upload.offset,
+        upload.length,
+        info.created_at,
+        upload.changed_at,
+        info.owner,
+        _name(info.metadata),
+        document,
+    )
+
+
+def _name(metadata: Mapping[str, bytes]) -> str:
+    return (metadata.get("filename") or metadata.get("name") or b"").decode("utf-8", "replace")
 
 
 def _metadata(upload: Upload) -> dict[str, str]:

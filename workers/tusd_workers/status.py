@@ -15,8 +15,10 @@ from tusd_py.jobs.connection import connect, refused_commands
 from tusd_py.jobs.inspection import WorkerStatus
 from tusd_py.jobs.queues import DELIVERY
 from tusd_py.jobs.status import QueueStatus
-from tusd_py.redis import Keys
+from tusd_py.redis import Keys, RedisClient
 from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
+from tusd_py.redis.live import COUNTED, LiveBoard
+from tusd_py.redis.upload_list import UploadList
 from tusd_py.service.backends import redis_client, store_to_read
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import OutboxCounts
@@ -42,6 +44,18 @@ class EventsStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What servers did lately, as far as they keep count of it: where there are operators, or a Redis of one's own.
+
+    finished, parts: uploads in these states; None if not counted. hour: counts of the last hour, by `live.COUNTED`.
+    """
+
+    finished: int | None
+    parts: int | None
+    hour: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of all jobs of an instance.
 
@@ -58,6 +72,7 @@ class Status:
     events: EventsStatus
     refused: list[str]
     """Required commands that the Redis user may not run."""
+    activity: Activity
 
     def problems(self, settings: Settings) -> Iterator[str]:
         """Yield what an operator has to attend to."""
@@ -85,7 +100,7 @@ def collect(settings: Settings, url: str) -> Status:
     prefix = settings.redis_prefix
     with connect(url) as connection:
         looked = connection.get(Keys(prefix).scheduler())
-        counts, sweeps = asyncio.run(_registry(settings, url))
+        counts, sweeps, activity = asyncio.run(_registry(settings, url))
         return Status(
             registry=counts,
             sweeps=sweeps,
@@ -95,17 +110,30 @@ def collect(settings: Settings, url: str) -> Status:
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
             events=_events(settings, connection),
             refused=[name for name, _ in refused_commands(connection, prefix)],
+            activity=activity,
         )
 
 
-async def _registry(settings: Settings, url: str) -> tuple[RegistryCounts, list[SweepRecord]]:
+async def _registry(
+    settings: Settings, url: str
+) -> tuple[RegistryCounts, list[SweepRecord], Activity]:
     redis = redis_client(settings, url)
     await redis.start()
     try:
         registry = DueIndex(redis)
-        return await registry.counts(time.time()), await registry.sweeps()
+        now = time.time()
+        return await registry.counts(now), await registry.sweeps(), await _activity(redis, now)
     finally:
         await redis.stop()
+
+
+async def _activity(redis: RedisClient, now: float) -> Activity:
+    listed = await UploadList(redis).counts(now)
+    periods = await LiveBoard(redis).hour(now)
+    hour = {name: sum(period[name] for period in periods) for name in COUNTED}
+    if not listed.is_whole:
+        return Activity(None, None, hour)
+    return Activity(listed.finished, listed.parts, hour)
 
 
 async def _events_kept(settings: Settings) -> OutboxCounts:
