@@ -7,9 +7,11 @@ WORKDIR /build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/tusd-py
 # What changes seldom first: these layers are made anew only when a version changes.
-COPY requirements/build.txt requirements/node.txt requirements/runtime.txt requirements/
+# otel: with OpenTelemetry (docs/monitoring.md).
+ARG REQUIREMENTS=runtime
+COPY requirements/build.txt requirements/node.txt requirements/runtime.txt requirements/otel.txt requirements/
 RUN python -m pip install --require-hashes -r requirements/build.txt -r requirements/node.txt \
-    && /opt/tusd-py/bin/pip install --require-hashes -r requirements/runtime.txt
+    && /opt/tusd-py/bin/pip install --require-hashes -r requirements/${REQUIREMENTS}.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY tusd_py tusd_py
 COPY hooks hooks

@@ -120,7 +120,8 @@ url-session: $(DEV)
 	$(PY) -m tests.ietf.url_session $(ARGS)
 endif
 
-# With the extras for S3 and traces, so that `make serve` and the image can use a bucket and send traces.
+# With the extra for S3, so that `make serve` and the image can use a bucket. Traces are apart: where they are installed, the
+# Redis client loads them, whether they are configured or not.
 # The later files are held to the versions of the earlier ones, so that one environment can take all three.
 LOCK := build/lock
 UV = $(LOCK)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes \
@@ -132,8 +133,9 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		> $(LOCK)/build.in
 	$(UV) --no-annotate $(LOCK)/build.in -o requirements/build.txt
-	$(UV) -c requirements/build.txt pyproject.toml --extra s3 --extra otel -o requirements/runtime.txt
-	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --extra s3 --extra otel --group dev -o requirements/dev.txt
+	$(UV) -c requirements/build.txt pyproject.toml --extra s3 -o requirements/runtime.txt
+	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --extra s3 --group dev -o requirements/dev.txt
+	$(UV) -c requirements/dev.txt --no-annotate pyproject.toml --extra s3 --extra otel -o requirements/otel.txt
 	$(UV) --group node -o requirements/node.txt
 	$(UV) --no-annotate bench/peers/python/requirements.in -o bench/peers/python/requirements.txt
 	rm -rf $(LOCK)

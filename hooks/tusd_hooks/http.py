@@ -22,7 +22,7 @@ from yarl import URL
 
 from tusd_hooks import wire
 from tusd_hooks.wire import MalformedAnswer, WireHooks
-from tusd_py import logs
+from tusd_py import logs, tracing
 from tusd_py.auth.http_client import USER_AGENT, proxy_for, without_credentials
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.model import Settings
@@ -152,6 +152,7 @@ class HTTPHooks(WireHooks):
         body = wire.request_document(event, wire.Storage.of(self._settings))
         headers = {
             **to.headers,
+            **tracing.passed_on(event.request.headers),
             **self._forwarded(event.request.headers),
             "User-Agent": USER_AGENT,
             "Accept": "application/json",
@@ -258,7 +259,8 @@ def _forwarded(names: Iterable[str]) -> Callable[[Mapping[str, str]], dict[str, 
     for name in names:
         if name.lower() in _NOT_FORWARDED:
             logger.warning("--hooks-http-forward-headers: %s cannot be forwarded", name)
-        else:
+        # Those of a trace are sent anyway.
+        elif name.lower() not in tracing.FIELDS:
             wanted.append((name, name.lower()))
 
     def pick(headers: Mapping[str, str]) -> dict[str, str]:

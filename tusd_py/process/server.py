@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from tusd_py import logs
+from tusd_py import logs, tracing
 from tusd_py.events.model import HookError
 from tusd_py.process import unix_socket
 from tusd_py.process.sidecars import Children
@@ -173,6 +173,7 @@ def _serve(
 
     _tune_garbage_collector()
     _tune_allocator()
+    stop_traces = tracing.export_by_environment()
     server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
     try:
         server.run(sockets)
@@ -181,6 +182,9 @@ def _serve(
             raise
         sys.stderr.write(f"tusd-py serve: {site.failure}\n")
         return EXIT_UNUSABLE
+    finally:
+        if stop_traces is not None:
+            stop_traces()
     return 0
 
 

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tusd_py import logs
+from tusd_py import logs, tracing
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
@@ -121,6 +121,7 @@ class TusApp:
         self._slot: Slot | None = None
         self._metrics_are_mounted = False
         self._endpoint: TusEndpoint | None = None
+        self._traces: tracing.Traces | None = None
         self._background: list[asyncio.Task[None]] = []
         self._admin_place: AdminPlace | None = None
         self._admin: AdminApp | None = None
@@ -223,6 +224,7 @@ class TusApp:
             if self._endpoint is None:
                 await asyncio.to_thread(self.open)
             await self.instance.start()
+            self._traces = tracing.of_process()
             if self._sharing is Sharing.SIBLING and self.settings.redis_url is None:
                 self._leadership = Leadership(self.settings.state_dir)
             self._create_gauges()
@@ -406,7 +408,10 @@ class TusApp:
 
     def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
         """Answers a request for uploads, as a call does; for whoever has started it."""
-        return cast(TusEndpoint, self._endpoint)(scope, receive, send)
+        endpoint = cast(TusEndpoint, self._endpoint)
+        if self._traces is None:
+            return endpoint(scope, receive, send)
+        return _traced(endpoint, self._traces, scope, receive, send)
 
     async def check(self) -> str | None:
         """None if uploads can be stored now, else what is wrong, for the log."""
@@ -485,6 +490,14 @@ class Site:
         if self._has_pages and path.startswith(ASSETS):
             return False
         return path.startswith(self._base) or path == self._base[:-1]
+
+
+async def _traced(
+    endpoint: TusEndpoint, traces: tracing.Traces, scope: Scope, receive: Receive, send: Send
+) -> None:
+    fields = tracing.fields_of(scope["headers"])
+    with traces.of_request(scope["method"], scope["path"], fields) as trace:
+        await endpoint({**scope, tracing.SCOPE_KEY: trace}, receive, send)
 
 
 def _has_body(scope: Scope) -> bool:

@@ -28,13 +28,14 @@ from starlette.types import Receive, Scope, Send
 from tusd_py import logs
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import RefusedByHook, RequestView
-from tusd_py.metrics.counters import Counters
+from tusd_py.metrics.counters import METHODS, OTHER_METHOD, Counters
 from tusd_py.protocol import concat, errors, ietf, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
 from tusd_py.storage.errors import is_exhausted
+from tusd_py.tracing import SCOPE_KEY, RequestTrace
 from tusd_py.uploads.failures import exhausted
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
@@ -130,6 +131,7 @@ class TusEndpoint:
             ),
             exchange=exchange,
             request_id=_request_id(headers),
+            trace=scope.get(SCOPE_KEY),
         )
         try:
             response = await self._answer(request)
@@ -381,7 +383,9 @@ class TusEndpoint:
             method=request.method,
             path=f"{request.scope['path']}?{query}" if query else request.scope["path"],
             client=request.external.client,
-            headers=request.headers,
+            headers=request.headers
+            if request.trace is None
+            else request.trace.passed_on(request.headers),
             collection_url=self._collection_url(request),
             principal=request.principal,
         )
@@ -512,6 +516,8 @@ class TusEndpoint:
             self._counters.body(request.body.way)
         if response.code is not None:
             self._counters.error(response.status, response.code)
+        if request.trace is not None:
+            self._end_trace(request.trace, request, response, protocol)
         logs.event(
             logger,
             # A large upload is many of them; the log tells when it was created and finished.
@@ -527,6 +533,30 @@ class TusEndpoint:
             code=response.code,
             client=request.external.client,
             request_id=request.request_id,
+            trace=None if request.trace is None else request.trace.id,
+        )
+
+    def _end_trace(
+        self, trace: RequestTrace, request: Request, response: Response, protocol: str
+    ) -> None:
+        base = self._options.base_path
+        details: dict[str, str | int] = {
+            "tus.protocol": protocol,
+            "tus.request.bytes": request.body.received,
+            "tusd_py.request_id": request.request_id,
+        }
+        if request.upload_id:
+            details["tus.upload.id"] = request.upload_id
+        # A hook may have set the field to anything.
+        if (offset := response.headers.get("Upload-Offset", "")).isdecimal():
+            details["tus.upload.offset"] = int(offset)
+        is_upload = request.route.startswith(base) and request.route != base
+        trace.answered(
+            route=f"{base}{{id}}" if is_upload else request.route,
+            method=request.method if request.method in METHODS else OTHER_METHOD,
+            status=response.status,
+            code=response.code,
+            details=details,
         )
 
 

@@ -13,6 +13,7 @@ from tusd_py.events.model import HookResponse
 from tusd_py.protocol import ietf
 from tusd_py.protocol.headers import Headers
 from tusd_py.storage.base import Reader
+from tusd_py.tracing import RequestTrace
 from tusd_py.web.download import DownloadPlan
 from tusd_py.web.http.exchange import Exchange
 from tusd_py.web.proxy_headers import External
@@ -27,7 +28,7 @@ class Request:
     """One request.
 
     route: the path below the place where the endpoint is mounted. version: of Resumable Uploads for HTTP; None for a request of
-    tus, or of either protocol.
+    tus, or of either protocol. trace: its span, where requests are traced.
     """
 
     scope: Scope
@@ -39,6 +40,7 @@ class Request:
     body: RequestBody
     exchange: Exchange | None
     request_id: str
+    trace: RequestTrace | None = None
     upload_id: str = ""
     principal: Principal = ANYBODY
     version: ietf.Version | None = None
