@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +48,16 @@ def example(page: str) -> str:
     return next(block for block in blocks(page, "python") if "app.mount" in block)
 
 
+@pytest.fixture
+def typed(tmp_path: Path) -> list[Path]:
+    """The examples of README and page with what type checkers have to know."""
+    found: list[Path] = []
+    for number, page in enumerate(("README.md", "docs/mounting.md")):
+        found.append(tmp_path / f"example{number}.py")
+        found[-1].write_text(f"from pathlib import Path\n{example(page)}{_TYPED}")
+    return found
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/mounting.md"])
 @pytest.mark.parametrize("flags", [(), ("--http", "tusd_py:UploadProtocol")])
 def test_uploads_in_a_fastapi_application(
@@ -61,14 +74,10 @@ def test_uploads_in_a_fastapi_application(
     assert (tmp_path / "uploads" / upload_id).read_bytes() == source.read_bytes()
 
 
-def test_type_checkers_know_settings_without_a_plugin(tmp_path: Path) -> None:
-    examples: list[str] = []
-    for page in ("README.md", "docs/mounting.md"):
-        examples.append(f"example{len(examples)}.py")
-        (tmp_path / examples[-1]).write_text(f"from pathlib import Path\n{example(page)}{_TYPED}")
+def test_mypy_knows_settings_without_a_plugin(typed: list[Path], tmp_path: Path) -> None:
     (tmp_path / "mypy.ini").write_text(_MYPY)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", "cache", *examples],
+        [sys.executable, "-m", "mypy", "--cache-dir", "cache", *typed],
         cwd=tmp_path,
         env=environment({"MYPYPATH": str(ROOT)}),
         capture_output=True,
@@ -76,3 +85,45 @@ def test_type_checkers_know_settings_without_a_plugin(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_pyright_knows_settings(typed: list[Path], tmp_path: Path) -> None:
+    """README's example alone, as pyright reads all of FastAPI and pydantic."""
+    node, pyright = shutil.which("node"), ROOT / "tests/clients/node/node_modules/pyright/index.js"
+    if node is None or not pyright.exists():
+        reason = "pyright is not installed; make test installs it where there are Node and npm"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    configuration = {
+        "include": [typed[0].name],
+        "typeCheckingMode": "strict",
+        # Or what mypy is told to ignore would be ignored whether it is wrong or not.
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        # What a test of types is made of.
+        "reportUnusedExpression": "none",
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(configuration))
+    done = subprocess.run(
+        [str(node), str(pyright), "--pythonpath", sys.executable],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx`")
+def test_the_other_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be loaded, and its test passes."""
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    for code in blocks("docs/mounting.md", "python")[1:]:
+        if "@asynccontextmanager" not in code:
+            exec(compile(code, "mounting.md", "exec"), found)
+    test = found["test_upload"]
+    assert callable(test)
+    test(tmp_path / "uploads")
