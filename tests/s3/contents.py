@@ -36,10 +36,10 @@ class Contents:
         session.set_credentials(ACCESS_KEY, SECRET_KEY)
         self._client = session.create_client("s3", endpoint_url=server.endpoint, region_name=REGION)
 
-    def keys(self) -> set[str]:
-        """All keys, without the prefix."""
+    def keys(self, *, below: str = "") -> set[str]:
+        """All keys, without the prefix. below: what they begin with behind it."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=BUCKET, Prefix=self.prefix
+            Bucket=BUCKET, Prefix=self.prefix + below
         )
         return {
             each["Key"][len(self.prefix) :] for page in pages for each in page.get("Contents", ())

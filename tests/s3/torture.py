@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
+from redis import Redis
+
 from tests.crash.fleet import MIB, Broken, Client, Fleet, Upload
 from tests.s3 import servers
 from tests.s3.contents import Contents
@@ -35,6 +37,7 @@ from tests.support.server import PROGRAM, ServerProcess, environment
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tests.support.wire import Response
+from tusd_py.redis import Keys
 
 RATE = 0.2
 """Share of the requests to the bucket that meet a fault."""
@@ -44,6 +47,8 @@ LIFE = (0.5, 3.0)
 _NOISE = random.Random(18).randbytes(16 * MIB)
 _AGAIN = {"ERR_UNAVAILABLE", "ERR_UPLOAD_LOCKED", "ERR_LOCKED", "ERR_UPLOAD_INTERRUPTED"}
 """Codes of responses after which a client asks for the offset and goes on."""
+STUCK_SECONDS = 120.0
+"""Time in which workers deliver at least one event."""
 STAYS = (".tusd-py/gone/", ".tusd-py/finals/", ".tusd-py/swept", ".tusd-py/awaiting/")
 
 
@@ -174,6 +179,7 @@ class Torture:
         self.directory = directory
         store = servers.shared("seaweedfs")
         redis = stack.enter_context(RedisServer(directory / "redis"))
+        self.redis = stack.enter_context(Redis.from_url(redis.url))
         self.proxy = stack.enter_context(FaultProxy(store.address))
         prefix = f"{uuid4().hex}/"
         self.contents = Contents(store, prefix)
@@ -194,6 +200,7 @@ class Torture:
         self.servers = Servers(directory, self.flags, self.env)
         stack.callback(self.servers.close)
         self.swarm = Swarm(seed, self.servers, self.proxy)
+        self.delivered = "no events delivered"
 
     def run(self, faults: int, limit: float) -> None:
         """Inject so many faults, and let the clients come to their ends. limit: seconds for each."""
@@ -210,16 +217,49 @@ class Torture:
             self.proxy.inject(seed=self.seed, rate=0.0)
             swarm.finish(limit)
             assert not swarm.failures, "\n".join(swarm.failures)
+        self._check_bytes()
+        self._settle()
         self._check_events()
         self._check_contents()
 
-    def _check_events(self) -> None:
-        """Workers deliver all events: of each finish and each removal that clients know of."""
-        worker = Job("worker", *self.flags, env=self.env)
+    def _check_bytes(self) -> None:
+        tus: Tus = self.servers.any(random.Random(1)).client()
+        for upload in self.swarm.kept:
+            assert tus.get(upload.path).body == bytes(upload.content), upload.path
+
+    def _settle(self) -> None:
+        """Expire what no client was told of, and deliver all events.
+
+        The former comes first: a server that was killed before a finish has recorded its event, which waits for the upload
+        to be finished after all, and goes with it.
+        """
+        locks = f"{Keys().prefix}lock:*"
+        wait_until(lambda: not self.redis.keys(locks), "the leases of killed servers to end")
+        self._sweep()
+        began, events = time.monotonic(), len(self._waiting())
+        jobs = [Job(name, *self.flags, env=self.env) for name in ("worker", "scheduler")]
         try:
-            wait_until(lambda: not self._waiting(), "the delivery of all events", 120)
+            self._await_delivery()
         finally:
-            worker.close()
+            for job in jobs:
+                job.close()
+        self.delivered = f"{events} events delivered in {time.monotonic() - began:.0f} s"
+
+    def _await_delivery(self) -> None:
+        """Wait until nothing is left in the outbox, for as long as it gets less."""
+        waiting = self._waiting()
+        deadline = time.monotonic() + STUCK_SECONDS
+        while waiting:
+            assert time.monotonic() < deadline, f"nobody delivers {sorted(waiting)}"
+            # A look is a request to the store, which is busy with the delivery.
+            time.sleep(0.3)
+            left = self._waiting()
+            if len(left) < len(waiting):
+                deadline = time.monotonic() + STUCK_SECONDS
+            waiting = left
+
+    def _check_events(self) -> None:
+        """Somebody was told of each finish and each removal that clients know of."""
         lines = [json.loads(line) for line in self.events.read_text().splitlines()]
         told = {(line["type"], line["upload"]) for line in lines}
         for name in self.swarm.deleted:
@@ -227,19 +267,14 @@ class Torture:
         for name in self.swarm.finished:
             assert ("post-finish", name) in told, f"nobody was told that {name} was finished"
 
-    def _waiting(self) -> bool:
-        found = self.contents.keys()
-        return any(key.startswith(".tusd-py/outbox/") for key in found)
+    def _waiting(self) -> set[str]:
+        """The keys of the events in the outbox."""
+        return self.contents.keys(below=".tusd-py/outbox/")
 
     def _check_contents(self) -> None:
         # Parts expire like unfinished uploads once they are joined.
         partials = {upload.id for upload in self.swarm.kept if upload.id not in self.swarm.finished}
         kept = {upload.id for upload in self.swarm.kept} - partials
-        tus: Tus = self.servers.any(random.Random(1)).client()
-        for upload in self.swarm.kept:
-            assert tus.get(upload.path).body == bytes(upload.content), upload.path
-        # What no client was told of is unfinished, and expires at once.
-        self._sweep()
         self.contents.tidy()
         found = self.contents.keys()
         left = {key for key in found if not key.startswith(STAYS)}
@@ -276,7 +311,8 @@ class Torture:
         return (
             f"seed {self.seed}: {injected.total()} faults ({kinds}) in {self.proxy.requests.total()} requests, "
             f"{self.servers.kills} kills, {tally.uploads} uploads, {tally.bytes_verified / 1e6:.0f} MB verified, "
-            f"{tally.broken} broken connections, {tally.corrupt} corrupt chunks, told to come again: {self.swarm.seen.codes}"
+            f"{tally.broken} broken connections, {tally.corrupt} corrupt chunks, told to come again: {self.swarm.seen.codes}, "
+            f"{self.delivered}"
         )
 
 
