@@ -21,7 +21,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.s3.warm"])
 
 
-def _serve(flags: tuple[str, ...], env: dict[str, str], log: str) -> None:
+def _run(arguments: tuple[str, ...], env: dict[str, str], log: str) -> None:
     os.environ.clear()
     os.environ.update(env)
     with Path(log).open("ab", buffering=0) as file:
@@ -29,27 +29,53 @@ def _serve(flags: tuple[str, ...], env: dict[str, str], log: str) -> None:
         os.dup2(file.fileno(), 2)
     from tusd_py.cli import main
 
-    sys.argv = ["tusd-py", "serve", *flags]
+    sys.argv = ["tusd-py", *arguments]
     raise SystemExit(main())
 
 
-class ForkedServer:
+class ForkedCommand:
+    """A command with its log below `directory`. arguments: its name, and its options."""
+
+    def __init__(self, directory: Path, *arguments: str, env: Mapping[str, str]) -> None:
+        directory.mkdir(parents=True)
+        self._log = directory / "log"
+        self._process = _context.Process(
+            target=_run, args=(arguments, environment(env), str(self._log))
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def kill9(self) -> None:
+        """Send SIGKILL, and wait for the end."""
+        if self._process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self._process.join(START_TIMEOUT)
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._process.join(START_TIMEOUT)
+        assert self.has_ended, self.log()
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+
+class ForkedServer(ForkedCommand):
     """A server on a free port with its directory and its log below `directory`."""
 
     base_path = "/files/"
 
     def __init__(self, directory: Path, *flags: str, env: Mapping[str, str]) -> None:
-        directory.mkdir(parents=True)
-        self._log = directory / "log"
-        self._process = _context.Process(
-            target=_serve,
-            args=(
-                ("--upload-dir", str(directory / "uploads"), "--port", "0", *flags),
-                environment(env),
-                str(self._log),
-            ),
-        )
-        self._process.start()
+        place = ("--upload-dir", str(directory / "uploads"), "--port", "0")
+        super().__init__(directory, "serve", *place, *flags, env=env)
         self.port = 0
 
     def wait_until_up(self) -> None:
@@ -71,20 +97,6 @@ class ForkedServer:
     def address(self) -> tuple[str, int]:
         return ("127.0.0.1", self.port)
 
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def kill9(self) -> None:
-        """Send SIGKILL, and wait for the end."""
-        if self._process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
-        self._process.join(START_TIMEOUT)
-
     def client(self) -> Tus:
         """A client that needs no more of its server than an address."""
         return Tus(cast(ServerProcess, self))
-
-    def log(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""

@@ -279,6 +279,10 @@ class Hold:
     def matches(self, exchange: Exchange) -> bool:
         return exchange.operation == self.operation and self._has_key(exchange.key) is not None
 
+    @property
+    def is_reached(self) -> bool:
+        return self._reached.is_set()
+
     def wait(self) -> None:
         """Wait until the request is there."""
         assert self._reached.wait(WAIT), f"no {self.operation} came"

@@ -19,12 +19,13 @@ import pytest
 
 from tests.s3.conftest import shared
 from tests.s3.contents import Contents
-from tests.s3.forked import ForkedServer
+from tests.s3.forked import ForkedCommand, ForkedServer
 from tests.s3.proxies import FaultProxy, Hold
 from tests.s3.servers import BUCKET, ENVIRONMENT
 from tests.support.events import HOOK_FILE
 from tests.support.redis import RedisServer
 from tests.support.tus import Tus, checksum, id_of, path_of
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(300)]
 
@@ -43,7 +44,9 @@ STAYS = (
 )
 """Keys of what is kept for some time: events that no worker takes here, tombstones, marks, what killed servers tried out."""
 
-Doing = Literal["create", "begin", "finish", "small", "verified", "join", "join small", "remove"]
+Doing = Literal[
+    "create", "begin", "finish", "small", "verified", "join", "join small", "remove", "expire"
+]
 
 RECORD, TAIL, EVENT = r"\.info$", r"\.part$", r"\.tusd-py/outbox/"
 DATA = r"/[0-9a-f]{32}$"
@@ -114,6 +117,18 @@ STEPS = [
 ]
 
 
+EXPIRY_STEPS = [
+    Step("expire", "PutObject", EVENT, "after"),
+    Step("expire", "PutObject", r"\.tusd-py/removing/", "after"),
+    Step("expire", "PutObject", r"\.tusd-py/gone/", "after"),
+    Step("expire", "DeleteObject", RECORD, "after"),
+    Step("expire", "AbortMultipartUpload", DATA, "after"),
+    Step("expire", "DeleteObject", DATA, "after"),
+    Step("expire", "DeleteObject", TAIL, "after"),
+]
+"""A sweep sends one of these requests after the other: before one is after the one above it."""
+
+
 class Place:
     """A bucket's prefix with a server that goes on, and others that are killed, all by way of one proxy."""
 
@@ -122,10 +137,13 @@ class Place:
         prefix = f"{uuid4().hex}/"
         self.contents = Contents(shared("seaweedfs"), prefix)
         self._directory = directory
+        expired = directory / "expired.py"
+        expired.write_text("def post_expire(event):\n    pass\n")
         self._flags = (
             *("--s3-bucket", BUCKET, "--s3-endpoint", proxy.endpoint, "--s3-part-size", "5MiB"),
             *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
-            *("--redis-url", redis.url, "--lock-lease", "5s", "--hook", str(HOOK_FILE)),
+            *("--redis-url", redis.url, "--lock-lease", "5s"),
+            *("--hook", str(HOOK_FILE), "--hook", str(expired)),
         )
         self._env = {
             **ENVIRONMENT,
@@ -144,9 +162,16 @@ class Place:
         return server
 
     def _started(self) -> ForkedServer:
+        return ForkedServer(self._new_directory(), *self._flags, env=self._env)
+
+    def sweep(self) -> ForkedCommand:
+        """A sweep of another process, to which everything unfinished has expired."""
+        flags = ("--force", "--expire-after", "1ms", *self._flags)
+        return ForkedCommand(self._new_directory(), "sweep", *flags, env=self._env)
+
+    def _new_directory(self) -> Path:
         self._number += 1
-        directory = self._directory / f"server-{self._number}"
-        return ForkedServer(directory, *self._flags, env=self._env)
+        return self._directory / f"process-{self._number}"
 
     def close(self) -> None:
         self._other.kill9()
@@ -188,6 +213,58 @@ def test_a_server_is_killed_at(step: Step, place: Place) -> None:
     assert left == case.stays()
     assert place.contents.pending() <= {name for name in left if f"{name}.info" in left}
     case.clean(place.other)
+
+
+@pytest.mark.parametrize("step", EXPIRY_STEPS, ids=str)
+def test_a_sweep_is_killed_at(step: Step, place: Place) -> None:
+    before = place.contents.keys()
+    path = Remove(place).path
+    with holds(place.proxy, step) as hold:
+        sweep_up_to(hold, place).kill9()
+    assert_expired(place, path)
+    place.contents.tidy()
+    left = {key for key in place.contents.keys() - before if not key.startswith(STAYS)}
+    assert left == set()
+    assert place.contents.pending() == set()
+
+
+def test_a_sweep_completes_a_finish_whose_event_was_recorded(place: Place) -> None:
+    """Its server was killed between the two, and no client asks for the upload again."""
+    case = Small(place)
+    server = place.victim()
+    with place.proxy.hold("PutObject", EVENT, after=True, skip=1) as hold:
+        request = threading.Thread(target=quietly, args=(lambda: case.attempt(server.client()),))
+        request.start()
+        hold.wait()
+        server.kill9()
+    request.join(60)
+
+    def is_finished() -> bool:
+        place.sweep().wait()
+        return place.other.get(case.path).status == 200
+
+    wait_until(is_finished, "a sweep to finish it")
+    case.check(place.other, place.contents)
+    case.clean(place.other)
+
+
+def sweep_up_to(hold: Hold, place: Place) -> ForkedCommand:
+    """A sweep that stands still. Those before it may have got no lock, as for some time in a new Redis."""
+    sweep = place.sweep()
+    wait_until(lambda: hold.is_reached or sweep.has_ended, "a sweep")
+    return sweep if hold.is_reached else sweep_up_to(hold, place)
+
+
+def assert_expired(place: Place, path: str) -> None:
+    """The next sweeps remove an upload, whoever began that, and tell of it once."""
+
+    def is_gone() -> bool:
+        place.sweep().wait()
+        return place.other.head(path).status == 410
+
+    # A killed process may still hold a lock.
+    wait_until(is_gone, "the upload to expire")
+    assert place.contents.events(id_of(path)) == ["post-create", "post-expire"]
 
 
 def test_nothing_is_left_in_the_end(place: Place) -> None:
