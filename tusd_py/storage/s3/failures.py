@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import cast
 
 from botocore import exceptions
@@ -18,6 +21,7 @@ from tusd_py.storage.s3.object_store import (
     StoreUnavailable,
 )
 
+_SKEWED = "RequestTimeTooSkewed"
 _NOT_FOUND = {"NoSuchKey", "NoSuchUpload", "NotFound", "404"}
 _MISCONFIGURED = {
     "NoSuchBucket": "there is no such bucket",
@@ -28,7 +32,7 @@ _MISCONFIGURED = {
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not valid",
     "InvalidClientTokenId": "the access key is not known there",
-    "RequestTimeTooSkewed": "this machine's clock differs too much from the store's",
+    _SKEWED: "this machine's clock differs too much from the store's",
     "AuthorizationHeaderMalformed": "the region is wrong",
     "PermanentRedirect": "the bucket is in another region or at another endpoint",
     "TemporaryRedirect": "the bucket is in another region or at another endpoint",
@@ -98,6 +102,8 @@ def _of_response(problem: ClientError, request: str) -> ObjectStoreError:
     status = int(str(about.get("HTTPStatusCode", 0)))
     request_id = str(about.get("RequestId", ""))
     reason = _MISCONFIGURED.get(code) or without_secrets(str(error.get("Message", "")))
+    if code == _SKEWED:
+        reason = _skew(about.get("HTTPHeaders")) or reason
     named = f", request id {request_id}" if request_id else ""
     return _kind(code, status)(
         f"{request}: {reason} ({code}, status {status}{named})",
@@ -105,6 +111,17 @@ def _of_response(problem: ClientError, request: str) -> ObjectStoreError:
         status=status,
         request_id=request_id,
     )
+
+
+def _skew(headers: object) -> str:
+    """The difference of the clocks by the response's Date, and what to do; empty if that tells nothing."""
+    date = headers.get("date") if isinstance(headers, Mapping) else None
+    try:
+        skew = parsedate_to_datetime(str(date)).timestamp() - time.time()
+    except ValueError:
+        return ""
+    side = "behind" if skew > 0 else "ahead of"
+    return f"this machine's clock is {abs(skew):.0f} seconds {side} the store's, which refuses requests: set it, best by NTP"
 
 
 def _kind(code: str, status: int) -> type[ObjectStoreError]:

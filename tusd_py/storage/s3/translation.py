@@ -5,7 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 
 from tusd_py.storage.base import StorageError, StorageUnavailable
-from tusd_py.storage.s3.object_store import ObjectStoreError, StoreUnavailable
+from tusd_py.storage.s3.object_store import (
+    ObjectStoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
 
 
 class translated:
@@ -31,5 +35,7 @@ class translated:
 
 def storage_error(problem: ObjectStoreError, what: str) -> StorageError:
     """Return what an error means for an upload."""
-    kind = StorageUnavailable if isinstance(problem, StoreUnavailable) else StorageError
+    # What the operator has to mend, a clock or credentials that have expired, is no fault of the upload either.
+    passes = isinstance(problem, StoreUnavailable | StoreMisconfigured)
+    kind = StorageUnavailable if passes else StorageError
     return kind(f"{what}: {problem}")
