@@ -39,6 +39,8 @@ class Expectations:
     scope_claim: str = "scope"
     max_upload_size_claim: str = "max_upload_size"
     max_open_uploads_claim: str = "max_open_uploads"
+    quota_bytes_claim: str = "quota_bytes"
+    quota_uploads_claim: str = "quota_uploads"
     scopes: Mapping[str, Right] = field(
         default_factory=lambda: {f"uploads:{right.value}": right for right in Right}
     )
@@ -103,6 +105,7 @@ class AccessTokens:
         expected = self.expected
         issued_at = claims.get("iat", 0)
         scopes = claims.get(expected.scope_claim, ())
+        counted = (expected.max_open_uploads_claim, expected.quota_uploads_claim)
         named = scopes.split() if isinstance(scopes, str) else scopes
         return Principal(
             owner=self._owner(claims),
@@ -114,7 +117,11 @@ class AccessTokens:
             issued_at=float(issued_at) if isinstance(issued_at, int | float) else 0.0,
             limits=Limits(
                 max_upload_size=_limit(claims, expected.max_upload_size_claim),
-                max_open_uploads=_limit(claims, expected.max_open_uploads_claim),
+                max_open_uploads=min(
+                    (most for name in counted if (most := _limit(claims, name)) is not None),
+                    default=None,
+                ),
+                quota_bytes=_limit(claims, expected.quota_bytes_claim),
             ),
         )
 

@@ -73,6 +73,8 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
             scope_claim=settings.jwt_scope_claim,
             max_upload_size_claim=settings.jwt_max_upload_size_claim,
             max_open_uploads_claim=settings.jwt_max_open_uploads_claim,
+            quota_bytes_claim=settings.jwt_quota_bytes_claim,
+            quota_uploads_claim=settings.jwt_quota_uploads_claim,
             scopes={name: right for right, name in names.items()},
         ),
     )

@@ -54,10 +54,14 @@ GROWING = frozenset((Action.APPEND, Action.JOIN, Action.REFRESH))
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of an access token for the uploads created with it: bytes, and a number of uploads; None for no limit."""
+    """Limits of an access token for the uploads created with it: bytes, and a number of uploads; None for no limit.
+
+    quota_bytes: of all uploads of the owner.
+    """
 
     max_upload_size: int | None = None
     max_open_uploads: int | None = None
+    quota_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ COMMANDS = {
     "check-s3": "Try out what a bucket can do.",
     "adopt": "Take over uploads of tusd or tuspyserver, or give them back.",
     "duplicates": "Print or remove the fingerprints that detect duplicates.",
+    "quotas": "Print the bytes that the uploads of each owner take.",
     "keys": "Generate a secret for signing tokens.",
     "token": "Issue, inspect and revoke tokens.",
     "completion": "Print the completion script of a shell.",

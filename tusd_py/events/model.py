@@ -174,7 +174,8 @@ class Changes:
 
     storage_path: path for the bytes, relative to the upload directory or the object prefix. placement: where in S3 they shall
     be, instead of a storage_path. expire_after: seconds without a byte after which this upload expires; 0 for never. retain:
-    seconds to keep it once it is finished; 0 for ever.
+    seconds to keep it once it is finished; 0 for ever. quota_bytes: what all uploads of the owner may take. quota_uploads: how
+    many of them may be unfinished. Both are in place of what its token or the settings say.
     """
 
     id: str | None = None
@@ -183,6 +184,8 @@ class Changes:
     placement: Placement | None = None
     expire_after: float | None = None
     retain: float | None = None
+    quota_bytes: int | None = None
+    quota_uploads: int | None = None
     response: HookResponse | None = None
 
     def then(self, later: Changes) -> Changes:
@@ -194,6 +197,10 @@ class Changes:
             placement=self.placement if later.placement is None else later.placement,
             expire_after=self.expire_after if later.expire_after is None else later.expire_after,
             retain=self.retain if later.retain is None else later.retain,
+            quota_bytes=self.quota_bytes if later.quota_bytes is None else later.quota_bytes,
+            quota_uploads=self.quota_uploads
+            if later.quota_uploads is None
+            else later.quota_uploads,
             response=self.response if later.response is None else later.response,
         )
 

@@ -118,6 +118,8 @@ max_size_exceeded = RefusalWith[int](
 unknown_length_exceeded = RefusalWith[int](
     413, "ERR_MAX_SIZE_EXCEEDED",
     "maximum size exceeded; at most {} bytes are accepted of an upload created without a length; create one with Upload-Length")
+quota_exceeded = RefusalWith[int](
+    413, "ERR_QUOTA_EXCEEDED", "the uploads of this owner would take more bytes than its quota; {} bytes are left")
 upload_size_exceeded = Refusal(
     413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request carries more bytes than the upload's length leaves room for")
 checksum_mismatch = Refusal(
@@ -171,7 +173,7 @@ insufficient_scope = RefusalWith[str](
     {"WWW-Authenticate": _BEARER + ', error="insufficient_scope", scope="{}"'})
 revoked = Refusal(403, "ERR_UPLOAD_REVOKED", "the upload was revoked")
 too_many_uploads = RefusalWith[int](
-    429, "ERR_TOO_MANY_UPLOADS", "there are {} unfinished uploads, which is all that the token allows")
+    429, "ERR_TOO_MANY_UPLOADS", "there are {} unfinished uploads, which is all that is allowed")
 too_many_requests = RefusalWith[int](429, "ERR_TOO_MANY_REQUESTS", "too many requests", {"Retry-After": "{}"})
 
 # Operators

@@ -120,6 +120,19 @@ class Keys:
         digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self.prefix}open:{{{digest}}}"
 
+    def quota(self, owner: str) -> str:
+        """The bytes of each upload of an owner, and their sum."""
+        digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.prefix}quota:{{{digest}}}"
+
+    def quotas_wanted(self) -> str:
+        """A mark that the bytes of owners are counted: "whole", or "building" until those of all uploads are."""
+        return f"{self.prefix}{{quotas}}:wanted"
+
+    def all_quotas(self) -> str:
+        """The SCAN pattern of the bytes of all owners."""
+        return f"{_escaped(self.prefix)}quota:*"
+
     def upload_directory(self, path: str) -> str:
         """The ids of the upload directories that were served at a path."""
         digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()

@@ -187,6 +187,7 @@ class Backends:
             or bool(settings.admin)
             or settings.duplicates != "off"
             or settings.auth != "none"
+            or bool(settings.quota_bytes or settings.quota_uploads)
             or settings.jobs == "on"
             or settings.hooks_delivery == "workers"
         )

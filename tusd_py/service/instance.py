@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from tusd_py import logs
+from tusd_py.auth.byte_quota import ByteQuotas
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import keep_running
 from tusd_py.events import loading as configured_hooks
@@ -29,6 +30,7 @@ from tusd_py.redis.upload_list import UploadList
 from tusd_py.service.backends import Backends, create_store
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.presence import Presence
+from tusd_py.service.quota_keeper import QuotaKeeper
 from tusd_py.service.siblings import Sharing
 from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
@@ -97,6 +99,7 @@ class Instance:
         self.upload_list: UploadList | None = None
         self.live_board: LiveBoard | None = None
         self.presence: Presence | None = None
+        self.quotas: ByteQuotas | None = None
         self._due_marks: DueIndexWriter | None = None
         self._uploads: Uploads | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -182,6 +185,7 @@ class Instance:
             due_marks=self._index_marks(),
             access_policy=None if self.authenticator is None else self.authenticator.access_policy,
             open_uploads=None if redis is None else OpenUploads(redis),
+            quotas=self._open_quotas(redis),
         )
         # Servers on other machines may have operators, too.
         may_have_operators = self._has_operators or self.settings.redis_url is not None
@@ -191,6 +195,12 @@ class Instance:
             self._due_marks.lists = may_have_operators
         if self._is_server and may_have_operators and redis is not None:
             self._tell_operators(redis)
+
+    def _open_quotas(self, redis: RedisClient | None) -> ByteQuotas | None:
+        if redis is None:
+            return None
+        self.quotas = ByteQuotas(redis, limit=self.settings.quota_bytes)
+        return self.quotas
 
     def _index_marks(self) -> IndexMarks | None:
         if self._due_marks is None:
@@ -236,6 +246,9 @@ class Instance:
         await self._start_relay()
         if self._due_marks is not None:
             self._background.append(keep_running(self._due_marks.run, "due index"))
+        if self.quotas is not None:
+            keeper = QuotaKeeper(self.uploads, self.quotas, reads=self._is_server)
+            self._background.append(keep_running(keeper.run, "quotas"))
         if self.presence is not None:
             self._background.append(keep_running(self.presence.run, "presence"))
         if (
@@ -285,6 +298,8 @@ class Instance:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.uploads.drain()
+        if self.quotas is not None:
+            await self.quotas.settled()
 
     async def stop(self) -> None:
         """End the bodies in flight, wait for running operations, and release the upload directory."""
@@ -320,6 +335,7 @@ def _policy(settings: Settings) -> UploadPolicy:
         max_concat_repeats=settings.max_concat_repeats,
         remove_parts_when_joined=settings.remove_parts_when_joined,
         downloads=not settings.disable_download,
+        quota_uploads=settings.quota_uploads,
     )
 
 

@@ -301,6 +301,14 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "How long to repeat a request that the object store refuses for the moment, or does not respond to.",
     )
     max_size: Size = setting(0, LIMITS, "Maximum size of an upload. 0 is unlimited.")
+    quota_bytes: Size = setting(
+        0,
+        LIMITS,
+        "Bytes that the uploads of one owner may take in total, finished or not. 0 is unlimited.",
+    )
+    quota_uploads: Annotated[Whole, Field(ge=0, le=1_000_000)] = setting(
+        0, LIMITS, "Maximum number of unfinished uploads of one owner. 0 is unlimited."
+    )
     max_connections: Count = setting(
         10_000,
         LIMITS,
@@ -567,6 +575,16 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "max_open_uploads",
         TOKENS,
         "Claim with the maximum number of the owner's unfinished uploads.",
+    )
+    jwt_quota_bytes_claim: Claim = setting(
+        "quota_bytes",
+        TOKENS,
+        "Claim with the bytes that the owner's uploads may take in total, in place of --quota-bytes.",
+    )
+    jwt_quota_uploads_claim: Claim = setting(
+        "quota_uploads",
+        TOKENS,
+        "Another claim with the maximum number of the owner's unfinished uploads, in place of --quota-uploads.",
     )
     scope_create: Claim = setting(
         "uploads:create", TOKENS, "Scope required to create uploads and resume your own."

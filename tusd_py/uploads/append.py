@@ -13,6 +13,7 @@ from tusd_py.uploads import completion
 from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.receive import Body, BodyReceiver
 from tusd_py.uploads.removal import Remover
 
@@ -31,6 +32,7 @@ class Appender(Operation):
         self._receiver = receiver
         self._finisher = finisher
         self._remover = remover
+        self._quotas_of = Quotas(collaborators)
 
     async def append(
         self, upload_id: str, command: Append, body: Body, request: RequestView
@@ -51,6 +53,8 @@ class Appender(Operation):
             try:
                 upload = await self._receive(upload, command, body, request, held.lease)
                 self._due_marks.keep(upload, self._expiry.due_at(upload))
+                if held.upload.length is None:
+                    self._quotas_of.record_size(upload)
                 await self._expiry.record_growth(upload)
                 return await self._finisher.complete(upload, command.completes, request, held.fence)
             except ProtocolError as problem:
@@ -69,6 +73,9 @@ class Appender(Operation):
         declared = self._declared(upload, command.length)
         self._receiver.check(declared, command.content)
         await self._receiver.check_space(command.content.length or 0)
+        if upload.length is None:
+            size = declared.length or upload.offset + (command.content.length or 0)
+            await self._quotas_of.admit_growth(upload, size)
         declared = completion.before_body(declared, command.completes)
         if declared.info is not upload.info:
             await self._store.save(declared.info, fence=lease.fence)

@@ -23,7 +23,6 @@ from tusd_py.storage.base import (
     LocationRefused,
     StorageError,
     Upload,
-    UploadGone,
     UploadInfo,
     UploadNotFound,
     is_valid_id,
@@ -32,6 +31,7 @@ from tusd_py.uploads.failures import response_to, translated
 from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.receive import NOTHING_COUNTS, Body, BodyReceiver
 from tusd_py.uploads.removal import Remover
 
@@ -53,7 +53,7 @@ class FinalKey:
 
 
 class Creator(Operation):
-    """Creates uploads in one store. open_uploads: limits the unfinished uploads of an owner; None for no limits."""
+    """Creates uploads in one store."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Creator(Operation):
         self._receiver = receiver
         self._finisher = finisher
         self._remover = remover
+        self._quotas_of = Quotas(collaborators)
 
     async def create(self, command: Creation, body: Body, request: RequestView) -> Result:
         """Create an upload, with the bytes of the body if the request has any (POST). Raises ProtocolError."""
@@ -118,19 +119,28 @@ class Creator(Operation):
         *,
         key: FinalKey | None = None,
         completes: bool | None = None,
+        reserved: int | None = None,
     ) -> Result:
         """Call the pre-create hooks, create the upload, add the bytes of the body. Raises ProtocolError, StorageError.
 
         key: of a final, which makes its creation idempotent. completes: see `Creation`.
+        reserved: bytes that it takes of a quota, if those are not its length.
         """
         created = False
         creation = NO_CREATION_HOOKS
         if self._hooks.wants(EventType.PRE_CREATE):
             event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self._hooks.before_creation(event)
+        limits = self._quotas_of.limits(request.principal.limits, creation.changes)
         try:
             info = self._placed(_with_changes(info, creation.changes), creation.changes.placement)
-            await self._count(info, request)
+            if info.length is None and not info.is_final:
+                # Asked for again when the length is declared, perhaps with another token.
+                info = info._replace(quota=limits.quota_bytes)
+            size = info.length if reserved is None else reserved
+            if size is None:
+                size = content.length or 0 if content else 0
+            await self._quotas_of.admit(info, size, limits)
             async with await self._lease(info, content, creation.changes) as lease:
                 upload = await self._record(info, key, request, lease.fence)
                 created = True
@@ -143,8 +153,10 @@ class Creator(Operation):
             # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
                 await creation.failed()
-                await self._uncount(info, request)
+                await self._quotas_of.take_back(info, limits)
             raise
+        if info.length is None and not info.is_final:
+            self._quotas_of.record_size(result.upload)
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
         wanted = creation.changes.response
@@ -257,26 +269,6 @@ class Creator(Operation):
         if (found.info.created_at, found.info.owner) != (upload.info.created_at, upload.info.owner):
             raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")
         return found
-
-    # The unfinished uploads of an owner
-
-    async def _count(self, info: UploadInfo, request: RequestView) -> None:
-        """Count a new upload of its owner. Raises a 429 if the owner has the maximum of unfinished uploads."""
-        limit = request.principal.limits.max_open_uploads
-        if limit is not None and self._open_uploads is not None:
-            await self._open_uploads.enter(info.owner, info.id, limit, self._is_open)
-
-    async def _uncount(self, info: UploadInfo, request: RequestView) -> None:
-        if request.principal.limits.max_open_uploads is not None and self._open_uploads is not None:
-            await self._open_uploads.leave(info.owner, info.id)
-
-    async def _is_open(self, upload_id: str) -> bool | None:
-        try:
-            return not (await self._access.current(upload_id)).finished
-        except UploadNotFound:
-            return None
-        except (UploadGone, ProtocolError):
-            return False
 
 
 def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:

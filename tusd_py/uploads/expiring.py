@@ -46,6 +46,8 @@ class Expirer(Operation):
         for upload in removed:
             self._due_marks.forget(upload.id)
             self._counters.uploads_expired += 1
+            if self._quotas is not None:
+                self._quotas.removed(upload.info.owner, upload.id)
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 

@@ -29,6 +29,7 @@ from tusd_py.uploads.create import Creator, FinalKey
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.quotas import size_of
 from tusd_py.uploads.receive import Body, BodyReceiver
 
 _KEY_LOCK = ".final/"
@@ -101,7 +102,11 @@ class FinalCreator(Operation):
         self._creator.check_size(info, None)
         self._concatenation.check_repeats(info.parts, sources)
         await self._receiver.check_space(info.length or 0)
-        return await self._creator.carry_out(info, None, body, request, key=FinalKey(key, fence))
+        # At least that much, while parts are unfinished.
+        known = sum(size_of(sources[part]) for part in info.parts)
+        return await self._creator.carry_out(
+            info, None, body, request, key=FinalKey(key, fence), reserved=known
+        )
 
     async def _same_final(self, key: str, info: UploadInfo) -> Upload | None:
         """The existing final with the same parts, owner and metadata as `info`; None if there is none."""

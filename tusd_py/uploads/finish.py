@@ -94,6 +94,8 @@ class Finisher(Operation):
             info=named._replace(finished_at=round(self._expiry.now(), TIME_DIGITS))
         )
         await self._record(upload, finished, request, fence)
+        if self._quotas is not None:
+            self._quotas.grew(finished.info.owner, finished.id, finished.offset)
         # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
         self._due_marks.keep(finished, self._expiry.due_at(finished))

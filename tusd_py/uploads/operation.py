@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tusd_py.auth.byte_quota import ByteQuotas
 from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.events.hooks import Hooks
@@ -33,6 +34,7 @@ class Collaborators:
     due_marks: DueMarks
     access_policy: AccessPolicy
     open_uploads: OpenUploads | None
+    quotas: ByteQuotas | None
     clock: Callable[[], float]
     pending: PendingFinals = field(init=False)
     expiry: Expiry = field(init=False)
@@ -65,6 +67,7 @@ class Operation:
         self._counters = collaborators.counters
         self._due_marks = collaborators.due_marks
         self._open_uploads = collaborators.open_uploads
+        self._quotas = collaborators.quotas
         self._expiry = collaborators.expiry
         self._access = collaborators.access
         self._guard = collaborators.guard

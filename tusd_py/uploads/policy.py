@@ -16,8 +16,8 @@ from tusd_py.storage.base import Upload
 class UploadPolicy:
     """What the operator allows. Sizes in bytes, times in seconds.
 
-    0 means no limit for max_size, disk_reserve, expire_after, retain_finished and max_concat_repeats. max_concat_repeats: bytes
-    that parts may add to a final by being listed again.
+    0 means no limit for max_size, disk_reserve, expire_after, retain_finished and max_concat_repeats. quota_uploads: unfinished
+    uploads of one owner; 0 for no limit. max_concat_repeats: bytes that parts may add to a final by being listed again.
     """
 
     max_size: int = 0
@@ -33,6 +33,7 @@ class UploadPolicy:
     max_concat_repeats: int = 1024**3
     remove_parts_when_joined: bool = False
     downloads: bool = True
+    quota_uploads: int = 0
 
     def most_bytes(self, own: int | None) -> int | None:
         """The maximum size of an upload with the limit `own` of its owner, in bytes; None for no limit."""

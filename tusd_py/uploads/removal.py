@@ -95,6 +95,8 @@ class Remover(Operation):
         )
         await self.record_late(unpublished, [upload], request, keep_tombstone=keep_tombstone)
         self._due_marks.forget(upload.id)
+        if self._quotas is not None:
+            self._quotas.removed(upload.info.owner, upload.id)
         self._publisher.publish(event_type, upload, request)
 
     async def take_back(self, upload: Upload, fence: Fence) -> None:

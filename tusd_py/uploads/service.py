@@ -22,6 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from tusd_py.auth.byte_quota import ByteQuotas
 from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.quota import OpenUploads
 from tusd_py.events.hooks import Hooks
@@ -62,6 +63,7 @@ class Uploads:
         due_marks: Records when uploads are due.
         access_policy: Which principal may do what.
         open_uploads: Limits the unfinished uploads of an owner; None for no limits.
+        quotas: Limits the bytes of an owner; None for no limits.
         clock: Returns seconds since the epoch.
 
     Attributes:
@@ -81,6 +83,7 @@ class Uploads:
         due_marks: DueMarks | None = None,
         access_policy: AccessPolicy | None = None,
         open_uploads: OpenUploads | None = None,
+        quotas: ByteQuotas | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -97,6 +100,7 @@ class Uploads:
             due_marks or NoDueMarks(),
             self.access_policy,
             open_uploads,
+            quotas,
             clock,
         )
         self.expiry = shared.expiry

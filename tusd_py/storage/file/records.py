@@ -65,6 +65,7 @@ class _Ours(TypedDict, total=False):
     ReprDigest: str
     WantedDigest: str
     FinishedPath: str
+    Quota: int
     FinishedAt: float | None
 
 
@@ -112,8 +113,11 @@ def _rare_values(info: UploadInfo) -> str:
         ("WantedDigest", info.wanted_digest),
         ("FinishedPath", info.finished_path),
     )
-    return (',"AwaitsCompletion":true' if info.awaits_completion else "") + "".join(
-        f',"{name}":{_text(text)}' for name, text in texts if text
+    quota = "" if info.quota is None else f',"Quota":{info.quota}'
+    return (
+        quota
+        + (',"AwaitsCompletion":true' if info.awaits_completion else "")
+        + "".join(f',"{name}":{_text(text)}' for name, text in texts if text)
     )
 
 
@@ -231,6 +235,7 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         awaits_completion=bool(ours.get("AwaitsCompletion")) if ours else False,
         repr_digest=ours.get("ReprDigest", "") if ours else "",
         wanted_digest=ours.get("WantedDigest", "") if ours else "",
+        quota=ours.get("Quota") if ours else None,
         finished_path=ours.get("FinishedPath", "") if ours else "",
     )
 
@@ -285,6 +290,7 @@ def check_values(info: UploadInfo) -> None:
     """Raise ValueError with the name of the first invalid value of `info`."""
     _check("Size", info.length is None or _is_count(info.length), info.length)
     _check("MaxSize", info.max_size is None or _is_count(info.max_size), info.max_size)
+    _check("Quota", info.quota is None or _is_count(info.quota), info.quota)
     _check("CreatedAt", _is_number(info.created_at, -_LAST_SECOND, _LAST_SECOND), info.created_at)
     for name, value, most in (
         ("FinishedAt", info.finished_at, _LAST_SECOND),

@@ -1,0 +1,164 @@
+"""Quotas of owners: bytes of all their uploads, and the number of unfinished ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.auth.conftest import FLAGS
+from tests.auth.people import SECRET, access, bearer
+from tests.support.redis import RedisServer
+from tests.support.server import ServerProcess
+from tests.support.tus import Tus, metadata, path_of
+from tests.support.waiting import wait_until
+from tests.workers.commands import command, documents, of
+
+QUOTA = 1000
+HOOK = """
+from tusd_py import Changes
+
+def pre_create(event):
+    quota = event.upload.metadata.get("quota")
+    return Changes(quota_bytes=int(quota)) if quota else None
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    directory = tmp_path_factory.mktemp("guarded")
+    (directory / "hook.py").write_text(HOOK)
+    with ServerProcess(
+        directory / "uploads",
+        *(*FLAGS, "--quota-bytes", str(QUOTA), "--hook", str(directory / "hook.py")),
+        env={"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_TIMEOUT": "10s"},
+    ) as process:
+        yield process
+
+
+SHORT = """
+from tusd_py import Changes
+
+def pre_create(event):
+    return Changes(expire_after=0.5) if "brief" in event.upload.metadata else None
+"""
+
+
+def test_a_refusal_says_what_is_left_and_removals_give_back(tus: Tus) -> None:
+    alice = bearer(access("alice"))
+    first = tus.new(600, headers=alice)
+    refused = tus.create(401, headers=alice)
+    assert (refused.status, refused.code) == (413, "ERR_QUOTA_EXCEEDED")
+    assert "400 bytes are left" in refused.text
+    # Another owner has a quota of its own.
+    assert tus.create(1000, headers=bearer(access("bob"))).status == 201
+    second = path_of(tus.create(400, body=bytes(400), headers=alice)["Location"])
+    assert tus.create(1, headers=alice).status == 413
+    for path, size in ((second, 400), (first, 600)):
+        assert tus.delete(path, alice).status == 204
+        assert tus.create(size + 1, headers=alice).status == 413
+        assert tus.create(size, headers=alice).status == 201
+
+
+def test_creations_that_fail_take_nothing(tus: Tus) -> None:
+    carol = bearer(access("carol"))
+    for _ in range(3):
+        assert tus.create(600, headers={**carol, "Upload-Metadata": "a a a"}).status == 400
+        assert tus.create(600, body=bytes(601), headers=carol).status == 413
+        assert tus.create(1001, headers=carol).code == "ERR_QUOTA_EXCEEDED"
+    assert tus.create(1000, headers=carol).status == 201
+
+
+def test_an_upload_of_unknown_length_takes_what_it_gets(tus: Tus) -> None:
+    dave = bearer(access("dave"))
+    path = tus.new(None, headers=dave)
+    assert tus.patch(path, 0, bytes(600), dave).status == 204
+    assert tus.create(401, headers=dave).status == 413
+    refused = tus.patch(path, 600, bytes(401), dave)
+    assert (refused.status, refused.code) == (413, "ERR_QUOTA_EXCEEDED")
+    assert tus.head(path, dave)["Upload-Offset"] == "600"
+    # The declared length counts from then on.
+    assert tus.patch(path, 600, b"", {**dave, "Upload-Length": "1001"}).status == 413
+    assert tus.patch(path, 600, b"", {**dave, "Upload-Length": "900"}).status == 204
+    assert tus.create(101, headers=dave).status == 413
+    assert tus.create(100, headers=dave).status == 201
+
+
+def test_finals_take_what_their_parts_will_have(tus: Tus) -> None:
+    erin = bearer(access("erin"))
+    partial_ = {**erin, "Upload-Concat": "partial"}
+    part = tus.new(400, headers=partial_)
+    final = {**erin, "Upload-Concat": f"final;{part} {part}"}
+    assert tus.create(headers=final).code == "ERR_QUOTA_EXCEEDED"
+    final["Upload-Concat"] = f"final;{part}"
+    assert tus.create(headers=final).status == 201
+    assert tus.create(201, headers=erin).status == 413
+    assert tus.patch(part, 0, bytes(400), erin).status == 204
+    assert tus.create(201, headers=erin).status == 413
+
+
+def test_a_token_or_a_hook_says_more_than_the_settings(tus: Tus) -> None:
+    small = bearer(access("frank", quota_bytes=50))
+    assert tus.create(51, headers=small).status == 413
+    more = {**small, "Upload-Metadata": metadata(quota="2000")}
+    assert tus.create(1500, headers=more).status == 201
+    assert tus.create(501, headers=more).status == 413
+    # An upload token, which has no claims of the issuer, changes nothing.
+    grace = bearer(access("grace", quota_bytes=50))
+    created = tus.create(headers={**grace, "Upload-Defer-Length": "1"})
+    token = {"Upload-Token": created["Upload-Token"]}
+    path = path_of(created["Location"])
+    assert tus.patch(path, 0, bytes(51), token).code == "ERR_QUOTA_EXCEEDED"
+    assert tus.patch(path, 0, bytes(50), token).status == 204
+    two = bearer(access("heidi", quota_uploads=2))
+    assert [tus.create(1, headers=two).status for _ in range(3)] == [201, 201, 429]
+
+
+@pytest.mark.parametrize(
+    ("claims", "size", "status"), [({}, QUOTA // 10, 413), ({"quota_uploads": 10}, 1, 429)]
+)
+def test_of_fifty_at_once_ten_come_in(
+    tus: Tus, claims: dict[str, int], size: int, status: int
+) -> None:
+    headers = bearer(access(f"ivan-{size}", **claims))
+
+    def create(_: int) -> int:
+        return tus.create(size, headers=headers).status
+
+    with ThreadPoolExecutor(50) as threads:
+        found = sorted(threads.map(create, range(50)))
+    assert found == [201] * 10 + [status] * 40
+
+
+def is_gone(tus: Tus, path: str) -> bool:
+    return tus.head(path).status == 410
+
+
+def test_an_emptied_redis_is_filled_from_the_storage(tmp_path: Path) -> None:
+    hook = tmp_path / "hook.py"
+    hook.write_text(SHORT)
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        quota = ("--quota-bytes", str(QUOTA))
+        flags = (*quota, "--hook", str(hook), "--sweep-interval", "200ms")
+        with ServerProcess(tmp_path / "uploads", *flags, env=env) as server:
+            tus = Tus(server)
+            tus.new(300)
+            tus.finished(bytes(600))
+            redis.command("FLUSHALL")
+            key = "tusd:{quotas}:wanted"
+            wait_until(lambda: redis.command("GET", key) == b"whole", "the storage to be read")
+            assert tus.create(101).status == 413
+            row = {"owner": "", "uploads": 2, "bytes": 900, "quota": QUOTA}
+            assert documents("quotas", *quota, *of(server), env=env) == [row]
+            text = command("quotas", *quota, *of(server), env=env).stdout.splitlines()
+            assert text[0].split() == ["OWNER", "UPLOADS", "BYTES", "QUOTA", "USED"]
+            assert text[1].split() == ["-", "2", "900", "B", "1.00", "kB", "90%"]
+            # What expires gives back.
+            brief = tus.new(100, headers={"Upload-Metadata": metadata(brief="1")})
+            wait_until(partial(is_gone, tus, brief), "the expiry")
+            wait_until(lambda: tus.create(100).status == 201, "the bytes to be given back")
+            server.terminate()
