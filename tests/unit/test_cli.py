@@ -211,7 +211,7 @@ def test_the_shell_completes(
 
 def test_bash_loads_the_completion_that_the_documentation_shows() -> None:
     page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
-    [line] = re.findall(r"^eval .*bash_source.*$", page, re.MULTILINE)
+    [line] = re.findall(r"^eval .*completion bash.*$", page, re.MULTILINE)
     program = f'tusd-py() {{ "{sys.executable}" -m tusd_py "$@"; }}; export -f tusd-py\n'
     script = f"{program}{line}\ncomplete -p tusd-py"
     done = subprocess.run(
