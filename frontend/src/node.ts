@@ -35,6 +35,10 @@ export async function openFile(path: string, type = ''): Promise<Source> {
     release() {
       for (const stream of streams) stream.destroy()
     },
+    async isChanged() {
+      const now = await stat(absolute).catch(() => null)
+      return now !== null && (now.size !== size || now.mtimeMs !== mtimeMs)
+    },
     async read(start, end) {
       const now = await stat(absolute)
       if (now.size !== size || now.mtimeMs !== mtimeMs) throw new Error('the file was changed')

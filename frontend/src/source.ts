@@ -17,6 +17,8 @@ export interface Source {
   release?(): void
   /** The bytes from `start` to before `end`. Throws if the file is gone, or is not what it was. */
   read(start: number, end: number): Promise<Uint8Array>
+  /** Whether the file is not what it was; one that is gone was sent as it was. */
+  isChanged?(): Promise<boolean>
 }
 
 /** What a page has. A Blob has no name; give one in the metadata, if it matters. */
@@ -31,6 +33,14 @@ export function sourceOf(file: Blob | Source): Source {
     data: file,
     async read(start, end) {
       return new Uint8Array(await file.slice(start, end).arrayBuffer())
+    },
+    async isChanged() {
+      try {
+        await file.slice(0, 1).arrayBuffer()
+        return false
+      } catch (problem) {
+        return problem instanceof DOMException && problem.name === 'NotReadableError'
+      }
     },
   }
 }

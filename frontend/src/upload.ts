@@ -530,6 +530,7 @@ export class Upload extends Emitter<UploadEvents> {
   }
 
   async #complete(): Promise<void> {
+    if (await this.#source.isChanged?.()) return this.#spoiled()
     this.#sent = this.#accepted = this.size
     this.#credentials.stop()
     this.#forget()
@@ -538,6 +539,28 @@ export class Upload extends Emitter<UploadEvents> {
     this.#release()
     this.emit('progress', this)
     this.#set('completed')
+  }
+
+  /** What arrived may be of two versions of the file. It is removed, if that is allowed, as it looks like a good one. */
+  async #spoiled(): Promise<void> {
+    const url = this.#url
+    this.#forget()
+    const removed =
+      url === null || (await this.#removeFrom(url, this.#stop.signal).catch(() => false))
+    if (removed) this.#startOver()
+    this.#fail(new UploadError('source', 'the file was changed while it was sent'))
+  }
+
+  #removeFrom(url: string, signal: AbortSignal): Promise<boolean> {
+    const { options, network } = this.#shared
+    return removeUpload({
+      url,
+      credentials: this.#credentials,
+      headers: options.headers,
+      retry: options.retry,
+      network,
+      signal,
+    })
   }
 
   #fail(problem: unknown): void {
@@ -560,16 +583,8 @@ export class Upload extends Emitter<UploadEvents> {
       this.#release()
       return true
     }
-    const { options, network } = this.#shared
     try {
-      const removed = await removeUpload({
-        url: this.#url,
-        credentials: this.#credentials,
-        headers: options.headers,
-        retry: options.retry,
-        network,
-        signal: this.#shared.closed,
-      })
+      const removed = await this.#removeFrom(this.#url, this.#shared.closed)
       this.#forget()
       await this.#saved
       return removed

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from tests.auth.people import SECRET, access
 from tests.clients.content import SourceFile, sha256_of_file
+from tests.clients.stalls import stalled_links
 from tests.conftest import MakeServer
 from tests.frontend.building import CHROMIUM
 from tests.frontend.pages import FLAGS, WAIT
@@ -300,7 +301,7 @@ def test_a_token_is_asked_for_and_its_uploads_outlive_it(
     server = make_server(*SHORT, env=JWT)
     source = make_source(16 * MEGABYTE)
     token = access()
-    with FaultProxy(server.address, default=Plan(up=Way(rate=4 * MEGABYTE))) as proxy:
+    with FaultProxy(server.address, default=Plan(up=Way(stall_after=12 * MEGABYTE))) as proxy:
         page = visit(root_of(proxy))
         page.give(source.path)
         page.page.get_by_label("Token", exact=True).fill("wrong")
@@ -309,7 +310,10 @@ def test_a_token_is_asked_for_and_its_uploads_outlive_it(
         page.page.get_by_label("Token", exact=True).fill(token)
         page.page.keyboard.press("Enter")
         page.wait_text("Token entered.")
-        page.wait_sent("source.bin", 0.8)
+        stalled_links(proxy)
+        # Until its upload token has expired.
+        page.page.wait_for_timeout(2_100)
+        proxy.default = Plan()
         # Another browser of the same owner: the unfinished one is found, and gone on with.
         page.press("Pause", "source.bin")
         page.wait_state("source.bin", "paused")

@@ -95,14 +95,22 @@ export class Model {
     })
     this.manager.on('state', (upload) => this.#changed(upload))
     this.manager.on('warning', () => this.#warn())
+    // Other tabs begin, finish and leave uploads meanwhile.
+    document.addEventListener('visibilitychange', () => {
+      if (!document.hidden) void this.recall()
+    })
     setInterval(() => this.#doubts() && this.line.look(), LOOK_EVERY)
   }
 
   /** Looks for what earlier visits left. */
   async recall(): Promise<void> {
+    const before = new Map(this.left.map((each) => [each.id, each]))
     const left = await this.manager.resumable()
     const handles = await this.#memory.handles().catch(() => new Map())
-    this.left = left.map((each) => ({ ...each, handle: handles.get(each.id) }))
+    const begun = new Set(this.manager.uploads.map(({ id }) => id))
+    this.left = left
+      .filter(({ id }) => !begun.has(id))
+      .map((each) => before.get(each.id) ?? { ...each, handle: handles.get(each.id) })
     this.onChange()
     // Handles of uploads that are over, also elsewhere.
     const known = new Set((await this.#store.list().catch(() => [])).map(({ id }) => id))
@@ -110,13 +118,13 @@ export class Model {
     for (const id of handles.keys()) {
       if (!known.has(id) && !here.has(id)) await this.#memory.forgetHandle(id)
     }
-    await this.#askOffsets()
+    await this.#askOffsets(this.left.filter(({ id }) => !before.has(id)))
   }
 
   /** The server knows better than the browser how much has arrived. */
-  async #askOffsets(): Promise<void> {
+  async #askOffsets(left: Left[]): Promise<void> {
     if (this.settings.auth === 'jwt' && !this.tokens.has) return
-    for (const each of this.left.slice(0, MOST_ASKED)) {
+    for (const each of left.slice(0, MOST_ASKED)) {
       const headers: Record<string, string> = { 'Tus-Resumable': '1.0.0' }
       try {
         if (this.settings.auth === 'jwt') {
@@ -233,6 +241,8 @@ export class Model {
       case 'duplicate':
         return say('errorDuplicate')
       case 'too-large':
+        // Other limits than that of a file: the server says which.
+        if (problem.code && problem.code !== 'ERR_MAX_SIZE_EXCEEDED') break
         return say('errorTooLarge')
       case 'unsupported':
         return say('errorUnsupported')
@@ -243,8 +253,9 @@ export class Model {
       case 'network':
         return say('errorNetwork')
       case 'rejected':
-        return say('errorRejected', { detail: problem.message })
+        break
     }
+    return say('errorRejected', { detail: problem.message })
   }
 
   unreadable(name: string): void {
@@ -252,10 +263,20 @@ export class Model {
   }
 
   async #resume(left: Left, file: File, handle: FileSystemFileHandle | undefined): Promise<void> {
+    if (!(await this.#isUnfinished(left))) {
+      this.#problem(this.say()('errorOver', { name: left.name }))
+      await this.recall()
+      return
+    }
     const upload = await this.manager.resume(left.id, file)
     this.left = this.left.filter((each) => each !== left)
     await this.#keep(upload, handle)
     this.onChange()
+  }
+
+  /** Whether it is still to be gone on with; another tab may have done so. */
+  async #isUnfinished({ id }: Left): Promise<boolean> {
+    return (await this.#store.list()).some((each) => each.id === id && !each.cancelled)
   }
 
   async #keep(upload: Upload, handle: FileSystemFileHandle | undefined): Promise<void> {

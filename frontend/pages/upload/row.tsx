@@ -7,6 +7,7 @@ import { duration, size } from '../shared/format.js'
 import { useShared } from './context.js'
 import { canPickFiles, filesOfInput, pickFiles } from './files.js'
 import type { Left } from './model.js'
+import type { Texts } from './texts.js'
 
 const OVER = ['completed', 'cancelled']
 
@@ -48,8 +49,8 @@ function Name(props: {
   return (
     <div class="line">
       <span class="name" title={props.path ?? props.name}>
-        {folder ? <span class="folder">{folder}</span> : null}
-        {props.name}
+        {folder ? <bdi class="folder">{folder}</bdi> : null}
+        <bdi>{props.name}</bdi>
       </span>
       <span class="actions">{props.children}</span>
     </div>
@@ -112,16 +113,7 @@ function Info({ upload }: { upload: Upload }): JSX.Element {
   if (model.tokens.needed && (state === 'uploading' || state === 'waiting')) {
     parts.push(say('waitingToken'))
   } else if (state === 'waiting') {
-    const busy = error?.status !== undefined && error.status < 500
-    parts.push(
-      say(
-        upload.waitingFor === 'network' && !navigator.onLine
-          ? 'waitingLine'
-          : busy
-            ? 'busy'
-            : 'waitingServer',
-      ),
-    )
+    parts.push(say(whyWaiting(upload)))
   } else if (state === 'failed') parts.push(model.why(error))
   else parts.push(say(state))
   if (OVER.includes(state) || error?.kind === 'duplicate') parts.push(size(total, language))
@@ -133,6 +125,13 @@ function Info({ upload }: { upload: Upload }): JSX.Element {
     if (remainingSeconds !== null) parts.push(say('timeLeft', { time: duration(remainingSeconds) }))
   }
   return <>{parts.join(' · ')}</>
+}
+
+function whyWaiting({ waitingFor, error }: Upload): keyof Texts {
+  if (waitingFor === 'network' && !navigator.onLine) return 'waitingLine'
+  if (error?.status === 507) return 'full'
+  if (error?.code === 'ERR_TOO_MANY_UPLOADS') return 'tooMany'
+  return error?.status !== undefined && error.status < 500 ? 'busy' : 'waitingServer'
 }
 
 function Links({ upload, url }: { upload: Upload; url: string | null }): JSX.Element | null {

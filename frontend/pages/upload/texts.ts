@@ -51,6 +51,8 @@ const english = {
   lineLost: 'The server cannot be reached. Uploads go on by themselves as soon as it is back.',
   lineBack: 'The server is back.',
   busy: 'The server is busy; goes on by itself',
+  full: 'The server has no room left; goes on by itself when it has',
+  tooMany: 'You have as many unfinished uploads as you may; goes on by itself',
   failed: 'Failed',
   errorUnauthorized: 'The server does not accept the token',
   errorForbidden: 'You may not upload this here',
@@ -63,6 +65,7 @@ const english = {
   errorElsewhere: 'Another tab is uploading this',
   errorNetwork: 'No answer from the server',
   errorOtherFile: '{name} is not the file that was being uploaded',
+  errorOver: '{name} was finished or removed in another tab',
   errorFolder: '{name} could not be read',
   errorOpen: '{name} could not be fetched: the server answered {status}',
   errorStorage: 'The browser keeps no data for this page: after a reload, uploads begin anew.',
@@ -143,6 +146,8 @@ const german: Texts = {
     'Der Server ist nicht erreichbar. Uploads gehen von selbst weiter, sobald er zurück ist.',
   lineBack: 'Der Server ist wieder da.',
   busy: 'Der Server ist beschäftigt; geht von selbst weiter',
+  full: 'Der Server hat keinen Platz mehr; geht von selbst weiter, sobald er welchen hat',
+  tooMany: 'Sie haben so viele unfertige Uploads, wie Sie dürfen; geht von selbst weiter',
   failed: 'Fehlgeschlagen',
   errorUnauthorized: 'Der Server nimmt das Token nicht an',
   errorForbidden: 'Sie dürfen dies hier nicht hochladen',
@@ -155,6 +160,7 @@ const german: Texts = {
   errorElsewhere: 'Ein anderer Tab lädt dies gerade hoch',
   errorNetwork: 'Keine Antwort vom Server',
   errorOtherFile: '{name} ist nicht die Datei, die hochgeladen wurde',
+  errorOver: '{name} wurde in einem anderen Tab fertig oder entfernt',
   errorFolder: '{name} konnte nicht gelesen werden',
   errorOpen: '{name} konnte nicht geholt werden: Der Server antwortete mit {status}',
   errorStorage:
@@ -205,5 +211,15 @@ export type Say = (name: keyof Texts, values?: Record<string, string | number>) 
 /** Says texts in a language. */
 export function sayIn(language: Language): Say {
   return (name, values = {}) =>
-    ALL[language][name].replace(/\{(\w+)\}/g, (whole, key: string) => String(values[key] ?? whole))
+    ALL[language][name].replace(/\{(\w+)\}/g, (whole, key: string) =>
+      isolated(String(values[key] ?? whole)),
+    )
+}
+
+/** Letters that are written from right to left, and marks that turn the direction. */
+const TURNS = /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]/
+
+/** A name within a sentence, which it must not rearrange. */
+function isolated(text: string): string {
+  return TURNS.test(text) ? `\u2068${text}\u2069` : text
 }
