@@ -20,6 +20,7 @@ HAVE_NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm >/dev/nul
 BASE := $(VENV)/.made
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+DOCS := build/docs/.installed
 NODE := $(NODE_CLIENTS)/node_modules/.installed
 FRONTEND_NODE := $(FRONTEND)/node_modules/.installed
 # Not built without Node; a checkout may lack it altogether.
@@ -36,7 +37,7 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv pages test test-s3 containers torture lint fmt lock clean
+.PHONY: help serve venv pages test test-s3 containers torture lint fmt docs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
@@ -99,6 +100,9 @@ fmt: $(DEV) ## format and mend what can be mended by machine
 	$(PY) -m ruff format $(SOURCES)
 	$(if $(wildcard $(FRONTEND_NODE)),$(NPM) run format)
 
+docs: $(DOCS) ## the documentation as a site, in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+
 ifneq ($(wildcard bench),)
 .PHONY: bench bench-sweep
 bench: $(DEV) ## measure: make bench ARGS=...
@@ -136,6 +140,7 @@ lock: $(BASE) ## write requirements/*.txt anew from pyproject.toml; UPGRADE=1 ta
 	$(UV) -c requirements/build.txt pyproject.toml --extra s3 -o requirements/runtime.txt
 	$(UV) -c requirements/build.txt -c requirements/runtime.txt pyproject.toml --extra s3 --group dev -o requirements/dev.txt
 	$(UV) -c requirements/dev.txt --no-annotate pyproject.toml --extra s3 --extra otel -o requirements/otel.txt
+	$(UV) --no-annotate --group docs -o requirements/docs.txt
 	$(UV) --group node -o requirements/node.txt
 	$(UV) --no-annotate bench/peers/python/requirements.in -o bench/peers/python/requirements.txt
 	rm -rf $(LOCK)
@@ -169,6 +174,11 @@ $(BASE):
 $(RUNTIME): $(BASE) pyproject.toml requirements/build.txt requirements/runtime.txt
 	$(PIP) install --quiet --require-hashes -r requirements/build.txt -r requirements/runtime.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DOCS): $(BASE) requirements/docs.txt
+	$(PY) -m venv build/docs
+	build/docs/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements/docs.txt
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements/dev.txt

@@ -1,4 +1,4 @@
-"""`python -m bench`: measures this server beside others; see docs/performance.md for what it showed and how to read it."""
+"""`python -m bench`: measures this server beside others; see bench/README.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`python -m bench.sweep`: how fast what was abandoned is swept away, in what memory, and what a sweep of what is due costs.
 
 Not part of the comparison with other servers. What is swept are real uploads on a disk, by the server itself (locks in its
-memory) and by the command beside it (locks in a Redis); see docs/performance.md for what it showed.
+memory) and by the command beside it (locks in a Redis); see bench/results for what it showed.
 """
 
 from __future__ import annotations
