@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,12 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
-from tusd_py.storage.base import SweepTimes
+from tusd_py.locks.memory import MemoryLocks
+from tusd_py.maintenance.local import LocalMaintenance
+from tusd_py.storage.base import SweepTimes, UploadInfo
+from tusd_py.storage.file.store import FileStore
+from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep_guard import begins_hold, hold_reason
 
 DAY = 86_400.0
@@ -107,3 +113,43 @@ def test_it_goes_on_after_a_day_unless_both_are_wrong() -> None:
     assert is_held(seen=50, due=1, now=400 * DAY)
     assert not is_held(seen=50, due=1, now=401 * DAY)
     assert is_held(seen=50, due=30, now=401 * DAY)
+
+
+class SetClock:
+    """A clock that is set ahead while a sweep runs, once it was found to be right."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.days = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+    def pause(self) -> float:
+        """What a sweep asks after each batch: the first one is only counted."""
+        self.ahead = self.days * DAY
+        return 0.0
+
+
+@pytest.mark.parametrize("days", [9.0, -3.0])
+async def test_a_clock_that_is_set_during_a_sweep_removes_nothing(
+    tmp_path: Path, days: float
+) -> None:
+    clock = SetClock()
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    uploads = Uploads(store, MemoryLocks(), clock=clock, policy=UploadPolicy(expire_after=7 * DAY))
+    names = [f"upload-{number}" for number in range(3)]
+    for name in names:
+        await store.create(UploadInfo(id=name, length=10, created_at=clock()))
+    maintenance = LocalMaintenance(uploads, None, pause_factor=clock.pause)
+    assert (await maintenance.sweep("all")).expired == 0
+    clock.days, clock.ahead = days, 0.0
+    assert (await maintenance.sweep("all")).expired == 0
+    # Nor does the next sweep take that clock for one that was right before.
+    clock.days, clock.ahead = days, days * DAY
+    report = await maintenance.sweep("all")
+    assert (report.expired, report.held) == (0, len(names) if days > 0 else 0)
+    clock.days, clock.ahead = 0.0, 0.0
+    assert [(await store.load(name)).id for name in names] == names
+    store.close()

@@ -21,7 +21,7 @@ from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.records import MALFORMED, read_record
 from tusd_py.storage.file.sweep_marks import SweepMarkFiles
 from tusd_py.storage.skipped import printable, skip_entry
-from tusd_py.uploads.sweep_guard import begins_hold, hold_reason
+from tusd_py.uploads.sweep_guard import begins_hold, hold_reason, steady
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def expire(
     root = os.path.abspath(os.fspath(files_dir))
     # Where the router keeps its locks: it takes nothing there for an upload.
     marks = SweepMarkFiles(os.path.join(root, foreign.LOCKS))
+    clock = steady(clock)
     if not dry_run and not force:
         held = _held(root, finished, clock, marks, longest_pause)
         if held is not None:

@@ -31,7 +31,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep import PauseFactor, SweepReport, SweepStopped, sweep, sweep_due
-from tusd_py.uploads.sweep_guard import begins_hold, hold_reason, is_far, is_most
+from tusd_py.uploads.sweep_guard import Clock, begins_hold, hold_reason, is_far, is_most, steady
 
 logger = logging.getLogger(__name__)
 
@@ -106,34 +106,33 @@ class LocalMaintenance:
         tell: Tell | None = None,
         force: bool = False,
     ) -> SweepReport:
+        now = steady(self._uploads.expiry.now)
         try:
             if not dry_run and not force:
-                held = await self._held(kind)
+                held = await self._held(kind, now)
                 if held is not None:
                     return held
-            report = await self._sweep(kind, dry_run=dry_run, tell=tell)
+            report = await self._sweep(kind, now, dry_run=dry_run, tell=tell)
         except (StorageError, SweepStopped) as problem:
             raise MaintenanceError(str(problem)) from problem
         if not dry_run and not self._uploads.closing:
-            await self._uploads.store.sweep_marks.record_end(self._uploads.expiry.now())
+            await self._uploads.store.sweep_marks.record_end(now())
         return report
 
-    async def _held(self, kind: SweepKind) -> SweepReport | None:
+    async def _held(self, kind: SweepKind, clock: Clock) -> SweepReport | None:
         """Log and return a report if the sweep is held; None if it may run."""
         uploads, due_index = self._uploads, self._due_index
         marks = uploads.store.sweep_marks
         times = await marks.read()
-        if (
-            kind == "due"
-            and due_index is not None
-            and not is_far(times.ended_at, uploads.expiry.now())
-        ):
-            counts = await due_index.counts(uploads.expiry.now())
+        if kind == "due" and due_index is not None and not is_far(times.ended_at, clock()):
+            counts = await due_index.counts(clock())
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
         # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
-        report = await sweep(uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True)
-        now = uploads.expiry.now()
+        report = await sweep(
+            uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True, now=clock
+        )
+        now = clock()
         reason = hold_reason(times, seen=report.seen, due=report.expired, now=now)
         if reason is None:
             return None
@@ -151,7 +150,9 @@ class LocalMaintenance:
         )
         return SweepReport(seen=report.seen, held=report.expired, held_because=reason)
 
-    async def _sweep(self, kind: SweepKind, *, dry_run: bool, tell: Tell | None) -> SweepReport:
+    async def _sweep(
+        self, kind: SweepKind, now: Clock, *, dry_run: bool, tell: Tell | None
+    ) -> SweepReport:
         uploads, due_index = self._uploads, self._due_index
 
         async def on_due(upload: Upload) -> None:
@@ -163,7 +164,12 @@ class LocalMaintenance:
             await uploads.recover_removals()
         if kind == "due" and due_index is not None:
             return await sweep_due(
-                uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=self._pause_factor
+                uploads,
+                due_index,
+                dry_run=dry_run,
+                on_due=on_due,
+                pause_factor=self._pause_factor,
+                now=now,
             )
         return await sweep(
             uploads,
@@ -171,6 +177,7 @@ class LocalMaintenance:
             dry_run=dry_run,
             on_due=on_due,
             pause_factor=self._pause_factor,
+            now=now,
         )
 
     async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:

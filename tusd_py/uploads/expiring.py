@@ -17,6 +17,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.uploads.operation import Collaborators, Operation
 from tusd_py.uploads.removal import Remover
+from tusd_py.uploads.sweep_guard import Clock
 
 
 class Expirer(Operation):
@@ -26,14 +27,16 @@ class Expirer(Operation):
         super().__init__(collaborators)
         self._remover = remover
 
-    async def expire_each(self, upload_ids: Sequence[str]) -> dict[str, bool | StorageError]:
-        """Remove the uploads that are due and not locked.
+    async def expire_each(
+        self, upload_ids: Sequence[str], *, now: Clock | None = None
+    ) -> dict[str, bool | StorageError]:
+        """Remove the uploads that are due and not locked. now: the clock of a sweep.
 
         Returns, by id, whether each was removed, or the error. Raises LocksUnavailable, LocksClosed.
         """
         outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
         async with self._locks.try_acquire_many(upload_ids) as leases:
-            due, failed = await self._due(list(leases))
+            due, failed = await self._due(list(leases), now)
             outcomes |= failed
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
             unpublished = await self._publisher.record_removals(
@@ -51,13 +54,15 @@ class Expirer(Operation):
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
-    async def _due(self, held: Sequence[str]) -> tuple[list[Upload], dict[str, StorageError]]:
+    async def _due(
+        self, held: Sequence[str], now: Clock | None
+    ) -> tuple[list[Upload], dict[str, StorageError]]:
         """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
         due: list[Upload] = []
         failed: dict[str, StorageError] = {}
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
-            if isinstance(upload, Upload) and self._expiry.is_due(upload):
+            if isinstance(upload, Upload) and self._expiry.is_due(upload, now):
                 due.append(upload)
             elif isinstance(found, StorageError):
                 failed[upload_id] = found
@@ -65,8 +70,11 @@ class Expirer(Operation):
 
     # Uploads without bytes, fragments, leftovers
 
-    async def expire_missing(self, upload_id: str) -> bool:
-        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed."""
+    async def expire_missing(self, upload_id: str, *, now: Clock | None = None) -> bool:
+        """Remove an unfinished upload whose bytes have been missing for its `expire_after`; return whether it was removed.
+
+        now: the clock of a sweep.
+        """
         async with self._guard.if_free(upload_id) as lease:
             if lease is not None:
                 try:
@@ -75,24 +83,26 @@ class Expirer(Operation):
                     upload = problem.upload
                 else:
                     return False
-                if not await self.is_missing_too_long(upload):
+                if not await self.is_missing_too_long(upload, now=now):
                     return False
                 await self._remover.remove(upload, EventType.POST_EXPIRE, RequestView(), lease)
                 self._counters.uploads_expired += 1
                 return True
         return False
 
-    async def is_missing_too_long(self, upload: Upload, *, marks: bool = True) -> bool:
+    async def is_missing_too_long(
+        self, upload: Upload, *, marks: bool = True, now: Clock | None = None
+    ) -> bool:
         """Return whether the bytes of an unfinished upload have been missing for its `expire_after`.
 
         Finished uploads stay: no further bytes are expected, so their age is no reason to remove them.
-        marks: record that the bytes are missing since now, if nothing is recorded.
+        marks: record that the bytes are missing since now, if nothing is recorded. now: the clock of a sweep.
         """
         after = self._expiry.expire_after(upload.info)
         if upload.finished or not after:
             return False
         since = await self._store.missing_since(upload.id, marks=marks)
-        return since + after <= self._expiry.now()
+        return since + after <= (now or self._expiry.now)()
 
     async def discard_fragment(self, upload_id: str) -> bool:
         """Remove what a crash left of a creation, unless it is locked; return whether it did. Raises StorageError."""

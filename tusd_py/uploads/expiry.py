@@ -6,12 +6,12 @@ waits for its parts is as young as the youngest. Not for: removing what is due (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.sweep_guard import is_far
+from tusd_py.uploads.sweep_guard import Clock, is_far
 
 _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
@@ -28,7 +28,7 @@ class Expiry:
         store: Store,
         policy: UploadPolicy,
         pending: PendingFinals,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._store = store
         self._joiner = store.joiner
@@ -63,10 +63,10 @@ class Expiry:
             retain = self._policy.retain_finished
         return finished_at + retain if retain else None
 
-    def is_due(self, upload: Upload) -> bool:
-        """Whether the expiry or the retention of an upload is over."""
+    def is_due(self, upload: Upload, now: Clock | None = None) -> bool:
+        """Whether the expiry or the retention of an upload is over. now: the clock of a sweep."""
         due = self.due_at(upload)
-        return due is not None and due <= self.now()
+        return due is not None and due <= (now or self.now)()
 
     async def is_over(self, upload: Upload) -> bool:
         """Whether clients are told that an upload is gone: it is due, and the clock that says so can be right.

@@ -31,6 +31,7 @@ from tusd_py.storage.base import (
 from tusd_py.storage.skipped import skip_entry
 from tusd_py.uploads.due_marks import open_state
 from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep_guard import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ async def sweep(
     on_due: OnDue | None = None,
     pause_factor: PauseFactor | None = None,
     quiet: bool = False,
+    now: Clock | None = None,
 ) -> SweepReport:
     """Check every upload once, and remove the leftovers of crashes. May run beside requests and other sweeps.
 
@@ -105,6 +107,7 @@ async def sweep(
         quiet: Neither log nor count what cannot be read: for a count before a sweep, which does both.
         on_due: Awaited with each upload that is due.
         pause_factor: See `PauseFactor`.
+        now: The clock that decides what is due; by default that of the uploads.
 
     Raises:
         StorageError: The store as a whole failed.
@@ -117,6 +120,7 @@ async def sweep(
         on_due=on_due,
         pause_factor=pause_factor,
         quiet=quiet,
+        now=now,
     )
     batch: list[str] = []
     async for upload_id in uploads.store.ids(running.skip):
@@ -140,6 +144,7 @@ async def sweep_due(
     dry_run: bool = False,
     on_due: OnDue | None = None,
     pause_factor: PauseFactor | None = None,
+    now: Clock | None = None,
 ) -> SweepReport:
     """Check the uploads that are due by the index; all uploads if the index may be incomplete.
 
@@ -147,10 +152,17 @@ async def sweep_due(
     """
     if not await due_index.is_whole():
         return await sweep(
-            uploads, due_index=due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor
+            uploads,
+            due_index=due_index,
+            dry_run=dry_run,
+            on_due=on_due,
+            pause_factor=pause_factor,
+            now=now,
         )
-    running = _Sweep(uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor)
-    async for batch in _due_batches(due_index, uploads.expiry.now()):
+    running = _Sweep(
+        uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor, now=now
+    )
+    async for batch in _due_batches(due_index, running.now()):
         if uploads.closing:
             break
         await running.check(batch)
@@ -178,7 +190,9 @@ class _Sweep:
         on_due: OnDue | None,
         pause_factor: PauseFactor | None,
         quiet: bool = False,
+        now: Clock | None = None,
     ) -> None:
+        self.now = now or uploads.expiry.now
         self._pause_factor = pause_factor
         self._quiet = quiet
         self.report = SweepReport()
@@ -231,7 +245,7 @@ class _Sweep:
                 if isinstance(upload, Upload):
                     # Another server's record may be named otherwise.
                     upload_id = upload.id  # noqa: PLW2901
-                if isinstance(upload, Upload) and uploads.expiry.is_due(upload):
+                if isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now):
                     expired.append(upload_id)
                     if self._on_due is not None:
                         await self._on_due(upload)
@@ -267,19 +281,19 @@ class _Sweep:
         if self._dry_run or found.finished or (found.joined and not found.complete):
             return uploads.expiry.due_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
-        return uploads.expiry.now() + _RETRY_SECONDS
+        return self.now() + _RETRY_SECONDS
 
     async def _is_missing_too_long(self, upload: Upload) -> bool:
         """Whether an upload whose bytes are missing was removed for that, or would be."""
         if self._dry_run:
-            return await self._uploads.is_missing_too_long(upload, marks=False)
-        return await self._uploads.expire_missing(upload.id)
+            return await self._uploads.is_missing_too_long(upload, marks=False, now=self.now)
+        return await self._uploads.expire_missing(upload.id, now=self.now)
 
     async def _expire(self, upload_ids: list[str]) -> None:
         if not upload_ids:
             return
         try:
-            outcomes = await self._uploads.expire_each(upload_ids)
+            outcomes = await self._uploads.expire_each(upload_ids, now=self.now)
         except LocksClosed:
             return
         except LocksUnavailable as problem:
@@ -291,7 +305,7 @@ class _Sweep:
                 self._expired_ids.append(upload_id)
                 self._schedule(upload_id, None)
             elif outcome is False:
-                self._schedule(upload_id, self._uploads.expiry.now() + _RETRY_SECONDS)
+                self._schedule(upload_id, self.now() + _RETRY_SECONDS)
             elif isinstance(outcome, VolumeMissing):
                 raise outcome
             elif isinstance(outcome, UploadGone):
@@ -309,7 +323,7 @@ class _Sweep:
             # While a store is unavailable every upload fails.
             level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
             logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
-        self._schedule(upload_id, self._uploads.expiry.now() + _RETRY_SECONDS)
+        self._schedule(upload_id, self.now() + _RETRY_SECONDS)
 
     def skip(self, path: str, problem: Exception) -> None:
         """Count and log a directory entry that cannot be read."""

@@ -7,6 +7,9 @@ what is due.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from tusd_py.storage.base import SweepTimes
 
 _FEW_UPLOADS = 20
@@ -14,6 +17,19 @@ LONGEST_PAUSE_SECONDS = 2 * 86_400.0
 """Time since the last sweep from which on the clock may be wrong, or no server has run; sweeps are much more frequent."""
 _BEHIND_SECONDS = 3_600.0
 _GRACE_SECONDS = 86_400.0
+
+
+Clock = Callable[[], float]
+"""Returns seconds since the epoch."""
+
+
+def steady(clock: Clock) -> Clock:
+    """A clock for one sweep: `clock`, unless that is set ahead later.
+
+    Whether a sweep is held is decided at its beginning; no time that was not looked at then may decide what is due.
+    """
+    ahead = clock() - time.monotonic()
+    return lambda: min(clock(), ahead + time.monotonic())
 
 
 def hold_reason(
