@@ -153,3 +153,16 @@ async def test_a_clock_that_is_set_during_a_sweep_removes_nothing(
     clock.days, clock.ahead = 0.0, 0.0
     assert [(await store.load(name)).id for name in names] == names
     store.close()
+
+
+async def test_a_clock_that_is_set_back_while_a_client_asks_expires_nothing(tmp_path: Path) -> None:
+    """Whether an upload is due, and whether the clock that says so can be right, is asked of the same time."""
+    times = iter([9 * DAY, 0.0])
+    store = FileStore(tmp_path / "uploads")
+    store.open()
+    await store.sweep_marks.record_end(time.time())
+    policy = UploadPolicy(expire_after=7 * DAY)
+    uploads = Uploads(store, MemoryLocks(), clock=lambda: time.time() + next(times), policy=policy)
+    upload = await store.create(UploadInfo(id="upload", length=10, created_at=time.time()))
+    assert not await uploads.expiry.is_over(upload)
+    store.close()

@@ -62,7 +62,7 @@ class Expirer(Operation):
         failed: dict[str, StorageError] = {}
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
-            if isinstance(upload, Upload) and self._expiry.is_due(upload, now):
+            if isinstance(upload, Upload) and self._expiry.is_due(upload, now and now()):
                 due.append(upload)
             elif isinstance(found, StorageError):
                 failed[upload_id] = found

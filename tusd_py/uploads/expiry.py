@@ -63,20 +63,22 @@ class Expiry:
             retain = self._policy.retain_finished
         return finished_at + retain if retain else None
 
-    def is_due(self, upload: Upload, now: Clock | None = None) -> bool:
-        """Whether the expiry or the retention of an upload is over. now: the clock of a sweep."""
+    def is_due(self, upload: Upload, at: float | None = None) -> bool:
+        """Whether the expiry or the retention of an upload is over, now or at that time."""
         due = self.due_at(upload)
-        return due is not None and due <= (now or self.now)()
+        return due is not None and due <= (self.now() if at is None else at)
 
     async def is_over(self, upload: Upload) -> bool:
         """Whether clients are told that an upload is gone: it is due, and the clock that says so can be right.
 
         While the clock is far from the last sweep's nothing is removed, and a client that was told so would start anew.
         """
-        if not self.is_due(upload):
+        # Read once: the clock may be set while the marks are read.
+        now = self.now()
+        if not self.is_due(upload, now):
             return False
         times = await self._store.sweep_marks.read()
-        return not is_far(times.ended_at, self.now())
+        return not is_far(times.ended_at, now)
 
     # Uploads whose expiry depends on others
 

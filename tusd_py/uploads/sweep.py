@@ -245,7 +245,7 @@ class _Sweep:
                 if isinstance(upload, Upload):
                     # Another server's record may be named otherwise.
                     upload_id = upload.id  # noqa: PLW2901
-                if isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now):
+                if isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now()):
                     expired.append(upload_id)
                     if self._on_due is not None:
                         await self._on_due(upload)
