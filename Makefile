@@ -113,7 +113,10 @@ bench-sweep: $(DEV)
 endif
 
 ifneq ($(wildcard tests),)
-.PHONY: stops torture-s3 url-session
+.PHONY: soak stops torture-s3 url-session
+soak: $(DEV) ## uploads of all kinds under faults of all kinds: make soak ARGS="--faults 10000 --minutes 60 --store file --seed 7"
+	$(PY) -m tests.soak $(ARGS)
+
 stops: $(DEV) ## stop servers in the middle of requests, many times: make stops ARGS="--count 1000 --seed 7"
 	$(PY) -m tests.crash.stops $(ARGS)
 

@@ -343,7 +343,7 @@ class Client:
         request = {**headers, "Content-Type": OCTETS, "Upload-Offset": str(start)}
         try:
             response = self._send(
-                "PATCH", upload.path, request, _poisoned(data) if corrupt else data, claimed
+                "PATCH", upload.path, request, poisoned(data) if corrupt else data, claimed
             )
         except Broken:
             offset = self._offset(upload)
@@ -495,7 +495,7 @@ class Client:
             tally.created_unseen += 1
 
 
-def _poisoned(data: memoryview) -> memoryview:
+def poisoned(data: memoryview) -> memoryview:
     """The same number of bytes, corrupt at the start, at the end and in between."""
     damaged = bytearray(data)
     for start in range(0, len(data) - len(POISON) + 1, max(1, len(data) // 7)):

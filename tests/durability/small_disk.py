@@ -13,20 +13,22 @@ from tests.durability.volume import run_tool
 class SmallDisk:
     """root: where it is mounted. kind: tmpfs, or ext4 on a loop device."""
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    def __init__(self, directory: Path, kind: str, mebibytes: int = 0) -> None:
+        """mebibytes: 24 or 40 by default, by kind."""
         self.root = directory / "small"
         self._image = directory / "image"
         self._kind = kind
+        self._size = mebibytes or (24 if kind == "tmpfs" else 40)
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
         """Create and mount it; skips the test without the right to do so."""
         self.root.mkdir()
         if self._kind == "tmpfs":
-            run_tool("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(self.root))
+            run_tool("mount", "-t", "tmpfs", "-o", f"size={self._size}m", "tmpfs", str(self.root))
         else:
             with self._image.open("wb") as image:
-                image.truncate(40 * 1024 * 1024)
+                image.truncate(self._size << 20)
             run_tool("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
             run_tool("mount", "-o", "loop", str(self._image), str(self.root))
         try:
@@ -36,6 +38,10 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Use up all space, to the last block and the last inode's directory entry."""
+        # Most of it at once, without a byte being written.
+        with (self.root / "filler-0").open("ab") as filler, suppress(OSError):
+            free = os.fstatvfs(filler.fileno())
+            os.posix_fallocate(filler.fileno(), 0, max(1, (free.f_bavail - 256) * free.f_frsize))
         while self._append_to_fillers():
             # The blocks of files that were removed before are free once their removal is committed.
             run_tool("sync", "-f", str(self.root))

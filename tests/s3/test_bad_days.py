@@ -17,9 +17,9 @@ import pytest
 from tests.durability.small_disk import SmallDisk
 from tests.durability.volume import require_mounts
 from tests.s3.conftest import shared
-from tests.s3.forked import ForkedServer
 from tests.s3.proxies import Answer, Exchange, FaultProxy, RulesProxy, error
 from tests.s3.servers import BUCKET, ENVIRONMENT
+from tests.support.forked import ForkedServer
 from tests.support.server import PROGRAM, environment
 from tests.support.tus import checksum
 from tests.support.waiting import wait_until

@@ -19,10 +19,10 @@ import pytest
 
 from tests.s3.conftest import shared
 from tests.s3.contents import Contents
-from tests.s3.forked import ForkedCommand, ForkedServer
 from tests.s3.proxies import FaultProxy, Hold
 from tests.s3.servers import BUCKET, ENVIRONMENT
 from tests.support.events import HOOK_FILE
+from tests.support.forked import ForkedCommand, ForkedServer
 from tests.support.redis import RedisServer
 from tests.support.tus import Tus, checksum, id_of, path_of
 from tests.support.waiting import wait_until

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from tests.s3.conftest import shared
-from tests.s3.forked import ForkedServer
 from tests.s3.servers import BUCKET, ENVIRONMENT
+from tests.support.forked import ForkedServer
 from tests.support.tus import Tus, metadata, path_of
 from tests.support.waiting import wait_until
 from tusd_py import Settings

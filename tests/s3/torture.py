@@ -27,10 +27,10 @@ from redis import Redis
 from tests.crash.fleet import MIB, Broken, Client, Fleet, Upload
 from tests.s3 import servers
 from tests.s3.contents import Contents
-from tests.s3.forked import ForkedServer
 from tests.s3.proxies import EVERY_FAULT, FaultProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT
 from tests.support.events import HOOK_FILE
+from tests.support.forked import Servers
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import PROGRAM, ServerProcess, environment
@@ -50,48 +50,6 @@ _AGAIN = {"ERR_UNAVAILABLE", "ERR_UPLOAD_LOCKED", "ERR_LOCKED", "ERR_UPLOAD_INTE
 STUCK_SECONDS = 120.0
 """Time in which workers deliver at least one event."""
 STAYS = (".tusd-py/gone/", ".tusd-py/finals/", ".tusd-py/swept", ".tusd-py/awaiting/")
-
-
-class Servers:
-    """Three servers, one of which is killed now and then. `kills`: how many."""
-
-    def __init__(self, directory: Path, flags: tuple[str, ...], env: dict[str, str]) -> None:
-        self.kills = 0
-        self._directory, self._flags, self._env = directory, flags, env
-        self._number = 0
-        self._running = [self._started() for _ in range(3)]
-        for server in self._running:
-            server.wait_until_up()
-
-    def _started(self) -> ForkedServer:
-        self._number += 1
-        return ForkedServer(self._directory / f"server-{self._number}", *self._flags, env=self._env)
-
-    def any(self, dice: random.Random) -> ForkedServer:
-        return dice.choice(self._running)
-
-    def kill_one(self, dice: random.Random) -> None:
-        """Kill one, and put another in its place."""
-        following = self._started()
-        following.wait_until_up()
-        place = dice.randrange(len(self._running))
-        killed, self._running[place] = self._running[place], following
-        killed.kill9()
-        self.kills += 1
-
-    def complaints(self) -> list[str]:
-        """What the servers logged as errors, with what follows."""
-        found: list[str] = []
-        for log in sorted(self._directory.glob("server-*/log")):
-            lines = log.read_text(errors="replace").splitlines()
-            for number, line in enumerate(lines):
-                if " ERROR " in line:
-                    found += [str(log.parent.name), *lines[number : number + 40]]
-        return found
-
-    def close(self) -> None:
-        for server in self._running:
-            server.kill9()
 
 
 @dataclass

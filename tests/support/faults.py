@@ -69,6 +69,11 @@ class Link:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def released(self) -> bool:
+        """Whether a stalled direction was resumed."""
+        return self._released.is_set()
+
     def release(self) -> None:
         """Resume a stalled direction."""
         assert self._loop is not None
@@ -103,6 +108,21 @@ class FaultProxy:
     def plan(self, *plans: Plan) -> None:
         """The next connections get these, one each, in order."""
         self._plans.extend(plans)
+
+    def drop_plans(self) -> None:
+        """Let the next connections pass untouched."""
+        self._plans.clear()
+
+    @property
+    def planned(self) -> int:
+        """How many plans wait for a connection."""
+        return len(self._plans)
+
+    def take_links(self) -> list[Link]:
+        """The connections so far, which are forgotten here: for long runs."""
+        with self._accepted:
+            taken, self.links = self.links, []
+            return taken
 
     @property
     def address(self) -> tuple[str, int]:
