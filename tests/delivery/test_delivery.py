@@ -136,6 +136,16 @@ async def test_what_fails_is_tried_again_later_and_holds_up_what_comes_after(pos
     assert len({event.id for event in post.hook.told[:3]}) == 1
 
 
+async def test_an_event_does_not_wait_for_a_time_of_a_clock_that_was_set_back(post: Post) -> None:
+    await post.upload()
+    post.hook.failures = [ValueError("no")]
+    post.now += 9 * 86_400
+    assert (await post.deliver()).next is not None
+    post.now -= 9 * 86_400
+    assert (await post.deliver()).next is None
+    assert post.hook.types == [("post-create", 1), ("post-create", 2)]
+
+
 async def test_what_fails_too_often_is_given_up_and_the_next_one_told(post: Post) -> None:
     await post.finish(await post.upload())
     post.hook.failures = [ValueError("no")] * 3

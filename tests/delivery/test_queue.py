@@ -66,10 +66,11 @@ def test_only_what_is_missing_is_added(deliveries: Deliveries, connection: Redis
     assert deliveries.add_missing(["a", "b", "c"]) == 3
 
 
+@pytest.mark.parametrize("ahead", [-60.0, 9 * 86_400.0], ids=["late", "by a clock since set back"])
 def test_what_no_scheduler_has_taken_care_of_is_missing(
-    deliveries: Deliveries, connection: Redis
+    deliveries: Deliveries, connection: Redis, ahead: float
 ) -> None:
-    deliveries.add_at("a", time.time() - 60)
+    deliveries.add_at("a", time.time() + ahead)
     assert deliveries.add_missing(["a"]) == 1
     assert queued(connection) == 1
 

@@ -25,6 +25,8 @@ _BATCH = 500
 """Jobs in one command."""
 _OVERDUE_SECONDS = 30.0
 """Age at which a delayed job counts as lost: no scheduler has queued it."""
+_FARTHEST_SECONDS = 4_320.0
+"""The longest pause between two attempts. A job that is farther ahead counts as lost: the clock was set back since."""
 _PREFIX = "deliver-"
 """Prefix of job ids."""
 
@@ -77,11 +79,12 @@ class Deliveries:
 
     def _known(self) -> set[str]:
         """Return the digests of the uploads that have jobs."""
-        late = time.time() - _OVERDUE_SECONDS
+        now = time.time()
+        late, early = now - _OVERDUE_SECONDS, now + _FARTHEST_SECONDS
         set_aside_unless(self._connection, self._keys, self._queue.key, "list")
         queued = cast("list[bytes]", self._connection.lrange(self._queue.key, 0, -1))
         ids = [each.decode("ascii", "replace") for each in queued]
-        ids += [job for job, when in self._delayed.times().items() if when > late]
+        ids += [job for job, when in self._delayed.times().items() if late < when <= early]
         length = len(_PREFIX)
         return {job[length:].partition("-")[0] for job in ids if job.startswith(_PREFIX)}
 

@@ -60,9 +60,15 @@ class RetryPolicy:
 
     def pause(self, attempts: int) -> float:
         """Return the pause in seconds after so many failed attempts."""
+        return self._mean_pause(attempts) * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- no secret
+
+    def longest_pause(self, attempts: int) -> float:
+        """Return the longest pause in seconds that there can be after so many failed attempts."""
+        return self._mean_pause(attempts) * (1 + _JITTER)
+
+    def _mean_pause(self, attempts: int) -> float:
         longest = max(self.first, _MAX_PAUSE_SECONDS)
-        pause = min(self.first * math.pow(_BACKOFF_FACTOR, attempts - 1), longest)
-        return pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- no secret
+        return min(self.first * math.pow(_BACKOFF_FACTOR, attempts - 1), longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,9 @@ class Delivery:
             # A worker died during the last attempt.
             await self._mark_failed(kept, kept.content, record.problem or "workers died in it")
             return None
-        if record.not_before > self._clock():
+        # One that is farther ahead was written by a clock that has been set back since.
+        left_to_wait = record.not_before - self._clock()
+        if 0 < left_to_wait <= self._retries.longest_pause(record.attempts):
             return record.not_before
         record = record.next_attempt()
         await self._record_attempt(kept, replace(record, problem="a worker died in it"))
