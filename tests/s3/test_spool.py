@@ -9,7 +9,7 @@ SIZE = 1024
 
 
 class Writer:
-    idle_bytes = 0
+    idle_bytes = part_bytes = 0
 
     async def relieve(self) -> None:
         raise AssertionError

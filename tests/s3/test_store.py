@@ -478,6 +478,16 @@ async def test_the_bytes_of_a_slow_body_count_before_its_end(opened: Opened) -> 
     await assert_whole(store, await store.load("x"))
 
 
+async def test_a_part_that_is_larger_than_the_memory_for_parts_is_filled_without_being_put_away(
+    opened: Opened, proxy: FaultProxy
+) -> None:
+    store = opened(spool_bytes=1024 * 1024)
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[: PART - 10]))
+    assert proxy.requests_about("x.part")["PutObject"] == 1
+    assert store.spool.used == 0
+    await assert_whole(store, await append(store, upload, *pieces(WHOLE[PART - 10 :])))
+
+
 async def test_many_bodies_share_little_memory(opened: Opened) -> None:
     """More arrives than may wait: those with the most put their bytes away and go on later."""
     store = opened(spool_bytes=4 * 1024 * 1024)

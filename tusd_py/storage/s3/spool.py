@@ -22,6 +22,10 @@ class Holder(Protocol):
     def idle_bytes(self) -> int:
         """How many it could let go of; 0 if it cannot now."""
 
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of the part that it fills, when that is whole."""
+
     def relieve(self) -> Awaitable[None]:
         """Put them into the bucket and let go of them. Never raises: the writer tells its own request."""
 
@@ -87,9 +91,14 @@ class Spool:
     def is_full(self) -> bool:
         return self.used > self.limit
 
+    def _has_room(self) -> bool:
+        """Whether less is taken than the limit, or than one part needs: put away, that would have to be read back at once."""
+        largest = max((holder.part_bytes for holder in self._holders), default=0)
+        return self.used <= max(self.limit, largest)
+
     async def wait(self) -> None:
-        """Wait until less than the limit is taken."""
-        while self.is_full:
+        """Wait until there is room."""
+        while self.is_full and not self._has_room():
             self._freed.clear()
             if self._relief is None or self._relief.done():
                 largest = max(self._holders, key=lambda holder: holder.idle_bytes, default=None)

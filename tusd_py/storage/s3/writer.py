@@ -327,6 +327,10 @@ class S3Writer:
         is_busy = self._busy.locked() or self._is_over or self._is_closing
         return 0 if is_busy else self._taken
 
+    @property
+    def part_bytes(self) -> int:
+        return self._size
+
     async def relieve(self) -> None:
         await self._flush(drop=True)
 
