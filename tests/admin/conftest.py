@@ -35,7 +35,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     directory = tmp_path_factory.mktemp("guarded") / "uploads"
     flags = (*ADMIN, "--auth", "jwt", "--admin-user-header", "X-Operator")
     # Its peers on this machine are the authenticating proxy, or are not: see `test_access.py`.
-    more = ("--behind-proxy", "127.0.0.2", "--admin-hosts", "ops.example.org")
+    proxy = ("--behind-proxy", "127.0.0.2", "--admin-hosts", "ops.example.org")
+    more = (*proxy, "--quota-bytes", "1000TB")
     with ServerProcess(directory, *flags, *more, env={"TUSD_JWT_SECRET": SECRET}) as process:
         yield process
 

@@ -189,7 +189,9 @@ def test_names_and_metadata_only_if_they_are_to_be_shown(
     assert root.get("/uploads", owner="ali")["uploads"] == []
     create(guarded, "other", 9, owner="bob")
     wait_until(lambda: root.get("/owners")["total"] == 2, "two owners")
-    found = {each.pop("owner"): each for each in root.get("/owners")["owners"]}
+    page = root.get("/owners")
+    assert page["quota_bytes"] == 10**15
+    found = {each.pop("owner"): each for each in page["owners"]}
     assert found == {
         "alice": {"uploads": 1, "open": 0, "bytes": 5, "revoked": None},
         "bob": {"uploads": 1, "open": 1, "bytes": 0, "revoked": None},

@@ -191,6 +191,7 @@ export interface OwnerPage {
   next: string | null
   total: number
   max_size: number | null
+  quota_bytes: number | null
 }
 
 export interface SettingsPage {

@@ -229,7 +229,10 @@ export function Owners({ session }: { session: Session }) {
               </td>
               <td class="number">{count(each.uploads)}</td>
               <td class="number">{count(each.open)}</td>
-              <td class="number">{size(each.bytes)}</td>
+              <td class="number">
+                {size(each.bytes)}
+                {found.quota_bytes !== null && ` / ${size(found.quota_bytes)}`}
+              </td>
               <td class="buttons">
                 {each.owner && (
                   <a class="button" href={`#/owners/${encodeURIComponent(each.owner)}`}>

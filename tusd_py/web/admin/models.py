@@ -276,12 +276,13 @@ class Owner(Document):
 
 
 class OwnerPage(Document):
-    """Owners, those with the most bytes first. limit: of open uploads and of a size, if it is the same for all."""
+    """Owners, those with the most bytes first. max_size, quota_bytes: limits of all owners (--max-size, --quota-bytes)."""
 
     owners: list[Owner]
     next: str | None
     total: int
     max_size: int | None
+    quota_bytes: int | None
 
 
 class Setting(Document):

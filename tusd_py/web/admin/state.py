@@ -366,6 +366,7 @@ class StateQueries:
             next=str(following) if following < total else None,
             total=total,
             max_size=self._settings.max_size or None,
+            quota_bytes=self._settings.quota_bytes or None,
         )
 
     # Settings and log
