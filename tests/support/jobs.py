@@ -6,7 +6,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
+from tests.support import preloaded
 from tests.support.server import PROGRAM, environment
 from tests.support.waiting import wait_until
 
@@ -23,13 +25,19 @@ class Job:
     ) -> None:
         self.name = name
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*program, name, *flags],
-            env=environment(env),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process: preloaded.Process
+        if program == PROGRAM and preloaded.can_start(env):
+            self.process = preloaded.start(
+                [name, *flags], env=environment(env), cwd=Path.cwd(), with_stdout=False
+            )
+        else:
+            self.process = subprocess.Popen(
+                [*program, name, *flags],
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -57,4 +65,4 @@ class Job:
     def _read(self) -> None:
         assert self.process.stderr is not None
         with self.process.stderr as pipe:
-            self.lines.extend(pipe)
+            self.lines.extend(line.decode(errors="replace") for line in pipe)

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, Self
 from urllib.parse import urlsplit
 
-from tests.support import ports
+from tests.support import ports, preloaded
 from tests.support.bucket import STORE, Prefix
 from tests.support.wire import Connection
 
@@ -102,7 +102,7 @@ class ServerProcess:
         self.program = program
         self.lines: list[str] = []
         self.output: list[str] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: preloaded.Process | None = None
         self._readers: list[threading.Thread] = []
         self._news = threading.Condition()
         self._mark = 0
@@ -113,14 +113,19 @@ class ServerProcess:
     def launch(self) -> Self:
         """Start the process without waiting (for servers that shall fail)."""
         assert self._process is None or self._process.poll() is not None, "is still running"
-        self._process = subprocess.Popen(
-            [*self.prefix, *self._command()],
-            env=environment(self.env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=self.upload_dir.parent,
-        )
+        command, env, cwd = self._command(), environment(self.env), self.upload_dir.parent
+        is_ours = command[: len(PROGRAM)] == list(PROGRAM) and not self.prefix
+        if is_ours and preloaded.can_start(self.env):
+            self._process = preloaded.start(command[len(PROGRAM) :], env=env, cwd=cwd)
+        else:
+            self._process = subprocess.Popen(
+                [*self.prefix, *command],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+            )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._readers = [
@@ -191,7 +196,7 @@ class ServerProcess:
     # -- looking at it -------------------------------------------------------------------------
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> preloaded.Process:
         assert self._process is not None, "was never started"
         return self._process
 

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Any, cast
 from urllib.parse import quote
@@ -66,7 +66,6 @@ _JITTER = 5000
 _PROXY_FIELDS = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-proto"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY: Mapping[str, str] = {}
-_PROCESS = secrets.token_hex(4)
 _numbers = count(1)
 _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
@@ -617,7 +616,13 @@ def _request_id(headers: Headers) -> str:
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     # Unique, not secret.
-    return f"{_PROCESS}{next(_numbers):08x}"
+    return f"{_process()}{next(_numbers):08x}"
+
+
+@cache
+def _process() -> str:
+    """A name for this process, found at its first request: processes that are forked must not share it."""
+    return secrets.token_hex(4)
 
 
 def _confuses_proxies(request: Request) -> bool:
