@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,6 +246,9 @@ def test_failed_events_are_delivered_again_and_dropped(page: Page, server: Serve
 
 def test_a_sweep_asks_after_a_dry_run(page: Page) -> None:
     open_panel(page, "jobs")
+    # Days as the reader writes them.
+    schedule = page.locator("tr", has_text="sweep-all")
+    expect(schedule).to_contain_text(re.compile(r"\d\d/\d\d/\d{4}, "))
     page.get_by_role("button", name="Sweep all now").click()
     expect(page.get_by_role("dialog")).to_contain_text("0 of ")
     page.get_by_role("dialog").get_by_role("button", name="Sweep all now").click()

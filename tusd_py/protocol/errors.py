@@ -188,7 +188,7 @@ bad_link = Refusal(403, "ERR_LINK_USED", "the link was used already, is too old,
 not_shown = Refusal(403, "ERR_NOT_SHOWN", "operators may not see this here (--admin-show-metadata)")
 not_offered = RefusalWith[str](409, "ERR_NOT_OFFERED", "{}")
 index_unavailable = Refusal(
-    503, "ERR_INDEX_UNAVAILABLE", "Redis is away, so uploads cannot be listed; one can be shown by its id",
+    503, "ERR_INDEX_UNAVAILABLE", "Redis is away, so nothing can be listed; an upload can be shown by its id",
     {"Retry-After": "2"})
 
 # fmt: on

@@ -1,10 +1,12 @@
 // Sizes, durations and times for people.
 
-import { language, text } from './texts.js'
+import { text } from './texts.js'
 
 const UNITS = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
-const numbers = new Intl.NumberFormat(language)
-const times = new Intl.DateTimeFormat(language, { dateStyle: 'short', timeStyle: 'medium' })
+/** The reader's own, whatever the language of the texts: English days are written in two ways. */
+const locale = navigator.language
+const numbers = new Intl.NumberFormat(locale)
+const times = new Intl.DateTimeFormat(locale, { dateStyle: 'short', timeStyle: 'medium' })
 
 export const count = (value: number): string => numbers.format(value)
 
@@ -17,7 +19,7 @@ export function size(bytes: number): string {
     unit += 1
   }
   const digits = unit > 0 && value < 9.95 ? 1 : 0
-  return `${value.toLocaleString(language, { maximumFractionDigits: digits })} ${UNITS[unit]}`
+  return `${value.toLocaleString(locale, { maximumFractionDigits: digits })} ${UNITS[unit]}`
 }
 
 /** A duration in its largest unit. */
