@@ -43,6 +43,10 @@ _BROKEN = {"ERR_INTERNAL_SERVER_ERROR", "ERR_BYTES_LOST"}
 _RESYNC = {"ERR_MISMATCHED_OFFSET", "ERR_UPLOAD_INTERRUPTED", "ERR_UPLOAD_COMPLETED"}
 
 
+class Vanished(Exception):
+    """An upload is not there, as the model allows."""
+
+
 class Closed(Exception):
     """The run is over."""
 
@@ -266,10 +270,22 @@ class Client:
         length = -1 if mine.length is None else mine.total
         # Forced: it was let in at some time that nobody knows.
         self._note(
-            facts.Created(mine.path, mine.fingerprint, asked, length, self.number, forced=True)
+            facts.Created(
+                mine.path,
+                mine.fingerprint,
+                asked,
+                length,
+                self.number,
+                forced=True,
+                by_refusal=True,
+            )
         )
         self._note_bodies(mine)
-        self._ask_offset(mine)
+        try:
+            self._ask_offset(mine)
+        except Vanished:
+            # Its creation was going on, and failed.
+            mine.path = ""
 
     def _note_bodies(self, mine: Mine) -> None:
         for size, verified in mine.bodies:
@@ -386,6 +402,7 @@ class Client:
                 return answer
             if answer.status in (404, 410):
                 self._note(facts.Missing(mine.path, answer.status))
+                raise Vanished
             self._expect(answer, 0, 401)
             self._recover(mine, answer)
             self._rest()

@@ -21,7 +21,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """201. asked: when the request was sent. length: -1 while it is unknown. client: whose it is."""
+    """201. asked: when the request was sent. length: -1 while it is unknown. client: whose it is.
+
+    by_refusal: no 201, but the refusal of a duplicate named it. Its creation may still fail.
+    """
 
     upload: str
     fingerprint: str
@@ -31,6 +34,7 @@ class Created:
     is_part: bool = False
     is_final: bool = False
     forced: bool = False
+    by_refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,11 +53,13 @@ class Upload:
     removed: bool = False
     abandoned: bool = False
     may_lose: bool = False
+    certain: bool = True
+    """Whether a response said that it is there."""
 
     @property
     def is_live(self) -> bool:
         """Whether it has to be there."""
-        return self.removing is None and not self.removed
+        return self.certain and self.removing is None and not self.removed
 
     def may_be_at(self, offset: int) -> bool:
         """Whether its offset may be this one."""
@@ -170,6 +172,7 @@ class Model:
             sent = [(each.start, each.end, each.verified) for each in upload.sent[-8:]]
             raise Violation(f"{upload.path}: {offset} after {upload.known}; sent last: {sent}")
         upload.known = offset
+        upload.certain = True
         upload.may_lose = self._losses > 0
 
     def _finished(self, upload: Upload, length: int) -> None:
@@ -189,7 +192,8 @@ class Model:
                 # The same final, as the response to its creation was lost.
                 return
             raise Violation(f"{fact.upload}: two uploads have this URL")
-        upload = Upload(fact.upload, fact, at, may_lose=self._losses > 0)
+        certain = not fact.by_refusal
+        upload = Upload(fact.upload, fact, at, may_lose=self._losses > 0, certain=certain)
         if fact.fingerprint:
             known = self._print(fact.fingerprint)
             if not fact.forced and (holder := self._certain_holder(known)) is not None:

@@ -196,6 +196,13 @@ RIGHT: dict[str, list[Fact]] = {
         *refused(),
         announced("post-terminate"),
     ],
+    "the refusal of a duplicate names an upload whose creation fails": [
+        facts.Asked(NAME),
+        facts.Unanswered(NAME, whole=False),
+        *refused("pending", OTHER),
+        created(OTHER, fingerprint=NAME, forced=True, by_refusal=True),
+        facts.Missing(OTHER, 404),
+    ],
     "force": [*named(), *named(OTHER, 5.0, forced=True)],
     "a finish that nobody saw": [
         facts.Asked(NAME),
