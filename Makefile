@@ -37,7 +37,7 @@ endif
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help serve venv pages test test-s3 containers torture lint fmt docs lock clean
+.PHONY: help serve venv pages test test-s3 test-lowest containers torture lint fmt docs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile $(if $(wildcard bench),,| grep -v '^bench') \
@@ -79,6 +79,16 @@ test-s3: $(DEV) ## the protocols on object stores; all tests of S3 are in `make 
 	TEST_STORE=seaweedfs $(ON_STORE) tests/protocol tests/ietf --ignore tests/ietf/test_proxies.py || failed=1; \
 	TEST_STORE=versitygw $(ON_STORE) tests/protocol --ignore tests/protocol/test_finals.py || failed=1; \
 	test -z "$$failed"
+
+# The oldest versions of what pyproject.toml names, and of what those name the newest.
+LOWEST := build/lowest
+LOWEST_PIP = $(LOWEST)/bin/uv pip --no-config --quiet
+test-lowest: $(BASE) ## the protocol and mounted applications with the oldest dependencies that pyproject.toml allows
+	$(PY) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade uv
+	$(LOWEST_PIP) compile --resolution lowest-direct pyproject.toml --extra fastapi -o $(LOWEST)/oldest.txt
+	$(LOWEST_PIP) install --python $(LOWEST)/bin/python -r $(LOWEST)/oldest.txt --group test-base
+	PYTHONPATH=.:hooks:workers $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) tests/protocol tests/embedding
 
 # Images are kept there from one run to the next.
 CONTAINERS ?= /var/tmp/tusd-py-containers

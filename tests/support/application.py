@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.support.server import ServerProcess
+from tests.support.server import ROOT, ServerProcess
 
 UVICORN = ("-m", "uvicorn", "example:app", "--port", "{port}")
 GUNICORN = (
@@ -38,8 +39,10 @@ class Application(ServerProcess):
         directory.mkdir(exist_ok=True)
         if code is not None:
             (directory / "example.py").write_text(code)
-        paths = {"PYTHONPATH": str(directory), **(env or {})}
-        super().__init__(directory / "uploads", *flags, env=paths, program=program)
+        # Where the package is not installed, as with the oldest dependencies, its path is the checkout's.
+        paths = [directory, ROOT, ROOT / "hooks", ROOT / "workers"]
+        env = {"PYTHONPATH": os.pathsep.join(map(str, paths)), **(env or {})}
+        super().__init__(directory / "uploads", *flags, env=env, program=program)
         self.started = re.compile("Application startup complete")
         self._processes = processes
 
