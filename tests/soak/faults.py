@@ -79,6 +79,9 @@ class Faults:
         busy = {running.room for running in self._running}
         if room in busy or (plan.kind == "kill server" and self._starting is not None):
             return
+        # It could not end, and nobody would let the disk go on.
+        if plan.kind == "kill worker" and "disk" in busy:
+            return
         undo = self._begin(plan)
         if undo is not None:
             lasts = plan.lasts + (LEASE_SECONDS if plan.kind.startswith("stop") else 0.0)
