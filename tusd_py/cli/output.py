@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -26,7 +24,6 @@ program = _Program()
 
 _BAR_WIDTH = 30
 _REDRAW_SECONDS = 0.1
-_TICK_SECONDS = 0.5
 
 
 class CommandFailed(Exception):
@@ -176,26 +173,6 @@ def clear_line() -> None:
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
-
-
-@asynccontextmanager
-async def waiting(doing: str) -> AsyncIterator[None]:
-    """Tell on standard error, if that is a terminal, what takes so long, and for how long it does."""
-    began = time.monotonic()
-
-    async def draw() -> None:
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            sys.stderr.write(f"\r{doing}, {time.monotonic() - began:.0f} s\x1b[K")
-            sys.stderr.flush()
-
-    drawing = asyncio.create_task(draw()) if sys.stderr.isatty() else None
-    try:
-        yield
-    finally:
-        if drawing is not None:
-            drawing.cancel()
-            clear_line()
 
 
 class Counter:

@@ -10,7 +10,8 @@ from dataclasses import asdict
 
 from tusd_py import logs
 from tusd_py.cli.options import option, read_settings, subcommand
-from tusd_py.cli.output import clear_line, format_time, waiting, write_json, write_line
+from tusd_py.cli.output import clear_line, format_time, write_json, write_line
+from tusd_py.cli.waiting import waiting
 from tusd_py.settings.model import Settings
 
 ABOUT = """\
