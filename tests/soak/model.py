@@ -260,10 +260,13 @@ class Model:
         if len(unknown) > self.unanswered:
             raise Violation(f"announced, and nobody sent them: {sorted(unknown)[:5]}")
 
-    def unseen_finishes(self) -> set[str]:
-        """Ids of uploads that were announced as finished, and whose creation nobody saw succeed."""
-        seen = {id_of(path) for path in self.uploads}
-        return {name for name, told in self.events.items() if told["post-finish"]} - seen
+    def left_finishes(self, kept: set[str]) -> set[str]:
+        """Ids of uploads that were announced as finished, and that no client has removed or knows to keep.
+
+        Nobody saw their creation succeed; or a client left them with all bytes, and the sweep finished them.
+        """
+        removed = {id_of(path) for path, upload in self.uploads.items() if upload.removed}
+        return {name for name, told in self.events.items() if told["post-finish"]} - removed - kept
 
     # -- faults --------------------------------------------------------------------------------
 
