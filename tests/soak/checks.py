@@ -35,8 +35,7 @@ def check_all(site: Installation, model: Model, clients: Clients, before: Size) 
     assert not clients.failures, "\n".join(clients.failures)
     # Everything unfinished expires: what clients abandoned, and what they never knew of. The events of a finish that a kill
     # prevented wait for that, too.
-    site.store.age()
-    site.sweep("--force", "--expire-after", "1ms")
+    site.sweep_later()
     _wait_for_events(site)
     assert not site.endpoint.failures, site.endpoint.failures
     model.check_events()

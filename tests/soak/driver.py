@@ -66,7 +66,7 @@ class Soak:
         self.clients.start()
         self._warm_up()
         # Before the first one nobody can tell that a clock is wrong.
-        self.site.sweep(beside_clients=True)
+        self.site.sweep()
         self._before = Size.of(self.site.witness)
         self._store.inject(self._options.seed, fails=True)
         try:

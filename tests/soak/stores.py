@@ -37,9 +37,6 @@ class Store(ABC):
     def waiting_events(self) -> set[str]:
         """The events that wait for a worker."""
 
-    def age(self) -> None:  # noqa: B027 - a bucket's sweep has a clock that is ahead
-        """Let what crashes left be so old that a sweep may remove it. No server is to be writing."""
-
     @abstractmethod
     def leftovers(self, kept: set[str]) -> set[str]:
         """What is there after a sweep besides the uploads with these ids."""
@@ -80,10 +77,6 @@ class FileStore(Store):
 
     def waiting_events(self) -> set[str]:
         return _files(self._state / "outbox")
-
-    def age(self) -> None:
-        for file in (self._state / "new").iterdir() if (self._state / "new").is_dir() else ():
-            os.utime(file, (0.0, 0.0))
 
     def leftovers(self, kept: set[str]) -> set[str]:
         names = {entry.name for entry in self._state.parent.iterdir()} - {".tusd-py", "lost+found"}

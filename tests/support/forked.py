@@ -42,13 +42,16 @@ def _run(arguments: tuple[str, ...], env: dict[str, str], log: str, page: str) -
 class ForkedCommand:
     """A command with its log below `directory`. arguments: its name, and its options.
 
-    page: sets its clock and has its system calls fail.
+    page: sets its clock and has its system calls fail. ahead: seconds by which its clock is ahead from the beginning.
     """
 
-    def __init__(self, directory: Path, *arguments: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, env: Mapping[str, str], ahead: float = 0.0
+    ) -> None:
         directory.mkdir(parents=True)
         self._log = directory / "log"
         self.page = Page(directory / "control")
+        self.page.shift = ahead
         self._process = _context.Process(
             target=_run,
             args=(arguments, environment(env), str(self._log), str(directory / "control")),
