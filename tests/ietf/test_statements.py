@@ -284,6 +284,21 @@ def test_R6_R14_offsets_while_the_body_comes_in(
     assert len(response.interim) <= 3
 
 
+def test_R2_no_offset_is_told_of_bytes_that_may_prove_too_many(make_server: MakeServer) -> None:
+    ietf = Ietf(make_server("--max-size", "1500000"), 9)
+    path = path_of(ietf.create(b"hello", complete=False)["Location"])
+    with ietf.connect() as connection:
+        fields = ietf.append_headers(5, True, {"Transfer-Encoding": "chunked"})
+        connection.send_head("PATCH", path, fields)
+        connection.send_chunk(b"x" * 1_000_000)
+        ietf.wait_stored(path, 1_000_005)
+        assert connection.silent_for(0.7)
+        connection.send_chunk(b"x" * 1_000_000)
+        response = connection.read_response("PATCH")
+    assert (response.status, response.interim) == (413, ())
+    assert ietf.head(path)["Upload-Offset"] == "5"
+
+
 def test_R7_responses_to_creations(ietf: Ietf) -> None:
     whole = ietf.create(b"hello")
     assert whole.status == 201

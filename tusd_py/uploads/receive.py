@@ -167,6 +167,12 @@ class _Transfer:
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         self.reported = self.upload.offset
 
+    @property
+    def kept(self) -> int:
+        """The offset that stays whatever follows: of a body that proves too long nothing counts, if no length was declared."""
+        has_length = self.content.length is not None or self.upload.length is not None
+        return self.writer.kept if has_length or self.limit is None else self.upload.offset
+
     def stop(self, problem: ProtocolError) -> None:
         """End the body from outside; `problem` is the response."""
         self.stopped = problem
@@ -321,7 +327,7 @@ class BodyReceiver:
         if self._hooks.wants(EventType.POST_RECEIVE):
             self._report_progress(transfer)
         if body.watcher is not None:
-            body.watcher.receiving(lambda: transfer.writer.kept)
+            body.watcher.receiving(lambda: transfer.kept)
 
     def _end(self, transfer: _Transfer) -> None:
         """Stop tracking the transfer: detach the lease callback, cancel the progress timer."""
