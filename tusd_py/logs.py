@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from types import TracebackType
-from typing import Literal, TextIO, TypeAlias
+from typing import Literal, Self, TextIO, TypeAlias
 
 VALUE_LIMIT = 256
 """Characters of one field's value that are kept."""
@@ -103,14 +103,20 @@ def _exc_info(given: BaseException | bool | None) -> ExcInfo | None:
 # --- format ---------------------------------------------------------------------------------------
 
 
-class EventText:
-    """The message of an event's LogRecord: all of the event, for handlers of other applications."""
+class EventText(str):
+    """The message of an event's LogRecord: its name, which handlers of other applications write with all of its fields."""
 
-    __slots__ = ("fields", "name")
+    __slots__ = ("fields",)
+    fields: Mapping[str, object]
 
-    def __init__(self, name: str, fields: Mapping[str, object]) -> None:
-        self.name = name
-        self.fields = fields
+    def __new__(cls, name: str, fields: Mapping[str, object]) -> Self:
+        text = super().__new__(cls, name)
+        text.fields = fields
+        return text
+
+    @property
+    def name(self) -> str:
+        return self[:]
 
     def __str__(self) -> str:
         if "message" in self.fields:

@@ -569,7 +569,7 @@ async def test_while_redis_is_away_uploads_pass_unchecked(
     assert (await refused(house.create())).status == 409
     said = [record for record in caplog.records if record.name.startswith("tusd_hooks")]
     names = ["duplicates unknown", "duplicates known again", "duplicate refused"]
-    assert [record.getMessage() for record in said] == names
+    assert [record.msg for record in said] == names
     assert vars(said[1])["fields"]["unchecked"] == 3
 
 

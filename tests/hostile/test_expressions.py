@@ -90,6 +90,10 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.proxy_headers._IPV6_AND_PORT": ("[", "[::]", "[::]:"),
     "tusd_py.web.proxy_headers._PREFIX": ("", "/", "/a"),
     r"tusd_py.web.proxy_headers:'\\\\(.)'": ("",),
+    "tusd_py.storage.finished_names._DEVICE": ("", "com", "com1"),
+    "tusd_py.storage.finished_names._PACKED": ("", ".", ".a."),
+    "tusd_py.storage.finished_names.text": ("",),
+    "tusd_py.tracing._is_traceparent": ("", "00-"),
     "tusd_hooks.wire._METADATA_KEY": ("",),
 }
 """For each other expression: beginnings after which hostile bytes meet each of its repetitions."""

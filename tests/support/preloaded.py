@@ -32,7 +32,7 @@ _SERVER = (
 )
 MODULES = {
     "serve": _SERVER,
-    "serve in a bucket": (*_SERVER, "tests.s3.warm"),
+    "serve in a bucket": (*_SERVER, "tests.support.warm"),
     "worker": ("tusd_py.cli.app", "tusd_workers.worker", "tusd_workers.current"),
     "scheduler": ("tusd_py.cli.app", "tusd_workers.scheduler"),
 }

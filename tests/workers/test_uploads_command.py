@@ -244,8 +244,8 @@ def test_a_directory_that_is_none_stays_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ((), "no action was given; give list, show or rm"),
-        (("lst",), '"lst" is no action; give list, show or rm; did you mean list?'),
+        ((), "no action was given; give list, watch, show or rm"),
+        (("lst",), '"lst" is no action; give list, watch, show or rm; did you mean list?'),
         (("list", "x"), 'unexpected argument "x"; list lists all'),
         (("rm",), "give ids of uploads to rm"),
         (("list", "--limit", "0"), '--limit "0": give a whole number'),
