@@ -26,8 +26,8 @@ def podman() -> Iterator[Podman]:
     made = Podman(Path(os.environ[PLACE]).resolve())
     stand_ins.make(made)
     yield made
-    # Those that others have replaced.
-    made.run("image", "prune", "--force")
+    # Those that others have replaced, and those of a build that was interrupted.
+    made.run("image", "prune", "--external", "--force")
 
 
 @pytest.fixture(scope="session")
