@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO
@@ -185,23 +185,39 @@ def _file_with(document: bytes) -> IO[bytes]:
     return file
 
 
-@asynccontextmanager
-async def _reading(pipe: IO[bytes] | None) -> AsyncIterator[asyncio.StreamReader]:
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
-    try:
-        yield reader
-    finally:
-        transport.close()
+async def read_parts(pipe: IO[bytes] | None, size: int) -> AsyncGenerator[bytes, None]:
+    """Read a pipe in parts of at most `size` bytes until its end, and close it.
+
+    Not with `connect_read_pipe`: uvloop closes the descriptor of its transport twice, the second time when a thread may already
+    have opened another file under its number.
+    """
+    if pipe is None:
+        return
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    with pipe:
+        descriptor = pipe.fileno()
+        os.set_blocking(descriptor, False)
+        loop.add_reader(descriptor, readable.set)
+        try:
+            while True:
+                await readable.wait()
+                readable.clear()
+                try:
+                    part = os.read(descriptor, size)
+                except BlockingIOError:
+                    continue
+                if not part:
+                    return
+                yield part
+        finally:
+            loop.remove_reader(descriptor)
 
 
 async def _read(process: Popen[bytes]) -> bytes:
     """Read the output, keeping no more than shows that it is too long."""
     output = bytearray()
-    async with _reading(process.stdout) as reader:
-        while part := await reader.read(_ANSWER_LIMIT):
+    async with aclosing(read_parts(process.stdout, _ANSWER_LIMIT)) as parts:
+        async for part in parts:
             output += part[: _ANSWER_LIMIT + 1 - len(output)]
     return bytes(output)
 
@@ -227,8 +243,8 @@ async def _end_of(process: Popen[bytes]) -> int:
 
 async def _log_lines(process: Popen[bytes], event: Event) -> None:
     rest = b""
-    async with _reading(process.stderr) as reader:
-        while part := await reader.read(_LINE_LIMIT):
+    async with aclosing(read_parts(process.stderr, _LINE_LIMIT)) as parts:
+        async for part in parts:
             *lines, rest = (rest + part).split(b"\n")
             if len(rest) >= _LINE_LIMIT:
                 lines, rest = [*lines, rest], b""

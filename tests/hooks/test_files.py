@@ -6,17 +6,20 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.docs.blocks import blocks
 from tests.hooks.conftest import ALL_EVENTS
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
-from tusd_hooks.files import FileHooks
+from tusd_hooks.files import FileHooks, read_parts
 from tusd_py.events.model import (
     Changes,
     Event,
@@ -347,6 +350,30 @@ async def test_an_answer_and_a_failure(scripts: Scripts) -> None:
     with pytest.raises(HookFailed, match="exit code 4"):
         await hooks.handle(CREATION)
     await hooks.stop()
+
+
+def test_an_output_is_closed_once() -> None:
+    """A second close would be of a file that another thread has opened since: bytes of an upload, for instance."""
+    ended = threading.Event()
+
+    def open_and_close() -> None:
+        while not ended.is_set():
+            os.close(os.open(os.devnull, os.O_RDONLY))
+
+    async def read_pipes() -> None:
+        for _ in range(2000):
+            out, to = os.pipe()
+            os.close(to)
+            assert [part async for part in read_parts(os.fdopen(out, "rb", buffering=0), 1)] == []
+
+    with ThreadPoolExecutor(4) as threads:
+        opening = [threads.submit(open_and_close) for _ in range(4)]
+        try:
+            uvloop.run(read_pipes())
+        finally:
+            ended.set()
+    for each in opening:
+        each.result()
 
 
 async def test_a_call_that_is_given_up_leaves_nothing_behind(scripts: Scripts) -> None:
