@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,64 @@ def test_a_killed_server_is_not_in_the_way(make_server: MakeServer, tmp_path: Pa
     assert not server.data_file(gone_id).exists()
     server.restart()
     assert tus.new(10)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a sweep whose pre-finish hook runs `hook`."""
+
+    hook: str
+    finished: int = 0
+    expired: int = 0
+    code: int = 0
+    status: int = 404
+
+
+FAILS = Outcome("raise Reject(503, 'the archive is away')", code=1)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome("pass", finished=1, status=200),
+        Outcome("raise Reject(422, 'no study')", expired=1),
+        FAILS,
+    ],
+    ids=["allowed", "refused", "failed"],
+)
+def test_what_has_all_its_bytes_is_finished_and_expires_only_if_that_is_refused(
+    outcome: Outcome, running: bool, make_server: MakeServer, tmp_path: Path
+) -> None:
+    does, hook = tmp_path / "does.py", tmp_path / "hook.py"
+    does.write_text(FAILS.hook)
+    hook.write_text(
+        "from pathlib import Path\nfrom tusd_py import Reject\n"
+        f"def pre_finish(event):\n    exec(Path({str(does)!r}).read_text())\n"
+    )
+    server = swept_server(make_server, tmp_path / "uploads", "--hook", str(hook))
+    tus = Tus(server)
+    path = tus.new(5)
+    # As a crash would leave it.
+    assert tus.patch(path, 0, b"hello").status == 503
+    upload_id = abandon(server, path)
+    if not running:
+        server.terminate()
+    flags = (*of(server), "--hook", str(hook))
+    [summary] = documents("sweep", "--dry-run", *flags)
+    assert summary["expired"] == 0
+    does.write_text(outcome.hook)
+    done = command("sweep", "--json", *flags)
+    assert done.returncode == outcome.code
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["finished"], summary["expired"]) == (outcome.finished, outcome.expired)
+    assert server.data_file(upload_id).exists() == (not outcome.expired)
+    does.write_text(FAILS.hook)
+    if not running:
+        server.restart()
+    assert tus.get(path).status == outcome.status
+    if outcome is FAILS:
+        does.write_text("pass")
+        # Whoever asks for it finishes it, too.
+        assert tus.offset(path) == 5
+        assert tus.get(path).body == b"hello"

@@ -17,6 +17,14 @@ _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
 
 
+def lacks_only_finish(upload: Upload) -> bool:
+    """Whether an upload has all its bytes, but its finish was interrupted or failed: the next request or sweep finishes it.
+
+    Such an upload does not expire, however long no server ran. Parts do, as they are useless by themselves.
+    """
+    return upload.complete and not upload.finished and not upload.info.is_partial
+
+
 class Expiry:
     """The expiry of the uploads of one store. All times are in seconds since the epoch.
 
@@ -73,6 +81,8 @@ class Expiry:
 
         While the clock is far from the last sweep's nothing is removed, and a client that was told so would start anew.
         """
+        if lacks_only_finish(upload):
+            return False
         # Read once: the clock may be set while the marks are read.
         now = self.now()
         if not self.is_due(upload, now):

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
@@ -30,6 +31,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.skipped import skip_entry
 from tusd_py.uploads.due_marks import open_state
+from tusd_py.uploads.expiry import lacks_only_finish
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep_guard import Clock
 
@@ -245,7 +247,10 @@ class _Sweep:
                 if isinstance(upload, Upload):
                     # Another server's record may be named otherwise.
                     upload_id = upload.id  # noqa: PLW2901
-                if isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now()):
+                is_due = isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now())
+                if is_due and isinstance(found, Upload) and await self._is_kept(found):
+                    self._schedule(upload_id, self.now() + _RETRY_SECONDS)
+                elif is_due and isinstance(upload, Upload):
                     expired.append(upload_id)
                     if self._on_due is not None:
                         await self._on_due(upload)
@@ -261,6 +266,22 @@ class _Sweep:
             self.report.expired += len(expired)
         else:
             await self._expire(expired)
+
+    async def _is_kept(self, upload: Upload) -> bool:
+        """Whether an upload that is due stays: one that has all its bytes is finished, as its client may know that it has them.
+
+        It goes if its finish is refused (4xx). Raises the ProtocolError if it failed otherwise: that may have passed next time.
+        """
+        if not lacks_only_finish(upload):
+            return False
+        if not self._dry_run:
+            try:
+                self.report.finished += await self._uploads.recover_interrupted(upload.id)
+            except ProtocolError as problem:
+                if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                return False
+        return True
 
     async def _check(self, upload_id: str, found: Upload | StorageError) -> float | None:
         """Finish or clean up an upload that is not due. Returns when to check it again; None for never."""
