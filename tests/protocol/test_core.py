@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.bucket import LIMIT
 from tests.support.events import Recorder
 from tests.support.tus import Tus, id_of, merged, path_of
 from tests.support.wire import Response, chunk, head_bytes
@@ -146,7 +147,7 @@ def test_T3_options_tells_what_the_server_can_do(tus: Tus) -> None:
     assert len(response.items("Tus-Extension")) == len(EXTENSIONS)
     algorithms = response.items("Tus-Checksum-Algorithm")
     assert {"sha1", "sha256", "sha512", "md5", "crc32", "crc32c"} <= set(algorithms)
-    assert "Tus-Max-Size" not in response
+    assert response.get("Tus-Max-Size") == (str(LIMIT) if LIMIT else None)
 
 
 def test_T3_options_tells_the_maximum(make_server: MakeServer) -> None:

@@ -21,6 +21,8 @@ from tests.s3.servers import BUCKET, ENVIRONMENT, Kind
 
 STORE = os.environ.get("TEST_STORE", "file")
 """Where servers of tests keep uploads: file, or a kind of object store."""
+LIMIT = None if STORE == "file" else 5 * 1024**4
+"""The maximum size of an upload without any setting, in bytes."""
 
 
 def files_only(reason: str) -> pytest.MarkDecorator:

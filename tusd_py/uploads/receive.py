@@ -146,7 +146,7 @@ class _Transfer:
 
     limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. finishing: see `receive`.
     next_check: offset at which to check the free space again. reported: the offset that hooks know. stopped: the response if
-    the body was ended from outside.
+    the body was ended from outside. is_told: the client was told that bytes of this body count.
     """
 
     upload: Upload
@@ -161,17 +161,29 @@ class _Transfer:
     next_check: int = field(init=False)
     reported: int = field(init=False)
     stopped: ProtocolError | None = None
+    is_told: bool = False
     progress_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self.next_check = self.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         self.reported = self.upload.offset
 
-    @property
-    def kept(self) -> int:
-        """The offset that stays whatever follows: of a body that proves too long nothing counts, if no length was declared."""
-        has_length = self.content.length is not None or self.upload.length is not None
-        return self.writer.kept if has_length or self.limit is None else self.upload.offset
+    def tell(self) -> int:
+        """The offset that counts whatever follows, to be told to the client."""
+        kept = self.writer.kept
+        self.is_told = self.is_told or kept > self.upload.offset
+        return kept
+
+    def counts(self, problem: ProtocolError | None) -> bool:
+        """Whether the bytes that arrived count although the request ends with this error."""
+        if problem is None:
+            return True
+        if self.content.verified:
+            return False
+        # A body without a length that proves too long: its client may rely on what it was told (R2).
+        return problem.code not in NOTHING_COUNTS or (
+            self.is_told and problem.code == "ERR_MAX_SIZE_EXCEEDED"
+        )
 
     def stop(self, problem: ProtocolError) -> None:
         """End the body from outside; `problem` is the response."""
@@ -327,7 +339,7 @@ class BodyReceiver:
         if self._hooks.wants(EventType.POST_RECEIVE):
             self._report_progress(transfer)
         if body.watcher is not None:
-            body.watcher.receiving(lambda: transfer.kept)
+            body.watcher.receiving(transfer.tell)
 
     def _end(self, transfer: _Transfer) -> None:
         """Stop tracking the transfer: detach the lease callback, cancel the progress timer."""
@@ -347,9 +359,7 @@ class BodyReceiver:
         Returns the error of the request: `problem`, or a new one if verified bytes could not be committed.
         """
         writer, began = transfer.writer, transfer.upload.offset
-        counts = problem is None or not (
-            transfer.content.verified or problem.code in NOTHING_COUNTS
-        )
+        counts = transfer.counts(problem)
         outcome = _outcome(problem, transfer.body, counts)
         self._counters.received(writer.offset - began, outcome)
         if not counts:
