@@ -136,7 +136,14 @@ async def test_what_the_version_before_kept_is_told_in_its_order(
     assert [each async for some in outbox.uploads() for each in some] == [upload_id]
     for kept in found:
         await outbox.forget(kept)
-    assert list(Path(store.root, ".tusd-py", "outbox").iterdir()) == []
+    assert list(Path(store.root, ".tusd-py", "outbox").iterdir()) == [shard]
+    # A server of that version may have made it a moment ago, for an event that it puts there next.
+    assert await outbox.of(upload_id) == []
+    assert shard.is_dir()
+    old = shard.stat().st_mtime - 2 * outboxes._OLD_NAME_SECONDS
+    os.utime(shard, (old, old))
+    assert await outbox.of(upload_id) == []
+    assert not shard.exists()
 
 
 async def test_a_new_event_of_the_version_before_keeps_its_name_as_its_server_may_sync_it_yet(

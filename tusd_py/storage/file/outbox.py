@@ -156,10 +156,10 @@ class FileOutbox:
     def _forget(self, event: KeptEvent, box: Box, fence: Fence) -> None:
         with fence():
             self._unlink(box, event)
-            for path in (self._old_path(box, event), self._path(box, event)):
-                with suppress(OSError):
-                    # If it was the last one.
-                    os.rmdir(os.path.dirname(path))
+            with suppress(OSError):
+                # If it was the last one.
+                os.rmdir(os.path.dirname(self._path(box, event)))
+            _remove_old_shard(os.path.dirname(self._old_path(box, event)))
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"changing an event of {event.upload_id}"):
@@ -354,8 +354,7 @@ class FileOutbox:
                 os.rename(old, target)
                 # Where both are names of one file, renaming does nothing.
                 os.unlink(old)
-        with suppress(OSError):
-            os.rmdir(directory)
+        _remove_old_shard(directory)
 
     def _read(self, box: Box, name: KeptEvent) -> KeptEvent | None:
         """Return the event with its content; None if it is gone or cannot be read."""
@@ -370,6 +369,17 @@ class FileOutbox:
             skip("event", path, problem)
             return None
         return KeptEvent(name.upload_id, name.event_id, name.sequence, content, status.st_mtime)
+
+
+def _remove_old_shard(directory: str) -> None:
+    """Remove a shard of the previous version, if it is empty.
+
+    Not one that has just been changed: a server of that version may have made it for an event that it puts there next, and does
+    not make it again.
+    """
+    with suppress(OSError):
+        if time.time() - os.stat(directory).st_mtime >= _OLD_NAME_SECONDS:
+            os.rmdir(directory)
 
 
 class _Counter:
