@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from tests.support.tus import Tus
 LOG_LINES_SHOWN = 100
 LONG = ("crash", "delivery", "compat", "frontend", "pages", "workers", "containers", "durability")
 """Directories whose modules take longest; begun with first, so that no process is left alone with them at the end."""
+
+# Whoever starts tests in the background may have SIGINT ignored, and the processes that they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine that does other things meanwhile.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

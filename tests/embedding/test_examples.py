@@ -112,14 +112,13 @@ def flask(tmp_path: Path) -> Iterator[Application]:
     if nginx is None:
         pytest.skip("needs nginx")
     with ExitStack() as stack:
-        uploads = stack.enter_context(
-            Example(tmp_path, "flask", "uploads", "--http", "tusd_py:UploadProtocol")
-        )
-        website = Example(tmp_path, "flask", "website")
+        # All before the first one starts: each copies the modules anew.
+        uploads = Example(tmp_path, "flask", "uploads", "--http", "tusd_py:UploadProtocol")
+        website, proxy = Example(tmp_path, "flask", "website"), Example(tmp_path, "flask")
         website.program = ("-m", "gunicorn", "website:app", "--bind", "127.0.0.1:{port}")
         website.started = re.compile("Booting worker")
+        stack.enter_context(uploads)
         stack.enter_context(website)
-        proxy = Example(tmp_path, "flask")
         with ports.reserve() as holder:
             proxy.port = holder.getsockname()[1]
         config = (tmp_path / "nginx.conf").read_text()
