@@ -285,8 +285,8 @@ def test_one_script_a_creation_one_a_finish_and_none_a_chunk(
     wait_until(lambda: '"complete"' in str(_records(redis)), "the first record")
 
     def asked(lines: list[str]) -> list[str]:
-        # Now and then a server asks whether its Redis still takes writes, and what workers have delivered; at most once a second it
-        # tells what is due when.
+        # Now and then a server asks whether its Redis takes writes, and what workers have delivered; at most once a second
+        # it tells what is due when.
         upkeep = (":probe", "INFO", "PING", "{registry}", "{deliveries}")
         return [line.split()[0] for line in lines if not any(word in line for word in upkeep)]
 
