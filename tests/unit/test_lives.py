@@ -271,7 +271,6 @@ ACTS: Mapping[tuple[UploadState, UploadState], Act] = {
     (S.WAITING, S.REMOVED): delete,
     (S.COMPLETE, S.FINISHED): head,
     (S.COMPLETE, S.RECEIVING): bytes_are_lost,
-    (S.COMPLETE, S.EXPIRED): time_passes,
     (S.COMPLETE, S.REMOVED): delete,
     (S.FINISHED, S.EXPIRED): time_passes,
     (S.FINISHED, S.REMOVED): delete,

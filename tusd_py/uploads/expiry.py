@@ -9,20 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.sweep_guard import Clock, is_far
 
 _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
-
-
-def lacks_only_finish(upload: Upload) -> bool:
-    """Whether an upload has all its bytes, but its finish was interrupted or failed: the next request or sweep finishes it.
-
-    Such an upload does not expire, however long no server ran. Parts do, as they are useless by themselves.
-    """
-    return upload.complete and not upload.finished and not upload.info.is_partial
 
 
 class Expiry:

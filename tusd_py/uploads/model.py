@@ -66,8 +66,7 @@ TRANSITIONS: Mapping[UploadState, Mapping[UploadState, str]] = {
     UploadState.COMPLETE: {
         UploadState.FINISHED: "bytes synced, pre-finish hooks agree, record written",
         UploadState.RECEIVING: "the disk lost bytes that it had accepted",
-        UploadState.EXPIRED: "not finished for `expire_after`, as a hook refuses",
-        UploadState.REMOVED: "DELETE",
+        UploadState.REMOVED: "DELETE, or the sweep if a hook refuses the finish and no byte came for `expire_after`",
         UploadState.ABSENT: "the POST failed",
     },
     UploadState.FINISHED: {
@@ -104,9 +103,17 @@ def name_of(state: UploadState, upload: Upload) -> str:
     return _NAMES[state]
 
 
+def lacks_only_finish(upload: Upload) -> bool:
+    """Whether an upload has all its bytes, but its finish was interrupted or failed: the next request or sweep finishes it.
+
+    Such an upload does not expire, however long no server ran.
+    """
+    return upload.complete and not upload.finished
+
+
 def state_of(upload: Upload, *, due: bool) -> UploadState:
-    """The state of an upload that is in the storage; due: whether it is to be removed by now."""
-    if due:
+    """The state of an upload that is in the storage; due: whether its expiry or retention is over by now."""
+    if due and not lacks_only_finish(upload):
         return UploadState.EXPIRED
     if upload.finished:
         return UploadState.FINISHED

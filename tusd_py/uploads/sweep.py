@@ -31,7 +31,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.skipped import skip_entry
 from tusd_py.uploads.due_marks import open_state
-from tusd_py.uploads.expiry import lacks_only_finish
+from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep_guard import Clock
 
