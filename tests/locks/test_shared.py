@@ -328,7 +328,7 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
 ) -> None:
     dice = random.Random(7)
     processes = [await make_shared(lease=10.0, timeout=0.3) for _ in range(3)]
-    holders = dict.fromkeys(("a", "b"), 0)
+    holders: dict[str, Lease | None] = dict.fromkeys(("a", "b"))
     granted = without_redis = 0
 
     async def come() -> None:
@@ -341,14 +341,18 @@ async def test_there_is_never_more_than_one_holder_however_redis_comes_and_goes(
         except LockTimeout:
             await asyncio.sleep(0.005)
             return
-        assert holders[name] == 0
-        holders[name] += 1
+        if (earlier := holders[name]) is not None:
+            # It was too slow on a busy machine, and was given up: it can change nothing any more.
+            with pytest.raises(LeaseLost), earlier.fence():
+                pass
+        holders[name] = lease
         granted += 1
         without_redis += lease.granted is None
         with suppress(TimeoutError):
             async with asyncio.timeout(dice.random() * 0.02):
                 await asked(lease).wait()
-        holders[name] -= 1
+        if holders[name] is lease:
+            holders[name] = None
         await lease.release()
 
     stop = asyncio.Event()
