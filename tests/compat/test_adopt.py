@@ -34,6 +34,7 @@ from tests.compat.directories import (
 )
 from tests.conftest import MakeServer
 from tests.storage.test_file_store import write_as_tusd
+from tests.support import commands
 from tests.support.server import environment
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
@@ -54,13 +55,7 @@ def command(*arguments: str) -> list[str]:
 def adopt(directory: Path, *flags: str, origin: str | None = "tuspyserver") -> tuple[int, str]:
     """Runs the command; its exit code, and what it printed."""
     whose = [] if origin is None else ["--from", origin]
-    done = subprocess.run(
-        command(str(directory), *whose, *flags),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("adopt", str(directory), *whose, *flags)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support import commands
 from tests.support.redis import RedisServer
-from tests.support.server import ServerProcess, environment
+from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
 
 
 def command(*words: str, redis_url: str | None = None) -> subprocess.CompletedProcess[str]:
-    env = {"COLUMNS": "100"} | ({"TUSD_REDIS_URL": redis_url} if redis_url else {})
-    return subprocess.run(
-        [sys.executable, "-m", "tusd_py", "duplicates", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(env),
-        check=False,
-    )
+    env = {"TUSD_REDIS_URL": redis_url} if redis_url else {}
+    return commands.run("duplicates", *words, env=env)
 
 
 def listed(*words: str, redis_url: str | None = None) -> list[dict[str, str]]:

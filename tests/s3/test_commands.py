@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,24 +10,16 @@ import pytest
 from tests.conftest import MakeServer
 from tests.s3.servers import ENVIRONMENT, S3Server
 from tests.s3.test_server import Servers
-from tests.support.server import ServerProcess, environment
+from tests.support import commands
+from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
 
 
 def run(server: ServerProcess, *arguments: str) -> tuple[int, str]:
     """Run a command with the server's options; its exit code and its output. Nothing is said beside that."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tusd_py", *arguments),
-            *("--upload-dir", str(server.upload_dir), *server.flags),
-        ],
-        env={**environment(), **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    place = ("--upload-dir", str(server.upload_dir))
+    done = commands.run(*arguments, *place, *server.flags, env=ENVIRONMENT)
     assert done.stderr == ""
     return done.returncode, done.stdout
 

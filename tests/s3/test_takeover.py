@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,7 @@ from botocore.exceptions import ClientError
 from tests.conftest import MakeServer
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY, S3Server
 from tests.s3.test_server import Servers
-from tests.support import ports
-from tests.support.server import environment
+from tests.support import commands, ports
 from tests.support.tus import Tus, checksum, metadata
 from tests.support.waiting import wait_until
 
@@ -106,18 +104,9 @@ class Left:
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """Run a command of ours on it; its exit code, and what it printed."""
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "tusd_py", *arguments),
-                *("--s3-bucket", BUCKET, "--s3-endpoint", self._endpoint),
-                *("--s3-object-prefix", self.prefix, "--s3-info-prefix", self.prefix),
-            ],
-            env={**environment(), **ENVIRONMENT},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        bucket = ("--s3-bucket", BUCKET, "--s3-endpoint", self._endpoint)
+        prefixes = ("--s3-object-prefix", self.prefix, "--s3-info-prefix", self.prefix)
+        done = commands.run(*arguments, *bucket, *prefixes, env=ENVIRONMENT)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout
 

@@ -35,6 +35,10 @@ MODULES = {
     "serve in a bucket": (*_SERVER, "tests.support.warm"),
     "worker": ("tusd_py.cli.app", "tusd_workers.worker", "tusd_workers.current"),
     "scheduler": ("tusd_py.cli.app", "tusd_workers.scheduler"),
+    "others": (
+        *(f"tusd_py.cli.{each}" for each in ("app", "sweep", "uploads", "events", "status")),
+        "tusd_py.service.connect",
+    ),
 }
 """What is loaded for a command."""
 _CANNOT_BE_CHANGED = ("PYTHON", "LD_", "MALLOC_", "OPENSSL_", "SSL_", "COVERAGE")
@@ -72,11 +76,10 @@ def start(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, with_stdout: bool = True
 ) -> ForkedProcess:
     """Start `tusd-py` with arguments. env: all of it. Without `with_stdout` nobody reads standard output."""
-    name = arguments[0]
-    in_bucket = f"{name} in a bucket"
-    return _loaded(
-        in_bucket if "--s3-bucket" in arguments and in_bucket in MODULES else name
-    ).start(arguments, env, cwd, with_stdout=with_stdout)
+    name = arguments[0] if arguments and arguments[0] in MODULES else "others"
+    if name in {"serve", "others"} and "--s3-bucket" in arguments:
+        name = "serve in a bucket"
+    return _loaded(name).start(arguments, env, cwd, with_stdout=with_stdout)
 
 
 @cache

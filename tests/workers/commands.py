@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 
-from tests.support.server import ServerProcess, environment
+from tests.support.commands import run
+from tests.support.server import ServerProcess
 
 
 def command(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs it to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "tusd_py", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment({"COLUMNS": "100", **(env or {})}),
-        check=False,
-    )
+    return run(*words, env=env)
 
 
 def documents(*words: str, env: Mapping[str, str] | None = None) -> list[dict[str, object]]:
