@@ -17,7 +17,7 @@ LOG_LINES_SHOWN = 100
 LONG = ("crash", "delivery", "compat", "frontend", "pages", "workers", "containers", "durability")
 """Directories whose modules take longest; begun with first, so that no process is left alone with them at the end."""
 
-# Whoever starts tests in the background may have SIGINT ignored, and the processes that they start would inherit that.
+# A shell ignores SIGINT for what it starts in the background, and the processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

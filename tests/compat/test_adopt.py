@@ -147,7 +147,7 @@ def test_they_expire_when_they_would_have_expired(
     assert "Upload-Expires" in tus.head(tus.collection + PARTIAL)
     # What is finished is nobody's to remove.
     assert tus.get(tus.collection + COMPLETE).body == b"complete"
-    # Not asked for before, as the sweep would leave it to whoever is served.
+    # No request for it before: a sweep skips an upload that a request has locked.
     wait_until(lambda: not (directory / DEFERRED).exists(), "the sweep", 60)
     assert tus.request("HEAD", tus.collection + DEFERRED).status == 410
 

@@ -175,6 +175,6 @@ def test_what_has_all_its_bytes_is_finished_and_expires_only_if_that_is_refused(
     assert tus.get(path).status == outcome.status
     if outcome is FAILS:
         does.write_text("pass")
-        # Whoever asks for it finishes it, too.
+        # A request finishes it, too.
         assert tus.offset(path) == 5
         assert tus.get(path).body == b"hello"

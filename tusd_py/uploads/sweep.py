@@ -268,9 +268,9 @@ class _Sweep:
             await self._expire(expired)
 
     async def _is_kept(self, upload: Upload) -> bool:
-        """Whether an upload that is due stays: one that has all its bytes is finished, as its client may know that it has them.
+        """Finish an upload that is due and has all its bytes. Returns whether it stays: unless that is refused (4xx).
 
-        It goes if its finish is refused (4xx). Raises the ProtocolError if it failed otherwise: that may have passed next time.
+        Raises the ProtocolError of any other failure: the next sweep tries again.
         """
         if not lacks_only_finish(upload):
             return False
