@@ -86,7 +86,7 @@ LOWEST_PIP = $(LOWEST)/bin/uv pip --no-config --quiet
 test-lowest: $(BASE) ## the protocol and mounted applications with the oldest dependencies that pyproject.toml allows
 	$(PY) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade uv
-	$(LOWEST_PIP) compile --resolution lowest-direct pyproject.toml --extra fastapi -o $(LOWEST)/oldest.txt
+	$(LOWEST_PIP) compile --resolution lowest-direct pyproject.toml --extra fastapi --extra s3 -o $(LOWEST)/oldest.txt
 	$(LOWEST_PIP) install --python $(LOWEST)/bin/python -r $(LOWEST)/oldest.txt --group test-base
 	PYTHONPATH=.:hooks:workers $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) tests/protocol tests/embedding
 
