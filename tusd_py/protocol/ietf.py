@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from http import HTTPStatus
 
 import http_sf
@@ -138,7 +139,7 @@ def parse_creation(headers: Mapping[str, str], version: Version, *, name: str = 
         concat_header="",
         content=None if content.length == 0 and not content.verified else content,
         repr_digest=_repr_digest(headers),
-        wanted_digest=digests.wanted(headers.get("want-repr-digest", "")) or "",
+        wanted_digest=_wanted_digest(headers),
         completes=completes,
     )
 
@@ -199,10 +200,14 @@ def _integer(headers: Mapping[str, str], name: str) -> int | None:
 def _item(headers: Mapping[str, str], name: str) -> object:
     """The value of an Item (RFC 9651, section 4.2.3); None if the field is missing or no Item. Parameters are ignored."""
     given = headers.get(name)
-    if given is None:
-        return None
+    return None if given is None else _parsed(given)
+
+
+# Most requests have the same few values.
+@lru_cache(maxsize=256)
+def _parsed(value: str) -> object:
     try:
-        found = http_sf.parse(given.encode("latin-1"), tltype="item")
+        found = http_sf.parse(value.encode("latin-1"), tltype="item")
     except (http_sf.StructuredFieldError, UnicodeEncodeError):
         return None
     return found[0] if isinstance(found, tuple) else found
@@ -249,6 +254,12 @@ def _repr_digest(headers: Mapping[str, str]) -> str:
     return "" if digest is None else digests.serialize(digest)
 
 
+def _wanted_digest(headers: Mapping[str, str]) -> str:
+    """The algorithm of the digest that the client wants of the whole upload; empty without one of ours."""
+    given = headers.get("want-repr-digest")
+    return "" if given is None else digests.wanted(given) or ""
+
+
 def _metadata(headers: Mapping[str, str], name: str) -> tuple[dict[str, bytes], str]:
     """The metadata of a new upload, and the same as an `Upload-Metadata` field of tus.
 
@@ -278,24 +289,25 @@ def version_header(version: Version) -> dict[str, str]:
 
 def completeness_header(version: Version, *, complete: bool) -> dict[str, str]:
     """In responses to creations and appends: whether the response is that of the complete upload ("Completeness")."""
-    value = http_sf.ser(complete is not version.inverted)
-    return {_completeness_field(version): value}
+    return {_completeness_field(version): _BOOLEANS[complete is not version.inverted]}
+
+
+_BOOLEANS = {value: http_sf.ser(value) for value in (False, True)}
 
 
 def limit_header(version: Version, limits: Limits) -> dict[str, str]:
     """`Upload-Limit` ("Limits"); no field in versions that do not have it."""
     if not version.lifetime:
         return {}
-    members: dict[str, int] = {}
-    if limits.max_size is not None:
-        members["max-size"] = limits.max_size
-    if limits.max_age is not None:
-        members[version.lifetime] = limits.max_age
-    return {
-        "Upload-Limit": http_sf.ser(
-            {key: (value, {}) for key, value in (members or _NO_LIMIT).items()}
-        )
-    }
+    return {"Upload-Limit": _serialized(limits, version.lifetime)}
+
+
+# New uploads have the same limits, mostly.
+@lru_cache(maxsize=256)
+def _serialized(limits: Limits, lifetime: str) -> str:
+    given = {"max-size": limits.max_size, lifetime: limits.max_age}
+    known = {key: value for key, value in given.items() if value is not None}
+    return http_sf.ser({key: (value, {}) for key, value in (known or _NO_LIMIT).items()})
 
 
 _NO_LIMIT = {"min-size": 0}
