@@ -230,11 +230,9 @@ class _Connection:
     def _is_complete(self) -> bool:
         """Whether the whole reply is here; keeps count of its body."""
         if self._reply is None:
-            end = self._received.find(b"\r\n\r\n")
-            if end < 0:
+            head = self._final_head()
+            if head is None:
                 return False
-            head = bytes(self._received[:end])
-            del self._received[: end + 4]
             self._reply = reply = Reply(int(head[9:12]), head)
             self._check(reply)
             self._chunked = False
@@ -249,6 +247,15 @@ class _Connection:
             self._to_discard = 0
             return self._received.endswith(b"0\r\n\r\n")
         return self._to_discard == 0
+
+    def _final_head(self) -> bytes | None:
+        """The head of the reply, once it is here; interim ones before it are passed over."""
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self._received[:end])
+            del self._received[: end + 4]
+            if not head.startswith(b"HTTP/1.1 1"):
+                return head
+        return None
 
     def _check(self, reply: Reply) -> None:
         if reply.status != self._request.expect:

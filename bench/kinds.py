@@ -5,7 +5,6 @@ A kind prepares (uploads to read from, a warm-up: not measured), runs, and count
 
 from __future__ import annotations
 
-import base64
 import itertools
 import os
 import random
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from bench import payload
 from bench.client import Engine, LoadError, Reply, Request, Session
+from bench.dialects import DIALECTS
 from bench.work import Work
 
 LIMIT = 300.0
@@ -23,7 +23,6 @@ LIMIT = 300.0
 
 _WARM_UP = 0.3
 """Seconds of small uploads that come before any are measured."""
-_TYPE = b"Content-Type: application/offset+octet-stream\r\n"
 _TICKS = 50
 """How many times a second slow connections are looked after; each of them has its turn once a second."""
 _SLOW_SIZE = 1024
@@ -42,7 +41,9 @@ class Job:
         self.unmeasured_seconds = 0.0
         """Part of the run that does not count, as a beginning that is not yet what is to be measured."""
         self._numbers = itertools.count()
-        self._host = b"Host: 127.0.0.1:%d\r\nTus-Resumable: 1.0.0\r\n" % work.port
+        place = b"127.0.0.1:%d" % work.port
+        self._dialect = DIALECTS[work.protocol](place)
+        self._host = b"Host: %b\r\nTus-Resumable: 1.0.0\r\n" % place
         self._base = work.base.encode()
         self._digests: dict[int, bytes] = {}
 
@@ -57,35 +58,24 @@ class Job:
 
     def post(self, length: int, size: int = 0) -> Request:
         """Creates an upload, with the first `size` bytes of it. Its metadata differ from any other's, as they do in life."""
-        name = base64.b64encode(b"%08d-%012d.bin" % (os.getpid(), next(self._numbers)))
-        head = (
-            b"POST %b HTTP/1.1\r\n%bUpload-Length: %d\r\nUpload-Metadata: filename %b,"
-            b"filetype YXBwbGljYXRpb24vb2N0ZXQtc3RyZWFt\r\n%bContent-Length: %d\r\n\r\n"
-        ) % (self._base, self._host, length, name, _TYPE if size else b"", size)
-        return Request(head, "POST", 201, size)
+        name = b"%08d-%012d.bin" % (os.getpid(), next(self._numbers))
+        head, expect = self._dialect.create(self._base, length, size, name)
+        return Request(head, "POST", expect, size)
 
-    def patch(self, path: bytes, offset: int, size: int) -> Request:
-        """Appends the first `size` bytes of the payload."""
-        extra = b""
+    def patch(self, path: bytes, offset: int, size: int, length: int) -> Request:
+        """Appends the first `size` bytes of the payload to an upload of `length` bytes."""
+        digest = b""
         if self.work.checksum:
             if size not in self._digests:
                 self._digests[size] = payload.sha256(self.payload, size)
-            extra = b"Upload-Checksum: sha256 %b\r\n" % self._digests[size]
-        head = (b"PATCH %b HTTP/1.1\r\n%b%b%bUpload-Offset: %d\r\nContent-Length: %d\r\n\r\n") % (
-            path,
-            self._host,
-            _TYPE,
-            extra,
-            offset,
-            size,
-        )
-        return Request(head, "PATCH", 204, size)
+            digest = self._digests[size]
+        head, expect = self._dialect.append(path, offset, size, length=length, digest=digest)
+        return Request(head, "PATCH", expect, size)
 
     def head(self, path: bytes) -> Request:
         """Asks for the offset."""
-        return Request(
-            b"HEAD %b HTTP/1.1\r\n%b\r\n" % (path, self._host), "HEAD", 200, is_head=True
-        )
+        head, expect = self._dialect.ask(path)
+        return Request(head, "HEAD", expect, is_head=True)
 
     def get(self, path: bytes, first: int | None = None, last: int = 0) -> Request:
         """Reads all of an upload, or a range of it."""
@@ -106,7 +96,7 @@ class Job:
         offset = 0
         while offset < length:
             size = min(chunk, length - offset)
-            reply = yield self.patch(path, offset, size)
+            reply = yield self.patch(path, offset, size, length)
             offset += size
             check_offset(reply, offset)
             self.units += size
@@ -131,7 +121,7 @@ class Transfer(Job):
         chunk = min(self.work.chunk, payload.PAYLOAD_SIZE)
         self.drive(self.upload(4 * chunk, chunk) for _ in range(self.work.connections))
         if self.work.checksum:
-            self.patch(b"", 0, self.work.chunk)
+            self.patch(b"", 0, self.work.chunk, self.work.length)
         self.units = 0
 
     def run(self) -> None:
@@ -157,7 +147,7 @@ class Small(Job):
         length = self.work.length
         began = time.perf_counter()
         path = path_of((yield self.post(length)))
-        check_offset((yield self.patch(path, 0, length)), length)
+        check_offset((yield self.patch(path, 0, length, length)), length)
         self.engine.timings.add("upload", time.perf_counter() - began)
         self.units += 1
 
@@ -234,7 +224,7 @@ class Patches(Heads):
 
         def append() -> Session:
             path = next(turn)
-            reply = yield self.patch(path, self.offsets[path], self.work.chunk)
+            reply = yield self.patch(path, self.offsets[path], self.work.chunk, self.work.length)
             self.offsets[path] += self.work.chunk
             check_offset(reply, self.offsets[path])
             self.units += 1
@@ -317,7 +307,9 @@ class Slow(Job):
         if received[9:12] != b"201":
             raise LoadError(f"a POST was answered with {received[:100]!r}")
         path = path_of(Reply(201, received.partition(b"\r\n\r\n")[0]))
-        sock.sendall(self.patch(path, 0, _SLOW_LENGTH).head + self.engine.start[:_SLOW_SIZE])
+        sock.sendall(
+            self.patch(path, 0, _SLOW_LENGTH, _SLOW_LENGTH).head + self.engine.start[:_SLOW_SIZE]
+        )
         return sock
 
     def _trickle(self, seconds: float) -> None:

@@ -141,6 +141,7 @@ def _measure(
                 work,
                 port=running.port,
                 base=server.base,
+                protocol=server.protocol,
                 paths=random.sample(paths, scenario.asked),
             )
             with LoadGenerator(given, place.client_cpus) as load:
@@ -166,7 +167,8 @@ def _count_requests(
         server.begin(directory, counts=True),
         Running(server, directory, cpus=place.cpus_for(scenario), log=log) as running,
         LoadGenerator(
-            replace(short, port=running.port, base=server.base), place.client_cpus
+            replace(short, port=running.port, base=server.base, protocol=server.protocol),
+            place.client_cpus,
         ) as load,
     ):
         load.expect("ready")

@@ -41,6 +41,8 @@ class Server:
     base = "/files/"
     only: tuple[str, ...] = ()
     """Groups of scenarios that it is for; empty for all but those in a bucket."""
+    protocol = "tus"
+    """One of `dialects.DIALECTS`."""
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -86,6 +88,13 @@ class Ours(Server):
         """Return the command and its flags, without the program."""
         place = ["--host", "127.0.0.1", "--port", str(port), "--upload-dir", str(directory)]
         return ["serve", *place, *self.flags]
+
+
+class OursByIetf(Ours):
+    """The same, by the other protocol."""
+
+    only = ("large", "chunks", "checksum", "small")
+    protocol = "ietf"
 
 
 class Before(Ours):
@@ -207,6 +216,8 @@ def known() -> list[Server]:
     return [
         Ours("tusd-py", "tusd-py"),
         Ours("tusd-py-none", "tusd-py, as peers", *as_peers),
+        OursByIetf("tusd-py-ietf", "tusd-py, by the IETF's protocol"),
+        OursByIetf("tusd-py-ietf-none", "tusd-py, as peers, by the IETF's protocol", *as_peers),
         Before("before", "tusd-py, before"),
         Before("before-none", "tusd-py, before, as peers", *as_peers),
         Tusd(),

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(slots=True)
 class Work:
-    """What to do. kind: a key of `kinds.KINDS`. Sizes in bytes, times in seconds; what a kind does not need stays 0."""
+    """What to do. kind: a key of `kinds.KINDS`; protocol: one of `dialects.DIALECTS`. Sizes in bytes, times in seconds; what
+    a kind does not need stays 0.
+    """
 
     kind: str
+    protocol: str = "tus"
     port: int = 0
     base: str = "/files/"
     cpus: list[int] = field(default_factory=list)

@@ -54,12 +54,16 @@ def test_every_scenario_gives_figures_with_the_bare_loop(tmp_path: Path) -> None
 
 
 def test_this_server_is_measured_and_a_missing_peer_is_named(tmp_path: Path) -> None:
-    which = ["--server=tusd-py", "--server=tusd", "--server=rustus"]
+    which = [f"--server={name}" for name in ("tusd-py", "tusd-py-ietf", "tusd", "rustus")]
     scenarios = ["chunks-1m", "small-at-once", "many-patch-10", "download-range"]
     results, done = bench(tmp_path, *which, *(f"--scenario={name}" for name in scenarios))
-    assert {found.scenario: found.failure for found in results.measurements} == dict.fromkeys(
-        scenarios, ""
-    )
+    assert [found.failure for found in results.measurements if found.failure] == []
+    assert [results.servers_of(name) for name in scenarios] == [
+        ["tusd-py", "tusd-py-ietf"],
+        ["tusd-py", "tusd-py-ietf"],
+        ["tusd-py"],
+        ["tusd-py"],
+    ]
     assert "TUSD_BIN" in results.left_out["tusd"]
     assert "cargo install rustus" in results.left_out["rustus"]
     assert "Left out:" in done.stdout
