@@ -39,7 +39,7 @@ class SmallDisk:
     def fill(self) -> None:
         """Use up all space, to the last block and the last inode's directory entry."""
         # Most of it at once, without a byte being written.
-        with (self.root / "filler-0").open("ab") as filler, suppress(OSError):
+        with suppress(OSError), (self.root / "filler-0").open("ab") as filler:
             free = os.fstatvfs(filler.fileno())
             os.posix_fallocate(filler.fileno(), 0, max(1, (free.f_bavail - 256) * free.f_frsize))
         while self._append_to_fillers():
@@ -51,8 +51,8 @@ class SmallDisk:
         written = 0
         for size in (1 << 20, 4096, 1):
             with (
-                (self.root / f"filler-{size}").open("ab", buffering=0) as filler,
                 suppress(OSError),
+                (self.root / f"filler-{size}").open("ab", buffering=0) as filler,
             ):
                 while count := os.write(filler.fileno(), b"x" * size):
                     written += count

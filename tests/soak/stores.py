@@ -16,7 +16,8 @@ from tests.s3.proxies import EVERY_FAULT, FaultProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT
 from tests.soak.plan import DISK, MIB, MOUNTED, Kind
 
-_DISK_MEBIBYTES = 512
+_DISK_MEBIBYTES = 8 * 1024
+"""Takes the uploads that the clients of a long run keep; only `disk full` fills it up. The image has holes."""
 _BUCKET_RATE = 0.06
 """Share of the requests to a bucket that fail."""
 _EMPTY = ("new", "verifying", "outbox", "outbox-failed", "untold")
