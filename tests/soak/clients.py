@@ -233,6 +233,7 @@ class Client:
             return
         mine.path = path_of(location)
         mine.token = answer.get("Upload-Token") or ""
+        failed = answer.response is None or not 200 <= answer.status < 300
         self._note(
             facts.Created(
                 mine.path,
@@ -243,10 +244,11 @@ class Client:
                 is_part=mine.is_part,
                 is_final=is_final,
                 forced=forced,
+                failed=failed,
             )
         )
         self._note_bodies(mine)
-        if answer.response is None or not 200 <= answer.status < 300:
+        if failed:
             self._ask_offset(mine)
         elif body is not None:
             self._acknowledged(mine, answer, len(body.data), complete=len(body.data) == mine.total)

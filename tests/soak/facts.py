@@ -24,6 +24,7 @@ class Created:
     """201. asked: when the request was sent. length: -1 while it is unknown. client: whose it is.
 
     by_refusal: no 201, but the refusal of a duplicate named it. Its creation may still fail.
+    failed: an error with its URL. Such a creation gives its fingerprint back, so that the client may begin anew.
     """
 
     upload: str
@@ -35,6 +36,7 @@ class Created:
     is_final: bool = False
     forced: bool = False
     by_refusal: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

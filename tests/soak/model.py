@@ -5,6 +5,7 @@ excused:
 
 - the offset of an unfinished upload may go back to any value after its disk lost bytes (`disk lost bytes`);
 - what Redis knew of duplicates may be forgotten when it is emptied (`redis flushed`);
+- an upload may not be in the way of another one if its creation was answered with an error, or if its client saw no answer;
 - what is removed while Redis is away may be refused as a duplicate all the same (`redis …`).
 """
 
@@ -219,8 +220,10 @@ class Model:
     def _certain_holder(self, known: Print) -> Upload | None:
         """The upload of a fingerprint that has to refuse another one."""
         for upload in known.uploads:
-            certain = upload.created.asked > self._flushed_at and not self._away & {"redis flushed"}
-            if upload.is_live and certain:
+            created = upload.created
+            gave_back = created.by_refusal or created.failed
+            certain = created.asked > self._flushed_at and not self._away & {"redis flushed"}
+            if upload.is_live and certain and not gave_back:
                 return upload
         return None
 

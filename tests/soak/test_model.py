@@ -203,6 +203,19 @@ RIGHT: dict[str, list[Fact]] = {
         created(OTHER, fingerprint=NAME, forced=True, by_refusal=True),
         facts.Missing(OTHER, 404),
     ],
+    "a creation that was answered with an error gives its fingerprint back": [
+        *named(failed=True),
+        facts.Offset(UP, 0),
+        *named(OTHER),
+    ],
+    "so may one whose answer nobody saw": [
+        facts.Asked(NAME),
+        facts.Unanswered(NAME, whole=False),
+        *refused("pending", UP),
+        created(fingerprint=NAME, forced=True, by_refusal=True),
+        facts.Offset(UP, 0),
+        *named(OTHER),
+    ],
     "force": [*named(), *named(OTHER, 5.0, forced=True)],
     "a finish that nobody saw": [
         facts.Asked(NAME),
