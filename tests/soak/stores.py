@@ -18,7 +18,7 @@ from tests.soak.plan import DISK, MIB, MOUNTED, Kind
 
 _DISK_MEBIBYTES = 8 * 1024
 """Takes the uploads that the clients of a long run keep; only `disk full` fills it up. The image has holes."""
-_BUCKET_RATE = 0.06
+_BUCKET_RATE = 0.1
 """Share of the requests to a bucket that fail."""
 _EMPTY = ("new", "verifying", "outbox", "outbox-failed", "untold")
 """Directories of the state directory in which no file stays."""
