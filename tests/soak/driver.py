@@ -48,10 +48,10 @@ class Soak:
     def __init__(self, options: Options, directory: Path, stack: ExitStack) -> None:
         self._options = options
         self._began = time.monotonic()
-        self.model = Model()
+        self._store = STORES[options.store](directory, stack)
+        self.model = Model(self._store.part)
         history = History(options.history or directory / "history", self.model)
         stack.callback(history.close)
-        self._store = STORES[options.store](directory, stack)
         self.site = Installation(directory, self._store, history, options.servers, stack)
         self.faults = Faults(self.site, history)
         shared = Site(self.site.address, self._may_fail, history)

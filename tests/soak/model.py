@@ -36,8 +36,11 @@ class Sent:
     end: int
     verified: bool
 
-    def may_reach(self, offset: int) -> bool:
-        return offset == self.end if self.verified else self.start < offset <= self.end
+    def may_reach(self, offset: int, part: int | None) -> bool:
+        """part: see `Model`."""
+        is_within = self.start < offset <= self.end
+        is_counted = not self.verified or offset == self.end or (part and offset % part == 0)
+        return bool(is_within and is_counted)
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Upload:
     may_lose: bool = False
     certain: bool = True
     """Whether a response said that it is there."""
+    part: int | None = None
 
     @property
     def is_live(self) -> bool:
@@ -66,7 +70,7 @@ class Upload:
         """Whether its offset may be this one."""
         if offset < self.known:
             return self.may_lose and not self.finished
-        return offset == self.known or any(each.may_reach(offset) for each in self.sent)
+        return offset == self.known or any(each.may_reach(offset, self.part) for each in self.sent)
 
     @property
     def may_be_finished(self) -> bool:
@@ -87,9 +91,14 @@ class Print:
 
 
 class Model:
-    """What is known of all uploads. Its methods may be called in any thread."""
+    """What is known of all uploads. Its methods may be called in any thread.
 
-    def __init__(self) -> None:
+    part: bytes of a part of a bucket, None for files. A server that is killed while it stores a verified chunk may leave whole
+    parts of it that count.
+    """
+
+    def __init__(self, part: int | None = None) -> None:
+        self._part = part
         self.uploads: dict[str, Upload] = {}
         self.counts: Counter[str] = Counter()
         self.events: dict[str, Counter[str]] = {}
@@ -194,7 +203,9 @@ class Model:
                 return
             raise Violation(f"{fact.upload}: two uploads have this URL")
         certain = not fact.by_refusal
-        upload = Upload(fact.upload, fact, at, may_lose=self._losses > 0, certain=certain)
+        upload = Upload(
+            fact.upload, fact, at, may_lose=self._losses > 0, certain=certain, part=self._part
+        )
         if fact.fingerprint:
             known = self._print(fact.fingerprint)
             if not fact.forced and (holder := self._certain_holder(known)) is not None:

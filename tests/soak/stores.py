@@ -32,6 +32,8 @@ class Store(ABC):
     env: dict[str, str] = {}  # noqa: RUF012 - set by instances
     upload_dir: Path | None = None
     largest: int
+    part: int | None = None
+    """Bytes after which what is verified may count, though not all of its chunk does yet; None where it counts as a whole."""
     without: frozenset[Kind] = frozenset()
 
     @abstractmethod
@@ -90,6 +92,7 @@ class BucketStore(Store):
     """A prefix of a bucket behind a proxy that injects faults. It shows at once what was written, as the docs demand."""
 
     largest = 7 * MIB
+    part = 5 * MIB
     without = DISK
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -99,7 +102,14 @@ class BucketStore(Store):
         self._contents = Contents(store, prefix)
         self.flags = (
             *("--s3-bucket", BUCKET, "--s3-endpoint", self._proxy.endpoint),
-            *("--s3-part-size", "5MiB", "--s3-flush-interval", "300ms", "--s3-timeout", "4s"),
+            *(
+                "--s3-part-size",
+                str(self.part),
+                "--s3-flush-interval",
+                "300ms",
+                "--s3-timeout",
+                "4s",
+            ),
             *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
         )
         self.env = {**ENVIRONMENT, "TUSD_UPLOAD_DIR": str(directory / "jobs")}

@@ -236,6 +236,22 @@ def test_what_can_be_is_let_pass(history: list[Fact]) -> None:
     learn(history)
 
 
+@pytest.mark.parametrize("offset", [50, 100])
+def test_whole_parts_of_a_verified_chunk_may_count_in_a_bucket(offset: int) -> None:
+    model = Model(part=50)
+    for fact in (created(), sending(0, 120, verified=True), facts.Offset(UP, offset)):
+        model.learn(fact)
+
+
+@pytest.mark.parametrize("offset", [49, 51, 150])
+def test_nothing_else_of_it_counts_before_its_end(offset: int) -> None:
+    model = Model(part=50)
+    for fact in (created(), sending(0, 120, verified=True)):
+        model.learn(fact)
+    with pytest.raises(Violation):
+        model.learn(facts.Offset(UP, offset))
+
+
 def test_an_outage_excuses_refusals_for_a_while_only() -> None:
     model = Model()
     history = [facts.Fault("redis killed"), facts.Fault("redis killed", ends=True), *named()]

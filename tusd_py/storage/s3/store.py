@@ -561,7 +561,15 @@ class S3Store:
                 self._remember(live)
         if live.progress.offset != upload.offset:
             raise LeaseLost(f"{upload.id} has other bytes than when it was loaded")
-        writer = S3Writer(self, upload, live, fence, may_discard=content.length is None)
+        writer = S3Writer(
+            self,
+            upload,
+            live,
+            fence,
+            may_discard=content.length is None,
+            # What is verified is all there.
+            may_be_slow=not content.verified,
+        )
         if not content.verified:
             return writer
         return VerifiedS3Writer(

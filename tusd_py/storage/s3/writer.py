@@ -73,11 +73,22 @@ class S3Writer:
     """See `Writer`. One request's bytes, from `upload.offset` on."""
 
     def __init__(
-        self, store: Bucketed, upload: Upload, live: Live, fence: Fence, *, may_discard: bool
+        self,
+        store: Bucketed,
+        upload: Upload,
+        live: Live,
+        fence: Fence,
+        *,
+        may_discard: bool,
+        may_be_slow: bool,
     ) -> None:
-        """may_discard: the body may turn out to be too long, so that the tail has to be put back."""
+        """may_discard: the body may turn out to be too long, so that the tail has to be put back.
+
+        may_be_slow: the bytes come in from a client, so that those that have arrived are stored from time to time.
+        """
         self._store = store
         self._may_discard = may_discard
+        self._may_be_slow = may_be_slow
         self._old_tail = live.progress.tail
         self._live = live
         self._fence = fence
@@ -164,7 +175,7 @@ class S3Writer:
             data = data[count:]
             if self._filled == self._size and not self._is_last:
                 self._send()
-        if self._flushing is None and self._unsaved:
+        if self._may_be_slow and self._flushing is None and self._unsaved:
             self._flushing = asyncio.ensure_future(self._flush_regularly())
         if len(self._sending) > self._store.concurrent_parts or self._store.spool.is_full:
             return self._wait_for_room()
