@@ -20,6 +20,7 @@ from tests.support.forked import ForkedCommand, ForkedServer, Servers
 from tests.support.redis import RedisServer
 
 LEASE_SECONDS = 1.5
+_COMMAND_SECONDS = 600.0
 _LATER_SECONDS = 10 * 86_400.0
 """Longer than any clock was ahead, and shorter than removed uploads are remembered."""
 
@@ -126,7 +127,7 @@ class Installation:
     def _command(self, *arguments: str, ahead: float = 0.0) -> None:
         self._number += 1
         place = self._directory / f"command-{self._number}"
-        ForkedCommand(place, *arguments, env=self.env, ahead=ahead).wait()
+        ForkedCommand(place, *arguments, env=self.env, ahead=ahead).wait(_COMMAND_SECONDS)
 
     def _close_jobs(self) -> None:
         for job in self.jobs.values():

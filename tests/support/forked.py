@@ -67,9 +67,9 @@ class ForkedCommand:
     def has_ended(self) -> bool:
         return not self._process.is_alive()
 
-    def wait(self) -> None:
+    def wait(self, timeout: float = START_TIMEOUT) -> None:
         """Wait for the end."""
-        self._process.join(START_TIMEOUT)
+        self._process.join(timeout)
         assert self.has_ended, self.log()
 
     def stop(self) -> None:
