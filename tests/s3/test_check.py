@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tests.s3 import proxies
+from tests.s3.contents import Contents
 from tests.s3.proxies import Answer, Exchange, FaultProxy, RulesProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
+
+
+def command(endpoint: str, prefix: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "tusd_py", "check-s3"),
+        *("--s3-bucket", BUCKET, "--s3-endpoint", endpoint),
+        *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
+    ]
 
 
 def check(endpoint: str, prefix: str, *flags: str, **env: str) -> tuple[int, str, str]:
     """Run the command; its exit code, standard output and standard error."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tusd_py", "check-s3"),
-            *("--s3-bucket", BUCKET, "--s3-endpoint", endpoint),
-            *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
-            *flags,
-        ],
+        [*command(endpoint, prefix), *flags],
         env={**os.environ, **ENVIRONMENT, **env},
         capture_output=True,
         text=True,
@@ -93,3 +98,24 @@ def test_credentials_that_are_wrong_end_it(
     assert said in err
     assert SECRET_KEY not in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("end", ["nobody reads on", "an interrupt"])
+def test_it_leaves_nothing_if_it_is_ended(seaweedfs: S3Server, prefix: str, end: str) -> None:
+    with subprocess.Popen(
+        command(seaweedfs.endpoint, prefix),
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(8):
+            assert process.stdout.readline()
+        if end == "an interrupt":
+            process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        process.wait(60)
+        assert b"Traceback" not in process.stderr.read()
+    contents = Contents(seaweedfs, prefix)
+    assert (contents.keys(), contents.pending()) == (set(), set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import aclosing
 from dataclasses import asdict
 
 from tusd_py.cli.options import INSTANCE, option, read_settings, subcommand
@@ -48,13 +49,15 @@ async def _check(settings: Settings, *, as_json: bool) -> int:
     code = 0
     async with AiobotocoreStore(bucket_of(settings)) as objects:
         try:
-            async for found in Trial(objects, layout).run():
-                if as_json:
-                    write_json(asdict(found))
-                else:
-                    write_row((found.subject, found.outcome, found.text), _WIDTHS)
-                sys.stdout.flush()
-                code = max(code, int(found.outcome == "problem"))
+            # Closed also if nobody reads on: the trial removes its objects.
+            async with aclosing(Trial(objects, layout).run()) as trial:
+                async for found in trial:
+                    if as_json:
+                        write_json(asdict(found))
+                    else:
+                        write_row((found.subject, found.outcome, found.text), _WIDTHS)
+                    sys.stdout.flush()
+                    code = max(code, int(found.outcome == "problem"))
         except ObjectStoreError as problem:
             write_problem(str(problem))
             return 2

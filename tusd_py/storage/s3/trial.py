@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +55,14 @@ class Trial:
         self._record = layout.state("check", name)
         # As an upload would be named, for policies that allow no other keys.
         self._data = layout.object_prefix + name
+        self._upload = ""
+        self._is_removed = False
 
-    async def run(self) -> AsyncIterator[Finding]:
-        """Yield what was found. Raises StoreMisconfigured, StoreUnavailable if nothing can be tried."""
+    async def run(self) -> AsyncGenerator[Finding, None]:
+        """Yield what was found. Raises StoreMisconfigured, StoreUnavailable if nothing can be tried.
+
+        To be closed by a caller that ends early, so that nothing is left in the bucket.
+        """
         steps: list[tuple[str, str, Callable[[], Awaitable[Finding | str]]]] = [
             ("store an object", "s3:PutObject", self._store),
             ("read an object", "s3:GetObject", self._read),
@@ -74,18 +80,35 @@ class Trial:
             ("abort a multipart upload", "s3:AbortMultipartUpload", self._abort),
             ("remove an object", "s3:DeleteObject", self._remove),
         ]
-        for subject, permission, step in steps:
-            try:
-                found = await step()
-            except (StoreMisconfigured, StoreUnavailable):
-                raise
-            except AccessDenied as problem:
-                found = Finding(
-                    subject, "problem", f"the permission {permission} is missing: {problem}"
-                )
-            except ObjectStoreError as problem:
-                found = Finding(subject, "problem", str(problem))
-            yield found if isinstance(found, Finding) else Finding(subject, "ok", found)
+        try:
+            for subject, permission, step in steps:
+                yield await self._found(subject, permission, step)
+        finally:
+            await self._clean_up()
+
+    @staticmethod
+    async def _found(
+        subject: str, permission: str, step: Callable[[], Awaitable[Finding | str]]
+    ) -> Finding:
+        try:
+            found = await step()
+        except (StoreMisconfigured, StoreUnavailable):
+            raise
+        except AccessDenied as problem:
+            found = Finding(
+                subject, "problem", f"the permission {permission} is missing: {problem}"
+            )
+        except ObjectStoreError as problem:
+            found = Finding(subject, "problem", str(problem))
+        return found if isinstance(found, Finding) else Finding(subject, "ok", found)
+
+    async def _clean_up(self) -> None:
+        """Remove what is left, if the steps that do so were not reached, as far as the bucket lets it."""
+        if self._is_removed:
+            return
+        for step in (self._abort, self._remove):
+            with suppress(ObjectStoreError):
+                await step()
 
     async def _store(self) -> str:
         await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
@@ -227,10 +250,12 @@ class Trial:
         )
 
     async def _abort(self) -> str:
-        await self._objects.abort(self._data, self._upload)
+        if self._upload:
+            await self._objects.abort(self._data, self._upload)
         return "its parts are freed"
 
     async def _remove(self) -> str:
         for key in (self._data, self._data + "-source", self._record):
             await self._objects.delete(key)
+        self._is_removed = True
         return "nothing is left of this check"
