@@ -47,6 +47,12 @@ test('a creation shows the access token, all else the upload token', async () =>
   assert.equal(await setUp().credentials.authorization('POST'), null)
 })
 
+test('what cannot be a token is said to be none', async () => {
+  const { credentials } = setUp({ access: ['<!doctype html>\n<title>Log in</title>'] })
+  await assert.rejects(credentials.authorization('POST'), /getAccessToken returned no token/)
+  assert.equal(await setUp({ access: [''] }).credentials.authorization('POST'), null)
+})
+
 test("a token's life is measured by the server's clock", async () => {
   const { credentials, clock } = setUp({ answers: [token('new')] })
   const headers = {
