@@ -12,7 +12,7 @@ from tests.conftest import MakeServer
 from tests.durability.volume import require_mounts, run_tool
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus
+from tests.support.tus import Tus, id_of
 from tests.support.wire import Response
 from tests.workers.commands import command, of
 
@@ -110,9 +110,13 @@ def test_commands_do_not_begin_either(make_server: MakeServer, volume: Unmountab
     with RedisServer(volume.root.parent / "redis") as redis:
         env = {"TUSD_REDIS_URL": redis.url}
         server, path, finished = serve_then_unmount(make_server, volume, "--redis-url", redis.url)
-        swept = command("sweep", *of(server), env=env)
-        assert swept.returncode != 0
-        assert "was served there before" in swept.stderr
+        for words in ("sweep", "uploads list", f"uploads show {id_of(path)}", "events list"):
+            refused = command(*words.split(), *of(server), env=env)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert "was served there before" in refused.stderr
+        told = command("status", *of(server), env=env)
+        assert told.returncode == 1
+        assert f"PROBLEM    {volume.root} is not the upload directory" in told.stdout
         assert list(volume.root.iterdir()) == []
         volume.mount()
         assert command("sweep", *of(server), env=env).returncode == 0
@@ -281,6 +285,8 @@ def test_a_directory_in_the_place_of_the_uploads(make_server: MakeServer, tmp_pa
     assert tus.patch(path, 0, b"hello").status == 204
     server.upload_dir.rename(tmp_path / "away")
     assert tus.head(path).status == 423
+    for answer in out_of_reach(tus, path, path):
+        assert answer.status == 503, answer
     server.upload_dir.mkdir()
     assert tus.head(path).status == 423
     assert tus.create(1).status == 503

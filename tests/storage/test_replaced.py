@@ -14,7 +14,14 @@ from tests.support.store import PLAIN, VERIFIED, write_all
 from tusd_py.locks.base import UNFENCED, Fence, HeldFence, LeaseLost
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
-from tusd_py.storage.base import RemovalEvent, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.base import (
+    RemovalEvent,
+    Upload,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+    VolumeMissing,
+)
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.service import Uploads
 
@@ -140,6 +147,13 @@ def led_nowhere(directory: Path, aside: Path) -> None:
 def back(directory: Path, aside: Path) -> None:
     directory.unlink() if directory.is_symlink() else directory.rmdir()
     aside.rename(directory)
+
+
+async def test_the_space_of_a_directory_that_is_not_there(store: FileStore, tmp_path: Path) -> None:
+    Path(store.root).rename(tmp_path / "aside")
+    for ask in (store.free_space, store.disk_space):
+        with pytest.raises(VolumeMissing):
+            await ask()
 
 
 @pytest.mark.parametrize("go", [away, led_nowhere])

@@ -14,6 +14,7 @@ from importlib import import_module
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
+from tusd_py.cli import tusd_flags
 from tusd_py.cli.output import program, write_problem
 from tusd_py.settings.suggestion import suggestion
 
@@ -108,12 +109,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(problem, SettingsError):
             return _report(problem.problems)
         # It imports whatever can fail.
-        from tusd_py.cli.failures import explain, is_denied  # noqa: PLC0415
+        from tusd_py.cli.failures import explain, is_refused  # noqa: PLC0415
 
         if (text := explain(problem)) is None:
             raise
         write_problem(text)
-        return EXIT_USAGE if is_denied(problem) else EXIT_FAILURE
+        return EXIT_USAGE if is_refused(problem) else EXIT_FAILURE
 
 
 def _report(problems: Iterable[str]) -> int:
@@ -136,6 +137,9 @@ def sentence(error: click.UsageError, arguments: list[str]) -> str:
         # Of an unknown flag with one dash click names the first letter only.
         written = (each.split("=", 1)[0] for each in arguments)
         flag = next((each for each in written if each.startswith(error.option_name)), "")
+        # Those who come from tusd give what they gave it.
+        if (text := tusd_flags.advice(flag)) is not None:
+            return f"{flag} is a flag of tusd that does not exist here: {text}"
         known = [flag for option in options for flag in option.opts] + ["--help"]
         return f"unknown option {flag}{suggestion(flag, known)}"
     if isinstance(error, click.BadOptionUsage):

@@ -16,7 +16,7 @@ from tusd_py.cli.output import CommandFailed, printable
 from tusd_py.maintenance.local import MaintenanceError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.embedded.server import EmbeddedRedisError
-from tusd_py.storage.base import StorageError
+from tusd_py.storage.base import StorageError, VolumeMissing
 
 _KNOWN = (
     CommandFailed,
@@ -29,9 +29,9 @@ _KNOWN = (
 )
 
 
-def is_denied(problem: Exception) -> bool:
-    """Whether the user of the command lacks a permission."""
-    return any(isinstance(cause, PermissionError) for cause in _causes(problem))
+def is_refused(problem: Exception) -> bool:
+    """Whether the command did nothing: its user lacks a permission, or the volume of the uploads is not mounted."""
+    return any(isinstance(cause, PermissionError | VolumeMissing) for cause in _causes(problem))
 
 
 def explain(problem: Exception) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tusd_py.cli.output import CommandFailed
+from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.settings.model import Settings
 
 
@@ -17,8 +18,8 @@ class NoRedis(CommandFailed):
 def check_directories(settings: Settings) -> None:
     """Check that there are uploads and that this user may list them.
 
-    Raises CommandFailed, as a mistyped path must not become an instance, and PermissionError, as a directory that may not be
-    read must not look like an empty one.
+    Raises CommandFailed, as a mistyped path must not become an instance; PermissionError, as a directory that may not be read
+    must not look like an empty one; and VolumeMissing, as neither must one whose volume is not mounted.
     """
     if settings.s3_bucket:
         return
@@ -27,6 +28,7 @@ def check_directories(settings: Settings) -> None:
     for directory in (settings.upload_dir, settings.state_dir):
         if directory.is_dir():
             os.listdir(directory)
+    KnownDirectories(settings).check(wait=0.0)
 
 
 @contextmanager

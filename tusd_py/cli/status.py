@@ -20,7 +20,9 @@ from tusd_py.cli.output import (
     write_json,
     write_line,
 )
+from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.settings.model import Settings
+from tusd_py.storage.base import VolumeMissing
 
 if TYPE_CHECKING:
     from tusd_workers.status import Status
@@ -55,7 +57,7 @@ def command(as_json: bool, color: str | None) -> int:
     disk = _disk(settings)
     with instance_redis(settings) as url:
         status = collect(settings, url)
-    problems = list(status.problems(settings))
+    problems = [*_directory_problems(settings), *status.problems(settings)]
     if as_json:
         known = {"version": __version__, "disk": disk and asdict(disk)}
         write_json({**known, **asdict(status), "problems": problems}, indent=2)
@@ -66,6 +68,15 @@ def command(as_json: bool, color: str | None) -> int:
         for problem in problems:
             write_line(palette.paint(f"PROBLEM    {problem}", "red"))
     return 1 if problems else 0
+
+
+def _directory_problems(settings: Settings) -> Iterator[str]:
+    if settings.s3_bucket:
+        return
+    try:
+        KnownDirectories(settings).check(wait=0.0)
+    except VolumeMissing as problem:
+        yield str(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +129,14 @@ def _lines(status: Status, disk: Disk | None) -> Iterator[str]:
     events = status.events
     if events.waiting or events.failed or events.done:
         oldest = "" if events.oldest is None else f", the first for {events.oldest:.0f} s"
-        done = "".join(f", {count} {name}" for name, count in sorted(events.done.items()))
-        yield f"events     {events.waiting} waiting{oldest}, {events.failed} failed{done}"
+        yield f"events     {events.waiting} waiting{oldest}, {events.failed} failed{_past(events.done)}"
     for worker in status.workers:
         job = f" {worker.job}" if worker.job else ""
         yield f"worker     {worker.host} pid {worker.pid}: {worker.state}{job}, heard {worker.heard:.0f} s ago"
+
+
+def _past(done: dict[str, int]) -> str:
+    """What has become of events since Redis was last empty."""
+    names = {"failed": "attempts failed"}
+    past = ", ".join(f"{count} {names.get(name, name)}" for name, count in sorted(done.items()))
+    return past and f"; until now {past}"

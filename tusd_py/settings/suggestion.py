@@ -9,7 +9,7 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" if one of the known words is close, else ""."""
     import difflib  # noqa: PLC0415 - only needed for mistakes
 
-    close = difflib.get_close_matches(wrong, sorted(known), n=1)
+    close = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -292,8 +292,8 @@ class FileStore:
         except DirectoryHeld as holder:
             raise StorageError(
                 f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
-                "let all servers of this directory use one Redis (TUSD_REDIS_URL), or wait for its end "
-                "(--wait-for-directory)"
+                "let all servers of this directory use one Redis (TUSD_REDIS_URL), wait for its end (--wait-for-directory), "
+                "or in an application give TusApp(shared=True)"
             ) from None
         if exclusive:
             # By the file system's clock, as files' times are compared with it.
@@ -566,20 +566,27 @@ class FileStore:
         now = time.monotonic()
         looked_at, free = self._free
         if free < _AMPLE_BYTES or now - looked_at > _FREE_SPACE_SECONDS:
-            status = await self._disk.read(os.statvfs, self.root)
+            status = await self._space()
             free = status.f_bavail * status.f_frsize
             self._free = now, free
         return free
 
     async def disk_space(self) -> DiskSpace | None:
-        with _translated("reading the space of the disk"):
-            status = await self._disk.read(os.statvfs, self.root)
+        status = await self._space()
         return DiskSpace(
             free=status.f_bavail * status.f_frsize,
             size=status.f_blocks * status.f_frsize,
             # Some file systems, btrfs for one, have no such limit.
             free_files=status.f_favail if status.f_files else None,
         )
+
+    async def _space(self) -> os.statvfs_result:
+        with _translated("reading the space of the disk"):
+            try:
+                return await self._disk.read(os.statvfs, self.root)
+            except FileNotFoundError:
+                await self._disk.read(self.volume.check)
+                raise
 
     async def check(self) -> None:
         if self._probing is None:
