@@ -19,7 +19,7 @@ _INTRODUCTION = """\
 3. a TOML file that `--config FILE` or `TUSD_CONFIG` names: `max_size = "10GB"`.
 
 `tusd-py config`, with the same options, prints what is in force and where each value comes from.
-A value that cannot be is named together with where it was given, and the exit code is 2.
+An invalid value is reported with its source, and the exit code is 2.
 
 - **Sizes** are in bytes, or have a unit: `kB`, `MB`, `GB`, `TB` count in thousands, as do `k`, `M`,
   `G`, `T` alone; `KiB`, `MiB`, `GiB`, `TiB` in 1024s. In the file, a number without quotes is in
