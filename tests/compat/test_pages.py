@@ -120,7 +120,7 @@ def test_every_flag_that_is_said_to_be_the_same_is_one(tmp_path: Path) -> None:
 
 def test_the_extras_that_are_named_exist() -> None:
     text = (ROOT / THEIRS).read_text(encoding="utf-8")
-    named = set(re.findall(r"tusd-py\[(\w+)\]", text))
+    named = set(re.findall(r"pip install '\.\[(\w+)\]'", text))
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert named == {"fastapi", "tuspyserver"}
     assert all(f"\n{name} = [" in project for name in named)
