@@ -29,8 +29,8 @@ from tests.support.tus import id_of, path_of
 COLLECTION = "/files/"
 REFRESH = "/auth/refresh-upload-token"
 DUPLICATE = "ERR_DUPLICATE_UPLOAD"
-PATIENCE_SECONDS = 120.0
-"""How long an upload may go without progress."""
+PATIENCE_SECONDS = 300.0
+"""How long an upload may go without progress, where a tenth of the requests to a bucket fail or wait for seconds."""
 KEPT_BYTES = 4 << 20
 """How much a client leaves on the servers before it removes its oldest uploads."""
 _LIFE_SECONDS = 400 * 86_400
