@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from email.message import Message
 
 _FIELD = "content-disposition"
 _CHARSETS = ("utf-8", "iso-8859-1")
 """Those that RFC 8187 lets a sender use, or did once."""
+_is_plain = re.compile(r'[a-z-]+; filename="([ !#-\[\]-~]+)"').fullmatch
+"""Matches what most clients send, which needs no parser: one ASCII name without escapes."""
 
 
 def filename(value: str) -> str | None:
@@ -14,6 +17,8 @@ def filename(value: str) -> str | None:
 
     value: the field, decoded as Latin-1. Bytes beyond ASCII in `filename` are read as UTF-8 where they are UTF-8.
     """
+    if (simple := _is_plain(value)) is not None:
+        return _last_segment(simple[1])
     message = Message()
     message[_FIELD] = value
     plain = extended = ""
@@ -26,8 +31,11 @@ def filename(value: str) -> str | None:
             extended = extended or _decoded(text, str(charset).lower())
         elif isinstance(found, str):
             plain = plain or _decoded(found, "utf-8") or found
-    name = (extended or plain).replace("\\", "/").rpartition("/")[2]
-    return name or None
+    return _last_segment(extended or plain)
+
+
+def _last_segment(path: str) -> str | None:
+    return path.replace("\\", "/").rpartition("/")[2] or None
 
 
 def _decoded(text: str, charset: str) -> str:
