@@ -239,8 +239,8 @@ export class Credentials {
   async #accessToken(rejected?: string): Promise<string | null> {
     const asked = rejected === undefined ? {} : { rejected }
     const given = (await this.#options.getAccessToken?.(asked)) || null
-    // Such as the page that an application answers with in place of a token.
-    if (given !== null && !/^[\x21-\x7e]+$/.test(given))
+    // Such as the page that an application answers with in place of a token: browsers refuse it as a field.
+    if (given !== null && !/^[\x20-\x7e]+$/.test(given))
       throw new TypeError('getAccessToken returned no token')
     this.#access = given
     return this.#access
