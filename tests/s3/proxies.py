@@ -27,6 +27,8 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from tests.support.waiting import wait_until
+
 WAIT = 60.0
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", "upgrade"}
 
@@ -162,6 +164,10 @@ class HttpProxy:
             if name in key:
                 found[operation] += count
         return found
+
+    def wait_for_first_sweep(self) -> None:
+        """It looks at what is created meanwhile, whose requests are to be counted."""
+        wait_until(lambda: self.requests_about(".tusd-py/swept")["PutObject"] > 0, "the sweep")
 
     def begin(self, exchange: Exchange) -> None:
         """Look at a request whose body was not read yet. Raises Cut."""

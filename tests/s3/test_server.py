@@ -87,6 +87,7 @@ SMALL = BODY[: 16 * 1024]
 @pytest.mark.parametrize("way", ["at once", "post and patch", "with checksum", "empty"])
 def test_a_small_upload_takes_two_requests(servers: Servers, proxy: FaultProxy, way: str) -> None:
     tus = Tus(servers())
+    proxy.wait_for_first_sweep()
     data = b"" if way == "empty" else SMALL
     if way == "at once":
         created = tus.create(len(data), body=data)
@@ -133,6 +134,7 @@ def test_chunks_take_two_requests_each_and_one_where_no_other_server_can_have_co
         if shared:
             flags = ["--redis-url", stack.enter_context(RedisServer(tmp_path / "redis")).url]
         tus = Tus(servers(*flags))
+        proxy.wait_for_first_sweep()
         path = tus.new(len(BODY))
         chunk = 1024 * 1024
         for at in range(0, 4 * chunk, chunk):

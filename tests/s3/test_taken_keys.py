@@ -168,6 +168,7 @@ def test_an_object_that_comes_at_the_last_moment_is_not_replaced(
 
 
 def test_keys_that_nobody_can_guess_cost_no_look(tus: Tus, proxy: FaultProxy) -> None:
+    proxy.wait_for_first_sweep()
     path = tus.finished(LARGE)
     counts = proxy.requests_about(id_of(path))
     # After the completion, as its response proves little.
