@@ -6,6 +6,7 @@ import base64
 from typing import NamedTuple
 
 _MEDIA_TYPE_OF_FILES = b"application/octet-stream"
+_TYPE_OF_CHUNKS = b"Content-Type: application/offset+octet-stream\r\n"
 
 
 class Head(NamedTuple):
@@ -32,7 +33,7 @@ class Tus:
             length,
             base64.b64encode(name),
             base64.b64encode(_MEDIA_TYPE_OF_FILES),
-            self._TYPE if size else b"",
+            _TYPE_OF_CHUNKS if size else b"",
             size,
         )
         return Head(head, 201)
@@ -43,7 +44,7 @@ class Tus:
         head = b"PATCH %b HTTP/1.1\r\n%b%b%bUpload-Offset: %d\r\nContent-Length: %d\r\n\r\n" % (
             path,
             self._common,
-            self._TYPE,
+            _TYPE_OF_CHUNKS,
             checksum,
             offset,
             size,
@@ -53,8 +54,6 @@ class Tus:
     def ask(self, path: bytes) -> Head:
         """Ask for the offset."""
         return Head(b"HEAD %b HTTP/1.1\r\n%b\r\n" % (path, self._common), 200)
-
-    _TYPE = b"Content-Type: application/offset+octet-stream\r\n"
 
 
 class Ietf:

@@ -29,8 +29,6 @@ from tests.support.tus import id_of, path_of
 COLLECTION = "/files/"
 REFRESH = "/auth/refresh-upload-token"
 DUPLICATE = "ERR_DUPLICATE_UPLOAD"
-PATIENCE_SECONDS = 300.0
-"""How long an upload may go without progress, where a tenth of the requests to a bucket fail or wait for seconds."""
 KEPT_BYTES = 4 << 20
 """How much a client leaves on the servers before it removes its oldest uploads."""
 _LIFE_SECONDS = 400 * 86_400
@@ -53,11 +51,15 @@ class Closed(Exception):
 
 @dataclass
 class Site:
-    """What clients share. address: where the next connection goes; may_fail: whether a 500 can be a fault's."""
+    """What clients share. address: where the next connection goes; may_fail: whether a 500 can be a fault's.
+
+    patience_seconds: how long an upload may go without progress.
+    """
 
     address: Callable[[random.Random], Address]
     may_fail: Callable[[], bool]
     history: History
+    patience_seconds: float
     closed: threading.Event = field(default_factory=threading.Event)
     """Set when there is nothing to send to any more."""
 
@@ -495,7 +497,9 @@ class Client:
             raise Closed
         answer = self.line.ask(method, path, headers, body)
         if time.monotonic() > self._deadline:
-            self._odd(path, f"no progress for {PATIENCE_SECONDS:.0f} s: {method} {answer}")
+            self._odd(
+                path, f"no progress for {self._site.patience_seconds:.0f} s: {method} {answer}"
+            )
         # The response to a HEAD has no code.
         is_broken = answer.code in _BROKEN or (method == "HEAD" and answer.status == 500)
         if (
@@ -521,7 +525,7 @@ class Client:
         self.line.rest(self._dice.uniform(0.02, 0.25))
 
     def _progress(self) -> None:
-        self._deadline = time.monotonic() + PATIENCE_SECONDS
+        self._deadline = time.monotonic() + self._site.patience_seconds
 
 
 def _codes(answer: Answer, codes: set[str]) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class Soak:
         stack.callback(history.close)
         self.site = Installation(directory, self._store, history, options.servers, stack)
         self.faults = Faults(self.site, history)
-        shared = Site(self.site.address, self._may_fail, history)
+        shared = Site(self.site.address, self._may_fail, history, self._store.patience_seconds)
         self.clients = Clients(options.seed, options.clients, shared, self._store.largest)
         stack.callback(self.clients.close)
         self._before = self._after = Size(0, 0)

@@ -21,6 +21,7 @@ from tests.support.redis import RedisServer
 
 LEASE_SECONDS = 1.5
 _COMMAND_SECONDS = 600.0
+"""In which a command has to end. A sweep removes everything unfinished, which takes a bucket minutes."""
 _LATER_SECONDS = 10 * 86_400.0
 """Longer than any clock was ahead, and shorter than removed uploads are remembered."""
 

@@ -34,6 +34,8 @@ class Store(ABC):
     largest: int
     part: int | None = None
     """Bytes after which what is verified may count, though not all of its chunk does yet; None where it counts as a whole."""
+    patience_seconds = 120.0
+    """How long an upload may go without progress."""
     without: frozenset[Kind] = frozenset()
 
     @abstractmethod
@@ -93,6 +95,8 @@ class BucketStore(Store):
 
     largest = 7 * MIB
     part = 5 * MIB
+    # A tenth of its requests fail, or wait for seconds.
+    patience_seconds = 300.0
     without = DISK
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -102,14 +106,8 @@ class BucketStore(Store):
         self._contents = Contents(store, prefix)
         self.flags = (
             *("--s3-bucket", BUCKET, "--s3-endpoint", self._proxy.endpoint),
-            *(
-                "--s3-part-size",
-                str(self.part),
-                "--s3-flush-interval",
-                "300ms",
-                "--s3-timeout",
-                "4s",
-            ),
+            *("--s3-part-size", str(self.part)),
+            *("--s3-flush-interval", "300ms", "--s3-timeout", "4s"),
             *("--s3-object-prefix", prefix, "--s3-info-prefix", prefix),
         )
         self.env = {**ENVIRONMENT, "TUSD_UPLOAD_DIR": str(directory / "jobs")}

@@ -49,7 +49,7 @@ async def _check(settings: Settings, *, as_json: bool) -> int:
     code = 0
     async with AiobotocoreStore(bucket_of(settings)) as objects:
         try:
-            # Closed also if nobody reads on: the trial removes its objects.
+            # Closed while the client is open, also after an error of the output: the trial then removes its objects.
             async with aclosing(Trial(objects, layout).run()) as trial:
                 async for found in trial:
                     if as_json:

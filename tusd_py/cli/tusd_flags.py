@@ -8,7 +8,7 @@ IN_PLACE_OF: Mapping[str, str] = {
     "--s3-disable-ssl": "give an --s3-endpoint that begins with http://",
     "--s3-max-buffered-parts": "use --s3-spool-size",
     "--s3-min-part-size": "--s3-part-size alone decides",
-    "--s3-transfer-acceleration": "there is none",
+    "--s3-transfer-acceleration": "it is not supported",
     "--s3-log-api-calls": "the metrics count requests",
     "--hooks-plugin": "hooks use HTTP, executables or Python",
     "--tls-mode": "TLS 1.2 and later are spoken, as the system's OpenSSL is configured",
