@@ -132,7 +132,7 @@ async def test_kill_in_the_middle_of_a_patch(
         uploading = asyncio.create_task(upload(proxy.url(), source, session))
         (link,) = await asyncio.to_thread(stalled_links, proxy)
         server.kill9()
-        proxy.default = Plan()
+        proxy.heal()
         link.release()
         server.restart()
         async with asyncio.timeout(60):

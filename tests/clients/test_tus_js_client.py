@@ -280,7 +280,7 @@ def test_parallel_uploads_resumed_after_an_abort(
         first.tell("abort")
         assert first.finish()["event"] == "aborted"
         (remembered,) = stored_urls(storage)
-        proxy.default = Plan()
+        proxy.heal()
         client = run_tus_js({**job, "resume": True})
         url = client.succeed()
     assert client.wait_for("previous")["uploads"][0]["size"] == source.size
@@ -315,7 +315,7 @@ def test_parallel_uploads_across_a_kill(
         stalled_links(proxy, 3)
         wait_for_bytes(server, client)
         server.kill9()
-        proxy.default = Plan()
+        proxy.heal()
         server.restart()
         for link in proxy.links:
             link.release()
@@ -346,7 +346,7 @@ def test_resumed_after_an_abort(
         first.tell("abort")
         assert first.finish()["event"] == "aborted"
         (remembered,) = stored_urls(storage)
-        proxy.default = Plan()
+        proxy.heal()
         client = run_tus_js({**job, "resume": True})
         url = client.succeed()
     assert url == remembered["uploadUrl"]
@@ -365,7 +365,7 @@ def test_started_again_after_an_abort(
         client = run_tus_js({"source": from_file(source), "options": {"endpoint": proxy.url()}})
         stalled_links(proxy)
         wait_for_bytes(server, client)
-        proxy.default = Plan()
+        proxy.heal()
         client.tell("restart")
         url = client.succeed(timeout=30)
     assert client.requests() == [("POST", 201), ("HEAD", 200), ("PATCH", 204)]
@@ -389,7 +389,7 @@ def test_kill_in_the_middle_of_a_patch(
         (link,) = stalled_links(proxy)
         wait_for_bytes(server, client)
         server.kill9()
-        proxy.default = Plan()
+        proxy.heal()
         link.release()
         server.restart()
         url = client.succeed()
@@ -495,7 +495,7 @@ def test_terminate(
         )
         stalled_links(proxy)
         wait_for_bytes(server, client)
-        proxy.default = Plan()
+        proxy.heal()
         client.tell("terminate")
         ending = client.finish(timeout=30)
     assert ending == {"event": "aborted", "terminated": True}
@@ -567,7 +567,7 @@ def test_stall(make_server: MakeServer, run_tus_js: RunTusJs, make_source: MakeS
             }
         )
         stalled_links(proxy)
-        proxy.default = Plan()
+        proxy.heal()
         url = client.succeed()
     first, second = offsets(client)
     assert first == 0 < second < source.size

@@ -87,7 +87,7 @@ def test_R18_R22_terminated_in_the_middle(
         client = run_tus_js({"source": from_file(source, "buffer"), "options": options})
         stalled_links(proxy)
         wait_for_bytes(server, client)
-        proxy.default = Plan()
+        proxy.heal()
         client.tell("terminate")
         client.finish()
     assert ("DELETE", 204) in client.requests()

@@ -37,7 +37,7 @@ def kill_half_way(server: ServerProcess, proxy: FaultProxy | None = None) -> Non
     server.kill9()
     assert stored() < GIB, "it was all there before the kill"
     if proxy is not None:
-        proxy.default = Plan()
+        proxy.heal()
     server.restart()
 
 

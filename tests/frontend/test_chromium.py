@@ -42,7 +42,7 @@ def begin(page: UploadPage, server: ServerProcess, proxy: FaultProxy, source: So
         60,
     )
     [upload_id] = set(Tus(server).data_files()) - before
-    proxy.default = Plan()
+    proxy.heal()
     return upload_id
 
 
@@ -171,7 +171,7 @@ def test_without_a_network_it_waits_and_goes_on_at_once(
         page.open(endpoint=proxy.url(), accessToken=access(), retry={"min": hour, "max": hour})
         page.add(source.path)
         stalled_links(proxy)
-        proxy.default = Plan()
+        proxy.heal()
         page.context.set_offline(True)
         page.wait("() => manager.uploads[0].waitingFor === 'network'")
         asked = len(page.requests)

@@ -124,7 +124,7 @@ def test_an_upload_goes_on_after_its_tokens_expired_and_the_page_was_reloaded(
         60,
     )
     page.wait_for_timeout(2_100)
-    example.proxy.default = Plan()
+    example.proxy.heal()
     before = len(example.proxy.links)
     page.reload()
     expect(page.locator("#unfinished li")).to_contain_text("long.bin (")

@@ -57,7 +57,7 @@ def begun(
         60,
     )
     [upload_id] = set(Tus(server).data_files()) - before
-    proxy.default = Plan()
+    proxy.heal()
     return run, upload_id
 
 
@@ -216,7 +216,7 @@ def test_what_is_cancelled_while_the_server_is_away_is_removed_by_the_next_proce
         run.wait_state("cancelled")
         wait_until(lambda: json.loads(store.read_text())[0]["cancelled"], "it to be noted", 60)
         run.kill()
-        proxy.default = Plan()
+        proxy.heal()
         idle = managed({**what, "files": []})
         wait_until(lambda: upload_id not in Tus(guarded).data_files(), "it to be removed", 60)
         wait_until(lambda: json.loads(store.read_text()) == [], "it to be forgotten", 60)

@@ -251,7 +251,7 @@ def test_a_reload_resumes(
         application.add(source.path)
         stalled_links(proxy)
         wait_until(lambda: has_bytes(own_guarded, MIB - MIB // 16), "all that came", 60)
-        proxy.default = Plan()
+        proxy.heal()
         application.open(kind, proxy.url())
         application.add(source.path)
         url = application.wait("success")["url"]
@@ -273,7 +273,7 @@ def test_a_refused_head_begins_no_new_upload(
         def answer(route: object, request: object) -> None:
             status = next(refused, None) if request.method == "HEAD" else None  # type: ignore[attr-defined]
             if status == 403:
-                proxy.default = Plan()
+                proxy.heal()
             if status in (None, 403):
                 route.continue_()  # type: ignore[attr-defined]
             else:
@@ -296,7 +296,7 @@ def test_pause_resume_and_removal_in_uppy(
         application.open("uppy", proxy.url())
         application.add(source.path, other.path)
         stalled_links(proxy, 2)
-        proxy.default = Plan()
+        proxy.heal()
         application.page.evaluate("uppy.pauseAll()")
         paused = "uppy.getPlugin('TusdPy').manager.uploads.every(({ state }) => state === 'paused')"
         application.page.wait_for_function(paused)

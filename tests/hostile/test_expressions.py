@@ -56,6 +56,12 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.events.outbox_record._SECRET": ("",),
     "tusd_py.logs._is_plain": ("",),
     "tusd_py.protocol.concat._AUTHORITY": ("", "http:", "http://", "//"),
+    "tusd_py.protocol.disposition._is_plain": (
+        "",
+        "a",
+        'attachment; filename="',
+        'attachment; filename="a',
+    ),
     "tusd_py.protocol.metadata._is_key": ("",),
     "tusd_py.storage.base._ID_SEGMENT": ("", "a"),
     "tusd_py.storage.base._is_ordinary_id": ("",),

@@ -313,7 +313,7 @@ def test_a_token_is_asked_for_and_its_uploads_outlive_it(
         stalled_links(proxy)
         # Until its upload token has expired.
         page.page.wait_for_timeout(2_100)
-        proxy.default = Plan()
+        proxy.heal()
         # Another browser of the same owner: the unfinished one is found, and gone on with.
         page.press("Pause", "source.bin")
         page.wait_state("source.bin", "paused")

@@ -62,6 +62,7 @@ class Link:
     plan: Plan
     up_bytes: int = 0
     down_bytes: int = 0
+    healed: bool = False
     stalled: threading.Event = field(default_factory=threading.Event)
     half_closed: threading.Event = field(default_factory=threading.Event)
     cut: threading.Event = field(default_factory=threading.Event)
@@ -112,6 +113,15 @@ class FaultProxy:
     def drop_plans(self) -> None:
         """Let the next connections pass untouched."""
         self._plans.clear()
+
+    def heal(self) -> None:
+        """New connections pass untouched, and open ones too, unless they stall already.
+
+        A client may send its next request on any connection that is open: with `default` alone its plan would go on.
+        """
+        self.default = Plan()
+        for link in list(self.links):
+            link.healed = not link.stalled.is_set()
 
     @property
     def planned(self) -> int:
@@ -234,7 +244,7 @@ class FaultProxy:
         passed = 0
         began = time.monotonic()
         while True:
-            room = await self._obey(way, passed, source, sink, link)
+            room = BLOCK if link.healed else await self._obey(way, passed, source, sink, link)
             if room == 0:
                 return
             data = await self._loop.sock_recv(source, min(BLOCK, room))
