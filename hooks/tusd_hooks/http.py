@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import aiohttp
 from yarl import URL
@@ -102,13 +103,10 @@ class HTTPHooks(WireHooks):
             # One timeout covers all attempts of a call.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         )
-        logs.event(
-            logger,
-            logging.INFO,
-            "hooks over HTTP",
-            endpoints=", ".join(each.name for each in self._endpoints),
-            events=", ".join(self._settings.hooks_enabled_events),
-            signed=self._secret is not None,
+        _log_once(
+            ", ".join(each.name for each in self._endpoints),
+            ", ".join(self._settings.hooks_enabled_events),
+            self._secret is not None,
         )
 
     async def stop(self) -> None:
@@ -269,6 +267,14 @@ def _forwarded(names: Iterable[str]) -> Callable[[Mapping[str, str]], dict[str, 
         }
 
     return pick
+
+
+@cache
+def _log_once(endpoints: str, events: str, signed: bool) -> None:
+    """Log what is called; a worker starts the hooks again for each sweep."""
+    logs.event(
+        logger, logging.INFO, "hooks over HTTP", endpoints=endpoints, events=events, signed=signed
+    )
 
 
 def _shown(reply: _Reply) -> str:

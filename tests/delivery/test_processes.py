@@ -19,6 +19,10 @@ from tests.support.waiting import wait_until
 from tests.support.wire import ConnectionEnded
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
+from tusd_py.jobs.connection import connect
+from tusd_py.jobs.queues import DELIVERY, EXPIRY, QueueKeys
+from tusd_py.jobs.rq_classes import queue_class
+from tusd_py.jobs.table import SWEEP_DUE
 
 SLOW = 60.0
 """Seconds that something may take that begins a process, on a machine that is busy."""
@@ -456,3 +460,37 @@ def test_a_worker_whose_hook_cannot_be_had_says_so(house: House, tmp_path: Path)
     assert code == 2
     assert "cannot start: no database" in said
     assert "Traceback" not in said
+
+
+# One worker, and sweeps that take long
+
+
+def test_long_sweeps_leave_a_worker_time_for_deliveries(house: House, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    hook = tmp_path / "hook.py"
+    hook.write_text(
+        f"""
+import asyncio
+def note(word):
+    with open({str(log)!r}, "a") as file: file.write(word)
+async def start(context):
+    note("s")
+    await asyncio.sleep(1)
+def post_finish(event): note("e")
+"""
+    )
+    uploads = 20
+    server = house.serve("--hook", str(hook))
+    for _ in range(uploads):
+        finish(Tus(server))
+    with connect(house.redis.url) as connection:
+        wait_until(lambda: connection.llen(QueueKeys("tusd:").queue(DELIVERY)) >= uploads, "jobs")
+        sweeps = queue_class("tusd:")(EXPIRY, connection=connection)
+        for number in range(5):
+            sweeps.enqueue(SWEEP_DUE, job_id=f"sweep-{number}")
+    log.unlink()
+    house.work(server, "--hook", str(hook), scheduler=False)
+    wait_until(lambda: log.exists() and log.read_text().count("e") == uploads, "all events", SLOW)
+    # The worker starts its hooks, and each sweep its own; sweeps come first.
+    began, first_sweep, *rest = log.read_text().split("s")[1:]
+    assert (began, first_sweep[:2]) == ("", "ee"), rest

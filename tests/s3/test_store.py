@@ -13,6 +13,7 @@ import pytest
 from tests.s3.proxies import Fault, FaultProxy, RulesProxy, equal_parts
 from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.support.store import PLAIN, VERIFIED, append, content_of, sha256, write_all
+from tests.support.waiting import wait_until
 from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
 from tusd_py.protocol.metadata import serialize
 from tusd_py.protocol.tus import Content
@@ -20,7 +21,9 @@ from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo, Upload
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
+from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.tails import Tails
 from tusd_py.storage.s3.writer import S3Writer
 
 PART = MIN_PART_BYTES
@@ -234,6 +237,30 @@ async def test_tails_in_memory_are_let_go_of_before_anybody_waits(opened: Opened
     assert (await store.load("x0")).offset == 39_000
     for upload in uploads[1:]:
         assert (await append(store, upload, WHOLE[4000:4010])).offset == 4010
+
+
+async def test_tails_that_nobody_goes_on_with_are_let_go_of(opened: Opened) -> None:
+    store = opened()
+    store.tails = Tails(store.spool, seconds=0.2)
+    first = await append(store, await created(store, LENGTH, "a"), WHOLE[:4000])
+    assert store.spool.used == 4000
+    assert store.tails.take(first.id, "another", 4000) is None
+    await asyncio.to_thread(wait_until, lambda: store.spool.used == 0, "letting go of the tail")
+    assert (await append(store, first, WHOLE[4000:LENGTH])).offset == LENGTH
+
+
+async def test_a_tail_in_memory_is_as_large_as_what_is_counted() -> None:
+    """A buffer of a whole part may have been used before, and then takes memory everywhere."""
+    spool = Spool(4 * LENGTH)
+    tails = Tails(spool)
+    whole = spool.buffer(PART)
+    spool.take(1000)
+    tails.keep("a", "etag", whole, 1000)
+    tail = tails.take("a", "etag", 1000)
+    assert tail is not None
+    assert len(tail) == 1000
+    assert spool.buffer(PART) is whole
+    tails.close()
 
 
 async def test_a_refused_body_leaves_no_bytes_in_memory(opened: Opened) -> None:

@@ -54,7 +54,7 @@ def _wait_for_events(site: Installation) -> None:
 
 def _wait_for_any(site: Installation, waiting: set[str]) -> None:
     """Wait until one of these events is delivered."""
-    wait_until(lambda: not waiting <= site.store.waiting_events(), "a delivery", 60)
+    wait_until(lambda: not waiting <= site.store.waiting_events(), "a delivery", 60, interval=1.0)
 
 
 def _check_leftovers(site: Installation, model: Model, clients: Clients) -> None:
@@ -67,7 +67,7 @@ def _check_leftovers(site: Installation, model: Model, clients: Clients) -> None
         return {name for name in found if name.removesuffix(".info") not in unseen}
 
     try:
-        wait_until(lambda: not left(), "the removal of leftovers", 30)
+        wait_until(lambda: not left(), "the removal of leftovers", 30, interval=1.0)
     except AssertionError:
         raise Violation(f"left behind or missing: {sorted(left())[:10]}") from None
 

@@ -6,8 +6,13 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
-    """Return as soon as ``condition()`` holds; fail with ``what`` after ``timeout`` seconds."""
+def wait_until(
+    condition: Callable[[], bool], what: str, timeout: float = 60.0, *, interval: float = 0.001
+) -> None:
+    """Return as soon as ``condition()`` holds; fail with ``what`` after ``timeout`` seconds.
+
+    ``interval``: seconds between two looks, for a condition that costs what is waited for time.
+    """
     deadline = time.monotonic() + timeout
     while True:
         # Asked once more after the deadline: it may be over because this process stood still.
@@ -15,4 +20,4 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) 
         if condition():
             return
         assert not is_late, f"waited {timeout} s for {what}"
-        time.sleep(0.001)
+        time.sleep(interval)

@@ -12,7 +12,7 @@ DELIVERY = "delivery"
 """Deliveries of events to hooks."""
 
 QUEUES = (EXPIRY, DELIVERY)
-"""All queues, the most urgent first: sweeps are few and short."""
+"""All queues, the most urgent first: sweeps are few. See `tusd_workers.worker` for what happens where they take long."""
 
 
 class QueueKeys:

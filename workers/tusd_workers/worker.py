@@ -32,7 +32,7 @@ from tusd_py import logs
 from tusd_py.events.model import HookError
 from tusd_py.jobs.connection import Refusals, connect, redis_url
 from tusd_py.jobs.legacy import LegacyJobs
-from tusd_py.jobs.queues import DELIVERY, QUEUES, QueueKeys
+from tusd_py.jobs.queues import DELIVERY, EXPIRY, QUEUES, QueueKeys
 from tusd_py.jobs.rq_classes import TableJob, job_class, queue_class, set_aside_unless
 from tusd_py.process import parent as ending
 from tusd_py.process.supervisor import Supervisor
@@ -110,6 +110,7 @@ class _Worker(SimpleWorker):
     on_idle: Callable[[], None]
     """Called periodically between jobs."""
     _idle_at = 0.0
+    _deliveries_first_until = 0.0
 
     # Start, heartbeat, stop
 
@@ -208,7 +209,21 @@ class _Worker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job. Raises RedisError if its start or end cannot be recorded."""
-        job = cast(TableJob, job)
+        began = time.monotonic()
+        try:
+            self._run_recorded(cast(TableJob, job), queue)
+        finally:
+            self._order_queues(queue.name, began)
+
+    def _order_queues(self, ran: str, began: float) -> None:
+        """Let deliveries come first for as long as the last sweep took: those of a large storage would leave them no time."""
+        now = time.monotonic()
+        if ran == EXPIRY:
+            self._deliveries_first_until = now + (now - began)
+        first = DELIVERY if now < self._deliveries_first_until else EXPIRY
+        self._ordered_queues = sorted(self.queues, key=lambda each: each.name != first)
+
+    def _run_recorded(self, job: TableJob, queue: Queue) -> None:
         self._begin(job, queue.name)
         try:
             with self.death_penalty_class(job.kind.timeout, JobTimeoutException, job_id=job.id):

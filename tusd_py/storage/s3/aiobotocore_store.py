@@ -327,7 +327,7 @@ class AiobotocoreStore:
     async def put(
         self,
         key: str,
-        body: bytes | bytearray,
+        body: bytes | bytearray | memoryview,
         properties: Properties,
         *,
         kind: ObjectKind,
@@ -599,7 +599,7 @@ def _with_file(parameters: Mapping[str, object]) -> Mapping[str, object]:
     Its length is said too, so that a request which sends less cannot succeed.
     """
     body = parameters.get("Body")
-    if not isinstance(body, bytes | bytearray):
+    if not isinstance(body, bytes | bytearray | memoryview):
         return parameters
     return {**parameters, "Body": RequestBody(body), "ContentLength": len(body)}
 

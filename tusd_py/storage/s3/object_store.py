@@ -270,7 +270,7 @@ class ObjectStore(Protocol):
     async def put(
         self,
         key: str,
-        body: bytes | bytearray,
+        body: bytes | bytearray | memoryview,
         properties: Properties,
         *,
         kind: ObjectKind,
@@ -281,7 +281,7 @@ class ObjectStore(Protocol):
 
         Args:
             key: The key.
-            body: The bytes.
+            body: The bytes, which do not change until this returns.
             properties: What is stored with it.
             kind: What it is for.
             if_match: Replace only the object with this etag.

@@ -13,7 +13,7 @@ class RequestBody(io.BytesIO):
     are views.
     """
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
         super().__init__()
         self._data = memoryview(data)
         self._at = 0

@@ -201,6 +201,7 @@ class S3Store:
 
     async def stop(self) -> None:
         await self._completions.stop()
+        self.tails.close()
         await self.objects.close()
 
     async def check(self) -> None:

@@ -262,7 +262,8 @@ class S3Writer:
         await self._count_replaced()
         with self._fence():
             pass
-        head = await put_tail(store, live, start, bytes(memoryview(self._buffer)[: self._filled]))
+        # A view, as all writers may do this at once: what comes in meanwhile comes behind these bytes.
+        head = await put_tail(store, live, start, memoryview(self._buffer)[: self._filled])
         self._tail_was_replaced = True
         self._unsaved = 0
         live.progress.tail = head
@@ -491,7 +492,7 @@ class S3Writer:
         await self._store.save_record(live, changed, self._fence)
 
 
-async def put_tail(store: Bucketed, live: Live, start: int, data: bytes) -> ObjectHead:
+async def put_tail(store: Bucketed, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
     """Replace the tail, on condition that no other holder did. Raises LeaseLost, ObjectStoreError."""
     record = live.record
     key, progress = store.layout.tail(record.info.id), live.progress
@@ -514,7 +515,7 @@ async def put_tail(store: Bucketed, live: Live, start: int, data: bytes) -> Obje
 
 
 async def _stored_before(
-    store: Bucketed, record: Record, properties: Properties, data: bytes
+    store: Bucketed, record: Record, properties: Properties, data: bytes | memoryview
 ) -> ObjectHead:
     """The tail, if it is the one that an attempt without a response stored. Raises LeaseLost."""
     lost = LeaseLost(f"another holder replaced the tail of {record.info.id}")
