@@ -17,7 +17,13 @@ from tests.s3.test_store import LENGTH, PART, WHOLE, Opened, created, finished, 
 from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.storage.base import StorageError, UploadExists, UploadInfo
-from tusd_py.storage.s3.object_store import ObjectKind, PendingUpload, Properties
+from tusd_py.storage.s3.object_store import (
+    ObjectHead,
+    ObjectKind,
+    PendingUpload,
+    Properties,
+    StoreUnavailable,
+)
 from tusd_py.storage.s3.store import S3Store
 
 
@@ -49,6 +55,20 @@ def before_put(store: S3Store, ending: str, do: Callable[[], Awaitable[object]])
     store.objects.put = put  # type: ignore[method-assign]
 
 
+def after_put(store: S3Store, ending: str, do: Callable[[], Awaitable[object]]) -> None:
+    """Let something happen between the storing of the next object whose key ends so, and the response."""
+    original = store.objects.put
+
+    async def put(key: str, *arguments: object, **named: object) -> str:
+        etag = await original(key, *arguments, **named)  # type: ignore[arg-type]
+        if key.endswith(ending):
+            store.objects.put = original  # type: ignore[method-assign]
+            await do()
+        return etag
+
+    store.objects.put = put  # type: ignore[method-assign]
+
+
 class Lease:
     """A fence that can be lost."""
 
@@ -58,6 +78,89 @@ class Lease:
         if self.is_lost:
             raise LeaseLost("lost")
         return UNFENCED()
+
+
+# -- what a process knows ------------------------------------------------------------------------
+
+
+async def test_a_claim_that_was_late_does_not_hide_what_the_next_request_stored(
+    opened: Opened,
+) -> None:
+    """Both are in one process; the bucket's response to the first one's claim comes when the second one is done."""
+    store, lease = opened(), Lease()
+    before = opened()
+    upload = await append(before, await created(before, LENGTH), WHOLE[:10])
+
+    async def go_on() -> None:
+        lease.is_lost = True
+        assert (await append(store, await store.load("x"), WHOLE[10:20])).offset == 20
+
+    after_put(store, "x.info", go_on)
+    with pytest.raises(LeaseLost):
+        await store.open_writer(await store.load("x"), PLAIN, fence=lease)
+    assert (await store.load("x")).offset == 20
+    upload = await append(store, await store.load("x"), *pieces(WHOLE[20:]))
+    assert await content_of(opened(), await finished(store, upload)) == WHOLE
+
+
+async def test_a_slow_look_does_not_hide_what_was_stored_meanwhile(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to the bucket had failed, so that it is asked by both."""
+    store = opened()
+    upload = await append(store, await created(store, LENGTH), WHOLE[:10])
+
+    async def fail(*_arguments: object, **_named: object) -> str:
+        raise StoreUnavailable("no response")
+
+    with monkeypatch.context() as context, pytest.raises(StorageError):
+        context.setattr(store.objects, "put", fail)
+        await store.save(upload.info, fence=UNFENCED)
+    original = store.objects.head
+
+    async def head(key: str) -> ObjectHead:
+        found = await original(key)
+        if key == store.layout.tail("x"):
+            store.objects.head = original  # type: ignore[method-assign]
+            assert (await append(store, await store.load("x"), WHOLE[10:20])).offset == 20
+        return found
+
+    store.objects.head = head  # type: ignore[method-assign]
+    assert (await store.load("x")).offset == 20
+    assert (await store.load("x")).offset == 20
+
+
+async def test_a_look_during_a_request_does_not_hide_what_it_stores(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process knew of the upload made room for another one, and was looked up again."""
+    monkeypatch.setattr("tusd_py.storage.s3.store._KEPT_LIVE", 1)
+    store = opened()
+    upload = await append(store, await created(store, LENGTH), WHOLE[:10])
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await created(store, 5, "y")
+    assert (await store.load("x")).offset == 10
+    await write_all(writer, WHOLE[10:20])
+    await writer.close(sync=False)
+    assert (await store.load("x")).offset == 20
+
+
+async def test_a_request_that_ends_late_does_not_hide_what_the_next_one_stored(
+    opened: Opened,
+) -> None:
+    store, lease = opened(), Lease()
+    upload = await append(store, await created(store, LENGTH), WHOLE[:10])
+    writer = await store.open_writer(upload, PLAIN, fence=lease)
+    await write_all(writer, WHOLE[10:20])
+
+    async def go_on() -> None:
+        lease.is_lost = True
+        store.forget(store._live["x"])
+        assert (await append(store, await store.load("x"), WHOLE[20:30])).offset == 30
+
+    after_put(store, "x.part", go_on)
+    await writer.close(sync=False)
+    assert (await store.load("x")).offset == 30
 
 
 # -- bytes ---------------------------------------------------------------------------------------

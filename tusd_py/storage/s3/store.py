@@ -421,12 +421,12 @@ class S3Store:
         current = self._live.get(upload_id)
         if (
             current is not None
+            and current is not known
             and current.record.token == record.token
             and current.record.holder == self._process
-            and current.record.etag != before
         ):
-            # A request of this process took the upload over meanwhile, and knows what it has stored since.
-            return current
+            # A request of this process asked the bucket meanwhile, and may have stored more since.
+            return await self._look_up(upload_id)
         live = Live(record, progress, may_have_twin=True)
         live.may_be_finished = known is not None and known.may_be_finished
         if progress.finished_at is None:
@@ -559,7 +559,7 @@ class S3Store:
                     record = replace(record, multipart="", below=0, void_to=0, replaced={})
                 await self.save_record(live, record, fence)
                 # A look at the upload may have ended meanwhile, and must not be taken for what this writer adds to.
-                self._remember(live)
+                self.remember(live, fence)
         if live.progress.offset != upload.offset:
             raise LeaseLost(f"{upload.id} has other bytes than when it was loaded")
         writer = S3Writer(
@@ -606,6 +606,15 @@ class S3Store:
             await self.objects.abort(key, begun.upload_id)
             raise
         live.may_have_twin = False
+
+    def remember(self, live: Live, fence: Fence) -> None:
+        """See `Bucketed`."""
+        try:
+            with fence():
+                self._remember(live)
+        except LeaseLost:
+            self.forget(live)
+            raise
 
     def forget(self, live: Live) -> None:
         """See `Bucketed`."""

@@ -65,6 +65,9 @@ class Bucketed(Protocol):
     async def multipart(self, live: Live, fence: Fence) -> str:
         """Return the id of the multipart upload, begun if there is none. Raises LeaseLost, ObjectStoreError."""
 
+    def remember(self, live: Live, fence: Fence) -> None:
+        """Let later requests rely on what is known of an upload. Raises LeaseLost: others may have stored more."""
+
     def forget(self, live: Live) -> None:
         """Ask the bucket next time: what is known of an upload is wrong, or may be."""
 
@@ -426,6 +429,9 @@ class S3Writer:
             if not self._is_over:
                 if self._added:
                     await self._settle(finishing=finishing)
+                    # Room was made for another upload meanwhile, or this one was looked up again.
+                    with suppress(LeaseLost):
+                        self._store.remember(self._live, self._fence)
                 self._leave_tail()
         except BaseException:
             self._store.forget(self._live)
