@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.support.bucket import LIMIT
 from tests.support.ietf import PARTIAL, PROBLEMS, VERSIONS, Ietf, announced
 from tests.support.server import ServerProcess
 from tests.support.tus import OCTETS, Tus, id_of, path_of
-from tests.support.wire import ConnectionEnded, Response
+from tests.support.wire import ConnectionEnded, Response, head_bytes
 
 SPOKEN = VERSIONS[:-1]
 LARGE = 300_000
@@ -228,6 +229,29 @@ def test_R6_R12_the_url_comes_before_the_body_is_read(spoken: Ietf) -> None:
     assert response["Location"] == interim["Location"]
     assert spoken.is_complete(response)
     assert response["Upload-Offset"] == str(LARGE)
+
+
+def test_R6_the_url_of_a_small_upload_does_not_wait_for_a_slow_finish(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    """Its body came with its head, so that both responses could go out together."""
+    gate, hook = tmp_path / "gate", tmp_path / "hook.py"
+    hook.write_text(
+        f"""
+import asyncio, os
+async def pre_finish(event):
+    while not os.path.exists({str(gate)!r}): await asyncio.sleep(0.01)
+"""
+    )
+    ietf = Ietf(make_server("--hook", str(hook)), 9)
+    with ietf.connect() as connection:
+        fields = {**ietf.marks(), **ietf.complete(True), "Content-Length": "5"}
+        connection.send(head_bytes("POST", ietf.collection, fields, connection.host) + b"hello")
+        interim = announced(connection)
+        gate.touch()
+        response = connection.read_response("POST")
+    assert (response.status, response["Location"]) == (201, interim["Location"])
+    assert response.interim == ()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "PROPPATCH"])

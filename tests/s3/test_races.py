@@ -113,9 +113,10 @@ async def test_a_slow_look_does_not_hide_what_was_stored_meanwhile(
     async def fail(*_arguments: object, **_named: object) -> str:
         raise StoreUnavailable("no response")
 
-    with monkeypatch.context() as context, pytest.raises(StorageError):
+    with monkeypatch.context() as context:
         context.setattr(store.objects, "put", fail)
-        await store.save(upload.info, fence=UNFENCED)
+        with pytest.raises(StorageError):
+            await store.save(upload.info, fence=UNFENCED)
     original = store.objects.head
 
     async def head(key: str) -> ObjectHead:

@@ -28,6 +28,8 @@ EXTENSION = "tusd_py"
 _BUFFERED_BYTES = 64 * 1024
 """Bytes of a body that are read ahead of the application."""
 _NO_BODY_STATUSES = frozenset({204, 304})
+_HELD_SECONDS = 0.005
+"""How long an interim response may wait for the final one, to go out with it."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ class Exchange:
         "_connection",
         "_event",
         "_expects_continue",
+        "_held",
+        "_held_timer",
         "_response_left",
         "_response_started",
         "_trailers",
@@ -112,6 +116,8 @@ class Exchange:
         self._response_started = False
         self._chunked = False
         self._response_left = 0
+        self._held = b""
+        self._held_timer: asyncio.TimerHandle | None = None
 
     async def run(self, app: ASGIApp) -> None:
         """Call the application; answer with 500, or close the connection, if it fails."""
@@ -217,7 +223,7 @@ class Exchange:
         self._response_left = head.length or 0
         if head.closes:
             self.keep_alive = False
-        self._connection.transport.write(head.content)
+        self._connection.transport.write(self._take_held() + head.content)
 
     def _write_body(self, body: bytes, *, more: bool) -> None:
         transport = self._connection.transport
@@ -322,13 +328,14 @@ class Exchange:
             self.keep_alive = False
         self._response_started = True
         self._expects_continue = False
-        connection.transport.write(head.content + body)
+        connection.transport.write(self._take_held() + head.content + body)
         self._end_response()
         return True
 
     def send_informational(self, status: int, headers: RawHeaders) -> bool:
         """Write an interim response (RFC 9110, section 15.2); False if the client cannot get it, or does not read.
 
+        One to a request that is complete waits some milliseconds for the final response, to go out with it.
         headers: names in lower case. Raises ValueError for a field that cannot be sent.
         """
         connection = self._connection
@@ -341,8 +348,28 @@ class Exchange:
         ):
             return False
         head = serialize(status, headers, has_body=False, keep_alive=True)
-        connection.transport.write(head.content)
+        if self.more_body:
+            connection.transport.write(head.content)
+            return True
+        self._held += head.content
+        if self._held_timer is None:
+            self._held_timer = connection.loop.call_later(_HELD_SECONDS, self._write_held)
         return True
+
+    def _write_held(self) -> None:
+        """Write the interim responses that wait."""
+        held = self._take_held()
+        if held and not self._connection.transport.is_closing():
+            self._connection.transport.write(held)
+
+    def _take_held(self) -> bytes:
+        """The interim responses that wait, to be written before anything else."""
+        if self._held_timer is None:
+            return b""
+        self._held_timer.cancel()
+        self._held_timer = None
+        held, self._held = self._held, b""
+        return held
 
     def close_unanswered(self) -> bool:
         """Close the connection in place of a response, behind interim ones; False if the response has begun."""
@@ -352,6 +379,7 @@ class Exchange:
         self._expects_continue = False
         self.keep_alive = False
         if not self.disconnected:
+            self._write_held()
             self._end_response()
         return True
 
