@@ -254,3 +254,53 @@ def test_R6_over_tls(make_server: MakeServer, tmp_path: Path) -> None:
         assert status["Upload-Offset"] == str(2 * LARGE)
         with pytest.raises(ConnectionError):
             connection.read_response("POST")
+
+
+# Memory
+
+
+@pytest.mark.parametrize("protocol", ["tus", "ietf"])
+def test_requests_leave_no_cycles_with_their_buffers(
+    make_server: MakeServer, tmp_path: Path, protocol: str
+) -> None:
+    """The garbage collector counts objects and not bytes, so that megabytes would wait for it."""
+    hook = tmp_path / "hook.py"
+    hook.write_text(
+        """
+import gc, sys
+def start(context):
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+def post_finish(event):
+    if event.upload.metadata.get("filename") == b"count":
+        gc.collect()
+        ours = [each for each in gc.garbage if type(each).__module__.startswith("tusd_py")]
+        gc.garbage.clear()
+        print(f"{event.upload.id}: {len(ours)} unreachable objects", file=sys.stderr, flush=True)
+"""
+    )
+    server = make_server("--hook", str(hook), "--hooks-delivery", "server")
+    ietf, uploads = Ietf(server, 9), 30
+
+    def count() -> int:
+        upload_id = id_of(ietf.create(b"", headers=named("count"))["Location"])
+        return int(server.wait_for_line(rf"{upload_id}: (\d+) unreachable objects")[1])
+
+    count()
+    tus = Tus(server)
+    for _ in range(uploads):
+        if protocol == "ietf":
+            path = ietf.new(body=b"hello")
+            ietf.begin_append(path, 5, LARGE, b"x" * 50_000).close()
+        else:
+            path = tus.new(LARGE + 5, body=b"hello")
+            tus.begin_patch(path, 5, LARGE, b"x" * 50_000).close()
+        offset = int(tus.head(path)["Upload-Offset"])
+        if protocol == "ietf":
+            last = ietf.append(path, offset, b"x" * LARGE, complete=True)
+        else:
+            last = tus.patch(path, offset, b"x" * (LARGE + 5 - offset))
+        assert last.status in (201, 204)
+        assert tus.get(path).status == 200
+        assert tus.get(f"{path}0").status == 404
+    assert count() < uploads

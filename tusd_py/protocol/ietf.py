@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http import HTTPStatus
+from typing import NamedTuple
 
 import http_sf
 
@@ -67,8 +68,7 @@ UNVERSIONED = replace(VERSIONS[9], number=None)
 _UNVERSIONED_INVERTED = replace(VERSIONS[3], number=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The limits of an upload, for `Upload-Limit`: bytes, and seconds that it will be kept. None for no limit."""
 
     max_size: int | None = None

@@ -77,10 +77,15 @@ def serialize(pairs: Mapping[str, bytes]) -> str:
     reads them.
     """
     return ",".join(
-        f"{name} {base64.b64encode(value).decode('ascii')}" if value else name
-        for name, value in (
-            (key.encode("utf-8").decode("latin-1"), value)
+        [
+            f"{_in_latin_1(key)} {binascii.b2a_base64(value, newline=False).decode('ascii')}"
+            if value
+            else _in_latin_1(key)
             for key, value in pairs.items()
             if _is_key(key) is not None
-        )
+        ]
     )
+
+
+def _in_latin_1(key: str) -> str:
+    return key if key.isascii() else key.encode("utf-8").decode("latin-1")

@@ -323,7 +323,11 @@ class BodyReceiver:
         finally:
             problem = await self._settle(transfer, problem)
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                # Its traceback refers to this frame: a reference cycle would keep all of it until the garbage collector runs.
+                del problem
         return Upload(upload.info, writer.offset, self._clock(), upload.joined)
 
     def _begin(self, transfer: _Transfer) -> None:

@@ -50,12 +50,16 @@ class Interim:
             self.send(self.announced)
 
     def receiving(self, kept: Callable[[], int]) -> None:
-        if self._exchange is not None and self._version.has_progress:
+        # A body that has come in already needs no news of it.
+        if self._exchange is not None and self._version.has_progress and self._exchange.more_body:
             self._kept = kept
             self._told, self._told_at = kept(), asyncio.get_running_loop().time()
             self._look_later()
 
     def received(self) -> None:
+        # It refers to the body, which refers to this object: with the bytes in its buffers a cycle would wait for the garbage
+        # collector, which counts objects and not bytes.
+        self._kept = int
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

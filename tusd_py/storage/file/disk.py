@@ -301,8 +301,13 @@ class _Job(Generic[T]):
 
     def result(self) -> T:
         """Return what the operation returned, or raise what it raised."""
-        if self._problem is not None:
-            raise self._problem
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            try:
+                raise problem
+            finally:
+                # Its traceback refers to this frame.
+                del problem
         return cast(T, self._result)
 
 

@@ -473,11 +473,11 @@ class AiobotocoreStore:
             try:
                 return await self._attempt(operation, send, target, request, needs)
             except ObjectStoreError as problem:
-                failure = problem
-            delay = attempts.delay_after(failure, self.bucket.repeat_seconds)
-            if delay is None:
-                raise failure
-            self._log_repeat(operation, key or about, failure, attempts.failed, delay)
+                # Not kept for later: its traceback refers to this frame, which has the body of the request.
+                delay = attempts.delay_after(problem, self.bucket.repeat_seconds)
+                if delay is None:
+                    raise
+                self._log_repeat(operation, key or about, problem, attempts.failed, delay)
             await asyncio.sleep(delay)
             if self.observer is not None:
                 self.observer.repeated(_name_in_s3(operation))

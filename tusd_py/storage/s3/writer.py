@@ -443,6 +443,8 @@ class S3Writer:
             self._store.spool.leave(self)
             self._store.spool.give_back(self._taken)
             self._taken, self._buffer = 0, None
+            # Its traceback refers to this writer.
+            self._problem = None
 
     async def _settle(self, *, finishing: bool) -> None:
         """Make the bytes in the buffer count: as the last part, as the whole object, or as the tail."""

@@ -256,6 +256,15 @@ class UploadProtocol(asyncio.Protocol):
             self.transport.close()
         self._parser = _NO_PARSER
         self._counters.connections_open = len(self._state.connections)
+        if not self._to_answer():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let go of the requests of a connection that is lost.
+
+        They refer to it: as a reference cycle they would keep bytes in memory until the garbage collector runs.
+        """
+        self._answered = self._exchange = None
 
     def eof_received(self) -> bool:
         """The client sends nothing more, but still reads: what it has asked for is answered. False closes the transport."""
@@ -360,7 +369,12 @@ class UploadProtocol(asyncio.Protocol):
         self._answered = exchange
         task = self.loop.create_task(exchange.run(self._config.loaded_app))
         self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        task.add_done_callback(self._on_answered)
+
+    def _on_answered(self, task: asyncio.Task[None]) -> None:
+        self._state.tasks.discard(task)
+        if self not in self._state.connections:
+            self._let_go()
 
     def _hold_reading_if_needed(self) -> None:
         """Nothing is read while a request waits for its turn, nor over TLS while one that came in whole is answered."""
@@ -697,7 +711,10 @@ class UploadProtocol(asyncio.Protocol):
 
     def end_transfer(self, left: int) -> None:
         """The transport is the parser's again; `left` bytes of the body were not received."""
-        exchange = cast(Exchange, self._exchange)
+        exchange = self._exchange
+        if exchange is None:
+            # The connection is lost, and the response was complete before.
+            return
         exchange.body_left = left
         if self.transport.is_closing():
             return

@@ -122,8 +122,13 @@ class _Transfer:
                     await self._send_in_thread()
         finally:
             self._watch.cancel()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Its traceback refers to this frame.
+                del error
         return self._sent
 
     async def _send_inline(self) -> None:
