@@ -21,6 +21,7 @@ from tests.conftest import MakeServer
 from tests.support.server import PROGRAM, ServerProcess, environment
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
+from tusd_py.service.presence import _seen as look
 from tusd_py.web.admin import links
 
 MOUNTED = """
@@ -276,3 +277,17 @@ def test_the_command_asks_a_server(guarded: ServerProcess, root: Operator, tmp_p
     refused = command("list", *by_token)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "uploads:admin" in refused.stderr
+
+
+def test_rates_do_not_jump_with_clients_that_send_in_bursts() -> None:
+    """40 kB every other second."""
+    seen = look(0, None, 0.0)
+    rates = []
+    for second in range(1, 21):
+        seen = look(40_000 * (second // 2), seen, float(second))
+        rates.append(seen.rate or 0.0)
+    assert all(12_000 < rate < 28_000 for rate in rates[6:]), rates
+    for second in range(21, 41):
+        seen = look(400_000, seen, float(second))
+    assert (seen.rate or 0.0) < 100
+    assert seen.moved_at == 20.0

@@ -6,6 +6,7 @@ Nothing is done for a request: bodies that run are looked at when it is time. No
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -27,15 +28,17 @@ _COUNT_SECONDS = 5.0
 _MOST_BODIES = 500
 """Bodies of one process that are told; the longest running ones. Of more only their number and rate are."""
 _MOST_TEXT = 200
+_SMOOTHING_SECONDS = 3.0
+"""Over which rates are averaged, mostly: slow bodies are read from time to time, and their clients send in bursts."""
 
 
 class _Seen(NamedTuple):
-    """A running body when it was looked at last. moved_at: when its last byte was seen."""
+    """A running body when it was looked at last. moved_at: when its last byte was seen. rate: None when it was seen once."""
 
     offset: int
     at: float
     moved_at: float
-    rate: float
+    rate: float | None
 
 
 class Presence:
@@ -138,15 +141,19 @@ class Presence:
             "name": file_name(body.upload)[:_MOST_TEXT] if self._names else "",
             "offset": body.offset,
             "size": info.length,
-            "rate": round(seen.rate, 1),
+            "rate": round(seen.rate or 0.0, 1),
             "silent": round(now - seen.moved_at, 1),
         }
 
 
 def _seen(offset: int, before: _Seen | None, now: float) -> _Seen:
     if before is None:
-        return _Seen(offset, now, now, 0.0)
-    if now - before.at < _INTERVAL_SECONDS / 4:
+        return _Seen(offset, now, now, None)
+    seconds = now - before.at
+    if seconds < _INTERVAL_SECONDS / 4:
         return before
     moved = offset - before.offset
-    return _Seen(offset, now, now if moved else before.moved_at, moved / (now - before.at))
+    rate = moved / seconds
+    if before.rate is not None:
+        rate += (before.rate - rate) * math.exp(-seconds / _SMOOTHING_SECONDS)
+    return _Seen(offset, now, now if moved else before.moved_at, rate)
