@@ -220,8 +220,9 @@ class _Worker(SimpleWorker):
         now = time.monotonic()
         if ran == EXPIRY:
             self._deliveries_first_until = now + (now - began)
-        first = DELIVERY if now < self._deliveries_first_until else EXPIRY
-        self._ordered_queues = sorted(self.queues, key=lambda each: each.name != first)
+        self._ordered_queues = list(self.queues)
+        if now < self._deliveries_first_until:
+            self._ordered_queues.sort(key=lambda each: each.name != DELIVERY)
 
     def _run_recorded(self, job: TableJob, queue: Queue) -> None:
         self._begin(job, queue.name)
