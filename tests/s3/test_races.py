@@ -146,6 +146,74 @@ async def test_a_look_during_a_request_does_not_hide_what_it_stores(
     assert (await store.load("x")).offset == 20
 
 
+async def test_a_slow_look_does_not_hide_what_a_claim_stored_meanwhile(opened: Opened) -> None:
+    """It has read the record that the claim stored, and none of the bytes that followed."""
+    store, before = opened(), opened()
+    await append(before, await created(before, LENGTH), WHOLE[:10])
+    upload = await store.load("x")
+    original, put = store.objects.head, store.objects.put
+    claimed, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_put(key: str, *arguments: object, **named: object) -> str:
+        etag = await put(key, *arguments, **named)  # type: ignore[arg-type]
+        if key.endswith("x.info"):
+            claimed.set()
+            await may_go_on.wait()
+        return etag
+
+    async def head(key: str) -> ObjectHead:
+        found = await original(key)
+        if key == store.layout.tail("x"):
+            store.objects.head = original  # type: ignore[method-assign]
+            may_go_on.set()
+            assert (await appending).offset == 20
+        return found
+
+    store.objects.put = slow_put  # type: ignore[method-assign]
+    appending = asyncio.create_task(append(store, upload, WHOLE[10:20]))
+    await claimed.wait()
+    store.objects.head = head  # type: ignore[method-assign]
+    assert (await store.load("x")).offset == 20
+    assert (await store.load("x")).offset == 20
+
+
+async def test_a_look_that_outlasts_the_upload_is_not_remembered(opened: Opened) -> None:
+    """It would show an unfinished one, which expires."""
+    store = opened()
+    store._is_alone = True
+    upload = await append(store, await created(store, 20), WHOLE[:10])
+    original = store.objects.head
+    store.forget(store._live["x"])
+
+    async def head(key: str) -> ObjectHead:
+        found = await original(key)
+        if key == store.layout.tail("x"):
+            store.objects.head = original  # type: ignore[method-assign]
+            await finished(store, await append(store, upload, WHOLE[10:20]))
+        return found
+
+    store.objects.head = head  # type: ignore[method-assign]
+    await store.load("x")
+    assert (await store.load("x")).finished
+
+
+async def test_a_look_during_a_refused_body_does_not_count_its_parts(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tusd_py.storage.s3.store._KEPT_LIVE", 1)
+    store = opened()
+    store._is_alone = True
+    upload = await append(store, await created(store, None), WHOLE[:10])
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    await write_all(writer, *pieces(WHOLE[10 : PART + 10]))
+    await asyncio.wait(writer._sending)  # type: ignore[attr-defined]
+    await created(store, 5, "y")
+    assert (await store.load("x")).offset == PART
+    await writer.discard()
+    await writer.close(sync=False)
+    assert (await store.load("x")).offset == 10
+
+
 async def test_a_request_that_ends_late_does_not_hide_what_the_next_one_stored(
     opened: Opened,
 ) -> None:

@@ -29,7 +29,7 @@ _MOST_BODIES = 500
 """Bodies of one process that are told; the longest running ones. Of more only their number and rate are."""
 _MOST_TEXT = 200
 _SMOOTHING_SECONDS = 3.0
-"""Over which rates are averaged, mostly: slow bodies are read from time to time, and their clients send in bursts."""
+"""The time constant of the average of rates: slow bodies are read from time to time, and their clients send in bursts."""
 
 
 class _Seen(NamedTuple):

@@ -216,7 +216,7 @@ class _Worker(SimpleWorker):
             self._order_queues(queue.name, began)
 
     def _order_queues(self, ran: str, began: float) -> None:
-        """Let deliveries come first for as long as the last sweep took: those of a large storage would leave them no time."""
+        """Let deliveries come first for as long as the last sweep took: long sweeps would leave no time for deliveries."""
         now = time.monotonic()
         if ran == EXPIRY:
             self._deliveries_first_until = now + (now - began)

@@ -116,6 +116,13 @@ class S3Options:
     keeps_finished: bool = True
 
 
+@dataclass(eq=False, slots=True)
+class _Look:
+    """A look at the bucket. is_outdated: what the process knew of the upload was dropped since it began, as it was finished."""
+
+    is_outdated: bool = False
+
+
 class S3Store:
     """See `Store`."""
 
@@ -132,6 +139,8 @@ class S3Store:
         self.metadata_keys = options.metadata_keys
         self._process = os.urandom(_TOKEN_BYTES).hex()
         self._live: OrderedDict[str, Live] = OrderedDict()
+        self._looks: dict[str, set[_Look]] = {}
+        """Looks at the bucket that are under way, by upload."""
         self._beginning: dict[str, asyncio.Lock] = {}
         self._is_alone = False
         """Whether no other process changes uploads, so that what this one remembers needs no look at the record."""
@@ -329,7 +338,13 @@ class S3Store:
         self._live[live.record.info.id] = live
         self._live.move_to_end(live.record.info.id)
         while len(self._live) > _KEPT_LIVE:
-            self._live.popitem(last=False)
+            self._drop(next(iter(self._live)))
+
+    def _drop(self, upload_id: str) -> None:
+        """Know nothing of an upload any more; what looks under way will find may be older."""
+        self._live.pop(upload_id, None)
+        for look in self._looks.get(upload_id, ()):
+            look.is_outdated = True
 
     async def _read_record(self, upload_id: str) -> Record:
         """Raises UploadNotFound, UploadGone, StorageError, ObjectStoreError."""
@@ -340,7 +355,7 @@ class S3Store:
                 self.layout.record(upload_id), limit=RECORD_LIMIT
             )
         except ObjectNotFound:
-            self._live.pop(upload_id, None)
+            self._drop(upload_id)
             if await self._removal.is_gone(upload_id):
                 raise UploadGone(f"{upload_id} was removed") from None
             raise UploadNotFound(f"there is no upload {upload_id}") from None
@@ -377,10 +392,10 @@ class S3Store:
         try:
             head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
         except ObjectNotFound:
-            self._live.pop(upload_id, None)
+            self._drop(upload_id)
             raise UploadNotFound(f"there is no upload {upload_id}") from None
         if stored != content:
-            self._live.pop(upload_id, None)
+            self._drop(upload_id)
             raise LeaseLost(f"another holder replaced the record of {upload_id}")
         return head.etag
 
@@ -391,6 +406,17 @@ class S3Store:
 
     async def _look_up(self, upload_id: str) -> Live:
         """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
+        look = _Look()
+        looks = self._looks.setdefault(upload_id, set())
+        looks.add(look)
+        try:
+            return await self._ask(upload_id, look)
+        finally:
+            looks.discard(look)
+            if not looks:
+                self._looks.pop(upload_id, None)
+
+    async def _ask(self, upload_id: str, look: _Look) -> Live:
         known = self._live.get(upload_id)
         before = "" if known is None else known.record.etag
         live = None if known is None or known.is_doubtful else known
@@ -414,25 +440,25 @@ class S3Store:
             return live
         info = record.info
         if info.finished_at is not None:
-            self._live.pop(upload_id, None)
+            self._drop(upload_id)
             done = Progress(done=True, size=info.length or 0, changed_at=info.finished_at)
             return Live(record, done, may_have_twin=False)
         progress = await read_progress(self.objects, self.layout, record)
         current = self._live.get(upload_id)
         if (
             current is not None
-            and current is not known
+            and (current is not known or current.record.etag != before)
             and current.record.token == record.token
             and current.record.holder == self._process
         ):
-            # A request of this process asked the bucket meanwhile, and may have stored more since.
-            return await self._look_up(upload_id)
+            # Another request of this process took the upload over or looked at it meanwhile, and may have stored more since.
+            return await self._ask(upload_id, look)
         live = Live(record, progress, may_have_twin=True)
         live.may_be_finished = known is not None and known.may_be_finished
-        if progress.finished_at is None:
+        if progress.finished_at is not None:
+            self._drop(upload_id)
+        elif not look.is_outdated:
             self._remember(live)
-        else:
-            self._live.pop(upload_id, None)
         return live
 
     async def load(self, upload_id: str) -> Upload:
@@ -618,8 +644,7 @@ class S3Store:
 
     def forget(self, live: Live) -> None:
         """See `Bucketed`."""
-        if self._live.get(live.record.info.id) is live:
-            del self._live[live.record.info.id]
+        self._drop(live.record.info.id)
 
     async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
         """See `Store`. The object has its name from the start, and is there once it is complete."""
@@ -668,7 +693,7 @@ class S3Store:
                 await self.save_record(live, replace(live.record, info=info), fence)
         self.whole.release(info.id)
         self.tails.drop(info.id)
-        self._live.pop(info.id, None)
+        self._drop(info.id)
         if has_tail or live.record.multipart:
             try:
                 await self.objects.delete(self.layout.tail(info.id))
@@ -753,7 +778,7 @@ class S3Store:
             )
             # What a crash left when it was taken over.
             await self._takeover.forget(upload_id)
-            self._live.pop(upload_id, None)
+            self._drop(upload_id)
 
     async def _record_to_remove(self, upload_id: str, fence: Fence) -> Record:
         try:

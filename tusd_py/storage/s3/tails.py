@@ -41,9 +41,8 @@ class Tails:
         """Keep the buffer whose first `size` bytes are the tail with this etag; the spool counts these already."""
         self.drop(upload_id)
         if len(buffer) > 2 * size:
-            # What is counted is to be what is held: buffers of whole parts are used again, and written to everywhere.
-            whole, buffer = buffer, buffer[:size]
-            self._spool.reuse(whole)
+            # All of a buffer that was used before takes memory, also where this tail has no bytes: only these are counted.
+            buffer = buffer[:size]
         loop = asyncio.get_running_loop()
         self._kept[upload_id] = _Kept(etag, buffer, size, loop.time())
         self._bytes += size

@@ -265,7 +265,7 @@ class S3Writer:
         await self._count_replaced()
         with self._fence():
             pass
-        # A view, as all writers may do this at once: what comes in meanwhile comes behind these bytes.
+        # No copy, as all writers may do this at once when a network fails. Nothing is written to these bytes meanwhile.
         head = await put_tail(store, live, start, memoryview(self._buffer)[: self._filled])
         self._tail_was_replaced = True
         self._unsaved = 0
@@ -426,12 +426,12 @@ class S3Writer:
     async def close(self, *, sync: bool, finishing: bool = False) -> None:
         try:
             await self._stop_sending()
+            if not self._is_over and self._added:
+                await self._settle(finishing=finishing)
+            # The store may have dropped it meanwhile for other uploads, and then have looked it up again: without these bytes.
+            with suppress(LeaseLost):
+                self._store.remember(self._live, self._fence)
             if not self._is_over:
-                if self._added:
-                    await self._settle(finishing=finishing)
-                    # Room was made for another upload meanwhile, or this one was looked up again.
-                    with suppress(LeaseLost):
-                        self._store.remember(self._live, self._fence)
                 self._leave_tail()
         except BaseException:
             self._store.forget(self._live)

@@ -138,6 +138,7 @@ class UploadProtocol(asyncio.Protocol):
         "_refusal",
         "_refusal_headers",
         "_refused_at",
+        "_running",
         "_state",
         "_timer",
         "_too_many",
@@ -186,6 +187,7 @@ class UploadProtocol(asyncio.Protocol):
         self._parser = _make_parser(self)
         self._exchange: Exchange | None = None
         self._answered: Exchange | None = None
+        self._running = 0
         # A list, as a deque takes 600 bytes of every connection.
         self._waiting: list[Exchange] = []
         self._url = b""
@@ -256,7 +258,7 @@ class UploadProtocol(asyncio.Protocol):
             self.transport.close()
         self._parser = _NO_PARSER
         self._counters.connections_open = len(self._state.connections)
-        if not self._to_answer():
+        if not self._running:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -367,13 +369,15 @@ class UploadProtocol(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._answered = exchange
+        self._running += 1
         task = self.loop.create_task(exchange.run(self._config.loaded_app))
         self._state.tasks.add(task)
         task.add_done_callback(self._on_answered)
 
     def _on_answered(self, task: asyncio.Task[None]) -> None:
         self._state.tasks.discard(task)
-        if self not in self._state.connections:
+        self._running -= 1
+        if not self._running and self not in self._state.connections:
             self._let_go()
 
     def _hold_reading_if_needed(self) -> None:
@@ -713,7 +717,7 @@ class UploadProtocol(asyncio.Protocol):
         """The transport is the parser's again; `left` bytes of the body were not received."""
         exchange = self._exchange
         if exchange is None:
-            # The connection is lost, and the response was complete before.
+            # The connection is lost, and its requests are over.
             return
         exchange.body_left = left
         if self.transport.is_closing():
