@@ -219,8 +219,8 @@ def finished_on_disk(uploads: Path) -> set[str]:
     for file in uploads.glob("*.info"):
         # Sweeps remove what creations have left that were cut short.
         with suppress(FileNotFoundError):
-            record = json.loads(file.read_text())
-            if record["TusdPy"]["FinishedAt"]:
+            text = file.read_text()
+            if text and (record := json.loads(text))["TusdPy"]["FinishedAt"]:
                 found.add(record["ID"])
     return found
 

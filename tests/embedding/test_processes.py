@@ -148,6 +148,8 @@ def _send_half(fleet: Fleet, path: str, connection: Connection) -> None:
 def test_metrics_are_those_of_both_processes(fleet: Fleet) -> None:
     first, second = fleet.connections().values()
     with closing(first), closing(second):
+        # One of them has just begun, and may not know of the other one's counts yet.
+        wait_until(lambda: _created(first) == _created(second), "both to know of both")
         before = _created(first)
         for connection in (first, second):
             assert fleet.tus.create(5, on=connection).status == 201
