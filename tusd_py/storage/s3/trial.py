@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,22 @@ class Finding:
     text: str
 
 
+_PATIENCE_SECONDS = 10.0
+
+_Step = Callable[[], Coroutine[None, None, Finding | str]]
+
+
+async def _to_its_end(step: _Step) -> Finding | str:
+    """Run a step that a cancellation does not end: a request that was given up may have its effect after the cleaning up."""
+    task = asyncio.create_task(step())
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
+        task.cancel()
+        raise
+
+
 class Trial:
     """Tries out one bucket. layout: where its own objects lie, below the state prefix and the prefix of uploads."""
 
@@ -63,7 +80,7 @@ class Trial:
 
         To be closed by a caller that ends early, so that nothing is left in the bucket.
         """
-        steps: list[tuple[str, str, Callable[[], Awaitable[Finding | str]]]] = [
+        steps: list[tuple[str, str, _Step]] = [
             ("store an object", "s3:PutObject", self._store),
             ("read an object", "s3:GetObject", self._read),
             ("list objects", "s3:ListBucket", self._list),
@@ -87,11 +104,9 @@ class Trial:
             await self._clean_up()
 
     @staticmethod
-    async def _found(
-        subject: str, permission: str, step: Callable[[], Awaitable[Finding | str]]
-    ) -> Finding:
+    async def _found(subject: str, permission: str, step: _Step) -> Finding:
         try:
-            found = await step()
+            found = await _to_its_end(step)
         except (StoreMisconfigured, StoreUnavailable):
             raise
         except AccessDenied as problem:
