@@ -306,7 +306,7 @@ class _Job(Generic[T]):
             try:
                 raise problem
             finally:
-                # Its traceback refers to this frame.
+                # Its traceback refers to this frame: a reference cycle.
                 del problem
         return cast(T, self._result)
 

@@ -118,7 +118,7 @@ class S3Options:
 
 @dataclass(eq=False, slots=True)
 class _Look:
-    """A look at the bucket. is_outdated: what the process knew of the upload was dropped since it began, as it was finished."""
+    """A look at an upload in the bucket. is_outdated: the upload was finished, removed or forgotten since the look began."""
 
     is_outdated: bool = False
 
@@ -341,7 +341,7 @@ class S3Store:
             self._drop(next(iter(self._live)))
 
     def _drop(self, upload_id: str) -> None:
-        """Know nothing of an upload any more; what looks under way will find may be older."""
+        """Forget an upload. Looks that are under way may find what was true before, and are not remembered."""
         self._live.pop(upload_id, None)
         for look in self._looks.get(upload_id, ()):
             look.is_outdated = True
@@ -405,7 +405,7 @@ class S3Store:
         return live if live is not None else await self._look_up(upload_id)
 
     async def _look_up(self, upload_id: str) -> Live:
-        """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
+        """Return what is known of an upload; asks the bucket for what this process does not know for certain."""
         look = _Look()
         looks = self._looks.setdefault(upload_id, set())
         looks.add(look)
@@ -417,6 +417,7 @@ class S3Store:
                 self._looks.pop(upload_id, None)
 
     async def _ask(self, upload_id: str, look: _Look) -> Live:
+        """Read the record, and what the bucket holds unless this process is the one that adds bytes."""
         known = self._live.get(upload_id)
         before = "" if known is None else known.record.etag
         live = None if known is None or known.is_doubtful else known

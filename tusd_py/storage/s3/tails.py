@@ -1,7 +1,7 @@
 """Tails that stay in memory after their request, so that the next one of the same process need not read them back.
 
 The spool counts them, and lets go of them before anybody waits: the bucket has their bytes too. A tail is known by its etag, so
-that one which another process replaced is never taken for it. One that nobody asked for within a minute is let go of as well.
+that one which another process replaced is never taken for it. A tail that is not used within a minute is dropped as well.
 """
 
 from __future__ import annotations

@@ -48,12 +48,13 @@ class Finding:
 
 
 _PATIENCE_SECONDS = 10.0
+"""How long an interrupt waits for the end of a step."""
 
 _Step = Callable[[], Coroutine[None, None, Finding | str]]
 
 
 async def _to_its_end(step: _Step) -> Finding | str:
-    """Run a step that a cancellation does not end: a request that was given up may have its effect after the cleaning up."""
+    """Run a step to its end, also if it is cancelled: a request that is given up may have its effect after the cleanup."""
     task = asyncio.create_task(step())
     try:
         return await asyncio.shield(task)

@@ -428,7 +428,7 @@ class S3Writer:
             await self._stop_sending()
             if not self._is_over and self._added:
                 await self._settle(finishing=finishing)
-            # The store may have dropped it meanwhile for other uploads, and then have looked it up again: without these bytes.
+            # The store may have forgotten the upload meanwhile, and have looked it up again before these bytes were there.
             with suppress(LeaseLost):
                 self._store.remember(self._live, self._fence)
             if not self._is_over:
@@ -443,7 +443,7 @@ class S3Writer:
             self._store.spool.leave(self)
             self._store.spool.give_back(self._taken)
             self._taken, self._buffer = 0, None
-            # Its traceback refers to this writer.
+            # Its traceback refers to this writer: a reference cycle.
             self._problem = None
 
     async def _settle(self, *, finishing: bool) -> None:

@@ -127,7 +127,7 @@ class _Transfer:
             try:
                 raise error
             finally:
-                # Its traceback refers to this frame.
+                # Its traceback refers to this frame: a reference cycle.
                 del error
         return self._sent
 
