@@ -13,8 +13,9 @@ from tests.admin.conftest import ADMIN
 from tests.admin.operator import Operator, address_of, new_code
 from tests.admin.test_actions import FAILS, begin
 from tests.auth.people import SECRET, access, bearer
-from tests.frontend.building import CHROMIUM, FRONTEND, build_pages, require
+from tests.frontend.building import CHROMIUM, FRONTEND, build_pages
 from tests.frontend.pages import FLAGS, WAIT, Site
+from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
@@ -41,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    require(CHROMIUM)
+    require_program(CHROMIUM, "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS], timeout=WAIT)
         yield browser

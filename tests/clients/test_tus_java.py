@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from tests.conftest import MakeServer
 from tests.docs.blocks import blocks
 from tests.frontend.pages import Site
 from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.requirements import require_program
 from tests.support.tus import Tus, path_of
 
 ARTIFACT = "io.tus.java.client:tus-java-client:0.5.1"
@@ -25,12 +24,8 @@ ARTIFACT = "io.tus.java.client:tus-java-client:0.5.1"
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs it."""
-    missing = [name for name in ("javac", "java", "mvn") if shutil.which(name) is None]
-    if missing:
-        reason = f"this test needs {' and '.join(missing)}, which this machine lacks"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    for name, package in (("javac", "default-jdk"), ("java", "default-jdk"), ("mvn", "maven")):
+        require_program(name, package)
     directory = tmp_path_factory.mktemp("java")
     (directory / "Upload.java").write_text(blocks("docs/phones.md", "java")[0])
     jars = f"-DoutputDirectory={directory}"

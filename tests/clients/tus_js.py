@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -19,6 +17,8 @@ from types import TracebackType
 from typing import Literal, NotRequired, Self, TypedDict, cast
 
 import pytest
+
+from tests.support.requirements import require_program
 
 NODE_DIR = Path(__file__).parent / "node"
 DRIVER = NODE_DIR / "upload.mjs"
@@ -100,16 +100,9 @@ class Event(TypedDict):
 
 
 def require_tus_js(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Sees to it that Node is there, and the packages of the lock file with it.
-
-    Without Node a developer's machine skips the test that asks; where CI is set it fails.
-    """
-    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
-    if missing:
-        reason = f"tus-js-client needs {' and '.join(missing)}, which this machine does not have"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    """Sees to it that Node is there, and the packages of the lock file with it."""
+    require_program("node", "nodejs")
+    require_program("npm")
     # Several workers come here at the same time; the base's parent is what they have in common.
     with (tmp_path_factory.getbasetemp().parent / "npm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

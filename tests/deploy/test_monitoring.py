@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from ruamel.yaml import YAML
 
+from tests.support.requirements import require_program
 from tests.support.server import ROOT
 from tusd_py.metrics.disk import DiskMetrics
 from tusd_py.metrics.jobs import JobsMetrics
@@ -126,9 +126,7 @@ def differences(given: Any, read: Any, path: str = "") -> list[str]:
 
 
 def test_alerts_come_when_they_should(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing (Debian, Ubuntu: apt install prometheus)")
+    promtool = require_program("promtool", "prometheus")
     copy = tmp_path / TESTS.name
     copy.write_text(TESTS.read_text().replace("RULES", str(RULES)))
     for command in (

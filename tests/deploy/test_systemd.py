@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.requirements import require_program
 from tests.support.server import ROOT
 from tusd_py.cli.app import COMMANDS
 from tusd_py.settings.load import load
@@ -24,11 +23,7 @@ MOST_EXPOSED = 1.5
 
 @pytest.fixture(scope="module")
 def analyze() -> str:
-    found = shutil.which("systemd-analyze")
-    if found is None and not os.environ.get("CI"):
-        pytest.skip("needs systemd-analyze (Debian, Ubuntu: apt install systemd)")
-    assert found, "systemd-analyze is missing (Debian, Ubuntu: apt install systemd)"
-    return found
+    return require_program("systemd-analyze", "systemd")
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.durability.power_cuts import cut_power
 from tests.durability.volume import require_mounts
+from tests.support.requirements import require_program
 
 CUTS = 3
 
@@ -20,9 +19,7 @@ def test_a_power_cut_costs_no_byte_that_was_promised_and_makes_no_wrong_one(
     tmp_path: Path, filesystem: str, durability: str
 ) -> None:
     require_mounts(tmp_path)
-    if shutil.which("mkfs.xfs") is None:
-        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        refuse("mkfs.xfs is needed (Debian, Ubuntu: apt install xfsprogs)")
+    require_program("mkfs.xfs", "xfsprogs")
     report = cut_power(tmp_path, seed=1, cuts=CUTS, filesystem=filesystem, durability=durability)
     assert report.wrong == []
     assert report.counts["records"] > 0

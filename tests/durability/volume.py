@@ -7,14 +7,12 @@ A copy of that file is the disk of a machine that lost its power at that moment.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
-
+from tests.support.requirements import refuse, require_program
 from tests.support.waiting import wait_until
 
 _SIZE = 512 * 1024 * 1024
@@ -144,11 +142,11 @@ def run_tool(*command: str) -> str:
 
 
 def require_mounts(directory: Path) -> None:
-    """Skip the test without the right to mount, as in most containers; with CI=true, fail."""
-    # Where nobody reads that tests were skipped, they have to run.
-    refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-    if os.geteuid() != 0 or not all(map(shutil.which, ("mount", "umount", "mkfs.ext4"))):
-        refuse("only root can mount a file system, with the programs mount, umount and mkfs.ext4")
+    """Skips the test without the right to mount, as in most containers; fails it in CI."""
+    if os.geteuid() != 0:
+        refuse("only root can mount a file system")
+    for name, package in (("mount", ""), ("umount", "mount"), ("mkfs.ext4", "e2fsprogs")):
+        require_program(name, package)
     probe = Volume(directory / "probe")
     probe.root.parent.mkdir()
     try:

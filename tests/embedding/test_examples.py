@@ -15,6 +15,7 @@ import pytest
 from tests.docs.blocks import blocks
 from tests.support import ports
 from tests.support.application import UVICORN, Application
+from tests.support.requirements import require_program
 from tests.support.server import ROOT, environment
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
@@ -108,9 +109,7 @@ def test_django(tmp_path: Path) -> None:
 @pytest.fixture
 def flask(tmp_path: Path) -> Iterator[Application]:
     """The website, the uploads and the proxy before them; at the proxy's port."""
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if nginx is None:
-        pytest.skip("needs nginx")
+    nginx = require_program("nginx", "nginx-light")
     with ExitStack() as stack:
         # All before the first one starts: each copies the modules anew.
         uploads = Example(tmp_path, "flask", "uploads", "--http", "tusd_py:UploadProtocol")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.requirements import require_program
 from tests.support.server import ROOT
 
 FRONTEND = ROOT / "frontend"
@@ -18,19 +17,10 @@ CHROMIUM = "/usr/bin/chromium"
 _BUILT_FROM = ("src/*.ts", "package-lock.json", "package.json", "tsconfig.json")
 
 
-def require(*programs: str) -> None:
-    """Skips the test that asks on a machine that lacks one of these; fails it where CI is set."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    if missing:
-        reason = f"the tests of frontend/ need {' and '.join(missing)}, which this machine lacks"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
 def build(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Sees to it that `frontend/dist` is what its sources say."""
-    require("node", "npm")
+    require_program("node", "nodejs")
+    require_program("npm")
     # Several workers come here at the same time; the base's parent is what they have in common.
     with (tmp_path_factory.getbasetemp().parent / "frontend.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,7 +31,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def build_pages() -> None:
     """Sees to it that the server has the pages that `frontend/pages` says, and tests what they look at them with."""
-    require("node", "npm")
+    require_program("node", "nodejs")
+    require_program("npm")
     with (FRONTEND / "package.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _install()

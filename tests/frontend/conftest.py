@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.auth.people import SECRET
 from tests.clients.content import SourceFile, write_source
 from tests.conftest import MakeServer
-from tests.frontend.building import CHROMIUM, DIST, build, require
+from tests.frontend.building import CHROMIUM, DIST, build
 from tests.frontend.managed import Job, ManagedUploads
 from tests.frontend.pages import FLAGS, WAIT, Site, UploadPage
+from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 
 MakeSource = Callable[..., SourceFile]
@@ -82,7 +83,7 @@ def short_lived(make_server: MakeServer) -> ServerProcess:
 @pytest.fixture(scope="module")
 def browser(built: None) -> Iterator[Browser]:
     """Headless Chromium. Tests that use it must not be coroutines."""
-    require(CHROMIUM)
+    require_program(CHROMIUM, "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=list(FLAGS), timeout=WAIT

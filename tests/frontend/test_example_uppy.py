@@ -18,10 +18,10 @@ from tests.auth.people import SECRET, access, bearer
 from tests.clients.content import MIB, SourceFile, sha256_of_file
 from tests.clients.stalls import stalled_links
 from tests.docs.blocks import blocks
-from tests.frontend.building import require
 from tests.frontend.conftest import MakeSource
 from tests.frontend.pages import WAIT
 from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.requirements import require_program
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tus import Tus, metadata
 from tests.support.waiting import wait_until
@@ -45,7 +45,8 @@ class Example(NamedTuple):
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     """The page with tokens that are valid for two seconds."""
-    require("node", "npm")
+    require_program("node", "nodejs")
+    require_program("npm")
     install, start = blocks("examples/uppy/README.md", "sh")[0].splitlines()
     done = subprocess.run(
         shlex.split(install), cwd=EXAMPLE, capture_output=True, text=True, timeout=120, check=False

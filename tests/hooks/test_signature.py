@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from tests.conftest import MakeServer
 from tests.docs.blocks import blocks
 from tests.hooks.conftest import QUICK
 from tests.hooks.endpoint import Call, Endpoint, Reply
+from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, metadata
 
@@ -29,10 +28,7 @@ def in_python(_directory: Path) -> Verify:
 
 
 def in_node(directory: Path) -> Verify:
-    if shutil.which("node") is None:
-        if os.environ.get("CI"):
-            pytest.fail("node is needed to run the example")
-        pytest.skip("there is no node to run the example with")
+    node = require_program("node", "nodejs")
     (code,) = (block for block in blocks("docs/hooks.md", "js") if "isGenuine" in block)
     script = directory / "verify.mjs"
     script.write_text(
@@ -44,7 +40,7 @@ def in_node(directory: Path) -> Verify:
 
     def verify(secret: str, header: str, body: bytes, tolerance: float) -> bool:
         done = subprocess.run(
-            ["node", str(script), secret, header, str(tolerance)],
+            [node, str(script), secret, header, str(tolerance)],
             input=body,
             capture_output=True,
             check=True,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from tests.docs.blocks import blocks
 from tests.ietf.url_session import UrlSession
 from tests.support import ports
 from tests.support.ietf import Ietf, announced
+from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 from tests.support.tus import path_of
 from tests.support.waiting import wait_until
@@ -46,13 +45,6 @@ backend server
 """
 
 
-def program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed")
-    return str(found)
-
-
 @contextmanager
 def running(kind: str, server: ServerProcess, directory: Path) -> Iterator[tuple[str, int]]:
     """A proxy in front of the server; yields its address."""
@@ -67,10 +59,10 @@ def running(kind: str, server: ServerProcess, directory: Path) -> Iterator[tuple
         if kind.endswith("keep-alive"):
             location = location.replace("{", '{ proxy_set_header Connection "";', 1)
         config.write_text(NGINX.format(directory=directory, port=port, location=location))
-        command = [program("nginx"), "-p", str(directory), "-c", str(config)]
+        command = [require_program("nginx"), "-p", str(directory), "-c", str(config)]
     else:
         config.write_text(HAPROXY.format(port=port, target=server.port))
-        command = [program("haproxy"), "-f", str(config)]
+        command = [require_program("haproxy"), "-f", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: listens(port), kind, 30)

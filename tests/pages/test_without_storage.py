@@ -10,9 +10,10 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.admin.operator import Operator, address_of, new_code
 from tests.auth.people import SECRET, access
-from tests.frontend.building import CHROMIUM, require
+from tests.frontend.building import CHROMIUM
 from tests.frontend.pages import FLAGS, WAIT
 from tests.pages.upload_page import Visitor
+from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 
 BLOCKED = {"profile": {"default_content_setting_values": {"cookies": 2}}}
@@ -30,7 +31,7 @@ def profile(tmp_path: Path) -> Path:
 def test_operators_are_told_to_allow_cookies_and_keep_their_link(
     built: None, profile: Path, tmp_path: Path
 ) -> None:
-    require(CHROMIUM)
+    require_program(CHROMIUM, "chromium")
     with (
         ServerProcess(tmp_path / "uploads", "--admin", "127.0.0.1:0") as server,
         sync_playwright() as playwright,
@@ -50,7 +51,7 @@ def test_operators_are_told_to_allow_cookies_and_keep_their_link(
 def test_uploads_work_and_the_page_says_that_nothing_is_kept(
     built: None, profile: Path, tmp_path: Path
 ) -> None:
-    require(CHROMIUM)
+    require_program(CHROMIUM, "chromium")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "some.txt").write_bytes(b"hello")
     env = {"TUSD_AUTH": "jwt", "TUSD_JWT_SECRET": SECRET}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from uuid import uuid4
@@ -11,13 +10,14 @@ import pytest
 
 from tests.s3 import servers
 from tests.s3.servers import BUCKET, Kind, S3Server
+from tests.support.requirements import refuse
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 
 
 def shared(kind: Kind) -> S3Server:
-    """The server of a kind; skips the test where it is not installed, but on CI."""
-    if not servers.is_installed(kind) and not os.environ.get("CI"):
-        pytest.skip(f"{kind} is not installed (CONTRIBUTING.md)")
+    """The server of a kind; skips the test where it is not installed, in CI fails it."""
+    if not servers.is_installed(kind):
+        refuse(f"{kind} is not installed (CONTRIBUTING.md)")
     return servers.shared(kind)
 
 

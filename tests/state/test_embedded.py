@@ -24,6 +24,7 @@ import redis
 from tests.state.conftest import PATIENCE, TIMEOUT, Connections, Log, until
 from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
+from tests.support.requirements import refuse
 from tests.support.waiting import wait_until
 from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.embedded import binaries, sockets, watchdog
@@ -774,7 +775,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         stderr=subprocess.DEVNULL,
     )
     if not mounted:
-        pytest.skip("needs the right to mount")
+        refuse("needs the right to mount")
     yield place
     subprocess.run([UMOUNT, "-l", str(place)], check=True)
 
