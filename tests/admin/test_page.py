@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.admin.conftest import ADMIN
 from tests.admin.operator import Operator, address_of, new_code
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     hook.write_text(FAILS)
     flags = (*ADMIN, "--admin-show-metadata", "--auth", "jwt", "--hook", str(hook))
     env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_JOBS": "on"}
-    more = ("--hooks-delivery-attempts", "1")
+    more = ("--hooks-delivery-attempts", "1", "--quota-bytes", "50MB")
     with ServerProcess(directory / "uploads", *flags, *more, env=env) as process:
         yield process
 
@@ -198,6 +198,25 @@ def test_uploads_are_found_kept_copied_downloaded_and_removed(
     assert root.get(f"/uploads/{unfinished}")["expires"] > before + 20 * 86_400
 
 
+def test_a_result_does_not_stand_for_the_next_action(page: Page, server: ServerProcess) -> None:
+    finish(server, "results-1.zip")
+    finish(server, "results-2.zip")
+    root = Operator(address_of(server), bearer(access("root", "uploads:admin")))
+    wait_until(lambda: len(root.get("/uploads", q="results")["uploads"]) == 2, "both to be listed")
+    open_panel(page, "uploads")
+    page.get_by_label("Search").fill("results")
+    press(page, "results-1.zip", "Remove")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    held: list[Route] = []
+    page.route("**/actions/**", lambda route: held.append(route))  # noqa: PLW0108 - Playwright sets attributes of it
+    page.get_by_role("button", name="Remove").click()
+    with page.expect_request("**/actions/**"):
+        page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("status")).to_be_empty()
+    held[0].continue_()
+    expect(page.get_by_role("status")).to_contain_text("Done")
+
+
 def test_one_upload_and_its_fingerprint(page: Page, server: ServerProcess) -> None:
     upload_id = finish(server, "twice.zip")
     page.goto(f"{url_of(server)}#/uploads/{upload_id}")
@@ -261,6 +280,7 @@ def test_tokens_of_an_owner_are_revoked(page: Page, server: ServerProcess) -> No
     root = Operator(address_of(server), bearer(access("root", "uploads:admin")))
     wait_until(lambda: bool(root.get("/uploads", owner="carol")["uploads"]), "it to be listed")
     open_panel(page, "owners")
+    expect(page.locator("tr", has_text="carol")).to_contain_text("5 B5 B / 50 MB")
     page.locator("tr", has_text="carol").get_by_role("link", name="Show uploads").click()
     expect(page.locator("tbody")).to_contain_text("carols.zip")
     open_panel(page, "owners")

@@ -190,11 +190,11 @@ def test_names_and_metadata_only_if_they_are_to_be_shown(
     create(guarded, "other", 9, owner="bob")
     wait_until(lambda: root.get("/owners")["total"] == 2, "two owners")
     page = root.get("/owners")
-    assert page["quota_bytes"] == 10**15
+    assert (page["quota_bytes"], page["quota_uploads"]) == (10**15, None)
     found = {each.pop("owner"): each for each in page["owners"]}
     assert found == {
-        "alice": {"uploads": 1, "open": 0, "bytes": 5, "revoked": None},
-        "bob": {"uploads": 1, "open": 1, "bytes": 0, "revoked": None},
+        "alice": {"uploads": 1, "open": 0, "bytes": 5, "counted": 5, "revoked": None},
+        "bob": {"uploads": 1, "open": 1, "bytes": 0, "counted": 9, "revoked": None},
     }
 
 

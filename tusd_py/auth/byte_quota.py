@@ -225,6 +225,13 @@ class ByteQuotas:
         key = self._redis.keys.quotas_wanted()
         await self._redis.command("SET", key, "whole", "XX", "EX", _WANTED_SECONDS)
 
+    async def counted(self, owners: Sequence[str]) -> list[int]:
+        """The bytes that the uploads of these owners take. Raises RedisUnavailable."""
+        sums = await asyncio.gather(
+            *(self._redis.command("HGET", self._redis.keys.quota(owner), _SUM) for owner in owners)
+        )
+        return [int(cast("bytes | None", each) or 0) for each in sums]
+
     async def owners(self) -> list[Reserved]:
         """All owners that have uploads, those with the most bytes first. Raises RedisUnavailable."""
         found: list[Reserved] = []

@@ -187,11 +187,19 @@ export interface FingerprintPage {
 }
 
 export interface OwnerPage {
-  owners: { owner: string; uploads: number; open: number; bytes: number; revoked: number | null }[]
+  owners: {
+    owner: string
+    uploads: number
+    open: number
+    bytes: number
+    counted: number | null
+    revoked: number | null
+  }[]
   next: string | null
   total: number
   max_size: number | null
   quota_bytes: number | null
+  quota_uploads: number | null
 }
 
 export interface SettingsPage {

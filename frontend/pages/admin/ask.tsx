@@ -32,6 +32,8 @@ export function AskBeforeActions({ children }: { children: ComponentChildren }) 
 
   const carryOut = async (asked: Question, days: number): Promise<void> => {
     setQuestion(null)
+    // Or "Done" would be read as the result of this action while it runs.
+    setMessage(null)
     try {
       const done = await act(asked.name, asked.order(days))
       say(text('done', done.detail))

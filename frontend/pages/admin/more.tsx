@@ -207,6 +207,8 @@ export function Owners({ session }: { session: Session }) {
   const [after, setAfter] = useState('0')
   const { found, problem, reload } = useLoaded<OwnerPage>(() => get('/owners', { after }), after)
   const { ask } = useAsk()
+  const hasQuotas = found?.owners.some((each) => each.counted !== null)
+  const bytes: Key[] = hasQuotas ? ['bytes', 'counted'] : ['bytes']
   return (
     <section aria-labelledby="owners">
       <div class="heading">
@@ -218,7 +220,7 @@ export function Owners({ session }: { session: Session }) {
       {found?.max_size && <p class="quiet">{text('limits', size(found.max_size))}</p>}
       {found && found.owners.length === 0 && <p class="quiet">{text('nothingFound')}</p>}
       {found && found.owners.length > 0 && (
-        <Table columns={['owner', 'uploads', 'openUploads', 'bytes', 'actions']}>
+        <Table columns={['owner', 'uploads', 'openUploads', ...bytes, 'actions']}>
           {found.owners.map((each) => (
             <tr key={each.owner}>
               <td>
@@ -228,11 +230,17 @@ export function Owners({ session }: { session: Session }) {
                 )}
               </td>
               <td class="number">{count(each.uploads)}</td>
-              <td class="number">{count(each.open)}</td>
               <td class="number">
-                {size(each.bytes)}
-                {found.quota_bytes !== null && ` / ${size(found.quota_bytes)}`}
+                {count(each.open)}
+                {found.quota_uploads !== null && ` / ${count(found.quota_uploads)}`}
               </td>
+              <td class="number">{size(each.bytes)}</td>
+              {each.counted !== null && (
+                <td class="number">
+                  {size(each.counted)}
+                  {found.quota_bytes !== null && ` / ${size(found.quota_bytes)}`}
+                </td>
+              )}
               <td class="buttons">
                 {each.owner && (
                   <a class="button" href={`#/owners/${encodeURIComponent(each.owner)}`}>

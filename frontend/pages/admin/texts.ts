@@ -236,6 +236,7 @@ const TEXTS = {
   nobody: ['(nobody)', '(niemand)'],
   openUploads: ['Unfinished', 'Unfertig'],
   bytes: ['Bytes', 'Bytes'],
+  counted: ['Counted for quota', 'Zählt zum Kontingent'],
   limits: ['Largest upload: {}', 'Größter Upload: {}'],
   show: ['Show uploads', 'Uploads zeigen'],
   ownerOnly: ['Only of {}', 'Nur von {}'],

@@ -266,23 +266,32 @@ class FingerprintPage(Document):
 
 
 class Owner(Document):
-    """What the uploads of an owner amount to. revoked: until when issued tokens are revoked."""
+    """What the uploads of an owner amount to.
+
+    bytes: that arrived. counted: bytes that count towards its quota, unfinished uploads with their length; null if nothing is
+    counted. revoked: until when issued tokens are revoked.
+    """
 
     owner: str
     uploads: int
     open: int
     bytes: int
+    counted: int | None
     revoked: float | None
 
 
 class OwnerPage(Document):
-    """Owners, those with the most bytes first. max_size, quota_bytes: limits of all owners (--max-size, --quota-bytes)."""
+    """Owners, those with the most bytes first.
+
+    max_size, quota_bytes, quota_uploads: limits of all owners (--max-size, --quota-bytes, --quota-uploads).
+    """
 
     owners: list[Owner]
     next: str | None
     total: int
     max_size: int | None
     quota_bytes: int | None
+    quota_uploads: int | None
 
 
 class Setting(Document):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
 
 from redis.exceptions import RedisError
@@ -347,6 +347,7 @@ class StateQueries:
             raise errors.index_unavailable()
         try:
             found, total = await uploads.owners(begin, limit), await uploads.owners_total()
+            counted = await self._counted([each.owner for each in found])
         except RedisUnavailable:
             raise errors.index_unavailable() from None
         authenticator = self._instance.authenticator
@@ -359,15 +360,23 @@ class StateQueries:
                     uploads=each.uploads,
                     open=each.open,
                     bytes=each.bytes,
+                    counted=taken,
                     revoked=revoked(each.owner) if revoked and each.owner else None,
                 )
-                for each in found
+                for each, taken in zip(found, counted, strict=True)
             ],
             next=str(following) if following < total else None,
             total=total,
             max_size=self._settings.max_size or None,
             quota_bytes=self._settings.quota_bytes or None,
+            quota_uploads=self._settings.quota_uploads or None,
         )
+
+    async def _counted(self, owners: list[str]) -> Sequence[int | None]:
+        quotas = self._instance.quotas
+        if quotas is None or not quotas.is_on:
+            return [None] * len(owners)
+        return await quotas.counted(owners)
 
     # Settings and log
 
