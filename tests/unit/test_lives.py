@@ -23,6 +23,7 @@ from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.model import TRANSITIONS, UploadState
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import sweep as sweep_all
 
 DAY = 86_400.0
 REQUEST = RequestView()
@@ -437,6 +438,69 @@ async def test_parts_are_joined_in_order_and_a_repeated_request_gets_the_same_fi
     assert await content_of(world.store, await world.uploads.load(final)) == b"abcdab"
     assert await world.join(*parts, parts[0]) == final
     assert await world.join(*reversed(parts)) != final
+
+
+async def interrupted_final(
+    world: World, monkeypatch: pytest.MonkeyPatch, interrupted: str = "join"
+) -> str:
+    """A final all of whose parts have their bytes."""
+
+    async def fail(*_args: object, **_options: object) -> None:
+        raise StorageError("as a crash")
+
+    parts = [await world.create(2, is_part=True) for _ in range(2)]
+    final = await world.join(*parts)
+    await world.append(parts[0], 0, b"ab")
+    with monkeypatch.context() as patched:
+        if interrupted == "join":
+            patched.setattr(world.store.joiner, "join", fail)
+            await world.append(parts[1], 0, b"cd")
+        else:
+            patched.setattr(FileStore, "finish", fail)
+            assert await world.refuse(world.append(parts[1], 0, b"cd")) == 500
+        await world.uploads.drain()
+    return final
+
+
+@pytest.mark.parametrize("interrupted", ["join", "finish of a part"])
+async def test_a_final_that_has_its_parts_is_joined_whatever_its_age(
+    world: World, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    """After a crash nothing ran for longer than uploads live."""
+    final = await interrupted_final(world, monkeypatch, interrupted)
+    world.now += 8 * DAY
+    assert await world.look(final) is S.WAITING
+    report = await sweep_all(world.uploads)
+    assert (report.expired, report.failed) == (0, 0)
+    assert await world.look(final) is S.FINISHED
+    assert await content_of(world.store, await world.uploads.load(final)) == b"abcd"
+    # Nobody waits for the parts any more.
+    assert (await sweep_all(world.uploads)).expired == 2
+
+
+@pytest.mark.parametrize("lacks", ["bytes of a part", "a part"])
+async def test_a_final_that_lacks_something_expires(world: World, lacks: str) -> None:
+    first, second = [await world.create(2, is_part=True) for _ in range(2)]
+    final = await world.join(first, second)
+    await world.append(first, 0, b"ab")
+    if lacks == "a part":
+        await world.uploads.terminate(second, REQUEST)
+    else:
+        await world.append(second, 0, b"c")
+    world.now += 8 * DAY
+    assert await world.look(final) is S.EXPIRED
+    await sweep_all(world.uploads)
+    assert await world.look(final) is S.ABSENT
+
+
+async def test_a_final_that_is_refused_expires(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = await interrupted_final(world, monkeypatch)
+    world.now += 8 * DAY
+    world.refuses = True
+    assert (await sweep_all(world.uploads)).finished == 0
+    assert await world.look(final) is S.ABSENT
 
 
 async def test_hooks_choose_id_metadata_and_expiry(world: World) -> None:

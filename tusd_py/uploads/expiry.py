@@ -16,6 +16,8 @@ from tusd_py.uploads.sweep_guard import Clock, is_far
 
 _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
+_MARGIN_SECONDS = 3_600.0
+"""More than the time from loading an upload until its sweep asks whether it is due."""
 
 
 class Expiry:
@@ -92,7 +94,7 @@ class Expiry:
         """
         info = upload.info
         if not upload.joined:
-            return upload._replace(changed_at=await self._pending.changed_at(upload))
+            return await self._with_parts(upload)
         if not info.is_partial or info.foreign or self._joiner is None:
             return upload
         final_ids = await self._joiner.finals_awaiting(upload.id)
@@ -100,6 +102,8 @@ class Expiry:
             return upload
         finals = await self._finals(final_ids, upload.id)
         living = [final for final in finals if not final.finished]
+        if any(map(lacks_only_finish, living)):
+            return upload._replace(expires_at=float("inf"))
         if living:
             times = [self.expires_at(each) for each in (upload, *living)]
             known = [time for time in times if time is not None]
@@ -119,10 +123,16 @@ class Expiry:
                 continue
             # The id may belong to another upload now.
             if part_id in final.info.parts:
-                if not final.joined:
-                    final = final._replace(changed_at=await self._pending.changed_at(final))
-                found.append(final)
+                found.append(final if final.joined else await self._with_parts(final))
         return found
+
+    async def _with_parts(self, final: Upload) -> Upload:
+        """A final that waits for its parts, with their age; if it is due, also whether it has them all."""
+        final = final._replace(changed_at=await self._pending.changed_at(final))
+        # It may be due by the time that the caller looks.
+        if self.is_due(final, self.now() + _MARGIN_SECONDS):
+            final = final._replace(has_parts=await self._pending.all_complete(final))
+        return final
 
     async def record_growth(self, part: Upload) -> None:
         """Update the age of the finals that list a part which got bytes. Raises StorageError."""

@@ -106,9 +106,9 @@ def name_of(state: UploadState, upload: Upload) -> str:
 def lacks_only_finish(upload: Upload) -> bool:
     """Whether an upload has all its bytes, but its finish was interrupted or failed: the next request or sweep finishes it.
 
-    Such an upload does not expire, however long no server ran.
+    Such an upload does not expire, however long no server ran. A final has them when its parts do.
     """
-    return upload.complete and not upload.finished
+    return (upload.complete or upload.has_parts) and not upload.finished
 
 
 def state_of(upload: Upload, *, due: bool) -> UploadState:

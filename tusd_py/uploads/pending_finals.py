@@ -65,6 +65,18 @@ class PendingFinals:
             loaded = await _yield_sometimes(loaded)
         return None
 
+    async def all_complete(self, final: Upload) -> bool:
+        """Whether every part has all its bytes, finished or not. Raises StorageError."""
+        loaded = 0
+        for part_id in list(self._recall(final).missing):
+            try:
+                if not (await self._load(part_id)).complete:
+                    return False
+            except (UploadNotFound, UploadGone):
+                return False
+            loaded = await _yield_sometimes(loaded)
+        return True
+
     async def length(self, final: Upload) -> int | None:
         """The sum of the parts' lengths in bytes; None while one is unknown. Raises UploadGone, UploadNotFound."""
         known = self._recall(final)
