@@ -3,11 +3,13 @@
 An entry is one line of printable ASCII, whatever a client put into a field, so that entries cannot
 be forged and terminals not controlled; only tracebacks have further lines, which are indented.
 Writing never raises, and waits only briefly for a reader that does not read, so that a stalled log
-does not stall uploads.
+does not stall uploads. The events of one turn of an event loop are written together, as a write
+wakes the reader, which costs more than a line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -119,18 +121,22 @@ class EventText(str):
         return self[:]
 
     def __str__(self) -> str:
-        if "message" in self.fields:
-            return _printable(str(self.fields["message"]))
-        pairs: list[str] = []
-        for key, value in self.fields.items():
-            if value is None:
-                continue
-            if isinstance(value, str) and len(value) <= VALUE_LIMIT and _is_plain(value):
-                text = value
-            else:
-                text = str(value) if type(value) is int else _text_value(value)
-            pairs.append(f"{_text_key(key)}={text}")
-        return f"{_printable(self.name)}  {' '.join(pairs)}".rstrip()
+        return _text_of(self.name, self.fields)
+
+
+def _text_of(name: str, fields: Mapping[str, object]) -> str:
+    if "message" in fields:
+        return _printable(str(fields["message"]))
+    pairs: list[str] = []
+    for key, value in fields.items():
+        if value is None:
+            continue
+        if isinstance(value, str) and len(value) <= VALUE_LIMIT and _is_plain(value):
+            text = value
+        else:
+            text = str(value) if type(value) is int else _text_value(value)
+        pairs.append(f"{_text_key(key)}={text}")
+    return f"{_printable(name)}  {' '.join(pairs)}".rstrip()
 
 
 class _Formatter(logging.Formatter):
@@ -177,7 +183,7 @@ class TextFormatter(_Formatter):
         return line
 
     def format_event(self, when: float, level: str, name: str, fields: Mapping[str, object]) -> str:
-        return self._line(when, level, str(EventText(name, fields)))
+        return self._line(when, level, _text_of(name, fields))
 
     def _line(self, when: float, level: str, body: str) -> str:
         return f"{self._time(when)} {_LEVELS.get(level, level)} {body}"
@@ -306,6 +312,8 @@ class StderrHandler(logging.Handler):
         self._stuck = False
         self._torn = False
         self._dropped = 0
+        self._waiting: list[str] = []
+        self._writes_soon: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; never raises."""
@@ -316,7 +324,8 @@ class StderrHandler(logging.Handler):
             # fail a request.
             line = self._format_plain("a log entry could not be written", error=repr(error))
         _remember(record.levelno, line)
-        self._write_or_drop(line)
+        self._waiting.append(line)
+        self._write_waiting()
 
     def write_event(self, level: int, name: str, fields: Mapping[str, object]) -> None:
         """Write one event without a LogRecord; never raises."""
@@ -329,13 +338,36 @@ class StderrHandler(logging.Handler):
         _remember(level, line)
         self.acquire()
         try:
-            self._write_or_drop(line)
+            self._waiting.append(line)
+            if level >= logging.WARNING or not self._will_write():
+                self._write_waiting()
         finally:
             self.release()
 
-    def _write_or_drop(self, line: str) -> None:
-        if not (self._written_after_dropped() and self._write(line)):
-            self._dropped += 1
+    def _will_write(self) -> bool:
+        """Have the running event loop write what waits in its next turn; False if none is running."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if self._writes_soon is not loop:
+            self._writes_soon = loop
+            loop.call_soon(self.flush)
+        return True
+
+    def flush(self) -> None:
+        """Write what waits; also called at the end of the process."""
+        self.acquire()
+        try:
+            self._writes_soon = None
+            self._write_waiting()
+        finally:
+            self.release()
+
+    def _write_waiting(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if lines and not (self._written_after_dropped() and self._write("\n".join(lines))):
+            self._dropped += len(lines)
 
     def _written_after_dropped(self) -> bool:
         """Write the number of dropped lines, if any; False if that fails."""

@@ -99,6 +99,49 @@ def test_a_waiting_final_is_not_joined_of_a_damaged_part(make_server: MakeServer
     assert not server.data_file(id_of(final)).exists()
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["damaged", "missing"])
+def test_a_request_means_the_upload_that_it_names_not_the_one_that_cannot_be_read(
+    make_server: MakeServer, away: bool
+) -> None:
+    """The expiry of a final and its parts depends on all of them; one part is damaged or away."""
+    server = make_server()
+    tus = Tus(server)
+    bad, good = partial(tus, b"hello"), tus.new(5, headers=PARTIAL)
+    final = path_of(join(tus, bad, good)["Location"])
+    server.terminate()
+    data = server.data_file(id_of(bad))
+    if away:
+        data.rename(data.with_name("aside"))
+    else:
+        cut(data)
+    record = server.upload_dir / f"{id_of(bad)}.info"
+    server.restart()
+    assert tus.offset(good) == 0
+    assert tus.patch(good, 0, b"he").status == 204
+    [row] = [each for each in documents("uploads", "list", *of(server)) if each["id"] == id_of(good)]
+    assert row["state"] == "uploading"
+    assert tus.delete(good).status == 204
+    assert tus.head(good).status == 410
+    assert tus.delete(final).status == 204
+    assert tus.head(final).status == 410
+    assert record.exists()
+    assert data.exists() != away
+
+
+def test_a_sweep_passes_over_a_final_one_of_whose_parts_is_damaged(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    bad, good = partial(tus, b"hello"), tus.new(5, headers=PARTIAL)
+    final = path_of(join(tus, good, bad)["Location"])
+    server.terminate()
+    cut(server.data_file(id_of(bad)))
+    server.restart()
+    for _ in range(2):
+        [summary] = documents("sweep", *of(server))
+        assert summary["expired"] == 0
+    assert tus.delete(final).status == 204
+
+
 def test_an_unfinished_upload_that_is_too_long_takes_no_bytes(make_server: MakeServer) -> None:
     server = make_server()
     tus = Tus(server)

@@ -163,6 +163,54 @@ async def test_each_file_of_a_group_is_asked_for_its_own_error(
     assert "!" in calls.made
 
 
+async def test_what_this_process_wrote_is_asked_only_once_there_was_a_loss(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    async def arrive_own(names: str) -> list[asyncio.Task[None]]:
+        tasks = [
+            asyncio.create_task(group.sync(name, f"{name}.info", own=name.islower()))
+            for name in names
+        ]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return tasks
+
+    tasks = await arrive_own("abcDe")
+    for _ in range(3):
+        await disk.end_first()
+    assert calls.reported == ["D", "D.info"]
+    assert await outcomes(tasks) == [False] * 5
+    # One that is synced alone is told; what the next group would be told of the same loss is taken with it.
+    [told] = await arrive_own("f")
+    calls.lost = {"f"}
+    await disk.end_first()
+    assert await outcomes([told]) == [True]
+    calls.lost, calls.reported = {"j"}, []
+    tasks = await arrive_own("ghijk")
+    for _ in range(3):
+        await disk.end_first()
+    assert calls.reported == ["i", "i.info", "j", "k", "k.info"]
+    assert await outcomes(tasks) == [False, False, False, True, False]
+
+
+async def test_a_loss_that_a_group_was_told_of_makes_the_next_ones_ask(
+    group: GroupSync, disk: Disk, calls: Calls
+) -> None:
+    first = await arrive(group, "abcde")
+    calls.lost = {"*"}
+    for _ in range(3):
+        await disk.end_first()
+    assert await outcomes(first) == [False] * 5
+    calls.lost, calls.reported = set(), []
+    later = [asyncio.create_task(group.sync(name, own=True)) for name in "fghij"]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await disk.end_first()
+    assert calls.reported == ["h", "i", "j"]
+    assert await outcomes(later) == [False] * 5
+
+
 async def test_what_is_to_be_durable_beside_the_bytes_is_asked_too(
     group: GroupSync, disk: Disk, calls: Calls
 ) -> None:

@@ -223,8 +223,7 @@ class Upload(NamedTuple):
         expires_at: When it is to be removed, if its own age does not decide that: a part lives as long as the finals that list
             it. Usually None.
         most_bytes: Most bytes that it can have in its place, where that is less than for others; else None.
-        has_parts: Whether all parts of a final have all their bytes. Told only of one that is not joined, and is due now or
-            soon.
+        has_parts: Whether all parts of a final have all their bytes; told only of one that is not joined and is due.
     """
 
     info: UploadInfo

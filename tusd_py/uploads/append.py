@@ -52,7 +52,7 @@ class Appender(Operation):
             completion.check_open(upload, command)
             try:
                 upload = await self._receive(upload, command, body, request, held.lease)
-                self._due_marks.keep(upload, self._expiry.due_at(upload))
+                self._due_marks.keep(upload, self._expiry.check_at(upload))
                 if held.upload.length is None:
                     self._quotas_of.record_size(upload)
                 await self._expiry.record_growth(upload)

@@ -5,7 +5,7 @@ Uploads that are locked are in use and stay. Not for: when uploads are due (`exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tusd_py.events.model import EventType, RequestView
 from tusd_py.storage.base import (
@@ -15,6 +15,7 @@ from tusd_py.storage.base import (
     UploadDamaged,
     UploadNotFound,
 )
+from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.operation import Collaborators, Operation
 from tusd_py.uploads.removal import Remover
 from tusd_py.uploads.sweep_guard import Clock
@@ -28,15 +29,24 @@ class Expirer(Operation):
         self._remover = remover
 
     async def expire_each(
-        self, upload_ids: Sequence[str], *, now: Clock | None = None
+        self,
+        upload_ids: Sequence[str],
+        *,
+        refused: Collection[str] = (),
+        now: Clock | None = None,
     ) -> dict[str, bool | StorageError]:
-        """Remove the uploads that are due and not locked. now: the clock of a sweep.
+        """Remove the uploads that are due and not locked, but those that have all their bytes.
+
+        Args:
+            upload_ids: The uploads.
+            refused: Those of them whose finish was refused: they are removed although they have all their bytes.
+            now: The clock of a sweep.
 
         Returns, by id, whether each was removed, or the error. Raises LocksUnavailable, LocksClosed.
         """
         outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
         async with self._locks.try_acquire_many(upload_ids) as leases:
-            due, failed = await self._due(list(leases), now)
+            due, failed = await self._due(list(leases), refused, now)
             outcomes |= failed
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
             unpublished = await self._publisher.record_removals(
@@ -55,7 +65,7 @@ class Expirer(Operation):
         return outcomes
 
     async def _due(
-        self, held: Sequence[str], now: Clock | None
+        self, held: Sequence[str], refused: Collection[str], now: Clock | None
     ) -> tuple[list[Upload], dict[str, StorageError]]:
         """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
         due: list[Upload] = []
@@ -63,7 +73,10 @@ class Expirer(Operation):
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
             if isinstance(upload, Upload) and self._expiry.is_due(upload, now and now()):
-                due.append(upload)
+                # It may have got its last byte since the sweep looked.
+                is_kept = upload is found and lacks_only_finish(upload) and upload_id not in refused
+                if not is_kept:
+                    due.append(upload)
             elif isinstance(found, StorageError):
                 failed[upload_id] = found
         return due, failed

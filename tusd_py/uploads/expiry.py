@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tusd_py.storage.base import Store, Upload, UploadGone, UploadInfo, UploadNotFound
+from tusd_py.storage.base import (
+    BytesMissing,
+    Store,
+    Upload,
+    UploadDamaged,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+)
 from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
@@ -16,8 +24,9 @@ from tusd_py.uploads.sweep_guard import Clock, is_far
 
 _LAST_DATE = 253_402_300_799.0
 """The end of the year 9999."""
-_MARGIN_SECONDS = 3_600.0
-"""More than the time from loading an upload until its sweep asks whether it is due."""
+_NEVER = float("inf")
+_DEPENDENT_SECONDS = 3_600.0
+"""Time after which a sweep looks again at an upload that others keep."""
 
 
 class Expiry:
@@ -49,7 +58,7 @@ class Expiry:
         Parts expire even when they are finished, as they are useless by themselves.
         """
         if upload.expires_at is not None:
-            return None if upload.expires_at == float("inf") else upload.expires_at
+            return None if upload.expires_at == _NEVER else upload.expires_at
         after = self.expire_after(upload.info)
         if not after or (upload.finished and not upload.info.is_partial):
             return None
@@ -65,6 +74,12 @@ class Expiry:
         if retain is None:
             retain = self._policy.retain_finished
         return finished_at + retain if retain else None
+
+    def check_at(self, upload: Upload) -> float | None:
+        """When a sweep has to look at an upload: when it is due, or whether others still keep it; None for never."""
+        if upload.expires_at == _NEVER:
+            return self.now() + _DEPENDENT_SECONDS
+        return self.due_at(upload)
 
     def is_due(self, upload: Upload, at: float | None = None) -> bool:
         """Whether the expiry or the retention of an upload is over, now or at that time."""
@@ -90,8 +105,16 @@ class Expiry:
     async def with_expiry(self, upload: Upload) -> Upload:
         """The upload with its expiry, as far as that depends on other uploads. Raises StorageError.
 
-        If parts are removed when joined, they live no longer than their finals wait for them.
+        If parts are removed when joined, they live no longer than their finals wait for them. While one of the others cannot be
+        read, the upload does not expire.
         """
+        try:
+            return await self._with_others(upload)
+        except (UploadDamaged, BytesMissing):
+            # Not passed on: a caller would take the upload that the error has for the one that it asked for.
+            return upload._replace(expires_at=_NEVER)
+
+    async def _with_others(self, upload: Upload) -> Upload:
         info = upload.info
         if not upload.joined:
             return await self._with_parts(upload)
@@ -103,11 +126,11 @@ class Expiry:
         finals = await self._finals(final_ids, upload.id)
         living = [final for final in finals if not final.finished]
         if any(map(lacks_only_finish, living)):
-            return upload._replace(expires_at=float("inf"))
+            return upload._replace(expires_at=_NEVER)
         if living:
             times = [self.expires_at(each) for each in (upload, *living)]
             known = [time for time in times if time is not None]
-            latest = max(known) if len(known) == len(times) else float("inf")
+            latest = max(known) if len(known) == len(times) else _NEVER
             return upload._replace(expires_at=latest)
         if finals and self._policy.remove_parts_when_joined:
             return upload._replace(expires_at=0.0)
@@ -129,8 +152,7 @@ class Expiry:
     async def _with_parts(self, final: Upload) -> Upload:
         """A final that waits for its parts, with their age; if it is due, also whether it has them all."""
         final = final._replace(changed_at=await self._pending.changed_at(final))
-        # It may be due by the time that the caller looks.
-        if self.is_due(final, self.now() + _MARGIN_SECONDS):
+        if self.is_due(final):
             final = final._replace(has_parts=await self._pending.all_complete(final))
         return final
 

@@ -98,7 +98,7 @@ class Finisher(Operation):
             self._quotas.grew(finished.info.owner, finished.id, finished.offset)
         # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
-        self._due_marks.keep(finished, self._expiry.due_at(finished))
+        self._due_marks.keep(finished, self._expiry.check_at(finished))
         if upload.info.is_partial:
             await self._wake_finals(upload.id, request)
         else:

@@ -23,8 +23,8 @@ _YIELD_EVERY = 50
 _PAUSE_FACTOR = 1000.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _PAUSES_PER_EXPIRY = 20
-"""The age of the parts is cached for the smallest of: this multiple of the time that loading them took, these seconds, and this
-fraction of their expiry."""
+"""What was seen of the parts is cached for the smallest of: this multiple of the time that loading them took, these seconds,
+and this fraction of their expiry."""
 
 
 @dataclass(slots=True)
@@ -39,6 +39,8 @@ class _Pending:
     lengths: dict[str, int] = field(default_factory=dict)
     length: int | None = None
     update_at: float = 0.0
+    is_complete: bool = False
+    check_at: float = 0.0
 
 
 class PendingFinals:
@@ -66,9 +68,18 @@ class PendingFinals:
         return None
 
     async def all_complete(self, final: Upload) -> bool:
-        """Whether every part has all its bytes, finished or not. Raises StorageError."""
+        """Whether every part exists and has all its bytes, finished or not; cached as `changed_at`. Raises StorageError."""
+        known = self._recall(final)
+        began = time.monotonic()
+        if began >= known.check_at:
+            known.is_complete = await self._has_all(final, known)
+            known.check_at = time.monotonic() + self._pause(final, time.monotonic() - began)
+        return known.is_complete
+
+    async def _has_all(self, final: Upload, known: _Pending) -> bool:
         loaded = 0
-        for part_id in list(self._recall(final).missing):
+        # Also those that were finished: they may have been removed. The others first, as one of them is enough.
+        for part_id in dict.fromkeys([*reversed(known.missing), *final.info.parts]):
             try:
                 if not (await self._load(part_id)).complete:
                     return False
@@ -102,14 +113,14 @@ class PendingFinals:
         began = time.monotonic()
         if began >= known.update_at:
             await self._update_ages(known)
-            spent = time.monotonic() - began
-            own = final.info.expire_after
-            expire_after = (self._expire_after if own is None else own) or float("inf")
-            pause = min(
-                _PAUSE_FACTOR * spent, _LONGEST_PAUSE_SECONDS, expire_after / _PAUSES_PER_EXPIRY
-            )
-            known.update_at = time.monotonic() + pause
+            known.update_at = time.monotonic() + self._pause(final, time.monotonic() - began)
         return max(final.changed_at, known.changed_at)
+
+    def _pause(self, final: Upload, spent: float) -> float:
+        """Seconds for which what loading the parts has shown in `spent` seconds is cached."""
+        own = final.info.expire_after
+        expire_after = (self._expire_after if own is None else own) or float("inf")
+        return min(_PAUSE_FACTOR * spent, _LONGEST_PAUSE_SECONDS, expire_after / _PAUSES_PER_EXPIRY)
 
     async def _update_ages(self, known: _Pending) -> None:
         missing: list[str] = []

@@ -208,6 +208,7 @@ class _Sweep:
         self._gone: list[str] = []
         self._states: dict[str, OpenState | None] = {}
         self._expired_ids: list[str] = []
+        self._refused: set[str] = set()
 
     async def check(self, batch: list[str]) -> None:
         """Check some uploads, then update the index. Raises SweepStopped."""
@@ -280,6 +281,7 @@ class _Sweep:
             except ProtocolError as problem:
                 if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise
+                self._refused.add(upload.id)
                 return False
         return True
 
@@ -300,7 +302,7 @@ class _Sweep:
                 raise found
         self._states[upload_id] = open_state(found)
         if self._dry_run or found.finished or (found.joined and not found.complete):
-            return uploads.expiry.due_at(found)
+            return uploads.expiry.check_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
         return self.now() + _RETRY_SECONDS
 
@@ -314,7 +316,9 @@ class _Sweep:
         if not upload_ids:
             return
         try:
-            outcomes = await self._uploads.expire_each(upload_ids, now=self.now)
+            outcomes = await self._uploads.expire_each(
+                upload_ids, refused=self._refused, now=self.now
+            )
         except LocksClosed:
             return
         except LocksUnavailable as problem:

@@ -3,7 +3,8 @@
 A sync waits for the disk, and most of that wait is shared by all. So requests that arrive during other syncs are collected, and
 one `syncfs` makes all of them durable; a few are synced one by one, in parallel. `syncfs` is used only on local file systems
 whose kernel reports its errors (Linux 5.8 or newer); elsewhere each file is synced by itself. `syncfs` reports an error once,
-whichever file it concerns, so each file of a group is checked for its own errors. The order of syncs is up to the store.
+whichever file it concerns, so each file of a group is checked for its own errors once it reported one. Before, that is needed
+only for files that other processes wrote. The order of syncs is up to the store.
 """
 
 from __future__ import annotations
@@ -46,14 +47,12 @@ class BytesLost(OSError):
 
 @dataclass(slots=True, eq=False)
 class _SyncRequest:
-    """A request to make paths durable. whole: by a sync of the whole file system, if possible.
-
-    done: resolved with the error, or None.
-    """
+    """A request to make paths durable. whole, own: as of `GroupSync.sync`. done: resolved with the error, or None."""
 
     data: str | None
     others: Sequence[str]
     whole: bool
+    own: bool
     done: asyncio.Future[OSError | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +75,7 @@ class GroupSync:
         self._waiting: list[_SyncRequest] = []
         self._running = 0
         self._grouped = False
+        self._has_lost = False
 
     def open(self) -> None:
         """Find out whether the file system can be synced as a whole. Raises OSError."""
@@ -88,19 +88,22 @@ class GroupSync:
             os.close(self._whole)
             self._whole = -1
 
-    async def sync(self, data: str | None, *others: str, whole: bool = False) -> None:
+    async def sync(
+        self, data: str | None, *others: str, whole: bool = False, own: bool = False
+    ) -> None:
         """Make the bytes of the file `data`, and the files and directories `others`, durable.
 
         Args:
             data: Path of a file of which only the bytes matter.
             others: Paths of files and directories.
             whole: Also detect losses of any file since the server started, if possible.
+            own: This process wrote all that matters of these files.
 
         Raises:
             BytesLost: Bytes of `data` may be lost.
             OSError: Anything else failed; the bytes are as they were.
         """
-        request = _SyncRequest(data, others, whole)
+        request = _SyncRequest(data, others, whole, own)
         self._waiting.append(request)
         self._start_waiting()
         # Shielded: the caller must not continue while a thread still syncs for it.
@@ -155,9 +158,14 @@ class GroupSync:
             _call(_syncfs, self._whole)
         except OSError:
             # It does not say which files lost bytes, and the error is not reported again.
+            self._has_lost = True
             self._on_loss()
             return [_sync_alone(request) for request in requests]
-        results = [_loss_of(request) for request in requests]
+        # Every loss since this process started would have been reported to it.
+        results = [
+            None if request.own and not self._has_lost else _loss_of(request)
+            for request in requests
+        ]
         if any(results):
             self._record_loss()
         return results
@@ -170,6 +178,8 @@ class GroupSync:
 
     def _record_loss(self) -> None:
         """Record that a file lost bytes; others may have, in the same write-back."""
+        # Before the error is taken, which the next group is not told of.
+        self._has_lost = True
         if self._whole >= 0:
             # So that the same error is not reported to the next group.
             with suppress(OSError):

@@ -439,13 +439,14 @@ class FileStore:
                 await self._finish_by_rename(info, sync=sync, fence=fence)
                 return
             record = self._layout.info_path(info.id)
+            own = self._is_own(info)
             if sync:
                 await self._sync_data(info, record, *self._layout.directories(info), fence=fence)
             if not await self._disk.change(self._records.mark_finished, info, record, fence):
                 await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
                 try:
-                    await self._syncs.sync(None, record)
+                    await self._syncs.sync(None, record, own=own)
                 except BaseException:
                     await self._disk.change(self._records.mark_unfinished, info, record, fence)
                     raise
@@ -530,20 +531,20 @@ class FileStore:
         So all bytes are discarded, and the client sends them again.
         """
         path = self._layout.data_path(info)
-        written = self._written.of(info.id)
-        is_sure = (
-            info.is_final
-            or not info.length
-            or self._syncs_chunks
-            or (written is not None and written.has_witness)
-        )
+        written, own = self._written.of(info.id), self._is_own(info)
+        is_sure = info.is_final or not info.length or self._syncs_chunks or own
         try:
-            await self._syncs.sync(path, *others, whole=not is_sure)
+            await self._syncs.sync(path, *others, whole=not is_sure, own=own)
             if not is_sure:
                 await self._disk.read(self._check_trust, info, written)
         except BytesLost:
             await self._disk.change(self._discard_lost, info, fence)
             raise
+
+    def _is_own(self, info: UploadInfo) -> bool:
+        """Whether this process has just written all bytes of an upload that are not durable yet."""
+        written = self._written.of(info.id)
+        return written is not None and written.has_witness
 
     def _check_trust(self, info: UploadInfo, written: Written | None) -> None:
         """Raise BytesLost if the disk lost bytes of any file since this one was first written to."""
