@@ -4,7 +4,7 @@ An entry is one line of printable ASCII, whatever a client put into a field, so 
 be forged and terminals not controlled; only tracebacks have further lines, which are indented.
 Writing never raises, and waits only briefly for a reader that does not read, so that a stalled log
 does not stall uploads. The events of one turn of an event loop are written together, as a write
-wakes the reader, which costs more than a line.
+wakes the reader, which costs more than a line; a kill loses those of its last turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import select
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Literal, Self, TextIO, TypeAlias
@@ -351,8 +351,8 @@ class StderrHandler(logging.Handler):
         except RuntimeError:
             return False
         if self._writes_soon is not loop:
-            self._writes_soon = loop
             loop.call_soon(self.flush)
+            self._writes_soon = loop
         return True
 
     def flush(self) -> None:
@@ -366,8 +366,9 @@ class StderrHandler(logging.Handler):
 
     def _write_waiting(self) -> None:
         lines, self._waiting = self._waiting, []
-        if lines and not (self._written_after_dropped() and self._write("\n".join(lines))):
-            self._dropped += len(lines)
+        for some in _together(lines, self._CHUNK):
+            if not (self._written_after_dropped() and self._write("\n".join(some))):
+                self._dropped += len(some)
 
     def _written_after_dropped(self) -> bool:
         """Write the number of dropped lines, if any; False if that fails."""
@@ -404,6 +405,20 @@ class StderrHandler(logging.Handler):
             self._torn = begun < len(data)
         self._stuck = False
         return True
+
+
+def _together(lines: list[str], most: int) -> Iterator[list[str]]:
+    """Whole lines that are written by one call of at most so many bytes, so that other processes cannot write into a line."""
+    some: list[str] = []
+    size = 1
+    for line in lines:
+        if some and size + len(line) >= most:
+            yield some
+            some, size = [], 1
+        some.append(line)
+        size += len(line) + 1
+    if some:
+        yield some
 
 
 def _remember(level: int, line: str) -> None:
@@ -492,6 +507,7 @@ def configure(format: Literal["text", "json"], level: str) -> None:
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old, StderrHandler):
+            old.flush()
             root.removeHandler(old)
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]

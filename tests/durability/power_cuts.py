@@ -20,7 +20,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.durability.volume import unmount
+from tests.durability.volume import run_tool, unmount
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, checksum
 
@@ -157,7 +156,7 @@ class Disk:
     def after_power_cut(self) -> Iterator[Path]:
         """Mount a copy of the disk as it is now."""
         copy = self._outer / "copy"
-        _run("cp", "--reflink=always", str(self._outer / "disk"), str(copy))
+        run_tool("cp", "--reflink=always", str(self._outer / "disk"), str(copy))
         options = "loop,nouuid" if self._filesystem == "xfs" else "loop"
         with _mounted(copy, self._place / "after", options):
             yield self._place / "after"
@@ -169,7 +168,7 @@ def _image(path: Path, filesystem: str, size: int) -> Iterator[Path]:
     with path.open("wb") as file:
         file.truncate(size)
     options = ["-m", "reflink=1"] if filesystem == "xfs" else []
-    _run(f"mkfs.{filesystem}", "-q", *options, str(path))
+    run_tool(f"mkfs.{filesystem}", "-q", *options, str(path))
     yield path
     path.unlink()
 
@@ -177,15 +176,11 @@ def _image(path: Path, filesystem: str, size: int) -> Iterator[Path]:
 @contextmanager
 def _mounted(image: Path, root: Path, options: str = "loop") -> Iterator[None]:
     root.mkdir(exist_ok=True)
-    _run("mount", "-o", options, str(image), str(root))
+    run_tool("mount", "-o", options, str(image), str(root))
     try:
         yield
     finally:
         unmount(root)
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
 
 
 class Cut:

@@ -138,7 +138,9 @@ def unmount(root: Path) -> None:
 
 
 def run_tool(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [require_program(command[0]), *command[1:]], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def require_mounts(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -118,7 +119,9 @@ def test_a_request_means_the_upload_that_it_names_not_the_one_that_cannot_be_rea
     server.restart()
     assert tus.offset(good) == 0
     assert tus.patch(good, 0, b"he").status == 204
-    [row] = [each for each in documents("uploads", "list", *of(server)) if each["id"] == id_of(good)]
+    [row] = [
+        each for each in documents("uploads", "list", *of(server)) if each["upload"] == id_of(good)
+    ]
     assert row["state"] == "uploading"
     assert tus.delete(good).status == 204
     assert tus.head(good).status == 410
@@ -137,8 +140,10 @@ def test_a_sweep_passes_over_a_final_one_of_whose_parts_is_damaged(make_server: 
     cut(server.data_file(id_of(bad)))
     server.restart()
     for _ in range(2):
-        [summary] = documents("sweep", *of(server))
-        assert summary["expired"] == 0
+        done = command("sweep", "--json", *of(server))
+        server.wait_for_line("is damaged")
+        summary = json.loads(done.stdout.splitlines()[-1])
+        assert (summary["seen"], summary["expired"]) == (3, 0)
     assert tus.delete(final).status == 204
 
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 import pytest
 
-_SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where Debian has servers; the PATH of many users lacks it."""
+PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
+"""With the directories where Debian has servers and tools for disks, which the PATH of many users lacks."""
 
 
 def refuse(reason: str) -> NoReturn:
@@ -21,7 +21,7 @@ def refuse(reason: str) -> NoReturn:
 
 def require_program(name: str, package: str = "") -> str:
     """The path of a program. package: of Debian and Ubuntu, where its name is another one."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:{_SYSTEM}")
+    found = shutil.which(name, path=PATH)
     if found is None:
         refuse(f"{name} is missing (Debian, Ubuntu: apt install {package or name})")
     return found

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -452,6 +453,78 @@ def test_after_a_reader_that_paused_lines_are_whole_and_the_lost_ones_counted() 
     assert last["event"] == "last"
     assert dropped["event"] == "log lines dropped"
     assert dropped["count"] + len(written) == 2000
+
+
+def test_the_lines_of_one_turn_of_a_loop_are_whole_and_the_lost_ones_counted() -> None:
+    code = """
+        import asyncio, os
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        logs.configure("json", "info")
+        received = b""
+        async def turns():
+            global received
+            for n in range(2000):
+                logs.event(log, logging.INFO, "x", n=n, field="y" * 200)
+            os.set_blocking(reader, False)
+            try:
+                os.read(reader, 1)
+            except BlockingIOError:
+                sys.stdout.write("nothing yet\\n")
+            await asyncio.sleep(0)
+            received += os.read(reader, 1 << 20)
+            logs.event(log, logging.WARNING, "last")
+            received += os.read(reader, 1 << 20)
+        asyncio.run(turns())
+        sys.stdout.write(received.decode())
+    """
+    done = child(code, subprocess.DEVNULL)
+    first, *rest = done.stdout.splitlines()
+    assert first == "nothing yet"
+    *written, dropped, last = [json.loads(line) for line in rest]
+    assert [each["n"] for each in written] == list(range(len(written)))
+    assert (last["event"], dropped["event"]) == ("last", "log lines dropped")
+    assert dropped["count"] + len(written) == 2000
+
+
+def test_the_lines_of_several_processes_do_not_mix() -> None:
+    """Servers and workers of one service share its standard error."""
+    code = """
+        import asyncio
+        logs.configure("json", "info")
+        async def turns():
+            for turn in range(40):
+                for n in range(60):
+                    logs.event(log, logging.INFO, "x", n=n, field="y" * (n * 7 % 230))
+                await asyncio.sleep(0)
+        asyncio.run(turns())
+    """
+    reader, writer = os.pipe()
+    with ThreadPoolExecutor(3) as pool, os.fdopen(reader) as stream:
+        ends = [pool.submit(child, code, writer) for _ in range(2)]
+        lines = pool.submit(stream.read)
+        assert [each.result().returncode for each in ends] == [0, 0]
+        os.close(writer)
+        entries = [json.loads(line) for line in lines.result().splitlines()]
+    assert len(entries) == 2 * 40 * 60
+
+
+def test_the_last_lines_of_a_process_are_written() -> None:
+    reader, writer = os.pipe()
+    code = """
+        import asyncio
+        logs.configure("text", "info")
+        async def turn():
+            logs.event(log, logging.INFO, "one")
+            logging.getLogger("x").info("two")
+            logs.event(log, logging.INFO, "three")
+            sys.exit()
+        asyncio.run(turn())
+    """
+    child(code, writer)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        assert [line.split()[-1] for line in stream] == ["one", "two", "three"]
 
 
 def test_a_line_that_could_be_written_in_part_does_not_run_into_the_next() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from tusd_py.storage.file import fsync as syncing
 from tusd_py.storage.file.fsync import BytesLost, GroupSync
 
+IS_BELOW = GroupSync._is_below
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ class Calls:
         monkeypatch.setattr(syncing, "_syncfs", self._whole)
         monkeypatch.setattr(syncing, "sync_path", self._one)
         monkeypatch.setattr(syncing, "_report_loss", self._report)
+        monkeypatch.setattr(syncing.GroupSync, "_is_below", lambda _, path: True)
         self.reported: list[str] = []
         self.lost: set[str] = set()
 
@@ -128,6 +131,28 @@ async def test_those_that_a_group_kept_waiting_are_the_next_group(
     await disk.end_first()
     assert all(task.done() for task in later)
     assert calls.made == ["a", "b", "*", "*"]
+
+
+async def test_what_lies_on_another_volume_is_synced_by_itself(
+    group: GroupSync, disk: Disk, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of the whole file system does not reach it, nor is a loss there told by it."""
+    monkeypatch.setattr(syncing.GroupSync, "_is_below", IS_BELOW)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        (tmp_path / "other").symlink_to(other)
+        root, aside = str(tmp_path), f"{tmp_path}/other"
+        first = await arrive(group, "ab")
+        later = [
+            asyncio.create_task(group.sync(f"{root}/c", directories=(root,), own=True)),
+            asyncio.create_task(group.sync(f"{aside}/d", own=True)),
+            asyncio.create_task(group.sync(None, f"{root}/e", directories=(aside, root))),
+        ]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for _ in range(3):
+            await disk.end_first()
+    assert all(task.done() for task in (*first, *later))
+    assert calls.made == ["a", "b", "*", f"{aside}/d", f"{root}/e", aside, root]
 
 
 async def test_a_group_never_covers_who_came_after_it_began(

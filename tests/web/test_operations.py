@@ -223,6 +223,8 @@ def test_the_log_tells_the_life_of_uploads(make_server: MakeServer) -> None:
         assert tus.patch(finished, offset, piece).status == 204
     assert tus.patch(terminated, 3, b"oops").status == 409
     assert tus.delete(terminated).status == 204
+    # Written after the response.
+    server.wait_for_line("upload terminated")
     lives = [
         (line["event"], line["upload"], line["size"])
         for line in server.json_lines()

@@ -70,6 +70,7 @@ class Expirer(Operation):
         """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
         due: list[Upload] = []
         failed: dict[str, StorageError] = {}
+        self._expiry.refresh(held)
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
             if isinstance(upload, Upload) and self._expiry.is_due(upload, now and now()):

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 from tusd_py.storage.base import (
     BytesMissing,
+    RecordUnreadable,
     Store,
     Upload,
     UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
+    UploadUnreachable,
 )
 from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.pending_finals import PendingFinals
@@ -75,6 +77,10 @@ class Expiry:
             retain = self._policy.retain_finished
         return finished_at + retain if retain else None
 
+    def refresh(self, final_ids: Sequence[str]) -> None:
+        """Look at the parts of these finals anew; ids of other uploads are ignored."""
+        self._pending.refresh(final_ids)
+
     def check_at(self, upload: Upload) -> float | None:
         """When a sweep has to look at an upload: when it is due, or whether others still keep it; None for never."""
         if upload.expires_at == _NEVER:
@@ -110,8 +116,8 @@ class Expiry:
         """
         try:
             return await self._with_others(upload)
-        except (UploadDamaged, BytesMissing):
-            # Not passed on: a caller would take the upload that the error has for the one that it asked for.
+        except (UploadDamaged, BytesMissing, RecordUnreadable, UploadUnreachable):
+            # Not passed on: a caller would take it for an error of the upload that it asked for.
             return upload._replace(expires_at=_NEVER)
 
     async def _with_others(self, upload: Upload) -> Upload:

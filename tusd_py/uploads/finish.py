@@ -167,7 +167,10 @@ class Finisher(Operation):
         """Join and finish an upload that was complete when a server died, unless it is locked; whether it is finished."""
         async with self._guard.if_free(upload_id) as lease:
             if lease is not None:
-                upload = await self._access.current(upload_id)
+                upload = await self._access.load(upload_id)
+                if await self._expiry.is_over(upload):
+                    # By now: it was joined to a final meanwhile.
+                    return False
                 try:
                     upload = await self.concatenation.try_join(upload, lease.fence)
                 except UploadGone:

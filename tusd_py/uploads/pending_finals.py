@@ -141,6 +141,12 @@ class PendingFinals:
             if known := self._known.get(final_id):
                 known.changed_at = max(known.changed_at, changed_at)
 
+    def refresh(self, final_ids: Sequence[str]) -> None:
+        """Look at the parts of these finals anew, though what was seen of them is still cached."""
+        for final_id in final_ids:
+            if known := self._known.get(final_id):
+                known.update_at = known.check_at = 0.0
+
     def forget(self, final_id: str) -> None:
         """Drop a final that is joined or removed."""
         known = self._known.pop(final_id, None)

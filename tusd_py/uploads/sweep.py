@@ -175,8 +175,10 @@ async def sweep_due(
 
 
 async def _due_batches(due_index: DueIndex, until: float) -> AsyncIterator[list[str]]:
-    """Batches of uploads that are due. The caller updates the index for each batch, so that the next one differs."""
-    while batch := await due_index.due(until, _BATCH):
+    """Batches of uploads that are due, until there is nothing new. The caller updates the index for each batch."""
+    before: set[str] = set()
+    while not before.issuperset(batch := await due_index.due(until, _BATCH)):
+        before = set(batch)
         yield batch
 
 
@@ -245,8 +247,9 @@ class _Sweep:
         for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
             try:
                 upload = found.upload if isinstance(found, UploadDamaged) else found
-                if isinstance(upload, Upload):
+                if isinstance(upload, Upload) and upload.id != upload_id:
                     # Another server's record may be named otherwise.
+                    self._schedule(upload_id, None)
                     upload_id = upload.id  # noqa: PLW2901
                 is_due = isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now())
                 if is_due and isinstance(found, Upload) and await self._is_kept(found):

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -30,6 +31,9 @@ _GROUP_SIZE = 3
 """Number of waiting requests from which they are synced together."""
 _MAX_PARALLEL = 2
 """Number of requests that are synced one by one at a time."""
+_KNOWN_SECONDS = 1.0
+"""Time for which it is taken to be known whether a directory lies on the root's file system."""
+_MOST_KNOWN = 1024
 _START_WRITING = 2
 """SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""
 _WAIT_BEFORE = 1
@@ -47,10 +51,11 @@ class BytesLost(OSError):
 
 @dataclass(slots=True, eq=False)
 class _SyncRequest:
-    """A request to make paths durable. whole, own: as of `GroupSync.sync`. done: resolved with the error, or None."""
+    """A request to make paths durable; see `GroupSync.sync`. done: resolved with the error, or None."""
 
     data: str | None
-    others: Sequence[str]
+    files: Sequence[str]
+    directories: Sequence[str]
     whole: bool
     own: bool
     done: asyncio.Future[OSError | None] = field(init=False)
@@ -72,6 +77,8 @@ class GroupSync:
         self._root = root
         self._threads = threads
         self._whole = -1
+        self._device = -1
+        self._known: dict[str, tuple[float, bool]] = {}
         self._waiting: list[_SyncRequest] = []
         self._running = 0
         self._grouped = False
@@ -82,6 +89,7 @@ class GroupSync:
         if _syncs_whole(self._root):
             # Kept open, as it reports the errors since it was opened.
             self._whole = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._device = os.fstat(self._whole).st_dev
 
     def close(self) -> None:
         if self._whole >= 0:
@@ -89,13 +97,19 @@ class GroupSync:
             self._whole = -1
 
     async def sync(
-        self, data: str | None, *others: str, whole: bool = False, own: bool = False
+        self,
+        data: str | None,
+        *files: str,
+        directories: Sequence[str] = (),
+        whole: bool = False,
+        own: bool = False,
     ) -> None:
-        """Make the bytes of the file `data`, and the files and directories `others`, durable.
+        """Make the bytes of the file `data`, and other files and directories, durable.
 
         Args:
             data: Path of a file of which only the bytes matter.
-            others: Paths of files and directories.
+            files: Paths of files.
+            directories: Paths of directories, synced after the files.
             whole: Also detect losses of any file since the server started, if possible.
             own: This process wrote all that matters of these files.
 
@@ -103,7 +117,7 @@ class GroupSync:
             BytesLost: Bytes of `data` may be lost.
             OSError: Anything else failed; the bytes are as they were.
         """
-        request = _SyncRequest(data, others, whole, own)
+        request = _SyncRequest(data, files, directories, whole, own)
         self._waiting.append(request)
         self._start_waiting()
         # Shielded: the caller must not continue while a thread still syncs for it.
@@ -161,14 +175,41 @@ class GroupSync:
             self._has_lost = True
             self._on_loss()
             return [_sync_alone(request) for request in requests]
-        # Every loss since this process started would have been reported to it.
-        results = [
-            None if request.own and not self._has_lost else _loss_of(request)
-            for request in requests
-        ]
-        if any(results):
+        results = list(map(self._after_group, requests))
+        # A file that is gone lost nothing.
+        if any(each and not isinstance(each, FileNotFoundError) for each in results):
             self._record_loss()
         return results
+
+    def _after_group(self, request: _SyncRequest) -> OSError | None:
+        """The error of a request after a sync of the whole file system."""
+        if not self._is_covered(request):
+            return _sync_alone(request)
+        if request.own and not self._has_lost:
+            # Every loss since this process started would have been reported to it.
+            return None
+        return _loss_of(request)
+
+    def _is_covered(self, request: _SyncRequest) -> bool:
+        """Whether all of it lies on the file system of the root: a directory below may be another volume."""
+        files = (*request.files, request.data) if request.data is not None else request.files
+        directories = {os.path.dirname(path) for path in files}
+        return all(map(self._is_below, directories.union(request.directories)))
+
+    def _is_below(self, directory: str) -> bool:
+        now = time.monotonic()
+        known = self._known.get(directory)
+        if known is not None and now - known[0] < _KNOWN_SECONDS:
+            return known[1]
+        try:
+            is_below = os.stat(directory).st_dev == self._device
+        except OSError:
+            # The sync of what lies there says why.
+            return False
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[directory] = now, is_below
+        return is_below
 
     def _sync_each(self, requests: Sequence[_SyncRequest]) -> list[OSError | None]:
         results = [_sync_alone(request) for request in requests]
@@ -195,9 +236,8 @@ def _loss_of(request: _SyncRequest) -> OSError | None:
     except OSError as problem:
         return problem
     try:
-        for path in request.others:
-            if not os.path.isdir(path):
-                _report_loss(path)
+        for path in request.files:
+            _report_loss(path)
     except FileNotFoundError:
         return None
     except OSError as problem:
@@ -230,7 +270,7 @@ def _sync_alone(request: _SyncRequest) -> OSError | None:
     try:
         if request.data is not None:
             sync_path(request.data, data_only=True)
-        for path in request.others:
+        for path in (*request.files, *request.directories):
             sync_path(path)
     except OSError as problem:
         return problem

@@ -148,12 +148,14 @@ class Written:
         loss: The number of the last loss when writing began.
         closed_at: When the file was closed, by the monotonic clock; infinite while it is open.
         durable_to: The length up to which all bytes are known to be durable.
+        is_own: This process wrote all bytes behind `durable_to`.
     """
 
     starts_sound: bool
     loss: int
     closed_at: float = float("inf")
     durable_to: int = 0
+    is_own: bool = False
 
     @property
     def has_witness(self) -> bool:
@@ -226,6 +228,7 @@ class WrittenUploads:
             starts_sound=self._syncs_chunks or not offset or is_durable,
             loss=loss,
             durable_to=offset if is_durable else 0,
+            is_own=not offset or is_durable,
         )
         self._written[upload_id] = written
         if len(self._written) > _MAX_UPLOADS:

@@ -57,7 +57,9 @@ class Write(Protocol):
 class Sync(Protocol):
     """Makes the bytes of a file, and other files and directories, durable; see `GroupSync.sync`. Raises OSError."""
 
-    def __call__(self, data: str | None, *others: str, whole: bool = False) -> Awaitable[None]: ...
+    def __call__(
+        self, data: str | None, *files: str, directories: Sequence[str] = (), whole: bool = False
+    ) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class FileOutbox:
             path = await self._disk.change(self._keep, upload_id, event_id, content, fence)
             if sync:
                 # Content and name in one sync: if a power cut leaves the file empty, the change was not recorded either.
-                await self._sync(path, *self._ancestors(path))
+                await self._sync(path, directories=self._ancestors(path))
 
     def _keep(self, upload_id: str, event_id: str, content: bytes, fence: Fence) -> str:
         with fence():
@@ -125,19 +127,21 @@ class FileOutbox:
 
     async def sync(self, upload_ids: Sequence[str]) -> None:
         with translated("syncing events"):
-            paths = await self._disk.change(self._to_sync, upload_ids)
+            files, directories = await self._disk.change(self._to_sync, upload_ids)
             # Many at a time cost less as one sync of the file system.
-            await self._sync(None, *paths, whole=len(upload_ids) > _SYNCED_ONE_BY_ONE)
+            whole = len(upload_ids) > _SYNCED_ONE_BY_ONE
+            await self._sync(None, *files, directories=directories, whole=whole)
 
-    def _to_sync(self, upload_ids: Sequence[str]) -> list[str]:
+    def _to_sync(self, upload_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the paths of the uploads' waiting events, and of the directories above them."""
-        paths: dict[str, None] = {}
+        files: list[str] = []
+        directories: dict[str, None] = {}
         for upload_id in upload_ids:
             found = [self._path("waiting", kept) for kept in self._names("waiting", upload_id)]
-            paths |= dict.fromkeys(found)
+            files += found
             for path in found[:1]:
-                paths |= dict.fromkeys(self._ancestors(path))
-        return list(paths)
+                directories |= dict.fromkeys(self._ancestors(path))
+        return files, list(directories)
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):

@@ -441,7 +441,9 @@ class FileStore:
             record = self._layout.info_path(info.id)
             own = self._is_own(info)
             if sync:
-                await self._sync_data(info, record, *self._layout.directories(info), fence=fence)
+                await self._sync_data(
+                    info, record, directories=self._layout.directories(info), fence=fence
+                )
             if not await self._disk.change(self._records.mark_finished, info, record, fence):
                 await self._finish_by_rename(info, sync=sync, fence=fence)
             elif sync:
@@ -461,7 +463,7 @@ class FileStore:
                 raise
         await self._disk.change(self._records.replace, info, tmp, fence)
         if sync:
-            await self._syncs.sync(None, *self._layout.directories(info))
+            await self._syncs.sync(None, directories=self._layout.directories(info))
 
     async def give_back(self, upload: Upload, content: bytes) -> None:
         """Replace our record by one in another server's format, durably. The upload must need no recovery."""
@@ -490,10 +492,10 @@ class FileStore:
                     info = info._replace(finished_path=path)
                     await self.save(info, fence=fence)
                     if sync:
-                        await self._syncs.sync(None, *self._layout.directories(info))
+                        await self._syncs.sync(None, directories=self._layout.directories(info))
                 if await self._disk.change(self._link, finished, data, path, fence):
                     if sync:
-                        await self._syncs.sync(None, *finished.directories(path))
+                        await self._syncs.sync(None, directories=finished.directories(path))
                     return info
         raise StorageError(f"naming {info.id}: all names that --finished-dir gives it are taken")
 
@@ -521,10 +523,12 @@ class FileStore:
     async def sync(self, upload: Upload, *, fence: Fence) -> None:
         info = upload.info
         with _translated(f"syncing {upload.id}"):
-            others = (self._layout.info_path(info.id), *self._layout.directories(info))
-            await self._sync_data(info, *others, fence=fence)
+            record, directories = self._layout.info_path(info.id), self._layout.directories(info)
+            await self._sync_data(info, record, directories=directories, fence=fence)
 
-    async def _sync_data(self, info: UploadInfo, *others: str, fence: Fence) -> None:
+    async def _sync_data(
+        self, info: UploadInfo, *files: str, directories: Sequence[str] = (), fence: Fence
+    ) -> None:
         """Sync an upload's bytes, and other files and directories with them. Raises BytesLost, OSError.
 
         If that fails, the kernel may have dropped the bytes, and it reports the error only once: a second sync would succeed.
@@ -532,9 +536,16 @@ class FileStore:
         """
         path = self._layout.data_path(info)
         written, own = self._written.of(info.id), self._is_own(info)
-        is_sure = info.is_final or not info.length or self._syncs_chunks or own
+        is_sure = (
+            info.is_final
+            or not info.length
+            or self._syncs_chunks
+            or (written is not None and written.has_witness)
+        )
         try:
-            await self._syncs.sync(path, *others, whole=not is_sure, own=own)
+            await self._syncs.sync(
+                path, *files, directories=directories, whole=not is_sure, own=own
+            )
             if not is_sure:
                 await self._disk.read(self._check_trust, info, written)
         except BytesLost:
@@ -542,9 +553,9 @@ class FileStore:
             raise
 
     def _is_own(self, info: UploadInfo) -> bool:
-        """Whether this process has just written all bytes of an upload that are not durable yet."""
+        """Whether this process has just written all bytes of an upload that it has not made durable."""
         written = self._written.of(info.id)
-        return written is not None and written.has_witness
+        return written is not None and written.has_witness and written.is_own
 
     def _check_trust(self, info: UploadInfo, written: Written | None) -> None:
         """Raise BytesLost if the disk lost bytes of any file since this one was first written to."""
