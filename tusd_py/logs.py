@@ -9,7 +9,6 @@ wakes the reader, which costs more than a line; a kill loses those of its last t
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -22,7 +21,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import TracebackType
-from typing import Literal, Self, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self, TextIO, TypeAlias
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 VALUE_LIMIT = 256
 """Characters of one field's value that are kept."""
@@ -313,7 +315,7 @@ class StderrHandler(logging.Handler):
         self._torn = False
         self._dropped = 0
         self._waiting: list[str] = []
-        self._writes_soon: asyncio.AbstractEventLoop | None = None
+        self._writes_soon: AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; never raises."""
@@ -346,8 +348,11 @@ class StderrHandler(logging.Handler):
 
     def _will_write(self) -> bool:
         """Have the running event loop write what waits in its next turn; False if none is running."""
+        # Commands that only print a text do without it.
+        from asyncio import get_running_loop  # noqa: PLC0415
+
         try:
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
         except RuntimeError:
             return False
         if self._writes_soon is not loop:
