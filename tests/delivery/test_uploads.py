@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -51,10 +52,14 @@ class Steps:
         sync, rename, pwrite = GroupSync.sync, os.rename, os.pwrite
 
         async def synced(
-            group: GroupSync, data: str | None, *others: str, whole: bool = False
+            group: GroupSync,
+            data: str | None,
+            *files: str,
+            directories: Sequence[str] = (),
+            **options: bool,
         ) -> None:
-            await sync(group, data, *others, whole=whole)
-            for path in (data or "", *others):
+            await sync(group, data, *files, directories=directories, **options)
+            for path in (data or "", *files, *directories):
                 self._note("sync", path)
 
         def renamed(source: str, target: str) -> None:

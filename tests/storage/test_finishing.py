@@ -209,7 +209,7 @@ async def test_a_finish_is_taken_back_if_its_record_cannot_be_synced(
     info = record()
     await store.create(info)
 
-    async def fail_for_the_record(data: str | None, *_others: str, whole: bool = False) -> None:
+    async def fail_for_the_record(data: str | None, *_files: str, **_options: object) -> None:
         if data is None:
             raise OSError(5, "Input/output error")
 

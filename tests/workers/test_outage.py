@@ -108,7 +108,9 @@ def test_server_worker_and_scheduler_outlast_an_outage(
         own_away = len(re.findall(r"redis away  reason=", said))
         own_back = len(re.findall(r"redis back$", said, re.MULTILINE))
         assert own_away - 1 <= own_back <= 3, said
-        assert 1 <= said.count("redis back") <= said.count("redis away") <= own_away + 4, said
+        # A sweep that gave up does not hear when it is back.
+        assert min(own_away, 1) <= said.count("redis back") <= said.count("redis away"), said
+        assert said.count("redis away") <= own_away + 4, said
         assert "ERROR" not in said, said
     server.terminate()
 
