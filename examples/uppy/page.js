@@ -45,9 +45,9 @@ function ask({ canResume, detail }, { name }) {
 
 async function showUnfinished() {
   const section = document.querySelector('#unfinished')
-  const rows = (await manager.resumable()).map(({ id, name, offset, size }) => {
+  const rows = (await manager.resumable()).map(({ id, name }) => {
     const row = document.createElement('li')
-    row.textContent = `${name} (${Math.floor((100 * offset) / size)} % are there) `
+    row.textContent = `${name}: choose it again to go on `
     const button = row.appendChild(document.createElement('button'))
     button.textContent = 'Discard'
     button.onclick = () => manager.discard(id).finally(showUnfinished)

@@ -50,6 +50,7 @@ const answers = {
   'GET /page.js': ['text/javascript; charset=utf-8', () => bundled('.js')],
   'GET /page.css': ['text/css; charset=utf-8', () => bundled('.css')],
   'GET /settings': ['application/json', () => JSON.stringify({ endpoint: ENDPOINT })],
+  'GET /access-token': ['text/plain', accessToken],
   'POST /access-token': ['text/plain', accessToken],
 }
 

@@ -128,7 +128,7 @@ def test_an_upload_goes_on_after_its_tokens_expired_and_the_page_was_reloaded(
     example.proxy.heal()
     before = len(example.proxy.links)
     page.reload()
-    expect(page.locator("#unfinished li")).to_contain_text("long.bin (")
+    expect(page.locator("#unfinished li")).to_contain_text("long.bin: choose it again")
     upload(page, source)
     wait_complete(page)
     assert count_of(example.server, source) == 1

@@ -48,7 +48,10 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     given = [name for name, value in sources.items() if value is not None]
     if settings.auth == "none":
         if given:
-            raise ValueError(f"{given[0]} is given, but authentication is off; add --auth jwt")
+            variable = f"TUSD_{given[0].removeprefix('--').replace('-', '_').upper()}"
+            raise ValueError(
+                f"{given[0]} ({variable}) is given, but authentication is off; add --auth jwt"
+            )
         return None
     if len(given) != 1:
         raise ValueError(f"--auth jwt needs one of {', '.join(sources)}; {len(given)} are given")

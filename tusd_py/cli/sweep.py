@@ -66,7 +66,7 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
         details = (
             ""
             if dry_run
-            else f", {report.finished} finished, {report.remains} remains of crashes cleared"
+            else f", {report.finished} finished, {report.remains} leftovers of crashes removed"
         )
         skipped = report.failed + report.skipped
         failed = f", {skipped} skipped (the log says why)" if skipped else ""

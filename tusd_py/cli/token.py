@@ -29,7 +29,7 @@ from tusd_py.settings.model import Settings
 
 ABOUT = """\
 issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from
-standard input, prints its content and whether the server would accept it; the exit code is 1 if not. revoke invalidates all
+standard input, prints its content and whether it is valid, revoked or not; the exit code is 1 if not. revoke invalidates all
 tokens issued to an owner until now, or all tokens of an upload for good.
 
 Give it the same options as the server, or the same environment.
@@ -143,7 +143,7 @@ def _scopes(settings: Settings, given: str | None) -> list[str]:
 
 
 async def _inspect(settings: Settings, token: str) -> int:
-    """Print a token's header and claims, and whether the server would accept it."""
+    """Print a token's header and claims, and whether it is valid; does not look at revocations."""
     try:
         header = unverified_header(token)
         claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})

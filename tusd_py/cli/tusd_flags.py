@@ -10,6 +10,7 @@ IN_PLACE_OF: Mapping[str, str] = {
     "--s3-min-part-size": "--s3-part-size alone decides",
     "--s3-transfer-acceleration": "it is not supported",
     "--s3-log-api-calls": "the metrics count requests",
+    "--hooks-http-skip-verify": "name the endpoint's certificate in SSL_CERT_FILE",
     "--hooks-plugin": "hooks use HTTP, executables or Python",
     "--tls-mode": "TLS 1.2 and later are spoken, as the system's OpenSSL is configured",
     "--enable-h2c": "a proxy in front speaks HTTP/2",

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_UNUSABLE = 2
 _BACKLOG = 2048
+_ENOUGH = 0.9
+"""Share of the connections asked for whose lack is nothing to warn of."""
 _COLLECT_AFTER = 20_000
 """Surplus of allocations over deallocations that triggers the garbage collector."""
 _WATCHDOG_GRACE = 0.5
@@ -307,7 +309,7 @@ def _raise_descriptor_limit(connections: int) -> None:
         if served < connections:
             logs.event(
                 logger,
-                logging.WARNING,
+                logging.WARNING if served < _ENOUGH * connections else logging.INFO,
                 "descriptors",
                 message=f"Only {limit} files may be open at once, so {served} connections are served at a time; "
                 f"{connections} (--max-connections) may need {wanted}",

@@ -145,7 +145,8 @@ export class Model {
     if (chosen.length === 0) return
     // An answer for all is one for all that were given with it.
     this.#sameAnswer = null
-    this.announcement = this.say()('saidAdded', { count: chosen.length })
+    const { length: count } = chosen
+    this.announcement = this.say()(count === 1 ? 'saidAddedOne' : 'saidAdded', { count })
     for (const { file, handle, path } of chosen) {
       const metadata = path === undefined ? {} : { relativePath: path }
       await this.#try(file.name, async () => {

@@ -90,6 +90,7 @@ const english = {
   saidDone: '{name} is uploaded',
   saidFailed: '{name} failed: {why}',
   saidAdded: '{count} files added',
+  saidAddedOne: '1 file added',
   otherLanguage: 'Deutsch',
 }
 
@@ -187,6 +188,7 @@ const german: Texts = {
   saidDone: '{name} ist hochgeladen',
   saidFailed: '{name} ist fehlgeschlagen: {why}',
   saidAdded: '{count} Dateien hinzugefügt',
+  saidAddedOne: '1 Datei hinzugefügt',
   otherLanguage: 'English',
 }
 
