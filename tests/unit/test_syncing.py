@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from tusd_py.storage.file import fsync as syncing
-from tusd_py.storage.file.fsync import BytesLost, GroupSync
+from tusd_py.storage.file.fsync import BytesLost, FileLost, GroupSync
 
 IS_BELOW = GroupSync._is_below
 P = ParamSpec("P")
@@ -250,8 +250,25 @@ async def test_what_is_to_be_durable_beside_the_bytes_is_asked_too(
         await disk.end_first()
     assert await outcomes(first) == [False, False]
     found = await asyncio.gather(*later, return_exceptions=True)
-    assert [type(outcome) for outcome in found] == [type(None), OSError, OSError]
+    assert [type(outcome) for outcome in found] == [type(None), FileLost, FileLost]
     assert "!" in calls.made
+
+
+async def test_what_cannot_be_asked_lost_nothing(
+    group: GroupSync, disk: Disk, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors are used up: these requests fail, and no other upload starts again."""
+
+    def fail(_path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(syncing, "_report_loss", fail)
+    tasks = await arrive(group, "abcde")
+    for _ in range(3):
+        await disk.end_first()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(outcome, OSError) for outcome in found] == [False, False, True, True, True]
+    assert "!" not in calls.made
 
 
 async def test_what_a_group_is_told_is_recorded_though_none_of_its_own_files_lost_bytes(

@@ -49,6 +49,10 @@ class BytesLost(OSError):
     """The bytes of a file could not be made durable: the kernel may have dropped them, and reports that only once."""
 
 
+class FileLost(OSError):
+    """The bytes of a record or an event could not be made durable; those of the upload stay, and the file is written anew."""
+
+
 @dataclass(slots=True, eq=False)
 class _SyncRequest:
     """A request to make paths durable; see `GroupSync.sync`. done: resolved with the error, or None."""
@@ -176,8 +180,8 @@ class GroupSync:
             self._on_loss()
             return [_sync_alone(request) for request in requests]
         results = list(map(self._after_group, requests))
-        # A file that is gone lost nothing.
-        if any(each and not isinstance(each, FileNotFoundError) for each in results):
+        # Not if a file is gone, or descriptors are used up.
+        if any(isinstance(each, BytesLost | FileLost) for each in results):
             self._record_loss()
         return results
 
@@ -240,9 +244,10 @@ def _loss_of(request: _SyncRequest) -> OSError | None:
             _report_loss(path)
     except FileNotFoundError:
         return None
+    except BytesLost as problem:
+        return FileLost(problem.errno, problem.strerror)
     except OSError as problem:
-        # Not of the upload's bytes: these stay, and its record is written anew.
-        return OSError(problem.errno, problem.strerror)
+        return problem
     return None
 
 
