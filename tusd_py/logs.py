@@ -4,7 +4,7 @@ An entry is one line of printable ASCII, whatever a client put into a field, so 
 be forged and terminals not controlled; only tracebacks have further lines, which are indented.
 Writing never raises, and waits only briefly for a reader that does not read, so that a stalled log
 does not stall uploads. The events of one turn of an event loop are written together, as a write
-wakes the reader, which costs more than a line; a kill loses those of its last turn.
+wakes the reader, which costs more than a line; a process that is killed loses those of that turn.
 """
 
 from __future__ import annotations

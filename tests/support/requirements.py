@@ -13,7 +13,7 @@ PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def refuse(reason: str) -> NoReturn:
-    """Skips the test that asks; fails it where CI is set, as nobody reads there that a test was skipped."""
+    """Skips the calling test; where CI is set fails it, as nobody reads the list of skipped tests there."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -474,7 +474,7 @@ async def test_a_final_that_has_its_parts_is_joined_whatever_its_age(
     assert (report.expired, report.failed) == (0, 0)
     assert await world.look(final) is S.FINISHED
     assert await content_of(world.store, await world.uploads.load(final)) == b"abcd"
-    # Nobody waits for the parts any more.
+    # No unfinished final keeps the parts, so they expire.
     assert (await sweep_all(world.uploads)).expired == 2
 
 

@@ -14,6 +14,7 @@ from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import UploadTokens
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
+from tusd_py.settings.reference import catalogue
 
 _KEY_FILE = "upload-token.key"
 _KEY_SET_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
@@ -48,7 +49,9 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     given = [name for name, value in sources.items() if value is not None]
     if settings.auth == "none":
         if given:
-            variable = f"TUSD_{given[0].removeprefix('--').replace('-', '_').upper()}"
+            variable = next(
+                each.environment for each in catalogue(Settings) if each.flag == given[0]
+            )
             raise ValueError(
                 f"{given[0]} ({variable}) is given, but authentication is off; add --auth jwt"
             )

@@ -29,8 +29,8 @@ from tusd_py.settings.model import Settings
 
 ABOUT = """\
 issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from
-standard input, prints its content and whether it is valid, revoked or not; the exit code is 1 if not. revoke invalidates all
-tokens issued to an owner until now, or all tokens of an upload for good.
+standard input, prints its content and whether it is valid, apart from revocations; the exit code is 1 if not. revoke
+invalidates all tokens issued to an owner until now, or all tokens of an upload for good.
 
 Give it the same options as the server, or the same environment.
 """

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 EXIT_UNUSABLE = 2
 _BACKLOG = 2048
 _ENOUGH = 0.9
-"""Share of the connections asked for whose lack is nothing to warn of."""
+"""If at least this share of --max-connections can be served, there is nothing to warn of."""
 _COLLECT_AFTER = 20_000
 """Surplus of allocations over deallocations that triggers the garbage collector."""
 _WATCHDOG_GRACE = 0.5

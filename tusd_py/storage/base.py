@@ -221,7 +221,7 @@ class Upload(NamedTuple):
         joined: False only for a final whose parts are not joined yet.
         is_cut: The data has bytes that do not count; `Store.recover` removes them.
         expires_at: When it is to be removed, if its own age does not decide that: a part lives as long as the finals that list
-            it. Usually None.
+            it. Infinite for one that does not expire for now. Usually None.
         most_bytes: Most bytes that it can have in its place, where that is less than for others; else None.
         has_parts: Whether all parts of a final have all their bytes; told only of one that is not joined and is due.
     """

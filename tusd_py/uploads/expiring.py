@@ -35,7 +35,7 @@ class Expirer(Operation):
         refused: Collection[str] = (),
         now: Clock | None = None,
     ) -> dict[str, bool | StorageError]:
-        """Remove the uploads that are due and not locked, but those that have all their bytes.
+        """Remove the uploads that are due and not locked, except those that have all their bytes.
 
         Args:
             upload_ids: The uploads.

@@ -169,7 +169,7 @@ class Finisher(Operation):
             if lease is not None:
                 upload = await self._access.load(upload_id)
                 if await self._expiry.is_over(upload):
-                    # By now: it was joined to a final meanwhile.
+                    # Such as a part whose final was joined since the sweep looked: it expires by its own age.
                     return False
                 try:
                     upload = await self.concatenation.try_join(upload, lease.fence)

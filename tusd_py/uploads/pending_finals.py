@@ -68,7 +68,7 @@ class PendingFinals:
         return None
 
     async def all_complete(self, final: Upload) -> bool:
-        """Whether every part exists and has all its bytes, finished or not; cached as `changed_at`. Raises StorageError."""
+        """Whether every part exists and has all its bytes, finished or not; cached like `changed_at`. Raises StorageError."""
         known = self._recall(final)
         began = time.monotonic()
         if began >= known.check_at:
@@ -78,7 +78,7 @@ class PendingFinals:
 
     async def _has_all(self, final: Upload, known: _Pending) -> bool:
         loaded = 0
-        # Also those that were finished: they may have been removed. The others first, as one of them is enough.
+        # Finished ones may have been removed since. Unfinished ones come first, as one that is incomplete answers the question.
         for part_id in dict.fromkeys([*reversed(known.missing), *final.info.parts]):
             try:
                 if not (await self._load(part_id)).complete:

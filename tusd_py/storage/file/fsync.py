@@ -32,7 +32,7 @@ _GROUP_SIZE = 3
 _MAX_PARALLEL = 2
 """Number of requests that are synced one by one at a time."""
 _KNOWN_SECONDS = 1.0
-"""Time for which it is taken to be known whether a directory lies on the root's file system."""
+"""Time for which it is cached whether a directory lies on the root's file system."""
 _MOST_KNOWN = 1024
 _START_WRITING = 2
 """SYNC_FILE_RANGE_WRITE of sync_file_range(2)."""
@@ -190,7 +190,7 @@ class GroupSync:
         if not self._is_covered(request):
             return _sync_alone(request)
         if request.own and not self._has_lost:
-            # Every loss since this process started would have been reported to it.
+            # `syncfs` would have reported every loss since this process started.
             return None
         return _loss_of(request)
 
@@ -208,7 +208,7 @@ class GroupSync:
         try:
             is_below = os.stat(directory).st_dev == self._device
         except OSError:
-            # The sync of what lies there says why.
+            # Syncing its files by themselves raises the reason.
             return False
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
@@ -223,7 +223,7 @@ class GroupSync:
 
     def _record_loss(self) -> None:
         """Record that a file lost bytes; others may have, in the same write-back."""
-        # Before the error is taken, which the next group is not told of.
+        # First: `syncfs` below takes the error, so that a group that runs now is not told of it.
         self._has_lost = True
         if self._whole >= 0:
             # So that the same error is not reported to the next group.
