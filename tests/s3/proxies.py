@@ -35,12 +35,13 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "te", 
 
 @dataclass
 class Exchange:
-    """A request as it arrived. operation: the name that S3 gives it."""
+    """A request as it arrived. operation: the name that S3 gives it. expect: the header field, which is not passed on."""
 
     method: str
     target: str
     headers: CIMultiDict[str]
     body: bytes
+    expect: str = ""
     operation: str = field(init=False)
     key: str = field(init=False)
     query: dict[str, str] = field(init=False)
@@ -228,7 +229,13 @@ class HttpProxy:
             await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        exchange = Exchange(request.method, request.raw_path, _passed_on(request.headers), b"")
+        exchange = Exchange(
+            request.method,
+            request.raw_path,
+            _passed_on(request.headers),
+            b"",
+            request.headers.get("Expect", ""),
+        )
         self.requests[exchange.operation] += 1
         self.by_key[exchange.operation, exchange.key] += 1
         transport = request.transport

@@ -214,17 +214,16 @@ def test_a_server_that_cannot_use_its_bucket_does_not_start(
     assert SECRET_KEY not in line
 
 
-class _Signatures(HttpProxy):
-    """Notes what the bodies of uploads are signed with: a SHA-256, or that they are not."""
+class _Bodies(HttpProxy):
+    """Notes the requests that store bytes."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         super().__init__(target)
-        self.noted: list[tuple[str, str, bytes]] = []
+        self.noted: list[Exchange] = []
 
     async def handle(self, exchange: Exchange) -> Answer:
         if exchange.operation in {"UploadPart", "PutObject"}:
-            signed = exchange.headers["x-amz-content-sha256"]
-            self.noted.append((exchange.operation, signed, exchange.body))
+            self.noted.append(exchange)
         return await super().handle(exchange)
 
 
@@ -233,10 +232,24 @@ def test_bytes_are_signed_without_tls_unless_the_operator_says_otherwise(
     make_server: MakeServer, seaweedfs: S3Server, prefix: str, is_signed: bool
 ) -> None:
     flags = () if is_signed else ("--s3-disable-content-hashes",)
-    with _Signatures(seaweedfs.address) as proxy:
+    with _Bodies(seaweedfs.address) as proxy:
         tus = Tus(Servers(make_server, proxy.endpoint, prefix)(*flags))
         assert tus.get(tus.finished(BODY)).body == BODY
         assert tus.get(tus.finished(SMALL)).body == SMALL
-    assert {operation for operation, _, _ in proxy.noted} == {"UploadPart", "PutObject"}
-    for _, signed, body in proxy.noted:
-        assert signed == (hashlib.sha256(body).hexdigest() if is_signed else "UNSIGNED-PAYLOAD")
+    assert {each.operation for each in proxy.noted} == {"UploadPart", "PutObject"}
+    for each in proxy.noted:
+        signed = hashlib.sha256(each.body).hexdigest() if is_signed else "UNSIGNED-PAYLOAD"
+        assert each.headers["x-amz-content-sha256"] == signed
+
+
+def test_only_large_bodies_wait_until_the_store_asks_for_them(
+    make_server: MakeServer, seaweedfs: S3Server, prefix: str
+) -> None:
+    with _Bodies(seaweedfs.address) as proxy:
+        tus = Tus(Servers(make_server, proxy.endpoint, prefix)())
+        assert tus.get(tus.finished(BODY)).body == BODY
+        assert tus.get(tus.finished(SMALL)).body == SMALL
+    asked = {len(each.body) > 256 * 1024: each.expect for each in proxy.noted}
+    assert asked == {False: "", True: "100-continue"}
+    for each in proxy.noted:
+        assert each.headers["User-Agent"].startswith("tusd-py/")
