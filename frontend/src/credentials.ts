@@ -1,7 +1,7 @@
 // The tokens of one upload: which one a request shows, and how the upload token is renewed before it runs out, or after. It
 // knows nothing of how the upload goes.
 
-import { errorOf, type Failure, judge, UploadError } from './errors.js'
+import { errorOf, type Failure, judge, NoAccessToken, UploadError } from './errors.js'
 
 /**
  * Gives the user's access token; null or undefined if there is none. `rejected` is one that the server has just refused: get
@@ -93,7 +93,7 @@ export class Credentials {
 
   /**
    * The value of `Authorization` for a request; null for none. The creation shows the access token, everything else the upload
-   * token, renewed first if it has run out. Throws Finished, RenewalFailed, and what `getAccessToken` throws.
+   * token, renewed first if it has run out. Throws Finished, RenewalFailed, NoAccessToken.
    */
   async authorization(method: string): Promise<string | null> {
     if (method !== 'POST' && this.#token) {
@@ -113,7 +113,7 @@ export class Credentials {
     }
   }
 
-  /** Renews the upload token, once however many ask. Throws Finished, RenewalFailed, and what `getAccessToken` throws. */
+  /** Renews the upload token, once however many ask. Throws Finished, RenewalFailed, NoAccessToken. */
   renew(): Promise<void> {
     this.#renewing ??= this.#renew().finally(() => {
       this.#renewing = null
@@ -238,12 +238,21 @@ export class Credentials {
 
   async #accessToken(rejected?: string): Promise<string | null> {
     const asked = rejected === undefined ? {} : { rejected }
-    const given = (await this.#options.getAccessToken?.(asked)) || null
+    const given = (await this.#given(asked)) || null
     // Such as the page that an application answers with in place of a token: browsers refuse it as a field.
     if (given !== null && !/^[\x20-\x7e]+$/.test(given))
-      throw new TypeError('getAccessToken returned no token')
+      throw new NoAccessToken('returned no token')
     this.#access = given
     return this.#access
+  }
+
+  async #given(asked: { rejected?: string }): Promise<string | null | undefined> {
+    try {
+      return await this.#options.getAccessToken?.(asked)
+    } catch (problem) {
+      const reason = problem instanceof Error ? problem.message : String(problem)
+      throw new NoAccessToken(`failed: ${reason}`, problem)
+    }
   }
 }
 

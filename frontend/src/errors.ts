@@ -33,6 +33,13 @@ export class UploadError extends Error {
   }
 }
 
+/** `getAccessToken` threw, or returned what can be no token. cause: what it threw. */
+export class NoAccessToken extends Error {
+  constructor(reason: string, cause?: unknown) {
+    super(`getAccessToken ${reason}`, cause === undefined ? undefined : { cause })
+  }
+}
+
 /** What the server says of an upload that was begun, or made, before. */
 export interface Duplicate {
   /** Of the upload with the same metadata and length (or what else the server compares). `complete`: finished. `pending`: begun. */
@@ -80,7 +87,11 @@ const KINDS: Record<number, ErrorKind> = {
 export function judge(failure: Failure): Verdict {
   const { status } = failure
   if (status === null) {
-    const error = new UploadError('network', 'no answer from the server', { cause: failure.cause })
+    const { cause } = failure
+    const error =
+      cause instanceof NoAccessToken
+        ? new UploadError('network', cause.message, { cause: cause.cause })
+        : new UploadError('network', 'no answer from the server', { cause })
     return { do: 'retry', error, after: null }
   }
   const duplicate = status === 409 && failure.method === 'POST' ? duplicateOf(failure) : undefined

@@ -10,6 +10,7 @@ function setUp({ answers = [], access = [], refreshEvery = 1_200_000 } = {}) {
   const credentials = new Credentials({
     getAccessToken: async ({ rejected }) => {
       if (rejected !== undefined) access.shift()
+      if (access[0] instanceof Error) throw access[0]
       return access[0] ?? null
     },
     refreshUrl: 'https://x.example/auth/refresh-upload-token',
@@ -51,6 +52,15 @@ test('what cannot be a token is said to be none', async () => {
   const { credentials } = setUp({ access: ['<!doctype html>\n<title>Log in</title>'] })
   await assert.rejects(credentials.authorization('POST'), /getAccessToken returned no token/)
   assert.equal(await setUp({ access: [''] }).credentials.authorization('POST'), null)
+})
+
+test('what getAccessToken throws is told', async () => {
+  const thrown = new Error('logged out')
+  const { credentials } = setUp({ access: [thrown] })
+  await assert.rejects(credentials.authorization('POST'), (error) => {
+    assert.deepEqual([error.message, error.cause], ['getAccessToken failed: logged out', thrown])
+    return true
+  })
 })
 
 test("a token's life is measured by the server's clock", async () => {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { judge } from '../dist/errors.js'
+import { judge, NoAccessToken } from '../dist/errors.js'
 
 const failure = (method, status, body = '', headers = {}) => ({
   method,
@@ -50,6 +50,15 @@ test('the server is waited for as long as it asks', () => {
   assert.equal(after('Wed, 21 Oct 2026 07:28:00 GMT'), null)
   assert.equal(after('-1'), null)
   assert.equal(judge(failure('PATCH', null)).after, null)
+})
+
+test('a failure to get a token is not taken for one of the server', () => {
+  const thrown = new Error('logged out')
+  const cause = new NoAccessToken('failed: logged out', thrown)
+  const { do: next, error } = judge({ ...failure('POST', null), cause })
+  assert.deepEqual([next, error.kind, error.cause], ['retry', 'network', thrown])
+  assert.equal(error.message, 'getAccessToken failed: logged out')
+  assert.equal(judge(failure('POST', null)).error.message, 'no answer from the server')
 })
 
 test("the server's code and words are told", () => {

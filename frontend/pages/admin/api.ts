@@ -200,6 +200,7 @@ export interface OwnerPage {
   max_size: number | null
   quota_bytes: number | null
   quota_uploads: number | null
+  is_counting: boolean
 }
 
 export interface SettingsPage {

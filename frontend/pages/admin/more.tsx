@@ -218,6 +218,7 @@ export function Owners({ session }: { session: Session }) {
       </div>
       <Problem words={problem} />
       {found?.max_size && <p class="quiet">{text('limits', size(found.max_size))}</p>}
+      {found?.is_counting && <p class="quiet">{text('counting')}</p>}
       {found && found.owners.length === 0 && <p class="quiet">{text('nothingFound')}</p>}
       {found && found.owners.length > 0 && (
         <Table columns={['owner', 'uploads', 'openUploads', ...bytes, 'actions']}>

@@ -237,6 +237,10 @@ const TEXTS = {
   openUploads: ['Unfinished', 'Unfertig'],
   bytes: ['Bytes', 'Bytes'],
   counted: ['Counted for quota', 'Zählt zum Kontingent'],
+  counting: [
+    'The bytes are being counted: some uploads do not count for their quota yet.',
+    'Die Bytes werden gezählt: Einige Uploads zählen noch nicht zu ihrem Kontingent.',
+  ],
   limits: ['Largest upload: {}', 'Größter Upload: {}'],
   show: ['Show uploads', 'Uploads zeigen'],
   ownerOnly: ['Only of {}', 'Nur von {}'],
