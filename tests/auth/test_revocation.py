@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 
 from tests.auth.conftest import FLAGS
 from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
 from tests.support.redis import RedisServer
-from tests.support.tus import Tus, id_of, path_of
+from tests.support.tus import OCTETS, Tus, id_of, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import Connection
 
 REFRESH, REVOKE = "/auth/refresh-upload-token", "/auth/revoke"
 ALICE = bearer(access())
@@ -106,6 +109,83 @@ def test_all_that_an_owner_had_is_void_and_others_go_on(pair: tuple[Tus, Tus]) -
     assert response.status == 200
     fresh = bearer(json.loads(response.body)["upload_token"])
     assert there.patch(mine, 10, b"0", fresh).status == 204
+
+
+def test_the_token_of_a_creation_that_was_revoked_is_void(tus: Tus) -> None:
+    """The response may come after the revocation, and has a token all the same."""
+    ada = bearer(access("ada"))
+    head = {**ada, "Tus-Resumable": "1.0.0", "Upload-Length": "100", "Content-Type": OCTETS}
+    with tus.connect() as connection:
+        connection.send_head("POST", "/files/", {**head, "Content-Length": "100"})
+        connection.send(b"0123456789")
+        tus.server.wait_for_line(r"upload created.*owner=ada")
+        revoke(tus, owner="ada")
+        refused = connection.read_response("POST")
+    assert (refused.status, refused.code) == (401, "ERR_INVALID_TOKEN")
+    token = bearer(refused["Upload-Token"])
+    path = path_of(refused["Location"])
+    assert tus.head(path, token).status == 401
+    assert tus.patch(path, 10, b"x", token).status == 401
+    assert tus.request("POST", REFRESH, token).status == 401
+
+
+def test_tokens_are_as_old_as_what_they_derive_from(tus: Tus) -> None:
+    hour_ago = bearer(access("eve", iat=int(time.time()) - 3600))
+    created = tus.create(10, headers=hour_ago)
+    renewed = tus.request("POST", REFRESH, bearer(created["Upload-Token"]))
+    tokens = [created["Upload-Token"], json.loads(renewed.body)["upload_token"]]
+    parsed = [jwt.decode(each, options={"verify_signature": False}) for each in tokens]
+    assert {int(time.time()) - int(each["auth_time"]) >= 3600 for each in parsed} == {True}
+    assert {int(time.time()) - int(each["iat"]) < 60 for each in parsed} == {True}
+    # The owner's own word, or an administrator's, is a new one.
+    body = json.dumps({"upload_id": id_of(path_of(created["Location"]))}).encode()
+    for headers in (bearer(access("eve")), ADMIN):
+        answer = json.loads(tus.request("POST", REFRESH, headers, body).body)
+        claims = jwt.decode(answer["upload_token"], options={"verify_signature": False})
+        assert int(time.time()) - int(claims["auth_time"]) < 60
+
+
+def test_a_running_download_ends(tus: Tus) -> None:
+    ivy = bearer(access("ivy"))
+    content = os.urandom(50_000_000)
+    created = tus.create(len(content), body=content, headers=ivy)
+    path = path_of(created["Location"])
+    bystander = bearer(access("root", "uploads:admin"))
+    with (
+        Connection(tus.server.address, receive_buffer=65_536) as connection,
+        Connection(tus.server.address, receive_buffer=65_536) as other,
+    ):
+        connection.send_head("GET", path, {**ivy, "Connection": "close"})
+        other.send_head("GET", path, {**bystander, "Connection": "close"})
+        assert not connection.silent_for(30)
+        assert not other.silent_for(30)
+        revoke(tus, owner="ivy")
+        tus.server.wait_for_line(r"the download ended early: its client may not read it any more")
+        assert len(connection.read_to_end()) < len(content)
+        assert len(other.read_to_end()) > len(content)
+
+
+def test_who_revokes_is_asked_again_once_the_body_is_there(tus: Tus) -> None:
+    body = json.dumps({"owner": "jim"}).encode()
+    with tus.connect() as connection:
+        fields = {**bearer(access("jim")), "Content-Length": str(len(body))}
+        connection.send_head("POST", REVOKE, fields)
+        connection.send(body[:5])
+        revoke(tus, owner="jim")
+        connection.send(body[5:])
+        assert connection.read_response("POST").status == 401
+
+
+def test_a_body_that_does_not_come_ends_a_revocation(tus: Tus) -> None:
+    """However many bytes come now and then: a credential is not good for days."""
+    with tus.connect() as connection:
+        connection.send_head("POST", REVOKE, {**ADMIN, "Content-Length": "100"})
+        began = time.monotonic()
+        while connection.silent_for(0.5):
+            connection.send(b" ")
+        refused = connection.read_response("POST")
+    assert (refused.status, "did not arrive within" in refused.text) == (400, True)
+    assert time.monotonic() - began > 5
 
 
 def test_a_token_of_the_same_instant_is_void(tus: Tus) -> None:

@@ -17,7 +17,7 @@ from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import Grant, Principal
 from tusd_py.auth.revocation import Revocations
-from tusd_py.auth.upload_tokens import TYPE, BadToken, UploadTokens, unverified_header
+from tusd_py.auth.upload_tokens import TYPE, BadToken, Issued, UploadTokens, unverified_header
 from tusd_py.protocol import errors
 
 logger = logging.getLogger(__name__)
@@ -148,9 +148,13 @@ class Authenticator:
             grants[upload_id] = grant
         return replace(principal, grants=grants)
 
-    def headers_for(self, upload_id: str, owner: str) -> dict[str, str]:
+    def issue(self, upload_id: str, owner: str, principal: Principal) -> Issued:
+        """Issue an upload token to the client of a request, which may have been revoked meanwhile: then it does not count."""
+        return self.upload_tokens.issue(upload_id, owner, principal.issued_at_for(upload_id, owner))
+
+    def headers_for(self, upload_id: str, owner: str, principal: Principal) -> dict[str, str]:
         """Issue an upload token, as header fields for the response to a creation."""
-        return self.upload_tokens.issue(upload_id, owner).headers()
+        return self.issue(upload_id, owner, principal).headers()
 
 
 def _upload_token(authorization: str) -> str | None:

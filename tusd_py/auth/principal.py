@@ -66,7 +66,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """An upload token of a request. owner: of the upload. issued_at: seconds since the epoch."""
+    """An upload token of a request. owner: of the upload.
+
+    issued_at: when the access token was issued that it was first derived from, in seconds since the epoch.
+    """
 
     owner: str
     issued_at: float
@@ -86,6 +89,20 @@ class Principal:
     limits: Limits = Limits()
     grants: Mapping[str, Grant] = field(default_factory=dict)
     unrestricted: bool = False
+
+    def issued_at_for(self, upload_id: str, owner: str) -> float | None:
+        """When the newest token of the request was issued that speaks for an upload of `owner`, in seconds since the epoch.
+
+        None if none does, as for an admin. Upload tokens of parts speak for the final, if there is no access token.
+        """
+        own = self.grants.get(upload_id)
+        times = [own.issued_at] if own is not None and own.owner == owner else []
+        if owner and owner == self.owner:
+            times.append(self.issued_at)
+        if times:
+            return max(times)
+        of_parts = [each.issued_at for each in self.grants.values() if each.owner == owner]
+        return min(of_parts, default=None)
 
     @property
     def is_admin(self) -> bool:

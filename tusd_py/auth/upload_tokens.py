@@ -75,8 +75,12 @@ class UploadTokens:
         self._grace = grace
         self._clock = clock
 
-    def issue(self, upload_id: str, owner: str) -> Issued:
-        """Issue a token for an upload of `owner`."""
+    def issue(self, upload_id: str, owner: str, derived_at: float | None = None) -> Issued:
+        """Issue a token for an upload of `owner`.
+
+        derived_at: when the token was issued that this one derives from, in seconds since the epoch; a revocation of that one
+        counts for this one too. None if it derives from none.
+        """
         now = self._clock()
         token = jwt.encode(
             {
@@ -84,6 +88,7 @@ class UploadTokens:
                 "sub": owner,
                 "upload": upload_id,
                 "iat": now,
+                "auth_time": now if derived_at is None else derived_at,
                 "exp": now + self._ttl,
                 "jti": secrets.token_hex(8),
             },
@@ -127,5 +132,8 @@ class UploadTokens:
             }:
                 if self._clock() >= expires + (self._grace if grace else 0.0):
                     raise BadToken("the upload token has expired")
-                return upload_id, Grant(owner, float(issued_at))
+                # Tokens of earlier versions lack it.
+                derived_at = claims.get("auth_time", issued_at)
+                if isinstance(derived_at, int | float):
+                    return upload_id, Grant(owner, float(derived_at))
         raise BadToken("the upload token is not valid")

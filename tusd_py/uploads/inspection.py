@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import Progress, RequestView
 from tusd_py.protocol import errors
@@ -9,9 +13,11 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     BytesMissing,
     Reader,
+    StorageError,
     Upload,
     UploadDamaged,
     UploadGone,
+    UploadInfo,
     UploadNotFound,
 )
 from tusd_py.uploads.failures import translated
@@ -25,6 +31,7 @@ class Inspector(Operation):
     def __init__(self, collaborators: Collaborators, finisher: Finisher) -> None:
         super().__init__(collaborators)
         self._finisher = finisher
+        self._downloads: dict[asyncio.Timeout, tuple[UploadInfo, RequestView]] = {}
 
     async def inspect(
         self, upload_id: str, request: RequestView, *, by_length: bool = False
@@ -80,6 +87,40 @@ class Inspector(Operation):
                 return upload, await self._store.open_reader(upload)
             except UploadGone:
                 raise errors.not_found() from None
+
+    @asynccontextmanager
+    async def downloading(self, upload: Upload, request: RequestView) -> AsyncIterator[None]:
+        """`async with`: the block ends with a StorageError once the client may not download the upload any more."""
+        if request.principal.unrestricted:
+            yield
+            return
+        end = asyncio.timeout(None)
+        self._downloads[end] = upload.info, request
+        try:
+            async with end:
+                # A revocation since the check of the request did not reach this download.
+                self._end_if_refused(end)
+                yield
+        except TimeoutError:
+            if not end.expired():
+                raise
+            raise StorageError("its client may not read it any more") from None
+        finally:
+            del self._downloads[end]
+
+    def recheck_downloads(self) -> None:
+        """End the downloads of clients that have lost their permission."""
+        for end in list(self._downloads):
+            self._end_if_refused(end)
+
+    def _end_if_refused(self, end: asyncio.Timeout) -> None:
+        info, request = self._downloads[end]
+        try:
+            self._access.check(info, request, Action.DOWNLOAD)
+        except ProtocolError:
+            with suppress(RuntimeError):
+                # It has ended by itself.
+                end.reschedule(asyncio.get_running_loop().time())
 
     async def _load_for_download(self, upload_id: str, request: RequestView) -> Upload:
         try:

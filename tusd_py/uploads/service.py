@@ -120,7 +120,7 @@ class Uploads:
         self._creator = Creator(shared, self._receiver, finisher, remover)
         self._finals = FinalCreator(shared, self._receiver, self._creator, finisher.concatenation)
         appender = Appender(shared, self._receiver, finisher, remover)
-        inspector = Inspector(shared, finisher)
+        self._inspector = inspector = Inspector(shared, finisher)
         operators = Operators(shared)
 
         # Requests; `create` is below.
@@ -130,12 +130,12 @@ class Uploads:
         self.look_up = inspector.look_up
         self.watch = inspector.watch
         self.open_download = inspector.open_download
+        self.downloading = inspector.downloading
         self.terminate = remover.terminate
         # The server itself
         self.load = shared.access.load
         self.load_each = shared.access.load_each
         self.progress_of = inspector.progress_of
-        self.recheck_access = self._receiver.recheck_access
         self.running_bodies = self._receiver.running
         self.drain = finisher.drain
         # Sweeps and operators
@@ -187,6 +187,11 @@ class Uploads:
         if parts:
             return await self._finals.create(command, parts, body, request)
         return await self._creator.create(command, body, request)
+
+    def recheck_access(self) -> None:
+        """End the requests that have lost their permission while they send or receive bytes."""
+        self._receiver.recheck_access()
+        self._inspector.recheck_downloads()
 
     def state_of(self, upload: Upload) -> UploadState:
         """The state of an upload that was just loaded."""

@@ -17,6 +17,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
@@ -275,7 +276,9 @@ class TusEndpoint:
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
         if self._desk is not None:
-            headers |= self._desk.authenticator.headers_for(upload.id, upload.info.owner)
+            headers |= self._desk.authenticator.headers_for(
+                upload.id, upload.info.owner, view.principal
+            )
         if created.problem is not None:
             # The client may never have seen the URL: with it, it can go on from here.
             response = self._problem(request, created.problem)
@@ -326,7 +329,8 @@ class TusEndpoint:
         return Response(200, headers, body)
 
     async def _download(self, request: Request) -> Response:
-        upload, reader = await self._uploads.open_download(request.upload_id, self._view(request))
+        view = self._view(request)
+        upload, reader = await self._uploads.open_download(request.upload_id, view)
         plan = plan_download(
             request.headers,
             size=upload.offset,
@@ -340,7 +344,8 @@ class TusEndpoint:
             redirect = await _redirect(upload, reader)
             if redirect is not None:
                 return redirect
-        return Response(plan.status, download=plan, reader=reader)
+        during = self._uploads.downloading(upload, view)
+        return Response(plan.status, download=plan, reader=reader, during=during)
 
     @staticmethod
     async def _expect_no_body(request: Request, refusal: ProtocolError) -> None:
@@ -490,14 +495,15 @@ class TusEndpoint:
                 }
             )
             if plan.count:
-                await send_file(
-                    request.scope,
-                    send,
-                    reader,
-                    plan.start,
-                    plan.count,
-                    receive=request.receive,
-                )
+                async with response.during or nullcontext():
+                    await send_file(
+                        request.scope,
+                        send,
+                        reader,
+                        plan.start,
+                        plan.count,
+                        receive=request.receive,
+                    )
             else:
                 await send({"type": "http.response.body", "body": b""})
         except (OSError, StorageError) as problem:

@@ -51,7 +51,7 @@ class IetfRequests:
         view = self._view(request)
 
         def announcement(upload: Upload) -> dict[str, str]:
-            tokens = self._tokens_for(upload)
+            tokens = self._tokens_for(upload, view)
             limits = self._limits_of(upload)
             return {**ietf.announcement(version, view.url_of(upload.id), limits), **tokens}
 
@@ -164,10 +164,10 @@ class IetfRequests:
         offset = upload.offset if upload.joined else None
         return ietf.Status(offset, upload.length, upload.finished, self._limits_of(upload))
 
-    def _tokens_for(self, upload: Upload) -> dict[str, str]:
+    def _tokens_for(self, upload: Upload, view: RequestView) -> dict[str, str]:
         if self._authenticator is None:
             return {}
-        return self._authenticator.headers_for(upload.id, upload.info.owner)
+        return self._authenticator.headers_for(upload.id, upload.info.owner, view.principal)
 
     def _limits_of(self, upload: Upload) -> Limits:
         """The limits of an upload, with the time that is left to it."""

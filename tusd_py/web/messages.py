@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -62,8 +63,8 @@ class Request:
 class Response:
     """A response that is still to be sent.
 
-    download: the bytes of `reader` follow, which whoever sends closes. closes: the connection is closed in place of the
-    response, where the server can do that.
+    download: the bytes of `reader` follow, which whoever sends closes. during: entered while they are sent. closes: the
+    connection is closed in place of the response, where the server can do that.
     """
 
     status: int
@@ -71,6 +72,7 @@ class Response:
     body: bytes = b""
     download: DownloadPlan | None = None
     reader: Reader | None = None
+    during: AbstractAsyncContextManager[None] | None = None
     code: str | None = None
     closes: bool = False
 

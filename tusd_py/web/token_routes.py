@@ -5,6 +5,7 @@ It reads a small body, lets the gate say who asks and the uploads whether they m
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ REFRESH = "/auth/refresh-upload-token"
 REVOKE = "/auth/revoke"
 
 _MAX_BODY = 4096
+_BODY_SECONDS = 10.0
+"""A body is one small object; who is slower asks with a token that may have been good long ago."""
 _WINDOW = 60
 
 # KEYS: refreshes. ARGV: milliseconds. How often it was asked for, and how long that counts.
@@ -71,7 +74,15 @@ class TokenRoutes:
         # Before a byte of the body is read.
         principal = await self.authenticator.authenticate(request.headers, scope, grace=is_refresh)
         request = replace(request, principal=principal)
-        wanted = await _document(body)
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                wanted = await _document(body)
+        except TimeoutError:
+            raise errors.bad_request(
+                f"the body did not arrive within {_BODY_SECONDS:.0f} s"
+            ) from None
+        # The token may have been revoked while the body was on its way.
+        self.authenticator.access_policy.check_standing(principal)
         if is_refresh:
             return await self._refresh(wanted, request)
         return await self._revoke(wanted, request)
@@ -86,7 +97,7 @@ class TokenRoutes:
         if upload.finished and not upload.info.is_partial:
             raise errors.not_renewable()
         await self._limit(upload_id)
-        issued = self.authenticator.upload_tokens.issue(upload_id, upload.info.owner)
+        issued = self.authenticator.issue(upload_id, upload.info.owner, request.principal)
         document: dict[str, str | int] = {
             "upload_token": issued.token,
             "token_type": "Bearer",
