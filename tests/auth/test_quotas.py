@@ -13,8 +13,9 @@ from tests.auth.conftest import FLAGS
 from tests.auth.people import SECRET, access, bearer
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, metadata, path_of
+from tests.support.tus import OCTETS, Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import chunk, last_chunk
 from tests.workers.commands import command, documents, of
 
 QUOTA = 1000
@@ -23,7 +24,8 @@ from tusd_py import Changes
 
 def pre_create(event):
     quota = event.upload.metadata.get("quota")
-    return Changes(quota_bytes=int(quota)) if quota else None
+    chosen = event.upload.metadata.get("id")
+    return Changes(quota_bytes=int(quota) if quota else None, id=chosen.decode() if chosen else None)
 """
 
 
@@ -85,6 +87,154 @@ def test_an_upload_of_unknown_length_takes_what_it_gets(tus: Tus) -> None:
     assert tus.patch(path, 600, b"", {**dave, "Upload-Length": "900"}).status == 204
     assert tus.create(101, headers=dave).status == 413
     assert tus.create(100, headers=dave).status == 201
+
+
+def test_a_body_of_unknown_size_ends_where_the_quota_does(tus: Tus) -> None:
+    judy = bearer(access("judy"))
+    path = tus.new(None, headers=judy)
+    with tus.begin_patch(path, 0, None, bytes(600), judy) as patch:
+        patch.wait_stored()
+        # What is running has taken all that was left.
+        assert tus.create(1, headers=judy).code == "ERR_QUOTA_EXCEEDED"
+        patch.send(bytes(401))
+        refused = patch.response()
+    assert (refused.status, refused.code) == (413, "ERR_QUOTA_EXCEEDED")
+    # What arrived before stays, and the rest is free again.
+    assert tus.head(path, judy)["Upload-Offset"] == "600"
+    assert tus.create(401, headers=judy).status == 413
+    other = path_of(tus.create(300, headers=judy)["Location"])
+    with tus.begin_patch(path, 600, None, bytes(100), judy) as patch:
+        patch.connection.send(last_chunk())
+        assert patch.response().status == 204
+    with tus.begin_patch(path, 700, None, b"x", judy) as patch:
+        assert patch.response().code == "ERR_QUOTA_EXCEEDED"
+    assert tus.delete(other, judy).status == 204
+    with tus.begin_patch(path, 700, None, b"x", judy) as patch:
+        patch.connection.send(last_chunk())
+        assert patch.response().status == 204
+
+
+def test_a_creation_with_a_body_of_unknown_size_ends_there_too(tus: Tus) -> None:
+    kate = bearer(access("kate"))
+    head = {**kate, "Tus-Resumable": "1.0.0", "Upload-Defer-Length": "1", "Content-Type": OCTETS}
+    with tus.connect() as connection:
+        connection.send_head("POST", "/files/", {**head, "Transfer-Encoding": "chunked"})
+        connection.send(chunk(bytes(900)))
+        connection.send(chunk(bytes(101)))
+        refused = connection.read_response("POST")
+    assert (refused.status, refused.code) == (413, "ERR_QUOTA_EXCEEDED")
+    path = path_of(refused["Location"])
+    offset = int(tus.head(path, kate)["Upload-Offset"])
+    assert offset <= 900
+    assert tus.create(1001 - offset, headers=kate).status == 413
+    assert tus.create(1000 - offset, headers=kate).status == 201
+
+
+def test_bytes_count_however_their_request_ends(tus: Tus) -> None:
+    leo = bearer(access("leo"))
+    path = tus.new(None, headers=leo)
+    for offset, size in ((0, 600), (300, None)):
+        with tus.begin_patch(path, offset, size, bytes(300), leo) as patch:
+            patch.wait_stored()
+    # Its bytes count once the server has seen the end of the connection.
+    wait_until(lambda: tus.head(path, leo)["Upload-Offset"] == "600", "both bodies to end")
+    assert tus.create(401, headers=leo).status == 413
+    assert tus.create(400, headers=leo).status == 201
+
+
+def test_a_comparison_leaves_what_is_being_received_reserved(tus: Tus) -> None:
+    mia = bearer(access("mia"))
+    path = tus.new(None, headers=mia)
+    with tus.begin_patch(path, 0, 900, bytes(10), mia) as patch:
+        patch.wait_stored()
+        # Each has the reservations compared with the storage, in which there are 10 bytes.
+        assert tus.create(900, headers=mia).code == "ERR_QUOTA_EXCEEDED"
+        assert tus.create(900, headers=mia).code == "ERR_QUOTA_EXCEEDED"
+        patch.send(bytes(890))
+        assert patch.response().status == 204
+    assert tus.create(101, headers=mia).status == 413
+
+
+def test_finals_of_parts_whose_length_comes_late_are_joined_within_the_quota(tus: Tus) -> None:
+    noah = bearer(access("noah"))
+    part = tus.new(None, headers={**noah, "Upload-Concat": "partial"})
+    finals = [
+        path_of(
+            tus.create(
+                headers={
+                    **noah,
+                    "Upload-Concat": f"final;{part}",
+                    "Upload-Metadata": metadata(name=f"{number}"),
+                }
+            )["Location"]
+        )
+        for number in range(4)
+    ]
+    assert tus.patch(part, 0, bytes(400), {**noah, "Upload-Length": "400"}).status == 204
+
+    def joined() -> int:
+        found = [tus.head(path, noah) for path in finals]
+        return sum(each.status == 200 and each["Upload-Offset"] == "400" for each in found)
+
+    wait_until(lambda: joined() == 1, "one of them to be joined")
+    assert tus.create(201, headers=noah).status == 413
+    assert tus.delete(part, noah).status == 204
+    assert joined() == 1
+
+
+def test_a_final_by_upload_tokens_alone_has_the_quota_of_its_parts(tus: Tus) -> None:
+    def join(size: int, owner: str, quota: int) -> list[int]:
+        token = {**bearer(access(owner, quota_bytes=quota)), "Upload-Concat": "partial"}
+        created = tus.create(size, body=bytes(size), headers=token)
+        path = path_of(created["Location"])
+        own = {**bearer(created["Upload-Token"]), "Upload-Concat": f"final;{path}"}
+        return [
+            tus.create(headers={**own, "Upload-Metadata": metadata(n=f"{number}")}).status
+            for number in range(2)
+        ]
+
+    assert join(40, "olga", 100) == [201, 413]
+    assert join(700, "peter", 1500) == [201, 413]
+
+
+def test_an_id_that_is_taken_takes_nothing_from_the_upload_that_has_it(tus: Tus) -> None:
+    quinn = bearer(access("quinn"))
+    named = {**quinn, "Upload-Metadata": metadata(id="of-quinn")}
+    path = path_of(tus.create(900, headers=named)["Location"])
+    stranger = {**bearer(access("rita")), "Upload-Metadata": metadata(id="of-quinn")}
+    with tus.begin_patch(path, 0, 900, bytes(100), quinn) as patch:
+        patch.wait_stored()
+        for headers in (named, stranger):
+            taken = tus.create(900, headers=headers)
+            assert (taken.status, taken.code) == (409, "ERR_UPLOAD_EXISTS")
+        patch.send(bytes(800))
+        assert patch.response().status == 204
+    assert tus.create(101, headers=quinn).status == 413
+    assert tus.create(1000, headers=bearer(access("rita"))).status == 201
+
+
+def test_a_file_that_is_missing_locks_nobody_out(tus: Tus) -> None:
+    sue = bearer(access("sue", quota_uploads=2))
+    for number in range(2):
+        path = path_of(tus.create(1, body=b"x", headers=sue)["Location"])
+        if number:
+            tus.server.data_file(id_of(path)).unlink()
+        else:
+            tus.server.data_file(id_of(path)).write_bytes(b"more than it had")
+    assert tus.create(1, body=b"x", headers=sue).status == 201
+
+
+def test_refusals_do_not_keep_the_storage_busy(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        with ServerProcess(tmp_path / "uploads", "--quota-bytes", str(QUOTA), env=env) as server:
+            tus = Tus(server)
+            tus.new(900)
+            redis.reset_counts()
+            assert tus.create(QUOTA + 1).status == 413
+            assert redis.counts().get("hscan", 0) == 0
+            assert [tus.create(200).status for _ in range(20)] == [413] * 20
+            assert redis.counts()["hscan"] == 1
 
 
 def test_finals_take_what_their_parts_will_have(tus: Tus) -> None:

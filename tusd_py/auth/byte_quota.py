@@ -1,9 +1,10 @@
 """Limit the bytes that the uploads of an owner take: a reservation for each upload, counted in Redis.
 
-Redis has a hash for each owner, with the bytes of each upload and their sum. A creation reserves its length, one of unknown
-length what it has; removals give back. It is a hint: before a creation is refused, reservations are compared with the storage,
-so one that a crash left counts for two minutes at most. They are rebuilt from the storage after Redis was emptied
-(`service/quota_keeper.py`). Not for: the number of unfinished uploads (`quota.py`).
+Redis has a hash for each owner, with the bytes of each upload and their sum. A creation reserves its length; an upload of
+unknown length has what it received, and reserves more before it receives more. Removals give back. It is a hint: before
+anything is refused, reservations are compared with the storage, so that one that a crash left does not count for long. They are
+rebuilt from the storage after Redis was emptied (`service/quota_keeper.py`). Not for: the number of unfinished uploads
+(`quota.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 from tusd_py.auth.quota import batched
 from tusd_py.background import Work, spawn
@@ -23,14 +25,21 @@ from tusd_py.redis import RedisClient, RedisUnavailable, Script
 logger = logging.getLogger(__name__)
 
 _BATCH = 50
+_COMPARISON_PAUSE_SECONDS = 5.0
+"""Least time between two comparisons of one owner, which read all its uploads from the storage."""
+_COMPARISON_SHARE = 20
+"""That time in multiples of what the comparison took."""
+_MOST_COMPARED = 10_000
+"""Owners whose last comparison is remembered."""
 _CREATION_SECONDS = 120.0
 """Maximum time of a creation, hooks included; an upload that the store does not know counts until then."""
 _WANTED_SECONDS = 400 * 86_400
 _SUM, _OWNER = "\0sum", "\0owner"
 """Fields that are no ids."""
 
-# ARGV: id, bytes, limit ('' for none), owner, now (ms). The value of an upload is its bytes and when it was reserved first.
-# Returns whether it was reserved, and the sum of the others.
+# ARGV: id, bytes, limit ('' for none), owner, now (ms), "all" or "some". The value of an upload is its bytes and when it was
+# reserved first. "some" reserves what is left, and what the upload has already, if not all can be. Returns the bytes that were
+# reserved, -1 for none, and the sum of the others.
 _RESERVE = Script(
     "reserve bytes",
     """\
@@ -41,13 +50,32 @@ if known then
 end
 local sum = tonumber(redis.call('HGET', KEYS[1], '\\0sum') or '0')
 local others = sum - tonumber(old)
-if ARGV[3] ~= '' and tonumber(ARGV[2]) > tonumber(old) and others + tonumber(ARGV[2]) > tonumber(ARGV[3]) then
-  return { 0, string.format('%.0f', others) }
+local bytes = tonumber(ARGV[2])
+if ARGV[3] ~= '' and bytes > tonumber(old) and others + bytes > tonumber(ARGV[3]) then
+  if ARGV[6] == 'all' then
+    return { '-1', string.format('%.0f', others) }
+  end
+  bytes = math.max(tonumber(old), tonumber(ARGV[3]) - others)
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. since)
-redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', others + tonumber(ARGV[2])))
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', bytes) .. ' ' .. since)
+redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', others + bytes))
 redis.call('HSET', KEYS[1], '\\0owner', ARGV[4])
-return { 1, string.format('%.0f', others) }
+return { string.format('%.0f', bytes), string.format('%.0f', others) }
+""",
+)
+
+# ARGV: id, the value that it had when the storage was asked, bytes.
+_CORRECT = Script(
+    "correct reserved bytes",
+    """\
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known ~= ARGV[2] then
+  return
+end
+local old, since = string.match(known, '^(%d+) (%d+)$')
+local sum = tonumber(redis.call('HGET', KEYS[1], '\\0sum') or '0')
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3] .. ' ' .. since)
+redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', sum - tonumber(old) + tonumber(ARGV[3])))
 """,
 )
 
@@ -63,7 +91,7 @@ for _, id in ipairs(ARGV) do
     redis.call('HDEL', KEYS[1], id)
   end
 end
-if sum == 0 and #redis.call('HVALS', KEYS[1]) <= 2 then
+if sum == 0 and redis.call('HLEN', KEYS[1]) <= 2 then
   redis.call('UNLINK', KEYS[1])
 else
   redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', sum))
@@ -84,6 +112,22 @@ class Reserved:
     uploads: int
 
 
+class _Taken(NamedTuple):
+    """An upload's bytes after a reservation, -1 if it was refused, and those of the owner's other uploads."""
+
+    bytes: int
+    others: int
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The last comparison of an owner's reservations with the storage. Times of the monotonic clock."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    began: float = float("-inf")
+    next_at: float = float("-inf")
+
+
 class ByteQuotas:
     """The reservations of one instance. limit: bytes of each owner whose token or hook says nothing else; 0 for no limit.
 
@@ -95,6 +139,7 @@ class ByteQuotas:
         self._redis = redis
         self._limit = limit
         self._background: set[asyncio.Task[None]] = set()
+        self._comparisons: OrderedDict[str, _Comparison] = OrderedDict()
         self.is_on = bool(limit)
 
     def limit_of(self, wanted: int | None) -> int | None:
@@ -109,27 +154,52 @@ class ByteQuotas:
         self, owner: str, upload_id: str, size: int, limit: int | None, look_up: LookUp
     ) -> None:
         """Reserve bytes for an upload, in place of those that it has. Raises a 413 with what is left, a 503 without Redis."""
+        taken = await self._reserved_or_compared(owner, upload_id, size, limit, look_up, some=False)
+        if taken is not None and taken.bytes < 0:
+            raise errors.quota_exceeded(max(0, (limit or 0) - taken.others))
+
+    async def reserve_some(
+        self, owner: str, upload_id: str, size: int, limit: int | None, look_up: LookUp
+    ) -> int:
+        """Like `reserve`, but reserve what is left if not all can be. Returns the bytes that the upload may have.
+
+        Raises a 503 without Redis.
+        """
+        taken = await self._reserved_or_compared(owner, upload_id, size, limit, look_up, some=True)
+        return size if taken is None else taken.bytes
+
+    async def _reserved_or_compared(
+        self,
+        owner: str,
+        upload_id: str,
+        size: int,
+        limit: int | None,
+        look_up: LookUp,
+        *,
+        some: bool,
+    ) -> _Taken | None:
+        """Reserve bytes, if need be once the reservations were compared; None if nothing has to be counted."""
         if not self.is_on:
-            return
+            return None
         # What was removed a moment ago is free.
         await self.settled()
         try:
-            if (others := await self._reserve(owner, upload_id, size, limit)) is None:
-                return
-            await self._compare(owner, look_up, but=upload_id)
-            others = await self._reserve(owner, upload_id, size, limit)
+            taken = await self._reserve(owner, upload_id, size, limit, some=some)
+            # What is larger than the quota has no room, whatever is free.
+            if taken.bytes < size and (some or limit is None or size <= limit):
+                await self._compare_at_times(owner, look_up, but=upload_id)
+                taken = await self._reserve(owner, upload_id, size, limit, some=some)
         except RedisUnavailable as problem:
             if limit is None:
-                return
+                return None
             logger.warning("the bytes of an owner cannot be counted: %s", problem)
             raise errors.unavailable() from None
-        if others is not None:
-            raise errors.quota_exceeded(max(0, (limit or 0) - others))
+        return taken
 
     async def _reserve(
-        self, owner: str, upload_id: str, size: int, limit: int | None
-    ) -> int | None:
-        """Reserve bytes; return None, or the bytes of the other uploads if there is no room."""
+        self, owner: str, upload_id: str, size: int, limit: int | None, *, some: bool = False
+    ) -> _Taken:
+        """Reserve bytes, if there is room."""
         answer = await self._redis.run(
             _RESERVE,
             [self._redis.keys.quota(owner)],
@@ -139,40 +209,60 @@ class ByteQuotas:
                 "" if limit is None else limit,
                 _encoded(owner),
                 int(time.time() * 1000),
+                "some" if some else "all",
             ),
         )
-        done, others = cast("tuple[int, bytes]", answer)
-        return None if done else int(others)
+        reserved, others = cast("tuple[bytes, bytes]", answer)
+        return _Taken(int(reserved), int(others))
+
+    async def _compare_at_times(self, owner: str, look_up: LookUp, *, but: str) -> None:
+        """Correct the reservations of an owner, unless that was done a moment ago: refusals must not keep the storage busy."""
+        last = self._comparisons.get(owner)
+        if last is None:
+            last = self._comparisons[owner] = _Comparison()
+            while len(self._comparisons) > _MOST_COMPARED:
+                self._comparisons.popitem(last=False)
+        asked = time.monotonic()
+        async with last.lock:
+            # Whoever waited for a comparison that began after it asked needs no other.
+            if last.began > asked or time.monotonic() < last.next_at:
+                return
+            last.began = began = time.monotonic()
+            await self._compare(owner, look_up, but=but)
+            took = time.monotonic() - began
+            last.next_at = began + took + max(_COMPARISON_PAUSE_SECONDS, _COMPARISON_SHARE * took)
 
     async def _compare(self, owner: str, look_up: LookUp, *, but: str) -> None:
         """Correct the reservations of an owner by what the storage has."""
-        now = time.time()
-        for some in batched((await self._uploads(owner)).items(), _BATCH):
-            sizes = await asyncio.gather(
-                *(look_up(upload_id) for upload_id, _ in some), return_exceptions=True
-            )
+        key, now = self._redis.keys.quota(owner), time.time()
+        async for uploads in self._uploads(key):
+            sizes = await asyncio.gather(*map(look_up, uploads), return_exceptions=True)
             gone: list[str] = []
-            for (upload_id, (reserved, since)), size in zip(some, sizes, strict=True):
+            for (upload_id, value), size in zip(uploads.items(), sizes, strict=True):
                 if upload_id == but or isinstance(size, BaseException):
                     continue
-                if size == -1 or (size is None and now - since > _CREATION_SECONDS):
+                reserved, since = map(int, value.split(b" "))
+                if size == -1 or (size is None and now - since / 1000 > _CREATION_SECONDS):
                     gone.append(upload_id)
                 elif size is not None and size != reserved:
-                    await self._reserve(owner, upload_id, size, None)
+                    # Not if it has reserved more meanwhile.
+                    await self._redis.run(_CORRECT, [key], (upload_id, value, size))
             if gone:
-                await self._redis.run(_RELEASE, [self._redis.keys.quota(owner)], gone)
+                await self._redis.run(_RELEASE, [key], gone)
 
-    async def _uploads(self, owner: str) -> dict[str, tuple[int, float]]:
-        """The uploads of an owner: bytes, and when they were reserved first, in seconds since the epoch."""
-        flat = cast(
-            "list[bytes]", await self._redis.command("HGETALL", self._redis.keys.quota(owner))
-        )
-        found: dict[str, tuple[int, float]] = {}
-        for name, value in zip(flat[::2], flat[1::2], strict=True):
-            if not name.startswith(b"\0"):
-                size, _, since = value.partition(b" ")
-                found[name.decode()] = int(size), int(since) / 1000
-        return found
+    async def _uploads(self, key: str) -> AsyncIterator[dict[str, bytes]]:
+        """The uploads of an owner with their values, some at a time."""
+        cursor = b"0"
+        while True:
+            answer = await self._redis.command("HSCAN", key, cursor, "COUNT", _BATCH)
+            cursor, flat = cast("tuple[bytes, list[bytes]]", answer)
+            pairs = zip(flat[::2], flat[1::2], strict=True)
+            found = [(name.decode(), value) for name, value in pairs if name[:1] != b"\0"]
+            # Of a small hash all comes at once.
+            for some in batched(found, _BATCH):
+                yield dict(some)
+            if cursor == b"0":
+                return
 
     # What happens to uploads: no request waits for it
 
@@ -219,6 +309,11 @@ class ByteQuotas:
         state = await self._redis.command("GET", key)
         self.is_on = state is not None
         return state in (None, b"whole")
+
+    async def is_whole(self) -> bool:
+        """Whether the uploads of all owners are counted. Raises RedisUnavailable."""
+        state = await self._redis.command("GET", self._redis.keys.quotas_wanted())
+        return state == b"whole"
 
     async def mark_whole(self) -> None:
         """Record that every upload is counted. Raises RedisUnavailable."""

@@ -51,7 +51,8 @@ class QuotaKeeper:
     async def _put(self, batch: list[str]) -> None:
         for found in await self._uploads.store.load_each(batch):
             upload = found.upload if isinstance(found, UploadDamaged) else found
-            if isinstance(upload, Upload):
+            # A final of parts whose length is unknown counts when it is joined.
+            if isinstance(upload, Upload) and (upload.joined or upload.length is not None):
                 await self._quotas.put(upload.info.owner, upload.id, size_of(upload))
 
 

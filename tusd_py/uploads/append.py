@@ -53,8 +53,6 @@ class Appender(Operation):
             try:
                 upload = await self._receive(upload, command, body, request, held.lease)
                 self._due_marks.keep(upload, self._expiry.check_at(upload))
-                if held.upload.length is None:
-                    self._quotas_of.record_size(upload)
                 await self._expiry.record_growth(upload)
                 return await self._finisher.complete(upload, command.completes, request, held.fence)
             except ProtocolError as problem:
@@ -65,6 +63,8 @@ class Appender(Operation):
                 raise
             finally:
                 await self._store.settle(upload_id, fence=held.fence)
+                if held.upload.length is None:
+                    await self._quotas_of.record_size(upload_id)
 
     async def _receive(
         self, upload: Upload, command: Append, body: Body, request: RequestView, lease: Lease
@@ -73,7 +73,10 @@ class Appender(Operation):
         declared = self._declared(upload, command.length)
         self._receiver.check(declared, command.content)
         await self._receiver.check_space(command.content.length or 0)
-        if upload.length is None:
+        allowance = None
+        if declared.length is None and command.content.length is None:
+            allowance = await self._quotas_of.allowance(upload)
+        elif upload.length is None:
             size = declared.length or upload.offset + (command.content.length or 0)
             await self._quotas_of.admit_growth(upload, size)
         declared = completion.before_body(declared, command.completes)
@@ -86,6 +89,7 @@ class Appender(Operation):
             lease,
             request,
             finishing=command.completes is not False,
+            allowance=allowance,
         )
 
     def _declared(self, upload: Upload, length: int | None) -> Upload:

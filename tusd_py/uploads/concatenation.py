@@ -40,8 +40,8 @@ class Concatenation:
 
     pending: the finals that wait for parts. load: loads an upload. finish_part: finishes a complete part unless it is locked;
     returns whether it is finished.
-    check_space: raises a 507 if a number of bytes does not fit. on_ready: called with the id of a final before its parts
-    are joined.
+    check_space: raises a 507 if a number of bytes does not fit. admit: counts a final with a length that may have been unknown
+    before, or raises a 413. on_ready: called with the id of a final before its parts are joined.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Concatenation:
         load: Callable[[str], Awaitable[Upload]],
         finish_part: Callable[[str], Awaitable[bool]],
         check_space: Callable[[int], Awaitable[None]],
+        admit: Callable[[Upload, int], Awaitable[None]],
         on_ready: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
@@ -62,6 +63,7 @@ class Concatenation:
         self._load = load
         self._finish_part = finish_part
         self._check_space = check_space
+        self._admit = admit
         self._on_ready = on_ready
         self._clock = clock
         self._pending = pending
@@ -174,6 +176,7 @@ class Concatenation:
         if self._joins >= _MAX_JOINS:
             raise errors.too_many_joins()
         await self._check_space(self._joining_bytes + length)
+        await self._admit(final, length)
         self._on_ready(final.id)
         self._joins += 1
         self._joining_bytes += length

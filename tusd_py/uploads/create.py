@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tusd_py.events.hooks import NO_CREATION_HOOKS
 from tusd_py.events.model import Changes, Event, EventType, Placement, RequestView, UploadView
@@ -20,9 +20,13 @@ from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content, Creation
 from tusd_py.storage.base import (
     LONGEST_SECONDS,
+    BytesMissing,
     LocationRefused,
     StorageError,
     Upload,
+    UploadDamaged,
+    UploadExists,
+    UploadGone,
     UploadInfo,
     UploadNotFound,
     is_valid_id,
@@ -126,22 +130,30 @@ class Creator(Operation):
         key: of a final, which makes its creation idempotent. completes: see `Creation`.
         reserved: bytes that it takes of a quota, if those are not its length.
         """
-        created = False
+        admitted = created = False
         creation = NO_CREATION_HOOKS
         if self._hooks.wants(EventType.PRE_CREATE):
             event = Event(EventType.PRE_CREATE, UploadView.of(info, 0), request)
             creation = await self._hooks.before_creation(event)
-        limits = self._quotas_of.limits(request.principal.limits, creation.changes)
+        own = request.principal.limits
+        if own.quota_bytes is None and info.quota is not None:
+            own = replace(own, quota_bytes=info.quota)
+        limits = self._quotas_of.limits(own, creation.changes)
+        is_chosen = creation.changes.id is not None
         try:
             info = self._placed(_with_changes(info, creation.changes), creation.changes.placement)
-            if info.length is None and not info.is_final:
-                # Asked for again when the length is declared, perhaps with another token.
-                info = info._replace(quota=limits.quota_bytes)
+            info = self._quotas_of.recorded(info, limits)
             size = info.length if reserved is None else reserved
             if size is None:
                 size = content.length or 0 if content else 0
-            await self._quotas_of.admit(info, size, limits)
-            async with await self._lease(info, content, creation.changes) as lease:
+            if is_chosen:
+                # Before the lock, for which a request of the upload that has the id would be ended.
+                await self._check_free(info.id)
+            async with await self._lease(info, content, is_chosen=is_chosen) as lease:
+                if is_chosen:
+                    await self._check_free(info.id)
+                await self._quotas_of.admit(info, size, limits)
+                admitted = True
                 upload = await self._record(info, key, request, lease.fence)
                 created = True
                 if body.watcher is not None and content is not None:
@@ -153,10 +165,11 @@ class Creator(Operation):
             # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
                 await creation.failed()
+            if admitted and (not created or isinstance(problem, ProtocolError)):
                 await self._quotas_of.take_back(info, limits)
             raise
-        if info.length is None and not info.is_final:
-            self._quotas_of.record_size(result.upload)
+        if info.length is None and not info.is_final and content is not None:
+            await self._quotas_of.record_size(info.id)
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
         wanted = creation.changes.response
@@ -175,13 +188,23 @@ class Creator(Operation):
             raise errors.internal() from None
         return info._replace(location=None if location == info.id else location)
 
-    async def _lease(self, info: UploadInfo, content: Content | None, changes: Changes) -> Lease:
+    async def _check_free(self, upload_id: str) -> None:
+        """Raise UploadExists if an upload has the id that a hook chose for another one."""
+        try:
+            await self._store.load(upload_id)
+        except (UploadNotFound, UploadGone):
+            return
+        except (UploadDamaged, BytesMissing):
+            pass
+        raise UploadExists(f"{upload_id} is the id of another upload")
+
+    async def _lease(self, info: UploadInfo, content: Content | None, *, is_chosen: bool) -> Lease:
         """The lock of an upload that is being created; none for a fresh random id, which no other request can know.
 
         If the creation has a body, hooks may pass the id on while it is received: then the lock is taken, but a creation is not
         refused because locks are unavailable.
         """
-        known = info.is_final or changes.id is not None
+        known = info.is_final or is_chosen
         # The creation of an empty upload finishes it: hooks may pass the id on while pre-finish hooks run.
         if known or content is not None or info.length == 0:
             try:
@@ -256,8 +279,17 @@ class Creator(Operation):
         if content is None:
             return await self._finisher.complete(upload, completes, request, lease.fence)
         try:
+            allowance = None
+            if upload.length is None and content.length is None:
+                allowance = await self._quotas_of.allowance(upload)
             filled = await self._receiver.receive(
-                upload, content, body, lease, request, finishing=completes is not False
+                upload,
+                content,
+                body,
+                lease,
+                request,
+                finishing=completes is not False,
+                allowance=allowance,
             )
             return await self._finisher.complete(filled, completes, request, lease.fence)
         finally:

@@ -95,9 +95,15 @@ class FinalCreator(Operation):
         sources = await self._concatenation.parts(
             info.parts, lambda part: self._access.check(part, request, Action.JOIN)
         )
+        for source in sources.values():
+            await self._access.ask_hooks(source, request)
         info = info._replace(
             length=self._concatenation.length_of(info.parts, sources),
-            max_size=_least(info, *(part.info for part in sources.values())),
+            max_size=_least(info.max_size, *(part.info.max_size for part in sources.values())),
+            # Without an access token, which says itself what is in force now.
+            quota=None
+            if request.principal.owner
+            else _least(*(part.info.quota for part in sources.values())),
         )
         self._creator.check_size(info, None)
         self._concatenation.check_repeats(info.parts, sources)
@@ -163,6 +169,6 @@ class FinalCreator(Operation):
             return problem.upload.info
 
 
-def _least(*infos: UploadInfo) -> int | None:
-    """The smallest `max_size` of several uploads; None if none has one."""
-    return min((info.max_size for info in infos if info.max_size is not None), default=None)
+def _least(*limits: int | None) -> int | None:
+    """The smallest of several limits; None if there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -27,6 +27,7 @@ from tusd_py.uploads.expiring import Expirer
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
+from tusd_py.uploads.quotas import Quotas
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Finisher(Operation):
             load=self._access.current,
             finish_part=self.recover_interrupted,
             check_space=check_space,
+            admit=Quotas(collaborators).admit_growth,
             on_ready=self._mark_due_soon,
             clock=self._expiry.now,
         )

@@ -6,8 +6,12 @@ What is in force is said by a pre-create hook, or else by the token, or else by 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from tusd_py.auth.byte_quota import ByteQuotas, LookUp
 from tusd_py.auth.principal import Limits
 from tusd_py.events.model import Changes
+from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     BytesMissing,
@@ -19,6 +23,39 @@ from tusd_py.storage.base import (
     UploadNotFound,
 )
 from tusd_py.uploads.operation import Operation
+
+_AHEAD_BYTES = 32 * 1024 * 1024
+"""Bytes that are reserved before they arrive, for a body whose size is not known."""
+
+
+class Allowance:
+    """How large an upload of unknown length may become by a body of unknown size: reserved step by step while it arrives.
+
+    Attributes:
+        size: Bytes that the upload may have.
+    """
+
+    def __init__(self, quotas: ByteQuotas, info: UploadInfo, look_up: LookUp) -> None:
+        self.size = 0
+        self._quotas = quotas
+        self._info = info
+        self._look_up = look_up
+
+    async def extend(self, offset: int) -> None:
+        """Reserve more for an upload that has `offset` bytes, as far as there is room. Raises a 503 without Redis."""
+        info = self._info
+        self.size = await self._quotas.reserve_some(
+            info.owner,
+            info.id,
+            offset + _AHEAD_BYTES,
+            self._quotas.limit_of(info.quota),
+            self._look_up,
+        )
+
+    @staticmethod
+    def refusal() -> ProtocolError:
+        """The error for more bytes than that."""
+        return errors.quota_exceeded(0)
 
 
 class Quotas(Operation):
@@ -33,6 +70,14 @@ class Quotas(Operation):
             max_open_uploads=self._policy.quota_uploads or None if uploads is None else uploads,
             quota_bytes=own.quota_bytes if most is None else most,
         )
+
+    def recorded(self, info: UploadInfo, limits: Limits) -> UploadInfo:
+        """A new record with the quota that is asked again later, perhaps for a request with another token.
+
+        That is when the length is declared, and when parts are joined.
+        """
+        is_asked_again = info.length is None or info.is_partial or info.is_final
+        return info._replace(quota=limits.quota_bytes) if is_asked_again else info
 
     async def admit(self, info: UploadInfo, size: int, limits: Limits) -> None:
         """Count a new upload that takes so many bytes. Raises a 429 or 413 if its owner has no room for it."""
@@ -58,16 +103,28 @@ class Quotas(Operation):
             await self._open_uploads.leave(info.owner, info.id)
 
     async def admit_growth(self, upload: Upload, size: int) -> None:
-        """Count an upload whose length was unknown with the bytes that it is about to take. Raises a 413."""
+        """Count an upload with the bytes that it is about to take, which were unknown at its creation. Raises a 413."""
         if self._quotas is not None:
             info = upload.info
             most = self._quotas.limit_of(info.quota)
             await self._quotas.reserve(info.owner, info.id, size, most, self._size_of)
 
-    def record_size(self, upload: Upload) -> None:
-        """Count an upload with the bytes that it takes now."""
-        if self._quotas is not None:
-            self._quotas.grew(upload.info.owner, upload.id, size_of(upload))
+    async def allowance(self, upload: Upload) -> Allowance | None:
+        """How large an upload of unknown length may become; None for any size. Raises a 503 without Redis."""
+        quotas = self._quotas
+        if quotas is None or quotas.limit_of(upload.info.quota) is None:
+            return None
+        allowance = Allowance(quotas, upload.info, self._size_of)
+        await allowance.extend(upload.offset)
+        return allowance
+
+    async def record_size(self, upload_id: str) -> None:
+        """Count an upload with the bytes that it takes now, however the request that added some ended."""
+        if self._quotas is None or not self._quotas.is_on:
+            return
+        with suppress(StorageError):
+            upload = await self._store.load(upload_id)
+            self._quotas.grew(upload.info.owner, upload_id, size_of(upload))
 
     async def _is_open(self, upload_id: str) -> bool | None:
         try:
@@ -76,6 +133,11 @@ class Quotas(Operation):
             return None
         except (UploadGone, ProtocolError):
             return False
+        except (UploadDamaged, BytesMissing) as problem:
+            return not problem.upload.finished
+        except StorageError:
+            # As nobody can tell, no other upload takes its place.
+            return True
 
     async def _size_of(self, upload_id: str) -> int | None:
         """See `byte_quota.LookUp`."""
@@ -87,8 +149,12 @@ class Quotas(Operation):
             upload = problem.upload
         except UploadNotFound:
             return None
-        if not upload.joined and upload.length is None:
-            raise StorageError("its parts are not finished, so it is not known how long it will be")
+        if upload.length is None:
+            if not upload.joined:
+                raise StorageError("its parts are not finished, so its length is unknown")
+            async with self._guard.if_free(upload_id) as lease:
+                if lease is None:
+                    raise StorageError("it is receiving bytes, which are reserved")
         return size_of(upload)
 
 

@@ -123,6 +123,21 @@ class Body(Protocol):
         """The trailer fields, names in lower case; empty before the end, and if the HTTP server does not pass them on."""
 
 
+class Allowance(Protocol):
+    """How large an upload may become by a body of unknown size; more is allowed step by step.
+
+    size: bytes that the upload may have.
+    """
+
+    size: int
+
+    async def extend(self, offset: int) -> None:
+        """Allow more for an upload that has `offset` bytes, if that is possible. Raises ProtocolError."""
+
+    def refusal(self) -> ProtocolError:
+        """The error for more bytes than `size`."""
+
+
 class RunningBody(NamedTuple):
     """A body that is being received. offset: of its upload by now. client: `address:port`. key: the same while it runs."""
 
@@ -144,7 +159,7 @@ class _Ended(Exception):
 class _Transfer:
     """The body of one request while it is received.
 
-    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. finishing: see `receive`.
+    limit: maximum size of the upload in bytes. over_limit: makes the error for more bytes. finishing, allowance: see `receive`.
     next_check: offset at which to check the free space again. reported: the offset that hooks know. stopped: the response if
     the body was ended from outside. is_told: the client was told that bytes of this body count.
     """
@@ -158,6 +173,7 @@ class _Transfer:
     limit: int | None
     over_limit: Callable[[], ProtocolError]
     finishing: bool
+    allowance: Allowance | None
     next_check: int = field(init=False)
     reported: int = field(init=False)
     stopped: ProtocolError | None = None
@@ -281,6 +297,7 @@ class BodyReceiver:
         request: RequestView,
         *,
         finishing: bool,
+        allowance: Allowance | None = None,
     ) -> Upload:
         """Write a body to the store.
 
@@ -291,6 +308,7 @@ class BodyReceiver:
             lease: The upload's lock; a request to release it ends the body.
             request: For the hooks.
             finishing: The caller finishes the upload if the body completes it, and calls `Store.settle` in any case.
+            allowance: How large the upload may become; None for no limit but its own.
 
         Returns:
             The upload with its new offset.
@@ -312,6 +330,7 @@ class BodyReceiver:
             limit=limit,
             over_limit=over_limit,
             finishing=finishing,
+            allowance=allowance,
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:
@@ -434,16 +453,24 @@ class BodyReceiver:
     def _check_limits(transfer: _Transfer, size: int) -> None:
         if transfer.limit is not None and transfer.writer.offset + size > transfer.limit:
             raise _Ended(transfer.over_limit())
+        allowance = transfer.allowance
+        if allowance is not None and transfer.writer.offset + size > allowance.size:
+            raise _Ended(allowance.refusal())
         if not transfer.lease.is_held():
             raise _Ended(errors.interrupted())
 
     async def _check_reserve(
         self, transfer: _Transfer, rest: Awaitable[None] | None = None
     ) -> None:
-        """Refuse the rest of the body if the free space is below the reserve. rest: a write to await first."""
+        """Refuse the rest of the body if the free space is below the reserve, or allow more. rest: a write to await first."""
         transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         if rest is not None:
             await rest
+        if transfer.allowance is not None:
+            try:
+                await transfer.allowance.extend(transfer.writer.offset)
+            except ProtocolError as problem:
+                raise _Ended(problem) from None
         if not self._policy.disk_reserve:
             return
         free = await self._store.free_space()
