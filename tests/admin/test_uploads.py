@@ -231,6 +231,23 @@ def test_with_redis_emptied_the_list_is_built_anew(
     wait_until(lambda: operator.read("/uploads").status == 200, "Redis to be back")
 
 
+def test_owners_say_whether_all_bytes_count_for_quotas(
+    redis: RedisServer, make_server: MakeServer
+) -> None:
+    env = {"TUSD_REDIS_URL": redis.url}
+    server = make_server(*ADMIN, "--quota-bytes", "10GB", env=env)
+    operator = Operator(address_of(server)).sign_in(new_code(server))
+    wait_until(lambda: not operator.get("/owners")["is_counting"], "all bytes to be counted")
+
+    def is_counting_anew() -> bool:
+        # Again, in case the server has been quicker than the request.
+        redis.command("SET", "tusd:{quotas}:wanted", "building")
+        return bool(operator.get("/owners")["is_counting"])
+
+    wait_until(is_counting_anew, "the page to say so")
+    wait_until(lambda: not operator.get("/owners")["is_counting"], "all bytes to be counted again")
+
+
 def test_uploads_of_all_servers_are_listed_also_of_those_without_operators(
     redis: RedisServer, make_server: MakeServer
 ) -> None:

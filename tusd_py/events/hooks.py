@@ -392,8 +392,8 @@ def _call_in(
 def _size_of(event: Event) -> int:
     """Bytes of memory that an event takes, roughly."""
     headers, pairs = event.request.headers, event.upload.metadata
-    texts = sum(len(name) + len(value) for name, value in headers.items())
-    texts += sum(len(key) + len(value) for key, value in pairs.items())
+    texts = sum(map(len, headers)) + sum(map(len, headers.values()))
+    texts += sum(map(len, pairs)) + sum(map(len, pairs.values()))
     return _EVENT_BYTES + texts + _ITEM_BYTES * (len(headers) + len(pairs))
 
 

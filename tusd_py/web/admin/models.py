@@ -283,7 +283,8 @@ class Owner(Document):
 class OwnerPage(Document):
     """Owners, those with the most bytes first.
 
-    max_size, quota_bytes, quota_uploads: limits of all owners (--max-size, --quota-bytes, --quota-uploads).
+    max_size, quota_bytes, quota_uploads: limits of all owners (--max-size, --quota-bytes, --quota-uploads). is_counting: some
+    uploads do not count towards the quotas yet.
     """
 
     owners: list[Owner]
@@ -292,6 +293,7 @@ class OwnerPage(Document):
     max_size: int | None
     quota_bytes: int | None
     quota_uploads: int | None
+    is_counting: bool
 
 
 class Setting(Document):

@@ -348,6 +348,7 @@ class StateQueries:
         try:
             found, total = await uploads.owners(begin, limit), await uploads.owners_total()
             counted = await self._counted([each.owner for each in found])
+            is_counting = await self._is_counting()
         except RedisUnavailable:
             raise errors.index_unavailable() from None
         authenticator = self._instance.authenticator
@@ -370,6 +371,7 @@ class StateQueries:
             max_size=self._settings.max_size or None,
             quota_bytes=self._settings.quota_bytes or None,
             quota_uploads=self._settings.quota_uploads or None,
+            is_counting=is_counting,
         )
 
     async def _counted(self, owners: list[str]) -> Sequence[int | None]:
@@ -377,6 +379,10 @@ class StateQueries:
         if quotas is None or not quotas.is_on:
             return [None] * len(owners)
         return await quotas.counted(owners)
+
+    async def _is_counting(self) -> bool:
+        quotas = self._instance.quotas
+        return quotas is not None and quotas.is_on and not await quotas.is_whole()
 
     # Settings and log
 
