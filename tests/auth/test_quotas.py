@@ -237,6 +237,24 @@ def test_refusals_do_not_keep_the_storage_busy(tmp_path: Path) -> None:
             assert redis.counts()["hscan"] == 1
 
 
+def test_a_running_body_goes_on_without_redis_as_far_as_was_reserved(tmp_path: Path) -> None:
+    piece = bytes(1024 * 1024)
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        with ServerProcess(tmp_path / "uploads", "--quota-bytes", "1GB", env=env) as server:
+            tus = Tus(server)
+            path = tus.new(None)
+            with tus.begin_patch(path, 0, None, piece) as patch:
+                patch.wait_stored()
+                redis.stop()
+                for _ in range(20):
+                    patch.send(piece)
+                patch.connection.send(last_chunk())
+                assert patch.response().status == 204
+            with tus.begin_patch(path, 21 * len(piece), None, piece) as patch:
+                assert patch.response().status == 503
+
+
 def test_finals_take_what_their_parts_will_have(tus: Tus) -> None:
     erin = bearer(access("erin"))
     partial_ = {**erin, "Upload-Concat": "partial"}

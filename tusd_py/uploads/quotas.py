@@ -37,25 +37,35 @@ class Allowance:
 
     def __init__(self, quotas: ByteQuotas, info: UploadInfo, look_up: LookUp) -> None:
         self.size = 0
+        self._problem: ProtocolError | None = None
         self._quotas = quotas
         self._info = info
         self._look_up = look_up
 
     async def extend(self, offset: int) -> None:
-        """Reserve more for an upload that has `offset` bytes, as far as there is room. Raises a 503 without Redis."""
-        info = self._info
-        self.size = await self._quotas.reserve_some(
-            info.owner,
-            info.id,
-            offset + _AHEAD_BYTES,
-            self._quotas.limit_of(info.quota),
-            self._look_up,
-        )
+        """Reserve more for an upload that has `offset` bytes, as far as there is room.
 
-    @staticmethod
-    def refusal() -> ProtocolError:
+        Without Redis raises a 503 at first, and later leaves it at what was reserved.
+        """
+        info = self._info
+        try:
+            self.size = await self._quotas.reserve_some(
+                info.owner,
+                info.id,
+                offset + _AHEAD_BYTES,
+                self._quotas.limit_of(info.quota),
+                self._look_up,
+            )
+        except ProtocolError as problem:
+            if not self.size:
+                raise
+            self._problem = problem
+        else:
+            self._problem = None
+
+    def refusal(self) -> ProtocolError:
         """The error for more bytes than that."""
-        return errors.quota_exceeded(0)
+        return self._problem or errors.quota_exceeded(0)
 
 
 class Quotas(Operation):

@@ -132,7 +132,7 @@ class Allowance(Protocol):
     size: int
 
     async def extend(self, offset: int) -> None:
-        """Allow more for an upload that has `offset` bytes, if that is possible. Raises ProtocolError."""
+        """Allow more for an upload that has `offset` bytes, if that is possible."""
 
     def refusal(self) -> ProtocolError:
         """The error for more bytes than `size`."""
@@ -467,10 +467,7 @@ class BodyReceiver:
         if rest is not None:
             await rest
         if transfer.allowance is not None:
-            try:
-                await transfer.allowance.extend(transfer.writer.offset)
-            except ProtocolError as problem:
-                raise _Ended(problem) from None
+            await transfer.allowance.extend(transfer.writer.offset)
         if not self._policy.disk_reserve:
             return
         free = await self._store.free_space()
