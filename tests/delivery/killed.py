@@ -1,10 +1,10 @@
-"""Runs `tusd-py`, and kills it with SIGKILL at the instant that its first argument names. See `INSTANTS`."""
+"""Runs `tusd-py`, and kills or stops it at the instant that its first argument names. See `INSTANTS`."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +14,16 @@ from tusd_py.events.publisher import EventPublisher
 from tusd_py.storage.file.store import FileStore
 
 
-def _die_in(where: type[object], name: str, when: Callable[..., bool]) -> None:
-    """Kills this process instead of a call of a method, when its arguments are those."""
+def _die_in(
+    where: type[object], name: str, when: Callable[..., bool], by: int = signal.SIGKILL
+) -> None:
+    """Kills this process instead of a call of a method, when its arguments are those; or stops it before that, by SIGSTOP."""
     method: Callable[..., Any] = getattr(where, name)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if when(*args, **kwargs):
-            os.kill(os.getpid(), signal.SIGKILL)
+            # To this thread: it would go on for a moment if another one were the first to hear of it.
+            signal.pthread_kill(threading.get_ident(), by)
         return method(*args, **kwargs)
 
     setattr(where, name, called)
@@ -35,6 +38,12 @@ INSTANTS: dict[str, Callable[[], None]] = {
     "before the record": lambda: _die_in(FileStore, "finish", lambda *_, **__: True),
     "before the queue": lambda: _die_in(EventPublisher, "publish", _is_finish),
     "before the removal": lambda: _die_in(FileStore, "remove", lambda *_, **__: True),
+    "stops before the record": lambda: _die_in(
+        FileStore, "finish", lambda *_, **__: True, signal.SIGSTOP
+    ),
+    "stops before the removal": lambda: _die_in(
+        FileStore, "remove", lambda *_, **__: True, signal.SIGSTOP
+    ),
 }
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -431,6 +434,70 @@ def test_a_server_is_killed_while_it_removes(house: House) -> None:
     wait_for_type(house.endpoint, path, "post-terminate")
     assert types(house.endpoint, path) == ["post-create", "post-finish", "post-terminate"]
     wait_until_empty(house, server)
+
+
+@pytest.mark.parametrize("event_type", ["post-finish", "post-terminate"])
+def test_a_server_stands_still_for_an_hour_between_the_event_and_what_it_tells_of(
+    house: House, event_type: str
+) -> None:
+    """It holds the lock of the file system all the time, so that what it does then counts."""
+    house.lose_patience()
+    is_finish = event_type == "post-finish"
+    server = house.serve(dies=f"stops before the {'record' if is_finish else 'removal'}")
+    tus = Tus(server)
+    path = tus.new(5)
+
+    def end_upload() -> int:
+        return (tus.patch(path, 0, b"hello") if is_finish else tus.delete(path)).status
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end_upload)
+        try:
+            wait_until(lambda: is_stopped(server.pid), "the server to stand still", SLOW)
+            kept = house.outbox(server)
+            assert len(kept) == 2
+            for file in kept:
+                long_ago = file.stat().st_mtime - 7200
+                os.utime(file, (long_ago, long_ago))
+            house.work(server)
+            wait_for_type(house.endpoint, path, "post-create")
+            wait_until(lambda: len(house.outbox(server)) < 2, "the end of the first event", SLOW)
+            # Without the lock of the server, which has run out in Redis.
+            wait_until(lambda: not lock_in_redis(house, path), "the end of the lease", SLOW)
+            assert command("sweep", *of(server), env=house.env).returncode == 0
+        finally:
+            server.signal(signal.SIGCONT)
+        assert ending.result() == 204
+    calls = wait_for_type(house.endpoint, path, event_type)
+    assert [call.type for call in calls] == ["post-create", event_type]
+    wait_until_empty(house, server)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def lock_in_redis(house: House, path: str) -> bool:
+    """Whether Redis knows a holder of the lock of an upload."""
+    found = house.redis.command("KEYS", f"tusd:lock:*{id_of(path)}*")
+    return bool(found)
+
+
+def test_what_was_abandoned_goes_with_a_sweep(house: House) -> None:
+    house.lose_patience()
+    server = house.serve(dies="before the removal")
+    tus = Tus(server)
+    path = tus.new(5)
+    with pytest.raises((ConnectionEnded, ConnectionError)):
+        tus.delete(path)
+    server.wait()
+    for file in house.outbox(server):
+        long_ago = file.stat().st_mtime - 7200
+        os.utime(file, (long_ago, long_ago))
+    house.work(server)
+    wait_until_empty(house, server)
+    assert types(house.endpoint, path) == ["post-create"]
 
 
 def test_a_worker_is_killed_while_it_tells(house: House) -> None:

@@ -156,6 +156,11 @@ def parse(content: bytes) -> OutboxRecord:
         raise MalformedOutboxRecord(f"it cannot be read: {problem!r}") from problem
 
 
+def parse_if_any(content: bytes) -> OutboxRecord | None:
+    """As `parse`; None if a power failure took the content, before the event happened. Raises MalformedOutboxRecord."""
+    return parse(content) if content else None
+
+
 def _check_values(record: OutboxRecord) -> None:
     """Raise ValueError for values of a wrong type or range."""
     counts = (record.attempts, record.event.attempt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.storage.base import (
     Outbox,
     RemovalEvent,
@@ -106,6 +106,26 @@ class EventPublisher:
         sync = self._durable and event_type is EventType.POST_FINISH
         await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
+    async def record_again(
+        self, event_type: EventType, upload: Upload, request: RequestView
+    ) -> None:
+        """Record an event that has happened, unless it is in the outbox: it may have been dropped if it took long to happen.
+
+        One that was delivered meanwhile is delivered again.
+        """
+        if self._outbox is None or not self._hooks.delivered_to(event_type):
+            return
+        event_id = id_of(event_type, upload.info)
+        try:
+            if all(kept.event_id != event_id for kept in await self._outbox.of(upload.id)):
+                # Without a fence: it has happened, whoever holds the lock now.
+                await self.record(event_type, upload, request, UNFENCED)
+                await self._sync_removals(
+                    event_type, {upload.id} if event_type in _REMOVALS else ()
+                )
+        except StorageError as problem:
+            logger.error("%s of %s may have been dropped: %s", event_type, upload.id, problem)
+
     def publish(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
         """Publish an event that has happened: log it, call hooks in the background, and queue the delivery by workers."""
         if (name := _LOGGED.get(event_type)) is not None:
@@ -144,6 +164,11 @@ class EventPublisher:
         await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
 
     @property
+    def outbox(self) -> Outbox | None:
+        """The events that workers deliver; None if they deliver none."""
+        return self._outbox
+
+    @property
     def delivers(self) -> bool:
         """Whether workers deliver any events."""
         return self._outbox is not None and self._hooks.delivers
@@ -180,7 +205,7 @@ class EventPublisher:
             if each.id not in recorded
         }
 
-    async def _sync_removals(self, event_type: EventType, upload_ids: AbstractSet[str]) -> None:
+    async def _sync_removals(self, event_type: EventType, upload_ids: Collection[str]) -> None:
         """Make recorded events durable, as after a power cut nothing else tells of a removed upload. Raises StorageError."""
         if self._outbox is None or not self._durable or not upload_ids:
             return

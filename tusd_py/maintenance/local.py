@@ -162,6 +162,7 @@ class LocalMaintenance:
 
         if not dry_run:
             await uploads.recover_removals()
+            await uploads.drop_abandoned_events()
         if kind == "due" and due_index is not None:
             return await sweep_due(
                 uploads,

@@ -49,12 +49,15 @@ class Expirer(Operation):
             due, failed = await self._due(list(leases), refused, now)
             outcomes |= failed
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
+            began = self._expiry.now()
             unpublished = await self._publisher.record_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
             )
             done = await self._store.remove_each(due, fences=fences, unpublished=unpublished)
             removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
-            await self._remover.record_late(unpublished, removed, RequestView())
+            await self._remover.record_late(
+                EventType.POST_EXPIRE, removed, unpublished, RequestView(), since=began
+            )
         outcomes |= {upload.id: outcome for upload, outcome in zip(due, done, strict=True)}
         for upload in removed:
             self._due_marks.forget(upload.id)

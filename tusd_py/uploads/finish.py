@@ -21,6 +21,7 @@ from tusd_py.storage.base import (
     UploadGone,
 )
 from tusd_py.uploads import completion
+from tusd_py.uploads.abandoned_events import OUTDATED_SECONDS
 from tusd_py.uploads.concatenation import Concatenation
 from tusd_py.uploads.digest import verify_digest
 from tusd_py.uploads.expiring import Expirer
@@ -134,6 +135,7 @@ class Finisher(Operation):
 
         If another holder has the upload by then, it does both when it finishes or removes the upload.
         """
+        began = self._expiry.now()
         if not upload.info.is_partial:
             await self._publisher.record(EventType.POST_FINISH, finished, request, fence)
         try:
@@ -145,6 +147,8 @@ class Finisher(Operation):
                 await self._store.save(upload.info, fence=fence)
                 await self._publisher.withdraw(EventType.POST_FINISH, upload, fence)
             raise
+        if not upload.info.is_partial and self._expiry.now() - began > OUTDATED_SECONDS:
+            await self._publisher.record_again(EventType.POST_FINISH, finished, request)
 
     def _mark_due_soon(self, upload_id: str) -> None:
         """Have the sweep check an upload soon, in case the current operation on it is interrupted."""

@@ -23,6 +23,7 @@ from tusd_py.storage.base import (
     Upload,
     UploadDamaged,
 )
+from tusd_py.uploads.abandoned_events import OUTDATED_SECONDS
 from tusd_py.uploads.operation import Operation
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Remover(Operation):
 
         keep_tombstone: False if no client was told of the upload.
         """
+        began = self._expiry.now()
         unpublished = await self._publisher.record_removals(
             event_type, [upload], request, {upload.id: lease.fence}
         )
@@ -93,7 +95,9 @@ class Remover(Operation):
             keep_tombstone=keep_tombstone,
             unpublished=unpublished.get(upload.id),
         )
-        await self.record_late(unpublished, [upload], request, keep_tombstone=keep_tombstone)
+        await self.record_late(
+            event_type, [upload], unpublished, request, since=began, keep_tombstone=keep_tombstone
+        )
         self._due_marks.forget(upload.id)
         if self._quotas is not None:
             self._quotas.removed(upload.info.owner, upload.id)
@@ -105,23 +109,31 @@ class Remover(Operation):
         with suppress(StorageError):
             await self._store.remove(upload.id, fence=fence, keep_tombstone=False)
 
-    # Events that could not be recorded before the removal
+    # Events that are not in the outbox after the removal
 
     async def record_late(
         self,
-        unpublished: Mapping[str, RemovalEvent],
+        event_type: EventType,
         uploads: Sequence[Upload],
+        unpublished: Mapping[str, RemovalEvent],
         request: RequestView,
         *,
+        since: float,
         keep_tombstone: bool = True,
     ) -> None:
-        """Record the events of removals that could not be recorded before, because the disk was full."""
+        """Record the events of removals that could not be recorded before, because the disk was full, or may be dropped since.
+
+        unpublished: those that could not be recorded, by upload. since: when the others were recorded.
+        """
+        is_outdated = self._expiry.now() - since > OUTDATED_SECONDS
         for upload in uploads:
             if event := unpublished.get(upload.id):
                 # Without a fence: the removal has happened, whoever holds the lock now.
                 await self._publish_late(
                     UnpublishedRemoval(upload, event, keep_tombstone), request, UNFENCED
                 )
+            elif is_outdated:
+                await self._publisher.record_again(event_type, upload, request)
 
     async def _publish_late(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence

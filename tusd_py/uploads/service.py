@@ -10,6 +10,7 @@ Which file has what, in the order in which a request meets them:
     inspection.py       HEAD, and downloads
     removal.py          DELETE, and removals by the operator; operators.py for what else operators do to an upload
     sweep.py            what is due: expiry.py tells when that is, expiring.py removes it, sweep_guard.py holds a sweep
+    abandoned_events.py events that were recorded and have not happened
     failures.py         errors of stores and locks to responses
 
 Commands come from `protocol/`, already well-formed. They are checked against the upload under its lock, before the first byte
@@ -35,6 +36,7 @@ from tusd_py.storage.base import (
     Store,
     Upload,
 )
+from tusd_py.uploads.abandoned_events import AbandonedEvents
 from tusd_py.uploads.append import Appender
 from tusd_py.uploads.create import Creator
 from tusd_py.uploads.due_marks import DueMarks, NoDueMarks
@@ -149,6 +151,7 @@ class Uploads:
         self.extend = operators.extend
         self.recover_interrupted = finisher.recover_interrupted
         self.recover_removals = remover.recover_removals
+        self.drop_abandoned_events = AbandonedEvents(shared).drop
 
     def extensions(self, *, trailers: bool) -> list[str]:
         """The extensions of tus 1.0.0 on offer, by the capabilities of the store and the policy.

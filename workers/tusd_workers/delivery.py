@@ -1,8 +1,10 @@
 """Delivers the events of one upload from the outbox to the operator's hooks, in order.
 
-The storage decides whether a recorded event did happen. An event is delivered to each of its hooks until that succeeds or the
-attempts are used up; then it is removed or marked as failed, and the next one follows. Attempts are counted on disk before
-they are made, so that one during which the worker dies counts too. `delivery_runner` holds the lease.
+The storage decides whether a recorded event did happen; one that did not is passed over and stays. An event is delivered to
+each of its hooks until that succeeds or the attempts are used up; then it is removed or marked as failed, and the next one
+follows. Attempts are counted on disk before they are made, so that one during which the worker dies counts too.
+`delivery_runner` holds the lease. Not for: dropping events that have not happened, which needs the upload's lock
+(`tusd_py.uploads.abandoned_events`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from dataclasses import dataclass, replace
 from tusd_py import logs
 from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
-from tusd_py.events.model import EventType, HookCrashed, HookFailed
+from tusd_py.events.model import HookCrashed, HookFailed
+from tusd_py.events.occurrence import has_happened
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import (
@@ -28,8 +31,6 @@ from tusd_py.storage.base import (
     StorageFull,
     Store,
     UploadDamaged,
-    UploadGone,
-    UploadNotFound,
     UploadUnreachable,
 )
 
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 _BACKOFF_FACTOR = 3
 _MAX_PAUSE_SECONDS = 3600.0
 """Longest pause between two attempts."""
-_ABANDONED_SECONDS = 3600.0
-"""Age at which an event that has not happened is dropped from the outbox; it is recorded again if it happens after all."""
 _DAMAGED_PAUSE_SECONDS = 600.0
 """Pause before a damaged upload, or one with missing bytes, is checked again."""
 _JITTER = 0.2
@@ -108,21 +107,20 @@ class Delivery:
         passed_over: set[str] = set()
         for kept in await self._outbox.of(upload_id):
             try:
-                record = _read(kept)
+                record = outbox_record.parse_if_any(kept.content)
             except MalformedOutboxRecord as problem:
                 await self._mark_failed(kept, kept.content, str(problem))
                 continue
             try:
-                has_happened = record is not None and await self._has_happened(kept, record)
+                is_due = record is not None and await has_happened(
+                    self._store, self._outbox, kept, record
+                )
             except (UploadDamaged, BytesMissing, UploadUnreachable) as problem:
                 # No hook may see bytes that differ from those that were sent.
                 logger.error("%s waits: %s", kept.event_id, problem)
                 return Outcome(self._clock() + _DAMAGED_PAUSE_SECONDS, frozenset(passed_over))
-            if record is None or not has_happened:
-                if self._clock() - kept.kept_at > _ABANDONED_SECONDS:
-                    await self._outbox.forget(kept)
-                else:
-                    passed_over.add(kept.event_id)
+            if record is None or not is_due:
+                passed_over.add(kept.event_id)
                 continue
             if not is_held():
                 return Outcome(self._clock(), frozenset(passed_over))
@@ -134,24 +132,6 @@ class Delivery:
     async def has_news(self, upload_id: str, passed_over: frozenset[str]) -> bool:
         """Return whether the outbox has events of the upload other than these."""
         return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
-
-    async def _has_happened(self, kept: KeptEvent, record: OutboxRecord) -> bool:
-        """Return whether the event happened: it was recorded before it did."""
-        event_type = record.event.type
-        if event_type is EventType.POST_CREATE:
-            return True
-        try:
-            upload = await self._store.load(kept.upload_id)
-        except (UploadGone, UploadNotFound):
-            return await self._is_kept(kept)
-        if upload.info.created_at != record.created_at:
-            # A later upload has the same id.
-            return await self._is_kept(kept)
-        return event_type is EventType.POST_FINISH and upload.finished
-
-    async def _is_kept(self, kept: KeptEvent) -> bool:
-        """Return whether an event is still recorded: those that had not happened are withdrawn before an upload is removed."""
-        return any(each.event_id == kept.event_id for each in await self._outbox.of(kept.upload_id))
 
     async def _try_deliver(self, kept: KeptEvent, record: OutboxRecord) -> float | None:
         """Attempt to deliver an event. Return when to try again, or None if it is done with."""
@@ -224,8 +204,3 @@ class Delivery:
             hooks=", ".join(hooks),
             reason=reason,
         )
-
-
-def _read(kept: KeptEvent) -> OutboxRecord | None:
-    """Parse an event; None if a power failure took its content, before the change itself. Raises MalformedOutboxRecord."""
-    return outbox_record.parse(kept.content) if kept.content else None
