@@ -17,8 +17,9 @@ from tusd_py.events.model import EventType
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED
 from tusd_py.locks.memory import MemoryLocks
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Creation
-from tusd_py.storage.base import KeptEvent, Upload, UploadInfo
+from tusd_py.storage.base import KeptEvent, StorageError, Upload, UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
@@ -209,3 +210,60 @@ async def test_what_took_long_is_not_recorded_twice(
     monkeypatch.setattr(world.store, "finish", finish_late)
     upload = (await world.uploads.create(empty(), (), NoBody(), REQUEST)).upload
     assert await world.store.outbox.of(upload.id) == found
+
+
+# -- what cannot be withdrawn --------------------------------------------------------------------
+
+
+async def test_an_upload_stays_as_long_as_a_stale_finish_cannot_be_withdrawn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker would take the finish for one that happened before the removal."""
+    upload, other = await world.upload(), await world.upload()
+    await world.publisher.record(FINISH, upload, REQUEST, UNFENCED)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise StorageError("the bucket does not answer")
+
+    with monkeypatch.context() as context:
+        context.setattr(world.store.outbox, "forget", fail)
+        with pytest.raises(ProtocolError) as refusal:
+            await world.uploads.terminate(upload.id, REQUEST)
+        assert refusal.value.status >= 500
+        context.setattr(world.uploads.expiry, "is_due", lambda *_: True)
+        outcomes = await world.uploads.expire_each([upload.id, other.id])
+    assert isinstance(outcomes[upload.id], StorageError)
+    assert outcomes[other.id] is True
+    assert (await world.store.load(upload.id)).offset == 0
+    await world.uploads.terminate(upload.id, REQUEST)
+    assert await world.kept(upload.id) == [EventType.POST_CREATE, TERMINATE]
+
+
+async def test_a_creation_that_is_taken_back_withdraws_its_event(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a bucket stored it, and only the response was lost."""
+    keep = world.store.outbox.keep
+    ids: list[str] = []
+
+    async def keep_and_fail(upload_id: str, *arguments: object, **options: object) -> None:
+        ids.append(upload_id)
+        await keep(upload_id, *arguments, **options)  # type: ignore[arg-type]
+        raise StorageError("no response")
+
+    monkeypatch.setattr(world.store.outbox, "keep", keep_and_fail)
+    with pytest.raises(ProtocolError):
+        await world.upload()
+    assert await world.kept(ids[0]) == []
+
+
+async def test_the_event_of_a_creation_that_was_taken_back_is_dropped_in_the_end(
+    world: World,
+) -> None:
+    """Where it was written after it was withdrawn, as by a thread whose request was cancelled."""
+    upload = Upload(UploadInfo("x", 5, created_at=5.25), 0, 5.25)
+    await world.publisher.record(EventType.POST_CREATE, upload, REQUEST, UNFENCED)
+    assert await world.uploads.drop_abandoned_events() == 0
+    world.ahead = 2 * HOUR
+    assert await world.uploads.drop_abandoned_events() == 1
+    assert await world.kept("x") == []

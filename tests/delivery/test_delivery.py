@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tusd_py.events import outbox_record
+from tusd_py.events import failed, outbox_record
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import DELIVERED, Event, EventType, Reject, RequestView
-from tusd_py.events.outbox_record import OutboxRecord
+from tusd_py.events.outbox_record import OutboxRecord, id_of
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import UNFENCED
-from tusd_py.storage.base import Upload, UploadInfo
+from tusd_py.storage.base import Removed, Upload, UploadGone, UploadInfo
 from tusd_py.storage.file.store import FileStore
 from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 
@@ -78,6 +78,7 @@ class Post:
 
     async def remove(self, upload: Upload, event_type: EventType = TERMINATE) -> None:
         fences = {upload.id: UNFENCED}
+        await self.publisher.withdraw_stale(upload, UNFENCED)
         assert not await self.publisher.record_removals(event_type, [upload], REQUEST, fences)
         await self.store.remove(upload.id, fence=UNFENCED)
 
@@ -210,6 +211,87 @@ async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
     assert await post.waiting() == ["post-finish"]
     await post.deliver()
     assert [event.id for event in post.hook.told[1:]] == [record.event_id]
+
+
+async def test_a_creation_that_was_taken_back_is_not_told(post: Post) -> None:
+    upload = await post.upload()
+    await post.store.remove(upload.id, fence=UNFENCED, keep_tombstone=False)
+    outcome = await post.deliver()
+    assert (post.hook.told, len(outcome.passed_over)) == ([], 1)
+    # Its id is used again, by an attempt that succeeds.
+    await post.upload(created_at=7.5)
+    await post.deliver()
+    assert post.hook.types == [("post-create", 1)]
+    assert await post.waiting() == ["post-create"]
+
+
+@pytest.mark.parametrize("has_tombstone", [True, False])
+async def test_a_creation_is_told_after_the_removal(post: Post, *, has_tombstone: bool) -> None:
+    upload = await post.upload()
+    fences = {upload.id: UNFENCED}
+    if not has_tombstone:
+        await post.publisher.record_removals(TERMINATE, [upload], REQUEST, fences)
+    await post.store.remove(upload.id, fence=UNFENCED, keep_tombstone=has_tombstone)
+    await post.deliver()
+    assert post.hook.types[0] == ("post-create", 1)
+    assert await post.waiting() == []
+
+
+@pytest.mark.parametrize("is_replayed", [True, False])
+async def test_what_was_told_once_needs_no_other_trace(post: Post, *, is_replayed: bool) -> None:
+    """Its upload goes between two attempts, or before an operator has it told again."""
+    upload = await post.upload()
+    post.hook.failures = [ValueError("no")] * (3 if is_replayed else 1)
+    while (later := (await post.deliver()).next) is not None and post.hook.failures:
+        post.now = later
+    await post.store.remove(upload.id, fence=UNFENCED, keep_tombstone=False)
+    if is_replayed:
+        [kept] = [kept async for kept in post.outbox.every("failed")]
+        await failed.replay(post.outbox, kept)
+    post.now += 1000
+    await post.deliver()
+    assert post.hook.types[-1] == ("post-create", 1 if is_replayed else 2)
+    assert await post.waiting() == []
+
+
+def gone(post: Post, removed: Removed | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store tells this of a removed upload."""
+
+    async def load(_upload_id: str) -> Upload:
+        raise UploadGone("it was removed", removed)
+
+    monkeypatch.setattr(post.store, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("removed", "told"),
+    [
+        (None, [CREATE, FINISH, TERMINATE, EXPIRE]),
+        (Removed(7.5, False, "0a"), [FINISH, TERMINATE, EXPIRE]),
+        (Removed(5.25, False, "terminate"), [CREATE, TERMINATE]),
+        (Removed(5.25, True, "expire"), [CREATE, FINISH, EXPIRE]),
+        (Removed(5.25, True, ""), [CREATE, FINISH, TERMINATE, EXPIRE]),
+    ],
+    ids=["nothing", "another upload", "terminated", "expired", "by the operator"],
+)
+@pytest.mark.parametrize("event_type", [CREATE, FINISH, TERMINATE, EXPIRE])
+async def test_a_tombstone_tells_what_has_happened(
+    post: Post,
+    monkeypatch: pytest.MonkeyPatch,
+    removed: Removed | None,
+    told: list[EventType],
+    event_type: EventType,
+) -> None:
+    """An event that is stored late, after the removal, is alone in the outbox."""
+    info = UploadInfo("x", 0, created_at=5.25)
+    await post.publisher.record(event_type, Upload(info, 0, 5.25), REQUEST, UNFENCED)
+    ids = {"terminate": id_of(TERMINATE, info), "expire": id_of(EXPIRE, info)}
+    if removed is not None:
+        removed = replace(removed, event_id=ids.get(removed.event_id, removed.event_id))
+    gone(post, removed, monkeypatch)
+    outcome = await post.deliver()
+    assert [event.type for event in post.hook.told] == ([event_type] if event_type in told else [])
+    assert len(outcome.passed_over) == (event_type not in told)
 
 
 @pytest.mark.parametrize("event_type", [TERMINATE, EXPIRE])

@@ -56,7 +56,16 @@ def test_it_is_read_as_it_was_written(record: OutboxRecord) -> None:
     assert outbox_record.parse(outbox_record.serialize(record)) == record
     begun = record.next_attempt().next_attempt()
     assert outbox_record.parse(outbox_record.serialize(begun)) == begun
-    assert (begun.attempts, begun.event.attempt) == (2, 2)
+    assert (begun.attempts, begun.event.attempt, begun.happened) == (2, 2, True)
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_the_version_before_did_not_write_whether_it_happened(attempts: int) -> None:
+    event = Event(EventType.POST_FINISH, UploadView("x", 1, 1, {}), RequestView())
+    record = OutboxRecord(event, 1.0, ("a",), attempts)
+    document = json.loads(outbox_record.serialize(record))
+    del document["happened"]
+    assert outbox_record.parse(json.dumps(document).encode()).happened == (attempts > 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"null", b'{"id": "a"}'])

@@ -278,12 +278,14 @@ _NOT_TWICE = {"CreateMultipartUpload"}
 class Hold:
     """A request that stands still at a named step, until the test lets it go; its client gets no response.
 
-    key: a regular expression that its key has. after: it has its effect first. skip: so many like it pass before.
+    key: a regular expression that its key has. after: it has its effect first. late: it has its effect when it is let go.
+    skip: so many like it pass before.
     """
 
-    def __init__(self, operation: str, key: str, *, after: bool, skip: int) -> None:
+    def __init__(self, operation: str, key: str, *, after: bool, late: bool, skip: int) -> None:
         self.operation = operation
         self.after = after
+        self.late = late
         self.skip = skip
         self._has_key = re.compile(key).search
         self._reached = threading.Event()
@@ -301,7 +303,7 @@ class Hold:
         assert self._reached.wait(WAIT), f"no {self.operation} came"
 
     def release(self) -> None:
-        """Let it go: without effect, unless it had one already."""
+        """Let it go: without effect, unless it had one already or is late."""
         self._released.set()
 
     async def stand_still(self) -> None:
@@ -330,10 +332,16 @@ class FaultProxy(HttpProxy):
 
     @contextmanager
     def hold(
-        self, operation: str, key: str = "", *, after: bool = False, skip: int = 0
+        self,
+        operation: str,
+        key: str = "",
+        *,
+        after: bool = False,
+        late: bool = False,
+        skip: int = 0,
     ) -> Iterator[Hold]:
         """The next request of this operation whose key has `key` stands still, until the end of the block at most."""
-        hold = Hold(operation, key, after=after, skip=skip)
+        hold = Hold(operation, key, after=after, late=late, skip=skip)
         with self._lock:
             self._holds.append(hold)
         try:
@@ -409,6 +417,8 @@ class FaultProxy(HttpProxy):
             if hold.after:
                 self._remember_part(exchange, await self.forward(exchange))
             await hold.stand_still()
+            if hold.late:
+                await self.forward(exchange)
             raise Cut
         fault = exchange.fault
         match fault:

@@ -11,7 +11,7 @@ from tusd_py.storage.base import KeptEvent, Outbox
 async def replay(outbox: Outbox, kept: KeptEvent) -> None:
     """Let workers deliver a failed event again, as if it were new. Raises MalformedOutboxRecord, StorageError."""
     record = outbox_record.parse(kept.content)
-    again = replace(record, attempts=0, not_before=0.0, problem="")
+    again = replace(record, attempts=0, not_before=0.0, problem="", happened=True)
     await outbox.replay(kept, outbox_record.serialize(again))
 
 

@@ -2,13 +2,29 @@
 
 The storage decides. Only an event that has happened is delivered. Only one that has not is dropped, under its upload's lock
 (`tusd_py.uploads.abandoned_events`), as the holder of the lock may be about to make it happen. Changes nothing.
+
+Once an upload is removed, its tombstone decides, if it tells enough. It has to where a server may store an event after another
+one has removed the upload: a request to a bucket may take effect after the lease has ended.
 """
 
 from __future__ import annotations
 
 from tusd_py.events.model import EventType
-from tusd_py.events.outbox_record import OutboxRecord
-from tusd_py.storage.base import KeptEvent, Outbox, Store, UploadGone, UploadNotFound
+from tusd_py.events.outbox_record import OutboxRecord, id_of
+from tusd_py.storage.base import (
+    BytesMissing,
+    KeptEvent,
+    Outbox,
+    RecordUnreadable,
+    Removed,
+    Store,
+    UploadDamaged,
+    UploadGone,
+    UploadInfo,
+    UploadNotFound,
+)
+
+_REMOVALS = (EventType.POST_TERMINATE, EventType.POST_EXPIRE)
 
 
 async def has_happened(store: Store, outbox: Outbox, kept: KeptEvent, record: OutboxRecord) -> bool:
@@ -21,21 +37,56 @@ async def has_happened(store: Store, outbox: Outbox, kept: KeptEvent, record: Ou
         record: Its content.
 
     Raises:
-        StorageError: The store cannot tell, as with UploadDamaged, BytesMissing and UploadUnreachable.
+        StorageError: The store cannot tell; UploadDamaged, BytesMissing and UploadUnreachable of a single upload.
     """
     event_type = record.event.type
-    if event_type is EventType.POST_CREATE:
-        return True
     try:
         upload = await store.load(kept.upload_id)
-    except (UploadGone, UploadNotFound):
-        return await _is_kept(outbox, kept)
+    except UploadGone as problem:
+        return await _of_removed(outbox, kept, record, problem.removed, has_tombstone=True)
+    except UploadNotFound:
+        return await _of_removed(outbox, kept, record, None, has_tombstone=False)
+    except (UploadDamaged, BytesMissing, RecordUnreadable):
+        if event_type is EventType.POST_CREATE:
+            return True
+        raise
     if upload.info.created_at != record.created_at:
         # A later upload has the same id.
-        return await _is_kept(outbox, kept)
-    return event_type is EventType.POST_FINISH and upload.finished
+        return await _of_removed(outbox, kept, record, None, has_tombstone=False)
+    if event_type is EventType.POST_FINISH:
+        return upload.finished
+    return event_type is EventType.POST_CREATE
 
 
-async def _is_kept(outbox: Outbox, kept: KeptEvent) -> bool:
-    """Return whether an event is still recorded: those that had not happened are withdrawn before an upload is removed."""
-    return any(each.event_id == kept.event_id for each in await outbox.of(kept.upload_id))
+async def _of_removed(
+    outbox: Outbox,
+    kept: KeptEvent,
+    record: OutboxRecord,
+    removed: Removed | None,
+    *,
+    has_tombstone: bool,
+) -> bool:
+    """Return whether an event of an upload that is not there has happened. removed: what the tombstone tells."""
+    recorded = {each.event_id for each in await outbox.of(kept.upload_id)}
+    if kept.event_id not in recorded:
+        # It was withdrawn before the removal, as it had not happened.
+        return False
+    if record.happened:
+        return True
+    if removed is not None and removed.created_at != record.created_at:
+        # Of a later upload with the same id.
+        removed, has_tombstone = None, False
+    match record.event.type:
+        case EventType.POST_CREATE:
+            # Without a trace of its removal, its creation was taken back.
+            return has_tombstone or not recorded.isdisjoint(_removals_of(kept, record))
+        case EventType.POST_FINISH:
+            return removed is None or removed.finished
+        case _:
+            return removed is None or removed.event_id in ("", kept.event_id)
+
+
+def _removals_of(kept: KeptEvent, record: OutboxRecord) -> set[str]:
+    """The ids that an event of the upload's removal can have."""
+    info = UploadInfo(kept.upload_id, None, created_at=record.created_at)
+    return {id_of(each, info) for each in _REMOVALS}

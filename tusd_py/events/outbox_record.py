@@ -33,7 +33,8 @@ class OutboxRecord:
 
     created_at: of its upload, to distinguish it from later uploads with the same id. hooks: names of the hooks that still have
     to be called. attempts: number of attempts begun. not_before: earliest time of the next attempt, in seconds since the epoch.
-    problem: why the last attempt failed.
+    problem: why the last attempt failed. happened: whether it is known to have happened, since an attempt was made; what tells
+    of it, such as its upload, may be removed before the next one.
     """
 
     event: Event
@@ -42,11 +43,13 @@ class OutboxRecord:
     attempts: int = 0
     not_before: float = 0.0
     problem: str = ""
+    happened: bool = False
 
     def next_attempt(self) -> OutboxRecord:
         """The record with one more attempt."""
         attempts = self.attempts + 1
-        return replace(self, attempts=attempts, event=replace(self.event, attempt=attempts))
+        event = replace(self.event, attempt=attempts)
+        return replace(self, attempts=attempts, event=event, happened=True)
 
 
 class _Upload(TypedDict):
@@ -80,6 +83,7 @@ class _Document(TypedDict):
     attempts: int
     not_before: float
     problem: str
+    happened: bool
 
 
 def id_of(event_type: EventType, info: UploadInfo) -> str:
@@ -134,6 +138,7 @@ def serialize(record: OutboxRecord) -> bytes:
         "attempts": record.attempts,
         "not_before": record.not_before,
         "problem": record.problem,
+        "happened": record.happened,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -205,4 +210,6 @@ def _read(document: _Document) -> OutboxRecord:
         attempts=document["attempts"],
         not_before=document["not_before"],
         problem=document["problem"],
+        # Records of earlier versions do not tell.
+        happened=bool(document.get("happened", document["attempts"] > 0)),
     )

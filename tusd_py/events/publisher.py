@@ -163,6 +163,16 @@ class EventPublisher:
         """Remove an event that did not happen from the outbox, under the upload's lock. Raises StorageError, LeaseLost."""
         await self._withdraw(upload, {id_of(event_type, upload.info)}, fence)
 
+    async def withdraw_stale(self, upload: Upload, fence: Fence) -> None:
+        """Withdraw what did not happen to an upload that is about to be removed. Raises StorageError, LeaseLost.
+
+        After the removal, a worker may not find out that it did not happen; so without this there is no removal.
+        """
+        stale = {id_of(each, upload.info) for each in _REMOVALS}
+        if not upload.finished:
+            stale.add(id_of(EventType.POST_FINISH, upload.info))
+        await self._withdraw(upload, stale, fence)
+
     @property
     def outbox(self) -> Outbox | None:
         """The events that workers deliver; None if they deliver none."""
@@ -184,7 +194,7 @@ class EventPublisher:
         request: RequestView,
         fences: Mapping[str, Fence],
     ) -> dict[str, RemovalEvent]:
-        """Record the events of uploads that are about to be removed, under their locks. fences: by upload id.
+        """Record the events of uploads that are about to be removed, under their locks, after `withdraw_stale`. fences: by id.
 
         Returns, by id, the events that could not be recorded. The removal goes on all the same: on a full disk, it makes the
         space to record them.
@@ -228,12 +238,7 @@ class EventPublisher:
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> bool:
         """Record the event of a removal; False if that failed and it must be recorded later."""
-        stale = {id_of(each, upload.info) for each in _REMOVALS}
-        if not upload.finished:
-            # After the removal, a worker could not find out that the finish did not happen.
-            stale.add(id_of(EventType.POST_FINISH, upload.info))
         try:
-            await self._withdraw(upload, stale, fence)
             await self.record(event_type, upload, request, fence)
         except LeaseLost:
             # The removal fails as well, as it needs the same fence.

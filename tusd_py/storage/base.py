@@ -64,8 +64,24 @@ class UploadUntrusted(UploadNotFound):
     """Another server's record and its data contradict each other; both are left untouched. The text says how."""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a tombstone tells of its upload. created_at: of the upload, to distinguish it from others with the same id.
+
+    finished: whether it was finished. event_id: of the event of its removal.
+    """
+
+    created_at: float
+    finished: bool
+    event_id: str
+
+
 class UploadGone(StorageError):
-    """The upload was removed, and its tombstone is still kept."""
+    """The upload was removed, and its tombstone is still kept. removed: what that tells; None where it tells nothing."""
+
+    def __init__(self, message: str, removed: Removed | None = None) -> None:
+        super().__init__(message)
+        self.removed = removed
 
 
 class LocationRefused(StorageError):
@@ -748,6 +764,7 @@ class Store(Protocol):
         upload_id: str,
         *,
         fence: Fence,
+        event_id: str = "",
         keep_tombstone: bool = True,
         unpublished: RemovalEvent | None = None,
     ) -> None:
@@ -758,6 +775,7 @@ class Store(Protocol):
         Args:
             upload_id: The upload.
             fence: Of its lock.
+            event_id: Of the removal's event, for the tombstone of a store in which an event may be stored late.
             keep_tombstone: False if no client was told of the upload.
             unpublished: The removal's event, if the outbox had no space for it. It is kept until `forget_removal`, which takes
                 no space.
@@ -768,6 +786,7 @@ class Store(Protocol):
         uploads: Sequence[Upload],
         *,
         fences: Mapping[str, Fence],
+        event_ids: Mapping[str, str] | None = None,
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
         """Remove many uploads.
@@ -775,6 +794,7 @@ class Store(Protocol):
         Args:
             uploads: The uploads.
             fences: The fences of their locks, by id.
+            event_ids: As for `remove`, by the upload's id.
             unpublished: Events as for `remove`, by id.
 
         Returns:

@@ -5,9 +5,11 @@ Uploads that are locked are in use and stay. Not for: when uploads are due (`exp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tusd_py.events.model import EventType, RequestView
+from tusd_py.events.outbox_record import id_of
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import (
     BytesMissing,
     StorageError,
@@ -49,11 +51,15 @@ class Expirer(Operation):
             due, failed = await self._due(list(leases), refused, now)
             outcomes |= failed
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
+            due = await self._without_stale_events(due, fences, outcomes)
             began = self._expiry.now()
             unpublished = await self._publisher.record_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
             )
-            done = await self._store.remove_each(due, fences=fences, unpublished=unpublished)
+            ids = {each.id: id_of(EventType.POST_EXPIRE, each.info) for each in due}
+            done = await self._store.remove_each(
+                due, fences=fences, event_ids=ids, unpublished=unpublished
+            )
             removed = [each for each, outcome in zip(due, done, strict=True) if outcome is True]
             await self._remover.record_late(
                 EventType.POST_EXPIRE, removed, unpublished, RequestView(), since=began
@@ -66,6 +72,24 @@ class Expirer(Operation):
                 self._quotas.removed(upload.info.owner, upload.id)
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
+
+    async def _without_stale_events(
+        self,
+        due: Sequence[Upload],
+        fences: Mapping[str, Fence],
+        outcomes: dict[str, bool | StorageError],
+    ) -> list[Upload]:
+        """Withdraw the stale events of uploads; return those that can be removed, the others get an error in `outcomes`."""
+        found: list[Upload] = []
+        for upload in due:
+            try:
+                await self._publisher.withdraw_stale(upload, fences[upload.id])
+                found.append(upload)
+            except LeaseLost:
+                outcomes[upload.id] = False
+            except StorageError as problem:
+                outcomes[upload.id] = problem
+        return found
 
     async def _due(
         self, held: Sequence[str], refused: Collection[str], now: Clock | None

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
+from tusd_py.events.outbox_record import id_of
 from tusd_py.locks.base import UNFENCED, Fence, Lease
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
@@ -86,12 +87,14 @@ class Remover(Operation):
         keep_tombstone: False if no client was told of the upload.
         """
         began = self._expiry.now()
+        await self._publisher.withdraw_stale(upload, lease.fence)
         unpublished = await self._publisher.record_removals(
             event_type, [upload], request, {upload.id: lease.fence}
         )
         await self._store.remove(
             upload.id,
             fence=lease.fence,
+            event_id=id_of(event_type, upload.info),
             keep_tombstone=keep_tombstone,
             unpublished=unpublished.get(upload.id),
         )
@@ -108,6 +111,8 @@ class Remover(Operation):
         self._due_marks.forget(upload.id)
         with suppress(StorageError):
             await self._store.remove(upload.id, fence=fence, keep_tombstone=False)
+            # It may have been recorded although that failed, as when only the response of a bucket was lost.
+            await self._publisher.withdraw(EventType.POST_CREATE, upload, fence)
 
     # Events that are not in the outbox after the removal
 

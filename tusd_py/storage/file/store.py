@@ -649,6 +649,7 @@ class FileStore:
         upload_id: str,
         *,
         fence: Fence,
+        event_id: str = "",
         keep_tombstone: bool = True,
         unpublished: RemovalEvent | None = None,
     ) -> None:
@@ -693,6 +694,7 @@ class FileStore:
         uploads: Sequence[Upload],
         *,
         fences: Mapping[str, Fence],
+        event_ids: Mapping[str, str] | None = None,
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
         return await self._threads.run(

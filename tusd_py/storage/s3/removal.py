@@ -1,7 +1,7 @@
 """Removal of uploads: it leaves a tombstone and nothing else, also if it is interrupted anywhere.
 
     removing/<id>       what is to be freed, from before the removal until nothing can come back
-    gone/<id>           the tombstone
+    gone/<id>           the tombstone, with what `Removed` tells; that of the version before is empty
     unpublished/<id>    an event of the removal that the outbox could not take
 
 The upload is gone once its record is: before that, whatever there is beside it changes nothing. A server that stood still may
@@ -16,8 +16,15 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TypedDict
 
-from tusd_py.locks.base import UNFENCED, Fence
-from tusd_py.storage.base import RemovalEvent, StorageError, UnpublishedRemoval, Upload
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.storage.base import (
+    RemovalEvent,
+    Removed,
+    StorageError,
+    UnpublishedRemoval,
+    Upload,
+    UploadGone,
+)
 from tusd_py.storage.s3.layout import STATE, TAIL, Layout
 from tusd_py.storage.s3.object_store import (
     ListedObject,
@@ -25,6 +32,7 @@ from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
     ObjectStore,
     ObjectStoreError,
+    PreconditionFailed,
     Properties,
     StoreUnavailable,
 )
@@ -46,6 +54,12 @@ class _Event(TypedDict):
     keep: bool
 
 
+class _Tombstone(TypedDict):
+    created_at: float
+    finished: bool
+    event: str
+
+
 class S3Removal:
     """Removes uploads of one bucket. Methods raise ObjectStoreError, LeaseLost, StorageError.
 
@@ -60,19 +74,22 @@ class S3Removal:
         self._layout = layout
         self._places = places
 
-    async def is_gone(self, upload_id: str) -> bool:
-        """Whether there is a tombstone."""
+    async def gone(self, upload_id: str) -> UploadGone | None:
+        """The error for a removed upload; None if there is no tombstone."""
         try:
-            await self._objects.head(self._layout.state("gone", upload_id))
+            _, content = await self._objects.read(
+                self._layout.state("gone", upload_id), limit=RECORD_LIMIT
+            )
         except ObjectNotFound:
-            return False
-        return True
+            return None
+        return UploadGone(f"{upload_id} was removed", _removed(content))
 
     async def remove(
         self,
         record: Record,
         fence: Fence,
         *,
+        event_id: str,
         keep_tombstone: bool,
         unpublished: RemovalEvent | None,
         now: float,
@@ -89,7 +106,7 @@ class S3Removal:
             await self._put(state("unpublished", upload_id), document)
         await self._put(state("removing", upload_id), content)
         if keep_tombstone:
-            await self._put(state("gone", upload_id), b"")
+            await self._put_tombstone(record, event_id, fence)
         with fence():
             pass
         await self._objects.delete(self._layout.record(upload_id))
@@ -102,6 +119,26 @@ class S3Removal:
                 await self._objects.delete(state("removing", upload_id))
         except ObjectStoreError as problem:
             logger.warning("what %s occupied is freed by a later sweep: %s", upload_id, problem)
+
+    async def _put_tombstone(self, record: Record, event_id: str, fence: Fence) -> None:
+        """Store the tombstone. Raises LeaseLost if another holder stores one meanwhile: that tells how the upload was."""
+        info = record.info
+        key = self._layout.state("gone", info.id)
+        told = _Tombstone(
+            created_at=info.created_at, finished=info.finished_at is not None, event=event_id
+        )
+        content = json.dumps(told).encode()
+        try:
+            await self._put(key, content, if_absent=True)
+        except PreconditionFailed:
+            # Of a removal that was interrupted.
+            head = await self._objects.head(key)
+            with fence():
+                pass
+            try:
+                await self._put(key, content, if_match=head.etag)
+            except PreconditionFailed:
+                raise LeaseLost(f"another holder removes {info.id}") from None
 
     async def _free(self, record: Record) -> None:
         """Free what a removed upload occupied."""
@@ -260,10 +297,26 @@ class S3Removal:
                     removed += 1
         return removed
 
-    async def _put(self, key: str, content: bytes) -> None:
+    async def _put(
+        self, key: str, content: bytes, *, if_absent: bool = False, if_match: str = ""
+    ) -> None:
         await self._objects.put(
-            key, content, Properties("application/json"), kind=ObjectKind.RECORD
+            key,
+            content,
+            Properties("application/json"),
+            kind=ObjectKind.RECORD,
+            if_absent=if_absent,
+            if_match=if_match,
         )
+
+
+def _removed(content: bytes) -> Removed | None:
+    """What a tombstone tells; None for one that tells nothing."""
+    try:
+        told: _Tombstone = json.loads(content)
+        return Removed(float(told["created_at"]), bool(told["finished"]), str(told["event"]))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 async def abort_parts(

@@ -356,8 +356,9 @@ class S3Store:
             )
         except ObjectNotFound:
             self._drop(upload_id)
-            if await self._removal.is_gone(upload_id):
-                raise UploadGone(f"{upload_id} was removed") from None
+            gone = await self._removal.gone(upload_id)
+            if gone is not None:
+                raise gone from None
             raise UploadNotFound(f"there is no upload {upload_id}") from None
         return parse(content, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
 
@@ -524,7 +525,7 @@ class S3Store:
         """Whether there is a record of ours, or a tombstone. Raises StorageError."""
         with translated(f"looking for {upload_id}"):
             recorded = await self._is_there(self.layout.record(upload_id))
-            return recorded or await self._removal.is_gone(upload_id)
+            return recorded or await self._removal.gone(upload_id) is not None
 
     async def _adopt(self, upload_id: str, fence: Fence) -> None:
         """Make an upload that tusd began ours, if it is not yet."""
@@ -758,6 +759,7 @@ class S3Store:
         upload_id: str,
         *,
         fence: Fence,
+        event_id: str = "",
         keep_tombstone: bool = True,
         unpublished: RemovalEvent | None = None,
     ) -> None:
@@ -773,6 +775,7 @@ class S3Store:
             await self._removal.remove(
                 record,
                 fence,
+                event_id=event_id,
                 keep_tombstone=keep_tombstone,
                 unpublished=unpublished,
                 now=self.now(),
@@ -793,6 +796,7 @@ class S3Store:
         uploads: Sequence[Upload],
         *,
         fences: Mapping[str, Fence],
+        event_ids: Mapping[str, str] | None = None,
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
         async def attempt(upload: Upload) -> bool | StorageError:
@@ -800,6 +804,7 @@ class S3Store:
                 await self.remove(
                     upload.id,
                     fence=fences[upload.id],
+                    event_id=(event_ids or {}).get(upload.id, ""),
                     unpublished=(unpublished or {}).get(upload.id),
                 )
             except LeaseLost:
