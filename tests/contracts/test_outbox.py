@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tusd_py.locks.base import UNFENCED
+from tusd_py.storage import base
 from tusd_py.storage.base import KeptEvent, Outbox, Store
 
 IDS = ("0a1b", "2026/11/scan-1.dcm", "a.000001-b", "ä" * 100)
@@ -12,6 +15,11 @@ IDS = ("0a1b", "2026/11/scan-1.dcm", "a.000001-b", "ä" * 100)
 
 def ids(events: list[KeptEvent]) -> list[str]:
     return [event.event_id for event in events]
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+    """Set the time by which sequences begin."""
+    monkeypatch.setattr(base, "time", SimpleNamespace(time=lambda: now))
 
 
 @pytest.mark.parametrize("upload_id", IDS)
@@ -33,11 +41,35 @@ async def test_events_of_an_upload_are_kept_in_order(
 
 
 async def test_one_that_is_kept_again_goes_to_the_end_under_another_name(outbox: Outbox) -> None:
-    for event_id in ("a0", "b0", "a0"):
+    for event_id in ("a0", "b0"):
         await outbox.keep("x", event_id, b"", fence=UNFENCED)
+    before = await outbox.of("x")
+    await outbox.keep("x", "a0", b"", fence=UNFENCED)
     found = await outbox.of("x")
     assert ids(found) == ["b0", "a0"]
-    assert found[1].sequence == 3
+    assert found[1].sequence == before[1].sequence + 1
+
+
+async def test_what_a_stalled_process_removes_is_not_the_event_that_was_kept_later(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was about to remove the first one when others did; an hour later the same event is kept again."""
+    await outbox.keep("x", "a0", b"1", fence=UNFENCED)
+    [first] = await outbox.of("x")
+    await outbox.forget(first)
+    set_clock(monkeypatch, first.kept_at + 3600)
+    await outbox.keep("x", "a0", b"2", fence=UNFENCED)
+    await outbox.forget(first)
+    assert [event.content for event in await outbox.of("x")] == [b"2"]
+
+
+async def test_sequences_end_within_their_digits(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_clock(monkeypatch, 500_000 * 3400 - 1)
+    await outbox.keep("x", "a0", b"1", fence=UNFENCED)
+    await outbox.keep("x", "b0", b"2", fence=UNFENCED)
+    assert [event.sequence for event in await outbox.of("x")] == [499_999, 500_000]
 
 
 async def test_events_can_be_made_durable_together(outbox: Outbox) -> None:

@@ -9,8 +9,9 @@ Callers hold the upload's lock while they write, join, cut back or remove; readi
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
 files enters the fence around the system call, and the range lock of `locks/ofd.py` keeps other holders out until it returns.
 A store behind a network enters it right before it sends a request, which proves only that the lock was held until then; so it
-makes what arrives late harmless: bytes are addressed by their position, and a record is replaced only on condition that it is
-still the one that was read (`If-Match`). If the condition fails it raises LeaseLost, as the fence does.
+makes what arrives late harmless: bytes are addressed by their position, a record is replaced only on condition that it is
+still the one that was read (`If-Match`), and the tombstone tells which events of a removed upload have happened. If the
+condition fails it raises LeaseLost, as the fence does.
 
 What has to hold for every store, whatever it is made of:
 
@@ -32,7 +33,8 @@ The suite in `tests/contracts/` holds every store to this.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
@@ -431,6 +433,20 @@ class KeptEvent:
     sequence: int
     content: bytes
     kept_at: float
+
+
+_FIRST_SEQUENCES = 500_000
+"""Number of sequences with which the events of an upload may begin: half of those that a name has room for."""
+
+
+def next_sequence(others: Iterable[KeptEvent]) -> int:
+    """Return the sequence of an event that follows the other events of its upload.
+
+    The first one begins by the clock, in seconds: a process that stood still may be about to remove an earlier event, whose
+    name must not be used again.
+    """
+    first = int(time.time()) % _FIRST_SEQUENCES
+    return max((other.sequence + 1 for other in others), default=first)
 
 
 @dataclass(frozen=True, slots=True)

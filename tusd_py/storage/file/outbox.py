@@ -23,7 +23,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence
-from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, StorageError, is_valid_id
+from tusd_py.storage.base import (
+    Box,
+    KeptEvent,
+    OutboxCounts,
+    StorageError,
+    is_valid_id,
+    next_sequence,
+)
 from tusd_py.storage.errors import is_exhausted, takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
 from tusd_py.storage.file.fsync import sync_path
@@ -115,7 +122,7 @@ class FileOutbox:
 
     def _add(self, upload_id: str, event_id: str, content: bytes) -> str:
         others = self._names("waiting", upload_id)
-        sequence = 1 + max((kept.sequence for kept in others), default=0)
+        sequence = next_sequence(others)
         tmp = self._write(upload_id, content, sync=False)
         event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
         self._place(tmp, "waiting", event)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 from tusd_py.locks.base import UNFENCED, Fence
-from tusd_py.storage.base import Box, KeptEvent, OutboxCounts
+from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, next_sequence
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     ListedObject,
@@ -43,8 +43,7 @@ class S3Outbox:
     ) -> None:
         with translated(f"keeping an event of {upload_id}"):
             others = [event async for event, _ in self._listed("waiting", upload_id)]
-            sequence = 1 + max((other.sequence for other in others), default=0)
-            event = KeptEvent(upload_id, event_id, sequence, content, 0.0)
+            event = KeptEvent(upload_id, event_id, next_sequence(others), content, 0.0)
             with fence():
                 pass
             await self._put("waiting", event, content)
