@@ -196,7 +196,7 @@ class Duplicates:
                 continue
             if progress.is_finished:
                 return Taken(wanted, found, "complete")
-            busy = self._busy_for(progress)
+            busy = self._busy_for(holder, progress)
             may_resume = _may_resume(event, found, wanted, progress)
             if self._is_in_the_way(found, busy, may_resume=may_resume):
                 return Taken(
@@ -211,12 +211,17 @@ class Duplicates:
         for each in self._fingerprints(replace(event.upload, length=length)):
             await self._index().complete(each.value, found, lasts=self._window())
 
-    def _busy_for(self, progress: Progress) -> float:
-        """Return the seconds for which an unfinished upload still counts as being sent; 0 if its client is gone."""
+    def _busy_for(self, holder: Holder, progress: Progress) -> float:
+        """Return the seconds for which an unfinished upload still counts as being sent; 0 if its client is gone.
+
+        How long ago it was created is known by one clock for all servers, that of Redis.
+        """
         grace = self._context.settings.duplicates_pending_grace
+        if progress.is_held_elsewhere:
+            return grace
         left = progress.changed_at + grace - time.time()
         # A clock that was set back must not keep it busy for as long.
-        return left if 0 < left <= 2 * grace else 0.0
+        return max(left if left <= 2 * grace else 0.0, grace - holder.age, 0.0)
 
     def _is_in_the_way(self, found: Claim, busy: float, *, may_resume: bool) -> bool:
         """Return whether an unfinished upload refuses a duplicate.

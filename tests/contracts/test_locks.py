@@ -79,6 +79,23 @@ async def test_T38_a_holder_that_begins_to_listen_late_is_told(here: Locks, ther
     await (await newcomer).release()
 
 
+async def test_whether_another_process_holds_a_lock_is_told_without_asking_for_it(
+    here: Locks, there: Locks
+) -> None:
+    assert not await there.is_held_elsewhere("study")
+    lease = await here.acquire("study", timeout=10)
+    event = asked(lease)
+    assert not await here.is_held_elsewhere("study")
+    assert await there.is_held_elsewhere("study") == (here is not there)
+    assert not await there.is_held_elsewhere("another")
+    await asyncio.sleep(0)
+    assert not event.is_set()
+    await lease.release()
+    assert not await there.is_held_elsewhere("study")
+    async with there.try_acquire_many(["study"]) as leases:
+        assert list(leases) == ["study"]
+
+
 async def test_a_holder_may_stop_listening(here: Locks, there: Locks) -> None:
     holder = await here.acquire("study", timeout=10)
     event = asked(holder)

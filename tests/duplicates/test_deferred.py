@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.conftest import MakeServer
 from tests.duplicates.test_hook import MakeHouse, make_house, refused
 from tests.duplicates.test_server import assert_duplicate, problem
-from tests.duplicates.uploads import House, remembered
+from tests.duplicates.uploads import House, backdate, remembered
 from tests.duplicates.uploads import problem as problem_of
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -47,6 +47,18 @@ def study() -> dict[str, str]:
     """Metadata of a study of the test's own; the file's name does not count."""
     number = next(_numbers)
     return {"Upload-Metadata": metadata(study=str(number), filename=f"{number}.dcm")}
+
+
+@contextmanager
+def embedded(tus: Tus) -> Iterator[RedisServer]:
+    """The Redis that the server has started for itself."""
+    redis = RedisServer(tus.server.upload_dir / ".tusd-py" / "valkey")
+    # The path in the directory itself may be too long for a socket.
+    redis.socket = re.findall(r"embedded redis .*socket=(\S+)", tus.server.log())[-1]
+    try:
+        yield redis
+    finally:
+        redis.stop()
 
 
 def create(tus: Tus, length: int | None, headers: dict[str, str]) -> Response:
@@ -136,6 +148,8 @@ def test_of_many_at_once_one_is_created(tus: Tus, study: dict[str, str]) -> None
 def test_one_whose_client_is_gone_gives_way(tus: Tus, study: dict[str, str]) -> None:
     path = tus.new(None, headers=study)
     abandon(tus.server, path, days=1)
+    with embedded(tus) as redis:
+        backdate(redis, 86_400)
     tus.new(10, headers=study)
 
 
@@ -145,11 +159,8 @@ def test_records_of_earlier_versions_count(tus: Tus, study: dict[str, str]) -> N
     wait_until(lambda: problem(create(tus, None, study))["state"] == "complete", "the record")
     any_length = problem(create(tus, None, study))["fingerprint"]
     assert any_length != problem(create(tus, 10, study))["fingerprint"]
-    socket = re.findall(r"embedded redis .*socket=(\S+)", tus.server.log())[-1]
-    redis = RedisServer(tus.server.upload_dir / ".tusd-py" / "valkey")
-    redis.socket = socket
-    assert redis.command("DEL", f"tusd:duplicate:{{{any_length}}}") == 1
-    redis.stop()
+    with embedded(tus) as redis:
+        assert redis.command("DEL", f"tusd:duplicate:{{{any_length}}}") == 1
     assert_duplicate(create(tus, 10, study), "complete")
     assert tus.delete(path).status == 204
     tus.new(10, headers=study)
@@ -163,7 +174,9 @@ async def house(make_house: MakeHouse) -> House:
     return await make_house(duplicate_keys=("study",))
 
 
-async def test_one_that_lacks_its_length_is_offered_to_those_who_lack_it_too(house: House) -> None:
+async def test_one_that_lacks_its_length_is_offered_to_those_who_lack_it_too(
+    house: House, redis: RedisServer
+) -> None:
     """Others would send all bytes and declare no length: the upload would never finish."""
     first = await house.create(length=None, owner="me")
     assert "Location" in (await refused(house.create(length=None, owner="me"))).headers
@@ -171,6 +184,7 @@ async def test_one_that_lacks_its_length_is_offered_to_those_who_lack_it_too(hou
     assert "Location" not in refusal.headers
     assert refusal.headers["Retry-After"]
     house.idle[first] = 3600
+    backdate(redis, 3600)
     await house.create(owner="me")
 
 

@@ -229,9 +229,12 @@ async def test_a_final_is_not_offered_because_it_takes_no_bytes(house: House) ->
 # The client of an unfinished upload is gone
 
 
-async def test_while_it_is_being_sent_a_duplicate_is_asked_to_come_later(house: House) -> None:
+async def test_while_it_is_being_sent_a_duplicate_is_asked_to_come_later(
+    house: House, redis: RedisServer
+) -> None:
     first = await house.create()
     house.idle[first] = 3.5
+    backdate(redis, 60)
     refusal = await refused(house.create())
     assert (refusal.status, refusal.headers["Retry-After"]) == (409, "2")
     assert "is being sent" in str(problem(refusal)["detail"])
@@ -240,9 +243,12 @@ async def test_while_it_is_being_sent_a_duplicate_is_asked_to_come_later(house: 
 @pytest.mark.parametrize(
     "idle", [6.0, 6 * DAY, -3600.0], ids=["a moment", "days", "clock set back"]
 )
-async def test_once_its_client_is_gone_it_can_be_uploaded_anew(house: House, idle: float) -> None:
+async def test_once_its_client_is_gone_it_can_be_uploaded_anew(
+    house: House, redis: RedisServer, idle: float
+) -> None:
     first = await house.create()
     house.idle[first] = idle
+    backdate(redis, abs(idle))
     second = await house.create()
     assert first in house.there
     # From now on the second one has the fingerprint.
@@ -253,33 +259,75 @@ async def test_once_its_client_is_gone_it_can_be_uploaded_anew(house: House, idl
     assert problem(await refused(house.create()))["state"] == "complete"
 
 
-async def test_its_owner_is_told_where_to_resume_it_instead(house: House) -> None:
+@pytest.mark.parametrize("idle", [3600.0, -3600.0], ids=["ahead", "behind"])
+async def test_one_that_was_just_created_is_in_the_way_whatever_the_clocks_of_servers_say(
+    house: House, redis: RedisServer, idle: float
+) -> None:
+    """The upload was created by another server, whose clock differs."""
+    first = await house.create()
+    house.idle[first] = idle
+    backdate(redis, 2)
+    for _ in range(3):
+        refusal = await refused(house.create())
+        assert (refusal.status, refusal.headers["Retry-After"]) == (409, "3")
+
+
+@pytest.mark.parametrize("owner", ["", "me"])
+async def test_one_that_another_process_receives_is_in_the_way(
+    house: House, redis: RedisServer, owner: str
+) -> None:
+    first = await house.create(owner=owner)
+    house.idle[first] = 60.0
+    backdate(redis, 60)
+    house.held_elsewhere.add(first)
+    refusal = await refused(house.create(owner=owner))
+    assert (refusal.status, refusal.headers["Retry-After"]) == (409, "5")
+    house.held_elsewhere.clear()
+    if owner:
+        assert "Retry-After" not in (await refused(house.create(owner=owner))).headers
+    else:
+        await house.create(owner=owner)
+
+
+async def test_its_owner_is_told_where_to_resume_it_instead(
+    house: House, redis: RedisServer
+) -> None:
     first = await house.create(owner="me")
     house.idle[first] = DAY
+    backdate(redis, DAY)
     refusal = await refused(house.create(owner="me"))
     assert refusal.headers["Location"] == f"https://host/files/{first}"
     assert "Retry-After" not in refusal.headers
 
 
-async def test_one_of_somebody_else_is_in_nobodys_way_for_long(make_house: MakeHouse) -> None:
+async def test_one_of_somebody_else_is_in_nobodys_way_for_long(
+    make_house: MakeHouse, redis: RedisServer
+) -> None:
     house = await make_house(duplicate_scope="server")
     first = await house.create(owner="me")
     house.idle[first] = 6.0
+    backdate(redis, 6)
     await house.create(owner="you")
 
 
-async def test_how_long_it_counts_as_being_sent_can_be_set(make_house: MakeHouse) -> None:
+async def test_how_long_it_counts_as_being_sent_can_be_set(
+    make_house: MakeHouse, redis: RedisServer
+) -> None:
     house = await make_house(duplicates_pending_grace="1m")
     first = await house.create()
     house.idle[first] = 50.0
+    backdate(redis, 61)
     assert int((await refused(house.create())).headers["Retry-After"]) <= 10
     house.idle[first] = 61.0
     await house.create()
 
 
-async def test_of_many_at_once_one_takes_its_place(make_house: MakeHouse) -> None:
+async def test_of_many_at_once_one_takes_its_place(
+    make_house: MakeHouse, redis: RedisServer
+) -> None:
     houses = [await make_house() for _ in range(3)]
     first = await houses[0].create()
+    backdate(redis, 60)
     for each in houses:
         each.there = houses[0].there
         each.idle = {first: 60.0}

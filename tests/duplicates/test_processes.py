@@ -82,3 +82,31 @@ def test_another_process_sees_what_one_has_done(make_server: MakeServer, tmp_pat
             assert json.loads(response.body)["state"] == "complete"
             assert two.delete(path).status == 204
             assert one.delete(two.new(10, headers=headers)).status == 204
+
+
+AHEAD = """
+import time
+_real = time.time
+time.time = lambda: _real() + {seconds}
+def post_create(event): ...
+"""
+"""A hook file of a server whose clock is not that of the others."""
+
+
+@pytest.mark.parametrize("seconds", [60, -60])
+def test_servers_whose_clocks_differ_let_one_in(
+    make_server: MakeServer, tmp_path: Path, seconds: int
+) -> None:
+    hook = tmp_path / "ahead.py"
+    hook.write_text(AHEAD.format(seconds=seconds))
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        shared = tmp_path / "shared"
+        one = Tus(make_server(env=env, upload_dir=shared))
+        two = Tus(make_server("--hook", str(hook), env=env, upload_dir=shared))
+        headers = {"Upload-Metadata": metadata(study="17")}
+        one.new(10, headers=headers)
+        for tus in (two, one, two):
+            refused = tus.create(10, headers=headers)
+            assert refused.status == 409
+            assert 1 <= int(refused["Retry-After"]) <= 5

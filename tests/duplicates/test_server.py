@@ -82,7 +82,7 @@ def test_a_duplicate_is_refused_and_leaves_nothing_behind(tus: Tus) -> None:
     assert [metric(tus, outcome) for outcome in ("new", "pending", "complete")] == [1, 1, 2]
 
 
-def test_an_upload_whose_client_is_gone_can_be_uploaded_anew(tus: Tus) -> None:
+def test_an_upload_whose_client_is_gone_can_be_uploaded_anew(tus: Tus, embedded: Look) -> None:
     """By a client that was killed and knows no URL, where nobody is authenticated."""
     first = tus.new(10, headers=STUDY)
     assert tus.patch(first, 0, b"x" * 4).status == 204
@@ -90,6 +90,7 @@ def test_an_upload_whose_client_is_gone_can_be_uploaded_anew(tus: Tus) -> None:
     assert_duplicate(refused, "pending")
     assert 1 <= int(refused["Retry-After"]) <= 5
     abandon(tus.server, first, days=1)
+    backdate(embedded(tus.server), 86_400)
     second = tus.new(10, headers=STUDY)
     assert tus.patch(second, 0, b"y" * 10).status == 204
     assert_duplicate(tus.create(10, headers=STUDY), "complete")

@@ -45,6 +45,7 @@ class House:
     asked: list[str] = field(default_factory=list)
     idle: dict[str, float] = field(default_factory=dict)
     """Seconds since the last byte arrived, by id; 0 by default."""
+    held_elsewhere: set[str] = field(default_factory=set)
     lengths: dict[str, int] = field(default_factory=dict)
     """Lengths that were declared after the creation, by id."""
     counters: Counters = field(default_factory=Counters)
@@ -63,7 +64,8 @@ class House:
             return None
         view = self.views.get(upload_id)
         length = self.lengths.get(upload_id, view.length if view is not None else None)
-        return Progress(*found, time.time() - self.idle.get(upload_id, 0.0), length)
+        changed_at = time.time() - self.idle.get(upload_id, 0.0)
+        return Progress(*found, changed_at, length, upload_id in self.held_elsewhere)
 
     async def ask(
         self,

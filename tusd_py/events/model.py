@@ -265,12 +265,14 @@ class Progress(NamedTuple):
     """How far an upload is.
 
     offset: in bytes. changed_at: when the last byte arrived, in seconds since the epoch. length: in bytes; None while unknown.
+    is_held_elsewhere: a request at another process changes it, of which `changed_at` may not tell.
     """
 
     offset: int
     is_finished: bool
     changed_at: float
     length: int | None = None
+    is_held_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,9 @@ class Locks(Protocol):
         Also None for locks outside of this process, of which only `acquire` can tell whether they are free.
         """
 
+    async def is_held_elsewhere(self, upload_id: str) -> bool:
+        """Return whether another process holds a lock; False if that cannot be told. Asks nobody to release it."""
+
     def can_grant(self) -> bool:
         """Return whether new locks are granted, as far as is known without asking: False while only holders may go on."""
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from tusd_py.redis import Script
 
+HELD = "held"
+"""What the value of a lock begins with while it is held."""
 OFFER = 2.0
 """Seconds for which a lock stays reserved for the waiter to whom it was offered."""
 FORGOTTEN = 3.0

@@ -66,6 +66,10 @@ class OfdLocks:
         """Release the upload's byte. Raises OSError."""
         self._set(_range(fcntl.F_UNLCK, _offset(upload_id)))
 
+    def is_held(self, upload_id: str) -> bool:
+        """Return whether another process has locked the upload's byte. Raises OSError."""
+        return self._other(_offset(upload_id))
+
     def change_byte(self, upload_id: str) -> ChangeByte:
         """Return the byte to lock during each change."""
         return ChangeByte(self, _CHANGE + _offset(upload_id))

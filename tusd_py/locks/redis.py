@@ -40,7 +40,7 @@ from redis.exceptions import NoScriptError, RedisError
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
 from tusd_py.locks.base import HeldFence, Lease, LocksClosed, LocksUnavailable, LockTimeout
-from tusd_py.locks.lua import ACQUIRE, RELEASE, RENEW
+from tusd_py.locks.lua import ACQUIRE, HELD, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
 
@@ -147,6 +147,16 @@ class RedisLocks:
 
     def try_acquire(self, upload_id: str) -> None:
         return None
+
+    async def is_held_elsewhere(self, upload_id: str) -> bool:
+        try:
+            found = await self._redis.command("GET", self._redis.keys.lock(upload_id))
+        except RedisUnavailable:
+            return False
+        value = found.decode("ascii", "replace") if isinstance(found, bytes) else ""
+        state, _, holder = value.partition(":")
+        is_ours = holder.startswith(f"{self._process}:")
+        return state == HELD and not is_ours and not self._is_gone(holder)
 
     def can_grant(self) -> bool:
         return self._redis.available or not self._outlives_redis

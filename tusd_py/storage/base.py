@@ -2,8 +2,8 @@
 
 A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
 reports is what it really holds, whatever happened before. `Store` is what each store does. What only some can do are its
-attributes `verifies_chunks`, `reads_unfinished`, `most_bytes`, `joiner` and `volume`: they are read once, when a service is
-built, and the extensions and the maximum size that a server advertises follow from them.
+attributes `verifies_chunks`, `reads_unfinished`, `has_one_clock`, `most_bytes`, `joiner` and `volume`: they are read once, when
+a service is built, and the extensions and the maximum size that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of
@@ -614,6 +614,13 @@ class Store(Protocol):
     @property
     def reads_unfinished(self) -> bool:
         """Whether bytes can be read as they lie; elsewhere `sync` has to put those of a complete upload together first."""
+
+    @property
+    def has_one_clock(self) -> bool:
+        """Whether each process learns at once, and by its own clock, when the last byte of an upload arrived at any of them.
+
+        Not so where several machines write, nor where bytes are gathered before they are stored.
+        """
 
     @property
     def most_bytes(self) -> int | None:

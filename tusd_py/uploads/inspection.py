@@ -139,4 +139,6 @@ class Inspector(Operation):
             upload = await self._access.current(upload_id)
         except (UploadNotFound, UploadGone, ProtocolError):
             return None
-        return Progress(upload.offset, upload.finished, upload.changed_at, upload.length)
+        # Only where the time of the last byte does not tell: a client that vanished holds its lock until it times out.
+        is_held = not self._store.has_one_clock and await self._locks.is_held_elsewhere(upload_id)
+        return Progress(upload.offset, upload.finished, upload.changed_at, upload.length, is_held)

@@ -115,6 +115,10 @@ class FileStore:
     reads_unfinished = True
     most_bytes = None
 
+    @property
+    def has_one_clock(self) -> bool:
+        return self._layout.is_local
+
     def __init__(
         self,
         root: str | os.PathLike[str],

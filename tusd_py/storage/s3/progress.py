@@ -35,7 +35,7 @@ class Progress:
         tail_etag: Of the tail that is there, also if it does not count; empty if there is none.
         done: The upload's object exists, so that nothing else matters.
         size: Its bytes.
-        changed_at: When the last byte arrived, in seconds since the epoch.
+        changed_at: When the last byte arrived, in seconds since the epoch; at another process, when it was stored.
         is_lost: The multipart upload that the record names is gone, as after a rule of the bucket aborted it.
         finished_at: When it was finished, if the object tells; the record may tell instead.
     """

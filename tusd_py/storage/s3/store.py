@@ -171,6 +171,10 @@ class S3Store:
         return False
 
     @property
+    def has_one_clock(self) -> bool:
+        return False
+
+    @property
     def most_bytes(self) -> int:
         return min(self.options.most_object_bytes, self.max_parts * MAX_PART_BYTES)
 

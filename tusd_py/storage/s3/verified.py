@@ -64,6 +64,7 @@ class VerifiedS3Writer:
         else:
             self._write_to_file(data)
         self._size += data.nbytes
+        self._writer.note_arrival()
         return None
 
     def _write_to_file(self, data: memoryview) -> None:

@@ -155,8 +155,13 @@ class S3Writer:
         if rest is not None:
             await rest
 
+    def note_arrival(self) -> None:
+        """Remember in this process that bytes arrived just now: the bucket learns of them only with a part or the tail."""
+        self._live.progress.changed_at = self._store.now()
+
     def _take(self, data: memoryview) -> Awaitable[None] | None:
         """Put bytes into the buffer, and send what is whole."""
+        self.note_arrival()
         while data.nbytes:
             self._reserve(data.nbytes)
             buffer = self._buffer
