@@ -30,7 +30,7 @@ from tusd_py.events.model import Event, HookContext, Progress, Reject, UploadVie
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.protocol.metadata import FORCE_KEY
 from tusd_py.redis import RedisUnavailable
-from tusd_py.redis.duplicate_index import Claim, DuplicateIndex, Holder
+from tusd_py.redis.duplicate_index import Claim, DuplicateIndex, Holder, Record
 from tusd_py.storage.base import StorageError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ _RETRY_AFTER_SECONDS = 5
 _EXPIRY_MARGIN_SECONDS = 86_400.0
 """How long a pending record outlives its upload's expiry, as the sweep may be late."""
 _CREATION_GRACE = 15.0
-"""Seconds after which a reservation without an upload is taken for the leftover of a crash, not for a creation in progress."""
+"""Seconds after which a reservation without an upload is taken for the leftover of a crash, not for a creation in progress. One
+that takes longer confirms its reservation: longer than `SLOW_CREATION_SECONDS` of `tusd_py.events.hooks`."""
 _PAUSES_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Waits for a creation in progress: for its upload to exist, or its reservation to be released."""
 
@@ -133,6 +134,28 @@ class Duplicates:
         if taken is not None:
             raise _refusal(event, taken)
 
+    async def confirm_create(self, event: Event) -> None:
+        """Make sure that an upload whose creation took long still has its fingerprints: another may have got them meanwhile.
+
+        Raises Reject as `pre_create`.
+        """
+        force, claim = _is_forced(event), _claim(event)
+        try:
+            lost = [
+                each
+                for each in self._fingerprints(event.upload)
+                if not await self._index().confirm(each.value, claim)
+            ]
+            taken = await self._reserve(lost, event, force=force)
+        except RedisUnavailable as problem:
+            self._outage.begin(problem)
+            if self._context.settings.duplicates_when_unavailable == "allow":
+                return
+            raise _unavailable() from None
+        if taken is not None:
+            self._count(taken.state)
+            raise _refusal(event, taken)
+
     async def create_failed(self, event: Event) -> None:
         """Release what `pre_create` reserved for this event, and nothing else."""
         if self._fingerprints(event.upload):
@@ -158,7 +181,7 @@ class Duplicates:
         """Reserve a fingerprint for an upload; return None, or the upload that has it."""
         index, claim, length = self._index(), _claim(event), event.upload.length
         pauses = iter(_PAUSES_SECONDS)
-        gone: set[str] = set()
+        gone: list[Record] = []
         passed: set[str] = set()
         while holder := await index.reserve(
             wanted.value,
@@ -181,7 +204,7 @@ class Duplicates:
                 return Taken(wanted, found, "pending")
             if progress is None:
                 if not _may_be_in_progress(holder):
-                    gone.add(found.token)
+                    gone.append(holder.record)
                 elif (pause := next(pauses, None)) is not None:
                     await asyncio.sleep(pause)
                 else:

@@ -18,6 +18,9 @@ class Owned(Duplicates):
     async def pre_create(self, event: Event) -> None:
         await super().pre_create(_owned(event))
 
+    async def confirm_create(self, event: Event) -> None:
+        await super().confirm_create(_owned(event))
+
     async def create_failed(self, event: Event) -> None:
         await super().create_failed(_owned(event))
 

@@ -13,7 +13,7 @@ import pytest
 from tests.duplicates.uploads import LENGTH, STUDY, House, backdate, eventually, problem, remembered
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events.model import Progress, Reject
+from tusd_py.events.model import Event, Progress, Reject
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 
@@ -540,6 +540,70 @@ async def test_a_creation_that_takes_its_time_is_not_taken_over(house: House) ->
     refusal = await refused(house.create(owner="me"))
     assert problem(refusal)["state"] == "pending"
     assert "Location" not in refusal.headers
+
+
+class Appearing(House):
+    """Its first upload comes into being while somebody looks for it in vain."""
+
+    slow: Event | None = None
+
+    async def progress_of(self, upload_id: str) -> Progress | None:
+        slow, self.slow = self.slow, None
+        found = await super().progress_of(upload_id)
+        if slow is not None:
+            self.there[slow.upload.id] = (0, False)
+            await self.hook.confirm_create(slow)
+        return found
+
+
+async def test_a_creation_that_takes_very_long_gives_way_to_who_came_meanwhile(
+    house: House, redis: RedisServer
+) -> None:
+    slow = await house.ask()
+    backdate(redis, 20)
+    second = await house.create()
+    refusal = await refused(house.hook.confirm_create(slow))
+    assert problem(refusal)["state"] == "pending"
+    await house.hook.create_failed(slow)
+    assert remembered(redis) == [(second, "pending")]
+
+
+async def test_a_creation_that_takes_very_long_keeps_its_place_if_nobody_came(
+    redis_client: RedisClient, redis: RedisServer
+) -> None:
+    house = Appearing(Impatient(), redis_client, Settings())
+    await house.start()
+    slow = house.slow = await house.ask()
+    backdate(redis, 20)
+    refusal = await refused(house.create())
+    assert refusal.headers["Retry-After"] == "5"
+    assert remembered(redis) == [(slow.upload.id, "pending")]
+    await house.hook.stop()
+
+
+async def test_a_reservation_that_was_lost_meanwhile_is_made_again(
+    house: House, redis: RedisServer
+) -> None:
+    slow = await house.ask()
+    redis.command("FLUSHALL")
+    await house.hook.confirm_create(slow)
+    assert remembered(redis) == [(slow.upload.id, "pending")]
+
+
+@pytest.mark.parametrize("when_away", ["allow", "refuse"])
+async def test_while_redis_is_away_a_slow_creation_is_treated_like_others(
+    make_house: MakeHouse,
+    own_redis: RedisServer,
+    own_redis_client: RedisClient,
+    when_away: str,
+) -> None:
+    house = await make_house(of=own_redis_client, duplicates_when_unavailable=when_away)
+    slow = await house.ask()
+    own_redis.stop()
+    if when_away == "allow":
+        await house.hook.confirm_create(slow)
+    else:
+        assert (await refused(house.hook.confirm_create(slow))).status == 503
 
 
 async def test_of_many_at_once_one_is_created(make_house: MakeHouse) -> None:

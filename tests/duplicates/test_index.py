@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.duplicates.uploads import backdate
 from tests.support.redis import RedisServer
 from tests.support.waiting import wait_until
 from tusd_py.redis import RedisClient, RedisUnavailable
@@ -142,9 +143,10 @@ async def test_the_last_release_leaves_no_key(index: DuplicateIndex, redis: Redi
 async def test_what_is_gone_is_taken_over_only_by_who_saw_it(index: DuplicateIndex) -> None:
     gone = claim("a")
     await index.reserve(PRINT, gone, lasts=LASTS)
+    seen = await index.records(PRINT)
     taker, late = claim("b"), claim("c")
-    assert await index.reserve(PRINT, taker, lasts=LASTS, gone={gone.token}) is None
-    holder = await index.reserve(PRINT, late, lasts=LASTS, gone={gone.token})
+    assert await index.reserve(PRINT, taker, lasts=LASTS, gone=seen) is None
+    holder = await index.reserve(PRINT, late, lasts=LASTS, gone=seen)
     assert holder is not None
     assert holder.record.claim == taker
     assert told(await index.records(PRINT)) == [("b", "pending")]
@@ -153,17 +155,36 @@ async def test_what_is_gone_is_taken_over_only_by_who_saw_it(index: DuplicateInd
 async def test_what_was_completed_in_between_is_not_taken_over(index: DuplicateIndex) -> None:
     mine = claim("a")
     await index.reserve(PRINT, mine, lasts=LASTS)
+    seen = await index.records(PRINT)
     await index.complete(PRINT, mine, lasts=LASTS)
-    holder = await index.reserve(PRINT, claim("b"), lasts=LASTS, gone={mine.token})
+    holder = await index.reserve(PRINT, claim("b"), lasts=LASTS, gone=seen)
     assert holder is not None
     assert holder.record.state == "complete"
+
+
+async def test_what_was_confirmed_in_between_is_not_taken_over(
+    index: DuplicateIndex, redis: RedisServer
+) -> None:
+    mine = claim("a")
+    await index.reserve(PRINT, mine, lasts=LASTS)
+    backdate(redis, 20)
+    seen = await index.records(PRINT)
+    assert await index.confirm(PRINT, mine)
+    holder = await index.reserve(PRINT, claim("b"), lasts=LASTS, gone=seen)
+    assert holder is not None
+    assert holder.record.claim == mine
+    assert holder.age < 20
+    assert await index.reserve(PRINT, claim("b"), lasts=LASTS, gone=[holder.record]) is None
+    assert not await index.confirm(PRINT, mine)
+    assert told(await index.records(PRINT)) == [("b", "pending")]
 
 
 async def test_behind_what_is_gone_the_next_is_found(index: DuplicateIndex) -> None:
     await index.complete(PRINT, claim("a"), lasts=LASTS)
     gone = claim("b")
     await index.reserve(PRINT, gone, lasts=LASTS, force=True)
-    holder = await index.reserve(PRINT, claim("c"), lasts=LASTS, gone={gone.token})
+    _, seen = await index.records(PRINT)
+    holder = await index.reserve(PRINT, claim("c"), lasts=LASTS, gone=[seen])
     assert holder is not None
     assert holder.record.claim.upload == "a"
 
@@ -181,7 +202,8 @@ async def test_an_upload_that_is_ending_is_pending_again(index: DuplicateIndex) 
     await index.end(PRINT, "a")
     await index.end(PRINT, "b")
     assert told(await index.records(PRINT)) == [("a", "ending")]
-    assert await index.reserve(PRINT, claim("c"), lasts=LASTS, gone={mine.token}) is None
+    seen = await index.records(PRINT)
+    assert await index.reserve(PRINT, claim("c"), lasts=LASTS, gone=seen) is None
     assert told(await index.records(PRINT)) == [("c", "pending")]
 
 

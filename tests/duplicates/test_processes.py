@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.duplicates.uploads import backdate, remembered
 from tests.support.redis import KINDS, Kind, RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, metadata, path_of
+from tests.support.tus import Tus, id_of, metadata, path_of
+from tests.support.waiting import wait_until
 from tests.support.wire import Response
 
 AT_ONCE = 200
@@ -110,3 +112,43 @@ def test_servers_whose_clocks_differ_let_one_in(
             refused = tus.create(10, headers=headers)
             assert refused.status == 409
             assert 1 <= int(refused["Retry-After"]) <= 5
+
+
+SLOW = """
+import asyncio, os
+from tusd_py.events import hooks
+from tusd_py.storage.file.store import FileStore
+hooks.SLOW_CREATION_SECONDS = 0.0
+_create = FileStore.create
+async def create(*args, **kwargs):
+    while not os.path.exists({go!r}):
+        await asyncio.sleep(0.01)
+    return await _create(*args, **kwargs)
+FileStore.create = create
+def post_create(event): ...
+"""
+"""A hook file of a server whose disk stands still until a file appears."""
+
+
+def test_a_creation_that_stands_still_for_long_gives_way_to_the_one_that_came_meanwhile(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    hook, go = tmp_path / "slow.py", tmp_path / "go"
+    hook.write_text(SLOW.format(go=str(go)))
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        shared = tmp_path / "shared"
+        slow = Tus(make_server("--hook", str(hook), env=env, upload_dir=shared))
+        other = Tus(make_server(env=env, upload_dir=shared))
+        headers = {"Upload-Metadata": metadata(study="17")}
+        with slow.connect() as connection:
+            head = {"Tus-Resumable": "1.0.0", "Upload-Length": "10", "Content-Length": "0"}
+            connection.send_head("POST", slow.collection, {**head, **headers})
+            wait_until(lambda: len(remembered(redis)) == 1, "its reservation")
+            backdate(redis, 20)
+            path = other.new(10, headers=headers)
+            go.touch()
+            assert connection.read_response("POST").status == 409
+        assert other.data_files() == [id_of(path)]
+        # What nobody has in the meantime, a slow creation keeps.
+        assert slow.create(11, headers=headers).status == 201

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _POST_TIMEOUT_SECONDS = 3600.0
 """Least time-out of a `post-` hook: only the next event of its upload waits for it, and copying a large file takes long."""
 
+SLOW_CREATION_SECONDS = 10.0
+"""Time of a creation from which on the hooks that accepted it confirm that."""
 _THREADS = 32
 """Threads for hooks that are no coroutines: for those that a request depends on, and as many for those in the background."""
 _MOST_WAITING_BYTES = 32 * 1024**2
@@ -63,6 +65,7 @@ class Creation:
         self._passed: list[tuple[object, Event]] = []
         self.event = event
         self.changes = Changes()
+        self._began = time.monotonic()
 
     def passed(self, hook: object, changes: Changes | None) -> None:
         """Record that `hook` accepted, perhaps with changes; later hooks see them."""
@@ -80,6 +83,16 @@ class Creation:
                 location=upload.location if changes.storage_path is None else changes.storage_path,
             ),
         )
+
+    async def confirm(self) -> None:
+        """After a creation that took long, call `confirm_create` of the hooks that accepted it and have such a function.
+
+        Their reservations may have expired meanwhile. Called once the upload exists. Raises the ProtocolError of a refusal.
+        """
+        if time.monotonic() - self._began < SLOW_CREATION_SECONDS:
+            return
+        for hook, event in self._passed:
+            await self._hooks.call(hook, event, "confirm_create")
 
     async def failed(self) -> None:
         """Send `create-failed` to the hooks that accepted, the last one first, so that they undo their reservations."""
@@ -321,13 +334,13 @@ class Hooks:
         while self._queues:
             await asyncio.wait(list(self._queues.values()))
 
-    async def call(self, hook: object, event: Event) -> Changes | None:
-        """Call one hook's function for the event, if it has one.
+    async def call(self, hook: object, event: Event, function: str = "") -> Changes | None:
+        """Call one hook's function for the event, or the one of another name, if it has one.
 
         Raises the ProtocolError for its refusal or failure, and Stop.
         """
         try:
-            return await self._invoke(hook, event)
+            return await self._invoke(hook, event, function)
         except Reject as refusal:
             raise _response_to(refusal, refusal.code) from None
         except HookFailed as problem:
@@ -341,9 +354,9 @@ class Hooks:
             )
             raise errors.hook_failed() from None
 
-    async def _invoke(self, hook: object, event: Event) -> Changes | None:
+    async def _invoke(self, hook: object, event: Event, name: str = "") -> Changes | None:
         """Call one hook's function for the event, if it has one. Raises Reject, Stop, HookFailed."""
-        function: HookFunction | None = getattr(hook, event.type.function, None)
+        function: HookFunction | None = getattr(hook, name or event.type.function, None)
         if function is None:
             return None
         self._counters.hook(event.type.value)

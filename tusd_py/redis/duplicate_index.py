@@ -131,7 +131,8 @@ _RESERVE = Script(
     "duplicates.reserve",
     _SHARED
     + """
--- ARGV, further: force, deferred ('1'), rivals ('all' or 'deferred'), how many tokens are gone, those, tokens to pass by
+-- ARGV, further: force, deferred ('1'), rivals ('all' or 'deferred'), how many reservations are gone, those as token and
+-- time, tokens to pass by
 local gone, passed = {}, {}
 for position = 11, #ARGV do
   if position < 11 + ARGV[10] then
@@ -144,7 +145,7 @@ end
 local now = clock()
 local records, holder = {}, nil
 for _, record in ipairs(read(now)) do
-  if record.state == 'complete' or not gone[record.token] then
+  if record.state == 'complete' or not gone[record.token .. '@' .. string.format('%.0f', record.created)] then
     table.insert(records, record)
     if not passed[record.token] and (ARGV[9] == 'all' or record.deferred) then
       holder = record
@@ -161,6 +162,25 @@ end
 add(records, mine)
 write(records)
 return {}
+""",
+)
+
+_CONFIRM = Script(
+    "duplicates.confirm",
+    _SHARED
+    + """
+-- ARGV: upload, token
+local records, found = read(clock()), 0
+for _, record in ipairs(records) do
+  if record.upload == ARGV[1] and record.token == ARGV[2] then
+    -- Who looked for the upload before it was there must look again.
+    record.created, found = clock(), 1
+  end
+end
+if found == 1 then
+  write(records)
+end
+return found
 """,
 )
 
@@ -241,7 +261,7 @@ class DuplicateIndex:
         force: bool = False,
         deferred: bool = False,
         rivals: Literal["all", "deferred"] = "all",
-        gone: Collection[str] = (),
+        gone: Collection[Record] = (),
         passed: Collection[str] = (),
     ) -> Holder | None:
         """Reserve a fingerprint, or return its holder, the newest of several.
@@ -253,7 +273,7 @@ class DuplicateIndex:
             force: reserve it beside any other holder.
             deferred: the upload's length is not known.
             rivals: which holders refuse the reservation: all, or those whose length is not known.
-            gone: tokens of records whose uploads no longer exist; those that were completed since are kept.
+            gone: records whose uploads do not exist; those that were confirmed or completed since are kept.
             passed: tokens of records to ignore.
         """
         answer = await self._run(
@@ -264,13 +284,17 @@ class DuplicateIndex:
             int(deferred),
             rivals,
             len(gone),
-            *gone,
+            *(f"{each.claim.token}@{round(each.created * 1000)}" for each in gone),
             *passed,
         )
         if not isinstance(answer, list) or not answer:
             return None
         encoded, age = answer
         return Holder(_record(cast(_Document, _loads(encoded))), int(age) / 1000)
+
+    async def confirm(self, fingerprint: str, claim: Claim) -> bool:
+        """Begin the time of a reservation anew, as its upload exists now. Return False if it was given to another upload."""
+        return bool(await self._run(_CONFIRM, fingerprint, claim.upload, claim.token))
 
     async def complete(self, fingerprint: str, claim: Claim, *, lasts: float) -> None:
         """Mark an upload as complete, and remember it for `lasts` seconds from the first such call."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tusd_py.events.hooks import NO_CREATION_HOOKS
+from tusd_py.events.hooks import Creation as CreationHooks
 from tusd_py.events.model import Changes, Event, EventType, Placement, RequestView, UploadView
 from tusd_py.locks.base import Fence, Lease, LeaseLost, UncontestedLease
 from tusd_py.protocol import errors, metadata
@@ -154,7 +155,7 @@ class Creator(Operation):
                     await self._check_free(info.id)
                 await self._quotas_of.admit(info, size, limits)
                 admitted = True
-                upload = await self._record(info, key, request, lease.fence)
+                upload = await self._record(info, key, request, lease.fence, creation)
                 created = True
                 if body.watcher is not None and content is not None:
                     body.watcher.created(upload)
@@ -215,7 +216,12 @@ class Creator(Operation):
         return UncontestedLease()
 
     async def _record(
-        self, info: UploadInfo, key: FinalKey | None, request: RequestView, fence: Fence
+        self,
+        info: UploadInfo,
+        key: FinalKey | None,
+        request: RequestView,
+        fence: Fence,
+        creation: CreationHooks,
     ) -> Upload:
         """Create the upload in the store; join a final if its parts are finished. All or nothing."""
         if key is not None and self._joiner is not None:
@@ -223,6 +229,7 @@ class Creator(Operation):
             await self._joiner.remember_final(key.digest, info.id, fence=key.fence)
         upload = await self._store.create(info, fence=fence)
         try:
+            await creation.confirm()
             if info.is_final:
                 upload = await self._finisher.concatenation.begin(upload, fence)
             elif self._policy.durability == "chunk":
