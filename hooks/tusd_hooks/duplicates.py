@@ -267,12 +267,8 @@ class Duplicates:
 
     async def post_finish(self, event: Event) -> None:
         """Mark the upload as complete; its fingerprint is remembered for the whole window."""
-        if fingerprints := self._fingerprints(event.upload):
-            claim, lasts = _claim(event), self._window()
-
-            async def complete() -> None:
-                for fingerprint in fingerprints:
-                    await self._index().complete(fingerprint.value, claim, lasts=lasts)
+        if self._fingerprints(event.upload):
+            complete = self._completion(event, lasts=self._window())
 
             async def complete_late() -> None:
                 # An upload that was removed meanwhile must not reserve its fingerprint again.
@@ -307,13 +303,25 @@ class Duplicates:
     async def post_expire(self, event: Event) -> None:
         """Release the upload's fingerprint, together with those of other uploads that a sweep removes at the same time.
 
-        The fingerprint of a finished upload, removed after its retention, is kept: it must still not be uploaded again.
+        The fingerprint of a finished upload, removed after its retention, is kept: it must still not be uploaded again. It is
+        marked complete here too, as a crash or an outage at the finish may have left it pending.
         """
-        if event.upload.offset == event.upload.length:
-            return
-        if fingerprints := self._fingerprints(event.upload):
+        fingerprints = self._fingerprints(event.upload)
+        finished_at = event.upload.finished_at
+        if fingerprints and finished_at is not None:
+            left = finished_at + self._window() - time.time()
+            if left > 0:
+                await self._apply(event, self._completion(event, lasts=min(left, self._window())))
+        elif fingerprints:
             uploads = [(fingerprint.value, event.upload.id) for fingerprint in fingerprints]
             await self._apply(event, lambda: self._releases.add(uploads))
+
+    def _completion(self, event: Event, *, lasts: float) -> Change:
+        async def complete() -> None:
+            for fingerprint in self._fingerprints(event.upload):
+                await self._index().complete(fingerprint.value, _claim(event), lasts=lasts)
+
+        return complete
 
     def _release(self, event: Event, *, token: str = "") -> Change:
         async def release() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -425,6 +426,41 @@ async def test_a_creation_that_failed_does_not_release_the_upload_that_has_its_i
     event = await house.ask(upload_id="study-17", header="true")
     await house.hook.create_failed(event)
     assert remembered(redis) == [("study-17", "complete")]
+
+
+async def test_a_finish_that_was_not_told_is_told_by_the_end_of_the_retention(
+    make_house: MakeHouse, redis: RedisServer
+) -> None:
+    house = await make_house(duplicate_window=2 * DAY, expire_after=7 * DAY)
+    upload = await house.create()
+    house.views[upload] = replace(house.views[upload], offset=LENGTH, finished_at=time.time() - DAY)
+    await house.expire(upload)
+    assert remembered(redis) == [(upload, "complete")]
+    # From its finish on.
+    [key] = redis.client.keys("tusd:duplicate:*")
+    assert DAY - 60 < redis.client.ttl(key) <= DAY
+    assert problem(await refused(house.create()))["state"] == "complete"
+
+
+async def test_what_was_finished_before_the_window_is_not_remembered_anew(
+    make_house: MakeHouse, redis: RedisServer
+) -> None:
+    house = await make_house(duplicate_window=2 * DAY)
+    upload = await house.create()
+    await house.finish(upload)
+    redis.command("FLUSHALL")
+    house.views[upload] = replace(house.views[upload], finished_at=time.time() - 3 * DAY)
+    await house.expire(upload)
+    assert remembered(redis) == []
+
+
+async def test_an_upload_whose_finish_was_refused_is_released(
+    house: House, redis: RedisServer
+) -> None:
+    upload = await house.create()
+    house.views[upload] = replace(house.views[upload], offset=LENGTH)
+    await house.expire(upload)
+    assert remembered(redis) == []
 
 
 async def test_post_finish_may_be_told_again(house: House, redis: RedisServer) -> None:

@@ -351,3 +351,22 @@ def test_refusing_while_redis_is_away(make_server: MakeServer, redis: RedisServe
     assert tus.data_files() == []
     redis.start()
     wait_until(lambda: tus.create(10, headers=STUDY).status == 201, "Redis to be seen again")
+
+
+def test_a_finish_that_redis_was_never_told_of_is_remembered_beyond_the_retention(
+    make_server: MakeServer, redis: RedisServer
+) -> None:
+    server = make_server(env={"TUSD_REDIS_URL": redis.url})
+    tus = Tus(server)
+    path = tus.new(10, headers=STUDY)
+    redis.stop()
+    assert tus.patch(path, 0, b"x" * 10).status == 204
+    server.kill9()
+    redis.start()
+    server.flags = (*server.flags, "--retain-finished", "1ms", "--sweep-interval", "200ms")
+    server.restart()
+    wait_until(lambda: tus.data_files() == [], "its removal")
+    # Long after it was created.
+    backdate(redis, 60)
+    wait_until(lambda: b'"complete"' in str(_records(redis)).encode(), "the record")
+    assert_duplicate(tus.create(10, headers=STUDY), "complete")

@@ -120,7 +120,9 @@ class House:
     async def finish(self, upload_id: str, *, length: int = LENGTH) -> Event:
         """All bytes are there, and post-finish is told; the event, for telling it again."""
         self.there[upload_id] = (length, True)
-        self.views[upload_id] = replace(self.views[upload_id], length=length, offset=length)
+        self.views[upload_id] = replace(
+            self.views[upload_id], length=length, offset=length, finished_at=time.time()
+        )
         event = self._event(EventType.POST_FINISH, upload_id)
         await self.hook.post_finish(event)
         return event

@@ -64,6 +64,7 @@ class UploadView:
 
     location: path of its bytes relative to the upload directory, if that is not the id. path: where the bytes are, an absolute
     path or `s3://bucket/key`; with `--finished-dir`, the path of a finished upload there. Empty before the creation.
+    finished_at: seconds since the epoch; None while it is not finished.
     """
 
     id: str
@@ -76,6 +77,7 @@ class UploadView:
     owner: str = ""
     location: str | None = None
     path: str = ""
+    finished_at: float | None = None
 
     @classmethod
     def of(cls, info: UploadInfo, offset: int, path: str = "") -> UploadView:
@@ -91,6 +93,7 @@ class UploadView:
             owner=info.owner,
             location=info.location,
             path=path,
+            finished_at=info.finished_at,
         )
 
 

@@ -63,6 +63,7 @@ class _Upload(TypedDict):
     owner: str
     location: str | None
     path: str
+    finished_at: float | None
 
 
 class _Request(TypedDict):
@@ -126,6 +127,7 @@ def serialize(record: OutboxRecord) -> bytes:
             "owner": upload.owner,
             "location": upload.location,
             "path": upload.path,
+            "finished_at": upload.finished_at,
         },
         "request": {
             "method": request.method,
@@ -196,8 +198,9 @@ def _read(document: _Document) -> OutboxRecord:
             parts=tuple(upload["parts"]),
             owner=upload["owner"],
             location=upload["location"],
-            # Records of earlier versions have none.
+            # Records of earlier versions have neither.
             path=upload.get("path", ""),
+            finished_at=upload.get("finished_at"),
         ),
         request=RequestView(**request),
         id=document["id"],
