@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.delivery.conftest import House
 from tests.hooks.endpoint import Call, Endpoint, Reply
 from tests.support.files import files_below
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, id_of
+from tests.support.tus import Tus, id_of, metadata
 from tests.support.waiting import wait_until
 from tests.support.wire import ConnectionEnded
 from tests.workers.commands import command, documents, of
@@ -516,6 +517,66 @@ def test_a_worker_is_killed_while_it_tells(house: House) -> None:
     assert [call.headers["hook-event-attempt"] for call in calls] == ["1", "2"]
     assert len({call.headers["hook-event-id"] for call in calls}) == 1
     wait_until_empty(house, server)
+
+
+BLOCKING = """
+import time
+from tusd_py.events import hooks
+from tusd_workers import delivery_runner
+hooks._POST_TIMEOUT_SECONDS = {limit}
+delivery_runner._STOP_SECONDS = 0.5
+async def post_finish(event):
+    with open({log!r}, "a") as file: file.write(event.upload.id + " " + str(event.attempt) + "\\n")
+    if event.attempt == 1 and "stubborn" in event.upload.metadata: time.sleep(3600)
+"""
+"""A hook file that blocks the event loop of its worker, and how long hooks may take there, and to stop."""
+STUBBORN = {"Upload-Metadata": metadata(stubborn="1")}
+
+
+def blocking_hook(tmp_path: Path, limit: float) -> tuple[tuple[str, ...], Path]:
+    """The flags of a worker and a server with such a hook, and the file that has the events it was called for."""
+    hook, log = tmp_path / "blocking.py", tmp_path / "log"
+    hook.write_text(BLOCKING.format(limit=limit, log=str(log)))
+    return ("--hook", str(hook), "--hooks-timeout", "1s"), log
+
+
+def test_a_worker_whose_hook_blocks_its_event_loop_ends_and_the_next_one_goes_on(
+    house: House, tmp_path: Path
+) -> None:
+    house.lose_patience()
+    del house.env["TUSD_HOOKS_HTTP"]
+    flags, log = blocking_hook(tmp_path, 1.0)
+    server = house.serve(*flags)
+    worker = house.work(server, *flags)
+    path = finish(Tus(server), STUBBORN)
+    code, said = worker.wait()
+    assert code == 1
+    [line] = [line for line in said.splitlines() if "worker ends" in line]
+    assert "hook=blocking.py" in line
+    assert f"at={tmp_path}/blocking.py:" in line
+    other = finish(Tus(server))
+    house.work(server, *flags, scheduler=False)
+    wait_until_empty(house, server)
+    attempts = log.read_text().splitlines()
+    assert attempts[0] == f"{id_of(path)} 1"
+    assert sorted(attempts[1:]) == sorted([f"{id_of(path)} 2", f"{id_of(other)} 1"])
+
+
+def test_a_worker_whose_hook_blocks_its_event_loop_can_be_ended(
+    house: House, tmp_path: Path
+) -> None:
+    del house.env["TUSD_HOOKS_HTTP"]
+    flags, log = blocking_hook(tmp_path, 3600.0)
+    server = house.serve(*flags)
+    worker = house.work(server, *flags, scheduler=False)
+    finish(Tus(server), STUBBORN)
+    wait_until(log.exists, "the hook", SLOW)
+    worker.process.terminate()
+    # rq takes a second signal within a second for the same one.
+    time.sleep(1.5)
+    code, said = worker.end()
+    assert code == 1
+    assert "the hooks did not stop within 0.5 s" in said
 
 
 def test_a_worker_whose_hook_cannot_be_had_says_so(house: House, tmp_path: Path) -> None:

@@ -167,6 +167,11 @@ class Hooks:
         for threads in (self._threads, self._background_threads):
             threads.shutdown(wait=False)
 
+    @property
+    def longest_seconds(self) -> float:
+        """What a hook may take for an event in the background, in seconds."""
+        return max(self._timeout, _POST_TIMEOUT_SECONDS)
+
     def wants(self, event_type: EventType) -> bool:
         """Whether any hook listens to `event_type` in this process."""
         return bool(self._listeners[event_type])
@@ -361,7 +366,7 @@ class Hooks:
             return None
         self._counters.hook(event.type.value)
         in_background = event.type.startswith("post-")
-        seconds = max(self._timeout, _POST_TIMEOUT_SECONDS) if in_background else self._timeout
+        seconds = self.longest_seconds if in_background else self._timeout
         limit = asyncio.timeout(seconds)
         try:
             async with limit:

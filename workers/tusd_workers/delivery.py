@@ -81,7 +81,10 @@ class Outcome:
 
 
 class Delivery:
-    """Delivers from an outbox to started hooks. counts: outcomes, by `delivered`, `failed` and `given up`."""
+    """Delivers from an outbox to started hooks.
+
+    counts: outcomes, by `delivered`, `failed` and `given up`. calling: name of the hook that is being called; empty if none is.
+    """
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Delivery:
         self._retries = retries
         self._clock = clock
         self.counts: Counter[str] = Counter()
+        self.calling = ""
 
     async def deliver(self, upload_id: str, is_held: Callable[[], bool]) -> Outcome:
         """Deliver the events of an upload in order, up to the first that has to wait. Raises StorageError.
@@ -170,12 +174,15 @@ class Delivery:
         """Call each remaining hook. Return the names of those that failed, and why."""
         problems: dict[str, str] = {}
         for name in record.hooks:
+            self.calling = name
             try:
                 await self._hooks.deliver(name, record.event)
             except HookFailed as problem:
                 problems[name] = str(problem)
                 if isinstance(problem, HookCrashed):
                     logger.warning("the hook %s failed", name, exc_info=problem.__cause__)
+            finally:
+                self.calling = ""
         return tuple(problems), "; ".join(f"{name}: {text}" for name, text in problems.items())
 
     async def _mark_failed(self, kept: KeptEvent, content: bytes, problem: str) -> None:

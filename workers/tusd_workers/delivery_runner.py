@@ -1,25 +1,29 @@
 """Runs deliveries in a worker's process: keeps hooks started between jobs, and leases each upload to one worker in Redis.
 
 Hooks run in an event loop in a thread of its own, so that a hook keeps its connections from one event to the next. The job
-waits for them in the main thread and renews the lease meanwhile, which a hook that blocks the loop cannot prevent.
+waits for them in the main thread and renews the lease meanwhile, which a hook that blocks the loop cannot prevent. Nothing can
+end such a hook but the end of the process: if it blocks the loop for longer than hooks may take, the process exits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from redis import Redis
 from redis.exceptions import LockNotOwnedError, RedisError
 from redis.lock import Lock
 
+from tusd_py import logs
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext, Progress
 from tusd_py.jobs.connection import connect
@@ -32,6 +36,9 @@ from tusd_workers.current import Instance
 from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 
 logger = logging.getLogger(__name__)
+
+_STOP_SECONDS = 30.0
+"""How long hooks may take to stop."""
 
 T = TypeVar("T")
 
@@ -88,7 +95,7 @@ class DeliveryRunner:
     def open(self) -> None:
         """Start the hooks, and queue a job for each upload that has events waiting and no job. Raises HookError."""
         self._thread.start()
-        self._run(self._start()).result()
+        self._result(self._run(self._start()))
         with suppress(RedisError, StorageError):
             self.queue_missing()
 
@@ -113,8 +120,11 @@ class DeliveryRunner:
         return Progress(upload.offset, upload.finished, upload.changed_at)
 
     def close(self) -> None:
-        """Stop the hooks, and close the connections."""
-        self._run(self._stop()).result()
+        """Stop the hooks, and close the connections. Ends the process if a hook blocks the loop."""
+        try:
+            self._run(self._stop()).result(_STOP_SECONDS)
+        except TimeoutError:
+            self._exit(f"the hooks did not stop within {_STOP_SECONDS:g} s")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -133,7 +143,7 @@ class DeliveryRunner:
 
     def queue_missing(self) -> int:
         """Queue a job for each upload that has events waiting and no job; return how many. Raises RedisError, StorageError."""
-        waiting = self._run(self._waiting()).result()
+        waiting = self._result(self._run(self._waiting()))
         return self._deliveries.add_missing(waiting) if waiting else 0
 
     async def _waiting(self) -> list[str]:
@@ -157,7 +167,8 @@ class DeliveryRunner:
                 self._deliveries.add_at(upload_id, outcome.next)
                 return
             # A job for an event that came meanwhile found the lease taken and ended.
-            if not self._run(self._delivery.has_news(upload_id, outcome.passed_over)).result():
+            news = self._run(self._delivery.has_news(upload_id, outcome.passed_over))
+            if not self._result(news):
                 return
 
     def _lease(self, upload_id: str) -> Lock:
@@ -172,23 +183,57 @@ class DeliveryRunner:
     def _wait(self, running: tuple[Future[Outcome], threading.Event], lease: Lock) -> Outcome:
         """Wait for a delivery, and renew the lease meanwhile."""
         work, lost = running
+
+        def renew() -> None:
+            try:
+                lease.reacquire()
+            except LockNotOwnedError:
+                lost.set()
+            except RedisError:
+                # Without Redis no other worker gets the lease either.
+                pass
+
         try:
-            while True:
-                try:
-                    return work.result(self._settings.lock_lease / 3)
-                except TimeoutError:
-                    if work.done():
-                        raise
-                    try:
-                        lease.reacquire()
-                    except LockNotOwnedError:
-                        lost.set()
-                    except RedisError:
-                        # Without Redis no other worker gets the lease either.
-                        pass
+            return self._result(work, renew)
         finally:
             # The worker may be told to stop at once, before the delivery is done.
             work.cancel()
+
+    def _result(self, work: Future[T], meanwhile: Callable[[], None] | None = None) -> T:
+        """Wait for work in the loop, and call `meanwhile` now and then. Ends the process if a hook blocks the loop.
+
+        The time-outs of hooks are of no use against that, as they need the loop.
+        """
+        interval = self._settings.lock_lease / 3
+        blocked = 0.0
+        while True:
+            heard = threading.Event()
+            self._loop.call_soon_threadsafe(heard.set)
+            try:
+                return work.result(interval)
+            except TimeoutError:
+                if work.done():
+                    raise
+            # Counted, not by the clock: the process itself may have stood still.
+            blocked = 0.0 if heard.is_set() else blocked + interval
+            if blocked > self._hooks.longest_seconds:
+                self._exit(f"a hook blocked its event loop for {blocked:.0f} s")
+            if meanwhile is not None:
+                meanwhile()
+
+    def _exit(self, reason: str) -> NoReturn:
+        """End the process at once, to be started anew: a thread cannot be ended. The current attempt was counted before."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        logs.event(
+            logger,
+            logging.CRITICAL,
+            "worker ends",
+            hook=self._delivery.calling or None,
+            at=f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else None,
+            reason=reason,
+        )
+        logging.shutdown()
+        os._exit(1)
 
     def _add_counts(self) -> None:
         counts, self._delivery.counts = self._delivery.counts, Counter()
