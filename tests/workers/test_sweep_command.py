@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,10 @@ from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, documents, of
+from tusd_py.maintenance import remote
+from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError, Tell
+from tusd_py.redis.due_index import SweepKind
+from tusd_py.uploads.sweep import SweepReport
 
 
 def abandon(server: ServerProcess, path: str, days: float = 8) -> str:
@@ -178,3 +184,54 @@ def test_what_has_all_its_bytes_is_finished_and_expires_only_if_that_is_refused(
         # A request finishes it, too.
         assert tus.offset(path) == 5
         assert tus.get(path).body == b"hello"
+
+
+# A server that is asked to sweep
+
+
+class SlowMaintenance(LocalMaintenance):
+    """Takes its time to sweep."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def sweep(
+        self,
+        kind: SweepKind,
+        *,
+        dry_run: bool = False,
+        tell: Tell | None = None,
+        force: bool = False,
+    ) -> SweepReport:
+        await asyncio.sleep(1.0)
+        return SweepReport(seen=7)
+
+
+async def test_a_sweep_by_the_server_may_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PROBE_SECONDS", 0.05)
+    server = remote.ControlServer(SlowMaintenance(), tmp_path)
+    await server.start()
+    maintenance = remote.find_server(tmp_path)
+    assert maintenance is not None
+    assert (await maintenance.sweep("all")).seen == 7
+    await server.stop()
+
+
+async def test_a_server_that_stands_still_is_not_waited_for(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "_PROBE_TIMEOUT_SECONDS", 0.5)
+    server = make_server()
+    maintenance = remote.find_server(server.upload_dir / ".tusd-py")
+    assert maintenance is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(MaintenanceError, match="does not answer"):
+                await maintenance.sweep("all")
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert (await maintenance.sweep("all")).failed == 0

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY = "control"
 _REQUEST_TIMEOUT_SECONDS = 10.0
+_PROBE_SECONDS = 30.0
+"""Time without a line of a response after which the server is asked whether it is alive: a sweep may take hours."""
+_PROBE_TIMEOUT_SECONDS = 30.0
+"""Time to answer that."""
 
 Document = Mapping[str, object]
 
@@ -85,6 +89,8 @@ class ControlServer:
 
         try:
             match request:
+                case {"do": "answer"}:
+                    return {"done": {}}
                 case {"do": "sweep", "kind": "due" | "all" as kind, "dry_run": bool(dry_run)}:
                     listener = tell if request.get("tell") else None
                     report = await self._maintenance.sweep(
@@ -145,11 +151,44 @@ class RemoteMaintenance:
             raise MaintenanceError(f"the server cannot be reached: {problem}") from problem
         try:
             _write(writer, request)
-            yield _answers(reader)
+            yield self._answers(reader)
         except OSError as problem:
             raise MaintenanceError(f"the connection to the server was lost: {problem}") from problem
         finally:
             writer.close()
+
+    async def _answers(self, reader: asyncio.StreamReader) -> AsyncIterator[Document]:
+        while line := await self._line(reader):
+            answer = cast(Document, json.loads(line))
+            if "failed" in answer:
+                raise MaintenanceError(str(answer["failed"]))
+            yield answer
+
+    async def _line(self, reader: asyncio.StreamReader) -> bytes:
+        """Read a line, for as long as the server is alive. Raises MaintenanceError, OSError."""
+        reading = asyncio.ensure_future(reader.readline())
+        try:
+            while not (await asyncio.wait([reading], timeout=_PROBE_SECONDS))[0]:
+                await self._probe()
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def _probe(self) -> None:
+        """Check that the server answers at all: one that was stopped by a signal would be waited for in vain."""
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self._path)
+                try:
+                    _write(writer, {"do": "answer"})
+                    await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError:
+            raise MaintenanceError("the server is there, but does not answer") from None
+        except OSError:
+            # It ended, which ends the response too.
+            return
 
 
 def find_server(state_dir: Path) -> RemoteMaintenance | None:
@@ -159,14 +198,6 @@ def find_server(state_dir: Path) -> RemoteMaintenance | None:
         return None
     path = sockets.path_for(directory)
     return RemoteMaintenance(path) if sockets.listens(path) else None
-
-
-async def _answers(reader: asyncio.StreamReader) -> AsyncIterator[Document]:
-    while line := await reader.readline():
-        answer = cast(Document, json.loads(line))
-        if "failed" in answer:
-            raise MaintenanceError(str(answer["failed"]))
-        yield answer
 
 
 def _write(writer: asyncio.StreamWriter, document: Document) -> None:
