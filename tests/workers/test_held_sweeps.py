@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import MakeServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, id_of
+from tests.support.tus import Tus, id_of, path_of
+from tests.support.waiting import wait_until
 from tests.workers.commands import command, documents, of
 from tests.workers.test_sweep_command import abandon
 from tusd_py.locks.memory import MemoryLocks
@@ -90,6 +91,47 @@ def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
     assert all(server.data_file(id_of(path)).exists() for path in paths)
     [*_, summary] = documents("sweep", "--force", "--retain-finished", "1ms", *of(server))
     assert (summary["seen"], summary["expired"]) == (25, 25)
+
+
+def is_finished(server: ServerProcess, path: str) -> bool:
+    record = server.record(id_of(path))["TusdPy"]
+    assert isinstance(record, dict)
+    return bool(record["FinishedAt"])
+
+
+@pytest.mark.parametrize("by", ["server", "command"])
+def test_meanwhile_what_a_crash_interrupted_is_finished(make_server: MakeServer, by: str) -> None:
+    server = make_server("--sweep-interval", "1h")
+    tus = Tus(server)
+    paths = [tus.finished(b"hello") for _ in range(25)]
+    whole, part = tus.new(5), tus.finished(b"hel", headers={"Upload-Concat": "partial"})
+    last = tus.new(2, headers={"Upload-Concat": "partial"})
+    final = path_of(tus.create(headers={"Upload-Concat": f"final;{part} {last}"})["Location"])
+    server.terminate()
+    interrupted = whole, last, final
+    server.data_file(id_of(whole)).write_bytes(b"hello")
+    server.data_file(id_of(last)).write_bytes(b"lo")
+    assert not any(is_finished(server, each) for each in interrupted)
+    left = server.upload_dir / ".tusd-py" / "new" / "left-by-a-crash"
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    os.utime(left, (1.0, 1.0))
+    flags = ("--retain-finished", "1ms")
+    if by == "server":
+        server.flags = (*server.flags, *flags)
+        server.restart()
+        server.wait_for_line("The sweep removes nothing now: it would remove 25 of 29 uploads")
+        wait_until(lambda: all(is_finished(server, each) for each in interrupted), "all")
+    else:
+        # A part is finished first, and then its final.
+        for _ in range(2):
+            done = command("sweep", *flags, *of(server))
+            assert "uploads seen: 2" in done.stdout
+            assert "but it would remove" in done.stdout
+    assert all(is_finished(server, each) for each in interrupted)
+    assert server.data_file(id_of(final)).read_bytes() == b"hello"
+    assert all(server.data_file(id_of(path)).exists() for path in paths)
+    assert left.exists()
 
 
 def test_it_goes_on_after_a_day_unless_both_are_wrong() -> None:

@@ -109,6 +109,20 @@ async def test_an_upload_that_moved_is_spared_and_looked_at_later(
     assert await registry.due(place.clock.now + 81, 10) == ["a"]
 
 
+async def test_a_sweep_that_removes_nothing_keeps_the_index(
+    place: Place, registry: DueIndex
+) -> None:
+    await place.new("old")
+    place.clock.now += 150
+    await place.new("young")
+    report = await sweep(place.uploads, due_index=registry, removes=False)
+    assert (report.seen, report.expired) == (2, 1)
+    assert await registry.due(place.clock.now, 10) == ["old"]
+    counts = await registry.counts(place.clock.now)
+    assert (counts.known, counts.due, counts.is_whole) == (2, 1, True)
+    assert (await sweep_due(place.uploads, registry)).expired == 1
+
+
 async def test_an_emptied_redis_is_filled_again_from_the_storage(
     place: Place, registry: DueIndex, redis: RedisServer
 ) -> None:

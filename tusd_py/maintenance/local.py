@@ -67,7 +67,7 @@ class Maintenance(Protocol):
             kind: "due" or "all".
             dry_run: Change nothing, count only.
             tell: Awaited with each upload that is due.
-            force: Sweep even if `sweep_guard.py` would hold the sweep; a held sweep only reports that.
+            force: Sweep even if `sweep_guard.py` would hold the sweep; a held sweep removes nothing, and reports that.
 
         Raises:
             MaintenanceError: The sweep failed.
@@ -111,6 +111,9 @@ class LocalMaintenance:
             if not dry_run and not force:
                 held = await self._held(kind, now)
                 if held is not None:
+                    # What a crash interrupted is finished all the same.
+                    rest = await self._sweep("all", now, dry_run=False, tell=None, removes=False)
+                    held.finished, held.failed = rest.finished, rest.failed
                     return held
             report = await self._sweep(kind, now, dry_run=dry_run, tell=tell)
         except (StorageError, SweepStopped) as problem:
@@ -151,7 +154,13 @@ class LocalMaintenance:
         return SweepReport(seen=report.seen, held=report.expired, held_because=reason)
 
     async def _sweep(
-        self, kind: SweepKind, now: Clock, *, dry_run: bool, tell: Tell | None
+        self,
+        kind: SweepKind,
+        now: Clock,
+        *,
+        dry_run: bool,
+        tell: Tell | None,
+        removes: bool = True,
     ) -> SweepReport:
         uploads, due_index = self._uploads, self._due_index
 
@@ -160,7 +169,7 @@ class LocalMaintenance:
                 since = uploads.expiry.due_at(upload) or upload.changed_at
                 await tell(Expired(upload.id, upload.offset, since))
 
-        if not dry_run:
+        if not dry_run and removes:
             await uploads.recover_removals()
             await uploads.drop_abandoned_events()
         if kind == "due" and due_index is not None:
@@ -176,6 +185,7 @@ class LocalMaintenance:
             uploads,
             due_index=due_index,
             dry_run=dry_run,
+            removes=removes,
             on_due=on_due,
             pause_factor=self._pause_factor,
             now=now,

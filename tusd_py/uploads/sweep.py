@@ -95,6 +95,7 @@ async def sweep(
     *,
     due_index: DueIndex | None = None,
     dry_run: bool = False,
+    removes: bool = True,
     on_due: OnDue | None = None,
     pause_factor: PauseFactor | None = None,
     quiet: bool = False,
@@ -106,6 +107,7 @@ async def sweep(
         uploads: The uploads.
         due_index: Rebuilt on the way; None for none.
         dry_run: Change nothing, count only.
+        removes: False for a sweep that finishes what a crash interrupted and updates the index, but removes nothing.
         quiet: Neither log nor count what cannot be read: for a count before a sweep, which does both.
         on_due: Awaited with each upload that is due.
         pause_factor: See `PauseFactor`.
@@ -119,6 +121,7 @@ async def sweep(
         uploads,
         due_index,
         dry_run=dry_run,
+        removes=removes,
         on_due=on_due,
         pause_factor=pause_factor,
         quiet=quiet,
@@ -133,8 +136,9 @@ async def sweep(
             await running.check(batch)
             batch.clear()
     await running.check(batch)
-    if not dry_run:
+    if running.removes:
         running.report.remains += await uploads.tidy()
+    if not dry_run:
         await running.end()
     return running.report
 
@@ -191,12 +195,14 @@ class _Sweep:
         due_index: DueIndex | None,
         *,
         dry_run: bool,
+        removes: bool = True,
         on_due: OnDue | None,
         pause_factor: PauseFactor | None,
         quiet: bool = False,
         now: Clock | None = None,
     ) -> None:
         self.now = now or uploads.expiry.now
+        self.removes = removes and not dry_run
         self._pause_factor = pause_factor
         self._quiet = quiet
         self.report = SweepReport()
@@ -256,6 +262,8 @@ class _Sweep:
                     self._schedule(upload_id, self.now() + _RETRY_SECONDS)
                 elif is_due and isinstance(upload, Upload):
                     expired.append(upload_id)
+                    if not self.removes:
+                        self._schedule(upload_id, uploads.expiry.check_at(upload))
                     if self._on_due is not None:
                         await self._on_due(upload)
                 else:
@@ -266,10 +274,10 @@ class _Sweep:
                 self._record_failure(upload_id, problem)
             if self._stopped:
                 return
-        if self._dry_run:
-            self.report.expired += len(expired)
-        else:
+        if self.removes:
             await self._expire(expired)
+        else:
+            self.report.expired += len(expired)
 
     async def _is_kept(self, upload: Upload) -> bool:
         """Finish an upload that is due and has all its bytes. Returns whether it stays: unless that is refused (4xx).
@@ -295,7 +303,7 @@ class _Sweep:
             case UploadGone():
                 return None
             case UploadNotFound():
-                if not self._dry_run:
+                if self.removes:
                     report.remains += await uploads.discard_fragment(upload_id)
                 return None
             case BytesMissing() if await self._is_missing_too_long(found.upload):
@@ -311,7 +319,7 @@ class _Sweep:
 
     async def _is_missing_too_long(self, upload: Upload) -> bool:
         """Whether an upload whose bytes are missing was removed for that, or would be."""
-        if self._dry_run:
+        if not self.removes:
             return await self._uploads.is_missing_too_long(upload, marks=False, now=self.now)
         return await self._uploads.expire_missing(upload.id, now=self.now)
 

@@ -1,8 +1,8 @@
 """Hold a sweep that would remove suspiciously much, as when the clock is wrong.
 
 A sweep is held if it would remove at least 20 uploads and more than half of all, or if its clock is far from that of the last
-sweep. After a day it runs all the same, unless both conditions hold: then only the operator can force it. Not for: finding out
-what is due.
+sweep: it removes nothing, but finishes what a crash interrupted. After a day it runs all the same, unless both conditions hold:
+then only the operator can force it. Not for: finding out what is due.
 """
 
 from __future__ import annotations
