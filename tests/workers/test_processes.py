@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.conftest import MakeServer
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus
+from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
 from tests.workers.test_sweep_command import abandon
@@ -225,3 +226,36 @@ def test_status_says_what_is_wrong(make_server: MakeServer, tmp_path: Path) -> N
     none = command("status", "--upload-dir", str(tmp_path / "none"))
     assert (none.returncode, none.stdout) == (1, "")
     assert not (tmp_path / "none").exists()
+
+
+def put_sweep_of_future(redis: RedisServer, kind: str) -> None:
+    """Pretend that a sweep ended in a year, by a clock that was set back since."""
+    at = time.time() + 365 * 86_400.0
+    counts = dict.fromkeys(("seen", "expired", "finished", "remains", "failed"), 0)
+    record = {"kind": kind, "began": at, "ended": at, **counts}
+    redis.command("HSET", "tusd:{registry}:sweeps", kind, json.dumps(record))
+
+
+@pytest.mark.parametrize("kind", ["due", "all"])
+def test_a_sweep_of_the_future_does_not_keep_servers_from_sweeping(
+    make_server: MakeServer, redis: RedisServer, kind: str
+) -> None:
+    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "20s"}
+    # Its own sweeps would replace the record at once.
+    server = make_server("--sweep-interval", "2s", "--expire-after", "1s", env=env)
+    swept = "tusd:{registry}:sweeps"
+    wait_until(lambda: redis.command("HEXISTS", swept, "all") == 1, "its first sweep")
+    put_sweep_of_future(redis, kind)
+    wait_until_gone(server, id_of(Tus(server).new(10)))
+
+
+def test_a_sweep_of_the_future_does_not_hide_that_nothing_is_swept(
+    make_server: MakeServer, redis: RedisServer
+) -> None:
+    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "20s"}
+    server = make_server("--sweep-interval", "1h", env=env)
+    wait_until(lambda: redis.command("HLEN", "tusd:{registry}:sweeps") == 1, "its first sweep")
+    problem = "nothing has been swept for too long"
+    assert problem not in command("status", *of(server), env=env).stdout
+    put_sweep_of_future(redis, "all")
+    assert problem in command("status", *of(server), env=env).stdout

@@ -32,6 +32,8 @@ _FLUSH_SECONDS = 1.0
 """Interval at which changes are sent."""
 _REPEAT_SECONDS = 60.0
 """Interval in which a growing upload is sent once."""
+_AHEAD_SECONDS = 60.0
+"""By how much the clocks of machines may differ."""
 _MAX_PENDING = 200_000
 """Changes kept while Redis is unavailable. With more, the index is marked as incomplete and rebuilt."""
 
@@ -81,6 +83,10 @@ class SweepRecord:
     finished: int
     remains: int
     failed: int
+
+    def is_ahead(self, now: float) -> bool:
+        """Whether it ended in the future: by a clock that was set back since, so that it does not tell how long ago that is."""
+        return self.ended > now + _AHEAD_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,9 +80,11 @@ class RegularSweeps:
         if instance.due_index is None:
             return "all"
         now, overdue = time.time(), _OVERDUE_FACTOR * instance.settings.sweep_interval
-        ended = {record.kind: record.ended for record in await instance.due_index.sweeps()}
+        records = await instance.due_index.sweeps()
+        ended = {each.kind: each.ended for each in records if not each.is_ahead(now)}
         if now - ended.get("all", 0.0) > _FULL_SWEEP_OVERDUE_SECONDS:
             return "all"
+        # There is one of the whole storage.
         last = max(ended.values())
         return None if last > self._swept_at and now - last < overdue else "due"
 

@@ -90,8 +90,9 @@ class Status:
             yield f"{self.events.failed} events failed after all attempts (tusd-py events failed)"
         if (self.events.oldest or 0.0) > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
             yield "an event has been waiting for too long (tusd-py events list)"
-        last = max((record.ended for record in self.sweeps), default=0.0)
-        if time.time() - last > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
+        now = time.time()
+        last = max((each.ended for each in self.sweeps if not each.is_ahead(now)), default=0.0)
+        if now - last > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
             yield "nothing has been swept for too long"
 
 
