@@ -15,8 +15,11 @@ from redis.lock import Lock
 from tests.delivery.test_delivery import FINISH, REQUEST, Post
 from tests.support.redis import RedisServer
 from tusd_py.jobs.connection import connect
+from tusd_py.jobs.delayed import DelayedJobs
 from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.jobs.queues import EXPIRY
 from tusd_py.jobs.relay import Relay
+from tusd_py.jobs.table import SWEEP_ALL
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.model import Settings
 from tusd_py.storage.file.store import FileStore
@@ -64,6 +67,22 @@ def test_only_what_is_missing_is_added(deliveries: Deliveries, connection: Redis
     assert queued(connection) == 3
     connection.flushall()
     assert deliveries.add_missing(["a", "b", "c"]) == 3
+
+
+def test_a_job_that_nobody_takes_is_not_kept_for_ever(
+    deliveries: Deliveries, connection: Redis
+) -> None:
+    day = 86_400
+    deliveries.add(["a"])
+    deliveries.add_at("b", time.time() + 600)
+    DelayedJobs(connection, "tusd:").add(
+        time.time() + 30 * day, SWEEP_ALL, job_id="sweep-all-1", queue=EXPIRY
+    )
+    left = sorted(connection.ttl(key) for key in connection.keys("tusd:rq:job:*"))
+    assert len(left) == 3
+    assert 2 * day - 60 < left[0] <= 2 * day
+    assert 2 * day + 540 < left[1] <= 2 * day + 601
+    assert 32 * day - 60 < left[2] <= 32 * day + 1
 
 
 @pytest.mark.parametrize("ahead", [-60.0, 9 * 86_400.0], ids=["late", "by a clock since set back"])

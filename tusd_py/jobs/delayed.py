@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import cast
@@ -10,6 +12,9 @@ from redis import Redis
 
 from tusd_py.jobs.queues import QueueKeys
 from tusd_py.jobs.rq_classes import scheduler_class, set_aside_unless
+
+KEPT_SECONDS = 2 * 86_400
+"""How long a job is kept that no worker takes. Sweeps are scheduled again, deliveries are found in the outbox."""
 
 
 class DelayedJobs:
@@ -46,6 +51,9 @@ class DelayedJobs:
             job_result_ttl=0,
             job_ttl=ttl,
         )
+        # rq-scheduler keeps the content for ever, also of a job whose entry was lost.
+        wait = math.ceil(max(when - time.time(), 0.0))
+        self._connection.expire(self._keys.job(job_id), wait + KEPT_SECONDS)
 
     def enqueue_due(self, now: float) -> None:
         """Queue the jobs that are due, unless another scheduler is doing so."""

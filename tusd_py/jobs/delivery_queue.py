@@ -17,7 +17,7 @@ from redis import Redis
 from rq import Queue
 
 from tusd_py.jobs import table as job_table
-from tusd_py.jobs.delayed import DelayedJobs
+from tusd_py.jobs.delayed import KEPT_SECONDS, DelayedJobs
 from tusd_py.jobs.queues import DELIVERY, QueueKeys
 from tusd_py.jobs.rq_classes import queue_class, set_aside_unless
 
@@ -50,6 +50,7 @@ class Deliveries:
                         kind.name,
                         (upload_id,),
                         timeout=kind.timeout,
+                        ttl=KEPT_SECONDS,
                         result_ttl=0,
                         failure_ttl=kind.failure_ttl,
                         description="delivery",
