@@ -123,6 +123,24 @@ async def test_a_sweep_that_removes_nothing_keeps_the_index(
     assert (await sweep_due(place.uploads, registry)).expired == 1
 
 
+async def test_changes_that_were_being_sent_at_the_end_are_sent_once_more(
+    place: Place, registry: DueIndex, redis: RedisServer
+) -> None:
+    await place.new("a")
+    place.writer.count("a", "unfinished")
+    redis.pause()
+    sending = asyncio.create_task(place.writer.flush())
+    await asyncio.sleep(0.1)
+    place.writer.mark("b", place.clock.now + 50)
+    sending.cancel()
+    with suppress(asyncio.CancelledError):
+        await sending
+    redis.resume()
+    await place.writer.flush()
+    assert await registry.due(place.clock.now + 200, 10) == ["b", "a"]
+    assert (await registry.counts(place.clock.now)).open["unfinished"] == 1
+
+
 async def test_an_emptied_redis_is_filled_again_from_the_storage(
     place: Place, registry: DueIndex, redis: RedisServer
 ) -> None:

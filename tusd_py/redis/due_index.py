@@ -270,10 +270,23 @@ class DueIndexWriter:
             await self._registry.uploads.update(changed)
         except RedisUnavailable as problem:
             logger.debug("the index of due uploads lacks %d changes: %s", len(pending), problem)
-            self._pending = pending | self._pending
-            self._changed = changed | self._changed
-            self._states = states | self._states
+            self._restore(pending, changed, states)
         except Exception:
             # Dropped, as one invalid change would otherwise block all others forever.
             self._is_complete = False
             raise
+        except BaseException:
+            # Cancelled, as at the end of the server: the last flush sends them.
+            self._restore(pending, changed, states)
+            raise
+
+    def _restore(
+        self,
+        pending: Mapping[str, float | None],
+        changed: Mapping[str, Listed | None],
+        states: Mapping[str, OpenState | None],
+    ) -> None:
+        """Keep changes that may not have been sent for the next flush. Later ones of the same uploads count."""
+        self._pending = {**pending, **self._pending}
+        self._changed = {**changed, **self._changed}
+        self._states = {**states, **self._states}
