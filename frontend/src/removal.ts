@@ -101,7 +101,8 @@ export function failureOf(error: unknown): Failure {
       status: response?.getStatus() ?? null,
       body: response?.getBody() ?? '',
       header: (name) => response?.getHeader(name),
-      cause: cause ?? error,
+      // Not the error itself: it has the request, whose token whoever prints the cause would show.
+      cause: cause ?? new Error(error.message),
     }
   }
   return { method: '', status: null, body: '', header: () => null, cause: error }

@@ -48,7 +48,7 @@ class Finding:
 
 
 _PATIENCE_SECONDS = 10.0
-"""How long an interrupt waits for the end of a step."""
+"""How long an interrupt waits for the end of a step, and the cleanup for each of its own."""
 
 _Step = Callable[[], Coroutine[None, None, Finding | str]]
 
@@ -123,8 +123,10 @@ class Trial:
         if self._is_removed:
             return
         for step in (self._abort, self._remove):
-            with suppress(ObjectStoreError):
-                await step()
+            # Not once more as long as a store is asked that cannot be reached.
+            with suppress(ObjectStoreError, TimeoutError):
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await step()
 
     async def _store(self) -> str:
         await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
