@@ -17,14 +17,16 @@ _BUDGET_BYTES = 2 * 1024 - 128
 _NAME_BYTES = 180
 _is_type = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}").fullmatch
 _is_key = re.compile(r"[a-z0-9_-]{1,64}").fullmatch
+RESERVED = "tusd-py-"
+"""What the names begin with that are ours in the metadata of an object: no client and no hook sets them."""
 _PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~ "
 
 
 def properties_of(metadata: Mapping[str, bytes], *, only: Collection[str] = ()) -> Properties:
     """Return the properties of the object of an upload with this metadata.
 
-    Pairs are kept in order as long as they fit: names in lower case, values percent-encoded beyond printable ASCII. only: keys
-    that are kept; empty for all.
+    Pairs are kept in order as long as they fit: names in lower case, values percent-encoded beyond printable ASCII. Names of
+    ours are left out. only: keys that are kept; empty for all.
     """
     kept: dict[str, str] = {}
     room = _BUDGET_BYTES
@@ -32,6 +34,8 @@ def properties_of(metadata: Mapping[str, bytes], *, only: Collection[str] = ()) 
         if only and key not in only:
             continue
         name, text = key.lower(), quote(value, safe=_PLAIN).strip()
+        if name.startswith(RESERVED):
+            continue
         if _is_key(name) and name not in kept and text and len(name) + len(text) <= room:
             kept[name] = text
             room -= len(name) + len(text)

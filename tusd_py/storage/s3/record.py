@@ -87,8 +87,18 @@ class Record:
             ours[_FINISHED] = f"{self.undone} {finished_at!r}"
         return replace(known, metadata={**known.metadata, **ours})
 
+    @property
+    def object_tells_finish(self) -> bool:
+        """Whether its object can tell of its finish: not if the client's own metadata has that name.
+
+        Earlier versions, and tusd, stored such metadata with the object.
+        """
+        return all(name.lower() != _FINISHED for name in self.info.metadata)
+
     def finish_in(self, properties: Properties) -> float | None:
         """When the object with these properties was finished, in seconds since the epoch; None if it does not tell."""
+        if not self.object_tells_finish:
+            return None
         undone, _, finished_at = properties.metadata.get(_FINISHED, "").partition(" ")
         if undone != str(self.undone):
             return None

@@ -685,6 +685,7 @@ class S3Store:
                 live.record.info == info._replace(finished_at=None)
                 and not live.progress.tail_etag
                 and not has_grown
+                and live.record.object_tells_finish
             )
             if live.record.info.length != info.length:
                 live.record = replace(live.record, info=info._replace(finished_at=None))
