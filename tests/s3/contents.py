@@ -54,6 +54,13 @@ class Contents:
             each["Key"][len(self.prefix) :] for page in pages for each in page.get("Uploads", ())
         }
 
+    def abort(self, key: str) -> None:
+        """Abort the multipart uploads of a key, as a rule of the bucket does."""
+        target = {"Bucket": BUCKET, "Key": self.prefix + key}
+        listed = self._client.list_multipart_uploads(Bucket=BUCKET, Prefix=target["Key"])
+        for each in listed["Uploads"]:
+            self._client.abort_multipart_upload(**target, UploadId=each["UploadId"])
+
     def events(self, upload_id: str) -> list[str]:
         """The types of an upload's events in the outbox."""
         found = []

@@ -152,6 +152,20 @@ async def test_an_upload_whose_parts_a_rule_of_the_bucket_removed_begins_again(
     assert await content_of(third, await finished(third, again)) == WHOLE
 
 
+async def test_the_process_that_holds_such_an_upload_begins_again_too(opened: Opened) -> None:
+    store = opened()
+    upload = await begin(store)
+    await store.objects.abort(store.layout.data(upload.info), store._live["x"].record.multipart)
+    with pytest.raises(StorageError):
+        await append(store, upload, *pieces(WHOLE[upload.offset :]))
+    upload = await store.load("x")
+    assert upload.offset == 0
+    for at in range(0, LENGTH, PART):
+        # Not a second time: the next request goes on with what this one began.
+        upload = await append(store, upload, *pieces(WHOLE[at : at + PART]))
+    assert await content_of(opened(), await finished(store, upload)) == WHOLE
+
+
 async def test_parts_that_an_earlier_holder_began_do_not_stay_with_a_small_upload(
     opened: Opened, contents: Contents
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.s3.contents import Contents
 from tests.s3.proxies import Answer, Exchange, Fault, FaultProxy, HttpProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
 from tests.support.redis import RedisServer
@@ -166,6 +167,26 @@ def test_servers_that_share_a_redis_hand_uploads_over(
         assert b.get(path).body == BODY
         assert a.delete(path).status == 204
         assert b.get(path).status == 404
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_upload_whose_parts_a_rule_of_the_bucket_removed_begins_again(
+    servers: Servers, seaweedfs: S3Server, prefix: str, tmp_path: Path, is_shared: bool
+) -> None:
+    """At the server that stored them."""
+    with ExitStack() as stack:
+        flags = []
+        if is_shared:
+            flags = ["--redis-url", stack.enter_context(RedisServer(tmp_path / "redis")).url]
+        tus = Tus(servers(*flags))
+        path = tus.new(len(BODY))
+        assert tus.patch(path, 0, BODY[:6_000_000]).status == 204
+        Contents(seaweedfs, prefix).abort(id_of(path))
+        assert tus.patch(path, 6_000_000, BODY[6_000_000:]).status == 500
+        assert tus.offset(path) == 0
+        assert tus.patch(path, 0, BODY[:6_000_000]).status == 204
+        assert tus.patch(path, 6_000_000, BODY[6_000_000:]).status == 204
+        assert tus.get(path).body == BODY
 
 
 def test_concatenation_in_a_bucket(servers: Servers) -> None:

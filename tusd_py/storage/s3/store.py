@@ -585,11 +585,13 @@ class S3Store:
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
         with translated(f"opening {upload.id}"):
             live = await self._ours(upload.id, fence)
-            if live.record.holder != self._process and not live.progress.done:
+            is_held = live.record.holder == self._process and not live.progress.is_lost
+            if not is_held and not live.progress.done:
                 record = replace(live.record, holder=self._process)
                 if live.progress.is_lost:
                     record = replace(record, multipart="", below=0, void_to=0, replaced={})
                 await self.save_record(live, record, fence)
+                live.progress.is_lost = False
                 # A look at the upload may have ended meanwhile, and must not be taken for what this writer adds to.
                 self.remember(live, fence)
         if live.progress.offset != upload.offset:
