@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.storage.base import StorageError, UploadExists, UploadInfo
 from tusd_py.storage.s3.object_store import (
+    NewMultipart,
     ObjectHead,
     ObjectKind,
     PendingUpload,
@@ -292,6 +294,86 @@ async def test_a_late_holder_does_not_abort_what_the_next_one_began(
     assert found.offset == PART + 10
     upload = await append(other, await other.load("x"), *pieces(WHOLE[PART + 10 :]))
     assert await content_of(other, await finished(other, upload)) == WHOLE
+
+
+def while_listing(
+    monkeypatch: pytest.MonkeyPatch, store: S3Store, do: Callable[[], Awaitable[object]]
+) -> None:
+    """Let something happen before the bucket answers what is pending."""
+    original = store.objects.pending_uploads
+
+    async def slow(key: str) -> list[PendingUpload]:
+        await do()
+        return await original(key)
+
+    monkeypatch.setattr(store.objects, "pending_uploads", slow)
+
+
+@pytest.mark.parametrize("is_creator", [False, True])
+async def test_a_holder_that_cannot_know_it_is_late_does_not_abort_what_the_next_one_began(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, is_creator: bool
+) -> None:
+    """Its fence lasts as long as it cannot reach Redis, which has given the lock to the other one.
+
+    It lists what is pending as an earlier holder may have begun something, or as its own request had no response.
+    """
+    late, other = opened(), opened()
+    await created(late if is_creator else opened(), LENGTH)
+    writer = await late.open_writer(await late.load("x"), PLAIN, fence=UNFENCED)
+    create = late.objects.create_multipart
+
+    async def create_without_response(key: str, properties: Properties) -> NewMultipart:
+        return replace(await create(key, properties), may_have_twin=True)
+
+    async def go_on() -> None:
+        await append(other, await other.load("x"), *pieces(WHOLE[: PART + 10]))
+
+    monkeypatch.setattr(late.objects, "create_multipart", create_without_response)
+    while_listing(monkeypatch, late, go_on)
+    with suppress(LeaseLost):
+        # Whether it fails already here depends on when the part is sent.
+        await write_all(writer, *pieces(WHOLE[: PART + 10]))
+    with pytest.raises(LeaseLost):
+        await writer.close(sync=False)
+    upload = await opened().load("x")
+    assert upload.offset == PART + 10
+    upload = await append(other, await other.load("x"), *pieces(WHOLE[PART + 10 :]))
+    assert await content_of(other, await finished(other, upload)) == WHOLE
+
+
+async def test_a_finish_that_is_late_does_not_abort_what_the_next_holder_began(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upload grows no more for the one that is late, and grows for the other."""
+    late, other = opened(), opened()
+    await created(opened(), None)
+    upload = await append(late, await late.load("x"), WHOLE[:5])
+
+    async def go_on() -> None:
+        await append(other, await other.load("x"), *pieces(WHOLE[5 : PART + 10]))
+
+    while_listing(monkeypatch, late, go_on)
+    info = upload.info._replace(length=5, finished_at=1.0)
+    with pytest.raises(LeaseLost):
+        await late.finish(info, sync=True, fence=UNFENCED)
+    assert (await opened().load("x")).offset == PART + 10
+    await append(other, await other.load("x"), *pieces(WHOLE[PART + 10 :]))
+    upload = await other.load("x")
+    await other.save(upload.info._replace(length=LENGTH), fence=UNFENCED)
+    assert await content_of(other, await finished(other, await other.load("x"))) == WHOLE
+
+
+async def test_a_claim_of_a_process_that_had_the_upload_before_is_another_record(
+    opened: Opened,
+) -> None:
+    """Two requests of one process, with one of another process in between: the first one must not take it for its own."""
+    store, other = opened(), opened()
+    await created(store, LENGTH)
+    known = store._live["x"]
+    await other.open_writer(await other.load("x"), PLAIN, fence=UNFENCED)
+    await store.open_writer(await store.load("x"), PLAIN, fence=UNFENCED)
+    with pytest.raises(LeaseLost):
+        await store.save_record(known, known.record, UNFENCED)
 
 
 async def test_a_late_completion_takes_no_other_tail(opened: Opened) -> None:

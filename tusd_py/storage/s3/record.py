@@ -35,6 +35,7 @@ class _S3(TypedDict, total=False):
     Given: list[list[int]]
     Before: str | None
     Undone: int
+    Revision: str
 
 
 class TusdsRecord(UploadNotFound):
@@ -62,6 +63,8 @@ class Record:
         etag: Of the record's object; empty before it is stored.
         before: For an upload that tusd began, whose object has no token: the etag of the object that was at its key before it
             was taken over; empty if there was none. None for uploads of ours.
+        revision: Random, and another one whenever the record is replaced. Stores make etags of the content alone, and a content
+            that came back would pass for the one that was there before. Empty for the first.
     """
 
     info: UploadInfo
@@ -75,6 +78,7 @@ class Record:
     undone: int = 0
     etag: str = ""
     before: str | None = None
+    revision: str = ""
 
     def properties(self, keys: Collection[str], finished_at: float | None = None) -> Properties:
         """What is stored with the object.
@@ -154,6 +158,8 @@ def serialize(record: Record, *, storage: Mapping[str, str]) -> bytes:
         document["TusdPy"]["S3"]["StepParts"] = record.plan.step_parts
     if record.before is not None:
         document["TusdPy"]["S3"]["Before"] = record.before
+    if record.revision:
+        document["TusdPy"]["S3"]["Revision"] = record.revision
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -186,6 +192,7 @@ def parse(content: bytes, *, upload_id: str, changed_at: float, etag: str) -> Re
             undone=int(ours.get("Undone", 0)),
             etag=etag,
             before=ours.get("Before"),
+            revision=str(ours.get("Revision", "")),
         )
     except records.MALFORMED as problem:
         raise StorageError(f"{upload_id}.info is not a record of ours: {problem!r}") from problem

@@ -32,6 +32,7 @@ from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
     ObjectStore,
     ObjectStoreError,
+    PendingUpload,
     PreconditionFailed,
     Properties,
     StoreUnavailable,
@@ -143,13 +144,28 @@ class S3Removal:
     async def _free(self, record: Record) -> None:
         """Free what a removed upload occupied."""
         info, key = record.info, self._layout.data(record.info)
-        await abort_parts(self._objects, record, key, but="")
+        await self._abort_parts(record, key)
         is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
         if not is_kept and (record.has_own_key or await self._may_free(record, key)):
             await self._objects.delete(key)
         await self._objects.delete(self._layout.tail(info.id))
         if info.location is not None:
             await self._places.leave(info.location, info.id)
+
+    async def _abort_parts(self, record: Record, key: str) -> None:
+        """Abort the multipart uploads of a removed upload. Raises StoreUnavailable.
+
+        Goes on where the store does not permit it: what stays is in nobody's way.
+        """
+        try:
+            if record.multipart:
+                await self._objects.abort(key, record.multipart)
+            for pending in await pending_of(self._objects, record, key):
+                await self._objects.abort(key, pending.upload_id)
+        except StoreUnavailable:
+            raise
+        except ObjectStoreError as problem:
+            logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)
 
     async def _may_free(self, record: Record, key: str) -> bool:
         """Whether the object at a key that a hook chose may go: another upload, or another program, may have the key since."""
@@ -319,26 +335,9 @@ def _removed(content: bytes) -> Removed | None:
         return None
 
 
-async def abort_parts(
-    objects: ObjectStore, record: Record, key: str, *, but: str, fence: Fence = UNFENCED
-) -> None:
-    """Abort the multipart uploads of an unfinished upload, also those that nobody recorded. but: the one to keep.
-
-    Goes on where the store does not permit it: what stays is in nobody's way. Raises LeaseLost, StoreUnavailable.
-    """
-    try:
-        if record.multipart and record.multipart != but:
-            await objects.abort(key, record.multipart)
-        # Several uploads may have one location: only ids tell whose a multipart upload is.
-        if record.info.finished_at is None and record.info.location is None:
-            listed = await objects.pending_uploads(key)
-            # Held until here, the lock proves that no other holder has begun any of these.
-            with fence():
-                pass
-            for pending in listed:
-                if pending.upload_id != but:
-                    await objects.abort(key, pending.upload_id)
-    except StoreUnavailable:
-        raise
-    except ObjectStoreError as problem:
-        logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)
+async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[PendingUpload]:
+    """The multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError."""
+    # Several uploads may have one location: only ids tell whose a multipart upload is.
+    if record.info.finished_at is not None or record.info.location is not None:
+        return []
+    return await objects.pending_uploads(key)

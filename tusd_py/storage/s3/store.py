@@ -51,6 +51,7 @@ from tusd_py.storage.s3.object_store import (
     ObjectStoreError,
     PreconditionFailed,
     Properties,
+    StoreUnavailable,
 )
 from tusd_py.storage.s3.outbox import S3Outbox
 from tusd_py.storage.s3.places import Places
@@ -58,7 +59,7 @@ from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_progress
 from tusd_py.storage.s3.reader import S3Reader
 from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
-from tusd_py.storage.s3.removal import S3Removal, abort_parts
+from tusd_py.storage.s3.removal import S3Removal, pending_of
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
 from tusd_py.storage.s3.tails import Tails
@@ -72,6 +73,7 @@ from tusd_py.storage.skipped import Skip, skip_entry
 logger = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 16
+_REVISION_BYTES = 8
 _KEPT_LIVE = 10_000
 """Uploads of which a process remembers the record and the parts."""
 _AT_ONCE = 32
@@ -368,6 +370,7 @@ class S3Store:
 
     async def save_record(self, live: Live, record: Record, fence: Fence) -> None:
         """Replace a record on condition that it is the one that `live` knows. Raises LeaseLost, UploadNotFound."""
+        record = replace(record, revision=os.urandom(_REVISION_BYTES).hex())
         try:
             etag = await self._replace_record(live, record, fence)
         except BaseException:
@@ -626,13 +629,13 @@ class S3Store:
     async def _begin_multipart(self, live: Live, fence: Fence) -> None:
         key = self.layout.data(live.record.info)
         if live.may_have_twin:
-            await abort_parts(self.objects, live.record, key, but="", fence=fence)
+            await self._abort_unrecorded(live, fence)
         with fence():
             pass
         begun = await self.objects.create_multipart(key, live.record.properties(self.metadata_keys))
         try:
             if begun.may_have_twin:
-                await abort_parts(self.objects, live.record, key, but=begun.upload_id, fence=fence)
+                await self._abort_unrecorded(live, fence, but=begun.upload_id)
             record = replace(live.record, multipart=begun.upload_id)
             await self.save_record(live, record, fence)
         except (LeaseLost, UploadNotFound):
@@ -640,6 +643,31 @@ class S3Store:
             await self.objects.abort(key, begun.upload_id)
             raise
         live.may_have_twin = False
+
+    async def _abort_unrecorded(self, live: Live, fence: Fence, *, but: str = "") -> None:
+        """Abort the multipart uploads of an upload that has none in its record. but: the one to keep.
+
+        Nothing is aborted that another holder uses, also where the lock is another one's by now: the record is replaced between
+        the list and the first abort. That fails if another holder has recorded what is listed, and one that has only begun it
+        cannot record it any more. Goes on where the store does not permit it, as what stays is in nobody's way. Raises
+        LeaseLost, StorageError, StoreUnavailable.
+        """
+        key = self.layout.data(live.record.info)
+        try:
+            others = [
+                pending.upload_id
+                for pending in await pending_of(self.objects, live.record, key)
+                if pending.upload_id != but
+            ]
+            if not others:
+                return
+            await self.save_record(live, live.record, fence)
+            for other in others:
+                await self.objects.abort(key, other)
+        except StoreUnavailable:
+            raise
+        except ObjectStoreError as problem:
+            logger.warning("parts of %s stay in the bucket: %s", live.record.info.id, problem)
 
     def remember(self, live: Live, fence: Fence) -> None:
         """See `Bucketed`."""
@@ -697,8 +725,7 @@ class S3Store:
             has_tail = bool(live.progress.tail_etag)
             if live.progress.finished_at != info.finished_at:
                 if has_grown:
-                    key = self.layout.data(info)
-                    await abort_parts(self.objects, live.record, key, but="", fence=fence)
+                    await self._abort_unrecorded(live, fence)
                 await self.save_record(live, replace(live.record, info=info), fence)
         self.whole.release(info.id)
         self.tails.drop(info.id)
