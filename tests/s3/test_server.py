@@ -189,6 +189,52 @@ def test_an_upload_whose_parts_a_rule_of_the_bucket_removed_begins_again(
         assert tus.get(path).body == BODY
 
 
+def test_bytes_of_a_body_that_turns_out_to_be_too_long_do_not_count(
+    servers: Servers, seaweedfs: S3Server, prefix: str
+) -> None:
+    """Some were stored while it came in slowly."""
+    tus = Tus(servers("--s3-flush-interval", "50ms"))
+    path = tus.new(100)
+    contents = Contents(seaweedfs, prefix)
+    with tus.begin_patch(path, 0, None, b"x" * 60) as patch:
+        wait_until(lambda: f"{id_of(path)}.part" in contents.keys(), "a tail")  # noqa: SIM118
+        patch.send(b"x" * 60)
+        assert patch.response().status == 413
+    second = Tus(servers())
+    assert (tus.offset(path), second.offset(path)) == (0, 0)
+    assert second.patch(path, 0, BODY[:100]).status == 204
+    assert second.get(path).body == BODY[:100]
+
+
+@pytest.mark.parametrize("key", [r"\.info$", r"\.part$"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_server_killed_while_it_takes_such_a_body_back_loses_nothing_before_it(
+    servers: Servers, proxy: FaultProxy, key: str, after: bool
+) -> None:
+    length = PART + 1000
+    tus = Tus(servers("--s3-flush-interval", "50ms"))
+    path = tus.new(length)
+    assert tus.patch(path, 0, BODY[:10]).status == 204
+
+    def tails() -> int:
+        return proxy.requests_about(f"{id_of(path)}.part")["PutObject"]
+
+    with tus.begin_patch(path, 10, None, BODY[10:PART]) as patch:
+        wait_until(lambda: proxy.requests_about(id_of(path))["UploadPart"] == 1, "a part")
+        before = tails()
+        patch.send(BODY[PART : PART + 100])
+        wait_until(lambda: tails() > before, "the tail behind it")
+        with proxy.hold("PutObject", f"{id_of(path)}{key}", after=after) as hold:
+            patch.send(BODY[:2000])
+            hold.wait()
+            tus.server.kill9()
+    second = Tus(servers())
+    offset = second.offset(path)
+    assert offset >= 10
+    assert second.patch(path, offset, BODY[offset:length]).status == 204
+    assert second.get(path).body == BODY[:length]
+
+
 def test_concatenation_in_a_bucket(servers: Servers) -> None:
     tus = Tus(servers())
     parts = [

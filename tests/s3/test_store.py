@@ -424,6 +424,45 @@ async def test_a_refused_body_that_was_partly_stored_does_not_count(opened: Open
     await assert_whole(other, await other.load("x"))
 
 
+@pytest.mark.parametrize("began", [0, 10, PART])
+async def test_what_a_flush_stored_of_a_refused_body_does_not_count(
+    opened: Opened, began: int
+) -> None:
+    """Also where no tail was there before."""
+    store, other = opened(), opened()
+    upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[:began]))
+    writer = await store.open_writer(upload, PLAIN, fence=UNFENCED)
+    assert isinstance(writer, S3Writer)
+    await write_all(writer, bytes(60))
+    await writer.relieve()
+    assert (await other.load("x")).offset == began + 60
+    await write_all(writer, *pieces(bytes(LENGTH)))
+    await writer.discard()
+    await writer.close(sync=False)
+    third = opened()
+    for each in (store, third):
+        assert (await each.load("x")).offset == began
+    for at in range(began, LENGTH, PART):
+        upload = await append(third, await third.load("x"), *pieces(WHOLE[at : at + PART]))
+    await assert_whole(third, upload)
+    assert await opened.keys() == ["x", "x.info"]
+
+
+async def test_a_tail_without_bytes_is_none(opened: Opened) -> None:
+    """The length that is declared in the end is 0."""
+    store, other = opened(), opened()
+    writer = await store.open_writer(await created(store, None), PLAIN, fence=UNFENCED)
+    assert isinstance(writer, S3Writer)
+    await write_all(writer, bytes(60))
+    await writer.relieve()
+    await writer.discard()
+    await writer.close(sync=False)
+    upload = await other.load("x")
+    assert upload.offset == 0
+    await other.save(upload.info._replace(length=0), fence=UNFENCED)
+    assert await content_of(other, await finished(other, await other.load("x"))) == b""
+
+
 async def test_what_a_client_may_be_told_is_what_another_process_finds(opened: Opened) -> None:
     """Not what is in memory, nor parts in place of those of a refused body, until the record says that they count."""
     store, other = opened(), opened()

@@ -152,7 +152,8 @@ def _add_tail(progress: Progress, record: Record, tail: ObjectHead | None) -> No
     if tail is None:
         return
     progress.tail_etag = tail.etag
-    if progress.done:
+    # One without bytes is what a refused body left.
+    if progress.done or not tail.size:
         return
     metadata = tail.properties.metadata
     if metadata.get(TOKEN) == record.token and metadata.get(_START) == str(progress.end):

@@ -380,6 +380,11 @@ class S3Writer:
             pass
         live = self._live
         self._is_over = True
+        # First: until the parts that were sent are void, they have the bytes of the first tail too.
+        if self._tail_was_replaced:
+            await self._restore_tail()
+        else:
+            live.progress.tail = self._old_tail
         if self._sent:
             record = live.record
             below, void_to = self._first, max(self._sent | {record.void_to})
@@ -392,29 +397,24 @@ class S3Writer:
             live.arrived.clear()
             live.progress.parts = kept
             live.progress.end = sum(part.size for part in kept)
-        if self._tail_was_replaced:
-            await self._restore_tail()
-        else:
-            live.progress.tail = self._old_tail
         self._added = 0
 
     async def _restore_tail(self) -> None:
+        """Put the first tail back; if there was none, one without bytes, as a tail that is there would count."""
         live, start = self._live, self._live.record.plan.start(self._first)
         size = self._began - start
-        if not size:
-            live.progress.tail = None
-            return
-        data = self._first_tail
+        data = self._first_tail if size else b""
         if data is None or len(data) != size:
             raise StorageError(f"the tail of {live.record.info.id} cannot be put back")
         with self._fence():
             pass
         try:
-            live.progress.tail = await put_tail(self._store, live, start, data)
+            tail = await put_tail(self._store, live, start, data)
         except ObjectStoreError as problem:
             raise storage_error(
                 problem, f"putting the tail of {live.record.info.id} back"
             ) from problem
+        live.progress.tail = tail if size else None
 
     async def _stop_sending(self) -> None:
         self._is_closing = True
