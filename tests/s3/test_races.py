@@ -17,7 +17,7 @@ from tests.s3.test_leftovers import swept
 from tests.s3.test_store import LENGTH, PART, WHOLE, Opened, created, finished, pieces
 from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
-from tusd_py.storage.base import StorageError, UploadExists, UploadInfo
+from tusd_py.storage.base import StorageError, Upload, UploadExists, UploadInfo
 from tusd_py.storage.s3.object_store import (
     NewMultipart,
     ObjectHead,
@@ -438,6 +438,127 @@ async def test_an_object_that_is_stored_again_after_the_removal_does_not_stay(
     assert contents.keys() >= {"x"}
     await swept(other)
     assert contents.keys() == {".tusd-py/gone/x"}
+
+
+# -- ids and places that are given again -------------------------------------------------------
+
+
+class Successor:
+    """An upload that gets the id "x", or its key, from another server while what a removed upload had is freed."""
+
+    def __init__(self, store: S3Store, kind: str) -> None:
+        self._store = store
+        self._kind = kind
+        self._upload: Upload | None = None
+
+    async def begin(self) -> None:
+        store, is_small = self._store, self._kind in {"small", "placed small"}
+        if self._upload is not None:
+            return
+        info = UploadInfo("x", 5 if is_small else LENGTH, created_at=2.0)
+        if self._kind.startswith("placed"):
+            info = info._replace(id="y", location="x")
+        self._upload = await store.create(info)
+        data = b"hello" if is_small else WHOLE[: PART + 10]
+        if self._kind == "tail":
+            data = data[:10]
+        for piece in pieces(data):
+            with suppress(LeaseLost):
+                # A tail of the removed upload is in the way at first.
+                self._upload = await append(store, self._upload, piece)
+                continue
+            self._upload = await append(store, await store.load(info.id), piece)
+
+    async def check(self, opened: Opened) -> None:
+        """Nothing of it is gone."""
+        store, data = opened(), b"hello" if "small" in self._kind else WHOLE
+        assert self._upload is not None
+        upload = await store.load(self._upload.id)
+        assert upload.offset == self._upload.offset > 0
+        if upload.offset < len(data):
+            upload = await append(store, upload, *pieces(data[upload.offset :]))
+        assert await content_of(store, await finished(store, upload)) == data
+
+
+def before(store: S3Store, method: str, do: Callable[[], Awaitable[object]], nth: int) -> None:
+    """Let something happen before the nth request of a kind, from 1."""
+    original, count = getattr(store.objects, method), 0
+
+    async def call(*arguments: object, **named: object) -> object:
+        nonlocal count
+        count += 1
+        if count == nth:
+            await do()
+        return await original(*arguments, **named)
+
+    setattr(store.objects, method, call)
+
+
+SUCCESSORS = ["small", "parts", "tail", "placed small", "placed parts"]
+
+
+@pytest.mark.parametrize("kind", SUCCESSORS)
+@pytest.mark.parametrize("size", [10, PART + 10])
+async def test_a_removal_that_is_late_frees_nothing_of_the_next_upload_with_its_id(
+    opened: Opened, kind: str, size: int
+) -> None:
+    late, successor = opened(), Successor(opened(), kind)
+    await append(late, await created(late, LENGTH), *pieces(WHOLE[:size]))
+    before(late, "pending_uploads", successor.begin, 1)
+    await late.remove("x", fence=UNFENCED)
+    await successor.check(opened)
+
+
+@pytest.mark.parametrize("kind", SUCCESSORS)
+@pytest.mark.parametrize(
+    ("method", "nth"), [("pending_uploads", 1), ("read", 3), ("head", 1), ("head", 2), ("read", 5)]
+)
+async def test_a_sweep_frees_nothing_of_the_next_upload_with_the_id_of_a_removed_one(
+    opened: Opened, kind: str, method: str, nth: int
+) -> None:
+    """It has begun to free what came late of the removed one."""
+    store, successor = opened(), Successor(opened(), kind)
+    writer = await store.open_writer(await created(store, LENGTH), PLAIN, fence=UNFENCED)
+    await write_all(writer, WHOLE[:10])
+    await store.remove("x", fence=UNFENCED)
+    await writer.close(sync=False)
+    await store.objects.create_multipart(store.layout.key("x"), Properties())
+    before(store, method, successor.begin, nth)
+    await swept(store)
+    await successor.check(opened)
+
+
+async def test_a_finish_that_is_late_removes_no_tail_of_the_next_upload_with_its_id(
+    opened: Opened,
+) -> None:
+    late, other = opened(), opened()
+    upload = await append(late, await created(late, LENGTH), *pieces(WHOLE[: PART + 10]))
+    upload = await append(late, upload, *pieces(WHOLE[PART + 10 :]))
+    successor = Successor(other, "tail")
+
+    async def go_on() -> None:
+        await other.remove("x", fence=UNFENCED)
+        await successor.begin()
+
+    after_put(late, "x.info", go_on)
+    await late.finish(upload.info._replace(finished_at=1.0), sync=True, fence=UNFENCED)
+    await successor.check(opened)
+
+
+async def test_a_place_that_was_given_again_stays_taken(opened: Opened) -> None:
+    """To an upload that has the id of the removed one, too."""
+    late, other = opened(), opened()
+    await append(late, await late.create(placed("x")), b"hel")
+
+    async def go_on() -> None:
+        await append(other, await other.create(placed("x")), b"hello")
+
+    # The first one looks whether it is finished.
+    before(late, "head", go_on, 2)
+    await late.remove("x", fence=UNFENCED)
+    assert await other._places.holder("study/1.dcm") == "x"
+    upload = await finished(other, await other.load("x"))
+    assert await content_of(opened(), upload) == b"hello"
 
 
 # -- places --------------------------------------------------------------------------------------

@@ -122,14 +122,13 @@ class Record:
         """Whether nobody else can have an object at its key, which a hook did not choose."""
         return self.info.location is None and is_random_id(self.info.id)
 
-    def may_free(self, head: ObjectHead) -> bool:
-        """Whether an object at its key is its own, or a server stored it for an earlier upload with this id."""
-        is_left_over = self.info.location is None and TOKEN in head.properties.metadata
-        return is_left_over or self.is_at(head)
-
     def may_replace(self, head: ObjectHead) -> bool:
-        """Whether its completion may replace an object at its key; tusd replaces any."""
-        return self.before is not None or self.may_free(head)
+        """Whether its completion may replace an object at its key; tusd replaces any.
+
+        It may be its own, or one that a server stored for an earlier upload with this id.
+        """
+        is_left_over = self.info.location is None and TOKEN in head.properties.metadata
+        return self.before is not None or is_left_over or self.is_at(head)
 
     def counts(self, number: int) -> bool:
         """Whether a part that is listed holds bytes of the upload."""

@@ -24,6 +24,7 @@ from tusd_py.storage.base import (
     UnpublishedRemoval,
     Upload,
     UploadGone,
+    is_random_id,
 )
 from tusd_py.storage.s3.layout import STATE, TAIL, Layout
 from tusd_py.storage.s3.object_store import (
@@ -142,14 +143,15 @@ class S3Removal:
                 raise LeaseLost(f"another holder removes {info.id}") from None
 
     async def _free(self, record: Record) -> None:
-        """Free what a removed upload occupied."""
+        """Free what a removed upload occupied, and nothing of an upload that has its id, or its key, since."""
         info, key = record.info, self._layout.data(record.info)
         await self._abort_parts(record, key)
         is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
-        if not is_kept and (record.has_own_key or await self._may_free(record, key)):
+        if not is_kept and await self._may_free(record, key):
             await self._objects.delete(key)
-        await self._objects.delete(self._layout.tail(info.id))
-        if info.location is not None:
+        if await self._has_tail(record) and not await self._has_successor(record):
+            await self._objects.delete(self._layout.tail(info.id))
+        if info.location is not None and not await self._has_successor(record):
             await self._places.leave(info.location, info.id)
 
     async def _abort_parts(self, record: Record, key: str) -> None:
@@ -160,7 +162,10 @@ class S3Removal:
         try:
             if record.multipart:
                 await self._objects.abort(key, record.multipart)
-            for pending in await pending_of(self._objects, record, key):
+            listed = await pending_of(self._objects, record, key)
+            if not listed or await self._has_successor(record):
+                return
+            for pending in listed:
                 await self._objects.abort(key, pending.upload_id)
         except StoreUnavailable:
             raise
@@ -168,11 +173,50 @@ class S3Removal:
             logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)
 
     async def _may_free(self, record: Record, key: str) -> bool:
-        """Whether the object at a key that a hook chose may go: another upload, or another program, may have the key since."""
+        """Whether the object at the key may go: another upload, or another program, may have the key since."""
+        if not record.has_own_key:
+            try:
+                head = await self._objects.head(key)
+            except ObjectNotFound:
+                return False
+            if not record.is_at(head):
+                return False
+        location = record.info.location
+        if location is None:
+            return not await self._has_successor(record)
+        # No other upload replaces an object at a place that was chosen for it. That of one that tusd began has no token.
+        return record.before is None or await self._places.holder(location) == record.info.id
+
+    async def _has_tail(self, record: Record) -> bool:
+        """Whether there is a tail of this upload."""
         try:
-            return record.may_free(await self._objects.head(key))
+            head = await self._objects.head(self._layout.tail(record.info.id))
         except ObjectNotFound:
             return False
+        return head.properties.metadata.get(TOKEN) == record.token
+
+    async def _has_successor(self, record: Record) -> bool:
+        """Whether the id of a removed upload is another one's, or that one's place.
+
+        Asked once what is to be freed was seen. An upload has its record, and its place, before it has anything else: if there
+        is none, what was seen is not its.
+        """
+        upload_id = record.info.id
+        try:
+            found = await self._record(upload_id)
+        except StorageError:
+            # Not a record of ours.
+            return True
+        # Some stores show for a while what was deleted.
+        if found is not None and found.token != record.token:
+            return True
+        holder = None if is_random_id(upload_id) else await self._places.holder(upload_id)
+        return holder not in (None, upload_id)
+
+    async def remove_tail(self, record: Record) -> None:
+        """Remove the tail of an upload that was just finished, and may be removed by now, and its id another one's."""
+        if is_random_id(record.info.id) or await self._has_tail(record):
+            await self._objects.delete(self._layout.tail(record.info.id))
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what a crash in the middle of a removal left."""
@@ -184,22 +228,23 @@ class S3Removal:
             return
         with fence():
             pass
+        alive = await self._record(upload_id)
+        if alive is not None and alive.token == record.token:
+            # Interrupted before the record went: the upload goes on.
+            await self._objects.delete(self._layout.state("gone", upload_id))
+        else:
+            await self._free(record)
+        await self._objects.delete(key)
+
+    async def _record(self, upload_id: str) -> Record | None:
+        """The record of an upload; None if there is none. Raises ObjectStoreError, StorageError if it is not one of ours."""
         try:
-            head, current = await self._objects.read(
+            head, content = await self._objects.read(
                 self._layout.record(upload_id), limit=RECORD_LIMIT
             )
         except ObjectNotFound:
-            await self._free(record)
-            await self._objects.delete(key)
-            return
-        alive = parse(current, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
-        if alive.token == record.token:
-            # Interrupted before the record went: the upload goes on.
-            await self._objects.delete(self._layout.state("gone", upload_id))
-        elif record.multipart:
-            # Of an earlier upload with this id, whose object the new one replaces.
-            await self._objects.abort(self._layout.data(record.info), record.multipart)
-        await self._objects.delete(key)
+            return None
+        return parse(content, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
 
     # Events that could not be published
 
@@ -272,24 +317,25 @@ class S3Removal:
         return removed
 
     async def _is_stale(self, upload_id: str, tail: ListedObject) -> bool:
-        try:
-            _, content = await self._objects.read(
-                self._layout.record(upload_id), limit=RECORD_LIMIT
-            )
-            record = parse(content, upload_id=upload_id, changed_at=0.0, etag="")
-        except ObjectNotFound:
-            pass
-        except StorageError:
-            # Not a record of ours.
+        if not await self._needs_no_tail(upload_id):
             return False
-        else:
-            return await finish_of(self._objects, self._layout, record) is not None
         try:
             head = await self._objects.head(tail.key)
         except ObjectNotFound:
             return False
-        # Asked last, as another upload may have begun under this id.
-        return TOKEN in head.properties.metadata and head.etag == tail.etag
+        if TOKEN not in head.properties.metadata or head.etag != tail.etag:
+            return False
+        # Another upload may have begun under this id before the tail was looked at.
+        return await self._needs_no_tail(upload_id)
+
+    async def _needs_no_tail(self, upload_id: str) -> bool:
+        """Whether there is no upload with this id, or one that is finished."""
+        try:
+            record = await self._record(upload_id)
+        except StorageError:
+            # Not a record of ours.
+            return False
+        return record is None or await finish_of(self._objects, self._layout, record) is not None
 
     async def _remove_old(self, directory: str, before: float) -> int:
         removed = 0

@@ -732,7 +732,7 @@ class S3Store:
         self._drop(info.id)
         if has_tail or live.record.multipart:
             try:
-                await self.objects.delete(self.layout.tail(info.id))
+                await self._removal.remove_tail(live.record)
             except ObjectStoreError as problem:
                 logger.warning("the tail of %s stays until it is removed: %s", info.id, problem)
 
