@@ -440,6 +440,48 @@ async def test_an_object_that_is_stored_again_after_the_removal_does_not_stay(
     assert contents.keys() == {".tusd-py/gone/x"}
 
 
+async def test_a_join_that_lost_the_lock_does_not_abort_that_of_the_next_holder(
+    opened: Opened,
+) -> None:
+    """Its process has looked at the final since, as each request for it does."""
+    late, other, lease = opened(), opened(), Lease()
+    info = UploadInfo("p", LENGTH, is_partial=True, created_at=1.0)
+    part = await finished(other, await append(other, await other.create(info), *pieces(WHOLE)))
+    final = UploadInfo("f", LENGTH, is_final=True, parts=("p",), created_at=1.0)
+    await late.create(final)
+
+    async def go_on() -> None:
+        lease.is_lost = True
+        await late.load("f")
+        with pytest.raises(LeaseLost):
+            await late.joiner.join(final, [part], fence=lease)
+
+    before(other, "copy_part", go_on, 1)
+    await other.joiner.join(final, [part], fence=UNFENCED)
+    assert await content_of(opened(), await finished(other, await other.load("f"))) == WHOLE
+
+
+async def test_a_join_that_began_in_vain_leaves_nothing(opened: Opened, contents: Contents) -> None:
+    """The process that begins anew is killed before it aborts what it found in the record, and another one goes on."""
+    first, second, third = opened(), opened(), opened()
+    info = UploadInfo("p", LENGTH, is_partial=True, created_at=1.0)
+    part = await finished(first, await append(first, await first.create(info), *pieces(WHOLE)))
+    final = UploadInfo("f", LENGTH, is_final=True, parts=("p",), created_at=1.0)
+    await first.create(final)
+
+    async def fail() -> None:
+        raise StoreUnavailable("no response")
+
+    before(first, "copy_part", fail, 1)
+    before(second, "abort", fail, 1)
+    for each in (first, second):
+        with pytest.raises(StorageError):
+            await each.joiner.join(final, [part], fence=UNFENCED)
+    await third.joiner.join(final, [part], fence=UNFENCED)
+    assert await content_of(third, await finished(third, await third.load("f"))) == WHOLE
+    assert contents.pending() == set()
+
+
 # -- ids and places that are given again -------------------------------------------------------
 
 

@@ -773,10 +773,10 @@ class S3Store:
             body = await gather_bytes(self.objects, list(pieces(sources, 0, length)))
             await put_whole(self, live, body, fence=fence)
             return
-        if live.record.multipart:
-            # From an attempt that did not get to its end.
-            await self.objects.abort(self.layout.data(final), live.record.multipart)
+        if multipart := live.record.multipart:
+            # From an attempt that did not get to its end. First the record: a join that goes on elsewhere has changed it.
             await self.save_record(live, replace(live.record, multipart=""), fence)
+            await self.objects.abort(self.layout.data(final), multipart)
         live.may_have_twin = True
         multipart = await self.multipart(live, fence)
         numbers = range(1, plan.number(length - 1) + 1)
