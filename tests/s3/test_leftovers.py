@@ -9,7 +9,7 @@ import pytest
 
 from tests.s3.contents import Contents, LateStore
 from tests.s3.proxies import Answer, Exchange, RulesProxy, error
-from tests.s3.servers import ENVIRONMENT, S3Server
+from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_store import LENGTH, PART, WHOLE, Opened, created, finished, pieces
 from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
@@ -178,6 +178,57 @@ async def test_parts_that_an_earlier_holder_began_do_not_stay_with_a_small_uploa
     await finished(other, await other.load("x"))
     assert contents.pending() == set()
     assert contents.keys() == {"x", "x.info"}
+
+
+def at_a_place(location: str) -> UploadInfo:
+    return UploadInfo("x", LENGTH, location=location, created_at=1.0)
+
+
+async def test_what_an_earlier_holder_began_at_a_place_does_not_stay(
+    opened: Opened, contents: Contents
+) -> None:
+    """It died before it recorded that. The place may have been chosen by a hook, or by the operator's template."""
+    store, other = opened(), opened()
+    upload = await store.create(at_a_place("study/1.dcm"))
+    await store.objects.create_multipart(store.layout.data(upload.info), Properties())
+    upload = await append(other, await other.load("x"), *pieces(WHOLE))
+    assert await content_of(other, await finished(other, upload)) == WHOLE
+    assert contents.pending() == set()
+
+
+async def test_what_a_removed_upload_began_at_a_place_does_not_stay(
+    opened: Opened, contents: Contents
+) -> None:
+    store, other = opened(), opened()
+    upload = await store.create(at_a_place("study/1.dcm"))
+    await store.objects.create_multipart(store.layout.data(upload.info), Properties())
+    await other.remove("x", fence=UNFENCED)
+    assert contents.pending() == set()
+
+
+async def test_a_sweep_leaves_what_begins_at_a_place_that_was_left(
+    opened: Opened, contents: Contents
+) -> None:
+    """It may be another upload's, or another program's."""
+    store, other = opened(), opened()
+    upload = await store.create(at_a_place("study/1.dcm"))
+    await store.remove("x", fence=UNFENCED)
+    await other.objects.create_multipart(other.layout.data(upload.info), Properties())
+    await swept(other)
+    assert contents.pending() == {"study/1.dcm"}
+
+
+async def test_at_a_place_elsewhere_only_what_was_recorded_is_aborted(
+    opened: Opened, contents: Contents
+) -> None:
+    """Other programs store there, too."""
+    store, other = opened(), opened()
+    prefix = store.layout.object_prefix
+    upload = await store.create(at_a_place(f"s3://{BUCKET}/{prefix}elsewhere"))
+    await store.objects.create_multipart(store.layout.data(upload.info), Properties())
+    await append(other, await other.load("x"), *pieces(WHOLE[: PART + 10]))
+    await other.remove("x", fence=UNFENCED)
+    assert contents.pending() == {"elsewhere"}
 
 
 # -- permissions ------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from tusd_py.storage.s3.object_store import (
     PreconditionFailed,
     Properties,
     StoreUnavailable,
+    other_bucket,
 )
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.progress import finish_of
@@ -163,7 +164,7 @@ class S3Removal:
             if record.multipart:
                 await self._objects.abort(key, record.multipart)
             listed = await pending_of(self._objects, record, key)
-            if not listed or await self._has_successor(record):
+            if not listed or not await self._has_key(record):
                 return
             for pending in listed:
                 await self._objects.abort(key, pending.upload_id)
@@ -171,6 +172,15 @@ class S3Removal:
             raise
         except ObjectStoreError as problem:
             logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)
+
+    async def _has_key(self, record: Record) -> bool:
+        """Whether no other upload can have begun what was listed at the key of a removed one."""
+        info = record.info
+        if info.location is None:
+            return not await self._has_successor(record)
+        # Free for others as soon as it is left. An upload that has the id again has the place again, too.
+        is_held = await self._places.holder(info.location) == info.id
+        return is_held and not await self._has_successor(record)
 
     async def _may_free(self, record: Record, key: str) -> bool:
         """Whether the object at the key may go: another upload, or another program, may have the key since."""
@@ -382,8 +392,15 @@ def _removed(content: bytes) -> Removed | None:
 
 
 async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[PendingUpload]:
-    """The multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError."""
-    # Several uploads may have one location: only ids tell whose a multipart upload is.
-    if record.info.finished_at is not None or record.info.location is not None:
+    """The multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError.
+
+    Those at a place that was chosen for an upload are not told of where other programs may begin some, in another bucket, nor
+    where tusd did: several of its uploads may have one place, and only ids tell whose a multipart upload is.
+    """
+    location = record.info.location
+    is_shared = location is not None and (
+        record.before is not None or other_bucket(location) is not None
+    )
+    if record.info.finished_at is not None or is_shared:
         return []
     return await objects.pending_uploads(key)

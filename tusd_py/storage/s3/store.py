@@ -659,7 +659,7 @@ class S3Store:
                 for pending in await pending_of(self.objects, live.record, key)
                 if pending.upload_id != but
             ]
-            if not others:
+            if not others or not await self._has_place(live.record.info):
                 return
             await self.save_record(live, live.record, fence)
             for other in others:
@@ -668,6 +668,10 @@ class S3Store:
             raise
         except ObjectStoreError as problem:
             logger.warning("parts of %s stay in the bucket: %s", live.record.info.id, problem)
+
+    async def _has_place(self, info: UploadInfo) -> bool:
+        """Whether an upload has its key to itself: at a place that was chosen for it, as long as that is marked as its own."""
+        return info.location is None or await self._places.holder(info.location) == info.id
 
     def remember(self, live: Live, fence: Fence) -> None:
         """See `Bucketed`."""
