@@ -47,9 +47,24 @@ class OpenStore:
         self._stack = stack
 
     async def __call__(
-        self, endpoint: str, *, name: str = BUCKET, repeat_seconds: float = 20.0
+        self,
+        endpoint: str,
+        *,
+        name: str = BUCKET,
+        repeat_seconds: float = 20.0,
+        response_seconds: float = 60.0,
+        requests: int = 64,
+        unsigned_bodies: bool = False,
     ) -> AiobotocoreStore:
-        bucket = Bucket(name, endpoint=endpoint, path_style=True, repeat_seconds=repeat_seconds)
+        bucket = Bucket(
+            name,
+            endpoint=endpoint,
+            path_style=True,
+            repeat_seconds=repeat_seconds,
+            response_seconds=response_seconds,
+            requests=requests,
+            unsigned_bodies=unsigned_bodies,
+        )
         return await self._stack.enter_async_context(AiobotocoreStore(bucket))
 
 

@@ -170,6 +170,12 @@ class HttpProxy:
         """It looks at what is created meanwhile, whose requests are to be counted."""
         wait_until(lambda: self.requests_about(".tusd-py/swept")["PutObject"] > 0, "the sweep")
 
+    async def ask_for_body(self, request: web.Request) -> None:
+        """Ask for the body of a request that waits for that."""
+        transport = request.transport
+        if transport is not None:
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def begin(self, exchange: Exchange) -> None:
         """Look at a request whose body was not read yet. Raises Cut."""
 
@@ -213,7 +219,7 @@ class HttpProxy:
 
     async def _serve(self) -> None:
         app = web.Application(client_max_size=1 << 40)
-        app.router.add_route("*", "/{tail:.*}", self._answer)
+        app.router.add_route("*", "/{tail:.*}", self.answer, expect_handler=self.ask_for_body)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -227,8 +233,13 @@ class HttpProxy:
             self._ready.set()
             await self._stop.wait()
             await runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request, none of whose body was read."""
         exchange = Exchange(
             request.method,
             request.raw_path,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import random
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -146,3 +148,24 @@ def test_what_is_stored_with_the_object_is_the_operators_choice(
         tags = client.get_object_tagging(Bucket=BUCKET, Key=key)["TagSet"]
         assert {tag["Key"]: tag["Value"] for tag in tags} == {"team": "imaging", "kind": "scan"}
     client.close()
+
+
+PAUSED = 70
+"""More than a server makes requests to the store at a time."""
+
+
+def test_clients_that_pause_their_downloads_leave_uploads_alone(direct: Servers) -> None:
+    server = direct("--s3-timeout", "5s", "--s3-retry-time", "0")
+    tus = Tus(server)
+    large = bytes(16 * 1024 * 1024)
+    path = tus.finished(large)
+    with ExitStack() as stack:
+        for _ in range(PAUSED):
+            paused = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            stack.enter_context(paused)
+            paused.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert paused.recv(12) == b"HTTP/1.1 200"
+        other = tus.finished(BODY)
+        assert tus.offset(other) == len(BODY)
+        assert tus.get(other).body == BODY
+        assert tus.delete(other).status == 204

@@ -294,11 +294,12 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "Do not sign the bytes that are sent to an endpoint without TLS: their SHA-256 takes most of the processor's time "
         "there. With TLS they are never signed, as it protects them.",
     )
-    s3_timeout: Duration = setting(60.0, S3, "How long to wait for the object store to respond.")
+    s3_timeout: Duration = setting(60.0, S3, "How long each wait for the object store may take.")
     s3_retry_time: DurationOrZero = setting(
         60.0,
         S3,
-        "How long to repeat a request that the object store refuses for the moment, or does not respond to.",
+        "How long to repeat a request that the object store refuses for the moment, or does not respond to. It is repeated at "
+        "least once. 0 never repeats.",
     )
     max_size: Size = setting(0, LIMITS, "Maximum size of an upload. 0 is unlimited.")
     quota_bytes: Size = setting(

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -55,6 +55,10 @@ _QUIET_ATTEMPTS = 2
 
 _SMALL_BODY_BYTES = 256 * 1024
 """Sending as much in vain, to a store that refuses it, costs less than to wait for the store each time."""
+_CONTINUE_SECONDS = 5.0
+"""How long a store may take to ask for a body."""
+_MOST_WAITS = 10
+"""How many waits for the store an attempt without a body of ours may take: some complete an object slowly, a byte at a time."""
 _USER_AGENT = f"tusd-py/{__version__} aiobotocore/{aiobotocore.__version__}"
 
 Response = Mapping[str, object]
@@ -97,10 +101,10 @@ class Bucket:
         cache_control: Of the uploads' bytes; empty for none.
         tags: Of the uploads' bytes.
         unsigned_bodies: Leave a body's SHA-256 out of the signature without TLS too.
-        connections: Most connections at a time.
+        requests: Most requests at a time. One whose response is being read as a stream does not count.
         connect_seconds: Limit for opening a connection.
         response_seconds: Limit for each wait for the store.
-        repeat_seconds: How long a request that fails for a passing reason is repeated.
+        repeat_seconds: How long a request that fails for a passing reason is repeated; at least once, unless this is 0.
     """
 
     name: str
@@ -114,7 +118,7 @@ class Bucket:
     cache_control: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     unsigned_bodies: bool = False
-    connections: int = 64
+    requests: int = 64
     connect_seconds: float = 5.0
     response_seconds: float = 60.0
     repeat_seconds: float = 60.0
@@ -148,6 +152,9 @@ class AiobotocoreStore:
         self._signer: object = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
+        self._slots = asyncio.Semaphore(bucket.requests)
+        self._asks_first = True
+        """Whether large bodies wait until the store asks for them."""
 
     async def _open(self) -> object:
         """Return the client. Reads the configuration and finds credentials first. Raises StoreMisconfigured."""
@@ -158,6 +165,7 @@ class AiobotocoreStore:
             # Connections belong to a loop. Those of one that has ended went with it.
             self._loop, self._client, self._signer = loop, None, None
             self._stack, self._opening = AsyncExitStack(), asyncio.Lock()
+            self._slots = asyncio.Semaphore(self.bucket.requests)
         async with self._opening:
             if self._client is None:
                 self._client = await self._make_client(self.bucket.endpoint)
@@ -189,7 +197,9 @@ class AiobotocoreStore:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             retries={"total_max_attempts": 1},
-            max_pool_connections=bucket.connections,
+            # Requests are limited here, where their wait has an end. A download holds its connection as long as its client
+            # takes to read, and must not keep uploads from theirs.
+            max_pool_connections=0,
             connect_timeout=bucket.connect_seconds,
             read_timeout=bucket.response_seconds,
             # The SDK's own, which names every feature it uses, is made anew twice for each request.
@@ -212,7 +222,7 @@ class AiobotocoreStore:
             reason = without_secrets(str(problem))
             raise StoreMisconfigured(f"opening s3://{bucket.name}: {reason}") from None
         events = cast(_Events, getattr(getattr(client, "meta"), "events"))  # noqa: B009 - untyped
-        events.register_last("before-call.s3", _send_small_bodies_at_once)
+        events.register_last("before-call.s3", self._choose_when_to_send)
         return client
 
     async def close(self) -> None:
@@ -513,10 +523,12 @@ class AiobotocoreStore:
             observer.began(name)
         try:
             try:
-                response = await send(**_with_file(target))
+                response = await self._send(send, target)
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
                 raise meaning(problem, request) from None
+            except _Stalled as problem:
+                raise StoreUnavailable(f"{request}: {problem}", code="Stalled") from None
             except (aiohttp.ClientError, OSError) as problem:
                 # The SDK translates those of a request, and not those of the body of a response.
                 code = type(problem).__name__
@@ -531,6 +543,63 @@ class AiobotocoreStore:
             if observer is not None:
                 observer.ended(name, outcome, time.monotonic() - began)
         return response
+
+    async def _send(
+        self, send: Callable[..., Awaitable[Response]], target: Mapping[str, object]
+    ) -> Response:
+        """Send a request, with an end to each wait. Raises _Stalled, and what the client raises.
+
+        The SDK's own limit begins once the body is sent.
+        """
+        bucket, loop = self.bucket, asyncio.get_running_loop()
+        body: RequestBody | None = None
+        has_slot = False
+        try:
+            async with asyncio.timeout(bucket.response_seconds) as limit, self._slots:
+                has_slot = True
+                data = target.get("Body")
+                if not isinstance(data, bytes | bytearray | memoryview):
+                    limit.reschedule(loop.time() + _MOST_WAITS * bucket.response_seconds)
+                    return await send(**target)
+
+                def renew(at: int) -> None:
+                    # The writer may go on for a moment after the end.
+                    with suppress(RuntimeError):
+                        limit.reschedule(loop.time() + (bucket.response_seconds if at else first))
+
+                first = bucket.response_seconds
+                if self._waits_to_be_asked(len(data)):
+                    first = min(first, bucket.connect_seconds + _CONTINUE_SECONDS)
+                # A file of its own: an earlier attempt has read from another. Its length is said too, so that a request
+                # which sends less cannot succeed.
+                body = RequestBody(data, renew)
+                renew(0)
+                return await send(**{**target, "Body": body, "ContentLength": len(data)})
+        except TimeoutError:
+            raise self._stalled(has_slot=has_slot, body=body) from None
+
+    def _stalled(self, *, has_slot: bool, body: RequestBody | None) -> _Stalled:
+        if not has_slot:
+            return _Stalled(f"{self.bucket.requests} other requests are under way")
+        if body is None or body.tell():
+            return _Stalled("the store does not go on")
+        if self._waits_to_be_asked(len(body.getbuffer())):
+            # Proxies that know no Expect wait for the body: it is sent at once from now on (RFC 9110, 10.1.1).
+            self._asks_first = False
+        return _Stalled("the store does not ask for the body")
+
+    def _waits_to_be_asked(self, size: int) -> bool:
+        return self._asks_first and size > _SMALL_BODY_BYTES
+
+    def _choose_when_to_send(self, params: Mapping[str, object], **_: object) -> None:
+        """Let a small body follow the head of its request without waiting until the store asks for it (RFC 9110, 10.1.1).
+
+        Where stores ask, a large body is not sent to one that refuses it, and the reason arrives. The SDK calls this before
+        each request.
+        """
+        headers = cast("dict[str, str]", params["headers"])
+        if not self._waits_to_be_asked(int(headers.get("Content-Length", 0))):
+            headers.pop("Expect", None)
 
     def _log_repeat(
         self, operation: str, key: str, failure: ObjectStoreError, failed: int, delay: float
@@ -550,6 +619,10 @@ class AiobotocoreStore:
         )
 
 
+class _Stalled(Exception):
+    """A wait for the store has taken too long. The text says for what."""
+
+
 class _Attempts:
     """The attempts of one request. may_have_acted: one of those that failed may have had its effect."""
 
@@ -559,7 +632,10 @@ class _Attempts:
         self._began = time.monotonic()
 
     def delay_after(self, failure: ObjectStoreError, limit: float) -> float | None:
-        """Return the seconds to wait before the next attempt; None if there is to be none. limit: seconds for all."""
+        """Return the seconds to wait before the next attempt; None if there is to be none.
+
+        limit: seconds for all but the second one, as the first alone may have waited for longer; 0 for a single attempt.
+        """
         self.failed += 1
         if not isinstance(failure, StoreUnavailable):
             return None
@@ -567,7 +643,8 @@ class _Attempts:
         longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self.failed - 1))
         # Spread out, so that those who were refused together do not come back together.
         delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        return delay if time.monotonic() - self._began + delay <= limit else None
+        is_in_time = time.monotonic() - self._began + delay <= limit
+        return delay if is_in_time or (limit and self.failed == 1) else None
 
 
 class _Stream:
@@ -607,27 +684,6 @@ class _Stream:
         _trace: TracebackType | None,
     ) -> None:
         self._body.close()
-
-
-def _with_file(parameters: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the parameters of a request with a file of its own for the body: an earlier attempt has read from another.
-
-    Its length is said too, so that a request which sends less cannot succeed.
-    """
-    body = parameters.get("Body")
-    if not isinstance(body, bytes | bytearray | memoryview):
-        return parameters
-    return {**parameters, "Body": RequestBody(body), "ContentLength": len(body)}
-
-
-def _send_small_bodies_at_once(params: Mapping[str, object], **_: object) -> None:
-    """Let a small body follow the head of its request without waiting until the store asks for it (RFC 9110, 10.1.1).
-
-    The SDK calls this before each request.
-    """
-    headers = cast("dict[str, str]", params["headers"])
-    if int(headers.get("Content-Length", 0)) <= _SMALL_BODY_BYTES:
-        headers.pop("Expect", None)
 
 
 def _conditions(if_match: str, if_absent: bool) -> dict[str, object]:
