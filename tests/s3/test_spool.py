@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import cast
+
 from tusd_py.storage.s3.request_body import RequestBody
 from tusd_py.storage.s3.spool import Spool
+from tusd_py.storage.s3.verified import VerifiedS3Writer
+from tusd_py.storage.s3.writer import S3Writer
 
 SIZE = 1024
 
@@ -13,6 +18,9 @@ class Writer:
 
     async def relieve(self) -> None:
         raise AssertionError
+
+    async def close(self, *, sync: bool, finishing: bool) -> None:
+        pass
 
 
 def test_a_buffer_is_used_again_for_a_part_of_the_same_size() -> None:
@@ -58,3 +66,14 @@ def test_a_body_is_read_as_a_file_is() -> None:
     assert (body.seek(0, 2), body.seek(-4, 1), bytes(body.read())) == (10, 6, b"6789")
     assert bytes(body.read(5)) == b""
     assert (body.seek(0), bytes(body.read(100)), len(body.getbuffer())) == (0, b"0123456789", 10)
+
+
+async def test_a_chunk_stays_in_memory_if_no_file_takes_it(tmp_path: Path) -> None:
+    spool, none = Spool(SIZE), cast(S3Writer, Writer())
+    staying = VerifiedS3Writer(none, spool, SIZE, str(tmp_path / "missing"))
+    moving = VerifiedS3Writer(none, spool, SIZE, str(tmp_path))
+    for writer in (staying, moving):
+        writer.write(memoryview(b"x" * 100))
+        await writer.relieve()
+    assert (spool.used, staying.idle_bytes, moving.idle_bytes) == (100, 0, 0)
+    await moving.close(sync=False)

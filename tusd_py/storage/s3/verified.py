@@ -1,8 +1,8 @@
 """Chunks with a checksum: nothing of them reaches the bucket before the checksum is right.
 
 They wait in memory as long as they are shorter than a part and the spool has room, then in a file of the spool directory,
-without a name, and are passed on when they count. A part of a multipart upload cannot be taken back, and a chunk may be longer
-than all parts that fit into memory.
+without a name, and are passed on when they count. They also move to the file when others wait for room. A part of a multipart
+upload cannot be taken back, and a chunk may be longer than all parts that fit into memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Awaitable
+from contextlib import ExitStack
 from typing import IO
 
 from tusd_py.protocol.checksum import Checksum
@@ -25,7 +26,7 @@ _INLINE_BYTES = 1024 * 1024
 
 
 class VerifiedS3Writer:
-    """See `Writer`.
+    """See `Writer` and `Holder`.
 
     writer: gets the bytes once they are verified. spool: counts those in memory. most: bytes that may be there. directory: of
     the spool; None for the system's.
@@ -37,10 +38,15 @@ class VerifiedS3Writer:
         self._most = most
         self._directory = directory
         self._memory = bytearray()
+        self._taken = 0
+        """Bytes in memory that the spool counts."""
+        self._must_stay = False
+        """Whether the memory is in use, or the file takes nothing."""
         self._file: IO[bytes] | None = None
         self._size = 0
         self._counts = False
         self._is_over = False
+        spool.enter(self)
 
     @property
     def offset(self) -> int:
@@ -60,6 +66,7 @@ class VerifiedS3Writer:
             and not self._spool.is_full
         ):
             self._memory += data
+            self._taken += data.nbytes
             self._spool.take(data.nbytes)
         else:
             self._write_to_file(data)
@@ -70,7 +77,7 @@ class VerifiedS3Writer:
     def _write_to_file(self, data: memoryview) -> None:
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115
+                self._file = self._new_file()
             if self._memory:
                 _write_all(self._file, memoryview(self._memory))
                 self._free_memory()
@@ -79,15 +86,43 @@ class VerifiedS3Writer:
             kind = StorageFull if takes_nothing(problem) else StorageError
             raise kind(f"the spool directory: {problem}") from problem
 
+    def _new_file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._directory, buffering=0)
+
     def _free_memory(self) -> None:
-        self._spool.give_back(len(self._memory))
-        self._memory = bytearray()
+        self._spool.give_back(self._taken)
+        self._memory, self._taken = bytearray(), 0
+
+    @property
+    def idle_bytes(self) -> int:
+        return 0 if self._must_stay else self._taken
+
+    @property
+    def part_bytes(self) -> int:
+        return 0
+
+    async def relieve(self) -> None:
+        """Move the bytes from memory to a file. If that fails, they stay: only what comes next may need the file."""
+        if not self.idle_bytes:
+            return
+        with ExitStack() as unless_moved:
+            try:
+                file = unless_moved.enter_context(self._new_file())
+                _write_all(file, memoryview(self._memory))
+            except OSError:
+                self._must_stay = True
+                return
+            self._file = file
+            unless_moved.pop_all()
+        self._free_memory()
 
     async def verify(self, checksum: Checksum) -> bool:
         if self._size <= _INLINE_BYTES:
             self._counts = self._has(checksum)
         else:
+            self._must_stay = True
             self._counts = await asyncio.to_thread(self._has, checksum)
+            self._must_stay = False
         return self._counts
 
     def _has(self, checksum: Checksum) -> bool:
@@ -114,17 +149,26 @@ class VerifiedS3Writer:
         try:
             if self._counts and not self._is_over:
                 for at in range(0, self._size, _PIECE_BYTES):
-                    rest = self._writer.write(memoryview(self._read(at)))
+                    rest = self._writer.write(self._pass_on(at))
                     if rest is not None:
                         await rest
             elif not self._is_over:
                 self._size = 0
         finally:
+            self._spool.leave(self)
             self._free_memory()
             if self._file is not None:
                 self._file.close()
                 self._file = None
             await self._writer.close(sync=sync, finishing=finishing)
+
+    def _pass_on(self, at: int) -> memoryview:
+        """Return a piece that the spool counts with its next holder from now on: it may be the room that this one waits for."""
+        piece = memoryview(self._read(at))
+        passed = min(piece.nbytes, self._taken)
+        self._spool.give_back(passed)
+        self._taken -= passed
+        return piece
 
 
 def _write_all(file: IO[bytes], data: memoryview) -> None:
