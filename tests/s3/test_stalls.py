@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tests.conftest import MakeServer
 from tests.s3.conftest import OpenStore
-from tests.s3.proxies import HttpProxy
+from tests.s3.proxies import FaultProxy, HttpProxy
 from tests.s3.servers import S3Server
 from tests.s3.test_server import Servers
 from tests.support.tus import Tus
@@ -152,3 +152,17 @@ def test_a_proxy_that_knows_no_expect_is_waited_for_once(
         assert 1 <= expected <= 2
         assert tus.get(tus.finished(BODY)).body == BODY
         assert proxy.expected == expected
+
+
+async def test_a_small_body_is_sent_whole_again_after_its_connection_ended(
+    seaweedfs: S3Server, open_store: OpenStore, prefix: str
+) -> None:
+    """As of a store that closes connections which have been idle, just when one is used again."""
+    with FaultProxy(seaweedfs.address) as proxy:
+        store = await open_store(proxy.endpoint, response_seconds=5.0, repeat_seconds=0)
+        await store.put(f"{prefix}x", b"first", PLAIN, kind=ObjectKind.RECORD)
+        proxy.plan("PutObject", "cut")
+        # The HTTP client repeats it by itself.
+        await store.put(f"{prefix}x", SMALL, PLAIN, kind=ObjectKind.RECORD)
+        assert proxy.requests["PutObject"] == 3
+        assert (await store.read(f"{prefix}x", limit=len(SMALL)))[1] == SMALL
