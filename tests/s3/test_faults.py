@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
 from tests.s3.conftest import OpenStore
 from tests.s3.proxies import FAULTS, Fault, FaultProxy
 from tests.s3.servers import BUCKET, S3Server
+from tusd_py.storage.s3 import aiobotocore_store
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
@@ -191,3 +194,24 @@ async def test_faults_by_chance_are_the_same_for_the_same_seed(
             seen.append(sorted(proxy.injected.elements()))
     assert seen[0] == seen[1]
     assert len(set(seen[0])) > 2
+
+
+async def test_a_process_that_stood_still_does_not_repeat_a_request(
+    proxy: FaultProxy, store: AiobotocoreStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload may have been removed meanwhile: nothing would remove what it stores then."""
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    monkeypatch.setattr(aiobotocore_store, "time", clock)
+
+    def stand_still(record: logging.LogRecord) -> bool:
+        if "repeated" in record.getMessage():
+            clock.monotonic = lambda: time.monotonic() + 700
+        return True
+
+    logger = logging.getLogger(aiobotocore_store.__name__)
+    monkeypatch.setattr(logger, "filters", [stand_still])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    proxy.plan("PutObject", "500")
+    with pytest.raises(StoreUnavailable, match="stood still"):
+        await store.put(f"{prefix}x", b"x", PLAIN, kind=ObjectKind.DATA)
+    assert proxy.requests["PutObject"] == 1

@@ -57,6 +57,8 @@ _SMALL_BODY_BYTES = 256 * 1024
 """Sending as much in vain, to a store that refuses it, costs less than to wait for the store each time."""
 _CONTINUE_SECONDS = 5.0
 """How long a store may take to ask for a body."""
+_STANDSTILL_SECONDS = 30.0
+"""Beyond what a busy event loop delays a timer: the process, or its machine, was stopped."""
 _MOST_WAITS = 10
 """How many waits for the store an attempt without a body of ours may take: some complete an object slowly, a byte at a time."""
 _USER_AGENT = f"tusd-py/{__version__} aiobotocore/{aiobotocore.__version__}"
@@ -244,7 +246,7 @@ class AiobotocoreStore:
     # Multipart uploads
 
     async def create_multipart(self, key: str, properties: Properties) -> NewMultipart:
-        attempts = _Attempts()
+        attempts = _Attempts(self.bucket)
         response = await self._request(
             "create_multipart_upload",
             key,
@@ -490,7 +492,7 @@ class AiobotocoreStore:
             attempts: Told what happened to the attempts.
             about: What a request about the bucket asks for, for the log.
         """
-        attempts = attempts or _Attempts()
+        attempts = attempts or _Attempts(self.bucket)
         client = await self._open()
         send = cast("Callable[..., Awaitable[Response]]", getattr(client, operation))
         target = {**self._target(key), **parameters}
@@ -500,11 +502,14 @@ class AiobotocoreStore:
                 return await self._attempt(operation, send, target, request, needs)
             except ObjectStoreError as problem:
                 # Not kept for later: its traceback refers to this frame, which has the body of the request.
-                delay = attempts.delay_after(problem, self.bucket.repeat_seconds)
+                delay = attempts.delay_after(problem)
                 if delay is None:
                     raise
                 self._log_repeat(operation, key or about, problem, attempts.failed, delay)
             await asyncio.sleep(delay)
+            if not attempts.may_begin(-_STANDSTILL_SECONDS):
+                # The lock of an upload may have been lost, and the upload removed.
+                raise StoreUnavailable(f"{request}: this process stood still", code="Standstill")
             if self.observer is not None:
                 self.observer.repeated(_name_in_s3(operation))
 
@@ -626,16 +631,14 @@ class _Stalled(Exception):
 class _Attempts:
     """The attempts of one request. may_have_acted: one of those that failed may have had its effect."""
 
-    def __init__(self) -> None:
+    def __init__(self, bucket: Bucket) -> None:
         self.failed = 0
         self.may_have_acted = False
+        self._bucket = bucket
         self._began = time.monotonic()
 
-    def delay_after(self, failure: ObjectStoreError, limit: float) -> float | None:
-        """Return the seconds to wait before the next attempt; None if there is to be none.
-
-        limit: seconds for all but the second one, as the first alone may have waited for longer; 0 for a single attempt.
-        """
+    def delay_after(self, failure: ObjectStoreError) -> float | None:
+        """Return the seconds to wait before the next attempt; None if there is to be none."""
         self.failed += 1
         if not isinstance(failure, StoreUnavailable):
             return None
@@ -643,8 +646,15 @@ class _Attempts:
         longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self.failed - 1))
         # Spread out, so that those who were refused together do not come back together.
         delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        is_in_time = time.monotonic() - self._began + delay <= limit
-        return delay if is_in_time or (limit and self.failed == 1) else None
+        return delay if self.may_begin(delay) else None
+
+    def may_begin(self, seconds: float) -> bool:
+        """Return whether another attempt may begin in `seconds`."""
+        limit = self._bucket.repeat_seconds
+        if limit and self.failed == 1:
+            # The first one may have waited for a connection, and then for the store.
+            limit += 2 * self._bucket.response_seconds
+        return time.monotonic() - self._began + seconds <= limit
 
 
 class _Stream:
