@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Literal
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from tests.conftest import MakeServer
 from tests.s3.conftest import OpenStore
 from tests.s3.proxies import FaultProxy, HttpProxy
-from tests.s3.servers import S3Server
+from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_server import Servers
 from tests.support.tus import Tus
+from tests.support.waiting import wait_until
+from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
@@ -30,6 +34,8 @@ PLAIN = Properties()
 SMALL = BODY[:1000]
 Stall = Literal["before the body", "in the body", "after the body"]
 STALLS: tuple[Stall, ...] = ("before the body", "in the body", "after the body")
+
+_CHOSEN = web.RequestKey("chosen", str)
 
 
 class StandingStill(HttpProxy):
@@ -45,12 +51,16 @@ class StandingStill(HttpProxy):
         self.stalled = 0
 
     async def _stand_still(self, request: web.Request, *points: Stall) -> None:
-        if "stall" not in request:
+        if _CHOSEN not in request:
             is_large = request.method == "PUT" and (request.content_length or 0) >= PART
             chosen = self.stalls.pop(0) if self.stalls and is_large else self.always
-            request["stall"] = chosen if is_large else None
-        if request["stall"] in points:
+            request[_CHOSEN] = chosen if is_large and chosen else ""
+        if request[_CHOSEN] in points:
             self.stalled += 1
+            # The connection takes what the buffers of the system have room for.
+            transport = request.transport
+            assert isinstance(transport, asyncio.Transport)
+            transport.pause_reading()
             await self._stop.wait()
             raise web.HTTPServiceUnavailable
 
@@ -59,7 +69,6 @@ class StandingStill(HttpProxy):
         await super().ask_for_body(request)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        # Nothing of the body is read: the connection takes what its buffers have room for.
         await self._stand_still(request, "before the body", "in the body")
         await request.read()
         await self._stand_still(request, "after the body")
@@ -122,6 +131,38 @@ async def test_a_request_that_gets_no_connection_is_refused(
     assert ["other requests are under way" in each for each in refused] == [False, True, True]
     # What they waited for is free again.
     await store.put(f"{prefix}x", SMALL, PLAIN, kind=ObjectKind.RECORD)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such limit")
+def test_bytes_that_a_store_does_not_take_leave_the_memory(
+    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the event loop of servers, which sends from the buffer of a part."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    part = bytearray(32 * 1024 * 1024)
+
+    async def put(endpoint: str) -> None:
+        bucket = Bucket(
+            BUCKET, endpoint=endpoint, path_style=True, response_seconds=1.0, repeat_seconds=0
+        )
+        async with AiobotocoreStore(bucket) as store:
+            with pytest.raises(StoreUnavailable, match="does not go on"):
+                await store.put(f"{prefix}x", part, PLAIN, kind=ObjectKind.DATA)
+            await asyncio.to_thread(wait_until, lambda: is_free(part), "the connection's end", 20)
+
+    with StandingStill(seaweedfs.address) as proxy:
+        proxy.always = "in the body"
+        uvloop.run(put(proxy.endpoint))
+
+
+def is_free(buffer: bytearray) -> bool:
+    """Whether nothing reads from a buffer."""
+    try:
+        buffer.append(0)
+    except BufferError:
+        return False
+    return True
 
 
 def test_a_client_of_a_store_that_stood_still_goes_on(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -202,6 +204,7 @@ class AiobotocoreStore:
             # Requests are limited here, where their wait has an end. A download holds its connection as long as its client
             # takes to read, and must not keep uploads from theirs.
             max_pool_connections=0,
+            connector_args={"socket_factory": self._new_socket},
             connect_timeout=bucket.connect_seconds,
             read_timeout=bucket.response_seconds,
             # The SDK's own, which names every feature it uses, is made anew twice for each request.
@@ -226,6 +229,17 @@ class AiobotocoreStore:
         events = cast(_Events, getattr(getattr(client, "meta"), "events"))  # noqa: B009 - untyped
         events.register_last("before-call.s3", self._choose_when_to_send)
         return client
+
+    def _new_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """Return a socket that ends once its peer has taken nothing for the limit of a wait.
+
+        A connection that is closed keeps the bytes that it has not sent, among them the part of an upload, until it ends.
+        """
+        made = socket.socket(*address[:3])
+        if sys.platform == "linux":
+            milliseconds = min(int(1000 * self.bucket.response_seconds), 2**31 - 1)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        return made
 
     async def close(self) -> None:
         """Close all connections; the next request opens new ones."""
