@@ -55,7 +55,8 @@ class Restricted:
             "TUSD_HOOKS_HTTP": endpoint.url,
             "TUSD_HOOKS_ENABLED_EVENTS": "post-create,post-finish,post-terminate",
         }
-        self.server = make_server("--sweep-interval", "1h", env=self.env)
+        quota = ("--quota-bytes", "1GB")
+        self.server = make_server("--sweep-interval", "1h", *quota, env=self.env)
         where = (*of(self.server), "--sweep-interval", "1s")
         self.jobs = [Job(name, *where, env=self.env) for name in ("worker", "scheduler")]
 
@@ -74,6 +75,10 @@ def test_the_user_of_the_page_is_enough(
 ) -> None:
     house = Restricted(make_server, endpoint, redis)
     tus = Tus(house.server)
+    # More than is left, and then nothing of its owner.
+    large = tus.new(900_000_000)
+    assert tus.create(900_000_000).status == 413
+    assert tus.delete(large).status == 204
     first = finish(tus, {"Upload-Metadata": "filename YQ=="})
     wait_for_type(endpoint, first, "post-finish")
     assert tus.create(5, headers={"Upload-Metadata": "filename YQ=="}).status == 409

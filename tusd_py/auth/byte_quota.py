@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 _BATCH = 50
 _COMPARISON_PAUSE_SECONDS = 5.0
 """Least time between two comparisons of one owner, which read all its uploads from the storage."""
+_LONGEST_COMPARISON_PAUSE_SECONDS = 60.0
 _COMPARISON_SHARE = 20
-"""That time in multiples of what the comparison took."""
+"""That time in multiples of what the comparison took, up to the longest."""
 _MOST_COMPARED = 10_000
 """Owners whose last comparison is remembered."""
 _CREATION_SECONDS = 120.0
@@ -91,10 +92,10 @@ for _, id in ipairs(ARGV) do
     redis.call('HDEL', KEYS[1], id)
   end
 end
+-- First: an error further on must leave the sum right.
+redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', sum))
 if sum == 0 and redis.call('HLEN', KEYS[1]) <= 2 then
   redis.call('UNLINK', KEYS[1])
-else
-  redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', sum))
 end
 """,
 )
@@ -229,8 +230,9 @@ class ByteQuotas:
                 return
             last.began = began = time.monotonic()
             await self._compare(owner, look_up, but=but)
-            took = time.monotonic() - began
-            last.next_at = began + took + max(_COMPARISON_PAUSE_SECONDS, _COMPARISON_SHARE * took)
+            ended = time.monotonic()
+            pause = max(_COMPARISON_PAUSE_SECONDS, _COMPARISON_SHARE * (ended - began))
+            last.next_at = ended + min(_LONGEST_COMPARISON_PAUSE_SECONDS, pause)
 
     async def _compare(self, owner: str, look_up: LookUp, *, but: str) -> None:
         """Correct the reservations of an owner by what the storage has."""

@@ -88,7 +88,8 @@ class UploadTokens:
                 "sub": owner,
                 "upload": upload_id,
                 "iat": now,
-                "auth_time": now if derived_at is None else derived_at,
+                # The issuer's clock may be ahead.
+                "auth_time": now if derived_at is None else min(now, derived_at),
                 "exp": now + self._ttl,
                 "jti": secrets.token_hex(8),
             },

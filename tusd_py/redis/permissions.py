@@ -32,6 +32,8 @@ _ON_KEYS = {
     "HGET": ("a",),
     "HGETALL": (),
     "HINCRBY": ("a", "1"),
+    "HLEN": (),
+    "HSCAN": ("0",),
     "HSET": ("a", "1"),
     "HVALS": (),
     "BLPOP": ("1",),

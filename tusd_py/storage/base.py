@@ -192,7 +192,7 @@ class UploadInfo(NamedTuple):
         repr_digest: `Repr-Digest` that its bytes must have when it is complete (RFC 9530); empty for none.
         wanted_digest: Algorithm of the digest that its creator wants to be told of it then, a key of `checksum.ALGORITHMS`.
         quota: Bytes that all uploads of the owner may take, by the token or hook of its creation; recorded if its length was
-            unknown. None for the server's default.
+            unknown, and of parts and finals. None for the server's default.
         finished_path: Where it is, or will be, under the name of a finished file: an absolute path, or `s3://bucket/key`; empty
             without such a name.
     """

@@ -63,7 +63,7 @@ class Appender(Operation):
                 raise
             finally:
                 await self._store.settle(upload_id, fence=held.fence)
-                if held.upload.length is None:
+                if held.upload.length is None and held.lease.is_held():
                     await self._quotas_of.record_size(upload_id)
 
     async def _receive(

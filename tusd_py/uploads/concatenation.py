@@ -145,7 +145,9 @@ class Concatenation:
         length = await self._pending.length(final)
         self._policy.check_length(final, length)
         pending = final.with_info(length=length)
-        return pending if missing is not None else await self._join(pending, joiner, fence)
+        if missing is not None:
+            return pending
+        return await self._join(pending, joiner, fence, is_counted=final.length is not None)
 
     async def _recover_part(self, part_id: str) -> bool:
         """Finish a part that is complete, as after a crash before its finish. Returns whether it is finished."""
@@ -158,8 +160,13 @@ class Concatenation:
             logger.warning("the part %s cannot be finished now: %s", part_id, problem)
             return False
 
-    async def _join(self, final: Upload, joiner: Joiner, fence: Fence) -> Upload:
-        """Join parts that were all seen finished. Returns the final unchanged if a part is not finished any more."""
+    async def _join(
+        self, final: Upload, joiner: Joiner, fence: Fence, *, is_counted: bool
+    ) -> Upload:
+        """Join parts that were all seen finished. Returns the final unchanged if a part is not finished any more.
+
+        is_counted: its length was known when it was created.
+        """
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
         parts: dict[str, Upload] = {}
@@ -175,9 +182,10 @@ class Concatenation:
         final = final.with_info(length=length)
         if self._joins >= _MAX_JOINS:
             raise errors.too_many_joins()
-        await self._check_space(self._joining_bytes + length)
-        await self._admit(final, length)
         self._on_ready(final.id)
+        if not is_counted:
+            await self._admit(final, length)
+        await self._check_space(self._joining_bytes + length)
         self._joins += 1
         self._joining_bytes += length
         try:

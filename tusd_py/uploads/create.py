@@ -162,6 +162,8 @@ class Creator(Operation):
                 result = await self._fill(
                     upload, content, body, request, lease, completes=completes
                 )
+                if info.length is None and content is not None and lease.is_held():
+                    await self._quotas_of.record_size(info.id)
         except BaseException as problem:
             # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
@@ -169,8 +171,6 @@ class Creator(Operation):
             if admitted and (not created or isinstance(problem, ProtocolError)):
                 await self._quotas_of.take_back(info, limits)
             raise
-        if info.length is None and not info.is_final and content is not None:
-            await self._quotas_of.record_size(info.id)
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
         wanted = creation.changes.response

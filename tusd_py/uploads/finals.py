@@ -6,11 +6,13 @@ An equal request, with the same parts in order, owner and metadata, gets the fin
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 
 from tusd_py.auth.principal import Action
+from tusd_py.auth.quota import batched
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Fence, LockTimeout
 from tusd_py.protocol import errors
@@ -32,6 +34,8 @@ from tusd_py.uploads.operation import Collaborators, Operation
 from tusd_py.uploads.quotas import size_of
 from tusd_py.uploads.receive import Body, BodyReceiver
 
+_ASKED_TOGETHER = 32
+"""Parts about which the hooks are asked at the same time."""
 _KEY_LOCK = ".final/"
 """Prefix of the name that is locked while a final is created; no upload has such an id."""
 
@@ -95,8 +99,6 @@ class FinalCreator(Operation):
         sources = await self._concatenation.parts(
             info.parts, lambda part: self._access.check(part, request, Action.JOIN)
         )
-        for source in sources.values():
-            await self._access.ask_hooks(source, request)
         info = info._replace(
             length=self._concatenation.length_of(info.parts, sources),
             max_size=_least(info.max_size, *(part.info.max_size for part in sources.values())),
@@ -108,6 +110,8 @@ class FinalCreator(Operation):
         self._creator.check_size(info, None)
         self._concatenation.check_repeats(info.parts, sources)
         await self._receiver.check_space(info.length or 0)
+        for some in batched(sources.values(), _ASKED_TOGETHER):
+            await asyncio.gather(*(self._access.ask_hooks(each, request) for each in some))
         # At least that much, while parts are unfinished.
         known = sum(size_of(sources[part]) for part in info.parts)
         return await self._creator.carry_out(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from tusd_py.background import spawn
 from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
 from tusd_py.locks.base import Fence, Lease, LeaseLost, LocksClosed, LocksUnavailable
+from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     TIME_DIGITS,
@@ -166,7 +167,13 @@ class Finisher(Operation):
         fence = lease.fence
         upload = await self._store.recover(upload, fence=fence)
         if upload.info.is_final and not upload.joined:
-            upload = await self.concatenation.try_join(upload, fence)
+            try:
+                upload = await self.concatenation.try_join(upload, fence)
+            except ProtocolError as problem:
+                if problem.code != errors.quota_exceeded.code:
+                    raise
+                # It waits until there is room, or it expires.
+                return upload
         return (await self.finish(upload, request, fence, by_length=by_length)).upload
 
     async def recover_interrupted(self, upload_id: str) -> bool:
@@ -181,6 +188,10 @@ class Finisher(Operation):
                     upload = await self.concatenation.try_join(upload, lease.fence)
                 except UploadGone:
                     # A part was removed: the final stays until it expires.
+                    return False
+                except ProtocolError as problem:
+                    if problem.code != errors.quota_exceeded.code or self._expiry.is_due(upload):
+                        raise
                     return False
                 return (await self.finish(upload, RequestView(), lease.fence)).upload.finished
         return False

@@ -31,28 +31,33 @@ _AHEAD_BYTES = 32 * 1024 * 1024
 class Allowance:
     """How large an upload of unknown length may become by a body of unknown size: reserved step by step while it arrives.
 
+    most: bytes that it may have whatever the quota is; None for no limit.
+
     Attributes:
         size: Bytes that the upload may have.
     """
 
-    def __init__(self, quotas: ByteQuotas, info: UploadInfo, look_up: LookUp) -> None:
+    def __init__(
+        self, quotas: ByteQuotas, info: UploadInfo, look_up: LookUp, *, most: int | None
+    ) -> None:
         self.size = 0
+        self._most = most
         self._problem: ProtocolError | None = None
         self._quotas = quotas
         self._info = info
         self._look_up = look_up
 
-    async def extend(self, offset: int) -> None:
-        """Reserve more for an upload that has `offset` bytes, as far as there is room.
+    async def extend(self, needed: int) -> None:
+        """Reserve `needed` bytes for the upload, and some more, as far as there is room.
 
         Without Redis raises a 503 at first, and later leaves it at what was reserved.
         """
-        info = self._info
+        info, wanted = self._info, needed + _AHEAD_BYTES
         try:
             self.size = await self._quotas.reserve_some(
                 info.owner,
                 info.id,
-                offset + _AHEAD_BYTES,
+                wanted if self._most is None else max(needed, min(wanted, self._most)),
                 self._quotas.limit_of(info.quota),
                 self._look_up,
             )
@@ -124,7 +129,8 @@ class Quotas(Operation):
         quotas = self._quotas
         if quotas is None or quotas.limit_of(upload.info.quota) is None:
             return None
-        allowance = Allowance(quotas, upload.info, self._size_of)
+        most, _ = self._policy.limit_of(upload)
+        allowance = Allowance(quotas, upload.info, self._size_of, most=most)
         await allowance.extend(upload.offset)
         return allowance
 
@@ -165,6 +171,8 @@ class Quotas(Operation):
             async with self._guard.if_free(upload_id) as lease:
                 if lease is None:
                     raise StorageError("it is receiving bytes, which are reserved")
+                # It may have received some since.
+                return size_of(await self._access.load(upload_id))
         return size_of(upload)
 
 

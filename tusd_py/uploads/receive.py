@@ -131,8 +131,8 @@ class Allowance(Protocol):
 
     size: int
 
-    async def extend(self, offset: int) -> None:
-        """Allow more for an upload that has `offset` bytes, if that is possible."""
+    async def extend(self, needed: int) -> None:
+        """Allow `needed` bytes and some more, if that is possible."""
 
     def refusal(self) -> ProtocolError:
         """The error for more bytes than `size`."""
@@ -416,7 +416,8 @@ class BodyReceiver:
         """Write bytes until the body ends; return the error if it ended early."""
         body = transfer.body
         try:
-            if not await self._stream_directly(transfer):
+            # An allowance is extended before the bytes are written, for which those of a socket do not wait.
+            if transfer.allowance is not None or not await self._stream_directly(transfer):
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
@@ -434,7 +435,12 @@ class BodyReceiver:
 
     async def _stream(self, transfer: _Transfer) -> None:
         """Receive the body piece by piece, from any ASGI server."""
+        allowance = transfer.allowance
         while data := await transfer.body.read():
+            if allowance is not None:
+                needed = transfer.writer.offset + len(data)
+                if needed > allowance.size:
+                    await allowance.extend(needed)
             rest = self._write(transfer, memoryview(data))
             # Free it before waiting for the next bytes: thousands of requests wait at any time.
             del data
@@ -462,12 +468,10 @@ class BodyReceiver:
     async def _check_reserve(
         self, transfer: _Transfer, rest: Awaitable[None] | None = None
     ) -> None:
-        """Refuse the rest of the body if the free space is below the reserve, or allow more. rest: a write to await first."""
+        """Refuse the rest of the body if the free space is below the reserve. rest: a write to await first."""
         transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         if rest is not None:
             await rest
-        if transfer.allowance is not None:
-            await transfer.allowance.extend(transfer.writer.offset)
         if not self._policy.disk_reserve:
             return
         free = await self._store.free_space()
