@@ -22,6 +22,9 @@ class Writer:
     async def close(self, *, sync: bool, finishing: bool) -> None:
         pass
 
+    def note_arrival(self) -> None:
+        pass
+
 
 def test_a_buffer_is_used_again_for_a_part_of_the_same_size() -> None:
     spool = Spool(10 * SIZE)

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from tests.conftest import MakeServer
 from tests.s3.conftest import OpenStore
-from tests.s3.proxies import FaultProxy, HttpProxy
+from tests.s3.proxies import Answer, Exchange, FaultProxy, HttpProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_server import Servers
 from tests.support.tus import Tus
@@ -119,18 +119,34 @@ async def test_a_store_that_stands_still_is_away(
     assert still.stalled == 1
 
 
-async def test_a_request_that_gets_no_connection_is_refused(
-    still: StandingStill, open_store: OpenStore, prefix: str
+class Slow(HttpProxy):
+    """Takes its time for each request."""
+
+    seconds = 0.7
+
+    async def handle(self, exchange: Exchange) -> Answer:
+        await asyncio.sleep(self.seconds)
+        return await super().handle(exchange)
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(0.7, False), (60.0, True)])
+async def test_requests_wait_for_a_connection_as_long_as_others_go_on(
+    seaweedfs: S3Server, open_store: OpenStore, prefix: str, seconds: float, refused: bool
 ) -> None:
-    store = await open_store(still.endpoint, response_seconds=1.0, repeat_seconds=0, requests=1)
-    still.always = "in the body"
-    puts = (
-        store.put(f"{prefix}{number}", BODY, PLAIN, kind=ObjectKind.DATA) for number in range(3)
-    )
-    refused = [str(each) for each in await asyncio.gather(*puts, return_exceptions=True)]
-    assert ["other requests are under way" in each for each in refused] == [False, True, True]
-    # What they waited for is free again.
-    await store.put(f"{prefix}x", SMALL, PLAIN, kind=ObjectKind.RECORD)
+    with Slow(seaweedfs.address) as slow:
+        slow.seconds = seconds
+        store = await open_store(slow.endpoint, response_seconds=1.0, repeat_seconds=0, requests=1)
+        puts = (
+            store.put(f"{prefix}{number}", SMALL, PLAIN, kind=ObjectKind.RECORD)
+            for number in range(5)
+        )
+        # The last one for longer than two waits for the store take.
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert ("requests that are under way goes on" in str(results[-1])) is refused
+        assert (sum(isinstance(each, str) for each in results) == 5) is not refused
+        # What they waited for is free again.
+        slow.seconds = 0
+        await store.put(f"{prefix}x", SMALL, PLAIN, kind=ObjectKind.RECORD)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such limit")

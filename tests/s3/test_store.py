@@ -17,7 +17,15 @@ from tests.support.waiting import wait_until
 from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
 from tusd_py.protocol.metadata import serialize
 from tusd_py.protocol.tus import Content
-from tusd_py.storage.base import StorageError, Store, Upload, UploadInfo, UploadNotFound
+from tusd_py.storage.base import (
+    StorageError,
+    StorageUnavailable,
+    Store,
+    Upload,
+    UploadInfo,
+    UploadNotFound,
+)
+from tusd_py.storage.s3 import store as s3_store
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
@@ -722,3 +730,25 @@ async def test_a_finished_upload_takes_an_empty_request_and_no_other_name_is_ask
         with pytest.raises(UploadNotFound):
             await store.load(name)
     assert proxy.requests.total() == before
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+async def test_only_so_many_uploads_are_read_at_a_time(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory for as long as its client takes to read."""
+    monkeypatch.setattr(s3_store, "_READER_SECONDS", 0.1)
+    store = opened()
+    upload = await append(store, await store.create(UploadInfo("x", 5), fence=UNFENCED), b"hello")
+    readers = [await store.open_reader(upload) for _ in range(s3_store.MOST_READERS)]
+    with pytest.raises(StorageUnavailable, match="256 uploads are being read"):
+        await store.open_reader(upload)
+    for _ in range(2):
+        readers[0].close()
+    readers[0] = await store.open_reader(upload)
+    with pytest.raises(StorageUnavailable):
+        await store.open_reader(upload)
+    for reader in readers:
+        reader.close()

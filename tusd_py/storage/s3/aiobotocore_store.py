@@ -59,6 +59,10 @@ _SMALL_BODY_BYTES = 256 * 1024
 """Sending as much in vain, to a store that refuses it, costs less than to wait for the store each time."""
 _CONTINUE_SECONDS = 5.0
 """How long a store may take to ask for a body."""
+_BUFFERED_BYTES = 4 * 1024 * 1024
+"""Beginning of a body that a connection may take although its peer takes nothing."""
+_UNASKED_SECONDS = 600.0
+"""How long large bodies are sent at once after a store did not ask for one. It may have had another reason."""
 _STANDSTILL_SECONDS = 30.0
 """Beyond what a busy event loop delays a timer: the process, or its machine, was stopped."""
 _MOST_WAITS = 10
@@ -157,8 +161,10 @@ class AiobotocoreStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(bucket.requests)
-        self._asks_first = True
-        """Whether large bodies wait until the store asks for them."""
+        self._moved_at = float("-inf")
+        """When a request made progress last, by the event loop's clock."""
+        self._asks_again_at = float("-inf")
+        """When large bodies wait again until the store asks for them, by the monotonic clock."""
 
     async def _open(self) -> object:
         """Return the client. Reads the configuration and finds credentials first. Raises StoreMisconfigured."""
@@ -543,6 +549,7 @@ class AiobotocoreStore:
         try:
             try:
                 response = await self._send(send, target)
+                self._moved_at = asyncio.get_running_loop().time()
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
                 raise meaning(problem, request) from None
@@ -574,14 +581,17 @@ class AiobotocoreStore:
         body: RequestBody | None = None
         has_slot = False
         try:
-            async with asyncio.timeout(bucket.response_seconds) as limit, self._slots:
-                has_slot = True
+            await self._wait_for_slot()
+            has_slot = True
+            async with asyncio.timeout(bucket.response_seconds) as limit:
                 data = target.get("Body")
                 if not isinstance(data, bytes | bytearray | memoryview):
                     limit.reschedule(loop.time() + _MOST_WAITS * bucket.response_seconds)
                     return await send(**target)
 
                 def renew(at: int) -> None:
+                    if at > _BUFFERED_BYTES:
+                        self._moved_at = loop.time()
                     # The writer may go on for a moment after the end.
                     with suppress(RuntimeError):
                         limit.reschedule(loop.time() + (bucket.response_seconds if at else first))
@@ -595,20 +605,43 @@ class AiobotocoreStore:
                 renew(0)
                 return await send(**{**target, "Body": body, "ContentLength": len(data)})
         except TimeoutError:
-            raise self._stalled(has_slot=has_slot, body=body) from None
+            raise self._stalled(body) from None
+        finally:
+            if has_slot:
+                self._slots.release()
 
-    def _stalled(self, *, has_slot: bool, body: RequestBody | None) -> _Stalled:
-        if not has_slot:
-            return _Stalled(f"{self.bucket.requests} other requests are under way")
+    async def _wait_for_slot(self) -> None:
+        """Wait until another request may be made, as long as any that is under way makes progress. Raises _Stalled."""
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        # Longer than a request that does not go on keeps its slot.
+        loop, patience = asyncio.get_running_loop(), 2 * self.bucket.response_seconds
+        waiting = asyncio.ensure_future(self._slots.acquire())
+        began = loop.time()
+        try:
+            while not waiting.done():
+                left = max(began, self._moved_at) + patience - loop.time()
+                if left <= 0:
+                    raise _Stalled(
+                        f"none of {self.bucket.requests} requests that are under way goes on"
+                    )
+                await asyncio.wait([waiting], timeout=left)
+        except BaseException:
+            if not waiting.cancel() and not waiting.cancelled():
+                self._slots.release()
+            raise
+
+    def _stalled(self, body: RequestBody | None) -> _Stalled:
         if body is None or body.tell():
             return _Stalled("the store does not go on")
         if self._waits_to_be_asked(len(body.getbuffer())):
-            # Proxies that know no Expect wait for the body: it is sent at once from now on (RFC 9110, 10.1.1).
-            self._asks_first = False
+            # Proxies that know no Expect wait for the body: it is sent at once for a while (RFC 9110, 10.1.1).
+            self._asks_again_at = time.monotonic() + _UNASKED_SECONDS
         return _Stalled("the store does not ask for the body")
 
     def _waits_to_be_asked(self, size: int) -> bool:
-        return self._asks_first and size > _SMALL_BODY_BYTES
+        return size > _SMALL_BODY_BYTES and time.monotonic() >= self._asks_again_at
 
     def _choose_when_to_send(self, params: Mapping[str, object], **_: object) -> None:
         """Let a small body follow the head of its request without waiting until the store asks for it (RFC 9110, 10.1.1).

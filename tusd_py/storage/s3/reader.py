@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from tusd_py.storage.base import StorageError
 from tusd_py.storage.s3.object_store import ObjectHead, ObjectStore, StoreUnavailable
@@ -12,11 +12,14 @@ _PIECE_BYTES = 256 * 1024
 
 
 class S3Reader:
-    """See `Reader`. head: the object, which has to be the same one still when it is read."""
+    """See `Reader`. head: the object, which has to be the same one still when it is read. on_close: called once."""
 
-    def __init__(self, objects: ObjectStore, head: ObjectHead) -> None:
+    def __init__(
+        self, objects: ObjectStore, head: ObjectHead, on_close: Callable[[], None]
+    ) -> None:
         self._objects = objects
         self._head = head
+        self._on_close: Callable[[], None] | None = on_close
 
     @property
     def descriptor(self) -> int | None:
@@ -48,4 +51,6 @@ class S3Reader:
             )
 
     def close(self) -> None:
-        """Nothing is held between two streams."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()

@@ -134,8 +134,10 @@ class S3Removal:
         try:
             await self._put(key, content, if_absent=True)
         except PreconditionFailed:
-            # Of a removal that was interrupted.
-            head = await self._objects.head(key)
+            # Of a removal that was interrupted, or this one, whose response was lost.
+            head, stored = await self._objects.read(key, limit=RECORD_LIMIT)
+            if stored == content:
+                return
             with fence():
                 pass
             try:
