@@ -311,15 +311,17 @@ class Duplicates:
         if fingerprints and finished_at is not None:
             left = finished_at + self._window() - time.time()
             if left > 0:
-                await self._apply(event, self._completion(event, lasts=min(left, self._window())))
+                lasts = min(left, self._window())
+                await self._apply(event, self._completion(event, lasts=lasts, if_known=True))
         elif fingerprints:
             uploads = [(fingerprint.value, event.upload.id) for fingerprint in fingerprints]
             await self._apply(event, lambda: self._releases.add(uploads))
 
-    def _completion(self, event: Event, *, lasts: float) -> Change:
+    def _completion(self, event: Event, *, lasts: float, if_known: bool = False) -> Change:
         async def complete() -> None:
-            for fingerprint in self._fingerprints(event.upload):
-                await self._index().complete(fingerprint.value, _claim(event), lasts=lasts)
+            claim = _claim(event)
+            for each in self._fingerprints(event.upload):
+                await self._index().complete(each.value, claim, lasts=lasts, if_known=if_known)
 
         return complete
 

@@ -255,15 +255,3 @@ async def test_a_creation_that_is_taken_back_withdraws_its_event(
     with pytest.raises(ProtocolError):
         await world.upload()
     assert await world.kept(ids[0]) == []
-
-
-async def test_the_event_of_a_creation_that_was_taken_back_is_dropped_in_the_end(
-    world: World,
-) -> None:
-    """Where it was written after it was withdrawn, as by a thread whose request was cancelled."""
-    upload = Upload(UploadInfo("x", 5, created_at=5.25), 0, 5.25)
-    await world.publisher.record(EventType.POST_CREATE, upload, REQUEST, UNFENCED)
-    assert await world.uploads.drop_abandoned_events() == 0
-    world.ahead = 2 * HOUR
-    assert await world.uploads.drop_abandoned_events() == 1
-    assert await world.kept("x") == []

@@ -213,16 +213,16 @@ async def test_a_finish_that_did_not_come_about_is_not_told(post: Post) -> None:
     assert [event.id for event in post.hook.told[1:]] == [record.event_id]
 
 
-async def test_a_creation_that_was_taken_back_is_not_told(post: Post) -> None:
+async def test_a_creation_is_told_also_where_nothing_is_left_of_its_upload(post: Post) -> None:
     upload = await post.upload()
     await post.store.remove(upload.id, fence=UNFENCED, keep_tombstone=False)
     outcome = await post.deliver()
-    assert (post.hook.told, len(outcome.passed_over)) == ([], 1)
-    # Its id is used again, by an attempt that succeeds.
+    assert (post.hook.types, len(outcome.passed_over)) == ([("post-create", 1)], 0)
+    # Its id is used again.
     await post.upload(created_at=7.5)
     await post.deliver()
-    assert post.hook.types == [("post-create", 1)]
-    assert await post.waiting() == ["post-create"]
+    assert post.hook.types == [("post-create", 1)] * 2
+    assert await post.waiting() == []
 
 
 @pytest.mark.parametrize("has_tombstone", [True, False])
@@ -267,7 +267,7 @@ def gone(post: Post, removed: Removed | None, monkeypatch: pytest.MonkeyPatch) -
     ("removed", "told"),
     [
         (None, [CREATE, FINISH, TERMINATE, EXPIRE]),
-        (Removed(7.5, False, "0a"), [FINISH, TERMINATE, EXPIRE]),
+        (Removed(7.5, False, "0a"), [CREATE, FINISH, TERMINATE, EXPIRE]),
         (Removed(5.25, False, "terminate"), [CREATE, TERMINATE]),
         (Removed(5.25, True, "expire"), [CREATE, FINISH, EXPIRE]),
         (Removed(5.25, True, ""), [CREATE, FINISH, TERMINATE, EXPIRE]),

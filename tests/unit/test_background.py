@@ -22,12 +22,14 @@ GUARD = 60.0
 AWAITED = {
     # file: the functions in it whose tasks are awaited by whoever needs what they do, so that a failure is raised there
     "tusd_py/background.py": {"keep_running", "spawn"},
+    "tusd_py/maintenance/remote.py": {"_line"},
     "tusd_py/process/sidecars.py": {"stop"},
     "tusd_py/web/http/direct_body.py": {"_took"},
     # It answers its own failures.
     "tusd_py/web/http/protocol.py": {"_start"},
     "tusd_py/web/http/tls.py": {"_shake_hands"},
     "tusd_py/storage/file/store.py": {"check"},
+    "tusd_py/storage/s3/aiobotocore_store.py": {"_wait_for_slot"},
     "tusd_py/storage/s3/completion.py": {"complete"},
     "tusd_py/storage/s3/joining.py": {"assemble"},
     "tusd_py/storage/s3/spool.py": {"wait"},

@@ -10,7 +10,7 @@ one has removed the upload: a request to a bucket may take effect after the leas
 from __future__ import annotations
 
 from tusd_py.events.model import EventType
-from tusd_py.events.outbox_record import OutboxRecord, id_of
+from tusd_py.events.outbox_record import OutboxRecord
 from tusd_py.storage.base import (
     BytesMissing,
     KeptEvent,
@@ -20,11 +20,8 @@ from tusd_py.storage.base import (
     Store,
     UploadDamaged,
     UploadGone,
-    UploadInfo,
     UploadNotFound,
 )
-
-_REMOVALS = (EventType.POST_TERMINATE, EventType.POST_EXPIRE)
 
 
 async def has_happened(store: Store, outbox: Outbox, kept: KeptEvent, record: OutboxRecord) -> bool:
@@ -43,16 +40,16 @@ async def has_happened(store: Store, outbox: Outbox, kept: KeptEvent, record: Ou
     try:
         upload = await store.load(kept.upload_id)
     except UploadGone as problem:
-        return await _of_removed(outbox, kept, record, problem.removed, has_tombstone=True)
+        return await _of_removed(outbox, kept, record, problem.removed)
     except UploadNotFound:
-        return await _of_removed(outbox, kept, record, None, has_tombstone=False)
+        return await _of_removed(outbox, kept, record, None)
     except (UploadDamaged, BytesMissing, RecordUnreadable):
         if event_type is EventType.POST_CREATE:
             return True
         raise
     if upload.info.created_at != record.created_at:
         # A later upload has the same id.
-        return await _of_removed(outbox, kept, record, None, has_tombstone=False)
+        return await _of_removed(outbox, kept, record, None)
     if event_type is EventType.POST_FINISH:
         return upload.finished
     return event_type is EventType.POST_CREATE
@@ -63,8 +60,6 @@ async def _of_removed(
     kept: KeptEvent,
     record: OutboxRecord,
     removed: Removed | None,
-    *,
-    has_tombstone: bool,
 ) -> bool:
     """Return whether an event of an upload that is not there has happened. removed: what the tombstone tells."""
     recorded = {each.event_id for each in await outbox.of(kept.upload_id)}
@@ -75,18 +70,12 @@ async def _of_removed(
         return True
     if removed is not None and removed.created_at != record.created_at:
         # Of a later upload with the same id.
-        removed, has_tombstone = None, False
+        removed = None
     match record.event.type:
         case EventType.POST_CREATE:
-            # Without a trace of its removal, its creation was taken back.
-            return has_tombstone or not recorded.isdisjoint(_removals_of(kept, record))
+            # A creation that is taken back withdraws it.
+            return True
         case EventType.POST_FINISH:
             return removed is None or removed.finished
         case _:
             return removed is None or removed.event_id in ("", kept.event_id)
-
-
-def _removals_of(kept: KeptEvent, record: OutboxRecord) -> set[str]:
-    """The ids that an event of the upload's removal can have."""
-    info = UploadInfo(kept.upload_id, None, created_at=record.created_at)
-    return {id_of(each, info) for each in _REMOVALS}

@@ -71,7 +71,10 @@ class ControlServer:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 line = await reader.readline()
-            request = json.loads(line) if line else {}
+            if reader.at_eof():
+                # Its client has given up, as after this process stood still.
+                return
+            request = json.loads(line)
             _write(writer, await self._answer(request, writer))
             await writer.drain()
         except (OSError, ValueError, TypeError, KeyError) as problem:

@@ -195,7 +195,8 @@ for _, record in ipairs(records) do
     mine = record
   end
 end
-if mine and mine.state == 'complete' then
+-- ARGV, further: '1' if only a record that is there is to be marked
+if (mine and mine.state == 'complete') or (not mine and ARGV[7] == '1') then
   return
 end
 if not mine then
@@ -296,9 +297,14 @@ class DuplicateIndex:
         """Begin the time of a reservation anew, as its upload exists now. Return False if it was given to another upload."""
         return bool(await self._run(_CONFIRM, fingerprint, claim.upload, claim.token))
 
-    async def complete(self, fingerprint: str, claim: Claim, *, lasts: float) -> None:
-        """Mark an upload as complete, and remember it for `lasts` seconds from the first such call."""
-        await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts))
+    async def complete(
+        self, fingerprint: str, claim: Claim, *, lasts: float, if_known: bool = False
+    ) -> None:
+        """Mark an upload as complete, and remember it for `lasts` seconds from the first such call.
+
+        if_known: only if it has the fingerprint, of which an operator may have had it forgotten.
+        """
+        await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts), int(if_known))
 
     async def end(self, fingerprint: str, upload_id: str) -> None:
         """Mark an upload as ending, so that later checks look whether it still exists."""

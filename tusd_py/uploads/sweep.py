@@ -308,7 +308,7 @@ class _Sweep:
                 return None
             case BytesMissing() if await self._is_missing_too_long(found.upload):
                 report.expired += 1
-                return None
+                return None if self.removes else self.now() + _RETRY_SECONDS
             case StorageError():
                 raise found
         self._states[upload_id] = open_state(found)

@@ -37,8 +37,8 @@ from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 
 logger = logging.getLogger(__name__)
 
-_STOP_SECONDS = 30.0
-"""How long hooks may take to stop."""
+_STOP_SECONDS = 50.0
+"""How long a hook may block its event loop when it is stopped; docs/systemd.md has ten more for the process."""
 
 T = TypeVar("T")
 
@@ -121,10 +121,7 @@ class DeliveryRunner:
 
     def close(self) -> None:
         """Stop the hooks, and close the connections. Ends the process if a hook blocks the loop."""
-        try:
-            self._run(self._stop()).result(_STOP_SECONDS)
-        except TimeoutError:
-            self._exit(f"the hooks did not stop within {_STOP_SECONDS:g} s")
+        self._result(self._run(self._stop()), patience=_STOP_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -199,12 +196,21 @@ class DeliveryRunner:
             # The worker may be told to stop at once, before the delivery is done.
             work.cancel()
 
-    def _result(self, work: Future[T], meanwhile: Callable[[], None] | None = None) -> T:
+    def _result(
+        self,
+        work: Future[T],
+        meanwhile: Callable[[], None] | None = None,
+        *,
+        patience: float | None = None,
+    ) -> T:
         """Wait for work in the loop, and call `meanwhile` now and then. Ends the process if a hook blocks the loop.
+
+        patience: for how many seconds it may; None for as long as a hook may take.
 
         The time-outs of hooks are of no use against that, as they need the loop.
         """
-        interval = self._settings.lock_lease / 3
+        longest = self._hooks.longest_seconds if patience is None else patience
+        interval = min(self._settings.lock_lease / 3, longest)
         blocked = 0.0
         while True:
             heard = threading.Event()
@@ -216,7 +222,7 @@ class DeliveryRunner:
                     raise
             # Counted, not by the clock: the process itself may have stood still.
             blocked = 0.0 if heard.is_set() else blocked + interval
-            if blocked > self._hooks.longest_seconds:
+            if blocked >= longest:
                 self._exit(f"a hook blocked its event loop for {blocked:.0f} s")
             if meanwhile is not None:
                 meanwhile()
