@@ -485,7 +485,7 @@ def lock_in_redis(house: House, path: str) -> bool:
     return bool(found)
 
 
-def test_what_was_abandoned_goes_with_a_sweep(house: House) -> None:
+def test_what_was_abandoned_goes_with_a_sweep_of_the_whole_storage(house: House) -> None:
     house.lose_patience()
     server = house.serve(dies="before the removal")
     tus = Tus(server)
@@ -497,7 +497,14 @@ def test_what_was_abandoned_goes_with_a_sweep(house: House) -> None:
         long_ago = file.stat().st_mtime - 7200
         os.utime(file, (long_ago, long_ago))
     house.work(server)
-    wait_until_empty(house, server)
+    wait_for_type(house.endpoint, path, "post-create")
+
+    def is_dropped() -> bool:
+        # Not before the lock of the server has expired.
+        assert command("sweep", *of(server), env=house.env).returncode == 0
+        return not house.outbox(server)
+
+    wait_until(is_dropped, "the event to be dropped", SLOW)
     assert types(house.endpoint, path) == ["post-create"]
 
 
@@ -576,7 +583,7 @@ def test_a_worker_whose_hook_blocks_its_event_loop_can_be_ended(
     time.sleep(1.5)
     code, said = worker.end()
     assert code == 1
-    assert "the hooks did not stop within 0.5 s" in said
+    assert "a hook blocked its event loop for" in said
 
 
 def test_a_worker_whose_hook_cannot_be_had_says_so(house: House, tmp_path: Path) -> None:

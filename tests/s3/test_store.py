@@ -25,7 +25,7 @@ from tusd_py.storage.base import (
     UploadInfo,
     UploadNotFound,
 )
-from tusd_py.storage.s3 import store as s3_store
+from tusd_py.storage.s3 import reader as s3_reader
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
@@ -735,20 +735,25 @@ async def test_a_finished_upload_takes_an_empty_request_and_no_other_name_is_ask
 # -- reading ---------------------------------------------------------------------------------------
 
 
-async def test_only_so_many_uploads_are_read_at_a_time(
+async def test_only_so_many_clients_are_served_at_a_time(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each takes memory for as long as its client takes to read."""
-    monkeypatch.setattr(s3_store, "_READER_SECONDS", 0.1)
+    """Each takes memory for as long as it takes to read."""
+    monkeypatch.setattr(s3_reader, "_RESERVE_SECONDS", 0.1)
     store = opened()
     upload = await append(store, await store.create(UploadInfo("x", 5), fence=UNFENCED), b"hello")
-    readers = [await store.open_reader(upload) for _ in range(s3_store.MOST_READERS)]
-    with pytest.raises(StorageUnavailable, match="256 uploads are being read"):
-        await store.open_reader(upload)
+    reader = await store.open_reader(upload)
+    served = [await store.open_reader(upload) for _ in range(s3_reader.MOST_CLIENTS)]
+    for each in served:
+        await each.reserve()
+    with pytest.raises(StorageUnavailable, match="256 clients are being served"):
+        await reader.reserve()
+    # What the server reads for itself is not counted.
+    assert await content_of(store, upload) == b"hello"
     for _ in range(2):
-        readers[0].close()
-    readers[0] = await store.open_reader(upload)
+        served[0].close()
+    await reader.reserve()
     with pytest.raises(StorageUnavailable):
-        await store.open_reader(upload)
-    for reader in readers:
-        reader.close()
+        await served[0].reserve()
+    for each in (reader, *served):
+        each.close()

@@ -29,7 +29,7 @@ _COMPARISON_PAUSE_SECONDS = 5.0
 """Least time between two comparisons of one owner, which read all its uploads from the storage."""
 _LONGEST_COMPARISON_PAUSE_SECONDS = 60.0
 _COMPARISON_SHARE = 20
-"""That time in multiples of what the comparison took, up to the longest."""
+"""The pause is this many times as long as the comparison took, between the shortest and the longest."""
 _MOST_COMPARED = 10_000
 """Owners whose last comparison is remembered."""
 _CREATION_SECONDS = 120.0
@@ -92,7 +92,7 @@ for _, id in ipairs(ARGV) do
     redis.call('HDEL', KEYS[1], id)
   end
 end
--- First: an error further on must leave the sum right.
+-- Before what follows: Redis does not roll back, and if it refuses that, the sum is right all the same.
 redis.call('HSET', KEYS[1], '\\0sum', string.format('%.0f', sum))
 if sum == 0 and redis.call('HLEN', KEYS[1]) <= 2 then
   redis.call('UNLINK', KEYS[1])

@@ -73,7 +73,7 @@ async def _of_removed(
         removed = None
     match record.event.type:
         case EventType.POST_CREATE:
-            # A creation that is taken back withdraws it.
+            # It is recorded once the upload exists. If the creation is undone then, the event is withdrawn.
             return True
         case EventType.POST_FINISH:
             return removed is None or removed.finished

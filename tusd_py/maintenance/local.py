@@ -35,8 +35,6 @@ from tusd_py.uploads.sweep_guard import Clock, begins_hold, hold_reason, is_far,
 
 logger = logging.getLogger(__name__)
 
-_EVENTS_SECONDS = 3600.0
-"""Least time between two looks at all events that wait, but for sweeps of the whole storage."""
 _LEASE_SECONDS = 20.0
 """Time after which the lock of a sweep whose process died expires."""
 
@@ -99,7 +97,6 @@ class LocalMaintenance:
         self._uploads = uploads
         self._due_index = due_index
         self._pause_factor = pause_factor
-        self._events_read_at = time.monotonic()
 
     async def sweep(
         self,
@@ -174,9 +171,7 @@ class LocalMaintenance:
 
         if not dry_run and removes:
             await uploads.recover_removals()
-            if kind == "all" or time.monotonic() - self._events_read_at > _EVENTS_SECONDS:
-                self._events_read_at = time.monotonic()
-                await uploads.drop_abandoned_events()
+            await uploads.drop_abandoned_events_at_times(always=kind == "all")
         if kind == "due" and due_index is not None:
             return await sweep_due(
                 uploads,

@@ -302,7 +302,7 @@ class DuplicateIndex:
     ) -> None:
         """Mark an upload as complete, and remember it for `lasts` seconds from the first such call.
 
-        if_known: only if it has the fingerprint, of which an operator may have had it forgotten.
+        if_known: do nothing if the upload is not recorded under the fingerprint any more, as after an operator removed that.
         """
         await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts), int(if_known))
 

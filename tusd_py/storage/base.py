@@ -399,6 +399,9 @@ class Reader(Protocol):
     def descriptor(self) -> int | None:
         """A file descriptor to send the bytes from without a copy; None if they are in no file of this machine."""
 
+    async def reserve(self) -> None:
+        """Before the bytes are sent to a client: raise StorageUnavailable if the store cannot serve another one now."""
+
     def stream(self, start: int, count: int) -> AsyncGenerator[bytes, None]:
         """Yield `count` bytes from `start` on, in pieces. Raises StorageError if there are fewer or they cannot be read."""
 

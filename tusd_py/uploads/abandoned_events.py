@@ -7,13 +7,17 @@ it happen. An attempt that is made later records it again. Not for: deciding whe
 
 from __future__ import annotations
 
+import time
+
 from tusd_py.events import outbox_record
 from tusd_py.events.occurrence import has_happened
 from tusd_py.events.outbox_record import MalformedOutboxRecord
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import KeptEvent, Outbox, StorageError
-from tusd_py.uploads.operation import Operation
+from tusd_py.uploads.operation import Collaborators, Operation
 
+_LOOK_SECONDS = 3600.0
+"""Least time between two looks of a process at all events that wait, but for those of sweeps of the whole storage."""
 _ABANDONED_SECONDS = 3600.0
 """Age from which on it is checked whether an event has happened. What has just been recorded is about to happen."""
 OUTDATED_SECONDS = 5.0
@@ -23,6 +27,16 @@ may have been lost meanwhile, and a request to an object store takes effect all 
 
 class AbandonedEvents(Operation):
     """Drops abandoned events of the uploads of one store."""
+
+    def __init__(self, collaborators: Collaborators) -> None:
+        super().__init__(collaborators)
+        self._looked_at = time.monotonic()
+
+    async def drop_at_times(self, *, always: bool) -> None:
+        """Drop all if that was not done for a while, or in any case. Raises StorageError."""
+        if always or time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            await self.drop()
 
     async def drop(self) -> int:
         """Drop all abandoned events of uploads that are not locked; return how many. Raises StorageError."""

@@ -31,7 +31,7 @@ _AHEAD_BYTES = 32 * 1024 * 1024
 class Allowance:
     """How large an upload of unknown length may become by a body of unknown size: reserved step by step while it arrives.
 
-    most: bytes that it may have whatever the quota is; None for no limit.
+    most: the maximum size of the upload for other reasons than the quota, in bytes; None for no limit.
 
     Attributes:
         size: Bytes that the upload may have.
@@ -50,7 +50,7 @@ class Allowance:
     async def extend(self, needed: int) -> None:
         """Reserve `needed` bytes for the upload, and some more, as far as there is room.
 
-        Without Redis raises a 503 at first, and later leaves it at what was reserved.
+        If Redis cannot be reached, raises a 503 while nothing is reserved; later `size` stays, and `refusal` is the 503.
         """
         info, wanted = self._info, needed + _AHEAD_BYTES
         try:

@@ -416,7 +416,7 @@ class BodyReceiver:
         """Write bytes until the body ends; return the error if it ended early."""
         body = transfer.body
         try:
-            # An allowance is extended before the bytes are written, for which those of a socket do not wait.
+            # More of a quota is reserved before bytes are written. Those straight from the socket cannot wait for that.
             if transfer.allowance is not None or not await self._stream_directly(transfer):
                 await self._stream(transfer)
         except _Ended as ended:

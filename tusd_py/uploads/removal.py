@@ -109,10 +109,11 @@ class Remover(Operation):
     async def take_back(self, upload: Upload, fence: Fence) -> None:
         """Remove an upload whose creation failed and was not published. Raises LeaseLost if another holder has it by now."""
         self._due_marks.forget(upload.id)
+        # It may have been recorded although that failed, as when only the response of a bucket was lost.
+        with suppress(StorageError):
+            await self._publisher.withdraw(EventType.POST_CREATE, upload, fence)
         with suppress(StorageError):
             await self._store.remove(upload.id, fence=fence, keep_tombstone=False)
-            # It may have been recorded although that failed, as when only the response of a bucket was lost.
-            await self._publisher.withdraw(EventType.POST_CREATE, upload, fence)
 
     # Events that are not in the outbox after the removal
 

@@ -151,7 +151,9 @@ class Uploads:
         self.extend = operators.extend
         self.recover_interrupted = finisher.recover_interrupted
         self.recover_removals = remover.recover_removals
-        self.drop_abandoned_events = AbandonedEvents(shared).drop
+        abandoned = AbandonedEvents(shared)
+        self.drop_abandoned_events = abandoned.drop
+        self.drop_abandoned_events_at_times = abandoned.drop_at_times
 
     def extensions(self, *, trailers: bool) -> list[str]:
         """The extensions of tus 1.0.0 on offer, by the capabilities of the store and the policy.

@@ -37,7 +37,7 @@ from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
 from tusd_py.storage.errors import is_exhausted
 from tusd_py.tracing import SCOPE_KEY, RequestTrace
-from tusd_py.uploads.failures import exhausted
+from tusd_py.uploads.failures import exhausted, translated
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
@@ -344,6 +344,13 @@ class TusEndpoint:
             redirect = await _redirect(upload, reader)
             if redirect is not None:
                 return redirect
+        if plan.count and request.method == "GET":
+            try:
+                with translated:
+                    await reader.reserve()
+            except BaseException:
+                reader.close()
+                raise
         during = self._uploads.downloading(upload, view)
         return Response(plan.status, download=plan, reader=reader, during=during)
 

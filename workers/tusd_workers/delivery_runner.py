@@ -38,7 +38,7 @@ from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 50.0
-"""How long a hook may block its event loop when it is stopped; docs/systemd.md has ten more for the process."""
+"""How long a hook may block the event loop when it is stopped: less than the unit's `TimeoutStopSec`, so that it is logged."""
 
 T = TypeVar("T")
 
@@ -205,7 +205,7 @@ class DeliveryRunner:
     ) -> T:
         """Wait for work in the loop, and call `meanwhile` now and then. Ends the process if a hook blocks the loop.
 
-        patience: for how many seconds it may; None for as long as a hook may take.
+        patience: seconds for which the loop may be blocked; None for the time limit of a hook.
 
         The time-outs of hooks are of no use against that, as they need the loop.
         """

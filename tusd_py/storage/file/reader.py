@@ -32,6 +32,8 @@ class FileReader:
             count -= len(piece)
             yield piece
 
+    async def reserve(self) -> None: ...
+
     async def url(self, *, seconds: int, content_type: str, disposition: str) -> None:
         """See `Reader`. A file of this machine has none."""
 

@@ -60,9 +60,9 @@ _SMALL_BODY_BYTES = 256 * 1024
 _CONTINUE_SECONDS = 5.0
 """How long a store may take to ask for a body."""
 _BUFFERED_BYTES = 4 * 1024 * 1024
-"""Beginning of a body that a connection may take although its peer takes nothing."""
+"""Up to here bytes may lie in buffers of this machine: they do not prove that the store takes any."""
 _UNASKED_SECONDS = 600.0
-"""How long large bodies are sent at once after a store did not ask for one. It may have had another reason."""
+"""How long large bodies are sent without `Expect` after a store did not respond to it in time: it may only have been slow."""
 _STANDSTILL_SECONDS = 30.0
 """Beyond what a busy event loop delays a timer: the process, or its machine, was stopped."""
 _MOST_WAITS = 10
@@ -519,7 +519,9 @@ class AiobotocoreStore:
         request = f"{operation} {self._name(key or about)}"
         while True:
             try:
-                return await self._attempt(operation, send, target, request, needs)
+                return await self._attempt(
+                    operation, send, target, request, needs, attempts=attempts
+                )
             except ObjectStoreError as problem:
                 # Not kept for later: its traceback refers to this frame, which has the body of the request.
                 delay = attempts.delay_after(problem)
@@ -540,6 +542,8 @@ class AiobotocoreStore:
         target: Mapping[str, object],
         request: str,
         needs: str,
+        *,
+        attempts: _Attempts,
     ) -> Response:
         """Make a request once. Raises ObjectStoreError."""
         observer, name, outcome = self.observer, _name_in_s3(operation), "cancelled"
@@ -548,7 +552,7 @@ class AiobotocoreStore:
             observer.began(name)
         try:
             try:
-                response = await self._send(send, target)
+                response = await self._send(send, target, attempts)
                 self._moved_at = asyncio.get_running_loop().time()
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
@@ -571,7 +575,10 @@ class AiobotocoreStore:
         return response
 
     async def _send(
-        self, send: Callable[..., Awaitable[Response]], target: Mapping[str, object]
+        self,
+        send: Callable[..., Awaitable[Response]],
+        target: Mapping[str, object],
+        attempts: _Attempts,
     ) -> Response:
         """Send a request, with an end to each wait. Raises _Stalled, and what the client raises.
 
@@ -581,7 +588,7 @@ class AiobotocoreStore:
         body: RequestBody | None = None
         has_slot = False
         try:
-            await self._wait_for_slot()
+            attempts.waited(await self._wait_for_slot())
             has_slot = True
             async with asyncio.timeout(bucket.response_seconds) as limit:
                 data = target.get("Body")
@@ -596,26 +603,32 @@ class AiobotocoreStore:
                     with suppress(RuntimeError):
                         limit.reschedule(loop.time() + (bucket.response_seconds if at else first))
 
-                first = bucket.response_seconds
-                if self._waits_to_be_asked(len(data)):
+                first, asks = bucket.response_seconds, self._waits_to_be_asked(len(data))
+                if asks:
                     first = min(first, bucket.connect_seconds + _CONTINUE_SECONDS)
                 # A file of its own: an earlier attempt has read from another. Its length is said too, so that a request
                 # which sends less cannot succeed.
-                body = RequestBody(data, renew)
+                body = RequestBody(data, renew, waits_to_be_asked=asks)
                 renew(0)
-                return await send(**{**target, "Body": body, "ContentLength": len(data)})
+                response = await send(**{**target, "Body": body, "ContentLength": len(data)})
+                if asks:
+                    self._asks_again_at = float("-inf")
+                return response
         except TimeoutError:
             raise self._stalled(body) from None
         finally:
             if has_slot:
                 self._slots.release()
 
-    async def _wait_for_slot(self) -> None:
-        """Wait until another request may be made, as long as any that is under way makes progress. Raises _Stalled."""
+    async def _wait_for_slot(self) -> float:
+        """Wait until another request may be made, as long as any that is under way makes progress. Raises _Stalled.
+
+        Returns the seconds that it took.
+        """
         if not self._slots.locked():
             await self._slots.acquire()
-            return
-        # Longer than a request that does not go on keeps its slot.
+            return 0.0
+        # A stalled upload gives its slot up after one wait, so that two are enough to see one become free.
         loop, patience = asyncio.get_running_loop(), 2 * self.bucket.response_seconds
         waiting = asyncio.ensure_future(self._slots.acquire())
         began = loop.time()
@@ -627,6 +640,7 @@ class AiobotocoreStore:
                         f"none of {self.bucket.requests} requests that are under way goes on"
                     )
                 await asyncio.wait([waiting], timeout=left)
+            return loop.time() - began
         except BaseException:
             if not waiting.cancel() and not waiting.cancelled():
                 self._slots.release()
@@ -635,23 +649,30 @@ class AiobotocoreStore:
     def _stalled(self, body: RequestBody | None) -> _Stalled:
         if body is None or body.tell():
             return _Stalled("the store does not go on")
-        if self._waits_to_be_asked(len(body.getbuffer())):
+        if body.waits_to_be_asked:
             # Proxies that know no Expect wait for the body: it is sent at once for a while (RFC 9110, 10.1.1).
             self._asks_again_at = time.monotonic() + _UNASKED_SECONDS
         return _Stalled("the store does not ask for the body")
 
     def _waits_to_be_asked(self, size: int) -> bool:
-        return size > _SMALL_BODY_BYTES and time.monotonic() >= self._asks_again_at
+        now = time.monotonic()
+        if size <= _SMALL_BODY_BYTES or now < self._asks_again_at:
+            return False
+        if self._asks_again_at > float("-inf"):
+            # One request tries it, and others do not wait with it.
+            self._asks_again_at = now + _UNASKED_SECONDS
+        return True
 
-    def _choose_when_to_send(self, params: Mapping[str, object], **_: object) -> None:
+    @staticmethod
+    def _choose_when_to_send(params: Mapping[str, object], **_: object) -> None:
         """Let a small body follow the head of its request without waiting until the store asks for it (RFC 9110, 10.1.1).
 
         Where stores ask, a large body is not sent to one that refuses it, and the reason arrives. The SDK calls this before
         each request.
         """
-        headers = cast("dict[str, str]", params["headers"])
-        if not self._waits_to_be_asked(int(headers.get("Content-Length", 0))):
-            headers.pop("Expect", None)
+        body = params.get("body")
+        if not (isinstance(body, RequestBody) and body.waits_to_be_asked):
+            cast("dict[str, str]", params["headers"]).pop("Expect", None)
 
     def _log_repeat(
         self, operation: str, key: str, failure: ObjectStoreError, failed: int, delay: float
@@ -694,6 +715,10 @@ class _Attempts:
         # Spread out, so that those who were refused together do not come back together.
         delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         return delay if self.may_begin(delay) else None
+
+    def waited(self, seconds: float) -> None:
+        """Leave out the time that an attempt waited until it could be made."""
+        self._began += seconds
 
     def may_begin(self, seconds: float) -> bool:
         """Return whether another attempt may begin in `seconds`."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator
 
 from tusd_py.storage.base import StorageError
 from tusd_py.storage.s3.object_store import ObjectHead, ObjectStore, StoreUnavailable
 from tusd_py.storage.s3.translation import translated
 
 _PIECE_BYTES = 256 * 1024
+MOST_CLIENTS = 256
+"""Clients to which a process sends bytes at a time, however slowly they read: each takes up to a MiB of memory."""
+_RESERVE_SECONDS = 10.0
+"""How long one more waits."""
 
 
 class S3Reader:
-    """See `Reader`. head: the object, which has to be the same one still when it is read. on_close: called once."""
+    """See `Reader`. head: the object, which has to be the same one still when it is read. clients: how many more are served."""
 
-    def __init__(
-        self, objects: ObjectStore, head: ObjectHead, on_close: Callable[[], None]
-    ) -> None:
+    def __init__(self, objects: ObjectStore, head: ObjectHead, clients: asyncio.Semaphore) -> None:
         self._objects = objects
         self._head = head
-        self._on_close: Callable[[], None] | None = on_close
+        self._clients = clients
+        self._is_reserved = False
 
     @property
     def descriptor(self) -> int | None:
@@ -50,7 +54,16 @@ class S3Reader:
                 self._head.key, seconds=seconds, content_type=content_type, disposition=disposition
             )
 
+    async def reserve(self) -> None:
+        with translated(f"reading {self._head.key}"):
+            try:
+                async with asyncio.timeout(_RESERVE_SECONDS):
+                    await self._clients.acquire()
+            except TimeoutError:
+                raise StoreUnavailable(f"{MOST_CLIENTS} clients are being served") from None
+        self._is_reserved = True
+
     def close(self) -> None:
-        on_close, self._on_close = self._on_close, None
-        if on_close is not None:
-            on_close()
+        if self._is_reserved:
+            self._is_reserved = False
+            self._clients.release()

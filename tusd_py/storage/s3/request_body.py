@@ -11,15 +11,19 @@ class RequestBody(io.BytesIO):
     """A file that reads from `data`, which must not change while a request is made.
 
     A `BytesIO`, as the SDK's HTTP client sends such a file piece by piece, and lets other tasks run in between. What is read
-    are views. on_move: called with the position, whenever that may have changed.
+    are views. on_move: called with the position, whenever that may have changed. waits_to_be_asked: it is sent once the store
+    asks for it.
     """
 
     def __init__(
         self,
         data: bytes | bytearray | memoryview,
         on_move: Callable[[int], None] = lambda _at: None,
+        *,
+        waits_to_be_asked: bool = False,
     ) -> None:
         super().__init__()
+        self.waits_to_be_asked = waits_to_be_asked
         self._on_move = on_move
         self._data = memoryview(data)
         self._at = 0

@@ -57,7 +57,7 @@ from tusd_py.storage.s3.outbox import S3Outbox
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_progress
-from tusd_py.storage.s3.reader import S3Reader
+from tusd_py.storage.s3.reader import MOST_CLIENTS, S3Reader
 from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
 from tusd_py.storage.s3.removal import S3Removal, pending_of
 from tusd_py.storage.s3.spool import Spool
@@ -78,10 +78,6 @@ _KEPT_LIVE = 10_000
 """Uploads of which a process remembers the record and the parts."""
 _AT_ONCE = 32
 """Requests that one listing makes at a time."""
-MOST_READERS = 256
-"""Uploads that a process reads at a time, however slow their clients are: each takes up to a MiB of memory."""
-_READER_SECONDS = 10.0
-"""How long one more is waited for."""
 _RECORD_PROPERTIES = Properties("application/json")
 
 
@@ -138,7 +134,7 @@ class S3Store:
         self.layout = options.layout
         self.spool = Spool(options.spool_bytes)
         self.whole = WholeUploads(self.spool)
-        self._readers = asyncio.Semaphore(MOST_READERS)
+        self._clients = asyncio.Semaphore(MOST_CLIENTS)
         self.tails = Tails(self.spool)
         self.concurrent_parts = options.concurrent_parts
         self.max_parts = options.max_parts
@@ -755,21 +751,6 @@ class S3Store:
 
     async def open_reader(self, upload: Upload) -> S3Reader:
         with translated(f"opening {upload.id}"):
-            try:
-                async with asyncio.timeout(_READER_SECONDS):
-                    await self._readers.acquire()
-            except TimeoutError:
-                raise StoreUnavailable(f"{MOST_READERS} uploads are being read") from None
-        try:
-            head = await self._head_of(upload)
-        except BaseException:
-            self._readers.release()
-            raise
-        return S3Reader(self.objects, head, self._readers.release)
-
-    async def _head_of(self, upload: Upload) -> ObjectHead:
-        """The object of a finished upload. Raises BytesMissing, StorageError."""
-        with translated(f"opening {upload.id}"):
             key = self.layout.data(upload.info)
             try:
                 head = await self.objects.head(key)
@@ -784,7 +765,7 @@ class S3Store:
                 raise BytesMissing(
                     f"{key} has {head.size} bytes, and its record says {upload.offset}", upload.info
                 )
-            return head
+            return S3Reader(self.objects, head, self._clients)
 
     # Joins
 

@@ -211,7 +211,7 @@ class StateQueries:
                 slow.add("failed-jobs", "sweeps failed", queue.failed)
         self._add_events(slow, found.events)
         now = time.time()
-        # Not by a clock that was set back since.
+        # One that ended in the future does not tell how long ago it was: the clock was set back since.
         last = max((each.ended for each in found.sweeps if each.ended < now + 60), default=0.0)
         if found.sweeps and now - last > self._overdue():
             slow.add("no-sweep", "nothing has been swept for too long")
