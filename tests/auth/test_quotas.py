@@ -99,6 +99,7 @@ def test_a_body_of_unknown_size_ends_where_the_quota_does(tus: Tus) -> None:
         patch.send(bytes(401))
         refused = patch.response()
     assert (refused.status, refused.code) == (413, "ERR_QUOTA_EXCEEDED")
+    assert "400 bytes are left" in refused.text
     # What arrived before stays, and the rest is free again.
     assert tus.head(path, judy)["Upload-Offset"] == "600"
     assert tus.create(401, headers=judy).status == 413
@@ -259,7 +260,9 @@ def test_a_body_of_unknown_size_takes_what_becomes_free(tmp_path: Path) -> None:
             two.wait_stored()
             two.send(piece)
             assert two.response().code == "ERR_QUOTA_EXCEEDED"
-        assert tus.head(second)["Upload-Offset"] == str(37 * len(piece) + 100)
+        # What of the last piece still had room may have been read before the rest of it.
+        offset = int(tus.head(second)["Upload-Offset"])
+        assert 37 * len(piece) + 100 <= offset <= 40_000_000 - len(piece)
 
 
 def test_a_running_body_goes_on_without_redis_as_far_as_was_reserved(tmp_path: Path) -> None:

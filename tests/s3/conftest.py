@@ -12,6 +12,9 @@ from tests.s3 import servers
 from tests.s3.servers import BUCKET, Kind, S3Server
 from tests.support.requirements import refuse
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.object_store import MIN_PART_BYTES
+from tusd_py.storage.s3.store import S3Options, S3Store
 
 
 def shared(kind: Kind) -> S3Server:
@@ -75,3 +78,45 @@ async def open_store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenStore
         monkeypatch.setenv(name, value)
     async with AsyncExitStack() as stack:
         yield OpenStore(stack)
+
+
+class Opened:
+    """Stores on one prefix of a bucket, each as of another process, that are stopped with the test."""
+
+    def __init__(self, stack: AsyncExitStack, endpoint: str, prefix: str) -> None:
+        self.layout = Layout(prefix, prefix)
+        self._stack = stack
+        self._endpoint = endpoint
+
+    def __call__(self, *, repeat_seconds: float = 20.0, **options: float | bool | str) -> S3Store:
+        chosen = {"part_bytes": MIN_PART_BYTES, **options}
+        bucket = Bucket(
+            BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=repeat_seconds
+        )
+        store = S3Store(
+            AiobotocoreStore(bucket),
+            S3Options(BUCKET, self.layout, **chosen),  # type: ignore[arg-type]
+        )
+        self._stack.push_async_callback(store.stop)
+        return store
+
+    async def keys(self) -> list[str]:
+        """All keys on the prefix, without it."""
+        objects = self().objects
+        start = len(self.layout.info_prefix)
+        return [
+            each.key[start:]
+            async for page in objects.list(self.layout.info_prefix)
+            for each in page
+        ]
+
+
+@pytest.fixture
+async def opened(
+    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Opened]:
+    """Stores without a proxy before the bucket."""
+    for name, value in servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    async with AsyncExitStack() as stack:
+        yield Opened(stack, seaweedfs.endpoint, prefix)

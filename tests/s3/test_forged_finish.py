@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
-from tests.s3.servers import ENVIRONMENT, S3Server
+from tests.s3.conftest import Opened
+from tests.s3.servers import S3Server
 from tests.s3.test_server import Servers
-from tests.s3.test_store import LENGTH, WHOLE, Opened, finished, pieces
+from tests.s3.test_store import LENGTH, WHOLE, finished, pieces
 from tests.support.store import append
 from tests.support.tus import Tus, metadata
 from tests.support.waiting import wait_until
@@ -33,16 +32,6 @@ def pre_finish(event):
 def post_finish(event):
     (HERE / "finished").write_text(event.upload.id)
 """
-
-
-@pytest.fixture
-async def opened(
-    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Opened]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    async with AsyncExitStack() as stack:
-        yield Opened(stack, seaweedfs.endpoint, prefix)
 
 
 @pytest.mark.parametrize("length", [1000, LENGTH])

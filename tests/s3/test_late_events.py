@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.hooks.endpoint import Endpoint
-from tests.s3.conftest import shared
+from tests.s3.conftest import Opened, shared
 from tests.s3.contents import Contents
 from tests.s3.proxies import Answer, Exchange, FaultProxy, HttpProxy, error
 from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_races import Lease, before_put
-from tests.s3.test_store import Opened, created, finished
+from tests.s3.test_store import created, finished
 from tests.support.forked import ForkedServer
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
@@ -156,16 +156,6 @@ def test_the_event_of_a_creation_that_was_taken_back_is_not_delivered(
 
 
 # -- tombstones ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def opened(
-    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Opened]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    async with AsyncExitStack() as stack:
-        yield Opened(stack, seaweedfs.endpoint, prefix)
 
 
 async def told(store: S3Store) -> Removed | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 
 import pytest
 
+from tests.s3.conftest import Opened
 from tests.s3.contents import Contents
 from tests.s3.proxies import Answer, Exchange, RulesProxy, error
-from tests.s3.servers import ENVIRONMENT, S3Server
+from tests.s3.servers import S3Server
 from tests.s3.test_leftovers import swept
-from tests.s3.test_store import LENGTH, PART, WHOLE, Opened, created, finished, pieces
+from tests.s3.test_store import LENGTH, PART, WHOLE, created, finished, pieces
 from tests.support.store import PLAIN, append, content_of, write_all
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.storage.base import StorageError, Upload, UploadExists, UploadInfo
@@ -27,16 +28,6 @@ from tusd_py.storage.s3.object_store import (
     StoreUnavailable,
 )
 from tusd_py.storage.s3.store import S3Store
-
-
-@pytest.fixture
-async def opened(
-    seaweedfs: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Opened]:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    async with AsyncExitStack() as stack:
-        yield Opened(stack, seaweedfs.endpoint, prefix)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3.conftest import Opened
 from tests.s3.proxies import Fault, FaultProxy, RulesProxy, equal_parts
-from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
+from tests.s3.servers import ENVIRONMENT, S3Server
 from tests.support.store import PLAIN, VERIFIED, append, content_of, sha256, write_all
 from tests.support.waiting import wait_until
 from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
@@ -26,11 +27,9 @@ from tusd_py.storage.base import (
     UploadNotFound,
 )
 from tusd_py.storage.s3 import reader as s3_reader
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
-from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES, ObjectKind, Properties
 from tusd_py.storage.s3.spool import Spool
-from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.store import S3Store
 from tusd_py.storage.s3.tails import Tails
 from tusd_py.storage.s3.writer import S3Writer
 
@@ -42,37 +41,6 @@ PIECE = 256 * 1024
 
 def pieces(data: bytes) -> list[bytes]:
     return [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
-
-
-class Opened:
-    """Stores on one prefix of a bucket, each as of another process, that are stopped with the test."""
-
-    def __init__(self, stack: AsyncExitStack, endpoint: str, prefix: str) -> None:
-        self.layout = Layout(prefix, prefix)
-        self._stack = stack
-        self._endpoint = endpoint
-
-    def __call__(self, *, repeat_seconds: float = 20.0, **options: float | bool | str) -> S3Store:
-        chosen = {"part_bytes": PART, **options}
-        bucket = Bucket(
-            BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=repeat_seconds
-        )
-        store = S3Store(
-            AiobotocoreStore(bucket),
-            S3Options(BUCKET, self.layout, **chosen),  # type: ignore[arg-type]
-        )
-        self._stack.push_async_callback(store.stop)
-        return store
-
-    async def keys(self) -> list[str]:
-        """All keys on the prefix, without it."""
-        objects = self().objects
-        start = len(self.layout.info_prefix)
-        return [
-            each.key[start:]
-            async for page in objects.list(self.layout.info_prefix)
-            for each in page
-        ]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from uuid import uuid4
 import botocore.session
 import pytest
 
-from tests.s3.conftest import shared
+from tests.s3.conftest import Opened, shared
 from tests.s3.proxies import Answer, Exchange, FaultProxy, RulesProxy, error
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY
-from tests.s3.test_store import Opened, finished, pieces
+from tests.s3.test_store import finished, pieces
 from tests.support.forked import ForkedServer
 from tests.support.store import append, content_of
 from tests.support.tus import Tus, id_of, metadata

@@ -12,13 +12,10 @@ from __future__ import annotations
 from tusd_py.events.model import EventType
 from tusd_py.events.outbox_record import OutboxRecord
 from tusd_py.storage.base import (
-    BytesMissing,
     KeptEvent,
     Outbox,
-    RecordUnreadable,
     Removed,
     Store,
-    UploadDamaged,
     UploadGone,
     UploadNotFound,
 )
@@ -37,22 +34,19 @@ async def has_happened(store: Store, outbox: Outbox, kept: KeptEvent, record: Ou
         StorageError: The store cannot tell; UploadDamaged, BytesMissing and UploadUnreachable of a single upload.
     """
     event_type = record.event.type
+    if event_type is EventType.POST_CREATE:
+        # It is recorded once the upload exists. If the creation is undone then, the event is withdrawn.
+        return True
     try:
         upload = await store.load(kept.upload_id)
     except UploadGone as problem:
         return await _of_removed(outbox, kept, record, problem.removed)
     except UploadNotFound:
         return await _of_removed(outbox, kept, record, None)
-    except (UploadDamaged, BytesMissing, RecordUnreadable):
-        if event_type is EventType.POST_CREATE:
-            return True
-        raise
     if upload.info.created_at != record.created_at:
         # A later upload has the same id.
         return await _of_removed(outbox, kept, record, None)
-    if event_type is EventType.POST_FINISH:
-        return upload.finished
-    return event_type is EventType.POST_CREATE
+    return event_type is EventType.POST_FINISH and upload.finished
 
 
 async def _of_removed(
@@ -71,11 +65,6 @@ async def _of_removed(
     if removed is not None and removed.created_at != record.created_at:
         # Of a later upload with the same id.
         removed = None
-    match record.event.type:
-        case EventType.POST_CREATE:
-            # It is recorded once the upload exists. If the creation is undone then, the event is withdrawn.
-            return True
-        case EventType.POST_FINISH:
-            return removed is None or removed.finished
-        case _:
-            return removed is None or removed.event_id in ("", kept.event_id)
+    if record.event.type is EventType.POST_FINISH:
+        return removed is None or removed.finished
+    return removed is None or removed.event_id in ("", kept.event_id)

@@ -68,9 +68,9 @@ class Allowance:
         else:
             self._problem = None
 
-    def refusal(self) -> ProtocolError:
-        """The error for more bytes than that."""
-        return self._problem or errors.quota_exceeded(0)
+    def refusal(self, offset: int) -> ProtocolError:
+        """The error for more bytes than `size`, for an upload that has `offset` bytes."""
+        return self._problem or errors.quota_exceeded(max(0, self.size - offset))
 
 
 class Quotas(Operation):

@@ -134,8 +134,8 @@ class Allowance(Protocol):
     async def extend(self, needed: int) -> None:
         """Allow `needed` bytes and some more, if that is possible."""
 
-    def refusal(self) -> ProtocolError:
-        """The error for more bytes than `size`."""
+    def refusal(self, offset: int) -> ProtocolError:
+        """The error for more bytes than `size`, for an upload that has `offset` bytes."""
 
 
 class RunningBody(NamedTuple):
@@ -461,7 +461,7 @@ class BodyReceiver:
             raise _Ended(transfer.over_limit())
         allowance = transfer.allowance
         if allowance is not None and transfer.writer.offset + size > allowance.size:
-            raise _Ended(allowance.refusal())
+            raise _Ended(allowance.refusal(transfer.writer.offset))
         if not transfer.lease.is_held():
             raise _Ended(errors.interrupted())
 
