@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 from tusd_py.auth.quota import batched
 from tusd_py.background import Work, spawn
@@ -38,9 +38,9 @@ _WANTED_SECONDS = 400 * 86_400
 _SUM, _OWNER = "\0sum", "\0owner"
 """Fields that are no ids."""
 
-# ARGV: id, bytes, limit ('' for none), owner, now (ms), "all" or "some". The value of an upload is its bytes and when it was
-# reserved first. "some" reserves what is left, and what the upload has already, if not all can be. Returns the bytes that were
-# reserved, -1 for none, and the sum of the others.
+# ARGV: id, bytes, limit ('' for none), owner, now (ms), "all", "some" or "new". The value of an upload is its bytes and when it
+# was reserved first. "some" reserves what is left, and what the upload has already, if not all can be; "new" leaves an upload
+# that is known as it is. Returns the bytes that were reserved, -1 for none, and the sum of the others.
 _RESERVE = Script(
     "reserve bytes",
     """\
@@ -52,6 +52,9 @@ end
 local sum = tonumber(redis.call('HGET', KEYS[1], '\\0sum') or '0')
 local others = sum - tonumber(old)
 local bytes = tonumber(ARGV[2])
+if known and ARGV[6] == 'new' then
+  return { old, string.format('%.0f', others) }
+end
 if ARGV[3] ~= '' and bytes > tonumber(old) and others + bytes > tonumber(ARGV[3]) then
   if ARGV[6] == 'all' then
     return { '-1', string.format('%.0f', others) }
@@ -111,6 +114,9 @@ class Reserved:
     owner: str
     bytes: int
     uploads: int
+
+
+_Mode = Literal["all", "some", "new"]
 
 
 class _Taken(NamedTuple):
@@ -185,11 +191,12 @@ class ByteQuotas:
         # What was removed a moment ago is free.
         await self.settled()
         try:
-            taken = await self._reserve(owner, upload_id, size, limit, some=some)
+            mode: _Mode = "some" if some else "all"
+            taken = await self._reserve(owner, upload_id, size, limit, mode)
             # What is larger than the quota has no room, whatever is free.
             if taken.bytes < size and (some or limit is None or size <= limit):
                 await self._compare_at_times(owner, look_up, but=upload_id)
-                taken = await self._reserve(owner, upload_id, size, limit, some=some)
+                taken = await self._reserve(owner, upload_id, size, limit, mode)
         except RedisUnavailable as problem:
             if limit is None:
                 return None
@@ -198,7 +205,7 @@ class ByteQuotas:
         return taken
 
     async def _reserve(
-        self, owner: str, upload_id: str, size: int, limit: int | None, *, some: bool = False
+        self, owner: str, upload_id: str, size: int, limit: int | None, mode: _Mode = "all"
     ) -> _Taken:
         """Reserve bytes, if there is room."""
         answer = await self._redis.run(
@@ -210,7 +217,7 @@ class ByteQuotas:
                 "" if limit is None else limit,
                 _encoded(owner),
                 int(time.time() * 1000),
-                "some" if some else "all",
+                mode,
             ),
         )
         reserved, others = cast("tuple[bytes, bytes]", answer)
@@ -281,6 +288,10 @@ class ByteQuotas:
     async def put(self, owner: str, upload_id: str, size: int) -> None:
         """Count an upload whatever the limit is. Raises RedisUnavailable."""
         await self._reserve(owner, upload_id, size, None)
+
+    async def put_unknown(self, owner: str, upload_id: str, size: int) -> None:
+        """As `put`, unless it is counted: then it may have reserved more since its size was read."""
+        await self._reserve(owner, upload_id, size, None, "new")
 
     async def _release(self, owner: str, ids: Sequence[str]) -> None:
         await self._redis.run(_RELEASE, [self._redis.keys.quota(owner)], ids)

@@ -53,7 +53,7 @@ class QuotaKeeper:
             upload = found.upload if isinstance(found, UploadDamaged) else found
             # A final of parts whose length is unknown counts when it is joined.
             if isinstance(upload, Upload) and (upload.joined or upload.length is not None):
-                await self._quotas.put(upload.info.owner, upload.id, size_of(upload))
+                await self._quotas.put_unknown(upload.info.owner, upload.id, size_of(upload))
 
 
 def _no_skip(_path: str, _problem: Exception) -> None:
