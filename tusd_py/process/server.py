@@ -8,7 +8,6 @@ import gc
 import ipaddress
 import logging
 import math
-import os
 import resource
 import socket
 import sys
@@ -19,7 +18,7 @@ from typing import cast
 
 from tusd_py import logs, tracing
 from tusd_py.events.model import HookError
-from tusd_py.process import unix_socket
+from tusd_py.process import stopping, unix_socket
 from tusd_py.process.sidecars import Children
 from tusd_py.process.supervisor import Supervisor
 from tusd_py.redis.embedded.server import EmbeddedRedisError
@@ -47,7 +46,10 @@ _KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD
 
 
 class _Server(UploadServer):
-    """Logs the URL once it accepts connections; of several processes, one does. url: empty to log nothing."""
+    """Logs the URL once it accepts connections; of several processes, one does.
+
+    url: empty to log nothing. on_shutdown, on_end: called when the shutdown begins, and once it is complete.
+    """
 
     def __init__(
         self,
@@ -55,11 +57,18 @@ class _Server(UploadServer):
         *,
         url: str,
         on_shutdown: Callable[[], None],
+        on_end: Callable[[], None],
         parent: socket.socket | None,
     ) -> None:
         super().__init__(config, on_shutdown=on_shutdown)
         self._url = url
+        self._on_end = on_end
         self._parent = parent
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        if self.started:
+            self._on_end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -162,6 +171,8 @@ def _serve(
         ssl_keyfile=settings.tls_key,
     )
 
+    watchdogs: list[threading.Timer] = []
+
     def begin_shutdown() -> None:
         if first:
             logs.event(
@@ -171,12 +182,27 @@ def _serve(
                 message="Stopping: ending requests, keeping what arrived",
             )
         app.uploads.begin_shutdown()
-        _start_watchdog(settings.shutdown_timeout)
+        # Also if the shutdown hangs (a disk, a hook): acknowledged bytes are stored, the rest is resumed.
+        timeout = max(settings.shutdown_timeout, 1.0) + _WATCHDOG_GRACE
+        watchdogs.append(stopping.exit_after(timeout, 1, _log_timeout))
+
+    def end() -> None:
+        for watchdog in watchdogs:
+            watchdog.cancel()
+        if stop_traces is not None:
+            stop_traces()
+        stopping.exit_after(stopping.EXIT_SECONDS, 0)
 
     _tune_garbage_collector()
     _tune_allocator()
     stop_traces = tracing.export_by_environment()
-    server = _Server(config, url=_url(settings, sockets), on_shutdown=begin_shutdown, parent=parent)
+    server = _Server(
+        config,
+        url=_url(settings, sockets),
+        on_shutdown=begin_shutdown,
+        on_end=end,
+        parent=parent,
+    )
     try:
         server.run(sockets)
     except SystemExit:
@@ -184,9 +210,6 @@ def _serve(
             raise
         sys.stderr.write(f"tusd-py serve: {site.failure}\n")
         return EXIT_UNUSABLE
-    finally:
-        if stop_traces is not None:
-            stop_traces()
     return 0
 
 
@@ -209,21 +232,13 @@ def _tune_allocator() -> None:
             tune(option, size)
 
 
-def _start_watchdog(timeout: float) -> None:
-    """End the process if the shutdown hangs (a disk, a hook): acknowledged bytes are stored, the rest is resumed."""
-
-    def end() -> None:
-        logs.event(
-            logger,
-            logging.ERROR,
-            "stopping",
-            message="The shutdown time-out is over; ending at once",
-        )
-        os._exit(1)
-
-    watchdog = threading.Timer(max(timeout, 1.0) + _WATCHDOG_GRACE, end)
-    watchdog.daemon = True
-    watchdog.start()
+def _log_timeout() -> None:
+    logs.event(
+        logger,
+        logging.ERROR,
+        "stopping",
+        message="The shutdown time-out is over; ending at once",
+    )
 
 
 def _admin_place(

@@ -11,6 +11,7 @@ import logging
 import random
 import re
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,12 @@ from redis.asyncio import (
 )
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
@@ -586,6 +592,29 @@ class _SentinelPool(_Droppable, SentinelConnectionPool):
     """Connections to the primary that Sentinels name, which are asked for every new connection."""
 
 
+class _LooksUp(Connection):
+    """Looks the name of its host up before it connects: uvloop logs a lookup that fails after its connection was given up."""
+
+    async def _connect(self) -> None:
+        async with asyncio.timeout(self.socket_connect_timeout):
+            await asyncio.get_running_loop().getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM
+            )
+        await super()._connect()  # type: ignore[no-untyped-call]
+
+
+class _Tls(_LooksUp, SSLConnection):
+    """With TLS."""
+
+
+class _ToPrimary(_LooksUp, SentinelManagedConnection):
+    """To the primary that Sentinels name."""
+
+
+class _ToPrimaryByTls(_LooksUp, SentinelManagedSSLConnection):
+    """The same with TLS."""
+
+
 class _Common(TypedDict):
     """redis-py's options for all kinds of connections."""
 
@@ -628,10 +657,10 @@ def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
     host, port = address.host, address.port
     if not address.tls:
         return _Pool(
-            connection_class=Connection, host=host, port=port, socket_keepalive=True, **common
+            connection_class=_LooksUp, host=host, port=port, socket_keepalive=True, **common
         )
     return _Pool(
-        connection_class=SSLConnection,
+        connection_class=_Tls,
         host=host,
         port=port,
         socket_keepalive=True,
@@ -659,8 +688,15 @@ def _sentinel_pool(address: redis_url.Address, timeout: float, common: _Common) 
             **tls,
         },
     )
+    for client in sentinel.sentinels:
+        client.connection_pool.connection_class = _Tls if tls else _LooksUp
     return _SentinelPool(  # type: ignore[no-untyped-call]  # its base has no types
-        address.service, sentinel, socket_keepalive=True, **tls, **common
+        address.service,
+        sentinel,
+        connection_class=_ToPrimaryByTls if tls else _ToPrimary,
+        socket_keepalive=True,
+        **tls,
+        **common,
     )
 
 

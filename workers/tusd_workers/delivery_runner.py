@@ -128,7 +128,12 @@ class DeliveryRunner:
         self._connection.close()
 
     async def _stop(self) -> None:
-        await self._hooks.stop()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._hooks.stop()
+        except TimeoutError:
+            message = f"Hooks have not stopped within {_STOP_SECONDS:g} s; ending without them"
+            logs.event(logger, logging.ERROR, "stopping", message=message)
         if self._redis is not None:
             await self._redis.stop()
         await self._store.stop()

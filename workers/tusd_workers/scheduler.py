@@ -30,6 +30,7 @@ from tusd_py.jobs.legacy import LegacyJobs
 from tusd_py.jobs.queues import EXPIRY, QueueKeys, job_id
 from tusd_py.jobs.status import JobsReport
 from tusd_py.process import parent as ending
+from tusd_py.process import stopping
 from tusd_py.redis import Keys
 from tusd_py.settings.model import Settings
 
@@ -42,6 +43,8 @@ _REPORT_SECONDS = 10
 _REPORT_TTL_SECONDS = 60
 _POLL_SECONDS = 2
 """Interval of checks for jobs that are due."""
+_STOP_SECONDS = 10.0
+"""Time to end after SIGTERM, whatever Redis or the lookup of its name takes."""
 _HEARTBEAT_TTL_SECONDS = 30
 """Age at which the last sign of life of a scheduler is forgotten."""
 _MIN_TTL_SECONDS = 60.0
@@ -209,9 +212,14 @@ def run(settings: Settings) -> int:
         scheduler = Scheduler(connection, schedules(settings), prefix=settings.redis_prefix)
         legacy = LegacyJobs(connection, settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
-        _schedule(scheduler, legacy, _OutageLog(url), stop)
-    logs.event(logger, logging.INFO, "scheduler stopped")
+        with stopping.end_after_signal(_STOP_SECONDS, is_busy=lambda: False, log=_log_stopped):
+            _schedule(scheduler, legacy, _OutageLog(url), stop)
+    _log_stopped()
     return 0
+
+
+def _log_stopped() -> None:
+    logs.event(logger, logging.INFO, "scheduler stopped")
 
 
 def _schedule(

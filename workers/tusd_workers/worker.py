@@ -35,6 +35,7 @@ from tusd_py.jobs.legacy import LegacyJobs
 from tusd_py.jobs.queues import DELIVERY, EXPIRY, QUEUES, QueueKeys
 from tusd_py.jobs.rq_classes import TableJob, job_class, queue_class, set_aside_unless
 from tusd_py.process import parent as ending
+from tusd_py.process import stopping
 from tusd_py.process.supervisor import Supervisor
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
@@ -52,6 +53,8 @@ _IDLE_INTERVAL_SECONDS = 10.0
 """Interval of checks for jobs of an older version."""
 _RETRY_PAUSE_SECONDS = 1.0
 """Pause between attempts to reach Redis."""
+_STOP_SECONDS = 10.0
+"""Time in which a worker without a job ends after SIGTERM, whatever Redis or the lookup of its name takes."""
 _SHUTDOWN_TIMEOUT_SECONDS = 86_400.0
 """Time for running jobs to end after SIGTERM. Jobs survive a SIGKILL before that."""
 
@@ -107,6 +110,8 @@ class _Worker(SimpleWorker):
     keys: QueueKeys
     stop_event: threading.Event
     """Set by a signal that came before rq installed its handlers."""
+    performing: threading.Event
+    """Set while a job runs."""
     on_idle: Callable[[], None]
     """Called periodically between jobs."""
     _idle_at = 0.0
@@ -227,8 +232,7 @@ class _Worker(SimpleWorker):
     def _run_recorded(self, job: TableJob, queue: Queue) -> None:
         self._begin(job, queue.name)
         try:
-            with self.death_penalty_class(job.kind.timeout, JobTimeoutException, job_id=job.id):
-                job.perform()
+            self._perform(job)
         except Exception as problem:  # noqa: BLE001 -- the edge of a job
             if not _outage.handles(problem):
                 reason = f"{type(problem).__name__}: {problem}"
@@ -238,6 +242,14 @@ class _Worker(SimpleWorker):
             self._end(job, queue.name, failed=True)
         else:
             self._end(job, queue.name, failed=False)
+
+    def _perform(self, job: TableJob) -> None:
+        self.performing.set()
+        try:
+            with self.death_penalty_class(job.kind.timeout, JobTimeoutException, job_id=job.id):
+                job.perform()
+        finally:
+            self.performing.clear()
 
     def _begin(self, job: TableJob, queue: str) -> None:
         lasts = job.kind.timeout + 60
@@ -286,15 +298,22 @@ def run(settings: Settings, queues: Sequence[str] = QUEUES, *, concurrency: int 
     """
     ending.follow_parent()
     with redis_url(settings) as url:
-        if concurrency == 1:
-            return _work(settings, url, queues)
+        if concurrency > 1:
+            return _supervise(settings, url, queues, concurrency)
+        code = _work(settings, url, queues)
+    stopping.exit_after(stopping.EXIT_SECONDS, code)
+    return code
 
-        def work(_index: int) -> int:
-            ending.follow(supervisor.parent.fileno())
-            return _work(settings, url, queues)
 
-        supervisor = Supervisor(concurrency, work, shutdown_timeout=_SHUTDOWN_TIMEOUT_SECONDS)
-        return supervisor.run()
+def _supervise(settings: Settings, url: str, queues: Sequence[str], concurrency: int) -> int:
+    """Run jobs in several processes."""
+
+    def work(_index: int) -> int:
+        ending.follow(supervisor.parent.fileno())
+        return _work(settings, url, queues)
+
+    supervisor = Supervisor(concurrency, work, shutdown_timeout=_SHUTDOWN_TIMEOUT_SECONDS)
+    return supervisor.run()
 
 
 def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
@@ -312,22 +331,31 @@ def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
 
 def _run_jobs(settings: Settings, url: str, queues: Sequence[str]) -> int:
     """Run jobs until a signal stops the process."""
+    performing = threading.Event()
+    logs.event(logger, logging.INFO, "working", queues=",".join(queues))
+    logging.getLogger("rq.worker").addFilter(_outage)
+    _outage.refusals = refusals = Refusals(url)
+    with stopping.end_after_signal(_STOP_SECONDS, is_busy=performing.is_set, log=_log_stopped):
+        _run_until_stopped(lambda: _make_worker(settings, url, queues, refusals), performing)
+    _log_stopped()
+    return 0
+
+
+def _run_until_stopped(make: Callable[[], _Worker], performing: threading.Event) -> None:
+    """Run jobs until a signal stops the process. performing: set by the worker while a job runs."""
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    logs.event(logger, logging.INFO, "working", queues=",".join(queues))
-    logging.getLogger("rq.worker").addFilter(_outage)
-    _outage.refusals = refusals = Refusals(url)
     while not stop.is_set():
         # rq installs its own handlers while it works.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         try:
-            worker = _make_worker(settings, url, queues)
-            refusals.check(worker.connection, settings.redis_prefix)
+            worker = make()
             worker.stop_event = stop
+            worker.performing = performing
             try:
                 worker.work(logging_level="WARNING")
             except StopRequested:
@@ -337,11 +365,15 @@ def _run_jobs(settings: Settings, url: str, queues: Sequence[str]) -> int:
         except RedisError as problem:
             _outage.begin(problem)
         stop.wait(_RETRY_PAUSE_SECONDS)
+
+
+def _log_stopped() -> None:
     logs.event(logger, logging.INFO, "worker stopped")
-    return 0
 
 
-def _make_worker(settings: Settings, url: str, queues: Sequence[str]) -> _Worker:
+def _make_worker(
+    settings: Settings, url: str, queues: Sequence[str], refusals: Refusals
+) -> _Worker:
     connection = connect(url)
     legacy = LegacyJobs(connection, settings.redis_prefix)
     worker = _worker_class(settings.redis_prefix)(
@@ -350,6 +382,9 @@ def _make_worker(settings: Settings, url: str, queues: Sequence[str]) -> _Worker
         worker_ttl=_HEARTBEAT_SECONDS,
         serializer=JSONSerializer,
     )
+
+    # Not earlier: connections that are open keep their time-out, and rq sets a longer one.
+    refusals.check(connection, settings.redis_prefix)
 
     def queue_missing() -> None:
         if DELIVERY in queues:
