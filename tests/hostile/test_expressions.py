@@ -141,14 +141,21 @@ def seconds(work: Callable[[str], object], beginnings: tuple[str, ...]) -> tuple
     for size in SIZES:
         for beginning in beginnings:
             for text in hostile(beginning, size):
-                began = time.thread_time()
-                work(text)
-                took = time.thread_time() - began
+                took = _processor_seconds(work, text)
+                if took > MOST_SECONDS:
+                    # Garbage may have been collected meanwhile, or the other processor have slowed this one down.
+                    took = min(took, *(_processor_seconds(work, text) for _ in range(3)))
                 if took > worst:
                     worst, worst_text = took, f"{text[:40]!r}... ({len(text)} characters)"
                 if worst > MOST_SECONDS:
                     return worst, worst_text
     return worst, worst_text
+
+
+def _processor_seconds(work: Callable[[str], object], text: str) -> float:
+    began = time.thread_time()
+    work(text)
+    return time.thread_time() - began
 
 
 def using(pattern: str | bytes, flags: int, method: str) -> Callable[[str], object]:

@@ -36,10 +36,11 @@ def parse(value: str, name: str) -> Checksum | None:
 
 def wanted(value: str) -> str | None:
     """The algorithm (a key of `checksum.ALGORITHMS`) that `Want-Repr-Digest` prefers among ours; None without one."""
+    members = _dictionary(value) or {}
     weights = {
         algorithm: weight
         for key, algorithm in _ALGORITHMS.items()
-        if isinstance(weight := (_dictionary(value) or {}).get(key), int) and 0 < weight <= 10
+        if isinstance(weight := members.get(key), int) and 0 < weight <= 10
     }
     return max(weights, key=weights.__getitem__, default=None)
 
