@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Protocol
@@ -139,13 +140,17 @@ class ForkedProcess:
         self._status = status
         self._news = threading.Condition()
         (self.pid,) = STATUS.unpack(status.read(STATUS.size))
-        self._handle = os.pidfd_open(self.pid)
+        self._handle: int | None = None
+        # One that has ended already needs no handle that keeps its pid from being another one's.
+        with suppress(ProcessLookupError):
+            self._handle = os.pidfd_open(self.pid)
         threading.Thread(target=self._read_status, daemon=True).start()
 
     def _read_status(self) -> None:
         with self._status:
             told = self._status.read(STATUS.size)
-        os.close(self._handle)
+        if self._handle is not None:
+            os.close(self._handle)
         with self._news:
             (self.returncode,) = STATUS.unpack(told) if told else (-signal.SIGKILL,)
             self._news.notify_all()
