@@ -295,3 +295,22 @@ def test_a_directory_in_the_place_of_the_uploads(make_server: MakeServer, tmp_pa
     (tmp_path / "away").rename(server.upload_dir)
     assert tus.offset(path) == 5
     assert tus.patch(path, 5, b"world").status == 204
+
+
+def test_a_copy_in_the_place_of_the_directory_is_not_served_by_the_server_of_the_first(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "uploads"
+    tus = Tus(make_server("--duplicates", "off", upload_dir=root))
+    path = tus.new(10)
+    root.rename(tmp_path / "before")
+    shutil.copytree(
+        tmp_path / "before", root, symlinks=True, ignore=shutil.ignore_patterns("*.sock")
+    )
+    # It holds no lock there: another one may serve it.
+    other = Tus(make_server("--duplicates", "off", upload_dir=root))
+    assert tus.head(path).status == 423
+    assert tus.patch(path, 0, b"a").status == 503
+    assert "was replaced by another directory" in tus.server.log()
+    assert other.patch(path, 0, b"b" * 10).status == 204
+    assert other.get(path).body == b"b" * 10

@@ -1,9 +1,9 @@
 """The identity of an upload directory, by which it is told from the empty one that is left where its volume is not mounted.
 
 Its id is random, made when the directory is opened for the first time, and lies in `.tusd-py/id`. While a server runs, the
-directory at its path is compared with the one that was opened: before a client is told that there is no such upload, before an
-upload is created, and around sweeps. One process or several lock it; the kernel releases the lock when a process ends. Not for:
-remembering ids elsewhere (`service/known_directories.py`).
+directory at its path is compared with the one that was opened: before an upload is looked up or created, and around sweeps. One
+process or several lock it; the kernel releases the lock when a process ends. Not for: remembering ids elsewhere
+(`service/known_directories.py`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class UploadVolume:
         self._layout = layout
         self._file_perms = file_perms
         self._opened: tuple[int, int] | None = None
-        self._is_away = False
+        self._logged: str | None = None
         self.id = ""
 
     def open(self) -> None:
@@ -76,8 +76,8 @@ class UploadVolume:
         if self._opened is None:
             return
         problem = self._problem()
-        if (problem is not None) is not self._is_away:
-            self._is_away = problem is not None
+        if problem != self._logged:
+            self._logged = problem
             self._log_change(problem)
         if problem is not None:
             raise VolumeMissing(problem)
@@ -96,6 +96,9 @@ class UploadVolume:
         if self._opened is not None and found[0] != self._opened[0]:
             # Locks and syncs hold on to the old device.
             return f"{root} lies on another device than when it was opened: restart the server"
+        if self._layout.is_local:
+            # Locks are held in the other one, so that a second server could serve this one.
+            return f"{root} was replaced by another directory with the same id, such as a copy: restart the server"
         # Some file systems in user space number their files anew.
         self._opened = found
         return None
