@@ -8,24 +8,30 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
-from tests.support.tus import Tus
+from tests.support.tus import Tus, metadata
 
 FAULTS = """
 import errno, os, time
+from collections import Counter
 from pathlib import Path
 from tusd_py.storage.file import fsync as syncing
 
 HERE = Path(__file__).parent
 real, real_whole = syncing.sync_data, syncing._syncfs
 
+synced = Counter()
+
 def fails(descriptor):
     name = os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2]
     until = time.monotonic() + 30
     while (HERE / "whole").exists() and not (HERE / "groups").exists() and time.monotonic() < until:
         time.sleep(0.001)  # a slow disk: others come in the meantime
-    if (HERE / "all").exists() or (HERE / name).exists():
+    after = HERE / "after"
+    fails_now = after.exists() and synced[name] >= int(after.read_text())
+    if fails_now or (HERE / "all").exists() or (HERE / name).exists():
         raise OSError(errno.EIO, "Input/output error")
     real(descriptor)
+    synced[name] += 1
 
 def whole_fails(descriptor):
     with (HERE / "groups").open("a") as groups:
@@ -119,3 +125,37 @@ def test_bytes_that_are_durable_stay_if_the_record_is_not(
     # Nothing was lost: whoever asks next finishes it.
     assert tus.offset(path) == 100_000
     assert tus.get(path).body == b"x" * 100_000
+
+
+def test_what_every_request_made_durable_stays_if_the_last_sync_fails(
+    make_server: MakeServer, faults: Path
+) -> None:
+    tus = Tus(make_server("--hook", str(faults / "faults.py"), "--durability", "chunk"))
+    path = tus.new(100_000)
+    # Of the data file: by its creation, and by the request.
+    (faults / "after").write_text("2")
+    assert tus.patch(path, 0, b"x" * 100_000).status == 500
+    (faults / "after").unlink()
+    assert tus.offset(path) == 100_000
+    assert tus.get(path).body == b"x" * 100_000
+
+
+def test_a_final_whose_bytes_are_lost_loses_its_name(
+    make_server: MakeServer, faults: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "finished"
+    options = ("--finished-dir", f"{names}/{{filename}}", "--hook", str(faults / "faults.py"))
+    tus = Tus(make_server(*options))
+    partial = {"Upload-Concat": "partial"}
+    parts = [tus.finished(each * 1000, headers=partial) for each in (b"a", b"b")]
+    (faults / "after").write_text("1")
+    headers = {"Upload-Metadata": metadata(filename="scan.dcm")}
+    final = tus.create(headers={"Upload-Concat": f"final;{' '.join(parts)}", **headers})
+    assert (final.status, final.code) == (500, "ERR_BYTES_LOST")
+    assert list(names.iterdir()) == []
+    (faults / "after").unlink()
+    # Joined anew by whoever asks next.
+    path = f"{tus.server.base_path}{tus.server.log().rpartition('upload=')[2].split()[0]}"
+    assert tus.offset(path) == 2000
+    assert tus.get(path).body == b"a" * 1000 + b"b" * 1000
+    assert [each.name for each in names.iterdir()] == ["scan.dcm"]

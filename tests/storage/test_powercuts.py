@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeServer
+from tests.containers.by_hand import has_mounts_of_its_own
 from tests.support.tus import Tus, id_of
 from tusd_py.storage.file import power_cuts as powercuts
 from tusd_py.storage.file.power_cuts import Session, sound_length
@@ -65,7 +67,9 @@ def test_a_session_lasts_until_the_machine_or_the_file_system_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_boot: Path
 ) -> None:
     path = tmp_path / "session"
-    first, second, third = (Session(str(path)) for _ in range(3))
+    first, second, third = (
+        Session(str(path), lambda name: str(tmp_path / "new")) for _ in range(3)
+    )
     first.open()
     earlier = first.began_at - 10**9
     os.utime(path, ns=(earlier, earlier), follow_symlinks=False)
@@ -116,3 +120,75 @@ def test_zeros_that_were_acknowledged_as_durable_count(make_server: MakeServer) 
     assert tus.offset(path) == 2000
     assert tus.delete(path).status == 204
     assert list((tus.server.upload_dir / ".tusd-py" / "sound").iterdir()) == []
+
+
+BIND = 'mount --bind "$0" "$0"; exec "$@"'
+
+
+@pytest.mark.skipif(not has_mounts_of_its_own(), reason="needs root and mounts: sudo make test")
+@pytest.mark.parametrize("way", ["another mount namespace", "another mount of the same disk"])
+def test_other_mounts_of_the_file_system_are_no_power_cut(
+    make_server: MakeServer, tmp_path: Path, way: str
+) -> None:
+    tus = Tus(make_server())
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    tus.server.kill9()
+    prefix = ("unshare", "--mount", "--propagation", "private")
+    bound = ("sh", "-ec", BIND, str(tmp_path)) if "disk" in way else ()
+    tus.server.prefix = (*prefix, *bound)
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+
+
+def test_the_session_that_an_earlier_version_recorded_goes_on(tus: Tus) -> None:
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    tus.server.kill9()
+    session = tus.server.upload_dir / ".tusd-py" / "session"
+    began_at = os.lstat(session).st_mtime_ns
+    boot, device, _mount = os.readlink(session).split()
+    session.unlink()
+    session.symlink_to(f"{boot} {device} 28")
+    os.utime(session, ns=(began_at, began_at), follow_symlinks=False)
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+
+
+def test_a_clock_that_was_ahead_when_the_session_began_costs_nothing(tus: Tus) -> None:
+    tus.server.kill9()
+    ahead = time.time() + 3600
+    session = tus.server.upload_dir / ".tusd-py" / "session"
+    os.utime(session, (ahead, ahead), follow_symlinks=False)
+    tus.server.restart()
+    path = tus.new(5000)
+    for offset in (0, 1000):
+        assert tus.patch(path, offset, bytes(1000)).status == 204
+        assert tus.offset(path) == offset + 1000
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+
+
+def test_a_clock_that_is_set_back_while_a_server_runs_costs_nothing(tus: Tus) -> None:
+    """The server has the file's time, and that of the session, from before."""
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    ahead = time.time() + 3600
+    os.utime(tus.server.data_file(id_of(path)), (ahead, ahead))
+    assert tus.offset(path) == 2000
+    assert tus.patch(path, 2000, bytes(1000)).status == 204
+    assert tus.offset(path) == 3000
+
+
+def test_zeros_do_not_count_although_the_clock_was_ahead_before_the_power_cut(tus: Tus) -> None:
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000).status == 204
+    data = tus.server.data_file(id_of(path))
+    with data.open("ab") as file:
+        file.write(bytes(500))
+    ahead = time.time() + 3600
+    os.utime(data, (ahead, ahead))
+    cut_power(tus)
+    tus.server.restart()
+    assert tus.offset(path) == 1000

@@ -32,11 +32,7 @@ class Load(Protocol):
 
 
 class Cleanup:
-    """Cleans up one upload directory.
-
-    Attributes:
-        alone_since: When the directory was locked for this process alone, in seconds since the epoch; 0 if it was not.
-    """
+    """Cleans up one upload directory."""
 
     def __init__(
         self,
@@ -48,7 +44,8 @@ class Cleanup:
         dir_perms: int,
         file_perms: int,
     ) -> None:
-        self.alone_since = 0.0
+        self._alone_since = 0.0
+        self._leftovers: frozenset[str] = frozenset()
         self._layout = layout
         self._removal = removal
         self._finals = finals
@@ -56,22 +53,30 @@ class Cleanup:
         self._dir_perms = dir_perms
         self._file_perms = file_perms
 
-    def _is_abandoned(self, changed_at: float) -> bool:
-        """Return whether an incomplete file was left by a crash.
+    def begin_alone(self, since: float) -> None:
+        """Take everything incomplete for the remains of a crash, as this process has locked the directory for itself.
 
-        Where this process has the directory to itself, everything older than its lock was. (A process id in the name would not
-        help: servers in containers may all have the same one.)
+        since: the time by the file system's clock, in seconds since the epoch.
         """
-        return changed_at < self.alone_since or time.time() - changed_at > _ABANDONED_SECONDS
+        self._alone_since = since
+        # Not told by their times, as the clock may be set back, nor by a process id in the name: servers in containers may all
+        # have the same one.
+        self._leftovers = frozenset(entry.name for entry in entries_of(self._layout.new))
+
+    def _is_abandoned(self, changed_at: float) -> bool:
+        """Return whether an incomplete file is too old to be in use, or as old as the last crash."""
+        now = time.time()
+        return changed_at < self._alone_since <= now or now - changed_at > _ABANDONED_SECONDS
 
     def tidy(self, tombstone_ttl: float) -> int:
         """See `RemovesUploads.tidy`."""
         removed = 0
         now = time.time()
         # A file may be removed or renamed during the scan; then there is nothing to clean up.
-        for entry in files_in(self._layout.new):
+        for entry in entries_of(self._layout.new):
             with suppress(OSError):
-                if self._is_abandoned(entry.stat().st_mtime):
+                age = now - entry.stat(follow_symlinks=False).st_mtime
+                if entry.name in self._leftovers or age > _ABANDONED_SECONDS:
                     removed += unlink_if_exists(entry.path)
         for entry in files_in(self._layout.tombstones):
             # One that cannot be removed does not stop the others; the next sweep tries again.

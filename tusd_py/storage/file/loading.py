@@ -26,7 +26,7 @@ from tusd_py.storage.errors import translated
 from tusd_py.storage.file import foreign, records
 from tusd_py.storage.file.files import exists, is_surely_absent
 from tusd_py.storage.file.layout import Layout, flat_name
-from tusd_py.storage.file.losses import Losses
+from tusd_py.storage.file.losses import Losses, WrittenUploads
 from tusd_py.storage.file.markers import ChunkMarkers
 from tusd_py.storage.file.power_cuts import Session, sound_length
 from tusd_py.storage.file.record_cache import RecordCache
@@ -48,6 +48,7 @@ class UploadLoader:
         sound: ChunkMarkers,
         session: Session,
         losses: Losses,
+        written: WrittenUploads,
         unpublished: UnpublishedRemovals,
         syncs_chunks: bool,
     ) -> None:
@@ -58,6 +59,7 @@ class UploadLoader:
         self._sound = sound
         self._session = session
         self._losses = losses
+        self._written = written
         self._unpublished = unpublished
         self._syncs_chunks = syncs_chunks
 
@@ -93,13 +95,17 @@ class UploadLoader:
                 offset and not self._syncs_chunks and self._losses.concerns(flat, data.st_mtime_ns)
             ):
                 offset, is_cut = 0, True
-            elif offset and self._layout.is_local and self._session.is_older(data):
+            elif offset and self._layout.is_local and self._may_be_cut(upload_id, data):
                 sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
                 is_cut = is_cut or sound < offset
                 offset = min(offset, sound)
         upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
         check_bytes(upload, data)
         return upload
+
+    def _may_be_cut(self, upload_id: str, data: os.stat_result) -> bool:
+        """Return whether a power cut may have replaced the last bytes of an unfinished upload."""
+        return self._session.is_older(data) and self._written.of(upload_id) is None
 
     def without_bytes(self, info: UploadInfo) -> Upload:
         """Return a final that waits for its parts. Raises BytesMissing for others, UploadGone for one just removed."""
@@ -113,6 +119,7 @@ class UploadLoader:
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """Return the upload's record, from the cache if it is still valid."""
+        self._volume.check()
         path = self._layout.info_path(upload_id)
         read_at = time.time_ns()
         try:
@@ -122,7 +129,6 @@ class UploadLoader:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
-            self._volume.check()
             is_gone = exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None

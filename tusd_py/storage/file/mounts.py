@@ -11,6 +11,10 @@ _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"}
 _KEEPS_ORDER = {"ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs"}
 """Types that write changes of names and sizes to the disk in order."""
 
+_SHOWN = Path("/sys/fs")
+_DRIVERS = {"ext2": "ext4", "ext3": "ext4"}
+"""Types that another one's driver mounts."""
+
 
 def keeps_order(path: str) -> bool:
     """Return whether names and sizes are certain to reach the disk in the order of their changes. Raises OSError."""
@@ -23,9 +27,29 @@ def is_local(path: str) -> bool:
 
 
 def mount_of(path: str) -> str:
-    """Return an id of the device and the mount that a path lies on, unique since boot. Raises OSError."""
+    """Return an id of the device and of its mount that is unique since boot, and the same for all processes. Raises OSError.
+
+    Not the number of the mount: that is another one in each mount namespace, and in each directory that is bind-mounted.
+    """
     device = os.stat(path).st_dev
-    return f"{device} {' '.join(_fields_of(path)[:1])}"
+    try:
+        shown = _shown(device, _fields_of(path))
+        return f"{device} {shown.parent.name}:{shown.stat().st_ino}"
+    except (OSError, LookupError, ValueError):
+        # Without sysfs, or with a file system that shows nothing there.
+        return f"{device} -"
+
+
+def _shown(device: int, mount: list[str]) -> Path:
+    """Return where the kernel shows a file system for as long as it is mounted. Raises LookupError, ValueError."""
+    if "-" not in mount:
+        raise LookupError("unknown mount")
+    kind, source = mount[mount.index("-") + 1 :][:2]
+    if kind == "btrfs":
+        [found] = _SHOWN.glob(f"btrfs/*/devices/{os.path.basename(os.path.realpath(source))}")
+        return found.parents[1]
+    block = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    return _SHOWN / _DRIVERS.get(kind, kind) / os.path.basename(block)
 
 
 def _kind(path: str) -> str:

@@ -139,7 +139,7 @@ class FileStore:
         state = layout.state
         self._markers = ChunkMarkers(layout.markers, former=layout.former_markers)
         self._sound = ChunkMarkers(layout.sound)
-        self._session = Session(f"{state}/session")
+        self._session = Session(f"{state}/session", layout.new_path)
         self._guard: int | None = None
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
@@ -147,6 +147,7 @@ class FileStore:
         self._hashing = hashing_threads()
         self._since_loss = ChunkMarkers(layout.since_loss)
         self._losses = Losses(f"{state}/write-back-failed", self._since_loss, file_perms)
+        self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._known = RecordCache()
         self.volume = UploadVolume(layout, file_perms=file_perms)
         self._records = RecordWriter(
@@ -177,6 +178,7 @@ class FileStore:
             sound=self._sound,
             session=self._session,
             losses=self._losses,
+            written=self._written,
             unpublished=self._unpublished,
             syncs_chunks=syncs_chunks,
         )
@@ -206,7 +208,6 @@ class FileStore:
             file_perms=file_perms,
         )
         self._blocks = BufferPool()
-        self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
         self._free = 0.0, 0
         self._probing: asyncio.Future[None] | None = None
@@ -300,8 +301,7 @@ class FileStore:
                 "or in an application give TusApp(shared=True)"
             ) from None
         if exclusive:
-            # By the file system's clock, as files' times are compared with it.
-            self._cleanup.alone_since = os.fstat(self._guard).st_mtime
+            self._cleanup.begin_alone(os.fstat(self._guard).st_mtime)
 
     def close(self) -> None:
         """Like `stop`, but blocking."""
@@ -536,7 +536,7 @@ class FileStore:
         """Sync an upload's bytes, and other files and directories with them. Raises BytesLost, OSError.
 
         If that fails, the kernel may have dropped the bytes, and it reports the error only once: a second sync would succeed.
-        So all bytes are discarded, and the client sends them again.
+        So all bytes are discarded but those that every writer has synced, and the client sends them again.
         """
         path = self._layout.data_path(info)
         written, own = self._written.of(info.id), self._is_own(info)
@@ -571,11 +571,15 @@ class FileStore:
 
     def _discard_lost(self, info: UploadInfo, fence: Fence) -> None:
         path = self._layout.data_path(info)
+        written = self._written.of(info.id) if self._syncs_chunks else None
         with suppress(OSError, LeaseLost), fence():
-            if info.is_final:
-                os.unlink(path)
-            else:
-                os.truncate(path, 0)
+            if not info.is_final:
+                os.truncate(path, 0 if written is None else written.durable_to)
+                return
+            if info.finished_path and self._finished is not None:
+                # First: without the data file nothing tells whose the name is.
+                self._finished.unlink(info.finished_path, path)
+            os.unlink(path)
 
     async def free_space(self) -> int | None:
         """See `Store`. An ample value may be a fraction of a second old."""
