@@ -528,6 +528,13 @@ def lists_uploads_by_key_only(_proxy: RulesProxy, exchange: Exchange) -> Answer 
     return None
 
 
+def no_conditional_removals(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:
+    """Stores of before September 2025: they know no condition of DeleteObject. This one says so."""
+    if exchange.operation == "DeleteObject" and "If-Match" in exchange.headers:
+        return error(501, "NotImplemented", "A header you provided is not implemented")
+    return None
+
+
 def no_encryption_headers_on_reads(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:
     """AWS: a header of server-side encryption is refused for GET and HEAD."""
     if exchange.method in {"GET", "HEAD"} and any(

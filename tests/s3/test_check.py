@@ -47,7 +47,7 @@ def findings(endpoint: str, prefix: str) -> tuple[int, dict[str, tuple[str, str]
 async def test_a_store_that_can_do_everything(s3_server: S3Server, prefix: str) -> None:
     code, found = findings(s3_server.endpoint, prefix)
     assert code == 0
-    assert len(found) == 15
+    assert len(found) == 16
     assert {outcome for outcome, _ in found.values()} == {"ok"}
     code, table, _ = check(s3_server.endpoint, prefix)
     assert code == 0
@@ -73,6 +73,15 @@ def test_what_other_stores_refuse_is_said_with_the_setting(
     outcome, text = found["abort a multipart upload"]
     assert outcome == "problem"
     assert text.startswith("the permission s3:AbortMultipartUpload is missing: ")
+
+
+def test_removals_that_heed_no_condition_are_seen(seaweedfs: S3Server, prefix: str) -> None:
+    with RulesProxy(seaweedfs.address, proxies.no_conditional_removals) as proxy:
+        code, found = findings(proxy.endpoint, prefix)
+    assert code == 0
+    outcome, text = found["conditional removal"]
+    assert outcome == "note"
+    assert text.startswith("has no effect: ")
 
 
 def test_a_list_that_lags_is_seen(seaweedfs: S3Server, prefix: str) -> None:

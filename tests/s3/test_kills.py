@@ -113,7 +113,8 @@ STEPS = [
     *both("remove", "PutObject", r"\.tusd-py/gone/"),
     *both("remove", "DeleteObject", RECORD),
     *both("remove", "AbortMultipartUpload", DATA),
-    *both("remove", "DeleteObject", DATA),
+    # An unfinished upload has no object, which is looked for.
+    *both("remove", "HeadObject", DATA),
     *both("remove", "DeleteObject", TAIL),
 ]
 
@@ -124,7 +125,7 @@ EXPIRY_STEPS = [
     Step("expire", "PutObject", r"\.tusd-py/gone/", "after"),
     Step("expire", "DeleteObject", RECORD, "after"),
     Step("expire", "AbortMultipartUpload", DATA, "after"),
-    Step("expire", "DeleteObject", DATA, "after"),
+    Step("expire", "HeadObject", DATA, "after"),
     Step("expire", "DeleteObject", TAIL, "after"),
 ]
 """A sweep sends one of these requests after the other: before one is after the one above it."""

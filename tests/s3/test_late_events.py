@@ -215,15 +215,15 @@ async def test_a_tombstone_that_is_stored_late_does_not_replace_that_of_the_remo
 async def test_a_tombstone_of_an_interrupted_removal_is_replaced(opened: Opened) -> None:
     store = opened()
     upload = await append(store, await created(store, 5), b"hello")
-    delete = store.objects.delete
+    delete = store.objects.delete_if
 
-    async def die(key: str) -> None:
+    async def die(key: str, look: object) -> bool:
         raise StorageError("killed")
 
-    store.objects.delete = die  # type: ignore[method-assign]
+    store.objects.delete_if = die  # type: ignore[method-assign]
     with pytest.raises(StorageError):
         await store.remove("x", fence=UNFENCED, event_id="0a")
-    store.objects.delete = delete  # type: ignore[method-assign]
+    store.objects.delete_if = delete  # type: ignore[method-assign]
     await finished(store, await store.load("x"))
     await store.remove("x", fence=UNFENCED, event_id="0b")
     assert await told(opened()) == Removed(upload.info.created_at, True, "0b")

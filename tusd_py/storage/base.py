@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
-from tusd_py.locks.base import UNFENCED, Fence
+from tusd_py.locks.base import UNFENCED, Fence, Locks
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.skipped import Skip, skip_entry
@@ -856,5 +856,10 @@ class Store(Protocol):
         marks: record that it is now, if nothing is recorded.
         """
 
-    async def tidy(self, *, tombstone_ttl: float) -> int:
-        """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many."""
+    async def tidy(self, *, tombstone_ttl: float, locks: Locks | None = None) -> int:
+        """Remove remains of crashes, and tombstones older than `tombstone_ttl` seconds; returns how many.
+
+        locks: of the uploads. A store that cannot do so in one step frees what a removed upload left under its lock, so that
+        none with the same id begins meanwhile, and leaves it if the lock is held. None if nobody else uses the store.
+        Raises LocksUnavailable, LocksClosed.
+        """

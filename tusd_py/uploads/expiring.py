@@ -154,7 +154,9 @@ class Expirer(Operation):
 
     async def tidy(self) -> int:
         """Remove the leftovers of crashes and old tombstones; return how many."""
-        removed = await self._store.tidy(tombstone_ttl=self._policy.tombstone_ttl)
+        removed = await self._store.tidy(
+            tombstone_ttl=self._policy.tombstone_ttl, locks=self._locks
+        )
         return removed + await self._locks.tidy(self._is_gone)
 
     async def _is_gone(self, upload_id: str) -> bool:

@@ -44,7 +44,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 
 from tusd_py import logs
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     DiskSpace,
@@ -716,7 +716,7 @@ class FileStore:
         # A directory that went away meanwhile was not listed to its end.
         await self._disk.read(self.volume.check)
 
-    async def tidy(self, *, tombstone_ttl: float) -> int:
+    async def tidy(self, *, tombstone_ttl: float, locks: Locks | None = None) -> int:
         with _translated("tidying up"):
             return await self._threads.run(self._tidy, tombstone_ttl)
 

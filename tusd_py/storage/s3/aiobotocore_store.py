@@ -40,6 +40,7 @@ from tusd_py.storage.s3.object_store import (
     ObjectStoreError,
     Part,
     PendingUpload,
+    PreconditionFailed,
     Properties,
     RequestObserver,
     StoreMisconfigured,
@@ -67,6 +68,8 @@ _STANDSTILL_SECONDS = 30.0
 """Beyond what a busy event loop delays a timer: the process, or its machine, was stopped."""
 _MOST_WAITS = 10
 """How many waits for the store an attempt without a body of ours may take: some complete an object slowly, a byte at a time."""
+_MOST_MISMATCHES = 3
+"""How often an object may be another one than was just seen, until its removal fails."""
 _USER_AGENT = f"tusd-py/{__version__} aiobotocore/{aiobotocore.__version__}"
 
 Response = Mapping[str, object]
@@ -165,6 +168,8 @@ class AiobotocoreStore:
         """When a request made progress last, by the event loop's clock."""
         self._asks_again_at = float("-inf")
         """When large bodies wait again until the store asks for them, by the monotonic clock."""
+        self._takes_conditional_deletes = True
+        """Whether the store is not known to refuse conditions of removals."""
 
     async def _open(self) -> object:
         """Return the client. Reads the configuration and finds credentials first. Raises StoreMisconfigured."""
@@ -427,6 +432,50 @@ class AiobotocoreStore:
             await self._request("delete_object", key, {})
         except ObjectNotFound:
             return
+
+    async def delete_if(self, key: str, look: Callable[[], Awaitable[str]]) -> bool:
+        attempts, is_found, mismatches = _Attempts(self.bucket), False, 0
+        while etag := await look():
+            is_found = True
+            if attempts.failed and self.observer is not None:
+                self.observer.repeated(_name_in_s3("delete_object"))
+            try:
+                await self._delete_once(key, etag, attempts)
+            except ObjectNotFound:
+                break
+            except PreconditionFailed:
+                # Another one since the look, or none: several stores say so of both.
+                mismatches += 1
+                if mismatches == _MOST_MISMATCHES:
+                    raise
+                continue
+            except StoreUnavailable as problem:
+                delay = attempts.delay_after(problem)
+                if delay is None:
+                    raise
+                self._log_repeat("delete_object", key, problem, attempts.failed, delay)
+            else:
+                break
+            await asyncio.sleep(delay)
+        return is_found
+
+    async def _delete_once(self, key: str, etag: str, attempts: _Attempts) -> None:
+        """Remove an object in one attempt, on condition that it has this etag where the store takes conditions."""
+        conditions = _conditions(etag, if_absent=False) if self._takes_conditional_deletes else {}
+        try:
+            await self._delete(key, conditions, attempts)
+        except ObjectStoreError as problem:
+            # Only a refusal that says nothing else can be one of the condition itself.
+            if not conditions or type(problem) is not ObjectStoreError:
+                raise
+            await self._delete(key, {}, attempts)
+            self._takes_conditional_deletes = False
+
+    async def _delete(
+        self, key: str, conditions: Mapping[str, object], attempts: _Attempts
+    ) -> None:
+        single = _SingleAttempt(self.bucket, attempts)
+        await self._request("delete_object", key, conditions, attempts=single)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ListedObject]]:
         more: dict[str, object] = {"StartAfter": after} if after else {}
@@ -727,6 +776,20 @@ class _Attempts:
             # The first one may have waited for a connection, and then for the store.
             limit += 2 * self._bucket.response_seconds
         return time.monotonic() - self._began + seconds <= limit
+
+
+class _SingleAttempt(_Attempts):
+    """One of the attempts of a caller that repeats the request itself."""
+
+    def __init__(self, bucket: Bucket, within: _Attempts) -> None:
+        super().__init__(bucket)
+        self._within = within
+
+    def waited(self, seconds: float) -> None:
+        self._within.waited(seconds)
+
+    def delay_after(self, failure: ObjectStoreError) -> None:
+        self.failed += 1
 
 
 class _Stream:

@@ -120,22 +120,28 @@ class S3Joiner:
             await self._put(self._layout.state("finals", key), final_id.encode())
 
     async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
-        if await self.recall_final(key) != final_id:
-            return
-        with translated("removing a final's key"):
+        async def look() -> str:
+            etag, found = await self._final_of(key)
             with fence():
                 pass
-            await self._objects.delete(self._layout.state("finals", key))
+            return etag if found == final_id else ""
+
+        with translated("removing a final's key"):
+            await self._objects.delete_if(self._layout.state("finals", key), look)
 
     async def recall_final(self, key: str) -> str | None:
         with translated("reading a final's key"):
-            try:
-                _, content = await self._objects.read(
-                    self._layout.state("finals", key), limit=_ID_BYTES
-                )
-            except ObjectNotFound:
-                return None
-            return content.decode()
+            return (await self._final_of(key))[1]
+
+    async def _final_of(self, key: str) -> tuple[str, str | None]:
+        """The etag of the record of a final's key, and the final; None if there is none."""
+        try:
+            head, content = await self._objects.read(
+                self._layout.state("finals", key), limit=_ID_BYTES
+            )
+        except ObjectNotFound:
+            return "", None
+        return head.etag, content.decode()
 
     async def _put(self, key: str, content: bytes) -> None:
         await self._objects.put(key, content, Properties(), kind=ObjectKind.RECORD)

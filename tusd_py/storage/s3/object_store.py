@@ -8,7 +8,7 @@ same: a caller that depends on whether it had looks at the store again. Not for:
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -307,7 +307,28 @@ class ObjectStore(Protocol):
         """Return an object without its bytes. Raises ObjectNotFound."""
 
     async def delete(self, key: str) -> None:
-        """Remove an object. Does nothing if there is none."""
+        """Remove an object, whichever it is. Does nothing if there is none.
+
+        Only for keys that get no other object: a request that is repeated or late would remove that.
+        """
+
+    async def delete_if(self, key: str, look: Callable[[], Awaitable[str]]) -> bool:
+        """Remove the object that `look` finds at a key, and no other one that is stored there since.
+
+        Not every store knows a condition here. Then what is stored between the look and the removal goes as well, so a failed
+        attempt is not repeated before another look.
+
+        Args:
+            key: The key.
+            look: Called right before each attempt; returns the etag of the object that may go, or an empty text for none.
+
+        Returns:
+            Whether an object was found that may go, which it then has.
+
+        Raises:
+            PreconditionFailed: The store says again and again that the object is another one than `look` finds.
+            ObjectStoreError: Also what `look` raises.
+        """
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ListedObject]]:
         """Yield the objects whose keys begin with `prefix` in the order of their keys, a page at a time.

@@ -8,8 +8,11 @@ second would replace the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
+from tusd_py.locks.base import Fence
 from tusd_py.storage.base import MAX_ID_BYTES, LocationRefused, PlaceTaken, is_valid_id
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
@@ -22,6 +25,10 @@ from tusd_py.storage.s3.object_store import (
 
 _DIRECTORY = "taken"
 _TEXT = Properties("text/plain")
+
+
+IfFree = Callable[[str], AbstractAsyncContextManager[Fence | None]]
+"""`async with if_free(upload_id) as fence:` holds the lock of an upload; the fence is None if somebody else does."""
 
 
 class Places:
@@ -70,13 +77,13 @@ class Places:
                 raise PlaceTaken(f"{location} is being taken or left") from None
 
     async def _take_from_other(self, location: str, mark: str, holder: bytes) -> None:
-        """Take a place that has a mark, if its upload was never recorded."""
+        """Take a place that has a mark, if its upload has no record, and is not being removed just now."""
         head, found = await self._objects.read(mark, limit=2 * MAX_ID_BYTES)
         if found == holder:
             return
         record = self._layout.record(found.decode())
         taken = PlaceTaken(f"{location} is taken by {found.decode()}")
-        if await self._exists(record):
+        if await self._exists(record) or await self._is_being_removed(found.decode()):
             raise taken
         # Of a creation that was interrupted, or that has not come to its record yet.
         etag = await self._put(mark, holder, if_match=head.etag)
@@ -86,34 +93,71 @@ class Places:
 
     async def holder(self, location: str) -> str | None:
         """Return the upload that has a place; None if it is free, or has the id of its upload."""
+        return (await self._seen(self._mark(location)))[1]
+
+    async def _seen(self, mark: str) -> tuple[str, str | None]:
+        """The etag of a mark, and the upload that it names; None if there is no mark."""
         try:
-            return (await self._objects.read(self._mark(location), limit=2 * MAX_ID_BYTES))[
-                1
-            ].decode()
+            head, content = await self._objects.read(mark, limit=2 * MAX_ID_BYTES)
         except ObjectNotFound:
-            return None
+            return "", None
+        return head.etag, content.decode()
 
-    async def leave(self, location: str, upload_id: str) -> None:
-        """Free the place of a removed upload."""
-        if await self.holder(location) == upload_id:
-            await self._objects.delete(self._mark(location))
+    async def leave(
+        self,
+        location: str,
+        upload_id: str,
+        *,
+        stays: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Free the place of a removed upload.
 
-    async def tidy(self, before: float) -> int:
-        """Free the places of uploads that were never recorded, and return how many.
+        stays: asked after the mark was seen, whether it is that of a later upload with the same id.
+        """
+        mark = self._mark(location)
 
-        before: look only at marks that are older, in seconds since the epoch.
+        async def look() -> str:
+            etag, holder = await self._seen(mark)
+            return "" if holder != upload_id or (stays is not None and await stays()) else etag
+
+        await self._objects.delete_if(mark, look)
+
+    async def tidy(self, before: float, if_free: IfFree) -> int:
+        """Free the places of uploads that were never recorded, or are gone, and return how many.
+
+        before: look only at marks that are older, in seconds since the epoch. if_free: holds the lock of their uploads.
         """
         freed = 0
         async for page in self._objects.list(self._layout.directory(_DIRECTORY)):
             for listed in page:
                 if listed.modified_at >= before:
                     continue
-                location = self._layout.names(listed.key)[-1]
-                upload_id = await self.holder(location)
-                if upload_id and not await self._exists(self._layout.record(upload_id)):
-                    await self._objects.delete(listed.key)
-                    freed += 1
+                upload_id = (await self._seen(listed.key))[1]
+                if not upload_id or await self._is_needed(upload_id):
+                    continue
+                async with if_free(upload_id) as fence:
+                    if fence is not None:
+                        look = partial(self._left_mark, listed.key, upload_id)
+                        freed += await self._objects.delete_if(listed.key, look)
         return freed
+
+    async def _left_mark(self, mark: str, upload_id: str) -> str:
+        """The etag of a mark that names this upload, which does not need it; empty for others."""
+        etag, holder = await self._seen(mark)
+        return "" if holder != upload_id or await self._is_needed(upload_id) else etag
+
+    async def _is_needed(self, upload_id: str) -> bool:
+        """Whether an upload has a record, or is being removed, so that its mark stays."""
+        if await self._exists(self._layout.record(upload_id)):
+            return True
+        return await self._is_being_removed(upload_id)
+
+    async def _is_being_removed(self, upload_id: str) -> bool:
+        """Whether an upload without a record may still have bytes at its place, or a request to remove them is on its way.
+
+        HTTP clients repeat some requests without telling, and such a repeat would remove the next upload's bytes.
+        """
+        return await self._exists(self._layout.state("removing", upload_id))
 
     def _mark(self, location: str) -> str:
         return self._layout.state(_DIRECTORY, location)

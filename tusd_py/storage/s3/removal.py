@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
 from tusd_py.storage.base import (
     RemovalEvent,
     Removed,
@@ -39,7 +41,7 @@ from tusd_py.storage.s3.object_store import (
     StoreUnavailable,
     other_bucket,
 )
-from tusd_py.storage.s3.places import Places
+from tusd_py.storage.s3.places import IfFree, Places
 from tusd_py.storage.s3.progress import finish_of
 from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
 
@@ -110,9 +112,14 @@ class S3Removal:
         await self._put(state("removing", upload_id), content)
         if keep_tombstone:
             await self._put_tombstone(record, event_id, fence)
-        with fence():
-            pass
-        await self._objects.delete(self._layout.record(upload_id))
+
+        async def look() -> str:
+            with fence():
+                pass
+            found = await self._record(upload_id)
+            return found.etag if found is not None and found.token == record.token else ""
+
+        await self._objects.delete_if(self._layout.record(upload_id), look)
         try:
             await self._free(record)
             finished_at = record.info.finished_at
@@ -150,12 +157,13 @@ class S3Removal:
         info, key = record.info, self._layout.data(record.info)
         await self._abort_parts(record, key)
         is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
-        if not is_kept and await self._may_free(record, key):
-            await self._objects.delete(key)
-        if await self._has_tail(record) and not await self._has_successor(record):
-            await self._objects.delete(self._layout.tail(info.id))
-        if info.location is not None and not await self._has_successor(record):
-            await self._places.leave(info.location, info.id)
+        if not is_kept:
+            await self._objects.delete_if(key, lambda: self._own_object(record, key))
+        await self._objects.delete_if(self._layout.tail(info.id), lambda: self._left_tail(record))
+        if info.location is not None:
+            await self._places.leave(
+                info.location, info.id, stays=lambda: self._has_successor(record)
+            )
 
     async def _abort_parts(self, record: Record, key: str) -> None:
         """Abort the multipart uploads of a removed upload. Raises StoreUnavailable.
@@ -184,28 +192,37 @@ class S3Removal:
         is_held = await self._places.holder(info.location) == info.id
         return is_held and not await self._has_successor(record)
 
-    async def _may_free(self, record: Record, key: str) -> bool:
-        """Whether the object at the key may go: another upload, or another program, may have the key since."""
-        if not record.has_own_key:
-            try:
-                head = await self._objects.head(key)
-            except ObjectNotFound:
-                return False
-            if not record.is_at(head):
-                return False
+    async def _own_object(self, record: Record, key: str) -> str:
+        """The etag of the object of a removed upload; empty if there is none, or the key is another one's since.
+
+        An id that a hook chose may look as if it were random, so none is taken for unique here.
+        """
+        try:
+            head = await self._objects.head(key)
+        except ObjectNotFound:
+            return ""
+        if not record.is_at(head):
+            return ""
         location = record.info.location
         if location is None:
-            return not await self._has_successor(record)
+            return "" if await self._has_successor(record) else head.etag
         # No other upload replaces an object at a place that was chosen for it. That of one that tusd began has no token.
-        return record.before is None or await self._places.holder(location) == record.info.id
+        if record.before is None or await self._places.holder(location) == record.info.id:
+            return head.etag
+        return ""
 
-    async def _has_tail(self, record: Record) -> bool:
-        """Whether there is a tail of this upload."""
+    async def _own_tail(self, record: Record) -> str:
+        """The etag of the tail of an upload; empty if there is none, or another upload's."""
         try:
             head = await self._objects.head(self._layout.tail(record.info.id))
         except ObjectNotFound:
-            return False
-        return head.properties.metadata.get(TOKEN) == record.token
+            return ""
+        return head.etag if head.properties.metadata.get(TOKEN) == record.token else ""
+
+    async def _left_tail(self, record: Record) -> str:
+        """As `_own_tail`, of a removed upload; empty also if another upload has its id since, which replaces the tail."""
+        etag = await self._own_tail(record)
+        return etag if etag and not await self._has_successor(record) else ""
 
     async def _has_successor(self, record: Record) -> bool:
         """Whether the id of a removed upload is another one's, or that one's place.
@@ -225,10 +242,22 @@ class S3Removal:
         holder = None if is_random_id(upload_id) else await self._places.holder(upload_id)
         return holder not in (None, upload_id)
 
-    async def remove_tail(self, record: Record) -> None:
-        """Remove the tail of an upload that was just finished, and may be removed by now, and its id another one's."""
-        if is_random_id(record.info.id) or await self._has_tail(record):
-            await self._objects.delete(self._layout.tail(record.info.id))
+    async def remove_tail(self, record: Record, known: str) -> None:
+        """Remove the tail of an upload that was just finished, and may be removed by now, and its id another one's.
+
+        known: the etag of its tail, as far as this process knows; empty for none. No other upload has a random id, which saves
+        a look.
+        """
+        key, is_random = self._layout.tail(record.info.id), is_random_id(record.info.id)
+        if is_random and not known:
+            await self._objects.delete(key)
+            return
+        etags = [known] if is_random else []
+
+        async def look() -> str:
+            return etags.pop() if etags else await self._own_tail(record)
+
+        await self._objects.delete_if(key, look)
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what a crash in the middle of a removal left."""
@@ -240,13 +269,42 @@ class S3Removal:
             return
         with fence():
             pass
-        alive = await self._record(upload_id)
-        if alive is not None and alive.token == record.token:
-            # Interrupted before the record went: the upload goes on.
-            await self._objects.delete(self._layout.state("gone", upload_id))
-        else:
-            await self._free(record)
+        if await self._is_alive(record):
+            # Interrupted before the record went: the upload goes on, unless it is removed once more by now.
+            for mark in (self._layout.state("gone", upload_id), key):
+                await self._delete_while(mark, lambda: self._is_alive(record))
+            return
+        await self._free(record)
         await self._objects.delete(key)
+
+    async def _is_alive(self, record: Record) -> bool:
+        """Whether an upload that was to be removed still has its record. Raises ObjectStoreError, StorageError."""
+        found = await self._record(record.info.id)
+        return found is not None and found.token == record.token
+
+    async def _delete_while(self, key: str, may: Callable[[], Awaitable[bool]]) -> None:
+        """Remove an object that is there before `may` is asked, if that says so."""
+
+        async def look() -> str:
+            etag = await self._etag(key)
+            return etag if etag and await may() else ""
+
+        await self._objects.delete_if(key, look)
+
+    async def _etag(self, key: str) -> str:
+        """The etag of an object; empty if there is none."""
+        try:
+            return (await self._objects.head(key)).etag
+        except ObjectNotFound:
+            return ""
+
+    async def _delete_seen(self, seen: ListedObject) -> bool:
+        """Remove an object unless it was replaced since it was seen; return whether it was there."""
+
+        async def look() -> str:
+            return seen.etag if await self._etag(seen.key) == seen.etag else ""
+
+        return await self._objects.delete_if(seen.key, look)
 
     async def _record(self, upload_id: str) -> Record | None:
         """The record of an upload; None if there is none. Raises ObjectStoreError, StorageError if it is not one of ours."""
@@ -285,28 +343,42 @@ class S3Removal:
                 )
         return found
 
-    async def forget(self, upload_id: str) -> None:
-        """Forget an event that could not be published before."""
-        await self._objects.delete(self._layout.state("unpublished", upload_id))
+    async def forget(self, upload_id: str, event_id: str) -> None:
+        """Forget an event that could not be published before, and none of a later upload with this id."""
+        key = self._layout.state("unpublished", upload_id)
+
+        async def look() -> str:
+            try:
+                head, content = await self._objects.read(key, limit=RECORD_LIMIT)
+            except ObjectNotFound:
+                return ""
+            return head.etag if json.loads(content)["event"]["id"] == event_id else ""
+
+        await self._objects.delete_if(key, look)
 
     # Sweeps
 
-    async def tidy(self, now: float, *, tombstone_ttl: float) -> int:
-        """Remove old tombstones and what crashes left; return how many."""
+    async def tidy(self, now: float, *, tombstone_ttl: float, locks: Locks | None) -> int:
+        """Remove old tombstones and what crashes left; return how many. locks: see `Store.tidy`."""
+        if_free = partial(_if_free, locks)
         removed = await self._remove_old("gone", now - tombstone_ttl)
         removed += await self._remove_old("finals", now - _FINALS_SECONDS)
         removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
-        removed += await self._places.tidy(now - _INTERRUPTED_SECONDS)
+        removed += await self._places.tidy(now - _INTERRUPTED_SECONDS, if_free)
         async for listed in self._older(self._layout.directory("removing"), now):
             upload_id = self._layout.names(listed.key)[-1]
             try:
-                await self.resume(upload_id, UNFENCED)
-                removed += 1
+                async with if_free(upload_id) as fence:
+                    if fence is not None:
+                        await self.resume(upload_id, fence)
+                        removed += 1
             except StoreUnavailable:
                 raise
+            except LeaseLost:
+                continue
             except (ObjectStoreError, StorageError) as problem:
                 logger.warning("what %s occupied cannot be freed: %s", upload_id, problem)
-        removed += await self._remove_stale_tails(now)
+        removed += await self._remove_stale_tails(now, if_free)
         return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
 
     async def _older(self, prefix: str, now: float) -> AsyncIterator[ListedObject]:
@@ -315,7 +387,7 @@ class S3Removal:
                 if listed.modified_at < now - _INTERRUPTED_SECONDS:
                     yield listed
 
-    async def _remove_stale_tails(self, now: float) -> int:
+    async def _remove_stale_tails(self, now: float, if_free: IfFree) -> int:
         """Remove the tails of finished uploads, and those that a server stored late, of removed ones."""
         removed = 0
         state = self._layout.info_prefix + STATE
@@ -323,22 +395,23 @@ class S3Removal:
             upload_id = self._layout.id_of(listed.key, TAIL)
             if upload_id is None or listed.key.startswith(state):
                 continue
-            if await self._is_stale(upload_id, listed):
-                await self._objects.delete(listed.key)
-                removed += 1
+            if await self._needs_no_tail(upload_id):
+                async with if_free(upload_id) as fence:
+                    if fence is not None:
+                        look = partial(self._stale_tail, upload_id, listed)
+                        removed += await self._objects.delete_if(listed.key, look)
         return removed
 
-    async def _is_stale(self, upload_id: str, tail: ListedObject) -> bool:
-        if not await self._needs_no_tail(upload_id):
-            return False
+    async def _stale_tail(self, upload_id: str, tail: ListedObject) -> str:
+        """The etag of a tail that nobody needs; empty for one that was replaced, or that somebody may need."""
         try:
             head = await self._objects.head(tail.key)
         except ObjectNotFound:
-            return False
+            return ""
         if TOKEN not in head.properties.metadata or head.etag != tail.etag:
-            return False
+            return ""
         # Another upload may have begun under this id before the tail was looked at.
-        return await self._needs_no_tail(upload_id)
+        return head.etag if await self._needs_no_tail(upload_id) else ""
 
     async def _needs_no_tail(self, upload_id: str) -> bool:
         """Whether there is no upload with this id, or one that is finished."""
@@ -354,8 +427,7 @@ class S3Removal:
         async for page in self._objects.list(self._layout.directory(directory)):
             for listed in page:
                 if listed.modified_at < before:
-                    await self._objects.delete(listed.key)
-                    removed += 1
+                    removed += await self._delete_seen(listed)
         return removed
 
     async def _remove_marks(self, directory: str) -> int:
@@ -382,6 +454,17 @@ class S3Removal:
             if_absent=if_absent,
             if_match=if_match,
         )
+
+
+@asynccontextmanager
+async def _if_free(locks: Locks | None, upload_id: str) -> AsyncIterator[Fence | None]:
+    """Hold the lock of an upload for the block, and give its fence; None if it is held."""
+    if locks is None:
+        yield UNFENCED
+        return
+    async with locks.try_acquire_many([upload_id]) as leases:
+        lease = leases.get(upload_id)
+        yield None if lease is None else lease.fence
 
 
 def _removed(content: bytes) -> Removed | None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tusd_py import logs
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     MAX_ID_BYTES,
@@ -258,16 +258,25 @@ class S3Store:
         if not record.may_replace(head):
             raise UploadExists(f"{head.key} is no upload's object")
 
-    async def _confirm_place(self, info: UploadInfo) -> None:
+    async def _confirm_place(self, info: UploadInfo, etag: str) -> None:
         """Take a creation back whose place another one has got meanwhile. Raises PlaceTaken.
 
         Each creation stores its own claim before it looks at those of others, so that of two at most one goes on.
+        etag: of the record.
         """
         if info.location is None and is_random_id(info.id):
             return
         place = info.location or info.id
         if await self._places.holder(place) != (info.location and info.id):
-            await self.objects.delete(self.layout.record(info.id))
+            key = self.layout.record(info.id)
+
+            async def look() -> str:
+                try:
+                    return etag if (await self.objects.head(key)).etag == etag else ""
+                except ObjectNotFound:
+                    return ""
+
+            await self.objects.delete_if(key, look)
             raise PlaceTaken(f"the place of {info.id} is taken")
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
@@ -312,7 +321,7 @@ class S3Store:
                     await self._give_place_back(info, stored)
                     raise UploadExists(f"{info.id} exists already") from None
                 etag = head.etag
-            await self._confirm_place(info)
+            await self._confirm_place(info, etag)
         progress = Progress(changed_at=info.created_at)
         self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
         most = self._most_bytes_of(info, record.plan)
@@ -727,7 +736,7 @@ class S3Store:
             await self._completions.complete(
                 live, fence, finished_at=info.finished_at if suffices else None
             )
-            has_tail = bool(live.progress.tail_etag)
+            tail = live.progress.tail_etag
             if live.progress.finished_at != info.finished_at:
                 if has_grown:
                     await self._abort_unrecorded(live, fence)
@@ -735,9 +744,9 @@ class S3Store:
         self.whole.release(info.id)
         self.tails.drop(info.id)
         self._drop(info.id)
-        if has_tail or live.record.multipart:
+        if tail or live.record.multipart:
             try:
-                await self._removal.remove_tail(live.record)
+                await self._removal.remove_tail(live.record, tail)
             except ObjectStoreError as problem:
                 logger.warning("the tail of %s stays until it is removed: %s", info.id, problem)
 
@@ -869,7 +878,7 @@ class S3Store:
         with translated(f"removing {removal.upload.id}"):
             with fence():
                 pass
-            await self._removal.forget(removal.upload.id)
+            await self._removal.forget(removal.upload.id, removal.event.event_id)
 
     # Sweeps
 
@@ -898,6 +907,6 @@ class S3Store:
                     await self.objects.put(key, b"", Properties(), kind=ObjectKind.RECORD)
             return self.now()
 
-    async def tidy(self, *, tombstone_ttl: float) -> int:
+    async def tidy(self, *, tombstone_ttl: float, locks: Locks | None = None) -> int:
         with translated("tidying up"):
-            return await self._removal.tidy(self.now(), tombstone_ttl=tombstone_ttl)
+            return await self._removal.tidy(self.now(), tombstone_ttl=tombstone_ttl, locks=locks)

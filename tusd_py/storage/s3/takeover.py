@@ -285,13 +285,24 @@ class Takeover:
         name, _, multipart = upload_id.rpartition("+")
         if not multipart or not is_valid_id(name):
             return
-        try:
-            _, content = await self._objects.read(self._info(name), limit=RECORD_LIMIT)
-        except ObjectNotFound:
-            return
-        if tusds_id(content) == upload_id:
-            await self._objects.delete(self._tail(name))
-            await self._objects.delete(self._info(name))
+
+        async def look_at_record() -> str:
+            try:
+                head, content = await self._objects.read(self._info(name), limit=RECORD_LIMIT)
+            except ObjectNotFound:
+                return ""
+            return head.etag if tusds_id(content) == upload_id else ""
+
+        async def look_at_tail() -> str:
+            try:
+                head = await self._objects.head(self._tail(name))
+            except ObjectNotFound:
+                return ""
+            # As long as that record is there, no upload of ours has the name for its id.
+            return head.etag if await look_at_record() else ""
+
+        await self._objects.delete_if(self._tail(name), look_at_tail)
+        await self._objects.delete_if(self._info(name), look_at_record)
 
 
 def _token(upload_id: str) -> str:

@@ -93,6 +93,7 @@ class Trial:
             ("copies into parts", "s3:GetObject", self._copies),
             ("unequal parts", "s3:PutObject", self._unequal),
             ("conditional completion", "s3:PutObject", self._completion),
+            ("conditional removal", "s3:DeleteObject", self._conditional_removal),
             ("number of parts", "s3:PutObject", self._numbers),
             ("list multipart uploads", "s3:ListBucketMultipartUploads", self._uploads),
             ("abort a multipart upload", "s3:AbortMultipartUpload", self._abort),
@@ -246,6 +247,35 @@ class Trial:
             "note",
             "has no effect: what somebody puts at a place that a hook chose, while its upload is completed, is replaced",
         )
+
+    async def _conditional_removal(self) -> Finding | str:
+        subject, wrong = "conditional removal", '"d41d8cd98f00b204e9800998ecf8427e"'
+        await self._remove_as(wrong)
+        try:
+            etag = (await self._objects.head(self._record)).etag
+        except ObjectNotFound:
+            return Finding(
+                subject,
+                "note",
+                "has no effect: what is stored at the key of an upload while that is removed may be removed with it",
+            )
+        await self._remove_as(etag)
+        try:
+            await self._objects.head(self._record)
+        except ObjectNotFound:
+            return "an object is removed only if it is the one that was seen"
+        return Finding(
+            subject, "problem", "the store says that an object has another ETag than it tells"
+        )
+
+    async def _remove_as(self, etag: str) -> None:
+        """Remove the record in one attempt, on condition that it has this etag."""
+        etags = [etag]
+
+        async def look() -> str:
+            return etags.pop() if etags else ""
+
+        await self._objects.delete_if(self._record, look)
 
     async def _numbers(self) -> Finding | str:
         if not self._upload:
