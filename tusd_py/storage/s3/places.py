@@ -157,7 +157,10 @@ class Places:
 
         HTTP clients repeat some requests without telling, and such a repeat would remove the next upload's bytes.
         """
-        return await self._exists(self._layout.state("removing", upload_id))
+        async for page in self._objects.list(self._layout.directory("removing", upload_id)):
+            if page:
+                return True
+        return False
 
     def _mark(self, location: str) -> str:
         return self._layout.state(_DIRECTORY, location)

@@ -1,12 +1,13 @@
 """Removal of uploads: it leaves a tombstone and nothing else, also if it is interrupted anywhere.
 
-    removing/<id>       what is to be freed, from before the removal until nothing can come back
-    gone/<id>           the tombstone, with what `Removed` tells; that of the version before is empty
-    unpublished/<id>    an event of the removal that the outbox could not take
+    removing/<id>/<token>   what is to be freed, from before the removal until nothing is left and nothing can come back
+    gone/<id>               the tombstone, with what `Removed` tells; that of the version before is empty
+    unpublished/<id>        an event of the removal that the outbox could not take
 
 The upload is gone once its record is: before that, whatever there is beside it changes nothing. A server that stood still may
 store bytes of it after that. So what an unfinished upload occupied is freed a second time by a later sweep, which looks for
-multipart uploads with exactly its key, as some stores list them by nothing else.
+multipart uploads with exactly its key, as some stores list them by nothing else. What a later upload with the same id makes
+it leave is freed by a sweep after that one: so each upload has an object of its own there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tusd_py.storage.base import (
     UploadGone,
     is_random_id,
 )
+from tusd_py.storage.s3.freeing import Freeing, own_tail, stored_record
 from tusd_py.storage.s3.layout import STATE, TAIL, Layout
 from tusd_py.storage.s3.object_store import (
     ListedObject,
@@ -35,11 +37,9 @@ from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
     ObjectStore,
     ObjectStoreError,
-    PendingUpload,
     PreconditionFailed,
     Properties,
     StoreUnavailable,
-    other_bucket,
 )
 from tusd_py.storage.s3.places import IfFree, Places
 from tusd_py.storage.s3.progress import finish_of
@@ -109,25 +109,26 @@ class S3Removal:
             event = _Event(id=unpublished.event_id, offset=unpublished.offset, keep=keep_tombstone)
             document = json.dumps({"event": event, "record": content.decode()}).encode()
             await self._put(state("unpublished", upload_id), document)
-        await self._put(state("removing", upload_id), content)
+        removing = state("removing", upload_id, record.token)
+        await self._put(removing, content)
         if keep_tombstone:
             await self._put_tombstone(record, event_id, fence)
 
         async def look() -> str:
             with fence():
                 pass
-            found = await self._record(upload_id)
+            found = await stored_record(self._objects, self._layout, upload_id)
             return found.etag if found is not None and found.token == record.token else ""
 
         await self._objects.delete_if(self._layout.record(upload_id), look)
         try:
-            await self._free(record)
+            is_free = await self._free(record)
             finished_at = record.info.finished_at
             is_old = finished_at is not None and finished_at < now - _INTERRUPTED_SECONDS
-            if is_old or not keep_tombstone:
+            if is_free and (is_old or not keep_tombstone):
                 # Nobody has bytes of it that could come late.
-                await self._objects.delete(state("removing", upload_id))
-        except ObjectStoreError as problem:
+                await self._objects.delete(removing)
+        except (ObjectStoreError, StorageError) as problem:
             logger.warning("what %s occupied is freed by a later sweep: %s", upload_id, problem)
 
     async def _put_tombstone(self, record: Record, event_id: str, fence: Fence) -> None:
@@ -152,95 +153,12 @@ class S3Removal:
             except PreconditionFailed:
                 raise LeaseLost(f"another holder removes {info.id}") from None
 
-    async def _free(self, record: Record) -> None:
-        """Free what a removed upload occupied, and nothing of an upload that has its id, or its key, since."""
-        info, key = record.info, self._layout.data(record.info)
-        await self._abort_parts(record, key)
-        is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
-        if not is_kept:
-            await self._objects.delete_if(key, lambda: self._own_object(record, key))
-        await self._objects.delete_if(self._layout.tail(info.id), lambda: self._left_tail(record))
-        if info.location is not None:
-            await self._places.leave(
-                info.location, info.id, stays=lambda: self._has_successor(record)
-            )
-
-    async def _abort_parts(self, record: Record, key: str) -> None:
-        """Abort the multipart uploads of a removed upload. Raises StoreUnavailable.
-
-        Goes on where the store does not permit it: what stays is in nobody's way.
-        """
-        try:
-            if record.multipart:
-                await self._objects.abort(key, record.multipart)
-            listed = await pending_of(self._objects, record, key)
-            if not listed or not await self._has_key(record):
-                return
-            for pending in listed:
-                await self._objects.abort(key, pending.upload_id)
-        except StoreUnavailable:
-            raise
-        except ObjectStoreError as problem:
-            logger.warning("parts of %s stay in the bucket: %s", record.info.id, problem)
-
-    async def _has_key(self, record: Record) -> bool:
-        """Whether no other upload can have begun what was listed at the key of a removed one."""
+    async def _free(self, record: Record) -> bool:
+        """Free what a removed upload occupied; return whether nothing of it stays because of a later one with its id."""
         info = record.info
-        if info.location is None:
-            return not await self._has_successor(record)
-        # Free for others as soon as it is left. An upload that has the id again has the place again, too.
-        is_held = await self._places.holder(info.location) == info.id
-        return is_held and not await self._has_successor(record)
-
-    async def _own_object(self, record: Record, key: str) -> str:
-        """The etag of the object of a removed upload; empty if there is none, or the key is another one's since.
-
-        An id that a hook chose may look as if it were random, so none is taken for unique here.
-        """
-        try:
-            head = await self._objects.head(key)
-        except ObjectNotFound:
-            return ""
-        if not record.is_at(head):
-            return ""
-        location = record.info.location
-        if location is None:
-            return "" if await self._has_successor(record) else head.etag
-        # No other upload replaces an object at a place that was chosen for it. That of one that tusd began has no token.
-        if record.before is None or await self._places.holder(location) == record.info.id:
-            return head.etag
-        return ""
-
-    async def _own_tail(self, record: Record) -> str:
-        """The etag of the tail of an upload; empty if there is none, or another upload's."""
-        try:
-            head = await self._objects.head(self._layout.tail(record.info.id))
-        except ObjectNotFound:
-            return ""
-        return head.etag if head.properties.metadata.get(TOKEN) == record.token else ""
-
-    async def _left_tail(self, record: Record) -> str:
-        """As `_own_tail`, of a removed upload; empty also if another upload has its id since, which replaces the tail."""
-        etag = await self._own_tail(record)
-        return etag if etag and not await self._has_successor(record) else ""
-
-    async def _has_successor(self, record: Record) -> bool:
-        """Whether the id of a removed upload is another one's, or that one's place.
-
-        Asked once what is to be freed was seen. An upload has its record, and its place, before it has anything else: if there
-        is none, what was seen is not its.
-        """
-        upload_id = record.info.id
-        try:
-            found = await self._record(upload_id)
-        except StorageError:
-            # Not a record of ours.
-            return True
-        # Some stores show for a while what was deleted.
-        if found is not None and found.token != record.token:
-            return True
-        holder = None if is_random_id(upload_id) else await self._places.holder(upload_id)
-        return holder not in (None, upload_id)
+        is_kept = self._keeps_finished and info.finished_path and info.finished_at is not None
+        freeing = Freeing(self._objects, self._layout, self._places, record)
+        return await freeing.run(keeps_object=bool(is_kept))
 
     async def remove_tail(self, record: Record, known: str) -> None:
         """Remove the tail of an upload that was just finished, and may be removed by now, and its id another one's.
@@ -255,31 +173,38 @@ class S3Removal:
         etags = [known] if is_random else []
 
         async def look() -> str:
-            return etags.pop() if etags else await self._own_tail(record)
+            return etags.pop() if etags else await own_tail(self._objects, self._layout, record)
 
         await self._objects.delete_if(key, look)
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
-        """Free what a crash in the middle of a removal left."""
-        key = self._layout.state("removing", upload_id)
+        """Free what crashes in the middle of removals of uploads with this id left."""
+        async for page in self._objects.list(self._layout.directory("removing", upload_id)):
+            for listed in page:
+                await self._resume(upload_id, listed.key, fence)
+
+    async def _resume(self, upload_id: str, removing: str, fence: Fence) -> bool:
+        """Go on with one removal; return whether nothing of it is left to do. removing: the key of what it is to free."""
         try:
-            _, content = await self._objects.read(key, limit=RECORD_LIMIT)
+            _, content = await self._objects.read(removing, limit=RECORD_LIMIT)
             record = parse(content, upload_id=upload_id, changed_at=0.0, etag="")
         except ObjectNotFound:
-            return
+            return True
         with fence():
             pass
         if await self._is_alive(record):
             # Interrupted before the record went: the upload goes on, unless it is removed once more by now.
-            for mark in (self._layout.state("gone", upload_id), key):
+            for mark in (self._layout.state("gone", upload_id), removing):
                 await self._delete_while(mark, lambda: self._is_alive(record))
-            return
-        await self._free(record)
-        await self._objects.delete(key)
+            return True
+        if not await self._free(record):
+            return False
+        await self._objects.delete(removing)
+        return True
 
     async def _is_alive(self, record: Record) -> bool:
         """Whether an upload that was to be removed still has its record. Raises ObjectStoreError, StorageError."""
-        found = await self._record(record.info.id)
+        found = await stored_record(self._objects, self._layout, record.info.id)
         return found is not None and found.token == record.token
 
     async def _delete_while(self, key: str, may: Callable[[], Awaitable[bool]]) -> None:
@@ -305,16 +230,6 @@ class S3Removal:
             return seen.etag if await self._etag(seen.key) == seen.etag else ""
 
         return await self._objects.delete_if(seen.key, look)
-
-    async def _record(self, upload_id: str) -> Record | None:
-        """The record of an upload; None if there is none. Raises ObjectStoreError, StorageError if it is not one of ours."""
-        try:
-            head, content = await self._objects.read(
-                self._layout.record(upload_id), limit=RECORD_LIMIT
-            )
-        except ObjectNotFound:
-            return None
-        return parse(content, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
 
     # Events that could not be published
 
@@ -366,12 +281,12 @@ class S3Removal:
         removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
         removed += await self._places.tidy(now - _INTERRUPTED_SECONDS, if_free)
         async for listed in self._older(self._layout.directory("removing"), now):
-            upload_id = self._layout.names(listed.key)[-1]
+            # The name of the directory, the id, and the token, which the version before did not put there.
+            upload_id = self._layout.names(listed.key)[1]
             try:
                 async with if_free(upload_id) as fence:
                     if fence is not None:
-                        await self.resume(upload_id, fence)
-                        removed += 1
+                        removed += await self._resume(upload_id, listed.key, fence)
             except StoreUnavailable:
                 raise
             except LeaseLost:
@@ -416,7 +331,7 @@ class S3Removal:
     async def _needs_no_tail(self, upload_id: str) -> bool:
         """Whether there is no upload with this id, or one that is finished."""
         try:
-            record = await self._record(upload_id)
+            record = await stored_record(self._objects, self._layout, upload_id)
         except StorageError:
             # Not a record of ours.
             return False
@@ -474,18 +389,3 @@ def _removed(content: bytes) -> Removed | None:
         return Removed(float(told["created_at"]), bool(told["finished"]), str(told["event"]))
     except (ValueError, TypeError, KeyError):
         return None
-
-
-async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[PendingUpload]:
-    """The multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError.
-
-    Those at a place that was chosen for an upload are not told of where other programs may begin some, in another bucket, nor
-    where tusd did: several of its uploads may have one place, and only ids tell whose a multipart upload is.
-    """
-    location = record.info.location
-    is_shared = location is not None and (
-        record.before is not None or other_bucket(location) is not None
-    )
-    if record.info.finished_at is not None or is_shared:
-        return []
-    return await objects.pending_uploads(key)

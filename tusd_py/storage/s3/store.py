@@ -38,6 +38,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.finished_names import FinishedNames
 from tusd_py.storage.s3.completion import Completions, complete_parts
+from tusd_py.storage.s3.freeing import pending_of
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
 from tusd_py.storage.s3.layout import RECORD, STATE, Layout
 from tusd_py.storage.s3.live import Live
@@ -59,7 +60,7 @@ from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_progress
 from tusd_py.storage.s3.reader import MOST_CLIENTS, S3Reader
 from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
-from tusd_py.storage.s3.removal import S3Removal, pending_of
+from tusd_py.storage.s3.removal import S3Removal
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
 from tusd_py.storage.s3.tails import Tails
