@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import random
+import threading
+import tracemalloc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
+import pytest
+
+from tusd_py.protocol.checksum import Checksum
+from tusd_py.storage.s3 import verified
 from tusd_py.storage.s3.request_body import RequestBody
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.verified import VerifiedS3Writer
@@ -23,6 +33,25 @@ class Writer:
         pass
 
     def note_arrival(self) -> None:
+        pass
+
+
+class Target(Writer):
+    """What gets the bytes once they are verified."""
+
+    offset = kept = 0
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def write(self, data: memoryview) -> Awaitable[None] | None:
+        self.body += data
+        return None
+
+    async def discard(self) -> None:
+        pass
+
+    async def close(self, *, sync: bool, finishing: bool = False) -> None:
         pass
 
 
@@ -80,3 +109,159 @@ async def test_a_chunk_stays_in_memory_if_no_file_takes_it(tmp_path: Path) -> No
         await writer.relieve()
     assert (spool.used, staying.idle_bytes, moving.idle_bytes) == (100, 0, 0)
     await moving.close(sync=False)
+
+
+# -- disks that stand still, and what is counted ---------------------------------------------------
+
+
+class StalledDisk:
+    """Its writes wait until the event loop has gone on. went_on: whether it did, write by write."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.went_on: list[bool] = []
+        self._is_reached, self._may_go_on = threading.Event(), threading.Event()
+        write = verified._write_all
+
+        def stalled(*arguments: object) -> None:
+            self._is_reached.set()
+            self.went_on.append(self._may_go_on.wait(2))
+            write(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(verified, "_write_all", stalled)
+
+    async def while_stalled(
+        self, doing: Callable[[], Awaitable[None] | None], do: Callable[[], None]
+    ) -> None:
+        """Do something in the event loop while a write of `doing` stands still."""
+
+        async def go_on() -> None:
+            while not self._is_reached.is_set():  # noqa: ASYNC110 - set by another thread
+                await asyncio.sleep(0.001)
+            do()
+            self._may_go_on.set()
+
+        loop = asyncio.create_task(go_on())
+        await asyncio.sleep(0)
+        rest = doing()
+        if rest is not None:
+            await rest
+        await loop
+
+
+def right(body: bytes) -> Checksum:
+    return Checksum("sha256", hashlib.sha256(body).digest())
+
+
+async def test_a_stalled_disk_holds_only_the_chunk_that_moves_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, disk, target = Spool(SIZE), StalledDisk(monkeypatch), Target()
+    writer = VerifiedS3Writer(cast(S3Writer, target), spool, SIZE, str(tmp_path))
+    writer.write(memoryview(b"x" * 100))
+    rests: list[Awaitable[None] | None] = []
+
+    def add() -> None:
+        # They are in memory until they are in the file, and no other relief begins.
+        assert (spool.used, writer.idle_bytes) == (100, 0)
+        rests.append(writer.write(memoryview(b"y" * 10)))
+
+    await disk.while_stalled(writer.relieve, add)
+    for rest in rests:
+        assert rest is not None
+        await rest
+    assert disk.went_on[0]
+    assert (spool.used, writer.offset) == (10, 110)
+    assert await writer.verify(right(b"x" * 100 + b"y" * 10))
+    await writer.close(sync=False)
+    assert target.body == b"x" * 100 + b"y" * 10
+
+
+async def test_a_stalled_disk_holds_only_the_request_with_a_long_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, disk, target = Spool(10 * SIZE), StalledDisk(monkeypatch), Target()
+    writer = VerifiedS3Writer(cast(S3Writer, target), spool, SIZE, str(tmp_path))
+    writer.write(memoryview(b"x" * SIZE))
+    await disk.while_stalled(lambda: writer.write(memoryview(b"y")), lambda: None)
+    assert all(disk.went_on)
+    assert await writer.verify(right(b"x" * SIZE + b"y"))
+    await writer.close(sync=False)
+    assert (target.body, spool.used) == (b"x" * SIZE + b"y", 0)
+
+
+async def test_a_chunk_that_is_given_up_does_not_wait_for_a_stalled_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes count until they are in no memory any more."""
+    spool, disk, target = Spool(SIZE), StalledDisk(monkeypatch), Target()
+    writer = VerifiedS3Writer(cast(S3Writer, target), spool, SIZE, str(tmp_path))
+    writer.write(memoryview(b"x" * 100))
+    closing: list[asyncio.Task[None]] = []
+
+    async def give_up() -> None:
+        await writer.discard()
+        await writer.close(sync=False)
+        assert spool.used == 100
+
+    await disk.while_stalled(writer.relieve, lambda: closing.append(asyncio.create_task(give_up())))
+    await closing[0]
+    assert spool.used == 0
+
+
+async def test_memory_goes_with_what_is_passed_on(tmp_path: Path) -> None:
+    """Otherwise the bytes would be there twice, and be counted once."""
+    spool, size, counted, held = Spool(64 << 20), 8 << 20, [], []
+
+    class Forgetful(Target):
+        def write(self, data: memoryview) -> Awaitable[None]:
+            async def look() -> None:
+                counted.append(spool.used)
+                held.append(tracemalloc.get_traced_memory()[0])
+
+            return look()
+
+    tracemalloc.start()
+    try:
+        body = bytes(1 << 18)
+        writer = VerifiedS3Writer(cast(S3Writer, Forgetful()), spool, size, str(tmp_path))
+        for _ in range(size // len(body)):
+            writer.write(memoryview(body))
+        assert await writer.verify(right(bytes(size)))
+        await writer.close(sync=False)
+    finally:
+        tracemalloc.stop()
+    assert counted == sorted(counted, reverse=True)
+    assert counted[-1] == spool.used == 0
+    # But for the buffers of this test, what is there is what is counted.
+    assert held[-1] < size // 4
+
+
+@pytest.mark.parametrize("most", [0, 3 << 20, 16 << 20])
+@pytest.mark.parametrize("relieved_at", [0, 1 << 20, 4 << 20])
+async def test_the_bytes_are_the_same_wherever_they_waited(
+    tmp_path: Path, most: int, relieved_at: int
+) -> None:
+    """In memory, in the file, or first in the one and then in the other, also while they are passed on."""
+    chance = random.Random(most + relieved_at)
+    body, spool = chance.randbytes((5 << 20) + 7), Spool(64 << 20)
+
+    class Relieving(Target):
+        def write(self, data: memoryview) -> Awaitable[None] | None:
+            super().write(data)
+            return writer.relieve() if len(self.body) == 2 << 20 else None
+
+    target = Relieving()
+    writer = VerifiedS3Writer(cast(S3Writer, target), spool, most, str(tmp_path))
+    at = 0
+    while at < len(body):
+        size = chance.randint(1, 300_000)
+        rest = writer.write(memoryview(body)[at : at + size])
+        if rest is not None:
+            await rest
+        if at < relieved_at <= at + size:
+            await writer.relieve()
+        at += size
+    assert await writer.verify(right(body))
+    await writer.close(sync=False)
+    assert target.body == body
+    assert spool.used == 0

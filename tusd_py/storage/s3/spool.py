@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
+from tusd_py.storage.file.threads import Threads
+
 _LOOK_AGAIN_SECONDS = 0.2
 _MOST_USED_BUFFERS = 8
 
@@ -37,11 +39,13 @@ class Spool:
         limit: Most that may wait; a single part may be larger.
         used: Bytes that are counted now.
         spare: Lets go of some bytes that only save a request later; returns False if there are none.
+        threads: Read and write the files of those that have no room in memory.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.threads = Threads("tusd-spool")
         self.spare: Callable[[], bool] = lambda: False
         self._holders: set[Holder] = set()
         self._freed = asyncio.Event()

@@ -2,7 +2,8 @@
 
 They wait in memory as long as they are shorter than a part and the spool has room, then in a file of the spool directory,
 without a name, and are passed on when they count. They also move to the file when others wait for room. A part of a multipart
-upload cannot be taken back, and a chunk may be longer than all parts that fit into memory.
+upload cannot be taken back, and a chunk may be longer than all parts that fit into memory. The file is read and written in
+threads: a disk that stands still holds only the requests whose bytes are there.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from tusd_py.protocol.checksum import Checksum
@@ -37,15 +39,23 @@ class VerifiedS3Writer:
         self._spool = spool
         self._most = most
         self._directory = directory
-        self._memory = bytearray()
+        self._pieces: deque[bytearray] = deque()
+        """The bytes in memory, which come behind those in the file; all but the last have `_PIECE_BYTES`."""
         self._taken = 0
         """Bytes in memory that the spool counts."""
         self._must_stay = False
-        """Whether the memory is in use, or the file takes nothing."""
+        """Whether the file takes nothing."""
         self._file: IO[bytes] | None = None
+        """Has each byte at its place in the chunk, but for those that were passed on before it was made."""
+        self._filed = 0
+        """Where the bytes in the file end."""
+        self._turn = asyncio.Lock()
+        """Held while the bytes move to the file, or are read."""
         self._size = 0
+        self._passed = 0
         self._counts = False
         self._is_over = False
+        self._is_closed = False
         spool.enter(self)
 
     @property
@@ -60,42 +70,80 @@ class VerifiedS3Writer:
         return None
 
     def write(self, data: memoryview) -> Awaitable[None] | None:
-        if (
-            self._file is None
-            and self._size + data.nbytes <= self._most
-            and not self._spool.is_full
-        ):
-            self._memory += data
-            self._taken += data.nbytes
-            self._spool.take(data.nbytes)
-        else:
-            self._write_to_file(data)
         self._size += data.nbytes
         self._writer.note_arrival()
-        return None
+        if not self._turn.locked() and self._fits():
+            self._keep(data)
+            return None
+        return self._write_later(bytes(data))
 
-    def _write_to_file(self, data: memoryview) -> None:
+    def _fits(self) -> bool:
+        """Whether the bytes that were added may be in memory: behind a file less than a piece, so that threads are worth it."""
+        most = self._most if self._file is None else self._filed + _PIECE_BYTES - 1
+        return self._size <= most and not self._spool.is_full
+
+    def _keep(self, data: memoryview) -> None:
+        self._taken += data.nbytes
+        self._spool.take(data.nbytes)
+        while data.nbytes:
+            if not self._pieces or len(self._pieces[-1]) == _PIECE_BYTES:
+                self._pieces.append(bytearray())
+            last = self._pieces[-1]
+            count = _PIECE_BYTES - len(last)
+            last += data[:count]
+            data = data[count:]
+
+    async def _write_later(self, data: bytes) -> None:
+        """Add bytes, and move all to the file unless they may be in memory."""
+        async with self._turn:
+            fits = self._fits()
+            self._keep(memoryview(data))
+            if not fits:
+                with self._translated():
+                    await self._move()
+
+    @staticmethod
+    @contextmanager
+    def _translated() -> Iterator[None]:
+        """Raise StorageFull or StorageError for an error of the disk."""
         try:
-            if self._file is None:
-                self._file = self._new_file()
-            if self._memory:
-                _write_all(self._file, memoryview(self._memory))
-                self._free_memory()
-            _write_all(self._file, data)
+            yield
         except OSError as problem:
             kind = StorageFull if takes_nothing(problem) else StorageError
             raise kind(f"the spool directory: {problem}") from problem
 
-    def _new_file(self) -> IO[bytes]:
-        return tempfile.TemporaryFile(dir=self._directory, buffering=0)
+    async def _move(self) -> None:
+        """Move the bytes from memory to the file. If that fails, they stay. Raises OSError.
+
+        They are counted until they are in no memory any more, also if the writer is closed meanwhile.
+        """
+        pieces, moving, is_moved = list(self._pieces), self._taken, False
+        start = self._passed if self._file is None else self._filed
+        self._taken = 0
+        try:
+            file = await self._spool.threads.run(
+                _in_file, self._file, self._directory, pieces, start
+            )
+            is_moved = True
+        finally:
+            if is_moved or self._is_closed:
+                self._spool.give_back(moving)
+            else:
+                self._taken = moving
+        if self._is_closed:
+            file.close()
+        else:
+            self._file, self._filed = file, start + sum(map(len, pieces))
+            self._pieces.clear()
 
     def _free_memory(self) -> None:
         self._spool.give_back(self._taken)
-        self._memory, self._taken = bytearray(), 0
+        self._taken = 0
+        self._pieces.clear()
 
     @property
     def idle_bytes(self) -> int:
-        return 0 if self._must_stay else self._taken
+        return 0 if self._must_stay or self._turn.locked() else self._taken
 
     @property
     def part_bytes(self) -> int:
@@ -105,36 +153,35 @@ class VerifiedS3Writer:
         """Move the bytes from memory to a file. If that fails, they stay: only what comes next may need the file."""
         if not self.idle_bytes:
             return
-        with ExitStack() as unless_moved:
+        async with self._turn:
             try:
-                file = unless_moved.enter_context(self._new_file())
-                _write_all(file, memoryview(self._memory))
+                await self._move()
             except OSError:
                 self._must_stay = True
-                return
-            self._file = file
-            unless_moved.pop_all()
-        self._free_memory()
 
     async def verify(self, checksum: Checksum) -> bool:
-        if self._size <= _INLINE_BYTES:
-            self._counts = self._has(checksum)
-        else:
-            self._must_stay = True
-            self._counts = await asyncio.to_thread(self._has, checksum)
-            self._must_stay = False
+        async with self._turn:
+            pieces = list(self._pieces)
+            if self._file is not None:
+                with self._translated():
+                    await self._move()
+                    self._counts = await self._spool.threads.run(
+                        self._file_has, self._file, checksum
+                    )
+            elif self._size <= _INLINE_BYTES:
+                self._counts = _have(pieces, checksum)
+            else:
+                # Not in the threads of the disk, which may all stand still.
+                self._counts = await asyncio.to_thread(_have, pieces, checksum)
+        self._must_stay = False
         return self._counts
 
-    def _has(self, checksum: Checksum) -> bool:
-        hasher = checksum.hasher()
-        for at in range(0, self._size, _PIECE_BYTES):
-            hasher.update(self._read(at))
-        return checksum.matches(hasher)
+    def _file_has(self, file: IO[bytes], checksum: Checksum) -> bool:
+        starts = range(0, self._size, _PIECE_BYTES)
+        return _have((self._read(file, at) for at in starts), checksum)
 
-    def _read(self, at: int) -> bytes | memoryview:
-        if self._file is None:
-            return memoryview(self._memory)[at : at + _PIECE_BYTES]
-        return os.pread(self._file.fileno(), min(_PIECE_BYTES, self._size - at), at)
+    def _read(self, file: IO[bytes], at: int) -> bytes:
+        return os.pread(file.fileno(), min(_PIECE_BYTES, self._size - at), at)
 
     async def discard(self) -> None:
         self._is_over = True
@@ -148,13 +195,11 @@ class VerifiedS3Writer:
     async def close(self, *, sync: bool, finishing: bool = False) -> None:
         try:
             if self._counts and not self._is_over:
-                for at in range(0, self._size, _PIECE_BYTES):
-                    rest = self._writer.write(self._pass_on(at))
-                    if rest is not None:
-                        await rest
+                await self._pass_all()
             elif not self._is_over:
                 self._size = 0
         finally:
+            self._is_closed = True
             self._spool.leave(self)
             self._free_memory()
             if self._file is not None:
@@ -162,15 +207,56 @@ class VerifiedS3Writer:
                 self._file = None
             await self._writer.close(sync=sync, finishing=finishing)
 
-    def _pass_on(self, at: int) -> memoryview:
-        """Return a piece that the spool counts with its next holder from now on: it may be the room that this one waits for."""
-        piece = memoryview(self._read(at))
-        passed = min(piece.nbytes, self._taken)
-        self._spool.give_back(passed)
-        self._taken -= passed
+    async def _pass_all(self) -> None:
+        while self._passed < self._size:
+            async with self._turn:
+                rest = self._pass_on(await self._next_piece())
+            # Meanwhile what is left may move to the file: it may be the room that this one, or another one, waits for.
+            if rest is not None:
+                await rest
+
+    async def _next_piece(self) -> bytes | bytearray:
+        if self._file is None:
+            return self._pieces[0]
+        with self._translated():
+            piece = await self._spool.threads.run(self._read, self._file, self._passed)
+        if not piece:
+            raise StorageError("the file of the spool directory lacks bytes that were written")
         return piece
 
+    def _pass_on(self, piece: bytes | bytearray) -> Awaitable[None] | None:
+        """Pass a piece on, which the spool counts with its next holder from now on. That copies it."""
+        if self._file is None:
+            self._spool.give_back(len(piece))
+            self._taken -= len(piece)
+            self._pieces.popleft()
+        self._passed += len(piece)
+        return self._writer.write(memoryview(piece))
 
-def _write_all(file: IO[bytes], data: memoryview) -> None:
+
+def _in_file(
+    file: IO[bytes] | None, directory: str | None, pieces: list[bytearray], at: int
+) -> IO[bytes]:
+    """Write pieces to a file, from byte `at` on; None for a new one without a name. Return it. Raises OSError."""
+    with ExitStack() as unless_written:
+        if file is None:
+            file = unless_written.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))
+        for piece in pieces:
+            _write_all(file.fileno(), memoryview(piece), at)
+            at += len(piece)
+        unless_written.pop_all()
+    return file
+
+
+def _have(pieces: Iterable[bytes | bytearray], checksum: Checksum) -> bool:
+    """Whether these bytes have the checksum."""
+    hasher = checksum.hasher()
+    for piece in pieces:
+        hasher.update(piece)
+    return checksum.matches(hasher)
+
+
+def _write_all(descriptor: int, data: memoryview, at: int) -> None:
     while data.nbytes:
-        data = data[os.write(file.fileno(), data) :]
+        count = os.pwrite(descriptor, data, at)
+        data, at = data[count:], at + count
