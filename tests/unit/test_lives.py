@@ -14,6 +14,7 @@ from tests.unit.test_reception import WholeBody
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import Changes, Event, Reject, RequestView
 from tusd_py.events.publisher import EventPublisher
+from tusd_py.locks.base import LocksUnavailable
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.protocol.concat import Final, Partial
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD, ProtocolError
@@ -23,6 +24,7 @@ from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.model import TRANSITIONS, UploadState
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
+from tusd_py.uploads.sweep import SweepStopped
 from tusd_py.uploads.sweep import sweep as sweep_all
 
 DAY = 86_400.0
@@ -528,3 +530,14 @@ async def test_a_body_that_may_not_count_leaves_no_upload(world: World) -> None:
     command = Creation(2, {}, "", None, "", Content(2, sha256(b"xx"), False))
     assert await world.refuse(world.uploads.create(command, (), WholeBody(b"ab"), REQUEST)) == 460
     assert await world.look(world.last_id) is S.ABSENT
+
+
+async def test_a_sweep_stops_if_locks_go_away_before_it_tidies_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tidy(**_named: object) -> int:
+        raise LocksUnavailable("no Redis")
+
+    monkeypatch.setattr(world.store, "tidy", tidy)
+    with pytest.raises(SweepStopped, match="no Redis"):
+        await sweep_all(world.uploads)

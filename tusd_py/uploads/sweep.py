@@ -137,7 +137,7 @@ async def sweep(
             batch.clear()
     await running.check(batch)
     if running.removes:
-        running.report.remains += await uploads.tidy()
+        await running.tidy()
     if not dry_run:
         await running.end()
     return running.report
@@ -230,13 +230,26 @@ class _Sweep:
         await self._update_index()
         if self._pause_factor is not None:
             await asyncio.sleep(self._pause_factor() * (time.monotonic() - began))
+        self._raise_if_stopped()
+        # Else events would pile up if hooks are slower than removals.
+        await self._uploads.hooks.wait_for(expired_ids)
+
+    async def tidy(self) -> None:
+        """Remove the leftovers of crashes. Raises SweepStopped, StorageError."""
+        try:
+            self.report.remains += await self._uploads.tidy()
+        except LocksClosed:
+            return
+        except LocksUnavailable as problem:
+            self._stopped = str(problem)
+            self._raise_if_stopped()
+
+    def _raise_if_stopped(self) -> None:
         if self._stopped:
             raise SweepStopped(
                 f"the uploads' locks are unavailable: {self._stopped} "
                 f"({self.report.seen} seen, {self.report.expired} removed until then)"
             )
-        # Else events would pile up if hooks are slower than removals.
-        await self._uploads.hooks.wait_for(expired_ids)
 
     async def end(self) -> None:
         """Mark the index as complete, unless an update of it failed."""
