@@ -9,15 +9,15 @@ import os
 import stat
 import time
 from contextlib import suppress
-from typing import Protocol
 
 from tusd_py.locks.base import Fence
-from tusd_py.storage.base import BytesMissing, StorageError, Upload
+from tusd_py.storage.base import BytesMissing, StorageError
 from tusd_py.storage.file import records
 from tusd_py.storage.file.files import create_file, exists, is_surely_absent, unlink_if_exists
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
+from tusd_py.storage.file.loading import UploadLoader
 from tusd_py.storage.file.records import read_record
 from tusd_py.storage.file.removal import Removal
 
@@ -25,33 +25,18 @@ _ABANDONED_SECONDS = 3600.0
 """Age at which a temporary file or a record without data is taken for the remains of a crash."""
 
 
-class Load(Protocol):
-    """Loads an upload; remember: keep its record in the cache. Raises StorageError."""
-
-    def __call__(self, upload_id: str, *, remember: bool) -> Upload: ...
-
-
 class Cleanup:
     """Cleans up one upload directory."""
 
     def __init__(
-        self,
-        layout: Layout,
-        *,
-        removal: Removal,
-        finals: FinalRecords,
-        load: Load,
-        dir_perms: int,
-        file_perms: int,
+        self, layout: Layout, *, removal: Removal, finals: FinalRecords, loader: UploadLoader
     ) -> None:
         self._alone_since = 0.0
         self._leftovers: frozenset[str] = frozenset()
         self._layout = layout
         self._removal = removal
         self._finals = finals
-        self._load = load
-        self._dir_perms = dir_perms
-        self._file_perms = file_perms
+        self._load = loader.load
 
     def begin_alone(self, since: float) -> None:
         """Take everything incomplete for the remains of a crash, as this process has locked the directory for itself.
@@ -136,8 +121,8 @@ class Cleanup:
         if not marks and not exists(mark):
             return time.time()
         with suppress(FileExistsError):
-            os.makedirs(self._layout.missing, mode=self._dir_perms, exist_ok=True)
-            os.close(create_file(mark, self._file_perms))
+            os.makedirs(self._layout.missing, mode=self._layout.dir_perms, exist_ok=True)
+            os.close(create_file(mark, self._layout.file_perms))
         return os.stat(mark).st_mtime
 
     def _tidy_missing(self) -> int:

@@ -34,16 +34,12 @@ class Creation:
         cache: RecordCache,
         removal: Removal,
         finished: FinishedFiles | None,
-        dir_perms: int,
-        file_perms: int,
     ) -> None:
         self._layout = layout
         self._volume = volume
         self._cache = cache
         self._removal = removal
         self._finished = finished
-        self._dir_perms = dir_perms
-        self._file_perms = file_perms
 
     def create(self, info: UploadInfo, fence: Fence) -> None:
         """Create an upload. Raises UploadExists, PlaceTaken, VolumeMissing, LeaseLost, OSError."""
@@ -76,7 +72,7 @@ class Creation:
     def _create_files(self, info: UploadInfo) -> None:
         data_path = self._layout.data_path(info)
         try:
-            record = create_file(self._layout.info_path(info.id), self._file_perms)
+            record = create_file(self._layout.info_path(info.id), self._layout.file_perms)
         except FileExistsError:
             raise UploadExists(info.id) from None
         made = [self._layout.info_path(info.id)]
@@ -86,7 +82,7 @@ class Creation:
                 # The cleanup of an interrupted creation finds the bytes only by the record.
                 write_all(record, content)
             if not info.is_final:
-                os.close(create_file(data_path, self._file_perms))
+                os.close(create_file(data_path, self._layout.file_perms))
                 made.append(data_path)
             if not info.location:
                 # Only now: a record with content but no data file means missing bytes, not an interrupted creation.
@@ -105,6 +101,6 @@ class Creation:
     def _make_parents(self, info: UploadInfo) -> None:
         for path in (self._layout.info_path(info.id), self._layout.data_path(info)):
             try:
-                os.makedirs(os.path.dirname(path), mode=self._dir_perms, exist_ok=True)
+                os.makedirs(os.path.dirname(path), mode=self._layout.dir_perms, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise PlaceTaken(f"{info.id}: a part of its path is an upload") from None

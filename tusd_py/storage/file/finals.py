@@ -16,46 +16,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from tusd_py.locks.base import Fence, LeaseLost
-from tusd_py.storage.file.files import unlink_if_exists
-from tusd_py.storage.file.layout import flat_name, id_of
+from tusd_py.storage.base import is_valid_id
+from tusd_py.storage.file.files import is_surely_absent, unlink_if_exists
+from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.markers import NO_LINKS
+from tusd_py.storage.file.record_writer import RecordWriter
 
 _KEPT_SECONDS = 7 * 86_400.0
 """Time in which the creation of a final can be repeated: longer than any client tries."""
 
 
-class Write(Protocol):
-    """Writes a temporary file with some content, for an upload, and returns its path."""
-
-    def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
-
-
 class FinalRecords:
-    """The indexes in the directory `root`. new_path: returns an unused path for a temporary file of an upload.
+    """The indexes of one upload directory. records: writes temporary files."""
 
-    may_have_record: returns False for an upload that is certain to have no record.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        *,
-        write: Write,
-        new_path: Callable[[str], str],
-        may_have_record: Callable[[str], bool],
-        dir_perms: int,
-        file_perms: int,
-    ) -> None:
-        self._awaiting = f"{root}/awaiting"
-        self._finals = f"{root}/finals"
-        self._write = write
-        self._new_path = new_path
-        self._may_have_record = may_have_record
-        self._dir_perms = dir_perms
-        self._file_perms = file_perms
+    def __init__(self, layout: Layout, records: RecordWriter) -> None:
+        self._awaiting = f"{layout.state}/awaiting"
+        self._finals = f"{layout.state}/finals"
+        self._layout = layout
+        self._records = records
 
     @property
     def directories(self) -> tuple[str, str]:
@@ -71,10 +51,10 @@ class FinalRecords:
 
     def _await_part(self, directory: str, name: str) -> None:
         while True:
-            os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+            os.makedirs(directory, mode=self._layout.dir_perms, exist_ok=True)
             # A concurrent `tidy` may remove the directory while it is empty.
             with suppress(FileNotFoundError):
-                Path(directory, name).touch(mode=self._file_perms)
+                Path(directory, name).touch(mode=self._layout.file_perms)
                 return
 
     def awaiting(self, part_id: str) -> list[str]:
@@ -107,13 +87,13 @@ class FinalRecords:
 
     def remember(self, key: str, final_id: str, fence: Fence) -> None:
         """Record the final of a key. Raises OSError, LeaseLost."""
-        tmp = self._new_path(final_id)
+        tmp = self._layout.new_path(final_id)
         try:
             os.symlink(final_id, tmp)
         except OSError as problem:
             if problem.errno not in NO_LINKS:
                 raise
-            tmp = self._write(final_id, final_id.encode(), sync=True)
+            tmp = self._records.write_tmp(final_id, final_id.encode(), sync=True)
         try:
             with fence():
                 os.rename(tmp, f"{self._finals}/{key}")
@@ -163,6 +143,15 @@ class FinalRecords:
                 if (old and is_finished(final_id)) if is_there else self._is_old(path):
                     removed += unlink_if_exists(path)
         return removed
+
+    def _may_have_record(self, upload_id: str) -> bool:
+        """False for an upload that is gone for certain: a volume may be away."""
+        if not is_valid_id(upload_id):
+            return False
+        try:
+            return not is_surely_absent(self._layout.root, f"{upload_id}.info")
+        except OSError:
+            return True
 
     @staticmethod
     def _is_old(path: str) -> bool:

@@ -36,21 +36,12 @@ class FileJoiner:
     """See `Joiner`. finals: the indexes of finals. disk, threads: of the store."""
 
     def __init__(
-        self,
-        layout: Layout,
-        finals: FinalRecords,
-        *,
-        disk: Disk,
-        threads: Threads,
-        dir_perms: int,
-        file_perms: int,
+        self, layout: Layout, finals: FinalRecords, *, disk: Disk, threads: Threads
     ) -> None:
         self._layout = layout
         self._finals = finals
         self._disk = disk
         self._threads = threads
-        self._dir_perms = dir_perms
-        self._file_perms = file_perms
         self._joining = Threads("tusd-join", _THREADS)
         self._closing = False
 
@@ -75,7 +66,7 @@ class FileJoiner:
         It is durable when this returns, and removed if this raises: UploadNotFound for a part that is gone, StorageError when
         the server stops, OSError.
         """
-        work = _Join(target, parts, self._file_perms)
+        work = _Join(target, parts, self._layout.file_perms)
         try:
             # Slices are queued in order of request, so all joins progress alike.
             while not await self._joining.run(work.run_slice):
@@ -94,7 +85,7 @@ class FileJoiner:
                 os.rename(tmp, target)
             except FileNotFoundError:
                 # Its directory was empty until now, so another upload's removal may have removed it.
-                os.makedirs(os.path.dirname(target), self._dir_perms, exist_ok=True)
+                os.makedirs(os.path.dirname(target), self._layout.dir_perms, exist_ok=True)
                 os.rename(tmp, target)
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:

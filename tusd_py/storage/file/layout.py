@@ -20,6 +20,8 @@ _MAX_PREFIX = 150
 class Layout:
     """Paths of the upload directory `root`: of each upload, and of the server's own files in `state`.
 
+    dir_perms, file_perms: permission bits of what is made there.
+
     Attributes:
         root: Absolute path of the upload directory.
         state: The server's own directory.
@@ -30,12 +32,16 @@ class Layout:
         since_loss: The number of the last loss, for uploads that were begun after it.
         tombstones: Tombstones of removed uploads.
         missing: Marks of uploads whose bytes are missing.
+        dir_perms: As above.
+        file_perms: As above.
         is_local: Whether the directory is certain to lie on a disk of this machine; set when the store is opened.
     """
 
     __slots__ = (
         "_serials",
         "_token",
+        "dir_perms",
+        "file_perms",
         "former_markers",
         "is_local",
         "markers",
@@ -48,8 +54,12 @@ class Layout:
         "tombstones",
     )
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, dir_perms: int = 0o750, file_perms: int = 0o640
+    ) -> None:
         self.root = os.path.abspath(root)
+        self.dir_perms = dir_perms
+        self.file_perms = file_perms
         self.state = f"{self.root}/{STATE_DIRECTORY}"
         self.new = f"{self.state}/new"
         self.markers = f"{self.state}/verifying"

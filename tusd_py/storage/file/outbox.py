@@ -17,10 +17,9 @@ import re
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.storage.base import (
@@ -33,9 +32,10 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import is_exhausted, takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.fsync import sync_path
-from tusd_py.storage.file.layout import flat_name, id_of
+from tusd_py.storage.file.fsync import GroupSync, sync_path
+from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
+from tusd_py.storage.file.record_writer import RecordWriter
 from tusd_py.storage.file.records import read_record
 from tusd_py.storage.file.threads import Threads
 from tusd_py.storage.skipped import skip
@@ -55,20 +55,6 @@ _READ_AT_ONCE = 1_024
 """Shards that one call in a thread reads."""
 
 
-class Write(Protocol):
-    """Writes a temporary file with some content, for an upload, and returns its path."""
-
-    def __call__(self, upload_id: str, content: bytes, *, sync: bool) -> str: ...
-
-
-class Sync(Protocol):
-    """Makes the bytes of a file, and other files and directories, durable; see `GroupSync.sync`. Raises OSError."""
-
-    def __call__(
-        self, data: str | None, *files: str, directories: Sequence[str] = (), whole: bool = False
-    ) -> Awaitable[None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _ShardCounts:
     """The number of events in a shard, and the time of the oldest in seconds since the epoch."""
@@ -81,30 +67,28 @@ class FileOutbox:
     """The outbox of one directory; see `Outbox`.
 
     Args:
-        root: Where its directories are created.
-        write: See `Write`.
+        layout: Of the upload directory.
+        records: Writes temporary files.
         threads: For long operations.
         disk: For short operations.
-        sync: See `Sync`.
-        dir_perms: Permission bits of directories.
+        syncs: Makes events durable.
     """
 
     def __init__(
         self,
-        root: str,
+        layout: Layout,
+        records: RecordWriter,
         *,
-        write: Write,
         threads: Threads,
         disk: Disk,
-        sync: Sync,
-        dir_perms: int,
+        syncs: GroupSync,
     ) -> None:
-        self._root = root
-        self._write = write
+        self._root = layout.state
+        self._dir_perms = layout.dir_perms
+        self._records = records
         self._threads = threads
         self._disk = disk
-        self._sync = sync
-        self._dir_perms = dir_perms
+        self._syncs = syncs
         self._counters: dict[Box, _Counter] = {"waiting": _Counter(), "failed": _Counter()}
 
     async def keep(
@@ -114,7 +98,7 @@ class FileOutbox:
             path = await self._disk.change(self._keep, upload_id, event_id, content, fence)
             if sync:
                 # Content and name in one sync: if a power cut leaves the file empty, the change was not recorded either.
-                await self._sync(path, directories=self._ancestors(path))
+                await self._syncs.sync(path, directories=self._ancestors(path))
 
     def _keep(self, upload_id: str, event_id: str, content: bytes, fence: Fence) -> str:
         with fence():
@@ -123,7 +107,7 @@ class FileOutbox:
     def _add(self, upload_id: str, event_id: str, content: bytes) -> str:
         others = self._names("waiting", upload_id)
         sequence = next_sequence(others)
-        tmp = self._write(upload_id, content, sync=False)
+        tmp = self._records.write_tmp(upload_id, content, sync=False)
         event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
         self._place(tmp, "waiting", event)
         for kept in others:
@@ -137,7 +121,7 @@ class FileOutbox:
             files, directories = await self._disk.change(self._to_sync, upload_ids)
             # Many at a time cost less as one sync of the file system.
             whole = len(upload_ids) > _SYNCED_ONE_BY_ONE
-            await self._sync(None, *files, directories=directories, whole=whole)
+            await self._syncs.sync(None, *files, directories=directories, whole=whole)
 
     def _to_sync(self, upload_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the paths of the uploads' waiting events, and of the directories above them."""
@@ -178,7 +162,7 @@ class FileOutbox:
 
     def _replace(self, event: KeptEvent, content: bytes) -> None:
         try:
-            tmp = self._write(event.upload_id, content, sync=False)
+            tmp = self._records.write_tmp(event.upload_id, content, sync=False)
         except OSError as problem:
             if not takes_nothing(problem) or not self._overwrite(event, content):
                 raise
@@ -210,7 +194,7 @@ class FileOutbox:
 
     def _mark_failed(self, event: KeptEvent, content: bytes) -> None:
         try:
-            tmp = self._write(event.upload_id, content, sync=True)
+            tmp = self._records.write_tmp(event.upload_id, content, sync=True)
         except OSError as problem:
             if not takes_nothing(problem):
                 raise

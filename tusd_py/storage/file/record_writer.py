@@ -21,13 +21,10 @@ from tusd_py.storage.file.volume import UploadVolume
 class RecordWriter:
     """Writes the records of one directory, and other small files that are renamed into place."""
 
-    def __init__(
-        self, layout: Layout, *, volume: UploadVolume, cache: RecordCache, file_perms: int
-    ) -> None:
+    def __init__(self, layout: Layout, *, volume: UploadVolume, cache: RecordCache) -> None:
         self._layout = layout
         self._volume = volume
         self._cache = cache
-        self._file_perms = file_perms
 
     def write_record(self, info: UploadInfo) -> str:
         """Write a record to a temporary file and return its path."""
@@ -45,7 +42,7 @@ class RecordWriter:
 
     def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
         """Write a new file; removes it again if its content cannot be written. Raises OSError."""
-        descriptor = create_file(path, self._file_perms)
+        descriptor = create_file(path, self._layout.file_perms)
         try:
             write_all(descriptor, content)
             if sync:

@@ -56,7 +56,6 @@ from tusd_py.storage.base import (
     Upload,
     UploadInfo,
     Writer,
-    is_valid_id,
 )
 from tusd_py.storage.errors import takes_nothing
 from tusd_py.storage.errors import translated as _translated
@@ -66,7 +65,6 @@ from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
-from tusd_py.storage.file.files import is_surely_absent
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
@@ -132,10 +130,8 @@ class FileStore:
         self._finished = finished
         self._writes_behind = writes_behind
         self._syncs_chunks = syncs_chunks
-        self._layout = layout = Layout(root)
+        self._layout = layout = Layout(root, dir_perms=dir_perms, file_perms=file_perms)
         self.root = layout.root
-        self._dir_perms = dir_perms
-        self._file_perms = file_perms
         state = layout.state
         self._markers = ChunkMarkers(layout.markers, former=layout.former_markers)
         self._sound = ChunkMarkers(layout.sound)
@@ -149,27 +145,11 @@ class FileStore:
         self._losses = Losses(f"{state}/write-back-failed", self._since_loss, file_perms)
         self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._known = RecordCache()
-        self.volume = UploadVolume(layout, file_perms=file_perms)
-        self._records = RecordWriter(
-            layout, volume=self.volume, cache=self._known, file_perms=file_perms
-        )
+        self.volume = UploadVolume(layout)
+        self._records = RecordWriter(layout, volume=self.volume, cache=self._known)
         self._unpublished = UnpublishedRemovals(state, root=self.root)
-        self._finals = FinalRecords(
-            state,
-            write=self._records.write_tmp,
-            may_have_record=self._may_have_record,
-            new_path=self._layout.new_path,
-            dir_perms=dir_perms,
-            file_perms=file_perms,
-        )
-        self.joiner = FileJoiner(
-            layout,
-            self._finals,
-            disk=self._disk,
-            threads=self._threads,
-            dir_perms=dir_perms,
-            file_perms=file_perms,
-        )
+        self._finals = FinalRecords(layout, self._records)
+        self.joiner = FileJoiner(layout, self._finals, disk=self._disk, threads=self._threads)
         self._loader = UploadLoader(
             layout,
             volume=self.volume,
@@ -196,28 +176,16 @@ class FileStore:
             cache=self._known,
             removal=self._removal,
             finished=finished,
-            dir_perms=dir_perms,
-            file_perms=file_perms,
         )
         self._cleanup = Cleanup(
-            layout,
-            removal=self._removal,
-            finals=self._finals,
-            load=self._loader.load,
-            dir_perms=dir_perms,
-            file_perms=file_perms,
+            layout, removal=self._removal, finals=self._finals, loader=self._loader
         )
         self._blocks = BufferPool()
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
         self._free = 0.0, 0
         self._probing: asyncio.Future[None] | None = None
         self.outbox = FileOutbox(
-            state,
-            write=self._records.write_tmp,
-            threads=self._threads,
-            disk=self._disk,
-            sync=self._syncs.sync,
-            dir_perms=dir_perms,
+            layout, self._records, threads=self._threads, disk=self._disk, syncs=self._syncs
         )
 
     # Opening and closing
@@ -271,7 +239,7 @@ class FileStore:
                 self._unpublished.directory,
                 *self._finals.directories,
             ):
-                os.makedirs(directory, mode=self._dir_perms, exist_ok=True)
+                os.makedirs(directory, mode=self._layout.dir_perms, exist_ok=True)
             self._probe()
         except OSError as problem:
             if not takes_nothing(problem) or not os.path.isdir(self.root):
@@ -291,7 +259,7 @@ class FileStore:
             self._guard = lock_directory(
                 f"{self._layout.state}/server.lock",
                 exclusive=exclusive,
-                perms=self._file_perms,
+                perms=self._layout.file_perms,
                 wait=wait,
             )
         except DirectoryHeld as holder:
@@ -623,7 +591,9 @@ class FileStore:
     def _probe(self) -> None:
         self.volume.check()
         probe = self._layout.new_path("probe")
-        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
+        descriptor = os.open(
+            probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._layout.file_perms
+        )
         try:
             os.write(descriptor, b"probe")
         finally:
@@ -731,12 +701,3 @@ class FileStore:
     async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
         with _translated(f"marking {upload_id}"):
             return await self._disk.change(self._cleanup.missing_since, upload_id, marks=marks)
-
-    def _may_have_record(self, upload_id: str) -> bool:
-        """False for an upload that is gone for certain: a volume may be away."""
-        if not is_valid_id(upload_id):
-            return False
-        try:
-            return not is_surely_absent(self.root, f"{upload_id}.info")
-        except OSError:
-            return True

@@ -51,9 +51,8 @@ class UploadVolume:
         id: Its id; empty before `open`, and where none could be stored.
     """
 
-    def __init__(self, layout: Layout, *, file_perms: int) -> None:
+    def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._file_perms = file_perms
         self._opened: tuple[int, int] | None = None
         self._logged: str | None = None
         self.id = ""
@@ -121,7 +120,7 @@ class UploadVolume:
         tmp, path = self._layout.new_path("id"), _id_path(self._layout.state)
         try:
             descriptor = os.open(
-                tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._file_perms
+                tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._layout.file_perms
             )
             try:
                 os.write(descriptor, f"{made}\n".encode())
