@@ -10,7 +10,6 @@ links, and in earlier versions, it is a file. Blocking calls on small files.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tusd_py.locks.base import Fence, LeaseLost
-from tusd_py.storage.base import is_valid_id
-from tusd_py.storage.file.files import is_surely_absent, unlink_if_exists
+from tusd_py.storage.base import MAX_ID_BYTES, is_valid_id
+from tusd_py.storage.file.files import is_surely_absent, link_or_content, unlink_if_exists
 from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.markers import NO_LINKS
 from tusd_py.storage.file.record_writer import RecordWriter
@@ -160,12 +159,7 @@ class FinalRecords:
 
 def _content(path: str) -> str:
     """The id that a key leads to; no valid one where a power cut left a file without its content."""
-    try:
-        return os.readlink(path)
-    except OSError as problem:
-        if problem.errno != errno.EINVAL:
-            raise
-    return Path(path).read_bytes().decode("utf-8", "replace")
+    return link_or_content(path, MAX_ID_BYTES + 1).decode("utf-8", "replace")
 
 
 def _names(directory: str) -> Sequence[str]:

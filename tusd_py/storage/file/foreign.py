@@ -24,6 +24,7 @@ from tusd_py.storage.base import (
     UploadUntrusted,
     is_valid_id,
 )
+from tusd_py.storage.file.files import opened
 
 Layout = Literal["ours", "tusd", "tuspyserver", "unknown"]
 
@@ -148,7 +149,7 @@ def upload_of(info: UploadInfo, *, size: int, changed_at: float) -> Upload:
 
 def check(upload: Upload, path: str) -> None:
     """Check that the bytes that count are those that the client sent, as far as detectable. Raises UploadUntrusted."""
-    with _opened(path, os.O_RDONLY) as descriptor:
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
         _check(upload, descriptor)
 
 
@@ -156,7 +157,7 @@ def cut(upload: Upload, path: str) -> None:
     """Cut off bytes behind those that count, durably. Raises UploadUntrusted as `check` does."""
     if upload.info.counted is None:
         return
-    with _opened(path, os.O_RDWR) as descriptor:
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
         status = os.fstat(descriptor)
         if status.st_size <= upload.offset:
             return
@@ -165,15 +166,6 @@ def cut(upload: Upload, path: str) -> None:
         # The mtime decides when the upload expires.
         os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(descriptor)
-
-
-@contextmanager
-def _opened(path: str, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _check(upload: Upload, descriptor: int) -> None:

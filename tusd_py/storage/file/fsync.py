@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
+from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.mounts import is_local
 
 logger = logging.getLogger(__name__)
@@ -253,11 +254,8 @@ def _loss_of(request: _SyncRequest) -> OSError | None:
 
 def _report_loss(path: str) -> None:
     """Raise BytesLost if the file has an unreported write-back error. Does not wait for the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_RDONLY) as descriptor:
         report_loss(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def report_loss(descriptor: int) -> None:
@@ -292,14 +290,11 @@ def sync_bytes(descriptor: int) -> None:
 
 def sync_path(path: str, *, data_only: bool = False) -> None:
     """Make a file or directory durable; with data_only, only a file's bytes. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_RDONLY) as descriptor:
         if data_only:
             sync_bytes(descriptor)
         else:
             _sync_entry(descriptor, path)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_entry(descriptor: int, path: str) -> None:

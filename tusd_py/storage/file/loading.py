@@ -24,7 +24,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import translated
 from tusd_py.storage.file import foreign, records
-from tusd_py.storage.file.files import exists, is_surely_absent
+from tusd_py.storage.file.files import exists, is_surely_absent, opened
 from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.losses import Losses, WrittenUploads
 from tusd_py.storage.file.markers import ChunkMarkers
@@ -151,15 +151,12 @@ class UploadLoader:
         if self._layout.is_local:
             return os.stat(path, follow_symlinks=False)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
+                return os.fstat(descriptor)
         except OSError as problem:
             if problem.errno != errno.ELOOP:
                 raise
             return os.stat(path, follow_symlinks=False)
-        try:
-            return os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def check_bytes(upload: Upload, data: os.stat_result) -> None:

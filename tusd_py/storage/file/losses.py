@@ -27,6 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.fsync import BytesLost, report_loss, sync_path
 from tusd_py.storage.file.markers import ChunkMarkers
 
@@ -87,8 +88,7 @@ class Losses:
         )
 
     def _touch(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms)
-        try:
+        with opened(self._path, os.O_WRONLY | os.O_CREAT, self._file_perms) as descriptor:
             status, number = os.fstat(descriptor), time.time_ns()
             if abs(number - status.st_mtime_ns) < _DISTINCT_NS:
                 number = status.st_mtime_ns + _DISTINCT_NS
@@ -98,8 +98,6 @@ class Losses:
             os.utime(descriptor, ns=(number, number))
             with suppress(OSError):
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         with suppress(OSError):
             sync_path(os.path.dirname(self._path))
 

@@ -15,6 +15,7 @@ import logging
 import os
 from contextlib import suppress
 
+from tusd_py.storage.file.files import link_or_content, write_new
 from tusd_py.storage.file.fsync import sync_path
 from tusd_py.storage.file.mounts import keeps_order
 
@@ -64,7 +65,7 @@ class ChunkMarkers:
         except OSError as problem:
             if problem.errno not in NO_LINKS:
                 raise
-            _write_synced(tmp, b"%d" % offset)
+            write_new(tmp, b"%d" % offset, sync=True)
             os.rename(tmp, path)
         if self.is_slow:
             sync_path(self.directory)
@@ -94,7 +95,7 @@ class ChunkMarkers:
     @staticmethod
     def _read(path: str) -> int | None:
         try:
-            content = _content(path)
+            content = link_or_content(path, _MAX_DIGITS + 1)
         except FileNotFoundError:
             return None
         if content.isdigit() and len(content) <= _MAX_DIGITS:
@@ -112,30 +113,3 @@ def _may_have_entries(directory: str) -> bool:
         return bool(os.listdir(directory))
     except OSError:
         return True
-
-
-def _content(path: str) -> bytes:
-    try:
-        return os.readlink(os.fsencode(path))
-    except OSError as problem:
-        if problem.errno != errno.EINVAL:
-            raise
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return os.read(descriptor, _MAX_DIGITS + 1)
-    finally:
-        os.close(descriptor)
-
-
-def _write_synced(path: str, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-    try:
-        if os.write(descriptor, content) != len(content):
-            raise OSError(errno.ENOSPC, "the marker was written in part")
-        os.fsync(descriptor)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(descriptor)

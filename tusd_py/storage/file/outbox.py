@@ -32,6 +32,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.storage.errors import is_exhausted, takes_nothing, translated
 from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.fsync import GroupSync, sync_path
 from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
@@ -176,8 +177,7 @@ class FileOutbox:
 
         By one write within the blocks that the file has, and never shorter: blanks behind JSON are ignored.
         """
-        descriptor = os.open(self._path("waiting", event), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
+        with opened(self._path("waiting", event), os.O_RDWR | os.O_NOFOLLOW) as descriptor:
             status = os.fstat(descriptor)
             if len(content) > status.st_blocks * 512:
                 return False
@@ -185,8 +185,6 @@ class FileOutbox:
             written = os.pwrite(descriptor, content, 0)
             os.utime(descriptor, (event.kept_at, event.kept_at))
             return written == len(content)
-        finally:
-            os.close(descriptor)
 
     async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"moving an event of {event.upload_id} to the failed ones"):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.mounts import mount_of
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -73,8 +74,7 @@ def _read(path: str) -> tuple[str, int]:
 
 def sound_length(path: str) -> int:
     """Return how many bytes of a data file count after a power cut. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
         status = os.fstat(descriptor)
         if not status.st_size:
             return 0
@@ -82,5 +82,3 @@ def sound_length(path: str) -> int:
         block = max(_SMALLEST_BLOCK, status.st_blksize)
         begin = max(0, length - 1) // block * block
         return begin + len(os.pread(descriptor, length - begin, begin).rstrip(b"\0"))
-    finally:
-        os.close(descriptor)

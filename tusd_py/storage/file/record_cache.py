@@ -18,6 +18,7 @@ from sys import getsizeof
 
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file import records
+from tusd_py.storage.file.files import opened
 
 _MAX_BYTES = 32 * 1024 * 1024
 """Memory for one process's records, some 25,000 ordinary ones. Reading one again takes a third of a HEAD's time."""
@@ -123,13 +124,10 @@ def _has_values_of(info: UploadInfo, before: UploadInfo) -> bool:
 
 def _ending_of(path: str, size: int) -> bytes:
     """Read the end of a record, which says whether its upload is finished."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        length = len(records.UNFINISHED)
+    length = len(records.UNFINISHED)
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
         # One more byte than expected, to detect a file that has grown.
         return os.pread(descriptor, length + 1, max(0, size - length))
-    finally:
-        os.close(descriptor)
 
 
 def _signature(status: os.stat_result) -> _Signature:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import UploadInfo, UploadNotFound
 from tusd_py.storage.file import records
-from tusd_py.storage.file.files import create_file, exists, write_all
+from tusd_py.storage.file.files import exists, opened, write_new
 from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.volume import UploadVolume
@@ -29,30 +29,15 @@ class RecordWriter:
     def write_record(self, info: UploadInfo) -> str:
         """Write a record to a temporary file and return its path."""
         tmp = self._layout.new_path(info.id)
-        self._cache.remember(
-            info, self._write_new(tmp, records.serialize(info, root=self._layout.root))
-        )
+        content = records.serialize(info, root=self._layout.root)
+        self._cache.remember(info, write_new(tmp, content, perms=self._layout.file_perms))
         return tmp
 
     def write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
         """Write `content` to a temporary file and return its path. sync: it is durable then."""
         tmp = self._layout.new_path(upload_id)
-        self._write_new(tmp, content, sync=sync)
+        write_new(tmp, content, perms=self._layout.file_perms, sync=sync)
         return tmp
-
-    def _write_new(self, path: str, content: bytes, *, sync: bool = False) -> os.stat_result:
-        """Write a new file; removes it again if its content cannot be written. Raises OSError."""
-        descriptor = create_file(path, self._layout.file_perms)
-        try:
-            write_all(descriptor, content)
-            if sync:
-                os.fsync(descriptor)
-            return os.fstat(descriptor)
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
 
     def replace(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
         """Rename `tmp` over the record; if that fails, `tmp` is removed.
@@ -74,36 +59,29 @@ class RecordWriter:
 
     def mark_finished(self, info: UploadInfo, path: str, fence: Fence) -> bool:
         """Write the time of the finish into the record in place; returns False if the record does not end as ours do."""
-        with fence():
-            return self._write_ending(info, path)
-
-    def _write_ending(self, info: UploadInfo, path: str) -> bool:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with fence(), opened(path, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
+                at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
+                if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
+                    return False
+                ending = records.ending(info.finished_at)
+                if os.pwrite(descriptor, ending, at) != len(ending):
+                    raise OSError(errno.ENOSPC, "the record was written in part")
+                self._cache.remember(info, os.fstat(descriptor))
         except FileNotFoundError:
             self._volume.check()
             raise UploadNotFound(f"{info.id}: its record is gone") from None
-        try:
-            at = max(0, os.fstat(descriptor).st_size - len(records.UNFINISHED))
-            if os.pread(descriptor, len(records.UNFINISHED) + 1, at) != records.UNFINISHED:
-                return False
-            ending = records.ending(info.finished_at)
-            if os.pwrite(descriptor, ending, at) != len(ending):
-                raise OSError(errno.ENOSPC, "the record was written in part")
-            self._cache.remember(info, os.fstat(descriptor))
-        finally:
-            os.close(descriptor)
         return True
 
     def mark_unfinished(self, info: UploadInfo, path: str, fence: Fence) -> None:
         """Undo `mark_finished`. Errors are ignored."""
         marked = records.ending(info.finished_at)
-        with suppress(OSError, LeaseLost), fence():
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                at = max(0, os.fstat(descriptor).st_size - len(marked))
-                if os.pread(descriptor, len(marked), at) == marked:
-                    os.pwrite(descriptor, records.UNFINISHED, at)
-                    self._cache.remember(info._replace(finished_at=None), os.fstat(descriptor))
-            finally:
-                os.close(descriptor)
+        with (
+            suppress(OSError, LeaseLost),
+            fence(),
+            opened(path, os.O_RDWR | os.O_NOFOLLOW) as descriptor,
+        ):
+            at = max(0, os.fstat(descriptor).st_size - len(marked))
+            if os.pread(descriptor, len(marked), at) == marked:
+                os.pwrite(descriptor, records.UNFINISHED, at)
+                self._cache.remember(info._replace(finished_at=None), os.fstat(descriptor))

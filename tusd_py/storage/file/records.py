@@ -35,6 +35,7 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.file import foreign
+from tusd_py.storage.file.files import opened
 
 MALFORMED = (
     ValueError,
@@ -265,20 +266,17 @@ def read_record(path: str) -> tuple[bytes, os.stat_result]:
     """Return the content and the status of a record's file. Raises OSError, RecordUnreadable if it is not a record."""
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer; files ignore it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise RecordUnreadable(f"{path} is not a regular file")
+            if status.st_size > _MAX_RECORD_BYTES:
+                raise RecordUnreadable(f"{path} has {status.st_size} bytes, which is no record")
+            return os.read(descriptor, status.st_size + 1), status
     except OSError as problem:
         if problem.errno != errno.ELOOP:
             raise
         raise RecordUnreadable(f"{path} is a symbolic link") from problem
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise RecordUnreadable(f"{path} is not a regular file")
-        if status.st_size > _MAX_RECORD_BYTES:
-            raise RecordUnreadable(f"{path} has {status.st_size} bytes, which is no record")
-        return os.read(descriptor, status.st_size + 1), status
-    finally:
-        os.close(descriptor)
 
 
 _LAST_SECOND = 1e11

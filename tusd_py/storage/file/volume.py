@@ -21,6 +21,7 @@ from pathlib import Path
 from tusd_py import logs
 from tusd_py.storage.base import VolumeMissing
 from tusd_py.storage.errors import takes_nothing, translated
+from tusd_py.storage.file.files import write_new
 from tusd_py.storage.file.fsync import sync_path
 from tusd_py.storage.file.layout import Layout
 
@@ -119,13 +120,7 @@ class UploadVolume:
         made = secrets.token_hex(_ID_BYTES)
         tmp, path = self._layout.new_path("id"), _id_path(self._layout.state)
         try:
-            descriptor = os.open(
-                tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._layout.file_perms
-            )
-            try:
-                os.write(descriptor, f"{made}\n".encode())
-            finally:
-                os.close(descriptor)
+            write_new(tmp, f"{made}\n".encode(), perms=self._layout.file_perms)
             self._place(tmp, path)
         except OSError as problem:
             if not takes_nothing(problem):
