@@ -13,11 +13,10 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Generic, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 try:
@@ -34,7 +33,6 @@ from tusd_py.auth.access_tokens import AccessTokens
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.upload_tokens import BadToken
-from tusd_py.background import keep_running
 from tusd_py.compat.directory import Expired, expire, read, records
 from tusd_py.events.model import (
     Event,
@@ -96,14 +94,6 @@ def _let_problems_be_answered(request: Request) -> None:
 
 
 @dataclass(slots=True)
-class _Running:
-    """The check on one event loop. end: generator that stops it."""
-
-    hook: Duplicates
-    end: AsyncGenerator[None, None]
-
-
-@dataclass(slots=True)
 class _Choice:
     """What was decided in one request. upload_id: for the upload that it creates; fingerprint: what is being looked for."""
 
@@ -119,6 +109,38 @@ class _Shared:
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self
+
+
+T = TypeVar("T")
+
+
+class _PerLoop(Generic[T]):
+    """One of something for each event loop that uses it. lasts: yields it, and ends it when closed."""
+
+    def __init__(self, lasts: Callable[[], AsyncGenerator[T, None]]) -> None:
+        self._lasts = lasts
+        self._begun: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, asyncio.Task[tuple[T, AsyncGenerator[T, None]]]
+        ] = WeakKeyDictionary()
+
+    async def get(self) -> T:
+        """That of the running loop, begun if necessary. The loop closes the generator when it ends."""
+        loop = asyncio.get_running_loop()
+        task = self._begun.get(loop)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._begun[loop] = loop.create_task(self._begin())
+        return (await asyncio.shield(task))[0]
+
+    async def _begin(self) -> tuple[T, AsyncGenerator[T, None]]:
+        lasting = self._lasts()
+        return await anext(lasting), lasting
+
+    async def stop(self) -> None:
+        """End that of the running loop now, if there is one."""
+        task = self._begun.pop(asyncio.get_running_loop(), None)
+        if task is not None:
+            _, lasting = await task
+            await lasting.aclose()
 
 
 class DuplicateCheck(_Shared):
@@ -143,14 +165,8 @@ class DuplicateCheck(_Shared):
         self._directory = os.path.abspath(os.path.expanduser(os.fspath(files_dir)))
         self._then = on_upload_complete
         self._settings = _settings({"upload_dir": self._directory, **(settings or {})})
-        self._identity = Identity(
-            keys=frozenset(self._settings.duplicate_keys) or None,
-            fingerprint_key=self._settings.duplicate_fingerprint_key,
-            per_owner=self._settings.duplicate_scope == "owner",
-        )
-        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[_Running]] = (
-            WeakKeyDictionary()
-        )
+        self._identity = Identity.of(self._settings)
+        self._hook = _PerLoop(self._running)
 
     # What the router takes
 
@@ -188,7 +204,7 @@ class DuplicateCheck(_Shared):
         yield self._place
         if info is not None and not os.path.exists(self._path(upload_id)):
             event = self._event(EventType.POST_TERMINATE, info, _owner_of(request))
-            await (await self._hook()).post_terminate(event)
+            await (await self._hook.get()).post_terminate(event)
 
     def _place(self, metadata: Metadata) -> dict[str, str]:
         choice = _choice.get()
@@ -225,7 +241,7 @@ class DuplicateCheck(_Shared):
             RequestView(method="POST", headers=headers, collection_url=url),
         )
         try:
-            await (await self._hook()).pre_create(event)
+            await (await self._hook.get()).pre_create(event)
         except Reject as refusal:
             raise Problem(refusal) from None
 
@@ -233,7 +249,7 @@ class DuplicateCheck(_Shared):
         info = self._record(os.path.basename(file_path))
         if info is not None and not info.is_partial:
             event = self._event(EventType.POST_FINISH, info, owner)
-            await (await self._hook()).post_finish(event)
+            await (await self._hook.get()).post_finish(event)
         if self._then is not None:
             result = self._then(file_path, metadata)
             if isinstance(result, Awaitable):
@@ -288,21 +304,15 @@ class DuplicateCheck(_Shared):
 
     # Beginning and ending
 
-    async def _hook(self) -> Duplicates:
-        """Return the check of the running loop, started if necessary."""
-        loop = asyncio.get_running_loop()
-        task = self._running.get(loop)
-        if task is None or (task.done() and task.exception() is not None):
-            task = self._running[loop] = loop.create_task(self._begin())
-        return (await asyncio.shield(task)).hook
-
-    async def _begin(self) -> _Running:
+    async def _running(self) -> AsyncGenerator[Duplicates, None]:
+        """Yield the check, started; stop it when closed."""
         settings = self._settings
         embedded: EmbeddedRedis | None = None
         if settings.redis_url is None:
             Path(settings.state_dir).mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
             embedded = EmbeddedRedis(settings.state_dir)
             url = await asyncio.to_thread(embedded.start)
+            embedded.begin_watch()
         else:
             url = settings.redis_url.get_secret_value()
         redis = RedisClient(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
@@ -316,33 +326,17 @@ class DuplicateCheck(_Shared):
                 counters=Counters(),
             )
         )
-        end = _until_the_end(hook, redis, embedded)
-        await anext(end)
-        return _Running(hook, end)
+        try:
+            yield hook
+        finally:
+            await hook.stop()
+            await redis.stop()
+            if embedded is not None:
+                await embedded.end()
 
     async def stop(self) -> None:
         """Stop the check of the running loop. Optional: the loop does so when it ends."""
-        task = self._running.pop(asyncio.get_running_loop(), None)
-        if task is not None:
-            await (await task).end.aclose()
-
-
-async def _until_the_end(
-    hook: Duplicates, redis: RedisClient, embedded: EmbeddedRedis | None
-) -> AsyncGenerator[None, None]:
-    """Wait until closed, which the event loop does when it ends."""
-    watcher = None if embedded is None else keep_running(embedded.watch, "embedded redis")
-    try:
-        yield
-    finally:
-        await hook.stop()
-        if watcher is not None:
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
-        await redis.stop()
-        if embedded is not None:
-            await asyncio.to_thread(embedded.stop)
+        await self._hook.stop()
 
 
 def _owner_of(request: Request | None) -> str:
@@ -371,9 +365,7 @@ class TokenCheck(_Shared):
         if build.access_tokens(self._settings) is None:
             raise ValueError("nobody is asked for tokens with the setting auth=none")
         self._scopes = build.scope_names(self._settings)
-        self._verifiers: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, asyncio.Task[tuple[AccessTokens, AsyncGenerator[None, None]]]
-        ] = WeakKeyDictionary()
+        self._verifier = _PerLoop(self._running)
 
     async def auth(self, request: Request) -> Principal | None:
         """Check a request, as a dependency. Stores the owner in `request.state.upload_owner`.
@@ -402,34 +394,21 @@ class TokenCheck(_Shared):
         if scheme.lower() != "bearer" or not token.strip():
             raise errors.unauthenticated()
         try:
-            return await (await self._verifier()).verify(token.strip())
+            return await (await self._verifier.get()).verify(token.strip())
         except BadToken as problem:
             raise errors.invalid_token(str(problem)) from None
         except KeysUnavailable as problem:
             logger.warning("tokens cannot be verified: %s", problem)
             raise errors.unavailable() from None
 
-    async def _verifier(self) -> AccessTokens:
-        loop = asyncio.get_running_loop()
-        task = self._verifiers.get(loop)
-        if task is None or (task.done() and task.exception() is not None):
-            task = self._verifiers[loop] = loop.create_task(self._begin())
-        return (await asyncio.shield(task))[0]
-
-    async def _begin(self) -> tuple[AccessTokens, AsyncGenerator[None, None]]:
+    async def _running(self) -> AsyncGenerator[AccessTokens, None]:
+        """Yield what verifies tokens, with its keys; stop fetching them when closed."""
         verifier = cast(AccessTokens, build.access_tokens(self._settings))
         await verifier.keys.start()
-        end = _until_keys_end(verifier)
-        await anext(end)
-        return verifier, end
-
-
-async def _until_keys_end(verifier: AccessTokens) -> AsyncGenerator[None, None]:
-    """Wait until closed, which the event loop does when it ends."""
-    try:
-        yield
-    finally:
-        await verifier.keys.stop()
+        try:
+            yield verifier
+        finally:
+            await verifier.keys.stop()
 
 
 def _settings(given: Mapping[str, object]) -> Settings:

@@ -39,7 +39,7 @@ AWAITED = {
     "tusd_py/web/health.py": {"_problem"},
     "tusd_py/web/download.py": {"send_file"},
     "hooks/tusd_hooks/duplicates.py": {"add"},
-    "hooks/tusd_hooks/tuspyserver.py": {"_hook", "_verifier"},
+    "hooks/tusd_hooks/tuspyserver.py": {"get"},
 }
 
 

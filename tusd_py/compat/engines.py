@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 from pydantic import SecretStr
 
-from tusd_py.background import keep_running
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
 from tusd_py.web.app import TusApp
@@ -39,7 +38,6 @@ class Engine:
         self._state = (
             EmbeddedRedis(settings.state_dir) if shares and settings.redis_url is None else None
         )
-        self._watcher: asyncio.Task[None] | None = None
         self._tus: TusApp | None = None
         self._starting = asyncio.Lock()
 
@@ -54,7 +52,7 @@ class Engine:
         settings = self._settings
         if self._state is not None:
             url = await asyncio.to_thread(self._state.start)
-            self._watcher = keep_running(self._state.watch, "embedded redis")
+            self._state.begin_watch()
             settings = settings.model_copy(update={"redis_url": SecretStr(url)})
         tus = TusApp(settings, hooks=[self._hook])
         try:
@@ -75,14 +73,8 @@ class Engine:
             await self._let_state_go()
 
     async def _let_state_go(self) -> None:
-        if self._state is None:
-            return
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
-            self._watcher = None
-        await asyncio.to_thread(self._state.stop)
+        if self._state is not None:
+            await self._state.end()
 
 
 class Engines:

@@ -6,14 +6,12 @@ Redis is started.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from tusd_py import logs
-from tusd_py.background import keep_running
 from tusd_py.locks.base import Locks
 from tusd_py.locks.epochs import Epochs
 from tusd_py.locks.fallback import FallbackLocks
@@ -160,7 +158,6 @@ class Backends:
         self._on_failure = on_failure
         self._embedded: EmbeddedRedis | None = None
         self._is_required = False
-        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def guard(self) -> Guard:
@@ -246,16 +243,12 @@ class Backends:
         if self.redis is not None:
             await self.redis.start()
         if self._embedded is not None:
-            self._watcher = keep_running(self._embedded.watch, "embedded redis")
+            self._embedded.begin_watch()
 
     async def stop(self) -> None:
         """Release everything; the embedded Redis ends with the last process that uses it."""
         await self.locks.stop()
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
         if self.redis is not None:
             await self.redis.stop()
         if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.stop)
+            await self._embedded.end()

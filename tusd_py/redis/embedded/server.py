@@ -29,6 +29,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tusd_py import logs
+from tusd_py.background import keep_running
 from tusd_py.redis.embedded import binaries, sockets, watchdog
 from tusd_py.redis.embedded.binaries import Binary
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError, ask, listens, wait
@@ -113,6 +114,7 @@ class EmbeddedRedis:
         self.grace = grace
         self._users: int | None = None
         self._stopped = False
+        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def log_path(self) -> Path:
@@ -144,6 +146,19 @@ class EmbeddedRedis:
         finally:
             self._let_go()
             _reap()
+
+    def begin_watch(self) -> None:
+        """Watch the server in the running event loop, until `end`."""
+        self._watcher = keep_running(self.watch, "embedded redis")
+
+    async def end(self) -> None:
+        """Stop watching, then `stop`."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+        await asyncio.to_thread(self.stop)
 
     async def watch(self) -> None:
         """Start the server anew whenever it dies. Runs until it is cancelled."""
