@@ -18,7 +18,7 @@ from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
-from tusd_py.uploads.due_marks import IndexMarks
+from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep import sweep, sweep_due
@@ -60,7 +60,7 @@ class Place:
             self.store,
             MemoryLocks(),
             policy=UploadPolicy(expire_after=100.0),
-            due_marks=IndexMarks(self.writer, names=False),
+            due_marks=DueMarks(self.writer, names=False),
             clock=self.clock,
         )
 

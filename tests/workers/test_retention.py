@@ -22,7 +22,7 @@ from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
-from tusd_py.uploads.due_marks import IndexMarks
+from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 from tusd_py.uploads.sweep import sweep, sweep_due
@@ -49,7 +49,7 @@ class House:
             MemoryLocks(),
             policy=policy,
             hooks=Hooks([self]),
-            due_marks=IndexMarks(self.writer, names=False),
+            due_marks=DueMarks(self.writer, names=False),
             clock=self.clock,
         )
 

@@ -35,7 +35,7 @@ from tusd_py.service.siblings import Sharing
 from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
-from tusd_py.uploads.due_marks import IndexMarks
+from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
 
@@ -182,7 +182,7 @@ class Instance:
             hooks=self._hooks,
             publisher=self.publisher,
             counters=self.counters,
-            due_marks=self._index_marks(),
+            due_marks=DueMarks(self._due_marks, names=self.settings.admin_show_metadata),
             access_policy=None if self.authenticator is None else self.authenticator.access_policy,
             open_uploads=None if redis is None else OpenUploads(redis),
             quotas=self._open_quotas(redis),
@@ -201,11 +201,6 @@ class Instance:
             return None
         self.quotas = ByteQuotas(redis, limit=self.settings.quota_bytes)
         return self.quotas
-
-    def _index_marks(self) -> IndexMarks | None:
-        if self._due_marks is None:
-            return None
-        return IndexMarks(self._due_marks, names=self.settings.admin_show_metadata)
 
     def _tell_operators(self, redis: RedisClient) -> None:
         writer = cast(DueIndexWriter, self._due_marks)

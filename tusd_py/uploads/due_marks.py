@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from tusd_py.redis.due_index import DueIndexWriter, OpenState
 from tusd_py.redis.upload_list import Listed, State
 from tusd_py.storage.base import Upload
 
 
-class DueMarks(Protocol):
-    """Records when uploads are due; `IndexMarks` does so in Redis."""
+class DueMarks:
+    """Records in the index of due uploads and in the list of uploads. names: whether uploads can be found by file name.
 
-    def mark(self, upload_id: str, due: float | None, /) -> None:
-        """Record when an upload is due, in seconds since the epoch; None for never."""
+    Without a writer it records nothing; sweeps check every upload then.
+    """
 
-    def keep(self, upload: Upload, due: float | None, /) -> None:
-        """`mark`, and put the upload into the list of uploads as it is now."""
-
-    def forget(self, upload_id: str, /) -> None:
-        """Forget an upload that was removed."""
-
-
-class NoDueMarks:
-    """Records nothing; sweeps check every upload then."""
-
-    def mark(self, _upload_id: str, _due: float | None, /) -> None: ...
-
-    def keep(self, _upload: Upload, _due: float | None, /) -> None: ...
-
-    def forget(self, _upload_id: str, /) -> None: ...
-
-
-class IndexMarks:
-    """Records in the index of due uploads and in the list of uploads. names: whether uploads can be found by file name."""
-
-    def __init__(self, writer: DueIndexWriter, *, names: bool) -> None:
+    def __init__(self, writer: DueIndexWriter | None = None, *, names: bool = False) -> None:
         self._writer = writer
         self._names = names
 
-    def mark(self, upload_id: str, due: float | None, /) -> None:
-        self._writer.mark(upload_id, due)
+    def mark(self, upload_id: str, due: float | None) -> None:
+        """Record when an upload is due, in seconds since the epoch; None for never."""
+        if self._writer is not None:
+            self._writer.mark(upload_id, due)
 
-    def keep(self, upload: Upload, due: float | None, /) -> None:
-        if not self._writer.mark(upload.id, due):
+    def keep(self, upload: Upload, due: float | None) -> None:
+        """`mark`, and put the upload into the list of uploads as it is now."""
+        writer = self._writer
+        if writer is None or not writer.mark(upload.id, due):
             return
-        self._writer.count(upload.id, open_state(upload))
-        if self._writer.lists:
-            self._writer.list(upload.id, listed(upload, names=self._names))
+        writer.count(upload.id, open_state(upload))
+        if writer.lists:
+            writer.list(upload.id, listed(upload, names=self._names))
 
-    def forget(self, upload_id: str, /) -> None:
-        self._writer.mark(upload_id, None)
-        self._writer.list(upload_id, None)
+    def forget(self, upload_id: str) -> None:
+        """Forget an upload that was removed."""
+        if self._writer is not None:
+            self._writer.mark(upload_id, None)
+            self._writer.list(upload_id, None)
 
 
 def open_state(upload: Upload) -> OpenState | None:

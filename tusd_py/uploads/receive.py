@@ -32,6 +32,7 @@ from tusd_py.storage.base import (
 )
 from tusd_py.uploads.failures import response_to
 from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.quotas import Allowance
 
 logger = logging.getLogger(__name__)
 
@@ -121,21 +122,6 @@ class Body(Protocol):
 
     def trailers(self) -> Mapping[str, str]:
         """The trailer fields, names in lower case; empty before the end, and if the HTTP server does not pass them on."""
-
-
-class Allowance(Protocol):
-    """How large an upload may become by a body of unknown size; more is allowed step by step.
-
-    size: bytes that the upload may have.
-    """
-
-    size: int
-
-    async def extend(self, needed: int) -> None:
-        """Allow `needed` bytes and some more, if that is possible."""
-
-    def refusal(self, offset: int) -> ProtocolError:
-        """The error for more bytes than `size`, for an upload that has `offset` bytes."""
 
 
 class RunningBody(NamedTuple):

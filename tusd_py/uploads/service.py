@@ -39,7 +39,7 @@ from tusd_py.storage.base import (
 from tusd_py.uploads.abandoned_events import AbandonedEvents
 from tusd_py.uploads.append import Appender
 from tusd_py.uploads.create import Creator
-from tusd_py.uploads.due_marks import DueMarks, NoDueMarks
+from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.expiring import Expirer
 from tusd_py.uploads.finals import FinalCreator
 from tusd_py.uploads.finish import Finisher
@@ -99,7 +99,7 @@ class Uploads:
             self.hooks,
             publisher or EventPublisher(self.hooks),
             counters or Counters(),
-            due_marks or NoDueMarks(),
+            due_marks or DueMarks(),
             self.access_policy,
             open_uploads,
             quotas,
