@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
-from tusd_py.auth.quota import batched
 from tusd_py.background import Work, spawn
+from tusd_py.batches import batched
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 

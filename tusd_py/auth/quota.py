@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tusd_py.batches import batched
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
@@ -114,10 +114,3 @@ class OpenUploads:
             pairs = [value for each in part for value in (int(now * 1000), each)]
             await self._redis.command("ZADD", key, "XX", *pairs)
         return True
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Split into tuples of `size` items; the last may have fewer."""
-    rest = iter(items)
-    while some := tuple(islice(rest, size)):
-        yield some

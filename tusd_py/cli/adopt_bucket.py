@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from tusd_py.batches import batched_async
 from tusd_py.cli.output import CommandFailed, Listing, printable, write_json, write_line
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.settings.model import Settings
@@ -107,7 +107,7 @@ async def _adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_js
             return Row(upload_id, "left alone", note=str(problem).removeprefix(f"{upload_id}: "))
 
     try:
-        async for names in _batches(store.ids()):
+        async for names in batched_async(store.ids(), _AT_ONCE):
             for row in await asyncio.gather(*map(look_at, names)):
                 summary.count(row)
                 if row.state != "ours":
@@ -133,13 +133,3 @@ def _row(found: Found) -> Row:
         note = f"part {missing} is missing, so that those behind it do not count: {numbers}{more}"
     state = "unfinished" if info.finished_at is None else "finished"
     return Row(info.id, state, found.progress.offset, info.length, note)
-
-
-async def _batches(ids: AsyncIterator[str]) -> AsyncIterator[list[str]]:
-    batch: list[str] = []
-    async for upload_id in ids:
-        batch.append(upload_id)
-        if len(batch) == _AT_ONCE:
-            yield batch
-            batch = []
-    yield batch

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import click
 
 from tusd_py import logs
+from tusd_py.batches import batched_async
 from tusd_py.cli.instance import check_directories
 from tusd_py.cli.options import Value, action, one_word, option, read_settings, subcommand, whole
 from tusd_py.cli.output import (
@@ -199,9 +200,7 @@ async def _last_row(reader: _Reader, upload_id: str) -> Row:
 async def _all(reader: _Reader) -> AsyncIterator[Row]:
     """Yield the rows of all uploads that can be read, and tell of the others."""
     progress = Counter("uploads read")
-    batch: list[str] = []
-
-    async def rows() -> AsyncIterator[Row]:
+    async for batch in batched_async(reader.store.ids(_tell_skipped), _BATCH):
         for upload in await reader.uploads.load_each(batch):
             if isinstance(upload, Upload):
                 yield _row(reader.uploads, upload)
@@ -209,15 +208,6 @@ async def _all(reader: _Reader) -> AsyncIterator[Row]:
                 progress.clear()
                 write_problem(f"{upload}")
         progress.add(len(batch))
-        batch.clear()
-
-    async for upload_id in reader.store.ids(_tell_skipped):
-        batch.append(upload_id)
-        if len(batch) == _BATCH:
-            async for row in rows():
-                yield row
-    async for row in rows():
-        yield row
     progress.clear()
 
 

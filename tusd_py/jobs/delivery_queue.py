@@ -10,12 +10,13 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from typing import cast
 
 from redis import Redis
 from rq import Queue
 
+from tusd_py.batches import batched
 from tusd_py.jobs import table as job_table
 from tusd_py.jobs.delayed import KEPT_SECONDS, DelayedJobs
 from tusd_py.jobs.queues import DELIVERY, QueueKeys
@@ -43,7 +44,7 @@ class Deliveries:
     def add(self, upload_ids: Collection[str]) -> None:
         """Queue a job for each of these uploads."""
         kind = job_table.KINDS[job_table.DELIVER]
-        for some in _batches(upload_ids):
+        for some in batched(upload_ids, _BATCH):
             self._queue.enqueue_many(
                 [
                     Queue.prepare_data(
@@ -96,9 +97,3 @@ class Deliveries:
 
 def _digest(upload_id: str) -> str:
     return hashlib.sha256(upload_id.encode()).hexdigest()[:24]
-
-
-def _batches(upload_ids: Iterable[str]) -> Iterator[list[str]]:
-    rest = list(upload_ids)
-    for start in range(0, len(rest), _BATCH):
-        yield rest[start : start + _BATCH]

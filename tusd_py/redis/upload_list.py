@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
+from tusd_py.batches import batched
 from tusd_py.redis import Part, RedisClient, Script
 
 State = Literal["unfinished", "finished", "part"]
@@ -180,10 +181,8 @@ class UploadList:
 
     async def update(self, changes: Mapping[str, Listed | None]) -> None:
         """Put uploads into the list; remove those that are gone (None). Does nothing while nobody wants the list."""
-        items = list(changes.items())
         keys = [self._mark, *map(self._key, _PARTS)]
-        for begin in range(0, len(items), _BATCH):
-            some = items[begin : begin + _BATCH]
+        for some in batched(changes.items(), _BATCH):
             args: list[Part] = [len(some)]
             for upload_id, entry in some:
                 args += _arguments(upload_id, entry)

@@ -9,8 +9,10 @@ import asyncio
 import logging
 
 from tusd_py.auth.byte_quota import ByteQuotas
+from tusd_py.batches import batched_async
 from tusd_py.redis import RedisUnavailable
 from tusd_py.storage.base import StorageError, Upload, UploadDamaged
+from tusd_py.storage.skipped import ignore_entry
 from tusd_py.uploads.quotas import size_of
 from tusd_py.uploads.service import Uploads
 
@@ -33,20 +35,12 @@ class QuotaKeeper:
         while True:
             try:
                 if not await self._quotas.want() and self._reads:
-                    await self._read()
+                    async for batch in batched_async(self._uploads.store.ids(ignore_entry), _BATCH):
+                        await self._put(batch)
                     await self._quotas.mark_whole()
             except (RedisUnavailable, StorageError) as problem:
                 logger.debug("the bytes of owners are not whole: %s", problem)
             await asyncio.sleep(_LOOK_SECONDS)
-
-    async def _read(self) -> None:
-        batch: list[str] = []
-        async for upload_id in self._uploads.store.ids(_no_skip):
-            batch.append(upload_id)
-            if len(batch) == _BATCH:
-                await self._put(batch)
-                batch.clear()
-        await self._put(batch)
 
     async def _put(self, batch: list[str]) -> None:
         for found in await self._uploads.store.load_each(batch):
@@ -54,7 +48,3 @@ class QuotaKeeper:
             # A final of parts whose length is unknown counts when it is joined.
             if isinstance(upload, Upload) and (upload.joined or upload.length is not None):
                 await self._quotas.put_unknown(upload.info.owner, upload.id, size_of(upload))
-
-
-def _no_skip(_path: str, _problem: Exception) -> None:
-    """Sweeps report entries that cannot be read."""

@@ -11,13 +11,12 @@ from tusd_py.background import record_failure
 from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import SweepKind
+from tusd_py.service.duty_cycle import DutyCycle
 from tusd_py.service.instance import Instance
 from tusd_py.uploads.sweep import SweepReport
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_FACTOR = 3.0
-"""Seconds of pause per second of sweeping while clients are served: a duty cycle of 25 %."""
 _OVERDUE_FACTOR = 1.5
 """Multiple of the sweep interval after which no worker or other server is assumed to sweep."""
 _FULL_SWEEP_OVERDUE_SECONDS = 25 * 3600.0
@@ -30,7 +29,7 @@ class RegularSweeps:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._swept_at = 0.0
-        self._served = 0
+        self._cycle = DutyCycle(instance.counters)
 
     async def run(self) -> None:
         """Sweep the whole storage, then what is due whenever no other process has swept for too long."""
@@ -55,7 +54,9 @@ class RegularSweeps:
         """Sweep once; None if another process is sweeping. Raises MaintenanceError, RedisUnavailable."""
         instance = self._instance
         due_index = instance.due_index
-        maintenance = LocalMaintenance(instance.uploads, due_index, pause_factor=self._pause_factor)
+        maintenance = LocalMaintenance(
+            instance.uploads, due_index, pause_factor=self._cycle.pause_factor
+        )
         if due_index is not None and instance.settings.redis_url is not None:
             report = await sweep_alone(maintenance, due_index, kind)
         else:
@@ -67,12 +68,6 @@ class RegularSweeps:
         self._swept_at = time.time()
         await instance.publisher.scan()
         return report
-
-    def _pause_factor(self) -> float:
-        """How long to pause, in seconds per second of sweeping: only while clients are served."""
-        counters = self._instance.counters
-        served, self._served = self._served, counters.requests()
-        return _PAUSE_FACTOR if served != self._served or counters.uploads_active else 0.0
 
     async def _missing_sweep(self) -> SweepKind | None:
         """The kind of sweep that is overdue; None if workers or other servers sweep."""

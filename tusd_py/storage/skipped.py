@@ -47,6 +47,10 @@ def skip_entry(path: str, problem: Exception) -> None:
     skip("entry", path, problem)
 
 
+def ignore_entry(_path: str, _problem: Exception) -> None:
+    """Skip an entry that sweeps report."""
+
+
 def printable(path: str) -> str:
     """Return a path as text that can be encoded, whatever bytes it has."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tusd_py.auth.principal import Action
-from tusd_py.auth.quota import batched
+from tusd_py.batches import batched
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Fence, LockTimeout
 from tusd_py.protocol import errors

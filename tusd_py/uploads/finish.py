@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tusd_py.background import spawn
+from tusd_py.batches import batched
 from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
 from tusd_py.locks.base import Fence, Lease, LeaseLost, LocksClosed, LocksUnavailable
 from tusd_py.protocol import errors
@@ -224,8 +225,8 @@ class Finisher(Operation):
         for part_id in part_ids:
             self._mark_due_soon(part_id)
         try:
-            for at in range(0, len(part_ids), _REMOVAL_BATCH):
-                await self._expirer.expire_each(part_ids[at : at + _REMOVAL_BATCH])
+            for some in batched(part_ids, _REMOVAL_BATCH):
+                await self._expirer.expire_each(some)
         except (LocksUnavailable, LocksClosed, StorageError) as problem:
             logger.warning("parts of %s were not removed yet: %s", final.id, problem)
 

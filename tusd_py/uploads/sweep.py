@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from tusd_py.batches import batched_async
 from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
@@ -127,15 +128,10 @@ async def sweep(
         quiet=quiet,
         now=now,
     )
-    batch: list[str] = []
-    async for upload_id in uploads.store.ids(running.skip):
+    async for batch in batched_async(uploads.store.ids(running.skip), _BATCH):
         if uploads.closing:
             return running.report
-        batch.append(upload_id)
-        if len(batch) == _BATCH:
-            await running.check(batch)
-            batch.clear()
-    await running.check(batch)
+        await running.check(batch)
     if running.removes:
         await running.tidy()
     if not dry_run:
