@@ -18,7 +18,7 @@ from tusd_py.cli.instance import instance_redis
 from tusd_py.cli.options import action, option, read_settings, subcommand, whole
 from tusd_py.cli.output import Listing, format_time, write_problem
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
-from tusd_py.service.backends import redis_client
+from tusd_py.service.backends import connected_redis
 from tusd_py.settings.model import Settings
 
 ABOUT = """\
@@ -72,12 +72,8 @@ def command(action: str, names: tuple[str, ...], as_json: bool, limit: int | Non
 async def _with_index(
     settings: Settings, url: str, act: Callable[[DuplicateIndex], Awaitable[int]]
 ) -> int:
-    redis = redis_client(settings, url)
-    await redis.start()
-    try:
+    async with connected_redis(settings, url) as redis:
         return await act(DuplicateIndex(redis))
-    finally:
-        await redis.stop()
 
 
 async def _all(index: DuplicateIndex) -> AsyncIterator[Item]:

@@ -9,7 +9,7 @@ from tusd_py.auth.byte_quota import ByteQuotas, Reserved
 from tusd_py.cli.instance import instance_redis
 from tusd_py.cli.options import option, read_settings, subcommand
 from tusd_py.cli.output import Listing, format_bytes, format_share, printable, write_problem
-from tusd_py.service.backends import redis_client
+from tusd_py.service.backends import connected_redis
 from tusd_py.settings.model import Settings
 
 ABOUT = """\
@@ -58,11 +58,7 @@ def command(as_json: bool) -> int:
 
 
 async def _owners(settings: Settings, url: str) -> tuple[list[Reserved], bool]:
-    redis = redis_client(settings, url)
-    await redis.start()
-    try:
+    async with connected_redis(settings, url) as redis:
         quotas = ByteQuotas(redis, limit=0)
         is_whole = await quotas.want()
         return await quotas.owners(), is_whole
-    finally:
-        await redis.stop()

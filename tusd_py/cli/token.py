@@ -23,7 +23,7 @@ from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.instance import instance_redis
 from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
 from tusd_py.cli.output import CommandFailed, write_json, write_line
-from tusd_py.service.backends import redis_client
+from tusd_py.service.backends import connected_redis
 from tusd_py.settings import units
 from tusd_py.settings.model import Settings
 
@@ -191,13 +191,9 @@ def _revoke(settings: Settings, owner: str | None, upload: str | None) -> int:
 
 
 async def _revoke_in(url: str, settings: Settings, owner: str | None, upload: str | None) -> None:
-    redis = redis_client(settings, url)
-    await redis.start()
-    try:
+    async with connected_redis(settings, url) as redis:
         revocations = Revocations(redis, on_change=lambda: None, ttl=settings.revocation_ttl)
         if upload is not None:
             await revocations.revoke_upload(upload)
         elif owner is not None:
             await revocations.revoke_owner(owner)
-    finally:
-        await redis.stop()

@@ -98,6 +98,17 @@ def redis_client(
     )
 
 
+@asynccontextmanager
+async def connected_redis(settings: Settings, url: str) -> AsyncIterator[RedisClient]:
+    """Yield a client of the Redis at `url`, started, and stop it."""
+    redis = redis_client(settings, url)
+    await redis.start()
+    try:
+        yield redis
+    finally:
+        await redis.stop()
+
+
 def embedded_redis(settings: Settings) -> EmbeddedRedis:
     """The embedded Redis of an instance, not started."""
     return EmbeddedRedis(settings.state_dir)

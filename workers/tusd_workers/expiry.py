@@ -17,7 +17,7 @@ from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.maintenance.local import MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
-from tusd_py.service.backends import redis_client, store_to_read
+from tusd_py.service.backends import connected_redis, store_to_read
 from tusd_py.service.connect import open_maintenance
 from tusd_py.uploads.sweep_guard import LONGEST_PAUSE_SECONDS
 from tusd_workers import current
@@ -77,14 +77,14 @@ async def _queue_deliveries(instance: Instance) -> None:
 async def _sweep(instance: Instance, kind: SweepKind) -> None:
     """Sweep unless another sweep runs. Raises MaintenanceError, RedisUnavailable."""
     settings = instance.settings
-    redis = redis_client(settings, instance.redis_url)
-    await redis.start()
     try:
-        # A server cannot start on a directory that is locked here.
-        async with open_maintenance(settings, may_open=False) as maintenance:
+        async with (
+            connected_redis(settings, instance.redis_url) as redis,
+            # A server cannot start on a directory that is locked here.
+            open_maintenance(settings, may_open=False) as maintenance,
+        ):
             report = await sweep_alone(maintenance, DueIndex(redis), kind)
     finally:
-        await redis.stop()
         await _queue_deliveries(instance)
     if report is None:
         logs.event(logger, logging.INFO, "sweep skipped", message="Another sweep is running")

@@ -19,7 +19,7 @@ from tusd_py.redis import Keys, RedisClient
 from tusd_py.redis.due_index import DueIndex, RegistryCounts, SweepRecord
 from tusd_py.redis.live import COUNTED, LiveBoard
 from tusd_py.redis.upload_list import UploadList
-from tusd_py.service.backends import redis_client, store_to_read
+from tusd_py.service.backends import connected_redis, store_to_read
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import OutboxCounts
 from tusd_workers.scheduler import Scheduler, schedules
@@ -118,14 +118,10 @@ def collect(settings: Settings, url: str) -> Status:
 async def _registry(
     settings: Settings, url: str
 ) -> tuple[RegistryCounts, list[SweepRecord], Activity]:
-    redis = redis_client(settings, url)
-    await redis.start()
-    try:
+    async with connected_redis(settings, url) as redis:
         registry = DueIndex(redis)
         now = time.time()
         return await registry.counts(now), await registry.sweeps(), await _activity(redis, now)
-    finally:
-        await redis.stop()
 
 
 async def _activity(redis: RedisClient, now: float) -> Activity:
