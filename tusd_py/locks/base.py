@@ -77,22 +77,6 @@ class Lease(Protocol):
         """Release the lock to the longest waiter. Never raises: a lock that cannot be released expires."""
 
 
-class UncontestedLease(Lease):
-    """A lease on an upload that no other request can know of, because its id was just drawn."""
-
-    def on_requested(self, callback: Callable[[], None] | None) -> None:
-        pass
-
-    def is_held(self) -> bool:
-        return True
-
-    def fence(self) -> AbstractContextManager[None]:
-        return UNFENCED()
-
-    async def release(self) -> None:
-        pass
-
-
 class HeldFence:
     """The fence of locks that have no stronger check than `is_held`."""
 
@@ -106,6 +90,46 @@ class HeldFence:
             raise LeaseLost("the lease has ended")
 
     def __exit__(self, *_error: object) -> None:
+        pass
+
+
+class AskedLease(Lease):
+    """A lease whose holder is told once its release was asked for, whenever it sets its callback."""
+
+    __slots__ = ("_callback", "_requested")
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._callback: Callable[[], None] | None = None
+
+    def request(self) -> None:
+        """Ask the holder to release the lock."""
+        self._requested = True
+        if self._callback is not None:
+            self._callback()
+
+    def on_requested(self, callback: Callable[[], None] | None) -> None:
+        self._callback = callback
+        if callback is not None and self._requested:
+            callback()
+
+    def fence(self) -> HeldFence:
+        return HeldFence(self.is_held)
+
+
+class UncontestedLease(Lease):
+    """A lease on an upload that no other request can know of, because its id was just drawn."""
+
+    def on_requested(self, callback: Callable[[], None] | None) -> None:
+        pass
+
+    def is_held(self) -> bool:
+        return True
+
+    def fence(self) -> AbstractContextManager[None]:
+        return UNFENCED()
+
+    async def release(self) -> None:
         pass
 
 

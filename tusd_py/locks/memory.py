@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from tusd_py.locks.base import HeldFence, Lease, LocksClosed, LockTimeout
+from tusd_py.locks.base import AskedLease, LocksClosed, LockTimeout
 
 
 class MemoryLocks:
@@ -93,35 +93,20 @@ class MemoryLocks:
         self.close()
 
 
-class MemoryLease(Lease):
+class MemoryLease(AskedLease):
     """See `Lease`."""
 
-    __slots__ = ("_callback", "_locks", "_requested", "_upload_id", "waiters")
+    __slots__ = ("_locks", "_upload_id", "waiters")
 
     def __init__(self, locks: MemoryLocks, upload_id: str) -> None:
+        super().__init__()
         self._locks = locks
         self._upload_id = upload_id
-        self._requested = False
-        self._callback: Callable[[], None] | None = None
         # A list, as most leases live without a waiter, and an empty deque takes 600 bytes.
         self.waiters: list[tuple[asyncio.Future[MemoryLease], bool]] = []
 
-    def request(self) -> None:
-        """Ask the holder to release the lock."""
-        self._requested = True
-        if self._callback is not None:
-            self._callback()
-
-    def on_requested(self, callback: Callable[[], None] | None) -> None:
-        self._callback = callback
-        if callback is not None and self._requested:
-            callback()
-
     def is_held(self) -> bool:
         return self._locks._held.get(self._upload_id) is self
-
-    def fence(self) -> HeldFence:
-        return HeldFence(self.is_held)
 
     async def release(self) -> None:
         self.hand_over()

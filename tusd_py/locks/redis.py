@@ -39,7 +39,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
 from tusd_py.background import keep_running, spawn
-from tusd_py.locks.base import HeldFence, Lease, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import AskedLease, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.lua import ACQUIRE, HELD, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
@@ -734,33 +734,18 @@ class _Claim:
         return False
 
 
-class RedisLease(Lease):
+class RedisLease(AskedLease):
     """See `Lease`. taken: whether the lock was lost to another holder; otherwise it expired, and may be free."""
 
-    __slots__ = ("_callback", "_claim", "_requested", "taken")
+    __slots__ = ("_claim", "taken")
 
     def __init__(self, claim: _Claim) -> None:
+        super().__init__()
         self._claim = claim
         self.taken = False
-        self._requested = False
-        self._callback: Callable[[], None] | None = None
-
-    def request(self) -> None:
-        """Ask the holder to release the lock."""
-        self._requested = True
-        if self._callback is not None:
-            self._callback()
-
-    def on_requested(self, callback: Callable[[], None] | None) -> None:
-        self._callback = callback
-        if callback is not None and self._requested:
-            callback()
 
     def is_held(self) -> bool:
         return self._claim.lease is self and _now() < self._claim.valid_until
-
-    def fence(self) -> HeldFence:
-        return HeldFence(self.is_held)
 
     async def release(self) -> None:
         await self._claim.release(self)
