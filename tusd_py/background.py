@@ -49,6 +49,14 @@ def spawn(
     return task
 
 
+async def cancel(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks, and wait until they have ended; None is one that never began."""
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+
+
 async def _restarted(start: Callable[[], Work], name: str) -> None:
     loop = asyncio.get_running_loop()
     pause = _FIRST_PAUSE_SECONDS

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from tusd_hooks.fingerprint import Identity
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.events.model import Event, HookContext, Progress, Reject, UploadView
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.protocol.metadata import FORCE_KEY
@@ -469,10 +469,7 @@ class _RetryQueue:
 
     async def stop(self) -> None:
         """Try a last time, and log what remains."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await cancel(self._task)
         await self._work()
         if self._pending:
             logger.warning(

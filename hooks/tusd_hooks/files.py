@@ -22,7 +22,7 @@ from typing import IO
 from tusd_hooks import wire
 from tusd_hooks.wire import Storage, WireHooks
 from tusd_py import logs
-from tusd_py.background import spawn
+from tusd_py.background import cancel, spawn
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.reference import ENVIRONMENT_PREFIX
 from tusd_py.settings.types import WIRE_EVENTS
@@ -71,9 +71,7 @@ class FileHooks(WireHooks):
 
     async def stop(self) -> None:
         """Stop reading from background processes that hooks left."""
-        for task in self._errors:
-            task.cancel()
-        await asyncio.gather(*self._errors, return_exceptions=True)
+        await cancel(*self._errors)
 
     def wants_event(self, event_type: EventType) -> bool:
         """Return whether an executable for this type of event exists now."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
 logger = logging.getLogger(__name__)
@@ -136,10 +136,7 @@ class Revocations:
 
     async def stop(self) -> None:
         """Stop polling."""
-        if self._poller is not None:
-            self._poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poller
+        await cancel(self._poller)
 
     async def revoke_upload(self, upload_id: str) -> None:
         """Revoke an upload and all its tokens, for good. Raises RedisUnavailable."""

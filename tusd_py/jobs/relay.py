@@ -10,12 +10,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from redis.exceptions import RedisError
 
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.jobs.connection import Refusals, connect
 from tusd_py.jobs.delivery_queue import Deliveries
 from tusd_py.settings.model import Settings
@@ -50,10 +49,7 @@ class Relay:
 
     async def stop(self) -> None:
         """Stop after a last attempt to queue what is pending."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await cancel(self._task)
         if self._pending:
             await self._queue_pending()
         await asyncio.to_thread(self._thread.shutdown)

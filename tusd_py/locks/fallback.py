@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.locks.base import Lease, LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.epochs import FIRST, Epochs, range_name
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
@@ -312,10 +312,7 @@ class FallbackLocks:
     async def stop(self) -> None:
         self.close()
         await self._redis.stop()
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+        await cancel(self._watcher)
         self._ranges.close()
 
 

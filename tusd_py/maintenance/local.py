@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol
 
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
@@ -225,8 +225,7 @@ async def sweep_alone(
         report = await maintenance.sweep(kind, dry_run=False, tell=None)
         await due_index.record_sweep(report.record(kind, began))
     finally:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)
+        await cancel(renewal)
         with suppress(RedisUnavailable):
             await due_index.unlock_sweep(token)
     return report

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from tusd_py import logs
 from tusd_py.auth.byte_quota import ByteQuotas
 from tusd_py.auth.quota import OpenUploads
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext
 from tusd_py.events.publisher import EventPublisher, Relay
@@ -289,9 +289,7 @@ class Instance:
 
     async def drain(self) -> None:
         """Cancel the periodic tasks, and wait for other work in the background."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await cancel(*self._background)
         await self.uploads.drain()
         if self.quotas is not None:
             await self.quotas.settled()

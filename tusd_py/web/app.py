@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tusd_py import logs, tracing
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
 from tusd_py.maintenance.remote import ControlServer
@@ -361,9 +361,7 @@ class TusApp:
         if self._running_sidecars is not None:
             # Before the Redis stops that they need.
             await self._running_sidecars.stop(self.settings.shutdown_timeout / 2)
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await cancel(*self._background)
         await self.instance.drain()
         if self._control is not None:
             await self._control.stop()

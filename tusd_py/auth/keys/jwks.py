@@ -23,7 +23,7 @@ from yarl import URL
 from tusd_py import logs
 from tusd_py.auth.http_client import USER_AGENT, proxy_for
 from tusd_py.auth.keys import KeysUnavailable
-from tusd_py.background import spawn
+from tusd_py.background import cancel, spawn
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,7 @@ class Jwks:
         await self._refresh(_RETRY_SECONDS)
 
     async def stop(self) -> None:
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.gather(self._background, return_exceptions=True)
+        await cancel(self._background)
 
     async def candidates(self, kid: str | None, algorithm: str) -> Sequence[bytes | PyJWK]:
         now = time.monotonic()

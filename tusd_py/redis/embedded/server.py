@@ -29,7 +29,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.redis.embedded import binaries, sockets, watchdog
 from tusd_py.redis.embedded.binaries import Binary
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError, ask, listens, wait
@@ -153,11 +153,8 @@ class EmbeddedRedis:
 
     async def end(self) -> None:
         """Stop watching, then `stop`."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
-            self._watcher = None
+        await cancel(self._watcher)
+        self._watcher = None
         await asyncio.to_thread(self.stop)
 
     async def watch(self) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.background import record_failure, spawn
+from tusd_py.background import cancel, record_failure, spawn
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.web.admin import models
@@ -72,9 +72,7 @@ class Stream:
         self._closing = True
         async with self._news:
             self._news.notify_all()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def events(self, still_allowed: Callable[[], Awaitable[object]]) -> AsyncIterator[bytes]:
         """Yield the events for one viewer. still_allowed: raises a ProtocolError once it may look no longer."""
