@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import click
 
@@ -19,7 +19,6 @@ from tusd_py.cli.options import action, option, read_settings, subcommand, whole
 from tusd_py.cli.output import Listing, format_time, write_problem
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
 from tusd_py.service.backends import connected_redis
-from tusd_py.settings.model import Settings
 
 ABOUT = """\
 Print or remove the fingerprints that the server remembers to detect duplicates. Give it the same options as the server, so
@@ -60,20 +59,15 @@ def command(action: str, names: tuple[str, ...], as_json: bool, limit: int | Non
     logs.configure(settings.log_format, "error")
     listing = Listing(_COLUMNS, cells=_cells, document=_document, as_json=as_json)
 
-    async def act(index: DuplicateIndex) -> int:
-        if action == "list":
-            return await _list(index, listing, limit)
-        return await _named(index, names, listing, forget=action == "forget")
+    async def act(url: str) -> int:
+        async with connected_redis(settings, url) as redis:
+            index = DuplicateIndex(redis)
+            if action == "list":
+                return await _list(index, listing, limit)
+            return await _named(index, names, listing, forget=action == "forget")
 
     with instance_redis(settings) as url:
-        return asyncio.run(_with_index(settings, url, act))
-
-
-async def _with_index(
-    settings: Settings, url: str, act: Callable[[DuplicateIndex], Awaitable[int]]
-) -> int:
-    async with connected_redis(settings, url) as redis:
-        return await act(DuplicateIndex(redis))
+        return asyncio.run(act(url))
 
 
 async def _all(index: DuplicateIndex) -> AsyncIterator[Item]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import click
@@ -316,7 +316,7 @@ def _document(uploads: Uploads, upload: Upload) -> dict[str, object]:
         "offset": upload.offset,
         "size": upload.length,
         "owner": info.owner,
-        "name": _name(info.metadata),
+        "name": info.file_name,
         "created": format_time(info.created_at),
         "changed": format_time(upload.changed_at),
         "finished": None if info.finished_at is None else format_time(info.finished_at),
@@ -340,13 +340,9 @@ def _row(uploads: Uploads, upload: Upload) -> Row:
         info.created_at,
         upload.changed_at,
         info.owner,
-        _name(info.metadata),
+        info.file_name,
         document,
     )
-
-
-def _name(metadata: Mapping[str, bytes]) -> str:
-    return (metadata.get("filename") or metadata.get("name") or b"").decode("utf-8", "replace")
 
 
 def _metadata(upload: Upload) -> dict[str, str]:

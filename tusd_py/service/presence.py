@@ -18,7 +18,6 @@ from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndexWriter
 from tusd_py.redis.live import BodyDocument, LiveBoard, ServerDocument
-from tusd_py.uploads.due_marks import file_name
 from tusd_py.uploads.receive import RunningBody
 from tusd_py.uploads.service import Uploads
 
@@ -138,7 +137,7 @@ class Presence:
             "server": self.server,
             "client": body.client[:_MOST_TEXT],
             "owner": info.owner,
-            "name": file_name(body.upload)[:_MOST_TEXT] if self._names else "",
+            "name": body.upload.info.file_name[:_MOST_TEXT] if self._names else "",
             "offset": body.offset,
             "size": info.length,
             "rate": round(seen.rate or 0.0, 1),

@@ -220,6 +220,12 @@ class UploadInfo(NamedTuple):
     quota: int | None = None
     finished_path: str = ""
 
+    @property
+    def file_name(self) -> str:
+        """The name of the file as its client sent it; empty without one."""
+        name = self.metadata.get("filename") or self.metadata.get("name") or b""
+        return name.decode("utf-8", "replace")
+
 
 class DiskSpace(NamedTuple):
     """Space of a file system. free, size: in bytes. free_files: files that can still be created; None for no limit."""

@@ -64,9 +64,8 @@ def _value(field: str, info: UploadInfo) -> str:
     if field == "date":
         return datetime.fromtimestamp(info.created_at, UTC).strftime("%Y-%m-%d")
     if field == "filename":
-        given = info.metadata.get("filename") or info.metadata.get("name") or b""
         # Some clients send a path.
-        text = re.split(r"[/\\]", given.decode("utf-8", "replace"))[-1]
+        text = re.split(r"[/\\]", info.file_name)[-1]
         return _clean(text) if text.strip() else _clean(info.id)
     return _clean(
         info.metadata.get(field.removeprefix("metadata."), b"").decode("utf-8", "replace")

@@ -50,12 +50,5 @@ def listed(upload: Upload, *, names: bool) -> Listed:
     info = upload.info
     state: State = open_state(upload) or "finished"
     since = info.created_at if info.finished_at is None else info.finished_at
-    name = file_name(upload) if names else ""
+    name = info.file_name if names else ""
     return Listed(state, info.created_at, since, upload.offset, info.owner, name)
-
-
-def file_name(upload: Upload) -> str:
-    """The name of the file that an upload has by its metadata; empty without one."""
-    metadata = upload.info.metadata
-    name = metadata.get("filename") or metadata.get("name") or b""
-    return name.decode("utf-8", "replace")

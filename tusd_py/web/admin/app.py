@@ -22,7 +22,6 @@ from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.service.instance import Instance
 from tusd_py.storage.base import Reader
-from tusd_py.uploads.due_marks import file_name
 from tusd_py.uploads.failures import translated
 from tusd_py.web.admin import cursors, models, openapi, page
 from tusd_py.web.admin.access import COOKIE, SESSION_SECONDS, Access, Operator
@@ -34,6 +33,7 @@ from tusd_py.web.admin.state import StateQueries
 from tusd_py.web.admin.stream import EventStream, Stream
 from tusd_py.web.admin.uploads import UploadQueries
 from tusd_py.web.download import attachment
+from tusd_py.web.messages import phrase
 from tusd_py.web.proxy_headers import Proxies
 
 logger = logging.getLogger(__name__)
@@ -303,7 +303,7 @@ class AdminApp:
             raise errors.not_served()
         with translated:
             reader = await self._instance.store.open_reader(upload)
-        name = file_name(upload) or upload.id
+        name = upload.info.file_name or upload.id
         headers = {
             **_SAFE,
             "Content-Length": str(upload.offset),
@@ -407,13 +407,9 @@ async def _bytes_of(reader: Reader, count: int) -> AsyncIterator[bytes]:
 
 
 def _problem(problem: ProtocolError) -> Response:
-    try:
-        title = HTTPStatus(problem.status).phrase
-    except ValueError:
-        title = "Error"
     document = models.Problem(
         type="about:blank",
-        title=title,
+        title=phrase(problem.status),
         status=problem.status,
         detail=problem.message,
         code=problem.code,

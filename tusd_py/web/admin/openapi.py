@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -40,7 +40,6 @@ class Operation:
     takes: type[BaseModel] | None = None
     parameters: tuple[Parameter, ...] = ()
     media_type: str = "application/json"
-    needs_body: bool = field(default=True)
 
 
 def document(operations: Iterable[Operation], server: str) -> JsonObject:
@@ -101,7 +100,7 @@ def _operation(operation: Operation) -> JsonObject:
     }
     if operation.takes is not None:
         described["requestBody"] = {
-            "required": operation.needs_body,
+            "required": True,
             "content": {"application/json": {"schema": _reference(operation.takes)}},
         }
     return described

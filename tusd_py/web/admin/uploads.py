@@ -30,7 +30,7 @@ from tusd_py.storage.base import (
     UploadNotFound,
     is_valid_id,
 )
-from tusd_py.uploads.due_marks import file_name, listed
+from tusd_py.uploads.due_marks import listed
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import name_of
 from tusd_py.web.admin import cursors, models
@@ -200,7 +200,7 @@ class UploadQueries:
         uploads, info = self._instance.uploads, upload.info
         return {
             "id": info.id,
-            "name": (file_name(upload)[:_LONGEST] or None) if self._names else None,
+            "name": (upload.info.file_name[:_LONGEST] or None) if self._names else None,
             "owner": info.owner,
             "state": name_of(uploads.state_of(upload), upload),
             "offset": upload.offset,
