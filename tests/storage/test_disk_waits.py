@@ -78,8 +78,12 @@ async def test_a_thread_without_a_processor_is_no_slow_disk(
         kernel.delay += LONG
 
     await way(disk, preempted)
-    await disk.change(quick)
-    assert disk._changes.quick_at > float("-inf")
+    # The helper of a quick operation may have to wait for a real processor, for shorter than the disk would count as slow.
+    for _ in range(10):
+        await disk.change(quick)
+        if disk._changes.quick_at > float("-inf"):
+            return
+    raise AssertionError("the disk counts as slow")
 
 
 @WAYS
