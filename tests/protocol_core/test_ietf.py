@@ -121,11 +121,41 @@ def test_R4_R5_limits() -> None:
         ('inline; filename="C:\\\\a\\\\b.txt"', "b.txt"),
         ("inline; filename*=bogus''a; filename=b", "b"),
         ("inline; filename*=UTF-8''%FF; filename=b", "b"),
+        ("inline; filename*=UTF-8'en'a%20b; filename=c", "a b"),
+        ("inline; filename*=\"UTF-8''a\"; filename=c", "a"),
+        ('inline; x="; filename=a"; FileName = "b;\\"c\\".txt" ; y=1', 'b;"c".txt'),
+        ('inline; filename="C:\\a\\b.txt"', "b.txt"),
+        ("inline; filename*=UTF-8''" + "%41" * 1000, "A" * 1000),
     ],
 )
 def test_R10_the_name_of_the_file(given: str, expected: str) -> None:
     made = creation({"upload-complete": "?1", "content-disposition": given})
     assert made.metadata == {"filename": expected.encode()}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "filename*=UTF-8''a.txt; filename*0=b",
+        "filename*0=b; filename*=UTF-8''a.txt",
+        f"filename*{'9' * 4400}=b; filename=a.txt",
+        "filename*=utf-8; filename*=; filename*; filename*=''; filename=a.txt",
+        'filename="b"c; filename=a.txt',
+        'filename=b"c; filename=d"; filename=a.txt',
+        f"filename*=UTF-8''{'b' * 5000}; filename={'b' * 5000}; filename=a.txt",
+        '; =; =b; ;;filename=a.txt; x="y',
+        "filename*=UTF-8''\u0130; filename=a.txt",
+    ],
+)
+def test_R10_parameters_that_are_malformed_or_long_are_ignored(parameters: str) -> None:
+    """Those of the first kinds were a 500: parts of a name (RFC 2231) were put together with a whole one."""
+    field = {"upload-complete": "?1", "content-disposition": f"attachment; {parameters}"}
+    assert creation(field).metadata == {"filename": b"a.txt"}
+
+
+def test_R10_a_file_name_that_is_never_closed() -> None:
+    field = {"upload-complete": "?1", "content-disposition": 'attachment; filename="a.txt; b'}
+    assert creation(field).metadata == {}
 
 
 def test_R10_the_media_type_and_metadata_of_tus() -> None:
@@ -147,6 +177,23 @@ def test_R10_the_media_type_and_metadata_of_tus() -> None:
     assert creation({"upload-complete": "?0", **PARTIAL}).metadata == {}
     named = ietf.parse_creation({"upload-complete": "?1"}, UNVERSIONED, name="c")
     assert named.metadata == {"filename": b"c"}
+
+
+def test_R21_digest_fields_are_bounded() -> None:
+    """Parsing a structured field of 60 kB takes a tenth of a second."""
+    members = ", ".join(f"a{number}=:AAAA:" for number in range(300))
+    for name in ("repr-digest", "content-digest"):
+        with pytest.raises(ProtocolError) as refusal:
+            creation({"upload-complete": "?0", name: members})
+        assert (refusal.value.status, refusal.value.code) == (400, "ERR_INVALID_DIGEST")
+    wanted = creation({"upload-complete": "?0", "want-repr-digest": f"sha-256=1, {members}"})
+    assert wanted.wanted_digest == ""
+
+
+def test_items_are_bounded() -> None:
+    """Longer ones are ignored, as any value that is none of the field's type is."""
+    assert ietf.provided_offset({"upload-offset": "5" + ";a" * 100}) == 5
+    assert ietf.provided_offset({"upload-offset": "5" + ";a" * 1000}) is None
 
 
 @each_version

@@ -15,12 +15,14 @@ REPRESENTATION = "Repr-Digest"
 _ALGORITHMS: Mapping[str, str] = {"sha-256": "sha256", "sha-512": "sha512"}
 """Name in a digest field -> key of `checksum.ALGORITHMS`, in the order of our preference."""
 _NAMES = {algorithm: name for name, algorithm in _ALGORITHMS.items()}
+_LONGEST = 2048
+"""Characters of a field; one sha-512 has 100. Longer ones take too much time to parse."""
 
 
 def parse(value: str, name: str) -> Checksum | None:
     """The digest that a field announces, of the first algorithm of ours that it has; None if it has none of them.
 
-    name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests.
+    name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests, or longer than 2 KiB.
     """
     members = _dictionary(value)
     if members is None:
@@ -35,7 +37,10 @@ def parse(value: str, name: str) -> Checksum | None:
 
 
 def wanted(value: str) -> str | None:
-    """The algorithm (a key of `checksum.ALGORITHMS`) that `Want-Repr-Digest` prefers among ours; None without one."""
+    """The algorithm (a key of `checksum.ALGORITHMS`) that `Want-Repr-Digest` prefers among ours; None without one.
+
+    A field that is no dictionary, or longer than 2 KiB, is ignored.
+    """
     members = _dictionary(value) or {}
     weights = {
         algorithm: weight
@@ -51,7 +56,9 @@ def serialize(checksum: Checksum) -> str:
 
 
 def _dictionary(value: str) -> dict[str, object] | None:
-    """The values of a Dictionary (RFC 9651, section 4.2.2), without parameters; None if it is none."""
+    """The values of a Dictionary (RFC 9651, section 4.2.2), without parameters; None if it is none, or too long."""
+    if len(value) > _LONGEST:
+        return None
     try:
         found = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
     except (http_sf.StructuredFieldError, UnicodeEncodeError):

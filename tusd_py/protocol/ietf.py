@@ -29,6 +29,8 @@ RESUMPTION_SUPPORTED = 104
 _PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 _MEDIA_TYPES_OF_CHUNKS = frozenset({MEDIA_TYPE, tus.MEDIA_TYPE})
 """They describe the body of a request, not the file."""
+_LONGEST_ITEM = 1024
+"""Characters of a field that is an Item. Longer ones take too much time to parse, and memory in the cache."""
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
@@ -198,9 +200,12 @@ def _integer(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _item(headers: Mapping[str, str], name: str) -> object:
-    """The value of an Item (RFC 9651, section 4.2.3); None if the field is missing or no Item. Parameters are ignored."""
+    """The value of an Item (RFC 9651, section 4.2.3); None if the field is missing, no Item, or too long.
+
+    Parameters are ignored.
+    """
     given = headers.get(name)
-    return None if given is None else _parsed(given)
+    return None if given is None or len(given) > _LONGEST_ITEM else _parsed(given)
 
 
 # Most requests have the same few values.
@@ -268,7 +273,7 @@ def _metadata(headers: Mapping[str, str], name: str) -> tuple[dict[str, bytes], 
     header = headers.get("upload-metadata", "")
     pairs = metadata.parse(header)
     given = len(pairs)
-    name = disposition.filename(headers.get("content-disposition", "")) or name
+    name = disposition.parse_filename(headers.get("content-disposition", "")) or name
     if name:
         pairs.setdefault("filename", name.encode("utf-8", "replace"))
     kind = headers.get("content-type", "")
