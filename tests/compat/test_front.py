@@ -25,6 +25,7 @@ from tests.support.server import WITHOUT_DIRECT_BODIES, environment
 from tests.support.waiting import wait_until
 from tusd_py.compat.engines import Engines
 from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
+from tusd_py.storage.base import Upload
 from tusd_py.storage.file.store import FileStore
 
 RESUMABLE = {"Tus-Resumable": "1.0.0"}
@@ -212,6 +213,29 @@ async def test_a_final_of_unfinished_parts_is_refused(tmp_path: Path) -> None:
         assert (await client.post("/files/", headers=final)).status_code == 400
         assert (await sent(client, part, b"hello")).status_code == 204
         assert (await client.post("/files/", headers=final)).status_code == 201
+    await Engines.here().stop()
+
+
+async def test_a_part_that_is_listed_thousands_of_times_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = FileStore.load
+
+    async def counted(store: FileStore, upload_id: str) -> Upload:
+        loaded.append(upload_id)
+        return await load(store, upload_id)
+
+    router = create_tus_router(files_dir=tmp_path)
+    async with client_of(application(router)) as client:
+        headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Concat": "partial"}
+        part = (await client.post("/files/", headers=headers)).headers["location"]
+        await sent(client, part, b"hello")
+        monkeypatch.setattr(FileStore, "load", counted)
+        final = {**RESUMABLE, "Upload-Concat": "final;" + " ".join([part] * 5_000)}
+        answer = await client.post("/files/", headers=final)
+    assert answer.status_code == 201
+    assert loaded.count(part.rpartition("/")[2]) < 20
     await Engines.here().stop()
 
 

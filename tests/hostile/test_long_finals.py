@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +27,28 @@ def final_of(urls: list[str]) -> dict[str, str]:
         "Content-Length": "0",
         "Upload-Concat": "final;" + " ".join(urls),
     }
+
+
+@contextmanager
+def waits(tus: Tus) -> Iterator[list[float]]:
+    """How long small requests wait meanwhile, in seconds."""
+    found: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            assert tus.options().status == 204
+            found.append(time.monotonic() - began)
+            done.wait(0.005)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        asking.join()
 
 
 @pytest.mark.parametrize("behind", ["", "/app"])
@@ -119,3 +145,39 @@ def test_strangers_have_a_few_long_heads_together(make_server: MakeServer) -> No
         assert server.memory() - before < 64 * 1024**2
     # The server learns that they have gone when it reads their sockets.
     wait_until(lambda: tus.create(headers=whole).status == 201, "a long head is taken again")
+
+
+def test_a_part_that_is_spelled_in_thousands_of_ways_does_not_stop_the_server(tus: Tus) -> None:
+    """Each of them may be the URL of eight uploads; all were looked up at one go."""
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    around = "/files/a" * 6
+    urls = [f"/files/{number:x}{around}{part}" for number in range(9_990)]
+    with waits(tus) as waited:
+        created = tus.create(headers=final_of(urls))
+        assert created.status == 201
+    assert max(waited) < 0.5
+    assert tus.get(path_of(created["Location"])).body == b"x" * len(urls)
+
+
+def test_look_ups_of_parts_are_bounded(make_server: MakeServer, tmp_path: Path) -> None:
+    """Ids with slashes, as hooks may choose them, have parts of themselves as further readings."""
+    hook = tmp_path / "ids.py"
+    hook.write_text(
+        "from tusd_py import Changes\n"
+        "def pre_create(event):\n"
+        "    if event.upload.is_partial:\n"
+        "        return Changes(id=event.request.headers['x-id'])\n"
+    )
+    tus = Tus(make_server("--hook", str(hook)))
+    parts = {
+        "/files/".join(f"{letter}{number}" for letter in "abcdefg"): str(number % 10).encode()
+        for number in range(20)
+    }
+    for part_id, data in parts.items():
+        tus.finished(data, {"Upload-Concat": "partial", "X-Id": part_id})
+    plain = tus.create(headers=final_of([f"/files/{each}" for each in parts]))
+    assert tus.get(path_of(plain["Location"])).body == b"".join(parts.values())
+    behind = [f"/files/app/files/{each}" for each in parts]
+    assert tus.create(headers=final_of(behind[:10])).status == 201
+    refused = tus.create(headers=final_of(behind))
+    assert (refused.status, refused.code) == (400, "ERR_INVALID_CONCAT")

@@ -58,6 +58,7 @@ _DEFAULTS = {
 """Settings that are others here than in a server of ours, unless the environment says otherwise: as it is with theirs."""
 _PATIENCE = "1h"
 """How long hooks of ours may take beside theirs, which have no limit."""
+_YIELD_EVERY = 50
 _ANSWERED = "tusd_py.answered"
 
 Metadata = dict[str, str]
@@ -551,8 +552,11 @@ async def _is_removed(engine: TusApp, upload_id: str) -> bool:
 
 async def _check_parts(engine: TusApp, final: Final) -> None:
     """Raises for a part that is not complete: whoever creates the final is told when it is."""
-    for url in final.parts:
-        part_id = unquote(url.rstrip("/").rpartition("/")[2])
+    part_ids = dict.fromkeys(unquote(url.rstrip("/").rpartition("/")[2]) for url in final.parts)
+    for position, part_id in enumerate(part_ids, start=1):
+        if position % _YIELD_EVERY == 0:
+            # The list may have 10,000 parts.
+            await asyncio.sleep(0)
         try:
             part = await engine.uploads.load(part_id)
         except StorageError:

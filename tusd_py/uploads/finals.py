@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from tusd_py.auth.principal import Action
@@ -36,6 +36,10 @@ from tusd_py.uploads.receive import Body, BodyReceiver
 
 _ASKED_TOGETHER = 32
 """Parts about which the hooks are asked at the same time."""
+_YIELD_EVERY = 50
+"""URLs or look-ups after which other requests are served."""
+_FAILED_LOOK_UPS = 100
+"""Look-ups of candidates that may fail besides one for each URL."""
 _KEY_LOCK = ".final/"
 """Prefix of the name that is locked while a final is created; no upload has such an id."""
 
@@ -146,24 +150,53 @@ class FinalCreator(Operation):
             # Nothing is created: the hooks undo their reservations.
             await creation.failed()
 
-    async def find_part(self, ids: Sequence[str], request: RequestView) -> str:
-        """The first of `ids`, the candidates for one URL, of an upload that the client may join. Raises a 404.
+    async def find_parts(
+        self, candidates: Iterable[Sequence[str]], request: RequestView
+    ) -> list[str]:
+        """For each URL of a list the first of its candidate ids that is an upload which the client may join.
 
-        A single candidate is not loaded here, as `create` loads every part.
+        A single candidate is not loaded here, as `create` loads every part. One part can be spelled in thousands of ways, so
+        each id is looked up once, other requests are served in between, and the look-ups that fail are bounded: a prefix in
+        which the base path occurs costs one for each URL.
+
+        Raises:
+            ProtocolError: 404 for a URL without such a candidate, 400 after too many look-ups that failed.
         """
-        if len(ids) == 1:
-            return ids[0]
-        for part_id in ids:
-            with translated, suppress(UploadNotFound, UploadGone):
-                part = await self._record_of(part_id)
-                try:
-                    self._access.check(part, request, Action.JOIN)
-                except ProtocolError as problem:
-                    if problem.status == 404:
-                        continue
-                    raise
-                return part_id
-        raise errors.not_found()
+        found: list[str] = []
+        known: dict[str, bool] = {}
+        failed = 0
+        for position, ids in enumerate(candidates, start=1):
+            part_id = ids[0] if len(ids) == 1 else None
+            for each in ids if part_id is None else ():
+                if each not in known:
+                    known[each] = await self._may_join(each, request)
+                    failed += not known[each]
+                    if len(known) % _YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+                if known[each]:
+                    part_id = each
+                    break
+                if failed > position + _FAILED_LOOK_UPS:
+                    raise errors.invalid_concat("its URLs can be read in too many ways")
+            if part_id is None:
+                raise errors.not_found()
+            found.append(part_id)
+            if position % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        return found
+
+    async def _may_join(self, upload_id: str, request: RequestView) -> bool:
+        """Whether there is such an upload, and the client may join it. Raises a refusal other than that it is unknown."""
+        with translated, suppress(UploadNotFound, UploadGone):
+            part = await self._record_of(upload_id)
+            try:
+                self._access.check(part, request, Action.JOIN)
+            except ProtocolError as problem:
+                if problem.status == 404:
+                    return False
+                raise
+            return True
+        return False
 
     async def _record_of(self, upload_id: str) -> UploadInfo:
         """The record of an upload, even if its bytes are missing or wrong. Raises StorageError."""

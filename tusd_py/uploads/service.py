@@ -126,7 +126,7 @@ class Uploads:
         operators = Operators(shared)
 
         # Requests; `create` is below.
-        self.find_part = self._finals.find_part
+        self.find_parts = self._finals.find_parts
         self.append = appender.append
         self.inspect = inspector.inspect
         self.look_up = inspector.look_up

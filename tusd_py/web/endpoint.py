@@ -408,11 +408,11 @@ class TusEndpoint:
         # "/" alone stands before every segment: of use only where it is all that there is.
         paths = dict.fromkeys((f"{request.external.prefix}{inside}", inside, base))
         bases = [path for path in paths if path != "/"] or ["/"]
-        ids: dict[str, str] = {}
-        for url in final.parts:
-            if url not in ids:
-                readings = [each for each in concat.upload_ids_of(url, bases) if is_valid_id(each)]
-                ids[url] = await self._uploads.find_part(readings, view)
+        urls = list(dict.fromkeys(final.parts))
+        candidates = (
+            [each for each in concat.upload_ids_of(url, bases) if is_valid_id(each)] for url in urls
+        )
+        ids = dict(zip(urls, await self._uploads.find_parts(candidates, view), strict=True))
         return [ids[url] for url in final.parts]
 
     # From the uploads to the response
