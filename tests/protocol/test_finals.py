@@ -266,6 +266,33 @@ def test_what_repeated_parts_add_is_bounded(make_server: MakeServer) -> None:
     assert tus.head(waiting).status == 413
 
 
+def test_a_hundred_finals_may_wait_for_one_part(tus: Tus) -> None:
+    """Each request for the part looks at all of them."""
+    part = path_of(tus.create(5, headers=PARTIAL)["Location"])
+    first = join(tus, part, Upload_Metadata=metadata(n="0"))
+    for number in range(1, 100):
+        assert join(tus, part, Upload_Metadata=metadata(n=str(number))).status == 201
+    other = tus.finished(b"x", PARTIAL)
+    refused = join(tus, other, part, Upload_Metadata=metadata(n="more"))
+    assert (refused.status, refused.code) == (400, "ERR_INVALID_CONCAT")
+    assert "100" in refused.text
+    # One of these can still be asked for, given up and replaced.
+    assert join(tus, part, Upload_Metadata=metadata(n="0"))["Location"] == first["Location"]
+    assert tus.delete(path_of(first["Location"])).status == 204
+    assert join(tus, part, Upload_Metadata=metadata(n="more")).status == 201
+    assert tus.patch(part, 0, b"hello").status == 204
+    wait_until(lambda: join(tus, part).status == 201, "nothing waits for the part")
+
+
+def test_of_finals_with_many_parts_fewer_may_wait_for_one(tus: Tus) -> None:
+    part = path_of(tus.create(1, headers=PARTIAL)["Location"])
+    for number in range(4):
+        assert join(tus, *[part] * 5_000, Upload_Metadata=metadata(n=str(number))).status == 201
+    refused = join(tus, *[part] * 5_000, Upload_Metadata=metadata(n="more"))
+    assert (refused.status, refused.code) == (400, "ERR_INVALID_CONCAT")
+    assert join(tus, *[part] * 100, Upload_Metadata=metadata(n="short")).status == 201
+
+
 def test_by_default_one_part_cannot_be_named_for_gigabytes(tus: Tus) -> None:
     part = tus.finished(b"x" * (1 << 20), PARTIAL)
     assert join(tus, *[part] * 1026).status == 413

@@ -131,6 +131,8 @@ digest_mismatch = Refusal(
 modify_final = Refusal(403, "ERR_MODIFY_FINAL", "a final upload cannot be modified")
 too_many_repeats = RefusalWith[int](
     413, "ERR_MAX_SIZE_EXCEEDED", "parts that are named more than once would add more than {} bytes to the final upload")
+too_many_waiting = RefusalWith[int](
+    400, "ERR_INVALID_CONCAT", "{} final uploads wait for one of the parts already; finish that part first")
 too_many_joins = Refusal(
     503, "ERR_TOO_MANY_JOINS", "too many uploads are being joined; try again later", {"Retry-After": "10"})
 

@@ -31,6 +31,12 @@ from tusd_py.uploads.policy import UploadPolicy
 logger = logging.getLogger(__name__)
 
 _YIELD_EVERY = 50
+_ASKED_TOGETHER = 32
+"""Parts whose finals are listed at the same time."""
+_MAX_WAITING = 100
+"""Finals that may wait for one part."""
+_MAX_WAITING_PARTS = 20_000
+"""Parts that a final may have, times the finals that may wait for one of them; for a single one there is no limit."""
 _MAX_JOINS = 1000
 """Joins that run or wait in one process."""
 
@@ -110,6 +116,22 @@ class Concatenation:
         added = sum((repeats[each] - 1) * (parts[each].length or 0) for each in parts)
         if most and added > most:
             raise errors.too_many_repeats(most)
+
+    async def check_waiting(self, ids: Sequence[str], parts: Mapping[str, Upload]) -> None:
+        """Raise a 400 if a new final would wait for its parts, and enough others wait for one of them.
+
+        Each request for a part loads the finals that wait for it, whose records are as long as their lists of parts: the more
+        of these, the fewer may wait. It is no 503, as they may wait for days.
+        """
+        if self._joiner is None or all(part.finished for part in parts.values()):
+            return
+        most = min(_MAX_WAITING, _MAX_WAITING_PARTS // len(ids))
+        distinct = list(parts)
+        for at in range(0, len(distinct), _ASKED_TOGETHER):
+            some = distinct[at : at + _ASKED_TOGETHER]
+            for waiting in await asyncio.gather(*map(self._joiner.finals_awaiting, some)):
+                if len(waiting) >= max(most, 1):
+                    raise errors.too_many_waiting(len(waiting))
 
     async def begin(self, final: Upload, fence: Fence) -> Upload:
         """Join the parts of a new final, or register it to be joined when the last part is finished.

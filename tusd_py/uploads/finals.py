@@ -113,6 +113,7 @@ class FinalCreator(Operation):
         )
         self._creator.check_size(info, None)
         self._concatenation.check_repeats(info.parts, sources)
+        await self._concatenation.check_waiting(info.parts, sources)
         await self._receiver.check_space(info.length or 0)
         for some in batched(sources.values(), _ASKED_TOGETHER):
             await asyncio.gather(*(self._access.ask_hooks(each, request) for each in some))
