@@ -31,7 +31,10 @@ from tests.support.wire import Connection, ConnectionEnded, head_bytes
 from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
-from tusd_py.web.download import plan_download
+from tusd_py.storage.base import UploadInfo
+from tusd_py.storage.finished_names import FinishedNames
+from tusd_py.storage.s3.presentation import properties_of
+from tusd_py.web.download import plan_download, presentation
 
 OPERATORS = {
     "tusd_py.cli.": "the command line",
@@ -78,7 +81,6 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.web.download._ENTITY_TAG": ("", '"', 'W/"', '"a"'),
     "tusd_py.web.download._RANGE": ("bytes=", "bytes=1", "bytes=-", "bytes=1-1"),
     "tusd_py.web.download._DATES": ("Mon, ", "Monday", "Mon Jan "),
-    "tusd_py.web.download.text": ("",),
     "tusd_py.web.endpoint._REQUEST_ID": ("",),
     "tusd_py.web.http.response_head._is_name": ("",),
     "tusd_py.web.http.framing._HOST": ("", "[", "a:"),
@@ -93,7 +95,6 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     r"tusd_py.web.proxy_headers:'\\\\(.)'": ("",),
     "tusd_py.storage.finished_names._DEVICE": ("", "com", "com1"),
     "tusd_py.storage.finished_names._PACKED": ("", ".", ".a."),
-    "tusd_py.storage.finished_names.text": ("",),
     "tusd_py.tracing._is_traceparent": ("", "00-"),
     "tusd_hooks.wire._METADATA_KEY": ("",),
 }
@@ -284,6 +285,41 @@ def test_file_names_and_types_of_downloads(key: str) -> None:
 
     took, text = seconds(work, ("image/",) if key == "filetype" else ("",))
     assert took <= MOST_SECONDS, f"{took:.2f} s for {text}"
+
+
+NAME_OF_47_KB = (
+    *(b"a" * 47_000, b"<" * 47_000, b"\\" * 47_000, b". " * 23_500, b"\xff" * 47_000),
+    *(each.encode() for each in ("\u0301" * 23_500, "\U0001f600" * 11_700, " " * 46_990 + "a.txt")),
+)
+
+
+def names_for_downloads(name: bytes) -> object:
+    return presentation({"filename": name})
+
+
+def properties_of_objects(name: bytes) -> object:
+    return properties_of({"filename": name})
+
+
+def names_of_finished_files(name: bytes) -> object:
+    info = UploadInfo(id="a", length=1, metadata={"filename": name})
+    return list(FinishedNames("{filename}/{metadata.filename}").of(info))
+
+
+@pytest.mark.parametrize(
+    "work", [names_for_downloads, properties_of_objects, names_of_finished_files]
+)
+def test_a_file_name_of_47_kb_costs_no_more_than_one_that_fits(
+    work: Callable[[bytes], object],
+) -> None:
+    """They are made anew for each download, and once for each finish."""
+    for name in NAME_OF_47_KB:
+        took: list[float] = []
+        for _ in range(5):
+            began = time.thread_time()
+            work(name)
+            took.append(time.thread_time() - began)
+        assert min(took) < 0.003, name[:20]
 
 
 # -- header fields, by the front ---------------------------------------------------------------

@@ -127,3 +127,21 @@ def test_T17_surplus_padding_is_refused() -> None:
     with pytest.raises(ProtocolError):
         metadata.parse("key aGVsbG8==")
     assert metadata.parse("key aGV5eQ==") == {"key": b"heyy"}
+
+
+def test_T17_keys_are_counted() -> None:
+    """Except in what was accepted before."""
+    header = ",".join(f"k{number}" for number in range(256))
+    assert len(metadata.parse(header)) == 256
+    with pytest.raises(ProtocolError) as refusal:
+        metadata.parse(f"{header},more")
+    assert (refusal.value.status, refusal.value.code) == (400, "ERR_INVALID_METADATA")
+    assert "256" in refusal.value.message
+    assert len(metadata.parse(f"{header},more", strict=False)) == 257
+
+
+def test_the_text_of_a_long_value_is_its_beginning_and_its_end() -> None:
+    assert metadata.text_of(b"a\xff.txt") == "a\ufffd.txt"
+    text = metadata.text_of(("x" + "é" * 30_000 + ".txt").encode())
+    assert len(text.encode()) < 2048
+    assert (text[:3], text[-6:], set(text[3:-6])) == ("xéé", "éé.txt", {"é"})

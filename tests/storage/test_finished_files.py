@@ -86,6 +86,7 @@ def test_long_names_are_cut_and_keep_their_ending(longest: int) -> None:
             assert max(len(part.encode()) for part in name.split("/")) <= 255
             assert is_valid_id(name) or longest > 200
     assert names("{filename}", filename="é" * 500 + ".dcm")[0].endswith("é.dcm")
+    assert names("{filename}", filename="é" * 20_000 + ".dcm")[0].endswith("é.dcm")
 
 
 def test_no_two_owners_share_a_directory() -> None:

@@ -41,6 +41,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from tusd_py.locks.base import UNFENCED, Fence, Locks
 from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.metadata import text_of
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.skipped import Skip, skip_entry
 
@@ -222,9 +223,8 @@ class UploadInfo(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The name of the file as its client sent it; empty without one."""
-        name = self.metadata.get("filename") or self.metadata.get("name") or b""
-        return name.decode("utf-8", "replace")
+        """The name of the file as its client sent it, see `text_of`; empty without one."""
+        return text_of(self.metadata.get("filename") or self.metadata.get("name") or b"")
 
 
 class DiskSpace(NamedTuple):

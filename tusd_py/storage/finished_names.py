@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from tusd_py.protocol.metadata import text_of
 from tusd_py.settings.name_template import PLACEHOLDER
 from tusd_py.storage.base import MAX_ID_BYTES, RESERVED_ENDINGS, UploadInfo
 
@@ -67,9 +68,7 @@ def _value(field: str, info: UploadInfo) -> str:
         # Some clients send a path.
         text = re.split(r"[/\\]", info.file_name)[-1]
         return _clean(text) if text.strip() else _clean(info.id)
-    return _clean(
-        info.metadata.get(field.removeprefix("metadata."), b"").decode("utf-8", "replace")
-    )
+    return _clean(text_of(info.metadata.get(field.removeprefix("metadata."), b"")))
 
 
 def _owner(owner: str) -> str:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from tusd_py.protocol.headers import RawHeaders
+from tusd_py.protocol.metadata import text_of
 from tusd_py.storage.base import Reader
 
 _ZERO_COPY = "http.response.zerocopysend"
@@ -351,9 +352,8 @@ def _file_name(raw: bytes) -> str:
     No directories, control characters, bidirectional overrides (which make `exe.jpg` of `gpj.exe`)
     or characters that file systems reserve; no leading dot, and no end that Windows would drop.
     """
-    text = raw[:65536].decode("utf-8", "replace")
-    text = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    text = "".join(character for character in text if _may_stand_in_name(character))
+    last = raw.rstrip(b"/\\").replace(b"\\", b"/").rpartition(b"/")[2]
+    text = "".join(filter(_may_stand_in_name, text_of(last)))
     text = _RESERVED.sub("_", text).strip(" .")
     return _shortened(text, _MAX_NAME_BYTES)
 

@@ -65,7 +65,7 @@ def _read(document: Mapping[str, object], upload_id: str, changed_at: float) -> 
         for key, value in _mapping(document["metadata"]).items()
     }
     header = metadata.serialize(pairs)
-    if metadata.parse(header) != pairs:
+    if metadata.parse(header, strict=False) != pairs:
         raise UploadUntrusted(f"{upload_id}: its metadata has keys that tus 1.0.0 does not allow")
     is_partial, is_final = bool(document.get("is_partial")), bool(document.get("is_final"))
     parts = tuple(str(part) for part in cast("list[object]", document.get("partial_uploads") or []))

@@ -15,6 +15,8 @@ from tusd_py.storage.s3.object_store import Properties
 _BUDGET_BYTES = 2 * 1024 - 128
 """What S3 takes for names and values, less our own token."""
 _NAME_BYTES = 180
+_READ_BYTES = 1024
+"""Of a file name, before what is not printable is left out."""
 _is_type = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}").fullmatch
 _is_key = re.compile(r"[a-z0-9_-]{1,64}").fullmatch
 RESERVED = "tusd-py-"
@@ -48,10 +50,11 @@ def properties_of(metadata: Mapping[str, bytes], *, only: Collection[str] = ()) 
 
 
 def _disposition(filename: bytes) -> str:
-    name = filename.decode("utf-8", "ignore").replace("\\", "/").rpartition("/")[2]
-    name = "".join(each for each in name if each.isprintable()).strip()
-    while len(name.encode()) > _NAME_BYTES:
-        name = name[:-1]
+    last = filename.replace(b"\\", b"/").rpartition(b"/")[2]
+    # Cut first: a client may send 47 kB of it.
+    text = last[:_READ_BYTES].decode("utf-8", "ignore")
+    name = "".join(each for each in text if each.isprintable()).strip()
+    name = name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
     if not name:
         return "attachment"
     return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
