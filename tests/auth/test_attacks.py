@@ -164,6 +164,13 @@ def test_a_token_for_another_audience(secret: Victim, audience: object) -> None:
     assert_refused(secret, access(aud=audience))
 
 
+@pytest.mark.parametrize("issued_at", [-(10**400), True, -1], ids=["huge", "bool", "negative"])
+def test_a_time_of_issue_that_is_none(secret: Victim, issued_at: int) -> None:
+    """A float cannot hold the first, which was a 500."""
+    token = forged({"alg": "HS256"}, mine(iat=issued_at), SECRET.encode())
+    assert_refused(secret, token)
+
+
 def test_an_upload_token_is_no_access_token(secret: Victim) -> None:
     """It cannot create or revoke, and is invalid if it pretends to be an access token."""
     tus = secret.tus

@@ -45,6 +45,10 @@ def test_an_access_token_is_no_upload_token() -> None:
         forged({"alg": "HS256", "typ": TYPE, "kid": "x"}, claims, key.value),
         forged({"alg": "HS256", "typ": TYPE, "kid": key.kid}, {**claims, "aud": "x"}, key.value),
         forged({"alg": "HS256", "typ": TYPE, "kid": key.kid}, {"upload": "u1"}, key.value),
+        *(
+            forged({"alg": "HS256", "typ": TYPE, "kid": key.kid}, {**claims, **wrong}, key.value)
+            for wrong in ({"exp": 10**400}, {"iat": -(10**400)}, {"auth_time": float("nan")})
+        ),
     ):
         with pytest.raises(BadToken):
             upload_tokens().verify(token)

@@ -15,7 +15,7 @@ import jwt
 from tusd_py.auth.keys import Keys
 from tusd_py.auth.principal import MAX_OWNER, Limits, Principal, Right
 from tusd_py.auth.upload_tokens import TYPE as UPLOAD_TYPE
-from tusd_py.auth.upload_tokens import BadToken, unverified_header
+from tusd_py.auth.upload_tokens import BadToken, is_time, unverified_header
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,11 @@ class AccessTokens:
             raise BadToken(f"the token does not count here ({type(problem).__name__})") from None
 
     def principal(self, claims: Mapping[str, object]) -> Principal:
-        """The principal of the claims. Raises BadToken for an invalid limit or owner."""
+        """The principal of the claims. Raises BadToken for an invalid limit, owner or time of issue."""
         expected = self.expected
         issued_at = claims.get("iat", 0)
+        if isinstance(issued_at, int | float) and not is_time(issued_at):
+            raise BadToken("the claim iat is not a time")
         scopes = claims.get(expected.scope_claim, ())
         counted = (expected.max_open_uploads_claim, expected.quota_uploads_claim)
         named = scopes.split() if isinstance(scopes, str) else scopes
@@ -114,7 +116,7 @@ class AccessTokens:
                 for name in (named if isinstance(named, list | tuple) else ())
                 if isinstance(name, str) and name in expected.scopes
             ),
-            issued_at=float(issued_at) if isinstance(issued_at, int | float) else 0.0,
+            issued_at=float(issued_at) if is_time(issued_at) else 0.0,
             limits=Limits(
                 max_upload_size=_limit(claims, expected.max_upload_size_claim),
                 max_open_uploads=min(

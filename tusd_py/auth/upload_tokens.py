@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
+from typing import TypeGuard
 
 import jwt
 
@@ -22,10 +23,19 @@ TYPE = "upload+jwt"
 _ALGORITHM = "HS256"
 _AUDIENCE = "tusd-py:upload"
 _MAX_TOKEN_CHARACTERS = 8192
+_LAST_SECOND = 2.0**53
+"""Since the epoch; floats hold all whole numbers up to it."""
 
 
 class BadToken(Exception):
     """An invalid token. The text says why and is sent to the client; it contains nothing of the token."""
+
+
+def is_time(value: object) -> TypeGuard[int | float]:
+    """Whether a claim is a time in seconds since the epoch. JSON has numbers that no float can hold, and NaN."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= _LAST_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +141,13 @@ class UploadTokens:
                 "iat": int() | float() as issued_at,
                 "exp": int() | float() as expires,
             }:
+                # Tokens of earlier versions lack the last.
+                derived_at = claims.get("auth_time", issued_at)
+                if not (is_time(issued_at) and is_time(expires) and is_time(derived_at)):
+                    raise BadToken("the upload token is not valid")
                 if self._clock() >= expires + (self._grace if grace else 0.0):
                     raise BadToken("the upload token has expired")
-                # Tokens of earlier versions lack it.
-                derived_at = claims.get("auth_time", issued_at)
-                if isinstance(derived_at, int | float):
-                    return upload_id, Grant(owner, float(derived_at))
+                return upload_id, Grant(owner, float(derived_at))
+            case _:
+                pass
         raise BadToken("the upload token is not valid")
