@@ -198,6 +198,25 @@ def test_R4_R13_the_time_that_is_left(limited: Callable[[int | None], Ietf]) -> 
     assert expires - time.time() - 1 <= int(limits["max-age"]) <= expires - before + 1
 
 
+def test_R4_refusals_do_not_tell_the_time_of_a_new_upload(
+    limited: Callable[[int | None], Ietf],
+) -> None:
+    ietf = limited(9)
+    path = ietf.new(10, b"abc")
+    time.sleep(3)
+    moved = ietf.append(path, 0, b"x")
+    limits = dict(each.split("=") for each in moved["Upload-Limit"].split(", "))
+    assert (moved.status, limits["max-size"]) == (409, "1000")
+    assert 3000 < int(limits["max-age"]) < 3599
+    for refused in (
+        ietf.append(path, 3, b"x", headers={"Content-Type": "text/plain"}),
+        ietf.append(path, 3, b"x", headers={"Upload-Complete": None}),
+        ietf.append(f"{path}0", 3, b"x"),
+    ):
+        assert refused.status in (400, 404, 415)
+        assert refused["Upload-Limit"] == "max-size=1000"
+
+
 def test_R5_options_tell_the_limits(
     limited: Callable[[int | None], Ietf], server: ServerProcess
 ) -> None:

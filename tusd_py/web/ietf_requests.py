@@ -90,7 +90,7 @@ class IetfRequests:
         try:
             result = await self._uploads.append(request.upload_id, command, request.body, view)
         except ProtocolError as problem:
-            if problem.status == 413:
+            if problem.status in (409, 413):
                 with suppress(ProtocolError):
                     upload = await self._uploads.look_up(request.upload_id, view, Action.APPEND)
                     problem.headers |= ietf.limit_header(version, self._limits_of(upload))
@@ -134,10 +134,14 @@ class IetfRequests:
                 "X-Content-Type-Options": "nosniff",
                 "Cache-Control": "no-store",
             }
+        limits = self._limits_for(request)
+        if request.method == "PATCH" or not ietf.creates(request.method):
+            # What is left to the upload is known only where it was looked up, and is less than to a new one.
+            limits = limits._replace(max_age=None)
         headers = {
             **kind,
             **ietf.completeness_header(version, complete=is_final),
-            **ietf.limit_header(version, self._limits_for(request)),
+            **ietf.limit_header(version, limits),
             **ietf.version_header(version),
             **without_framing(problem.headers),
         }
