@@ -106,6 +106,47 @@ def test_R21_repr_digest_of_an_upload_in_pieces(ietf: Ietf) -> None:
     assert id_of(wrong) not in ietf.server.uploads()
 
 
+def test_R21_repr_digest_with_the_append_that_completes_an_upload(ietf: Ietf) -> None:
+    whole = b"hello world"
+    path = ietf.new(len(whole), b"hello")
+    fields = {"Repr-Digest": digest(whole, "sha-512")}
+    assert ietf.append(path, 5, b" world", complete=True, headers=fields).status == 201
+    assert ietf.stored(path) == whole
+    # It may be repeated, with the same digest.
+    assert ietf.append(path, 11, b"", complete=True, headers=fields).status == 201
+    other = ietf.append(path, 11, b"", complete=True, headers={"Repr-Digest": digest(b"")})
+    assert (other.status, "ERR_INVALID_DIGEST" in other.text) == (400, True)
+    wrong = ietf.new(len(whole), b"hello")
+    failed = ietf.append(wrong, 5, b"!world", complete=True, headers=fields)
+    assert failed.status == 400
+    assert failed.text.count(PROBLEMS + "digest-mismatched-values") == 1
+    assert ietf.head(wrong).status == 410
+
+
+def test_R21_an_append_cannot_announce_another_repr_digest(ietf: Ietf) -> None:
+    whole = b"hello world"
+    path = ietf.new(len(whole), b"hello", {"Repr-Digest": digest(whole)})
+    for other in (digest(b"hello!world"), digest(whole, "sha-512")):
+        refused = ietf.append(path, 5, b"!world", complete=True, headers={"Repr-Digest": other})
+        assert (refused.status, "ERR_INVALID_DIGEST" in refused.text) == (400, True)
+    assert ietf.offset(path) == 5
+    same = {"Repr-Digest": digest(whole)}
+    assert ietf.append(path, 5, b" world", complete=True, headers=same).status == 201
+
+
+def test_R21_repr_digest_of_an_append_that_is_cut_counts_for_the_rest(ietf: Ietf) -> None:
+    path = ietf.new(len(LARGE))
+    fields = {"Content-Length": str(len(LARGE)), "Repr-Digest": digest(LARGE)}
+    with ietf.connect() as connection:
+        connection.send_head("PATCH", path, ietf.append_headers(0, True, fields))
+        connection.send(LARGE[:500_000])
+        ietf.wait_stored(path, 500_000)
+    assert ietf.offset(path) == 500_000
+    wrong = LARGE[500_000:-1] + b"!"
+    assert ietf.append(path, 500_000, wrong, complete=True).status == 400
+    assert ietf.head(path).status == 410
+
+
 def test_R21_repr_digest_of_an_upload_that_tus_completes(ietf: Ietf, tus: Tus) -> None:
     path = ietf.new(10, b"hello", {"Repr-Digest": digest(b"helloworld")})
     assert tus.patch(path, 5, b"world").status == 204

@@ -179,6 +179,13 @@ def test_R10_the_media_type_and_metadata_of_tus() -> None:
     assert named.metadata == {"filename": b"c"}
 
 
+def test_R21_the_digest_of_the_whole_counts_where_an_append_completes_it() -> None:
+    """Else it may be meant for the body (RFC 9530, section 3.1)."""
+    given = {"upload-offset": "0", "repr-digest": f"sha-256=:{'A' * 43}=:", **PARTIAL}
+    assert append({**given, "upload-complete": "?1"}).repr_digest == given["repr-digest"]
+    assert append({**given, "upload-complete": "?0"}).repr_digest == ""
+
+
 def test_R21_digest_fields_are_bounded() -> None:
     """Parsing a structured field of 60 kB takes a tenth of a second."""
     members = ", ".join(f"a{number}=:AAAA:" for number in range(300))

@@ -94,6 +94,8 @@ invalid_completeness = RefusalWith[str](400, "ERR_INVALID_UPLOAD_COMPLETE", "mis
 inconsistent_length = RefusalWith[str](400, "ERR_INCONSISTENT_UPLOAD_LENGTH", "{}")
 invalid_digest = RefusalWith[str](
     400, "ERR_INVALID_DIGEST", "invalid {} header; it must be a dictionary with digests of sha-256 or sha-512")
+other_digest = Refusal(
+    400, "ERR_INVALID_DIGEST", "Repr-Digest is not the one that the upload was announced or completed with")
 not_partial_upload = Refusal(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/partial-upload")
 
 # The upload's state

@@ -149,6 +149,9 @@ def parse_creation(headers: Mapping[str, str], version: Version, *, name: str = 
 def parse_append(headers: Mapping[str, str], version: Version) -> Append:
     """Parse a PATCH ("Upload Append").
 
+    `Repr-Digest` is that of the whole upload if the request completes it. Otherwise it is ignored, as it may be meant for the
+    body (RFC 9530, section 3.1).
+
     Raises:
         ProtocolError: 415 for another media type, 400 for missing or invalid fields.
     """
@@ -163,7 +166,7 @@ def parse_append(headers: Mapping[str, str], version: Version) -> Append:
     content = _content(headers)
     completes = completes is not False
     length = _declared_length(headers, offset, content.length, completes=completes)
-    return Append(offset, length, content, completes)
+    return Append(offset, length, content, completes, _repr_digest(headers) if completes else "")
 
 
 def check_retrieval(headers: Mapping[str, str]) -> None:

@@ -74,12 +74,16 @@ class Creation(NamedTuple):
 
 
 class Append(NamedTuple):
-    """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it. completes: see `Creation`."""
+    """PATCH: bytes at `offset`; `length` is the upload's length when the request declares it.
+
+    completes, repr_digest: see `Creation`.
+    """
 
     offset: int
     length: int | None
     content: Content
     completes: bool | None = None
+    repr_digest: str = ""
 
 
 class Status(NamedTuple):

@@ -79,7 +79,7 @@ class Appender(Operation):
         elif upload.length is None:
             size = declared.length or upload.offset + (command.content.length or 0)
             await self._quotas_of.admit_growth(upload, size)
-        declared = completion.before_body(declared, command.completes)
+        declared = completion.before_body(declared, command)
         if declared.info is not upload.info:
             await self._store.save(declared.info, fence=lease.fence)
         return await self._receiver.receive(

@@ -13,16 +13,29 @@ from tusd_py.storage.base import Upload
 
 
 def check_open(upload: Upload, command: Append) -> None:
-    """Raise a 400 for an append to a finished upload, unless it repeats the request that completed it."""
+    """Raise a 400 for an append to a finished upload, unless it repeats the request that completed it.
+
+    Also for a digest of the whole that is not the one which an earlier request announced.
+    """
     repeats = command.completes and command.content.length in (0, None)
     if upload.finished and command.completes is not None and not repeats:
         raise errors.completed()
+    known = upload.info.repr_digest
+    # That of a finished upload is not verified any more.
+    if command.repr_digest and command.repr_digest != known and (known or upload.finished):
+        raise errors.other_digest()
 
 
-def before_body(upload: Upload, completes: bool | None) -> Upload:
-    """The upload as it is recorded before a body is received that may fill its length without completing it."""
-    if completes is False and not upload.info.awaits_completion:
-        return upload.with_info(awaits_completion=True)
+def before_body(upload: Upload, command: Append) -> Upload:
+    """The upload as it is recorded before the body of an append is received.
+
+    The body may fill its length without completing it, or complete it with a digest of the whole, to be verified by whoever
+    finishes it.
+    """
+    if command.completes is False and not upload.info.awaits_completion:
+        upload = upload.with_info(awaits_completion=True)
+    if command.repr_digest and not upload.info.repr_digest:
+        upload = upload.with_info(repr_digest=command.repr_digest)
     return upload
 
 

@@ -1,7 +1,8 @@
 """The digest of a whole upload (RFC 9530, `Repr-Digest`), computed when all its bytes are there.
 
 The bytes are read back from the store, in pieces, before the upload is finished: they may have come in many requests, by way of
-many servers, and what the store has is what others will get. Only for uploads whose creator asked for it.
+many servers, and what the store has is what others will get. Only for uploads of which a client asked for it, at the
+creation or with the append that completes them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tusd_py.storage.base import Store, Upload
 
 
 async def verify_digest(store: Store, upload: Upload, fence: Fence) -> str:
-    """Compare the digest of an upload that has all its bytes with the one that its creator announced.
+    """Compare the digest of an upload that has all its bytes with the one that a client announced.
 
     Returns the `Repr-Digest` that the creator wants to be told; empty if none is wanted. Raises a 400 for another digest than
     announced, StorageError, LeaseLost.
