@@ -206,6 +206,16 @@ def test_records_are_known_up_to_so_many_bytes(
     assert records.recall(str(count - 1), "", status) is not None
 
 
+def test_the_record_of_the_longest_final_is_known(tmp_path: Path) -> None:
+    """It takes milliseconds to parse, for each request."""
+    ids = tuple(f"{number:032}" for number in range(10_000))
+    urls = " ".join(f"https://{'a' * 50}/files/{each}" for each in ids)
+    final = UploadInfo(id="final", length=1, parts=ids, concat_header=f"final;{urls}")
+    records = known.RecordCache()
+    records.remember(final, os.stat(tmp_path), read_at=AGES)
+    assert records.recall("final", "", os.stat(tmp_path)) is final
+
+
 def test_a_huge_record_pushes_no_other_out(tmp_path: Path) -> None:
     status = os.stat(tmp_path)
     records = known.RecordCache()

@@ -22,8 +22,9 @@ from tusd_py.storage.file.files import opened
 
 _MAX_BYTES = 32 * 1024 * 1024
 """Memory for one process's records, some 25,000 ordinary ones. Reading one again takes a third of a HEAD's time."""
-_MAX_RECORD_BYTES = _MAX_BYTES // 32
-"""Size of the largest cached record: a few clients with much metadata must not evict all others."""
+_MAX_RECORD_BYTES = _MAX_BYTES // 16
+"""Size of the largest cached record: that of a final of 10,000 parts, which takes milliseconds to parse. A few clients with
+much metadata must not evict all others."""
 _ENTRY_BYTES = 400
 """Memory that a record takes besides its values: the cache entry, its key and signature, and the record's own fields."""
 _COARSEST_CLOCK_NS = 2_000_000_000
