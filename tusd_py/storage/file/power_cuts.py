@@ -11,7 +11,6 @@ this process has written to: clocks may be set back.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +44,8 @@ class Session:
             recorded, began_at = _read(self._path)
             if recorded != f"{boot} {mount}" or began_at > now:
                 # Earlier versions recorded the number of the mount.
-                is_same = re.fullmatch(rf"{boot} {mount.split()[0]} [0-9]+", recorded)
+                *before, number = recorded.split() or [""]
+                is_same = before == [boot, mount.split()[0]] and number.isdecimal()
                 self._record(f"{boot} {mount}", min(began_at, now) if is_same else now)
             self.began_at = os.lstat(self._path).st_mtime_ns
         except OSError:
