@@ -319,7 +319,7 @@ def test_a_file_name_of_47_kb_costs_no_more_than_one_that_fits(
             began = time.thread_time()
             work(name)
             took.append(time.thread_time() - began)
-        assert min(took) < 0.003, name[:20]
+        assert min(took) < 0.006, name[:20]
 
 
 # -- header fields, by the front ---------------------------------------------------------------

@@ -66,7 +66,7 @@ def _value(field: str, info: UploadInfo) -> str:
         return datetime.fromtimestamp(info.created_at, UTC).strftime("%Y-%m-%d")
     if field == "filename":
         # Some clients send a path.
-        text = re.split(r"[/\\]", info.file_name)[-1]
+        text = info.file_name.replace("\\", "/").rpartition("/")[2]
         return _clean(text) if text.strip() else _clean(info.id)
     return _clean(text_of(info.metadata.get(field.removeprefix("metadata."), b"")))
 
