@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.admin.conftest import ADMIN
-from tests.admin.operator import API, Operator, address_of, new_code
+from tests.admin.operator import API, MARK, Operator, address_of, new_code
 from tests.conftest import MakeServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, path_of
@@ -48,6 +48,31 @@ FORGED = {
 def test_a_forged_number_or_cursor_is_refused(forged: str, operator: Operator) -> None:
     answer = operator.ask("GET", API + FORGED[forged])
     assert (answer.status, answer.document["code"]) == (400, "ERR_BAD_REQUEST")
+
+
+@pytest.mark.parametrize("pump", ["\\101", '\\"', "\\\\", "a", "=", ";", "; ", '"', "tusd_admin=;"])
+@pytest.mark.parametrize("beginning", ["", 'tusd_admin="', "tusd_admin="])
+def test_a_cookie_is_read_in_linear_time(beginning: str, pump: str, watched: ServerProcess) -> None:
+    """Also before anybody is authenticated. Some took 17 s, in which no upload was served."""
+    nobody = Operator(address_of(watched))
+    cookie = beginning + pump * (60_000 // len(pump)) + '"'
+    for method, path in (("GET", "/uploads"), ("DELETE", "/session")):
+        before = watched.processor_seconds()
+        answer = nobody.ask(method, API + path, headers={**MARK, "Cookie": cookie})
+        assert answer.status == (401 if method == "GET" else 204)
+        assert watched.processor_seconds() - before < 1.5
+
+
+def test_the_session_is_found_among_other_cookies(operator: Operator) -> None:
+    ours = operator.headers["Cookie"]
+    for cookies in (
+        f"a=b;{ours}",
+        f'x="\\"; {ours} ; y',
+        f"tusd_admin=other; {ours}",
+        f"{ours}; a",
+    ):
+        found = Operator(operator.address, {"Cookie": cookies})
+        assert found.read("/session").status == 200, cookies
 
 
 def test_a_search_for_an_id_comes_to_an_end_one_at_a_time(

@@ -7,6 +7,7 @@ processor time, so that a machine that stands still proves nothing.
 
 from __future__ import annotations
 
+import ast
 import base64
 import importlib
 import inspect
@@ -68,6 +69,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     "tusd_py.storage.s3.object_store._OTHER_BUCKET": ("", "s3://", "s3://a", "s3://abc/"),
     "tusd_py.storage.s3.presentation._is_key": ("",),
     "tusd_py.storage.s3.presentation._is_type": ("", "a/"),
+    "tusd_py.web.admin.access._is_cookie": ("",),
     "tusd_py.web.cors._ORIGIN": ("",),
     "tusd_py.web.download._SAFE_TYPE": ("image/", "image/a"),
     "tusd_py.web.download._PLAIN_TEXT": (
@@ -320,6 +322,47 @@ def test_a_file_name_of_47_kb_costs_no_more_than_one_that_fits(
             work(name)
             took.append(time.thread_time() - began)
         assert min(took) < 0.006, name[:20]
+
+
+QUADRATIC = frozenset(
+    {
+        "http.cookies",
+        "http.cookiejar",
+        "email.parser",
+        "email.message",
+        "email.header",
+        "email.headerregistry",
+        "email.policy",
+        "html.parser",
+        "cgi",
+        "multipart",
+        "python_multipart",
+        "starlette.formparsers",
+    }
+)
+"""Parsers that take, or took in a release of Python that we support, quadratic time."""
+QUADRATIC_ATTRIBUTES = frozenset({"cookies", "form"})
+"""Attributes of Starlette's requests by which these are reached."""
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def test_no_parser_that_is_not_linear_is_used() -> None:
+    for name, tree in modules():
+        assert not {each for each in _imports(tree) if each in QUADRATIC}, name
+        used = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and "request" in ast.unparse(node.value).lower()
+        }
+        assert not used & QUADRATIC_ATTRIBUTES, name
 
 
 # -- header fields, by the front ---------------------------------------------------------------
