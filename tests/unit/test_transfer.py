@@ -49,6 +49,8 @@ class Lender(asyncio.Protocol):
 
     def eof_received(self) -> None: ...
 
+    def watch_unsent(self) -> None: ...
+
     @property
     def mark(self) -> int:
         """Bytes from which on the loop is told of them."""

@@ -62,6 +62,9 @@ class Connection(Protocol):
 
     def connection_lost(self, exc: Exception | None, /) -> None: ...
 
+    def watch_unsent(self) -> None:
+        """Abort a transport that is closed, now or next, if the client does not take what is still to be sent."""
+
     def pause_writing(self) -> None: ...
 
     def resume_writing(self) -> None: ...
@@ -209,6 +212,7 @@ class Transfer(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         # In the middle of the body: the rest never comes, and the transport closes.
         self._end(False)
+        self._protocol.watch_unsent()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)

@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections.abc import Callable
 from typing import Protocol
 
 _MOST_SECONDS = 2.0
@@ -32,10 +33,12 @@ class ReadControl(Protocol):
 class Linger:
     """Ends a transport's sending side now, and closes it as soon as the client had a chance to read the response.
 
-    left: bytes of the body that did not come yet, None where the request does not tell.
+    left: bytes of the body that did not come yet, None where the request does not tell. close: closes the transport,
+    or aborts it if the client stops reading.
     """
 
     __slots__ = (
+        "_close",
         "_delivered_at",
         "_ends_at",
         "_flow",
@@ -52,11 +55,13 @@ class Linger:
         transport: asyncio.Transport,
         flow: ReadControl,
         left: int | None,
+        close: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._flow = flow
         self._left = left
+        self._close = close
         self._seen = 0
         self._ends_at = loop.time() + _MOST_SECONDS
         self._delivered_at: float | None = None
@@ -67,14 +72,14 @@ class Linger:
             self._read_no_more()
         else:
             flow.resume_reading()
-            self._timer = loop.call_later(_MOST_SECONDS, self._finish)
+            self._timer = loop.call_later(_MOST_SECONDS, self.finish)
 
     def discard(self, size: int) -> None:
         """Counts bytes that came and were thrown away."""
         self._seen += size
         if self._left is not None and self._seen == self._left:
             # That was the whole body: nothing is left that could reset the connection.
-            self._finish()
+            self.finish()
         elif self._seen > _MOST_BYTES:
             self._read_no_more()
 
@@ -95,11 +100,12 @@ class Linger:
             self._delivered_at = now
         begin = self._delivered_at
         if now >= self._ends_at or (begin is not None and now - begin >= _GRACE_SECONDS):
-            self._finish()
+            self.finish()
         else:
             self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Wait no longer for the client."""
         if (
             self._transport.get_extra_info("sslcontext")
             and not self._transport.get_write_buffer_size()
@@ -107,7 +113,7 @@ class Linger:
             # TLS would wait half a minute for the client to agree to the end.
             self._transport.abort()
         else:
-            self._transport.close()
+            self._close()
 
     def _is_delivered(self) -> bool:
         """Whether the client's system has acknowledged the response and the end of our side."""
@@ -117,10 +123,11 @@ class Linger:
 
 
 class Flush:
-    """Closes a TLS transport once all of its response was handed to the system.
+    """Closes a transport once all of its response was handed to the system, and aborts it if the client stops reading.
 
-    Its own `close` aborts the connection 30 s later, whatever a slow client still has to read. raw: the transport below TLS.
-    idle_timeout: seconds without progress after which the connection is aborted.
+    A transport's own `close` does not do: without TLS it waits for ever for a client that does not read, and TLS aborts the
+    connection 30 s later, whatever a slow client still has to read. Without TLS the transport may be closing already.
+    raw: the transport below TLS, or None. idle_timeout: seconds without progress after which the connection is aborted.
     """
 
     __slots__ = ("_idle_timeout", "_left", "_loop", "_progress_at", "_raw", "_timer", "_transport")
@@ -129,14 +136,14 @@ class Flush:
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.Transport,
-        raw: asyncio.Transport,
+        raw: asyncio.Transport | None,
         idle_timeout: float,
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._raw = raw
         self._idle_timeout = idle_timeout
-        self._left = self._unsent()
+        self._left = self._untaken()
         self._progress_at = loop.time()
         self._timer = loop.call_later(_LOOK_SECONDS, self._look)
 
@@ -147,20 +154,34 @@ class Flush:
         """Stop the timer, as the connection is gone."""
         self._timer.cancel()
 
-    def _unsent(self) -> int:
-        return self._transport.get_write_buffer_size() + self._raw.get_write_buffer_size()
+    def _untaken(self) -> int:
+        """Bytes that the client's system has not taken.
+
+        Those in our system are counted, too: room in a socket is announced only once a third of its buffer is free, which on a
+        slow link takes longer than any time-out.
+        """
+        below = self._transport if self._raw is None else self._raw
+        found = below.get_extra_info("socket")
+        sent = unacknowledged(found.fileno()) if found is not None and found.fileno() >= 0 else 0
+        return unsent(self._transport, self._raw) + sent
 
     def _look(self) -> None:
-        left = self._unsent()
+        left = self._untaken()
         now = self._loop.time()
         if left < self._left:
             self._left, self._progress_at = left, now
-        if not left:
+        if not unsent(self._transport, self._raw):
             self._transport.close()
         elif now - self._progress_at > self._idle_timeout:
             self._transport.abort()
         else:
             self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
+
+
+def unsent(transport: asyncio.Transport, raw: asyncio.Transport | None) -> int:
+    """Bytes that the system did not take yet. raw: the transport below TLS, or None."""
+    below = 0 if raw is None else raw.get_write_buffer_size()
+    return transport.get_write_buffer_size() + below
 
 
 def unacknowledged(descriptor: int) -> int:

@@ -24,7 +24,7 @@ from tusd_py.web.http.direct_body import TRANSFER_FROM, Heads, Room, Take, Trans
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.http.flow import FlowControl
 from tusd_py.web.http.framing import BAD_REQUEST, Refusal, authority_of, check_codings, check_host
-from tusd_py.web.http.linger import Flush, Linger
+from tusd_py.web.http.linger import Flush, Linger, unsent
 from tusd_py.web.http.response_head import STATUS_LINES
 from tusd_py.web.http.sendfile import is_supported
 
@@ -270,6 +270,13 @@ class UploadProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends nothing more, but still reads: what it has asked for is answered. False closes the transport."""
+        if self._is_answered_on():
+            return True
+        self.watch_unsent()
+        return False
+
+    def _is_answered_on(self) -> bool:
+        """Whether requests of a client that sends nothing more are still answered."""
         if self._linger is not None or self.raw_transport is not None:
             # TLS cannot go on in one direction alone.
             return False
@@ -315,7 +322,7 @@ class UploadProtocol(asyncio.Protocol):
         elif self._too_many:
             self._refuse(_TOO_MANY)
         elif not self._unparsed:
-            self.transport.close()
+            self._close_transport()
         else:
             self._refuse(_READ_TIMEOUT)
 
@@ -330,28 +337,54 @@ class UploadProtocol(asyncio.Protocol):
         self.flow.held = False
         if self._in_head and not self._unparsed:
             if self.raw_transport is not None:
-                self._linger = Flush(
-                    self.loop, self.transport, self.raw_transport, self.limits.idle_timeout
-                )
+                self._flush()
                 return
             self.flow.resume_reading()
-            self.transport.close()
+            self._close_transport()
             return
         exchange = self._exchange
         left = None
         if not self._in_head and exchange is not None and exchange.body_left > 0:
             left = exchange.body_left
         self._end_input()
-        self._linger = Linger(self.loop, self.transport, self.flow, left)
+        self._linger = Linger(self.loop, self.transport, self.flow, left, self._close_transport)
+
+    def _close_transport(self) -> None:
+        """Close the transport, once what it still has to send was sent."""
+        if isinstance(self._linger, Flush) or self.transport.is_closing():
+            return
+        if self.raw_transport is None:
+            self.transport.close()
+            self.watch_unsent()
+        elif unsent(self.transport, self.raw_transport):
+            self._flush()
+        else:
+            self.transport.close()
+
+    def watch_unsent(self) -> None:
+        """Abort a transport that is closed, now or next, if the client does not take what is still to be sent.
+
+        Nothing else would end it, and it holds a descriptor and up to megabytes.
+        """
+        if self.raw_transport is None and unsent(self.transport, None):
+            self._flush()
+
+    def _flush(self) -> None:
+        self._stop_timer()
+        if self._linger is not None:
+            self._linger.cancel()
+        self._linger = Flush(
+            self.loop, self.transport, self.raw_transport, self.limits.idle_timeout
+        )
 
     def on_response_complete(self) -> None:
         if self._long_head and self._unparsed <= self.limits.head_size:
             self._release_long_head()
+        self._state.total_requests += 1
         if self._linger is not None:
             # The response said that it is the last one.
             self._waiting.clear()
             return
-        self._state.total_requests += 1
         if self.transport.is_closing():
             return
         if self._waiting:
@@ -411,12 +444,14 @@ class UploadProtocol(asyncio.Protocol):
         if left > 0:
             self._keep_alive = self.loop.call_later(left, self._close_idle)
         else:
-            self.transport.close()
+            self._close_transport()
 
     def shutdown(self) -> None:
         """End the connection with the response to the last request that was read; called by uvicorn's server."""
-        if self._linger is not None or self._exchange is None or self._exchange.response_complete:
-            self.transport.close()
+        if isinstance(self._linger, Linger):
+            self._linger.finish()
+        elif self._exchange is None or self._exchange.response_complete:
+            self._close_transport()
         else:
             self._exchange.keep_alive = False
 
@@ -766,7 +801,7 @@ class UploadProtocol(asyncio.Protocol):
         elif to_answer:
             # In the middle of a body that is being taken: whoever takes it learns that it has ended.
             to_answer[0].disconnect()
-            self.transport.close()
+            self._close_transport()
         else:
             # The response to the request was sent already.
             self.close()
