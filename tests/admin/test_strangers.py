@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import time
 from contextlib import ExitStack
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from tests.conftest import MakeServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import Connection, head_bytes
 
 GUARD = 60
 MANY = 320
@@ -103,6 +105,31 @@ def test_connections_that_say_nothing_keep_nobody_out(make_server: MakeServer) -
             with pytest.raises((ConnectionResetError, EOFError)):
                 _read_to_the_end(each)
         wait_until(lambda: operator.read("/session").status == 200, "an operator is let in")
+
+
+@pytest.mark.parametrize("trickles", [False, True], ids=["stops", "trickles"])
+def test_bodies_that_do_not_come_keep_nobody_out(make_server: MakeServer, trickles: bool) -> None:
+    """Anybody may send one, as a link's code comes in a body; no operator was let in beside them."""
+    server = make_server(*ADMIN, env={"TUSD_NETWORK_TIMEOUT": "1m" if trickles else "1s"})
+    address = address_of(server)
+    fields = {**MARK, "Content-Type": "application/json", "Content-Length": "1000"}
+    head = head_bytes("POST", f"{API}/session", fields, "127.0.0.1")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(Connection(address)) for _ in range(MANY if trickles else 20)]
+        for each in slow:
+            each.send(head + b"{")
+        last = time.monotonic() + 8
+        while trickles and time.monotonic() < last:
+            time.sleep(1)
+            for each in slow[:10]:
+                each.send(b" ")
+        for each in slow[:10]:
+            refused = each.read_response("POST")
+            assert (refused.status, refused["Connection"]) == (408, "close")
+            assert b"ERR_READ_TIMEOUT" in refused.body
+        operator = Operator(address)
+        wait_until(lambda: operator.ask("GET", "/").status == 200, "an operator is let in")
+    assert "Traceback" not in server.log()
 
 
 def _read_to_the_end(connection: socket.socket) -> None:

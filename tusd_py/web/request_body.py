@@ -58,6 +58,8 @@ class RequestBody:
         self._direct = direct
         self._last = False
         self._begun = False
+        if exchange is not None:
+            exchange.ends_idle = False
         self._waiting: asyncio.Timeout | None = None
         self._transfer: Transfer | None = None
         self._timer: asyncio.TimerHandle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 API = "/admin/api/v1"
 _MAX_BODY_BYTES = 256 * 1024
+_BODY_SECONDS = 10.0
+"""Within which a body has to be complete, as strangers can send them, too, and connections are few."""
 _MAX_PAGE = 500
 _PAGE = 50
 _LONGEST_TEXT = 1024
@@ -356,22 +359,34 @@ def _json(document: BaseModel) -> Response:
 
 
 async def _body(request: Request, model: type[_Model]) -> _Model:
-    """The JSON document of a request. Raises a 400, a 413, a 415."""
+    """The JSON document of a request. Raises a 400, a 408, a 413, a 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ProtocolError(
             415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/json"
         )
-    content = b""
-    async for piece in request.stream():
-        content += piece
-        if len(content) > _MAX_BODY_BYTES:
-            raise errors.max_size_exceeded(_MAX_BODY_BYTES)
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            content = await _content_of(request)
+    except TimeoutError:
+        text, headers = "the request did not arrive in time", {"Connection": "close"}
+        raise ProtocolError(408, "ERR_READ_TIMEOUT", text, headers) from None
+    except ClientDisconnect:
+        raise errors.connection_reset() from None
     try:
         return model.model_validate_json(content or b"{}")
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the body"
         raise errors.bad_request(f"{place}: {first['msg']}") from None
+
+
+async def _content_of(request: Request) -> bytes:
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > _MAX_BODY_BYTES:
+            raise errors.max_size_exceeded(_MAX_BODY_BYTES)
+    return bytes(content)
 
 
 def _word(request: Request, parameter: Parameter) -> str:

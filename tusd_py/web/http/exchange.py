@@ -69,7 +69,9 @@ class Exchange:
     """One request and its response.
 
     body_left: bytes of the body that were not parsed yet, where its length is known. disconnected: the client is gone, or its
-    body ended early. keep_alive: whether the connection may have another request. more_body: whether the body is incomplete.
+    body ended early. ends_idle: whether a request ends if no byte of its body comes for the idle time-out; an application with
+    a limit of its own clears it. keep_alive: whether the connection may have another request. more_body: whether the body is
+    incomplete.
     """
 
     __slots__ = (
@@ -86,6 +88,7 @@ class Exchange:
         "_trailers",
         "body_left",
         "disconnected",
+        "ends_idle",
         "keep_alive",
         "more_body",
         "response_complete",
@@ -104,6 +107,7 @@ class Exchange:
         self.scope = scope
         self.body_left = body_left
         self.disconnected = False
+        self.ends_idle = True
         self.keep_alive = keep_alive
         self.more_body = True
         self.response_complete = False
@@ -139,14 +143,17 @@ class Exchange:
 
     async def _send_500(self) -> None:
         body = b"ERR_INTERNAL_SERVER_ERROR: internal server error\n"
-        headers: RawHeaders = [
+        headers = self._fields_without_application(body)
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _fields_without_application(self, body: bytes) -> RawHeaders:
+        return [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
             *self._connection.fields_of_failure(self.scope),
         ]
-        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
 
     # What the connection reports
 
@@ -184,12 +191,33 @@ class Exchange:
         self._continue_if_expected()
         if not (self.disconnected or self.response_complete):
             self._connection.flow.resume_reading()
-            await self._event.wait()
+            if self.ends_idle and self.more_body and not self._response_started:
+                await self._wait_for_body()
+            else:
+                await self._event.wait()
             self._event.clear()
         if self.response_complete or (self.disconnected and not self._body):
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
         return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def _wait_for_body(self) -> None:
+        """Wait for the event, and end the request if nothing comes for too long and no response has begun."""
+        try:
+            async with asyncio.timeout(self._connection.limits.idle_timeout):
+                await self._event.wait()
+        except TimeoutError:
+            if self._response_started:
+                await self._event.wait()
+            else:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Answer with 408, as the rest of the body does not come; the application learns of a client that is gone."""
+        body = b"ERR_READ_TIMEOUT: the request did not arrive in time\n"
+        if not self.respond(408, self._fields_without_application(body), body):
+            self._connection.transport.abort()
+        self.disconnected = True
 
     async def send(self, message: Message) -> None:
         """ASGI "Send event". Raises RuntimeError for a message out of order, ValueError for a field that cannot be sent."""
