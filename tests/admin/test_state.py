@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.conftest import MakeServer
 from tests.support.server import PROGRAM, ServerProcess, environment
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import head_bytes
 from tusd_py.service.presence import _seen as look
 from tusd_py.web.admin import links
 
@@ -291,3 +293,19 @@ def test_rates_do_not_jump_with_clients_that_send_in_bursts() -> None:
         seen = look(400_000, seen, float(second))
     assert (seen.rate or 0.0) < 100
     assert seen.moved_at == 20.0
+
+
+def test_a_client_of_http_1_0_gets_the_stream_without_chunks(operator: Operator) -> None:
+    """RFC 9112, section 6.1: it ends with the connection."""
+    head = head_bytes("GET", f"{API}/stream", operator.headers, "127.0.0.1")
+    with socket.create_connection(operator.address, 60) as connection:
+        connection.sendall(head.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        data = b""
+        while data.count(b"data: ") < 2:
+            piece = connection.recv(65_536)
+            assert piece
+            data += piece
+    fields, _, body = data.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in fields.lower()
+    assert b"connection: close" in fields.lower()
+    assert body.startswith(b"retry: 1000\n\ndata: {")

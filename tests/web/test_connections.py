@@ -385,13 +385,32 @@ class TestTransferCodings:
             patch.connection.send(last_chunk())
             assert patch.response().status == 204
 
-    def test_http_1_0_has_none(self, tus: Tus) -> None:
-        path = tus.new(5)
-        headers = tus.patch_headers(0, {"Transfer-Encoding": "chunked"})
-        head = head_bytes("PATCH", path, headers, "localhost").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+
+class TestOldVersions:
+    """They know no interim responses (RFC 9110, section 10.1.1) and no chunks (RFC 9112, section 6.1)."""
+
+    @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/0.9"])
+    def test_no_100_is_sent(self, tus: Tus, version: bytes) -> None:
+        fields = {"Upload-Length": "10", "Content-Type": OCTETS, "Content-Length": "10"}
+        fields |= {"Tus-Resumable": "1.0.0", "Expect": "100-continue"}
+        head = head_bytes("POST", tus.collection, fields, "localhost")
         with tus.connect() as connection:
-            connection.send(head + chunk(b"hello") + last_chunk())
-            assert received(connection).startswith(b"HTTP/1.1 400 ")
+            connection.send(head.replace(b"HTTP/1.1", version, 1))
+            assert connection.silent_for(0.5)
+            connection.send(b"0123456789")
+            answer = connection.read_to_end()
+        assert answer.startswith(b"HTTP/1.1 201 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+    @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/0.9"])
+    def test_chunks_are_refused(self, tus: Tus, version: bytes) -> None:
+        path = tus.new(5)
+        head = head_bytes(
+            "PATCH", path, tus.patch_headers(0, {"Transfer-Encoding": "chunked"}), "localhost"
+        )
+        with tus.connect() as connection:
+            connection.send(head.replace(b"HTTP/1.1", version, 1) + chunk(b"hello") + last_chunk())
+            assert connection.read_response("PATCH").status == 400
         assert tus.stored(path) == b""
 
 

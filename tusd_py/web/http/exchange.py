@@ -19,6 +19,7 @@ from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.web.http.connection_config import Limits
 from tusd_py.web.http.direct_body import Room, Take, Transfer
 from tusd_py.web.http.flow import Event, FlowControl
+from tusd_py.web.http.framing import OLD_VERSIONS
 from tusd_py.web.http.response_head import CONTINUE, serialize
 from tusd_py.web.http.sendfile import sendfile
 
@@ -119,7 +120,8 @@ class Exchange:
         self._began_to_receive = False
         self._response_started = False
         self._chunked = False
-        self._response_left = 0
+        # None for a response without a length.
+        self._response_left: int | None = 0
         self._held = b""
         self._held_timer: asyncio.TimerHandle | None = None
 
@@ -133,10 +135,13 @@ class Exchange:
             problem, error = "the application failed", raised
         if error is not None or not (self.response_complete or self.disconnected):
             logger.error(problem, exc_info=error)
-            if self._response_started:
-                self._connection.close()
-            else:
+            if not self._response_started:
                 await self._send_500()
+            elif self._response_left is None and not self._chunked:
+                # An orderly end would make it look whole.
+                self._connection.transport.abort()
+            else:
+                self._connection.close()
         # The scope refers to this object: as a reference cycle the fields that a client sent would stay until the garbage
         # collector runs, which counts objects and not bytes.
         self.scope["extensions"] = {}
@@ -244,11 +249,12 @@ class Exchange:
             chain(self._connection.default_headers, headers),
             has_body=self.scope["method"] != "HEAD" and status not in _NO_BODY_STATUSES,
             keep_alive=self.keep_alive,
+            takes_chunks=self.scope["http_version"] not in OLD_VERSIONS,
         )
         self._response_started = True
         self._expects_continue = False
-        self._chunked = head.length is None
-        self._response_left = head.length or 0
+        self._chunked = head.chunked
+        self._response_left = head.length
         if head.closes:
             self.keep_alive = False
         self._connection.transport.write(self._take_held() + head.content)
@@ -261,9 +267,10 @@ class Exchange:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             transport.write(data if more else data + b"0\r\n\r\n")
         else:
-            if len(body) > self._response_left:
-                raise RuntimeError("the response is longer than its Content-Length")
-            self._response_left -= len(body)
+            if self._response_left is not None:
+                if len(body) > self._response_left:
+                    raise RuntimeError("the response is longer than its Content-Length")
+                self._response_left -= len(body)
             transport.write(body)
         if not more:
             if self._response_left:
@@ -306,7 +313,8 @@ class Exchange:
                 # If the transport was aborted, its protocol learns of that only later.
                 if connection.transport.is_closing():
                     self.disconnected = True
-            self._response_left -= sent
+            if self._response_left is not None:
+                self._response_left -= sent
             if sent < message["count"]:
                 self.disconnected = True
         if not self.disconnected:
@@ -370,7 +378,7 @@ class Exchange:
         if (
             self._response_started
             or self.disconnected
-            or self.scope["http_version"] == "1.0"
+            or self.scope["http_version"] in OLD_VERSIONS
             or connection.flow.write_paused
             or connection.transport.is_closing()
         ):

@@ -21,6 +21,9 @@ class Refusal(NamedTuple):
 
 BAD_REQUEST = Refusal(400, "ERR_BAD_REQUEST", "the request is not valid HTTP")
 
+OLD_VERSIONS = frozenset({"0.9", "1.0"})
+"""Versions of HTTP that know no transfer codings, no interim responses and no connections that stay open."""
+
 # uri-host [ ":" port ] of RFC 3986, without what only other schemes have.
 _HOST = re.compile(
     rb"(?:\[[0-9A-Za-z:.%_~-]{1,255}\]|[A-Za-z0-9._~%!$&'()*+,;=-]{0,255})(?::[0-9]{0,5})?"
@@ -36,7 +39,7 @@ def check_codings(values: Sequence[bytes], http_version: str) -> Refusal | None:
     """
     if not values:
         return None
-    if http_version == "1.0":
+    if http_version in OLD_VERSIONS:
         return Refusal(400, "ERR_BAD_REQUEST", "HTTP/1.0 has no Transfer-Encoding")
     codings = [coding.strip(b" \t").lower() for coding in b",".join(values).split(b",")]
     if codings == [b"chunked"]:

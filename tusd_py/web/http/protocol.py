@@ -23,7 +23,14 @@ from tusd_py.web.http.connection_config import ConnectionConfig
 from tusd_py.web.http.direct_body import TRANSFER_FROM, Heads, Room, Take, Transfer
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.http.flow import FlowControl
-from tusd_py.web.http.framing import BAD_REQUEST, Refusal, authority_of, check_codings, check_host
+from tusd_py.web.http.framing import (
+    BAD_REQUEST,
+    OLD_VERSIONS,
+    Refusal,
+    authority_of,
+    check_codings,
+    check_host,
+)
 from tusd_py.web.http.linger import Flush, Linger, unsent
 from tusd_py.web.http.response_head import STATUS_LINES
 from tusd_py.web.http.sendfile import is_supported
@@ -633,10 +640,10 @@ class UploadProtocol(asyncio.Protocol):
         exchange = self._exchange = Exchange(
             self,
             scope,
-            keep_alive=http_version != "1.0"
+            keep_alive=http_version not in OLD_VERSIONS
             and self._parser.should_keep_alive()
             and scope["method"] != "CONNECT",
-            expects_continue=self._expects_continue,
+            expects_continue=self._expects_continue and http_version not in OLD_VERSIONS,
             body_left=int(self._body_length),
         )
         extensions: dict[str, object] = {EXTENSION: exchange}

@@ -34,10 +34,15 @@ _MOST_PREFIXES = 256
 
 
 class Head(NamedTuple):
-    """The head of a response. length: of the body in bytes, None for one in chunks. closes: whether it is the last response."""
+    """The head of a response.
+
+    length: of the body in bytes, None for one without a length. chunked: whether that is sent in chunks, or ends with the
+    connection. closes: whether it is the last response.
+    """
 
     content: bytes
     length: int | None
+    chunked: bool
     closes: bool
 
 
@@ -47,11 +52,13 @@ def serialize(
     *,
     has_body: bool,
     keep_alive: bool,
+    takes_chunks: bool = True,
 ) -> Head:
     """The head with these fields (names in lower case), framing included.
 
     has_body: whether the response has a body, so that one without Content-Length is sent in chunks. keep_alive: whether the
-    connection stays, unless the fields say otherwise. Raises ValueError for a field that cannot be sent.
+    connection stays, unless the fields say otherwise. takes_chunks: False for a client of HTTP/1.0, for which a body without a
+    length ends with the connection (RFC 9112, section 6.1). Raises ValueError for a field that cannot be sent.
     """
     parts = [STATUS_LINES[status]]
     lines = 1
@@ -64,6 +71,8 @@ def serialize(
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
+                if not takes_chunks:
+                    continue
                 chunked = value.lower() == b"chunked"
             elif name == b"connection":
                 closes = b"close" in [token.strip().lower() for token in value.split(b",")]
@@ -73,7 +82,8 @@ def serialize(
         closes = True
         parts.append(b"connection: close\r\n")
         lines += 1
-    if length is None and not chunked and has_body:
+    without_length = length is None and not chunked and has_body
+    if without_length and takes_chunks:
         chunked = True
         parts.append(b"transfer-encoding: chunked\r\n")
         lines += 1
@@ -81,7 +91,7 @@ def serialize(
     content = b"".join(parts)
     if len(content) - len(content.translate(None, _CONTROLS)) != 2 * lines + 2:
         raise ValueError("a header field of the response contains a control character")
-    return Head(content, None if chunked else length or 0, closes)
+    return Head(content, None if chunked or without_length else length or 0, chunked, closes)
 
 
 def _prefix_of(name: bytes) -> bytes | None:
