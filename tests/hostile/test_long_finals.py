@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.faults import FaultProxy, Plan, Way
+from tests.support.server import ServerProcess
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Connection, head_bytes
 from tusd_py.settings.model import Settings
+from tusd_py.web.http.heads import LongHeads
 
 DEFAULT_PARTS = int(Settings.model_fields["max_concat_parts"].default)
 HOST = "uploads-of-a-long-name.department.example.org"
@@ -133,7 +137,8 @@ def test_strangers_have_a_few_long_heads_together(make_server: MakeServer) -> No
     begun = head_bytes("POST", tus.collection, whole, "localhost")[:300_000]
     before = server.memory()
     with ExitStack() as open_ones:
-        for _ in range(300):
+        # No more, as those that are accepted have only some seconds.
+        for _ in range(60):
             connection = open_ones.enter_context(Connection(server.address))
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.send(begun)
@@ -181,3 +186,112 @@ def test_look_ups_of_parts_are_bounded(make_server: MakeServer, tmp_path: Path) 
     assert tus.create(headers=final_of(behind[:10])).status == 201
     refused = tus.create(headers=final_of(behind))
     assert (refused.status, refused.code) == (400, "ERR_INVALID_CONCAT")
+
+
+BEHIND = ("--behind-proxy", "127.0.0.1")
+
+
+def begin_long_heads(open_ones: ExitStack, server: ServerProcess, tail: bytes = b"") -> None:
+    """More heads than there is place for, all incomplete, from the address of a proxy."""
+    begun = b"POST /files/ HTTP/1.1\r\nHost: x\r\nUpload-Concat: final;" + b"x" * 70_000 + tail
+    for _ in range(30):
+        connection = open_ones.enter_context(Connection(server.address))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(begun)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"",
+        b"\r\nTus-Resumable: 1.0.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\r\nUpload-Complete: ?1\r\nUpload-Draft-Interop-Version: 9\r\nContent-Length: 9\r\n\r\nx",
+    ],
+    ids=["head", "chunked body", "body"],
+)
+def test_those_that_do_not_become_complete_keep_others_out_for_seconds(
+    make_server: MakeServer, tail: bytes
+) -> None:
+    """Not for the network time-out, as they can be begun again."""
+    server = make_server(*UNHURRIED, *BEHIND)
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    whole = final_of([part] * DEFAULT_PARTS)
+    with ExitStack() as open_ones:
+        begin_long_heads(open_ones, server, tail)
+        wait_until(lambda: tus.create(headers=whole).status == 201, "a place", 30)
+
+
+def test_one_behind_a_request_that_is_not_answered_is_refused(make_server: MakeServer) -> None:
+    """It would keep its place for as long as the client reads the response to the one before."""
+    server = make_server(*UNHURRIED, *BEHIND)
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    whole = final_of([part] * DEFAULT_PARTS)
+    download = head_bytes("GET", tus.finished(bytes(20_000_000)), {}, "localhost")
+    with ExitStack() as open_ones:
+        for _ in range(30):
+            connection = Connection(server.address, receive_buffer=4096)
+            open_ones.enter_context(connection)
+            connection.send(download)
+            assert connection.sock.recv(10) == b"HTTP/1.1 2"
+            connection.send(head_bytes("POST", tus.collection, whole, "localhost")[:70_000])
+        assert tus.create(headers=whole).status == 201
+
+
+def test_a_slow_line_is_given_time(make_server: MakeServer) -> None:
+    server = make_server()
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    head = head_bytes("POST", tus.collection, final_of([part] * DEFAULT_PARTS), "localhost")
+    with (
+        FaultProxy(server.address, Plan(up=Way(rate=50_000))) as proxy,
+        Connection(proxy.address) as connection,
+    ):
+        began = time.monotonic()
+        connection.send(head)
+        assert connection.read_response("POST").status == 201
+    assert time.monotonic() - began > 6
+
+
+def test_one_address_does_not_take_all_places(make_server: MakeServer) -> None:
+    server = make_server(*UNHURRIED)
+    tus = Tus(server)
+    part = tus.finished(b"x", {"Upload-Concat": "partial"})
+    whole = final_of([part] * DEFAULT_PARTS)
+    with ExitStack() as open_ones:
+        begin_long_heads(open_ones, server)
+        assert tus.create(headers=whole).status == 503
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", 0))
+            other.connect(server.address)
+            other.sendall(head_bytes("POST", tus.collection, whole, "localhost"))
+            assert other.recv(13) == b"HTTP/1.1 201 "
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+    ],
+)
+def test_addresses_that_one_client_may_have(first: str, second: str, together: bool) -> None:
+    places = LongHeads(8 * 1024**2, lambda _address: False)
+    assert places.try_acquire(first, 0) is not None
+    assert (places.try_acquire(second, 0) is None) is together
+
+
+def test_a_place_that_was_given_back_is_free() -> None:
+    places = LongHeads(8 * 1024**2, lambda address: address == "proxy")
+    held = [places.try_acquire("proxy", 0) for _ in range(3)]
+    last = places.try_acquire("192.0.2.1", 0)
+    assert last is not None
+    assert places.try_acquire("192.0.2.2", 0) is None
+    last.release()
+    assert places.try_acquire("192.0.2.1", 0) is not None
+    assert all(held)

@@ -30,6 +30,7 @@ from tusd_py.web.http import heads
 from tusd_py.web.http.admission import served_by
 from tusd_py.web.http.connection_config import ConnectionConfig, Limits
 from tusd_py.web.http.server import UploadConfig, UploadServer
+from tusd_py.web.proxy_headers import Proxies
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ def _serve(
     first: whether this process logs for all. parent: becomes readable when the supervising process ends.
     """
     site = Site(app)
+    proxies = Proxies(settings.behind_proxy)
     connection = ConnectionConfig(
         limits=Limits(
             connections=settings.max_connections,
@@ -154,6 +156,7 @@ def _serve(
         ),
         counters=app.counters,
         refusal_headers=app.refusal_headers,
+        is_shared=lambda address: proxies.trusts_peer({"client": (address, 0)}),
     )
     config = UploadConfig(
         site,

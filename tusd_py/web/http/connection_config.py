@@ -34,20 +34,28 @@ class Limits:
         return self.connections + 16 + self.connections // 16
 
 
+def _is_nobodys(_address: str) -> bool:
+    return False
+
+
 def _no_headers(_origin: bytes | None, _whole: bool) -> RawHeaders:
     return []
 
 
 @dataclass(slots=True)
 class ConnectionConfig:
-    """See the module. collector: collects what slow bodies left in their sockets. tls: where there is a certificate."""
+    """See the module. collector: collects what slow bodies left in their sockets. tls: where there is a certificate.
+
+    is_shared: whether many clients come from an address, as it is a proxy's.
+    """
 
     limits: Limits = field(default_factory=Limits)
     counters: Counters = field(default_factory=Counters)
     refusal_headers: RefusalHeaders = _no_headers
     collector: Collector = field(default_factory=Collector)
     tls: ssl.SSLContext | None = None
+    is_shared: Callable[[str], bool] = _is_nobodys
     long_heads: LongHeads = field(init=False)
 
     def __post_init__(self) -> None:
-        self.long_heads = LongHeads(self.limits.concat_size)
+        self.long_heads = LongHeads(self.limits.concat_size, self.is_shared)

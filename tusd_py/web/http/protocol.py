@@ -190,7 +190,7 @@ class UploadProtocol(asyncio.Protocol):
         self._counters = ours.counters
         self._refusal_headers = ours.refusal_headers
         self._long_heads = ours.long_heads
-        self._long_head = False
+        self._long_head: heads.LongHead | None = None
         self._parser = _make_parser(self)
         self._exchange: Exchange | None = None
         self._answered: Exchange | None = None
@@ -251,9 +251,9 @@ class UploadProtocol(asyncio.Protocol):
         return admission(self.transport, len(self._state.connections), self.limits)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._release_long_head()
         self._stop_timer()
         self._stop_keep_alive()
-        self._release_long_head()
         if self._linger is not None:
             self._linger.cancel()
         for exchange in self._to_answer():
@@ -324,6 +324,13 @@ class UploadProtocol(asyncio.Protocol):
     def _on_timeout(self) -> None:
         """The head of a request did not come in time, or not to its end although it is refused anyway."""
         self._timer = None
+        if self._long_head is not None and self._refusal is None:
+            left = self._long_head.seconds_left(
+                self.loop.time(), self._unparsed, self.limits.idle_timeout
+            )
+            if left > 0:
+                self._start_timer(left)
+                return
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._too_many:
@@ -385,8 +392,7 @@ class UploadProtocol(asyncio.Protocol):
         )
 
     def on_response_complete(self) -> None:
-        if self._long_head and self._unparsed <= self.limits.head_size:
-            self._release_long_head()
+        self._release_long_head()
         self._state.total_requests += 1
         if self._linger is not None:
             # The response said that it is the last one.
@@ -607,19 +613,30 @@ class UploadProtocol(asyncio.Protocol):
             and self._parser.get_method() == b"POST"
         ):
             return False
-        if not self._acquire_long_head():
-            self._refusal = _TOO_MANY_LONG_HEADS
-        return self._long_head
+        if self._acquire_long_head():
+            return True
+        self._refusal = _TOO_MANY_LONG_HEADS
+        return False
 
     def _acquire_long_head(self) -> bool:
-        if not self._long_head and self.limits.concat_size:
-            self._long_head = self._long_heads.try_acquire()
-        return self._long_head
+        if not self.limits.concat_size or self._to_answer():
+            # One behind a request that is still answered could wait for hours.
+            return False
+        if self._long_head is None:
+            address = None if self.client is None else self.client[0]
+            self._long_head = self._long_heads.try_acquire(address, self.loop.time())
+            if self._long_head is not None:
+                self._stop_timer()
+                self._start_timer(min(heads.SECONDS, self.limits.idle_timeout))
+        return self._long_head is not None
 
     def _release_long_head(self) -> None:
-        if self._long_head:
-            self._long_head = False
-            self._long_heads.release()
+        if self._long_head is not None:
+            self._long_head.release()
+            self._long_head = None
+            self._stop_timer()
+            if self._in_head and self._unparsed:
+                self._start_timer(self.limits.idle_timeout)
 
     def _too_large(self) -> Refusal:
         limit = self.limits.head_size
@@ -637,6 +654,10 @@ class UploadProtocol(asyncio.Protocol):
         self._in_head = False
         self._unparsed = self._head_size = self._concat_size = 0
         self._stop_timer()
+        if self._long_head is not None:
+            # Until the body is complete, too, for which the response may wait.
+            self._long_head.began = self.loop.time()
+            self._start_timer(min(heads.SECONDS, self.limits.idle_timeout))
         exchange = self._exchange = Exchange(
             self,
             scope,
@@ -783,6 +804,8 @@ class UploadProtocol(asyncio.Protocol):
         self._url = b""
         self._in_head = True
         self._unparsed = 0
+        if self._long_head is not None:
+            self._stop_timer()
         if self._exchange is not None:
             self._exchange.end_body()
         if self.raw_transport is not None and self._to_answer():
@@ -820,6 +843,7 @@ class UploadProtocol(asyncio.Protocol):
         # What was read of the head goes, although the connection stays for a while.
         self._parser, self._headers, self._url = _NO_PARSER, [], b""
         self._end_input()
+        self._release_long_head()
         self._unparsed = 1
         self.close()
 
