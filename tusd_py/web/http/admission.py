@@ -1,7 +1,8 @@
 """Which new connections are served: neither their number nor the descriptors of the process may run out.
 
-Each connection that is served may need a second descriptor for the file of its upload, and a further connection that could not
-be accepted would be closed without a response. So connections are refused while some descriptors are still free.
+Each connection that is served may need two descriptors more, as a download has the file's and a second one of its socket, and a
+further connection that could not be accepted would be closed without a response. So connections are refused while some
+descriptors are still free.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tusd_py.web.http.connection_config import Limits
 _RESERVED_DESCRIPTORS = 64
 _LARGEST_RESERVE = 1 / 8
 """Fraction of all descriptors that is kept free at most."""
+_PER_CONNECTION = 3
+"""Descriptors: the connection's, the file's, and for a download that of the connection once more."""
 
 
 class Admission(Enum):
@@ -47,4 +50,4 @@ def admission(transport: asyncio.Transport, connections: int, limits: Limits) ->
 def served_by(descriptors: int) -> int:
     """How many connections can be served with so many descriptors."""
     reserve = min(_RESERVED_DESCRIPTORS, descriptors * _LARGEST_RESERVE)
-    return int(descriptors - 4 * reserve) // 2
+    return int(descriptors - 4 * reserve) // _PER_CONNECTION
