@@ -11,10 +11,12 @@ import pytest
 from tests.conftest import MakeServer
 from tests.containers.by_hand import has_mounts_of_its_own
 from tests.support.tus import Tus, id_of
+from tusd_py.storage.file import mounts
 from tusd_py.storage.file import power_cuts as powercuts
 from tusd_py.storage.file.power_cuts import Session, sound_length
 
 BLOCK = 4096
+SHOWN = Path("/sys/fs")
 
 
 @pytest.fixture
@@ -29,7 +31,10 @@ def cut_power(tus: Tus) -> None:
     tus.server.kill9()
     session = tus.server.upload_dir / ".tusd-py" / "session"
     session.unlink()
-    session.symlink_to("of-another-boot")
+    session.symlink_to("of-another-boot 1 - marks")
+    for mark in (session.parent / "in-session").iterdir():
+        mark.unlink()
+        mark.symlink_to("4711")
 
 
 @pytest.mark.parametrize(
@@ -67,17 +72,26 @@ def test_a_session_lasts_until_the_machine_or_the_file_system_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_boot: Path
 ) -> None:
     path = tmp_path / "session"
-    first, second, third = (
-        Session(str(path), lambda name: str(tmp_path / "new")) for _ in range(3)
-    )
+    first, second, third = (Session(str(path), lambda _: str(tmp_path / "new")) for _ in range(3))
     first.open()
-    earlier = first.began_at - 10**9
-    os.utime(path, ns=(earlier, earlier), follow_symlinks=False)
     second.open()
-    assert second.began_at == earlier
+    assert second.number == first.number
     monkeypatch.setattr(powercuts, "_BOOT_ID", another_boot)
     third.open()
-    assert third.began_at >= first.began_at
+    assert third.number != first.number
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_a_session_is_the_same_where_the_kernel_shows_no_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[bool, bool]
+) -> None:
+    numbers = set()
+    for is_shown in (*order, *order):
+        monkeypatch.setattr(mounts, "_SHOWN", SHOWN if is_shown else tmp_path)
+        session = Session(str(tmp_path / "session"), lambda _: str(tmp_path / "new"))
+        session.open()
+        numbers.add(session.number)
+    assert len(numbers) == 1
 
 
 @pytest.fixture
@@ -147,7 +161,7 @@ def test_the_session_that_an_earlier_version_recorded_goes_on(tus: Tus) -> None:
     tus.server.kill9()
     session = tus.server.upload_dir / ".tusd-py" / "session"
     began_at = os.lstat(session).st_mtime_ns
-    boot, device, _mount = os.readlink(session).split()
+    boot, device, *_ = os.readlink(session).split()
     session.unlink()
     session.symlink_to(f"{boot} {device} 28")
     os.utime(session, ns=(began_at, began_at), follow_symlinks=False)
@@ -155,30 +169,42 @@ def test_the_session_that_an_earlier_version_recorded_goes_on(tus: Tus) -> None:
     assert tus.offset(path) == 2000
 
 
-def test_a_clock_that_was_ahead_when_the_session_began_costs_nothing(tus: Tus) -> None:
-    tus.server.kill9()
-    ahead = time.time() + 3600
-    session = tus.server.upload_dir / ".tusd-py" / "session"
-    os.utime(session, (ahead, ahead), follow_symlinks=False)
-    tus.server.restart()
-    path = tus.new(5000)
-    for offset in (0, 1000):
-        assert tus.patch(path, offset, bytes(1000)).status == 204
-        assert tus.offset(path) == offset + 1000
-    tus.server.kill9()
-    tus.server.restart()
-    assert tus.offset(path) == 2000
+def set_clock(tus: Tus, path: str, *, seconds: float) -> None:
+    """Makes everything look as if it had been written by another clock."""
+    data = tus.server.data_file(id_of(path))
+    at = time.time() + seconds
+    os.utime(data, (at, at))
+    os.utime(tus.server.upload_dir / ".tusd-py" / "session", (at, at), follow_symlinks=False)
 
 
-def test_a_clock_that_is_set_back_while_a_server_runs_costs_nothing(tus: Tus) -> None:
-    """The server has the file's time, and that of the session, from before."""
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_the_clock_does_not_matter(tus: Tus, seconds: int) -> None:
     path = tus.new(5000)
     assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
-    ahead = time.time() + 3600
-    os.utime(tus.server.data_file(id_of(path)), (ahead, ahead))
+    for _ in range(2):
+        set_clock(tus, path, seconds=seconds)
+        assert tus.offset(path) == 2000
+        tus.server.kill9()
+        tus.server.restart()
     assert tus.offset(path) == 2000
-    assert tus.patch(path, 2000, bytes(1000)).status == 204
-    assert tus.offset(path) == 3000
+    assert tus.patch(path, 2000, bytes(3000)).status == 204
+    assert tus.get(path).body == b"x" * 1000 + bytes(4000)
+
+
+def test_no_mark_is_left_of_finished_uploads(tus: Tus) -> None:
+    marks = tus.server.upload_dir / ".tusd-py" / "in-session"
+    path = tus.new(5000)
+    assert tus.patch(path, 0, bytes(1000)).status == 204
+    assert len(list(marks.iterdir())) == 1
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.patch(path, 1000, bytes(4000)).status == 204
+    ends_in_zero = tus.finished(bytes(10))
+    assert tus.finished(b"x" * 10) != ends_in_zero
+    gone = tus.new(10)
+    assert tus.patch(gone, 0, b"x").status == 204
+    assert tus.delete(gone).status == 204
+    assert list(marks.iterdir()) == []
 
 
 def test_zeros_do_not_count_although_the_clock_was_ahead_before_the_power_cut(tus: Tus) -> None:
@@ -187,8 +213,7 @@ def test_zeros_do_not_count_although_the_clock_was_ahead_before_the_power_cut(tu
     data = tus.server.data_file(id_of(path))
     with data.open("ab") as file:
         file.write(bytes(500))
-    ahead = time.time() + 3600
-    os.utime(data, (ahead, ahead))
+    set_clock(tus, path, seconds=3600)
     cut_power(tus)
     tus.server.restart()
     assert tus.offset(path) == 1000

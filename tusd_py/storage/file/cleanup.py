@@ -78,6 +78,7 @@ class Cleanup:
             *entries_of(layout.markers),
             *entries_of(layout.sound),
             *entries_of(layout.since_loss),
+            *entries_of(layout.in_session),
         ):
             with suppress(OSError):
                 if is_surely_absent(layout.root, f"{id_of(entry.name)}.info"):

@@ -33,6 +33,7 @@ class DataFile:
         fence: Used around every write and cut, so that a holder that lost its lock does neither.
         watch: Detects bytes that the disk loses meanwhile.
         on_durable: Called in a thread after each sync.
+        on_written: Called after each write.
 
     Attributes:
         end: Where the next bytes go.
@@ -42,6 +43,7 @@ class DataFile:
         "_descriptor",
         "_fence",
         "_on_durable",
+        "_on_written",
         "_start",
         "_threads",
         "_watch",
@@ -61,9 +63,11 @@ class DataFile:
         fence: Fence,
         watch: LossWatch | None = None,
         on_durable: Callable[[DataFile], None] | None = None,
+        on_written: Callable[[DataFile], None] | None = None,
     ) -> None:
         self._watch = watch
         self._on_durable = on_durable
+        self._on_written = on_written
         self.end = start
         self._fence = fence
         self._start = start
@@ -84,6 +88,8 @@ class DataFile:
                 data = data[written:]
                 written = os.pwrite(self._descriptor, data, self.end)
                 self.end += written
+        if self._on_written is not None:
+            self._on_written(self)
         if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND_BYTES:
             self._write_behind()
 

@@ -30,6 +30,7 @@ class Layout:
         former_markers: Such markers of earlier versions.
         sound: Lengths of durable bytes that end in a zero.
         since_loss: The number of the last loss, for uploads that were begun after it.
+        in_session: The number of the session, for unfinished uploads that were written to in it.
         tombstones: Tombstones of removed uploads.
         missing: Marks of uploads whose bytes are missing.
         dir_perms: As above.
@@ -43,6 +44,7 @@ class Layout:
         "dir_perms",
         "file_perms",
         "former_markers",
+        "in_session",
         "is_local",
         "markers",
         "missing",
@@ -66,6 +68,7 @@ class Layout:
         self.former_markers = f"{self.state}/chunks"
         self.sound = f"{self.state}/sound"
         self.since_loss = f"{self.state}/since-loss"
+        self.in_session = f"{self.state}/in-session"
         self.tombstones = f"{self.state}/gone"
         self.missing = f"{self.state}/missing"
         self.is_local = False

@@ -47,6 +47,7 @@ class UploadLoader:
         markers: ChunkMarkers,
         sound: ChunkMarkers,
         session: Session,
+        in_session: ChunkMarkers,
         losses: Losses,
         written: WrittenUploads,
         unpublished: UnpublishedRemovals,
@@ -58,6 +59,7 @@ class UploadLoader:
         self._markers = markers
         self._sound = sound
         self._session = session
+        self._in_session = in_session
         self._losses = losses
         self._written = written
         self._unpublished = unpublished
@@ -95,7 +97,7 @@ class UploadLoader:
                 offset and not self._syncs_chunks and self._losses.concerns(flat, data.st_mtime_ns)
             ):
                 offset, is_cut = 0, True
-            elif offset and self._layout.is_local and self._may_be_cut(upload_id, data):
+            elif offset and self._layout.is_local and self._may_be_cut(flat, upload_id, data):
                 sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
                 is_cut = is_cut or sound < offset
                 offset = min(offset, sound)
@@ -103,9 +105,13 @@ class UploadLoader:
         check_bytes(upload, data)
         return upload
 
-    def _may_be_cut(self, upload_id: str, data: os.stat_result) -> bool:
-        """Return whether a power cut may have replaced the last bytes of an unfinished upload."""
-        return self._session.is_older(data) and self._written.of(upload_id) is None
+    def _may_be_cut(self, flat: str, upload_id: str, data: os.stat_result) -> bool:
+        """Return whether a power cut may have replaced the last bytes of an unfinished upload. Raises OSError."""
+        return (
+            self._session.is_older(data)
+            and self._written.of(upload_id) is None
+            and self._in_session.read(flat) != self._session.number
+        )
 
     def without_bytes(self, info: UploadInfo) -> Upload:
         """Return a final that waits for its parts. Raises BytesMissing for others, UploadGone for one just removed."""
@@ -129,6 +135,8 @@ class UploadLoader:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
+            # It may have gone away meanwhile.
+            self._volume.check()
             is_gone = exists(self._layout.tombstone(upload_id))
             if is_gone or self._unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None

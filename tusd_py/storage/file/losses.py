@@ -147,6 +147,7 @@ class Written:
         closed_at: When the file was closed, by the monotonic clock; infinite while it is open.
         durable_to: The length up to which all bytes are known to be durable.
         is_own: This process wrote all bytes behind `durable_to`.
+        is_marked: It is recorded that the bytes come from this session.
     """
 
     starts_sound: bool
@@ -154,6 +155,7 @@ class Written:
     closed_at: float = float("inf")
     durable_to: int = 0
     is_own: bool = False
+    is_marked: bool = False
 
     @property
     def has_witness(self) -> bool:
@@ -227,6 +229,7 @@ class WrittenUploads:
             loss=loss,
             durable_to=offset if is_durable else 0,
             is_own=not offset or is_durable,
+            is_marked=before is not None and before.is_marked,
         )
         self._written[upload_id] = written
         if len(self._written) > _MAX_UPLOADS:

@@ -11,6 +11,8 @@ _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"}
 _KEEPS_ORDER = {"ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs"}
 """Types that write changes of names and sizes to the disk in order."""
 
+UNKNOWN = "-"
+"""In place of the id of a mount."""
 _SHOWN = Path("/sys/fs")
 _DRIVERS = {"ext2": "ext4", "ext3": "ext4"}
 """Types that another one's driver mounts."""
@@ -37,7 +39,7 @@ def mount_of(path: str) -> str:
         return f"{device} {shown.parent.name}:{shown.stat().st_ino}"
     except (OSError, LookupError, ValueError):
         # Without sysfs, or with a file system that shows nothing there.
-        return f"{device} -"
+        return f"{device} {UNKNOWN}"
 
 
 def _shown(device: int, mount: list[str]) -> Path:

@@ -2,14 +2,18 @@
 
 A data file's length may reach the disk without its last bytes, which then read as zeros. ext4 does that to bytes appended to a
 block that was written before, and to blocks that were only reserved, which become holes. Neither can be distinguished from
-zeros that a client sent. So if a file was last written to before the current session (since the file system was mounted or the
+zeros that a client sent. So if a file was not written to in the current session (since the file system was mounted or the
 machine started), zeros at the end of its last block do not count, nor anything behind a hole. Before durable bytes that end in
-a zero are acknowledged, their length is recorded as sound. Finished uploads are synced and not concerned, nor are those that
-this process has written to: clocks may be set back.
+a zero are acknowledged, their length is recorded as sound. Finished uploads are synced and not concerned.
+
+Times do not tell what was written to in this session, as clocks are set. An unfinished upload that was has the number of the
+session in `.tusd-py/in-session`; without one, its bytes do not end in a zero. Only in a session that an earlier version has
+begun, which makes no such marks, times are compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -17,39 +21,47 @@ from contextlib import suppress
 from pathlib import Path
 
 from tusd_py.storage.file.files import opened
-from tusd_py.storage.file.mounts import mount_of
+from tusd_py.storage.file.mounts import UNKNOWN, mount_of
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SMALLEST_BLOCK = 4096
-_TOLERANCE_NS = 1_000_000_000
-"""Between the clocks of the file system and of the process."""
+_BY_MARKS, _BY_TIMES = "marks", "times"
+"""How to tell what was written to in a session."""
 
 
 class Session:
     """The time since the file system was mounted, or since a server was first started after that.
 
-    path: a symbolic link to an id of the mount, created when a server first saw it.
+    path: a symbolic link to the ids of the boot, the device and the mount, and how to tell what was written to since; created
+    when a server first saw the mount.
+
+    Attributes:
+        number: Of this session, the same for all processes.
     """
 
     def __init__(self, path: str, new_path: Callable[[str], str]) -> None:
         self._path = path
         self._new_path = new_path
-        self.began_at = 0
+        self._earlier_until: int | None = None
+        self.number = 0
 
     def open(self) -> None:
-        """Find out when the session began. If the link cannot be read or written, it begins now."""
-        now = time.time_ns()
+        """Find out which session this is. If the link cannot be read or written, it begins now."""
         try:
-            boot, mount = _BOOT_ID.read_text().strip(), mount_of(os.path.dirname(self._path))
-            recorded, began_at = _read(self._path)
-            if recorded != f"{boot} {mount}" or began_at > now:
-                # Earlier versions recorded the number of the mount.
-                *before, number = recorded.split() or [""]
-                is_same = before == [boot, mount.split()[0]] and number.isdecimal()
-                self._record(f"{boot} {mount}", min(began_at, now) if is_same else now)
-            self.began_at = os.lstat(self._path).st_mtime_ns
+            boot = _BOOT_ID.read_text().strip()
+            present = f"{boot} {mount_of(os.path.dirname(self._path))}"
+            recorded = _read(self._path)
+            if not _is_same(recorded, present):
+                recorded = f"{present} {_BY_MARKS}"
+                self._record(recorded, time.time_ns())
+            elif _is_of_earlier_version(recorded):
+                recorded = f"{present} {_BY_TIMES}"
+                self._record(recorded, os.lstat(self._path).st_mtime_ns)
+            *_, kind = recorded.split()
+            self._earlier_until = os.lstat(self._path).st_mtime_ns if kind == _BY_TIMES else None
+            self.number = _number(recorded)
         except OSError:
-            self.began_at = now
+            self.number = time.time_ns()
 
     def _record(self, mount: str, began_at: int) -> None:
         tmp = self._new_path("session")
@@ -58,18 +70,30 @@ class Session:
         os.rename(tmp, self._path)
 
     def is_older(self, status: os.stat_result) -> bool:
-        """Return whether a file was last written to before the session began, or at a time that has not come yet."""
-        now = time.time_ns()
-        # The clock was set back since.
-        self.began_at = min(self.began_at, now)
-        return not self.began_at < status.st_mtime_ns <= now + _TOLERANCE_NS
+        """Return whether a file without a mark was last written to before this session."""
+        return self._earlier_until is None or status.st_mtime_ns <= self._earlier_until
 
 
-def _read(path: str) -> tuple[str, int]:
-    """Return what a link leads to and its mtime; nothing and 0 if there is none. Raises OSError."""
+def _is_same(recorded: str, present: str) -> bool:
+    """Return whether a recorded session is the present one: the mount of either may be unknown."""
+    *before, mount = recorded.split()[:3] or [""]
+    *now, known = present.split()
+    return before == now and (mount in (known, UNKNOWN) or known == UNKNOWN or mount.isdecimal())
+
+
+def _is_of_earlier_version(recorded: str) -> bool:
+    # They recorded the number of the mount, which is another one in each mount namespace.
+    return recorded.rsplit(maxsplit=1)[-1].isdecimal()
+
+
+def _number(recorded: str) -> int:
+    return int.from_bytes(hashlib.sha256(recorded.encode()).digest()[:7])
+
+
+def _read(path: str) -> str:
     with suppress(FileNotFoundError):
-        return os.readlink(path), os.lstat(path).st_mtime_ns
-    return "", 0
+        return os.readlink(path)
+    return ""
 
 
 def sound_length(path: str) -> int:

@@ -14,7 +14,8 @@
     outbox/             events to be delivered (`outbox.py`)
     outbox-failed/      events whose delivery failed for good (`outbox.py`)
     id                  the directory's id, by which its volume is recognized (`volume.py`)
-    session             its mtime is when the file system was mounted, as far as known (`power_cuts.py`)
+    session             which boot and mount this is (`power_cuts.py`)
+    in-session/         <upload>: the number of the session, if it was written to in it and not finished (`power_cuts.py`)
     write-back-failed   its mtime is the number of the disk's last loss of bytes (`losses.py`)
     since-loss/         <upload>: the number of the last loss when the upload was begun, if there was one (`losses.py`)
     swept, sweep-held   their mtimes are when the last sweep ended, and since when one is held (`sweep_marks.py`)
@@ -42,6 +43,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
@@ -142,6 +144,7 @@ class FileStore:
         self.sweep_marks = FileSweepMarks(state, threads=self._threads, file_perms=file_perms)
         self._hashing = hashing_threads()
         self._since_loss = ChunkMarkers(layout.since_loss)
+        self._in_session = ChunkMarkers(layout.in_session)
         self._losses = Losses(f"{state}/write-back-failed", self._since_loss, file_perms)
         self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._known = RecordCache()
@@ -157,6 +160,7 @@ class FileStore:
             markers=self._markers,
             sound=self._sound,
             session=self._session,
+            in_session=self._in_session,
             losses=self._losses,
             written=self._written,
             unpublished=self._unpublished,
@@ -165,7 +169,7 @@ class FileStore:
         self._adoption = Adoption(layout, loader=self._loader, records=self._records)
         self._removal = Removal(
             layout,
-            markers=(self._markers, self._sound, self._since_loss),
+            markers=(self._markers, self._sound, self._since_loss, self._in_session),
             finals=self._finals,
             unpublished=self._unpublished,
             finished=finished,
@@ -215,7 +219,7 @@ class FileStore:
             # What lies on this machine and is locked by this process, no other one changes.
             is_shared = guard != "exclusive" or not self._layout.is_local
             self._known.is_shared = is_shared
-            for markers in (self._markers, self._sound, self._since_loss):
+            for markers in (self._markers, self._sound, self._since_loss, self._in_session):
                 markers.open(is_shared=is_shared)
             self._losses.open(is_shared=is_shared)
             if self._finished is not None:
@@ -235,6 +239,7 @@ class FileStore:
                 self._markers.directory,
                 self._sound.directory,
                 self._since_loss.directory,
+                self._in_session.directory,
                 self._layout.tombstones,
                 self._unpublished.directory,
                 *self._finals.directories,
@@ -366,6 +371,10 @@ class FileStore:
                 self._losses, written, lambda number: self._outlived(upload.id, number, fence)
             ),
             on_durable=lambda file: self._mark_sound(upload, file, fence),
+            # Elsewhere power cuts are not looked for.
+            on_written=partial(self._mark_written, upload, written, fence)
+            if self._layout.is_local
+            else None,
         )
 
     def _record_begin(self, upload_id: str, loss: int, fence: Fence) -> None:
@@ -377,6 +386,16 @@ class FileStore:
         # If it cannot be recorded, the upload begins again from 0.
         with suppress(OSError, LeaseLost):
             self._record_begin(upload_id, loss, fence)
+
+    def _mark_written(self, upload: Upload, written: Written, fence: Fence, file: DataFile) -> None:
+        """Record that all bytes come from this session, unless they are soon those of a finished upload."""
+        if written.is_marked or (file.end == upload.info.length and not file.ends_in_zero):
+            return
+        # Without a mark, zeros at their end may not count once the server has been started again.
+        with suppress(OSError), fence():
+            name, tmp = flat_name(upload.id), self._layout.new_path(upload.id)
+            self._in_session.make(name, self._session.number, tmp)
+            written.is_marked = True
 
     def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
@@ -405,25 +424,32 @@ class FileStore:
 
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         with _translated(f"finishing {info.id}"):
-            # Readers over a network see either the old or the new record only if it is renamed. A final's length changes
-            # as well, which an ending written in place cannot express.
-            if not self._layout.is_local or info.is_final:
-                await self._finish_by_rename(info, sync=sync, fence=fence)
-                return
-            record = self._layout.info_path(info.id)
-            own = self._is_own(info)
-            if sync:
-                await self._sync_data(
-                    info, record, directories=self._layout.directories(info), fence=fence
-                )
-            if not await self._disk.change(self._records.mark_finished, info, record, fence):
-                await self._finish_by_rename(info, sync=sync, fence=fence)
-            elif sync:
-                try:
-                    await self._syncs.sync(None, record, own=own)
-                except BaseException:
-                    await self._disk.change(self._records.mark_unfinished, info, record, fence)
-                    raise
+            await self._finish(info, sync=sync, fence=fence)
+            written = self._written.of(info.id)
+            if written is None or written.is_marked:
+                with suppress(OSError):
+                    await self._disk.change(self._in_session.remove, flat_name(info.id))
+
+    async def _finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
+        # Readers over a network see either the old or the new record only if it is renamed. A final's length changes
+        # as well, which an ending written in place cannot express.
+        if not self._layout.is_local or info.is_final:
+            await self._finish_by_rename(info, sync=sync, fence=fence)
+            return
+        record = self._layout.info_path(info.id)
+        own = self._is_own(info)
+        if sync:
+            await self._sync_data(
+                info, record, directories=self._layout.directories(info), fence=fence
+            )
+        if not await self._disk.change(self._records.mark_finished, info, record, fence):
+            await self._finish_by_rename(info, sync=sync, fence=fence)
+        elif sync:
+            try:
+                await self._syncs.sync(None, record, own=own)
+            except BaseException:
+                await self._disk.change(self._records.mark_unfinished, info, record, fence)
+                raise
 
     async def _finish_by_rename(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         tmp = await self._disk.change(self._records.write_record, info)
