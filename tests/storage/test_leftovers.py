@@ -47,3 +47,16 @@ async def test_what_lay_there_when_the_directory_was_locked_goes_and_nothing_els
         assert in_use.is_symlink() or in_use.exists()
     finally:
         store.close()
+
+
+async def test_a_sweep_whose_volume_has_gone_away_leaves_nothing_in_its_place(root: Path) -> None:
+    store = FileStore(root)
+    store.open()
+    try:
+        root.rename(root.with_name("elsewhere"))
+        root.mkdir()
+        await store.sweep_marks.record_end(time.time())
+        await store.sweep_marks.record_hold(time.time())
+        assert list(root.iterdir()) == []
+    finally:
+        store.close()

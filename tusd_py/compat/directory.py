@@ -70,9 +70,12 @@ def expire(
     """
     root = os.path.abspath(os.fspath(files_dir))
     # Where the router keeps its locks: it takes nothing there for an upload.
-    marks = SweepMarkFiles(os.path.join(root, foreign.LOCKS))
+    locks = os.path.join(root, foreign.LOCKS)
+    marks = SweepMarkFiles(locks)
     clock = steady(clock)
     if not dry_run and not force:
+        with suppress(OSError):
+            os.makedirs(locks, exist_ok=True)
         held = _held(root, finished, clock, marks, longest_pause)
         if held is not None:
             return held

@@ -35,8 +35,8 @@ class SweepMarkFiles:
         self._mark(self._held, now)
 
     def _mark(self, path: str, now: float) -> None:
+        # No directory is made: where a volume has gone away, there is none.
         with suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._file_perms))
             os.utime(path, (now, now))
 
