@@ -227,11 +227,13 @@ def test_a_revoked_owner_may_go_on_if_the_application_says_so(tus: Tus) -> None:
         {"owner": "a" * 257},
         {"owner": "a", "rights": "create"},
         {"owner": "a", "rights": ["write"]},
+        {"owner": "a", "rights": None},
         {"owner": "a", "max_upload_size": -1},
+        {"owner": "a", "max_upload_size": "10MB"},
     ],
 )
 def test_an_identity_that_cannot_be_used(arguments: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="of an Identity must"):
+    with pytest.raises((TypeError, ValueError), match="of an Identity must"):
         Identity(**arguments)  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ from tests.conftest import MakeServer
 from tests.support.tus import Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import head_bytes
+from tusd_py import Changes, Placement, Reject, Stop
 
 PRELUDE = """
     import os
@@ -247,6 +248,9 @@ def test_a_hook_shapes_the_responses_of_success(hooked: MakeHooked) -> None:
         ({"headers": {"X-Case": 4711}}, "X-Case cannot have the value 4711"),
         ({"status": 99}, "99 is not the status of a response"),
         ({"status": 600}, "600 is not the status of a response"),
+        ({"status": "403"}, "must be a whole number"),
+        ({"body": b"done"}, "must be text"),
+        ({"headers": [("X-Case", "1")]}, "must be names and texts"),
     ],
 )
 @pytest.mark.parametrize(
@@ -265,7 +269,58 @@ def test_what_no_response_can_be_is_a_failure_of_the_hook(
     assert (refused.status, refused.code) == (500, "ERR_INTERNAL_SERVER_ERROR")
     assert "Set-Cookie" not in refused
     assert not server.tus.data_files()
-    server.tus.server.wait_for_line(reason)
+    server.tus.server.wait_for_line(f"the pre-create hook tusd_hook_hooks0 failed.*{reason}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ("id=7", "id of Changes must be text .str., not int .7."),
+        ("metadata={'a': 'b'}", "metadata of Changes must be names .str. and values .bytes."),
+        ("metadata='a b'", "metadata of Changes must be names and values .dict., not str"),
+        ("storage_path=Path('a')", "storage_path of Changes must be text"),
+        ("placement='a'", "placement of Changes must be a Placement"),
+        ("expire_after='7d'", "expire_after of Changes must be seconds"),
+        ("retain='7d'", "retain of Changes must be seconds"),
+        ("quota_bytes='1GB'", "quota_bytes of Changes must be a whole number"),
+        ("quota_uploads=1.5", "quota_uploads of Changes must be a whole number"),
+        ("response='done'", "response of Changes must be a HookResponse"),
+    ],
+)
+def test_changes_of_a_wrong_type_are_refused_where_a_hook_makes_them(
+    changes: str, reason: str
+) -> None:
+    with pytest.raises(TypeError, match=reason):
+        eval(f"Changes({changes})", {"Changes": Changes, "Path": Path})
+
+
+@pytest.mark.parametrize("kind", [Reject, Stop])
+def test_refusals_of_a_wrong_type_are_refused_where_a_hook_makes_them(
+    kind: type[Reject | Stop],
+) -> None:
+    with pytest.raises(TypeError, match=f"the body of a {kind.__name__} must be text .str.,"):
+        kind(403, b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="prefix of Placement must be text"):
+        Placement(prefix=7)  # type: ignore[arg-type]
+
+
+def test_a_finish_whose_hook_answers_with_bytes_is_tried_again(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        tried = []
+
+        def pre_finish(event):
+            tried.append(event)
+            return Changes(response=HookResponse(status=200, body=b"done" if len(tried) == 1 else "done"))
+        """
+    )
+    tus = server.tus
+    path = tus.new(5)
+    assert tus.patch(path, 0, b"hello").status == 500
+    tus.server.wait_for_line("the pre-finish hook tusd_hook_hooks0 failed for upload .*must be text")
+    assert server.metric('tusd_hook_errors_total{hooktype="pre-finish"}') == 1
+    assert tus.get(path).status == 404
+    assert tus.patch(path, 5, b"").text == "done"
 
 
 def test_where_a_response_ends_is_not_for_hooks_to_say(hooked: MakeHooked) -> None:

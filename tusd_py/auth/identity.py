@@ -25,6 +25,7 @@ class Identity:
 
     Raises:
         ValueError: For an owner, a right or a limit that cannot be used.
+        TypeError: For rights or a limit of a wrong type.
     """
 
     owner: str
@@ -38,6 +39,11 @@ class Identity:
             raise ValueError(
                 f"the owner of an Identity must be 1 to {MAX_OWNER} printable characters, not {owner!r}"
             )
+        rights: object = self.rights
+        if not isinstance(rights, Collection):
+            raise TypeError(
+                f"the rights of an Identity must be a list of {', '.join(_RIGHTS)}, not {rights!r}"
+            )
         # A text would be a collection of letters.
         given = (self.rights,) if isinstance(self.rights, str) else self.rights
         unknown = [name for name in given if name not in _RIGHTS]
@@ -45,9 +51,16 @@ class Identity:
             raise ValueError(
                 f"the rights of an Identity must be a list of {', '.join(_RIGHTS)}, not {self.rights!r}"
             )
-        for limit in (self.max_upload_size, self.max_open_uploads):
-            if limit is not None and limit < 0:
-                raise ValueError(f"a limit of an Identity must not be negative: {limit}")
+        for name in ("max_upload_size", "max_open_uploads"):
+            limit: object = getattr(self, name)
+            if limit is None:
+                continue
+            if not isinstance(limit, int):
+                raise TypeError(
+                    f"{name} of an Identity must be a whole number (int), not {type(limit).__name__}"
+                )
+            if limit < 0:
+                raise ValueError(f"{name} of an Identity must not be negative: {limit}")
 
     def principal(self, now: float) -> Principal:
         """As the rules of access know it. now: seconds since the epoch."""

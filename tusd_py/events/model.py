@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Number
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
@@ -133,11 +134,38 @@ FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 """Valid names and values of header fields (RFC 9110, sections 5.1 and 5.5)."""
 
 
-def _check_response(status: int | None, fields: Iterable[tuple[object, object]]) -> None:
-    """Raise ValueError for an invalid status or header field (RFC 9110, sections 5.1, 5.5 and 15)."""
-    if status is not None and not 200 <= status <= 599:
+def _check_type(
+    where: str, value: object, expected: type | tuple[type, ...], expected_name: str
+) -> None:
+    """Raise TypeError unless a value that a hook chose is None or has one of the types."""
+    if value is not None and not isinstance(value, expected):
+        raise TypeError(
+            f"{where} must be {expected_name}, not {type(value).__name__} ({value!r:.80})"
+        )
+
+
+def _check_response(
+    owner: str, status: object, headers: object, body: object, *, needs_status: bool = True
+) -> None:
+    """Check a response that a hook chose.
+
+    Raises TypeError for a wrong type, and ValueError for an invalid status or header field (RFC 9110, sections 5.1, 5.5, 15).
+    """
+    if not isinstance(body, str):
+        raise TypeError(f"the body of {owner} must be text (str), not {type(body).__name__}")
+    if status is None and not needs_status:
+        pass
+    elif not isinstance(status, int):
+        raise TypeError(
+            f"the status of {owner} must be a whole number (int), not {type(status).__name__}"
+        )
+    elif not 200 <= status <= 599:
         raise ValueError(f"{status!r} is not the status of a response (200 to 599)")
-    for name, value in fields:
+    if not isinstance(headers, Mapping):
+        raise TypeError(
+            f"the headers of {owner} must be names and texts (dict), not {type(headers).__name__}"
+        )
+    for name, value in headers.items():
         if not isinstance(name, str) or FIELD_NAME.fullmatch(name) is None:
             raise ValueError(f"{name!r} is not the name of a header field")
         if not isinstance(value, str) or FIELD_VALUE.fullmatch(value) is None:
@@ -146,9 +174,9 @@ def _check_response(status: int | None, fields: Iterable[tuple[object, object]])
 
 @dataclass(frozen=True, slots=True)
 class HookResponse:
-    """Changes of a hook to the response of a successful request: another status, further header fields, a body.
+    """Changes of a hook to the response of a successful request: another status, further header fields, a body (text).
 
-    Raises ValueError for an invalid status or header field.
+    Raises ValueError for an invalid status or header field, and TypeError for a wrong type.
     """
 
     status: int | None = None
@@ -156,7 +184,7 @@ class HookResponse:
     body: str = ""
 
     def __post_init__(self) -> None:
-        _check_response(self.status, self.headers.items())
+        _check_response("a HookResponse", self.status, self.headers, self.body, needs_status=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +198,28 @@ class Placement:
     prefix: str = ""
     key: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("bucket", "prefix", "key"):
+            _check_type(f"{name} of Placement", getattr(self, name), str, "text (str)")
+
+
+_TEXT, _SECONDS, _WHOLE = (
+    (str, "text (str)"),
+    (Number, "seconds (a number)"),
+    (int, "a whole number"),
+)
+_TYPES_OF_CHANGES: Mapping[str, tuple[type, str]] = {
+    "id": _TEXT,
+    "metadata": (Mapping, "names and values (dict)"),
+    "storage_path": _TEXT,
+    "placement": (Placement, "a Placement"),
+    "expire_after": _SECONDS,
+    "retain": _SECONDS,
+    "quota_bytes": _WHOLE,
+    "quota_uploads": _WHOLE,
+    "response": (HookResponse, "a HookResponse"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -179,6 +229,8 @@ class Changes:
     be, instead of a storage_path. expire_after: seconds without a byte after which this upload expires; 0 for never. retain:
     seconds to keep it once it is finished; 0 for ever. quota_bytes: what all uploads of the owner may take. quota_uploads: how
     many of them may be unfinished. Both are in place of what its token or the settings say.
+
+    Raises TypeError for a wrong type.
     """
 
     id: str | None = None
@@ -190,6 +242,17 @@ class Changes:
     quota_bytes: int | None = None
     quota_uploads: int | None = None
     response: HookResponse | None = None
+
+    def __post_init__(self) -> None:
+        for name, (expected, expected_name) in _TYPES_OF_CHANGES.items():
+            _check_type(f"{name} of Changes", getattr(self, name), expected, expected_name)
+        pairs: Iterable[tuple[object, object]] = (self.metadata or {}).items()
+        for key, value in pairs:
+            if not isinstance(key, str) or not isinstance(value, bytes):
+                raise TypeError(
+                    f"metadata of Changes must be names (str) and values (bytes), not {key!r} and "
+                    f"{type(value).__name__}"
+                )
 
     def then(self, later: Changes) -> Changes:
         """These changes, overridden by those of a later hook."""
@@ -211,7 +274,7 @@ class Changes:
 class Reject(Exception):
     """Raised by a `pre_` hook to refuse the request with this response. code: for logs and metrics.
 
-    Raises ValueError for an invalid status or header field.
+    Raises ValueError for an invalid status or header field, and TypeError for a wrong type.
     """
 
     def __init__(
@@ -223,17 +286,17 @@ class Reject(Exception):
         code: str = "ERR_UPLOAD_REJECTED",
     ) -> None:
         super().__init__(body)
+        _check_response("a Reject", status, headers or {}, body)
         self.status = status
         self.body = body
         self.code = code
         self.headers = dict(headers or {})
-        _check_response(status, self.headers.items())
 
 
 class Stop(Exception):
     """Raised by a `post_receive` hook to end the running request with this response; the bytes that arrived are kept.
 
-    Raises ValueError for an invalid status or header field.
+    Raises ValueError for an invalid status or header field, and TypeError for a wrong type.
     """
 
     def __init__(
@@ -243,10 +306,10 @@ class Stop(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(body)
+        _check_response("a Stop", status, headers or {}, body)
         self.status = status
         self.body = body
         self.headers = dict(headers or {})
-        _check_response(status, self.headers.items())
 
 
 class HookFailed(Exception):
