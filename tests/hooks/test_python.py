@@ -317,10 +317,28 @@ def test_a_finish_whose_hook_answers_with_bytes_is_tried_again(hooked: MakeHooke
     tus = server.tus
     path = tus.new(5)
     assert tus.patch(path, 0, b"hello").status == 500
-    tus.server.wait_for_line("the pre-finish hook tusd_hook_hooks0 failed for upload .*must be text")
+    tus.server.wait_for_line(
+        "the pre-finish hook tusd_hook_hooks0 failed for upload .*must be text"
+    )
     assert server.metric('tusd_hook_errors_total{hooktype="pre-finish"}') == 1
     assert tus.get(path).status == 404
     assert tus.patch(path, 5, b"").text == "done"
+
+
+def test_a_request_that_creates_and_finishes_has_what_both_hooks_say(hooked: MakeHooked) -> None:
+    server = hooked(
+        """
+        def pre_create(event):
+            fields = {"X-Mine": "1", "X-Both": "create"}
+            return Changes(response=HookResponse(202, fields, "created"))
+
+        def pre_finish(event):
+            return Changes(response=HookResponse(headers={"X-Fin": "2", "x-both": "finish"}))
+        """
+    )
+    done = server.tus.create(5, body=b"hello")
+    assert (done.status, done.text) == (202, "created")
+    assert (done["X-Mine"], done["X-Fin"], done.all("X-Both")) == ("1", "2", ["finish"])
 
 
 def test_where_a_response_ends_is_not_for_hooks_to_say(hooked: MakeHooked) -> None:

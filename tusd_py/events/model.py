@@ -186,6 +186,16 @@ class HookResponse:
     def __post_init__(self) -> None:
         _check_response("a HookResponse", self.status, self.headers, self.body, needs_status=False)
 
+    def then(self, later: HookResponse) -> HookResponse:
+        """These changes, overridden by those of a later event of the same request."""
+        theirs = {name.lower() for name in later.headers}
+        ours = {name: value for name, value in self.headers.items() if name.lower() not in theirs}
+        return HookResponse(
+            self.status if later.status is None else later.status,
+            {**ours, **later.headers},
+            later.body or self.body,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

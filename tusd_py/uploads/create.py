@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 
 from tusd_py.events.hooks import NO_CREATION_HOOKS
 from tusd_py.events.hooks import Creation as CreationHooks
-from tusd_py.events.model import Changes, Event, EventType, Placement, RequestView, UploadView
+from tusd_py.events.model import (
+    Changes,
+    Event,
+    EventType,
+    HookResponse,
+    Placement,
+    RequestView,
+    UploadView,
+)
 from tusd_py.locks.base import Fence, Lease, LeaseLost, UncontestedLease
 from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.concat import Partial
@@ -173,8 +181,7 @@ class Creator(Operation):
             raise
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
-        wanted = creation.changes.response
-        return result if wanted is None or result.response else result._replace(response=wanted)
+        return _with_response(result, creation.changes.response)
 
     def _placed(self, info: UploadInfo, wanted: Placement | None) -> UploadInfo:
         """The record with the place that a hook chose. Raises a 500 for one that is not allowed."""
@@ -327,6 +334,14 @@ def _with_changes(info: UploadInfo, changes: Changes) -> UploadInfo:
         expire_after=_recordable(changes.expire_after),
         retain=_recordable(changes.retain),
     )
+
+
+def _with_response(result: Result, wanted: HookResponse | None) -> Result:
+    """The result of a creation with the response that its hooks want; those of the finish have the last word."""
+    if wanted is None:
+        return result
+    finish = result.response
+    return result._replace(response=wanted if finish is None else wanted.then(finish))
 
 
 def _recordable(seconds: float | None) -> float | None:
