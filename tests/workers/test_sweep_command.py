@@ -100,6 +100,45 @@ def test_beside_servers_whose_locks_are_in_redis(make_server: MakeServer, tmp_pa
         server.terminate()
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_sweep_is_recorded_as_the_regular_ones_are(
+    make_server: MakeServer, tmp_path: Path, running: bool
+) -> None:
+    env = {"TUSD_DUPLICATES": "", "TUSD_SWEEP_INTERVAL": "1h"}
+    server = swept_server(make_server, tmp_path / "uploads", env=env)
+    if not running:
+        server.terminate()
+    before = time.time()
+    documents("sweep", "--dry-run", *of(server), env=env)
+    assert max(swept_at(server, env), default=0.0) < before
+    documents("sweep", *of(server), env=env)
+    assert max(swept_at(server, env)) > before
+
+
+def swept_at(server: ServerProcess, env: Mapping[str, str]) -> list[float]:
+    """When the sweeps ended that the status knows."""
+    status = json.loads(command("status", "--json", *of(server), env=env).stdout)
+    return [record["ended"] for record in status["sweeps"]]
+
+
+def test_after_redis_was_emptied_a_sweep_puts_the_status_right(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        server = swept_server(make_server, tmp_path / "uploads", env=env)
+        Tus(server).new(10)
+        redis.command("FLUSHALL")
+        said = command("status", *of(server), env=env).stdout
+        assert "some may be missing" in said
+        assert "nothing has been swept for too long" in said
+        documents("sweep", *of(server), env=env)
+        said = command("status", *of(server), env=env).stdout
+        assert "1 unfinished, 0 due\n" in said
+        assert "nothing has been swept" not in said
+        server.terminate()
+
+
 def test_a_server_that_cannot_be_asked_keeps_its_uploads(
     make_server: MakeServer, tmp_path: Path
 ) -> None:

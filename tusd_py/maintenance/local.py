@@ -84,7 +84,7 @@ class Maintenance(Protocol):
 class LocalMaintenance:
     """`Maintenance` in this process, whose locks exclude all servers of the uploads.
 
-    due_index: None without a Redis. pause_factor: see `PauseFactor`.
+    Sweeps are recorded in `due_index`, which is None without a Redis. pause_factor: see `PauseFactor`.
     """
 
     def __init__(
@@ -106,6 +106,19 @@ class LocalMaintenance:
         tell: Tell | None = None,
         force: bool = False,
     ) -> SweepReport:
+        began = time.time()
+        report = await self._guarded_sweep(kind, dry_run=dry_run, tell=tell, force=force)
+        if self._due_index is not None and not dry_run:
+            try:
+                await self._due_index.record_sweep(report.record(kind, began))
+            except RedisUnavailable as problem:
+                logger.debug("a sweep could not be recorded: %s", problem)
+        return report
+
+    async def _guarded_sweep(
+        self, kind: SweepKind, *, dry_run: bool, tell: Tell | None, force: bool
+    ) -> SweepReport:
+        """Sweep unless that is held. Raises MaintenanceError, RedisUnavailable."""
         now = steady(self._uploads.expiry.now)
         try:
             if not dry_run and not force:
@@ -211,7 +224,7 @@ class LocalMaintenance:
 async def sweep_alone(
     maintenance: Maintenance, due_index: DueIndex, kind: SweepKind
 ) -> SweepReport | None:
-    """Sweep and record the result, unless another sweep is running; None then.
+    """Sweep, unless another sweep is running; None then.
 
     Two sweeps at a time would be harmless, but jobs that arrive faster than they finish would pile up. Raises MaintenanceError,
     RedisUnavailable.
@@ -221,14 +234,11 @@ async def sweep_alone(
         return None
     renewal = keep_running(partial(_renew, due_index, token), "sweep lease")
     try:
-        began = time.time()
-        report = await maintenance.sweep(kind, dry_run=False, tell=None)
-        await due_index.record_sweep(report.record(kind, began))
+        return await maintenance.sweep(kind, dry_run=False, tell=None)
     finally:
         await cancel(renewal)
         with suppress(RedisUnavailable):
             await due_index.unlock_sweep(token)
-    return report
 
 
 async def _renew(due_index: DueIndex, token: str) -> None:

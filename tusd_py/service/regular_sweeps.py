@@ -61,10 +61,7 @@ class RegularSweeps:
             report = await sweep_alone(maintenance, due_index, kind)
         else:
             # No other process can sweep: what a crash left behind is recovered at once.
-            began = time.time()
             report = await maintenance.sweep(kind)
-            if due_index is not None:
-                await due_index.record_sweep(report.record(kind, began))
         self._swept_at = time.time()
         await instance.publisher.scan()
         return report
