@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
+from tests.support.application import Application
 from tests.support.jobs import Job
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
-from tests.workers.test_sweep_command import abandon
+from tests.workers.test_sweep_command import abandon, swept_server
 
 QUICK = ("--sweep-interval", "1s")
 
@@ -219,13 +220,51 @@ def test_mistakes(words: tuple[str, ...], problem: str) -> None:
 
 
 def test_status_says_what_is_wrong(make_server: MakeServer, tmp_path: Path) -> None:
-    server = make_server(env={"TUSD_DUPLICATES": ""})
-    done = command("status", *of(server))
+    with RedisServer(tmp_path / "own") as redis:
+        env = {"TUSD_REDIS_URL": redis.url, "TUSD_JOBS": "auto"}
+        server = swept_server(make_server, tmp_path / "uploads", env=env)
+        done = command("status", *of(server), env=env)
+        server.terminate()
     assert done.returncode == 1
     assert "PROBLEM    no worker runs" in done.stdout
+    assert "PROBLEM    no scheduler runs" in done.stdout
     none = command("status", "--upload-dir", str(tmp_path / "none"))
     assert (none.returncode, none.stdout) == (1, "")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("events", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_worker_is_no_problem_where_servers_need_none(
+    make_server: MakeServer, tmp_path: Path, events: bool, shared: bool
+) -> None:
+    """With --jobs off, unless events are left to workers."""
+    hook = tmp_path / "hook.py"
+    hook.write_text("def post_finish(event):\n    pass\n")
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_DUPLICATES": "on", "TUSD_REDIS_URL": redis.url if shared else ""}
+        flags = ("--hook", str(hook), "--hooks-delivery", "workers") if events else ()
+        server = swept_server(make_server, tmp_path / "uploads", *flags, env=env)
+        # Whatever the command is told of jobs.
+        done = command("status", *of(server), *flags, env={**env, "TUSD_JOBS": "auto"})
+        server.terminate()
+    assert (done.returncode, "no worker runs" in done.stdout) == (events, events), done.stdout
+
+
+def test_no_worker_is_no_problem_of_an_application(tmp_path: Path) -> None:
+    code = """
+from tusd_py import Settings, TusApp
+
+app = TusApp(Settings(upload_dir="./uploads", base_path="/files/"))
+"""
+    auto = {"TUSD_JOBS": "auto", "TUSD_DUPLICATES": "on"}
+    with Application(tmp_path, code, env=auto) as server:
+
+        def status() -> subprocess.CompletedProcess[str]:
+            return command("status", *of(server), env=auto)
+
+        wait_until(lambda: "sweep      all" in status().stdout, "its first sweep")
+        assert (done := status()).returncode == 0, done.stdout
 
 
 def put_sweep_of_future(redis: RedisServer, kind: str) -> None:

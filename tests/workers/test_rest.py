@@ -40,7 +40,7 @@ async def test_a_servers_own_sweep_rests_while_others_are_served(
     store.close()
     app = TusApp(Settings(upload_dir=tmp_path, duplicates="off"))
     app.open()
-    sweeps = RegularSweeps(app.instance)
+    sweeps = RegularSweeps(app.instance, needs_workers=True)
     try:
         assert await sweeps.sweep("all") is not None
         assert not any(pauses)

@@ -51,6 +51,8 @@ def swept_server(
     server = make_server(*flags, env=env, upload_dir=directory)
     # What crashes have left goes last.
     wait_until(lambda: not left.exists(), "the sweep of its start", timeout=60)
+    # It is recorded by then.
+    server.wait_for_line(r"INFO  sweep  seen=0")
     return server
 
 

@@ -32,8 +32,8 @@ Print the version, the disk, what servers did in the last hour, and the state of
 unfinished and due, the last sweeps, the schedule, queues and workers. Give it the same options as the server. Finished uploads
 and the last hour are counted where there are operators (--admin).
 
-The exit code is 1 if there is a problem: no worker, no scheduler, failed jobs, events that failed or have waited for too
-long, no sweep for too long, or an unavailable Redis.
+The exit code is 1 if there is a problem: no worker or no scheduler where there should be one, failed jobs, events that failed
+or have waited for too long, no sweep for too long, or an unavailable Redis.
 """
 
 

@@ -187,6 +187,14 @@ class DueIndex:
         """Release the lease, if it is still held."""
         await self._redis.run(_RELEASE, [self._keys.sweep_lock()], [token])
 
+    async def mark_without_workers(self, *, seconds: float) -> None:
+        """Record for some seconds that servers need no worker; 0 for servers that need one."""
+        key = self._keys.without_workers()
+        if seconds:
+            await self._redis.command("SET", key, 1, "PX", round(seconds * 1000))
+        else:
+            await self._redis.command("DEL", key)
+
     async def record_sweep(self, record: SweepRecord) -> None:
         """Store the result of the last sweep of its kind."""
         await self._redis.command(

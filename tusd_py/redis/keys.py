@@ -87,6 +87,10 @@ class Keys:
         """The last report of a scheduler on queues and workers; expires after a minute."""
         return f"{self.prefix}{{registry}}:jobs"
 
+    def without_workers(self) -> str:
+        """A mark of servers that sweep and call hooks by themselves, and need no worker; expires after the last one."""
+        return f"{self.prefix}{{registry}}:without-workers"
+
     def sweep_lock(self) -> str:
         """The lease of the running sweep; expires if its process dies."""
         return f"{self.prefix}{{registry}}:lock"

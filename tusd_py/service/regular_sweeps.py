@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from tusd_py import logs
 from tusd_py.background import record_failure
@@ -21,13 +22,19 @@ _OVERDUE_FACTOR = 1.5
 """Multiple of the sweep interval after which no worker or other server is assumed to sweep."""
 _FULL_SWEEP_OVERDUE_SECONDS = 25 * 3600.0
 """Time after which the whole storage should have been swept again."""
+_MARK_INTERVALS, _LEAST_MARK_SECONDS = 3, 60.0
+"""How long it is remembered that a server needs no worker, in sweep intervals, and at least."""
 
 
 class RegularSweeps:
-    """Sweeps one instance at intervals, until `run` is cancelled."""
+    """Sweeps one instance at intervals, until `run` is cancelled.
 
-    def __init__(self, instance: Instance) -> None:
+    needs_workers: whether workers are meant to run beside it, which is recorded for `tusd-py status`.
+    """
+
+    def __init__(self, instance: Instance, *, needs_workers: bool) -> None:
         self._instance = instance
+        self._needs_workers = needs_workers
         self._swept_at = 0.0
         self._cycle = DutyCycle(instance.counters)
 
@@ -37,6 +44,7 @@ class RegularSweeps:
         kind: SweepKind | None = "all"
         while True:
             try:
+                await self._record_need()
                 if kind is not None:
                     _log(await self.sweep(kind))
                 await asyncio.sleep(interval)
@@ -65,6 +73,15 @@ class RegularSweeps:
         self._swept_at = time.time()
         await instance.publisher.scan()
         return report
+
+    async def _record_need(self) -> None:
+        instance = self._instance
+        if instance.due_index is not None:
+            lasts = max(_LEAST_MARK_SECONDS, _MARK_INTERVALS * instance.settings.sweep_interval)
+            with suppress(RedisUnavailable):
+                await instance.due_index.mark_without_workers(
+                    seconds=0.0 if self._needs_workers else lasts
+                )
 
     async def _missing_sweep(self) -> SweepKind | None:
         """The kind of sweep that is overdue; None if workers or other servers sweep."""

@@ -255,7 +255,8 @@ class TusApp:
     async def _lead(self) -> None:
         """Do what one of several processes does for all."""
         await self._listen_for_operators()
-        self._begin(RegularSweeps(self.instance).run, "sweep")
+        sweeps = RegularSweeps(self.instance, needs_workers=self._needs_workers())
+        self._begin(sweeps.run, "sweep")
         self._begin(self._recover_removals, "removals")
         self._start_sidecars()
         keeper = self.instance.list_keeper()
@@ -419,9 +420,20 @@ class TusApp:
             return str(problem)
         return None
 
-    def _start_sidecars(self) -> None:
+    def _needs_workers(self) -> bool:
+        """Whether workers are meant to run: for events, or in the place of sweeps by the server."""
+        settings, instance = self.settings, self.instance
+        if self._sidecars is not None and settings.redis_url is not None and settings.jobs != "off":
+            return True
+        delivers = instance.outbox_delivered_by_workers and instance.uploads.hooks.delivers
+        return self._wants_sidecars() or delivers
+
+    def _wants_sidecars(self) -> bool:
         wanted = configured_hooks.runs_workers(self.settings)
-        if self._sidecars is not None and wanted and self.instance.redis is not None:
+        return self._sidecars is not None and wanted and self.instance.redis is not None
+
+    def _start_sidecars(self) -> None:
+        if self._sidecars is not None and self._wants_sidecars():
             self._running_sidecars = self._sidecars
             self._running_sidecars.start()
 

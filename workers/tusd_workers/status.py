@@ -59,6 +59,7 @@ class Activity:
 class Status:
     """The state of all jobs of an instance.
 
+    needs_workers: whether workers are meant to run; not where servers sweep and call hooks by themselves.
     scheduler: seconds since a scheduler was last active; None if none runs.
     schedule: next run of each job by name, in seconds since the epoch.
     """
@@ -67,6 +68,7 @@ class Status:
     sweeps: list[SweepRecord]
     queues: list[QueueStatus]
     workers: list[WorkerStatus]
+    needs_workers: bool
     scheduler: float | None
     schedule: dict[str, float]
     events: EventsStatus
@@ -78,9 +80,9 @@ class Status:
         """Yield what an operator has to attend to."""
         for command in self.refused:
             yield f"the Redis user may not run {command} (docs/state.md)"
-        if not self.workers:
+        if self.needs_workers and not self.workers:
             yield "no worker runs"
-        if self.scheduler is None:
+        if self.needs_workers and self.scheduler is None:
             yield "no scheduler runs"
         for queue in self.queues:
             # The outbox has the outcome of deliveries.
@@ -107,6 +109,7 @@ def collect(settings: Settings, url: str) -> Status:
             sweeps=sweeps,
             queues=jobs.queues(connection, prefix),
             workers=jobs.workers(connection, prefix),
+            needs_workers=not connection.exists(Keys(prefix).without_workers()),
             scheduler=time.time() - float(looked) if isinstance(looked, bytes) else None,
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
             events=_events(settings, connection),
