@@ -433,6 +433,8 @@ def test_several_processes_serve_one_application(tmp_path: Path, make_source: Ma
             return len(set(app.told("created"))) > 1
 
         wait_until(have_several_answered, "another process to answer", 60)
+        [said] = [line for line in app.lines if "this process sweeps" in line]
+        assert "its own Redis" in said
 
 
 @pytest.mark.parametrize("module", ["tusd_py.compat.tuspyserver", "tusd_hooks.tuspyserver"])

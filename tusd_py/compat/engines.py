@@ -13,9 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from pydantic import SecretStr
-
-from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.model import Settings
 from tusd_py.web.app import TusApp
 
@@ -28,16 +25,14 @@ MOST_READY = 64
 class Engine:
     """The service of one directory. users: number of requests that use it.
 
-    shares: whether other processes of this machine serve it too; then they have a Redis in common that is started for them.
+    shares: whether other processes of this machine serve it too, if that is not for the server to find out.
     """
 
     def __init__(self, settings: Settings, hook: object, *, shares: bool) -> None:
         self.users = 0
         self._settings = settings
         self._hook = hook
-        self._state = (
-            EmbeddedRedis(settings.state_dir) if shares and settings.redis_url is None else None
-        )
+        self._shares = shares
         self._tus: TusApp | None = None
         self._starting = asyncio.Lock()
 
@@ -49,18 +44,12 @@ class Engine:
             return self._tus
 
     async def _begin(self) -> TusApp:
-        settings = self._settings
-        if self._state is not None:
-            url = await asyncio.to_thread(self._state.start)
-            self._state.begin_watch()
-            settings = settings.model_copy(update={"redis_url": SecretStr(url)})
-        tus = TusApp(settings, hooks=[self._hook])
+        tus = TusApp(self._settings, hooks=[self._hook], shared=self._shares or None)
         try:
             await tus.start()
         except BaseException:
             with suppress(RuntimeError):
                 await tus.stop()
-            await self._let_state_go()
             raise
         return tus
 
@@ -70,11 +59,6 @@ class Engine:
             tus, self._tus = self._tus, None
             if tus is not None:
                 await tus.stop()
-            await self._let_state_go()
-
-    async def _let_state_go(self) -> None:
-        if self._state is not None:
-            await self._state.end()
 
 
 class Engines:
