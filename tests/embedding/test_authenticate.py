@@ -145,6 +145,9 @@ def test_nobody_is_refused_before_the_body(sessions: Tus) -> None:
         connection.send_head("POST", "/sessions/", {**headers, "Expect": "100-continue"})
         response = connection.read_response()
     assert response.status == 401
+    assert (
+        response.text == "ERR_UNAUTHENTICATED: nobody is signed in, and there is no upload token\n"
+    )
     assert not response.interim
 
 

@@ -19,6 +19,7 @@ from tusd_py.auth.principal import Grant, Principal
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, Issued, UploadTokens, unverified_header
 from tusd_py.protocol import errors
+from tusd_py.protocol.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +141,20 @@ class Authenticator:
             principal = await self._source.identify(field, scope)
         if principal is None:
             if not further:
-                raise errors.unauthenticated()
+                raise self._unauthenticated()
             principal = Principal()
         grants: dict[str, Grant] = {}
         for token in further:
             upload_id, grant = self.upload_tokens.verify(token, grace=grace)
             grants[upload_id] = grant
         return replace(principal, grants=grants)
+
+    def _unauthenticated(self) -> ProtocolError:
+        refusal = errors.unauthenticated()
+        if not self.reads_tokens:
+            # Clients of an application have a session, perhaps, and no access token.
+            refusal.message = "nobody is signed in, and there is no upload token"
+        return refusal
 
     def issue(self, upload_id: str, owner: str, principal: Principal) -> Issued:
         """Issue an upload token to the client of a request, which may have been revoked meanwhile: then it does not count."""
