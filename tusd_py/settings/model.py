@@ -532,7 +532,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         "--jwt-secret-file rather than on the command line.",
     )
     jwt_secret_file: OptionalFile = setting(
-        None, TOKENS, 'File with one or more such secrets, one per line: "KID SECRET".'
+        None, TOKENS, 'File with one or more such secrets, one per line: "SECRET" or "KID SECRET".'
     )
     jwt_jwks: Annotated[Text | None, AfterValidator(types.check_jwks), Written("URL|FILE")] = (
         setting(
