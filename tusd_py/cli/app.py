@@ -155,7 +155,7 @@ def _overview() -> str:
     return f"""\
 Usage: {PROGRAM} COMMAND [options]
 
-A resumable upload server: tus 1.0.0 with every extension.
+A resumable upload server: tus 1.0.0 with every extension, and Resumable Uploads for HTTP.
 
 {commands}
 
