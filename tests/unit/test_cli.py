@@ -269,6 +269,21 @@ def test_help_fits_the_terminal(
     assert longest <= max(min(columns, 100), 50)
 
 
+def test_help_breaks_no_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or names could be neither read nor searched."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["help", "serve", "all"]) == 0
+    brackets = str.maketrans("", "", "[]")
+    shown = capsys.readouterr().out.translate(brackets).split()
+    for setting in catalogue(Settings):
+        words = f"{setting.description} {setting.environment}"
+        if setting.default not in ("", "false"):
+            words += f" {setting.default},"
+        assert set(words.translate(brackets).split()) <= set(shown), setting.flag
+
+
 def test_help_is_given_even_if_the_rest_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--nonsense", "-h"]) == 0
     assert capsys.readouterr().out.startswith("Usage: tusd-py serve")

@@ -43,9 +43,8 @@ class _Formatter(click.HelpFormatter):
 
 
 def _unbreakable(text: str) -> str:
-    """Let lines break neither in flags nor in the brackets behind a description."""
-    text = text.replace("-", "\u2011")
-    return re.sub(r"\[[^]]*\]$", lambda note: note[0].replace(" ", "\u00a0"), text)
+    """Let lines not break in flags."""
+    return text.replace("-", "\u2011")
 
 
 class Context(click.Context):

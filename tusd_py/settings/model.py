@@ -625,7 +625,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             REDIS,
             "Redis (6.2 or newer) or Valkey for the state that servers share: "
             "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, unix:///PATH, or "
-            "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB. Never printed or logged. By default the server "
+            "redis+sentinel://HOST:PORT,…/SERVICE/DB. Never printed or logged. By default the server "
             "starts one of its own beside the uploads.",
             shown_default="embedded",
         )
