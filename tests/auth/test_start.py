@@ -12,7 +12,7 @@ import pytest
 from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
 from tests.support.server import ServerProcess, environment
-from tests.support.tus import Tus, id_of
+from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
 from tests.unit.test_cli import ROOT, run
 
@@ -101,12 +101,18 @@ def test_commands_make_tokens_that_a_server_takes(make_server: MakeServer) -> No
         "create,admin",
         "--upload-size",
         "1kB",
+        "--total-size",
+        "1500",
     )
     token = run(*issue, TUSD_JWT_SECRET=secret).stdout.strip()
     tus = Tus(server)
     created = tus.create(5, headers=bearer(token))
     assert created.status == 201
     assert tus.create(1001, headers=bearer(token)).status == 413
+    assert tus.create(900, headers=bearer(token)).status == 201
+    assert tus.create(900, headers=bearer(token)).code == "ERR_QUOTA_EXCEEDED"
+    described = json.loads(inspected(token, TUSD_JWT_SECRET=secret).stdout)
+    assert (described["valid"], described["quota_bytes"]) == (True, 1500)
 
     for text, code, owner in (
         (token, 0, "alice"),
@@ -119,8 +125,14 @@ def test_commands_make_tokens_that_a_server_takes(make_server: MakeServer) -> No
         assert json.loads(done.stdout).get("owner") == owner
 
     directory = ("--upload-dir", str(server.upload_dir))
+    upload_id = id_of(path_of(created["Location"]))
+    for name, code in ((upload_id, 0), ("nosuch", 1)):
+        done = run("token", "revoke", "--upload", name, *directory, TUSD_JWT_SECRET=secret)
+        assert (done.returncode, done.stdout) == (code, f"revoked upload {name}\n")
+        assert ("nosuch is not an upload here" in done.stderr) == bool(code)
     revoke = ("token", "revoke", "--owner", "alice", *directory)
-    assert run(*revoke, TUSD_JWT_SECRET=secret).returncode == 0
+    done = run(*revoke, TUSD_JWT_SECRET=secret)
+    assert (done.returncode, done.stdout) == (0, "revoked what alice was issued until now\n")
     wait_until(lambda: tus.create(5, headers=bearer(token)).status == 401, "it to be void")
 
 

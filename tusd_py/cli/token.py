@@ -22,15 +22,17 @@ from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.instance import instance_redis
 from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
-from tusd_py.cli.output import CommandFailed, write_json, write_line
-from tusd_py.service.backends import connected_redis
+from tusd_py.cli.output import CommandFailed, printable, write_json, write_line, write_problem
+from tusd_py.service.backends import connected_redis, store_to_read
 from tusd_py.settings import units
 from tusd_py.settings.model import Settings
+from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
 
 ABOUT = """\
 issue prints an access token signed with the server's secret, for operators and for testing. inspect reads a token from
 standard input, prints its content and whether it is valid, apart from revocations; the exit code is 1 if not. revoke
-invalidates all tokens issued to an owner until now, or all tokens of an upload for good.
+invalidates all tokens issued to an owner until now, or all tokens of an upload for good; the exit code is 1 for an upload that
+is not there.
 
 Give it the same options as the server, or the same environment.
 """
@@ -71,6 +73,12 @@ _SECTION = "Token"
     section=_SECTION,
     type=whole(0, 999_999_999),
 )
+@option(
+    "--total-size",
+    "Bytes that all uploads of its owner may take.",
+    section=_SECTION,
+    type=Value("SIZE", units.parse_size),
+)
 def command(action: str, owner: str | None, upload: str | None, **limits: Any) -> int:
     """Run the action and return the exit code."""
     settings = read_settings().settings
@@ -96,6 +104,7 @@ def _issue(
     lasts: float | None,
     upload_size: int | None,
     open_uploads: int | None,
+    total_size: int | None,
 ) -> str:
     """Return a signed access token. Raises ValueError if there is no secret to sign it with."""
     secret = (build.shared_secrets(settings) or (None,))[0]
@@ -114,6 +123,7 @@ def _issue(
         "aud": next(iter(settings.jwt_audience), None),
         settings.jwt_max_upload_size_claim: upload_size,
         settings.jwt_max_open_uploads_claim: open_uploads,
+        settings.jwt_quota_bytes_claim: total_size,
     }
     return jwt.encode(
         {name: value for name, value in claims.items() if value is not None},
@@ -148,27 +158,27 @@ async def _inspect(settings: Settings, token: str) -> int:
         header = unverified_header(token)
         claims: dict[str, object] = jwt.decode(token, options={"verify_signature": False})
     except (BadToken, jwt.PyJWTError):
-        write_json({"taken": False, "why": "it is not a token"}, indent=2)
+        write_json({"valid": False, "why": "it is not a token"}, indent=2)
         return 1
     shown: dict[str, object] = {"header": dict(header), "claims": claims}
     try:
         shown |= await _verdict(settings, token, is_upload_token=header.get("typ") == TYPE)
     except BadToken as problem:
-        shown |= {"taken": False, "why": str(problem)}
+        shown |= {"valid": False, "why": str(problem)}
     write_json(shown, indent=2)
-    return 0 if shown["taken"] else 1
+    return 0 if shown["valid"] else 1
 
 
 async def _verdict(settings: Settings, token: str, *, is_upload_token: bool) -> dict[str, object]:
     if is_upload_token:
         upload_id, grant = build.upload_tokens(settings).verify(token)
-        return {"taken": True, "upload": upload_id, "owner": grant.owner}
+        return {"valid": True, "upload": upload_id, "owner": grant.owner}
     verifier = build.access_tokens(settings)
     if verifier is None:
         raise BadToken("neither a secret nor a key set is configured")
     await verifier.keys.start()
     try:
-        return {"taken": True, **_described(await verifier.verify(token))}
+        return {"valid": True, **_described(await verifier.verify(token))}
     finally:
         await verifier.keys.stop()
 
@@ -179,6 +189,7 @@ def _described(principal: Principal) -> dict[str, object]:
         "rights": sorted(right.value for right in principal.rights),
         "max_upload_size": principal.limits.max_upload_size,
         "max_open_uploads": principal.limits.max_open_uploads,
+        "quota_bytes": principal.limits.quota_bytes,
     }
 
 
@@ -187,7 +198,28 @@ def _revoke(settings: Settings, owner: str | None, upload: str | None) -> int:
         raise click.UsageError("give either --owner or --upload")
     with instance_redis(settings) as url:
         asyncio.run(_revoke_in(url, settings, owner, upload))
-    return 0
+    if upload is None:
+        write_line(f"revoked what {printable(owner or '')} was issued until now")
+        return 0
+    write_line(f"revoked upload {printable(upload)}")
+    if asyncio.run(_is_here(settings, upload)):
+        return 0
+    write_problem(f"{printable(upload)} is not an upload here")
+    return 1
+
+
+async def _is_here(settings: Settings, upload_id: str) -> bool:
+    """Whether there is such an upload; also where the uploads are not here, but only their Redis."""
+    if not settings.s3_bucket and not settings.upload_dir.is_dir():
+        return True
+    try:
+        async with store_to_read(settings) as store:
+            await store.load(upload_id)
+    except (UploadNotFound, UploadGone):
+        return False
+    except StorageError:
+        pass
+    return True
 
 
 async def _revoke_in(url: str, settings: Settings, owner: str | None, upload: str | None) -> None:
