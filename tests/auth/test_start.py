@@ -36,7 +36,7 @@ def inspected(token: str, **environ: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("flags", "secret", "said"),
     [
-        (JWT, "", "--auth jwt needs one of"),
+        (JWT, "", "; none is given"),
         ((), SECRET, "add --auth jwt"),
         ((*JWT, "--jwt-jwks", "https://example.org/k"), SECRET, "2 are given"),
         ((*JWT, "--jwt-algorithms", "RS256"), SECRET, "RS256 does not go with --jwt-secret"),

@@ -238,7 +238,7 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     def is_counted() -> bool:
         # When all is told.
         said = command("status", *of(server), env=house.env).stdout
-        assert "PROBLEM    1 events failed after all attempts (tusd-py events failed)" in said
+        assert "PROBLEM    1 event failed after all attempts (tusd-py events failed)" in said
         return (
             "events     0 waiting, 1 failed; until now 2 delivered, 2 attempts failed, 1 given up"
             in said
@@ -247,7 +247,7 @@ def test_what_is_given_up_is_seen_and_replayed(house: House) -> None:
     wait_until(is_counted, "the counts", SLOW)
     house.endpoint.script("post-finish", Reply())
     done = command("events", "replay", str(failed["id"]), *of(server), env=house.env)
-    assert (done.returncode, done.stdout) == (0, "1 events to be delivered again\n")
+    assert (done.returncode, done.stdout) == (0, "1 event to be delivered again\n")
     last = wait_for_calls(house.endpoint, "post-finish", 3)[-1]
     assert last.headers["hook-event-id"] == failed["id"]
     assert last.headers["hook-event-attempt"] == "1"
@@ -267,7 +267,7 @@ def test_what_is_given_up_can_be_dropped(house: House) -> None:
     wait_for_type(house.endpoint, path, "post-finish")
     assert len(house.outbox(server, "outbox-failed")) == 1
     done = command("events", "drop", "--all", *of(server), env=house.env)
-    assert (done.returncode, done.stdout) == (0, "1 events dropped\n")
+    assert (done.returncode, done.stdout) == (0, "1 event dropped\n")
     assert house.outbox(server, "outbox-failed") == []
 
 

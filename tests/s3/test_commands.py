@@ -60,7 +60,7 @@ def test_commands_see_and_change_what_is_in_the_bucket(
         assert known["upload"] == finished
         code, text = run(server, "sweep", "--json")
         assert (code, json.loads(text)["seen"]) == (0, 2)
-    assert run(server, "events", "replay", finished)[1].startswith("1 events to be delivered")
+    assert run(server, "events", "replay", finished)[1].startswith("1 event to be delivered")
     [waiting] = documents(run(server, "events", "list", "--json")[1])
     assert waiting["id"] == event["id"]
     assert run(server, "uploads", "rm", unfinished)[0] == 0

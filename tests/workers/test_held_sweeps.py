@@ -51,10 +51,10 @@ def test_a_clock_that_is_far_from_the_last_sweeps_removes_nothing(
     else:
         done = command("sweep", *of(server))
         assert done.returncode == 1
-        assert "1 would be removed, but the clock is" in done.stdout
+        assert "1 upload seen, nothing removed now: the clock is" in done.stdout
     assert server.data_file(id_of(path)).exists()
     done = command("sweep", "--force", *of(server))
-    assert done.stdout.startswith("1 uploads seen: 1 removed"), done.stderr
+    assert done.stdout.startswith("1 upload seen: 1 removed"), done.stderr
     assert not server.data_file(id_of(path)).exists()
 
 
@@ -86,8 +86,14 @@ def test_most_of_what_there_is_waits(make_server: MakeServer) -> None:
     tus = Tus(server)
     paths = [tus.finished(b"hello") for _ in range(25)]
     server.terminate()
-    done = command("sweep", "--retain-finished", "1ms", *of(server))
-    assert "25 would be removed, but it would remove 25 of 25 uploads" in done.stdout
+    retain = ("--retain-finished", "1ms")
+    tried = command("sweep", "--dry-run", *retain, *of(server))
+    assert "25 would be removed; the sweep would be held, as it would remove 25" in tried.stdout
+    tried = command("sweep", "--dry-run", "--force", *retain, *of(server))
+    assert "would be held" not in tried.stdout
+    done = command("sweep", *retain, *of(server))
+    said = "25 uploads seen, nothing removed now: it would remove 25 of 25 uploads (25 expired)"
+    assert said in done.stdout
     assert all(server.data_file(id_of(path)).exists() for path in paths)
     [*_, summary] = documents("sweep", "--force", "--retain-finished", "1ms", *of(server))
     assert (summary["seen"], summary["expired"]) == (25, 25)
@@ -126,8 +132,7 @@ def test_meanwhile_what_a_crash_interrupted_is_finished(make_server: MakeServer,
         # A part is finished first, and then its final.
         for _ in range(2):
             done = command("sweep", *flags, *of(server))
-            assert "uploads seen: 2" in done.stdout
-            assert "but it would remove" in done.stdout
+            assert "uploads seen, nothing removed now: it would remove 2" in done.stdout
     assert all(is_finished(server, each) for each in interrupted)
     assert server.data_file(id_of(final)).read_bytes() == b"hello"
     assert all(server.data_file(id_of(path)).exists() for path in paths)

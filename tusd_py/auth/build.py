@@ -57,7 +57,8 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
             )
         return None
     if len(given) != 1:
-        raise ValueError(f"--auth jwt needs one of {', '.join(sources)}; {len(given)} are given")
+        number = f"{len(given)} are" if given else "none is"
+        raise ValueError(f"--auth jwt needs one of {', '.join(sources)}; {number} given")
     found = shared_secrets(settings)
     algorithms = settings.jwt_algorithms or (("HS256",) if found else _KEY_SET_ALGORITHMS)
     wrong = [name for name in algorithms if name.startswith("HS") != bool(found)]

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import click
 
 from tusd_py.cli.options import Value, option, read_settings, subcommand
-from tusd_py.cli.output import ProgressBar, write_json, write_line
+from tusd_py.cli.output import ProgressBar, count_of, write_json, write_line
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.suggestion import one_of, suggestion
 from tusd_py.storage.base import StorageError, Upload
@@ -158,7 +158,7 @@ class Summary:
         cut = f" ({self.cut} unacknowledged bytes cut off)" if self.cut else ""
         whose = "ours" if self.direction == "taken over" else "theirs"
         return (
-            f"{self.seen} uploads seen: {done} {verb}, {self.finished} of them finished and "
+            f"{count_of(self.seen, 'upload')} seen: {done} {verb}, {self.finished} of them finished and "
             f"{self.unfinished} unfinished{cut}; {self.done_before} {whose} already; {self.left_alone} left alone"
         )
 

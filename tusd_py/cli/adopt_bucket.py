@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tusd_py.batches import batched_async
-from tusd_py.cli.output import CommandFailed, Listing, printable, write_json, write_line
+from tusd_py.cli.output import CommandFailed, Listing, count_of, printable, write_json, write_line
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
@@ -63,7 +63,8 @@ class Summary:
     def __str__(self) -> str:
         verb = "would be taken over" if self.dry_run else "taken over"
         return (
-            f"{self.seen} uploads seen: {self.finished + self.unfinished} {verb}, {self.finished} of them finished and "
+            f"{count_of(self.seen, 'upload')} seen: {self.finished + self.unfinished} {verb}, "
+            f"{self.finished} of them finished and "
             f"{self.unfinished} unfinished ({self.bytes} bytes); {self.ours} ours already; {self.left_alone} left alone"
         )
 

@@ -18,6 +18,7 @@ from tusd_py.cli.instance import NoRedis, check_directories, instance_redis
 from tusd_py.cli.options import action, option, read_settings, subcommand
 from tusd_py.cli.output import (
     Listing,
+    count_of,
     format_age,
     format_time,
     write_line,
@@ -100,7 +101,7 @@ async def _change(
     if action == "replay" and done and not _queue_jobs(settings, {each.upload_id for each in done}):
         later = "; the next sweep will find them"
     verb = "to be delivered again" if action == "replay" else "dropped"
-    write_line(f"{len(done)} events {verb}{later}")
+    write_line(f"{count_of(len(done), 'event')} {verb}{later}")
     return 1 if failed else 0
 
 

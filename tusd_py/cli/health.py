@@ -63,10 +63,18 @@ def _server(settings: Settings) -> str | None:
         connection.request("GET", "/healthz", headers={"Host": "localhost"})
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as problem:
-        return f"the server does not answer: {problem}"
+        return f"the server does not answer at {_place(settings)}: {problem}"
     finally:
         connection.close()
     return None if status == 200 else f"the server answers {status}"
+
+
+def _place(settings: Settings) -> str:
+    if settings.unix_sock is not None:
+        return str(settings.unix_sock)
+    scheme = "http" if settings.tls_certificate is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{settings.port}"
 
 
 def _connection(settings: Settings) -> http.client.HTTPConnection:

@@ -138,6 +138,11 @@ def format_share(done: int, total: int) -> str:
     return f"{100 * done // total if total else 100}%"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Write a number of things: "1 event", "2 events"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """Escape control characters, which could draw on the operator's terminal."""
     return text if text.isprintable() else json.dumps(text)[1:-1]

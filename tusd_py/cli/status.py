@@ -117,7 +117,8 @@ def _lines(status: Status, disk: Disk | None) -> Iterator[str]:
     for record in status.sweeps:
         yield (
             f"sweep      {record.kind}: {format_time(record.ended)}, {record.ended - record.began:.1f} s; {record.seen} seen, "
-            f"{record.expired} removed, {record.finished} finished, {record.remains} remains, {record.failed} skipped"
+            f"{record.expired} removed, {record.finished} finished, {record.remains} leftovers of crashes removed, "
+            f"{record.failed} skipped"
         )
     for name, when in status.schedule.items():
         yield f"next       {name}: {format_time(when)}, in {max(0.0, when - time.time()):.0f} s"

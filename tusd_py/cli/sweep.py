@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from tusd_py import logs
 from tusd_py.cli.options import option, read_settings, subcommand
-from tusd_py.cli.output import clear_line, format_time, write_json, write_line
+from tusd_py.cli.output import clear_line, count_of, format_time, write_json, write_line
 from tusd_py.cli.waiting import waiting
 from tusd_py.settings.model import Settings
 
@@ -54,9 +54,10 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
         report = await maintenance.sweep(
             "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
         )
+    seen = f"{count_of(report.seen, 'upload')} seen"
     if report.held and not as_json:
         write_line(
-            f"{report.seen} uploads seen: {report.held} would be removed, but {report.held_because}; "
+            f"{seen}, nothing removed now: {report.held_because} ({report.held} expired); "
             "if that is right, give --force"
         )
     elif as_json:
@@ -70,5 +71,6 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
         )
         skipped = report.failed + report.skipped
         failed = f", {skipped} skipped (the log says why)" if skipped else ""
-        write_line(f"{report.seen} uploads seen: {report.expired} {verb}{details}{failed}")
+        held = f"; the sweep would be held, as {report.held_because}" if report.held_because else ""
+        write_line(f"{seen}: {report.expired} {verb}{details}{failed}{held}")
     return 1 if report.failed or report.held else 0

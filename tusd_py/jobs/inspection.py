@@ -92,7 +92,7 @@ def _worker(name: bytes, fields: Mapping[bytes, bytes]) -> WorkerStatus:
         name=name.decode("utf-8", "replace"),
         host=text("hostname"),
         pid=int(text("pid")) if text("pid").isdecimal() else 0,
-        state=text("state") or "?",
+        state=text("state") or "unknown",
         heard=_since(fields.get(b"last_heartbeat")) or 0.0,
         job=text("current_job") or None,
     )

@@ -129,6 +129,10 @@ class LocalMaintenance:
                     held.finished, held.failed = rest.finished, rest.failed
                     return held
             report = await self._sweep(kind, now, dry_run=dry_run, tell=tell)
+            if dry_run and not force:
+                times = await self._uploads.store.sweep_marks.read()
+                due = report.expired
+                report.held_because = hold_reason(times, seen=report.seen, due=due, now=now()) or ""
         except (StorageError, SweepStopped) as problem:
             raise MaintenanceError(str(problem)) from problem
         if not dry_run and not self._uploads.closing:

@@ -54,7 +54,7 @@ class SweepReport:
 
     finished: uploads that a crash had interrupted. remains: leftovers of crashes; a dry run counts only those of uploads.
     failed: uploads that could not be swept. skipped: directory entries that could not be read. held: uploads that are due but
-    not removed yet, because of held_because.
+    not removed yet, because of held_because; after a dry run that alone tells why a sweep would be held.
     """
 
     seen: int = 0

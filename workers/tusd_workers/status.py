@@ -87,9 +87,11 @@ class Status:
         for queue in self.queues:
             # The outbox has the outcome of deliveries.
             if queue.failed and queue.name != DELIVERY:
-                yield f"{queue.failed} jobs failed in the queue {queue.name}"
+                failed = "1 job" if queue.failed == 1 else f"{queue.failed} jobs"
+                yield f"{failed} failed in the queue {queue.name}"
         if self.events.failed:
-            yield f"{self.events.failed} events failed after all attempts (tusd-py events failed)"
+            failed = "1 event" if self.events.failed == 1 else f"{self.events.failed} events"
+            yield f"{failed} failed after all attempts (tusd-py events failed)"
         if (self.events.oldest or 0.0) > _OVERDUE_INTERVALS * settings.sweep_interval + 60:
             yield "an event has been waiting for too long (tusd-py events list)"
         now = time.time()
