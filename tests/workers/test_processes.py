@@ -219,6 +219,18 @@ def test_mistakes(words: tuple[str, ...], problem: str) -> None:
     assert problem in done.stderr
 
 
+def test_a_directory_of_tuspyserver_that_is_not_there_is_reported(
+    redis: RedisServer, tmp_path: Path, jobs: list[Job]
+) -> None:
+    missing = tmp_path / "missing"
+    where = ("--tuspyserver-dirs", f"{tmp_path},{missing}", "--upload-dir", str(tmp_path / "up"))
+    scheduler = Job("scheduler", *where, env={"TUSD_REDIS_URL": redis.url})
+    jobs.append(scheduler)
+    scheduler.wait_for_lines(f"{missing} is no directory (--tuspyserver-dirs)")
+    code, said = scheduler.end()
+    assert (code, said.count("is no directory")) == (0, 1)
+
+
 def test_status_says_what_is_wrong(make_server: MakeServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "own") as redis:
         env = {"TUSD_REDIS_URL": redis.url, "TUSD_JOBS": "auto"}

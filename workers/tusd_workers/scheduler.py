@@ -212,6 +212,10 @@ def run(settings: Settings) -> int:
         scheduler = Scheduler(connection, schedules(settings), prefix=settings.redis_prefix)
         legacy = LegacyJobs(connection, settings.redis_prefix)
         logs.event(logger, logging.INFO, "scheduling", time_zone=settings.time_zone)
+        for directory in settings.tuspyserver_dirs:
+            if not directory.is_dir():
+                message = f"{directory} is no directory (--tuspyserver-dirs)"
+                logs.event(logger, logging.WARNING, "nothing to sweep", message=message)
         with stopping.end_after_signal(_STOP_SECONDS, is_busy=lambda: False, log=_log_stopped):
             _schedule(scheduler, legacy, _OutageLog(url), stop)
     _log_stopped()
