@@ -19,7 +19,7 @@ import { type Key, text } from './texts.js'
 
 const STATES: Record<string, Key> = {
   all: 'all',
-  unfinished: 'unfinished',
+  unfinished: 'stateUnfinished',
   finished: 'stateFinished',
   part: 'part',
   expired: 'expired',
