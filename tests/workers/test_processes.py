@@ -231,6 +231,18 @@ def test_a_directory_of_tuspyserver_that_is_not_there_is_reported(
     assert (code, said.count("is no directory")) == (0, 1)
 
 
+@pytest.mark.parametrize("name", ["worker", "scheduler"])
+def test_jobs_say_why_redis_is_away(
+    redis: RedisServer, tmp_path: Path, jobs: list[Job], name: str
+) -> None:
+    job = Job(name, "--upload-dir", str(tmp_path / "up"), env={"TUSD_REDIS_URL": redis.url})
+    jobs.append(job)
+    job.wait_for_lines({"worker": "working", "scheduler": "scheduling"}[name])
+    redis.stop()
+    # A sentence, which the log has in quotes, not only the name of an exception.
+    job.wait_for_lines('redis away  reason="')
+
+
 def test_status_says_what_is_wrong(make_server: MakeServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "own") as redis:
         env = {"TUSD_REDIS_URL": redis.url, "TUSD_JOBS": "auto"}

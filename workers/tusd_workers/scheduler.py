@@ -187,7 +187,8 @@ class _OutageLog:
         if self.refusals.report(problem):
             return
         if not self._is_away:
-            logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
+            reason = str(problem) or type(problem).__name__
+            logs.event(logger, logging.WARNING, "redis away", reason=reason)
         self._is_away = True
 
     def end(self) -> None:

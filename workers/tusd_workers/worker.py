@@ -76,7 +76,8 @@ class _Outage(logging.Filter):
         if self.refusals is not None and self.refusals.report(problem):
             return
         if not self._away:
-            logs.event(logger, logging.WARNING, "redis away", reason=type(problem).__name__)
+            reason = str(problem) or type(problem).__name__
+            logs.event(logger, logging.WARNING, "redis away", reason=reason)
         self._away = True
 
     def end(self) -> None:
