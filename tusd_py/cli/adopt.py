@@ -20,6 +20,7 @@ import click
 from tusd_py.cli.options import Value, option, read_settings, subcommand
 from tusd_py.cli.output import ProgressBar, count_of, write_json, write_line
 from tusd_py.locks.base import UNFENCED
+from tusd_py.service.owner import check_upload_directory
 from tusd_py.settings.suggestion import one_of, suggestion
 from tusd_py.storage.base import StorageError, Upload
 from tusd_py.storage.file import foreign
@@ -116,6 +117,8 @@ def command(  # noqa: PLR0917 - click passes them by name
         )
     if not Path(directory).is_dir():
         raise click.UsageError(f"{json.dumps(directory)} is no directory")
+    if not dry_run:
+        check_upload_directory(Path(directory))
     conversion = _Return() if origin is None else _Adoption(origin)
     return asyncio.run(
         _convert_all(FileStore(directory), conversion, dry_run=dry_run, as_json=as_json)

@@ -28,6 +28,7 @@ from tusd_py.events import failed as failed_events
 from tusd_py.events import outbox_record
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
 from tusd_py.service.backends import store_to_read
+from tusd_py.service.owner import check_user
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Box, KeptEvent, Outbox
 
@@ -57,6 +58,8 @@ def command(action: str, ids: tuple[str, ...], every: bool, as_json: bool) -> in
     settings = read_settings().settings
     logs.configure(settings.log_format, "warning")
     check_directories(settings)
+    if action in ("replay", "drop"):
+        check_user(settings, may_begin=False)
     return asyncio.run(_run(settings, action, None if every else ids, as_json=as_json))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tusd_py.cli.output import CommandFailed
+from tusd_py.process.sidecars import SUPERVISED
 from tusd_py.service.known_directories import KnownDirectories
+from tusd_py.service.owner import check_owner, check_user
 from tusd_py.settings.model import Settings
 
 
@@ -31,13 +33,21 @@ def check_directories(settings: Settings) -> None:
     KnownDirectories(settings).check(wait=0.0)
 
 
+def check_worker(settings: Settings) -> None:
+    """Check that this user may store files beside those of the server. Raises WrongUser."""
+    # A server's own workers have its user, whatever that is.
+    if SUPERVISED not in os.environ:
+        check_user(settings, may_begin=False)
+
+
 @contextmanager
 def instance_redis(settings: Settings) -> Iterator[str]:
     """Yield the URL of the instance's Redis; an embedded one runs at least until the end of the block.
 
-    Raises NoRedis, EmbeddedRedisError.
+    Raises NoRedis, EmbeddedRedisError, WrongUser.
     """
     # Other commands do without it.
+    from tusd_py.redis.embedded import sockets  # noqa: PLC0415
     from tusd_py.redis.embedded.server import EmbeddedRedis  # noqa: PLC0415
 
     if settings.redis_url is not None:
@@ -49,6 +59,9 @@ def instance_redis(settings: Settings) -> Iterator[str]:
         raise NoRedis(
             f"there is no Redis in {settings.state_dir} (--upload-dir, --state-dir), and no --redis-url was given"
         )
+    # One that runs stores its files as its own user.
+    if not sockets.listens(sockets.path_for(embedded.directory)):
+        check_owner(embedded.directory)
     try:
         yield embedded.start()
     finally:

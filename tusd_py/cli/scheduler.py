@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tusd_py import logs
+from tusd_py.cli.instance import check_worker
 from tusd_py.cli.options import read_settings, subcommand
 
 ABOUT = """\
@@ -17,6 +18,7 @@ tusd-py serve runs one itself unless it is given a --redis-url (see --jobs).
 def command() -> int:
     """Run the scheduler and return the exit code."""
     settings = read_settings().settings
+    check_worker(settings)
 
     # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_workers import scheduler  # noqa: PLC0415

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tusd_py import logs
+from tusd_py.cli.instance import check_worker
 from tusd_py.cli.options import Value, option, read_settings, subcommand, whole
 from tusd_py.jobs.queues import QUEUES
 from tusd_py.settings.suggestion import suggestion
@@ -39,6 +40,7 @@ def _queue(name: str) -> str:
 def command(queue: tuple[str, ...], concurrency: int | None) -> int:
     """Run the worker and return the exit code."""
     settings = read_settings().settings
+    check_worker(settings)
 
     # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_workers import worker  # noqa: PLC0415

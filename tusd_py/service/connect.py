@@ -14,6 +14,7 @@ from tusd_py.maintenance.local import Maintenance, MaintenanceError
 from tusd_py.maintenance.remote import find_server
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.instance import Instance
+from tusd_py.service.owner import check_user
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 
@@ -35,6 +36,8 @@ async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterat
         # Do not create an instance for a mistyped path.
         if not settings.s3_bucket and not settings.upload_dir.is_dir():
             raise MaintenanceError(f"there are no uploads: {settings.upload_dir} is no directory")
+        if may_open:
+            check_user(settings, may_begin=True)
         instance = Instance(settings, is_server=False)
         await instance.start()
         try:
