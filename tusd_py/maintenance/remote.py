@@ -42,7 +42,10 @@ class ControlServer:
         self._maintenance = maintenance
         self._directory = state_dir / _DIRECTORY
         self._server: asyncio.Server | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._reads_only: set[asyncio.Task[None]] = set()
+        """Those of `_running` that change nothing: no request has come yet, or one that only tells."""
+        self._stopping = False
 
     async def start(self) -> None:
         """Listen. Raises OSError, EmbeddedRedisError if the socket cannot be created."""
@@ -54,20 +57,30 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._accept, path)
 
     async def stop(self) -> None:
-        """Stop listening, and wait for running requests, which end soon once the uploads are closing."""
+        """Stop listening, end requests that change nothing, and wait for the others.
+
+        These end soon, as the uploads are closing.
+        """
         if self._server is None:
             return
+        self._stopping = True
         self._server.close()
         with suppress(OSError):
             os.unlink(sockets.path_for(self._directory))
+        for task, writer in self._running.items():
+            if task in self._reads_only:
+                task.cancel()
+            if writer.transport.get_write_buffer_size() > 0:
+                # Its client does not read, such as one before a pager.
+                writer.transport.abort()
         if self._running:
             await asyncio.wait(self._running)
         self._server = None
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = writer
+        self._reads_only.add(task)
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 line = await reader.readline()
@@ -75,17 +88,24 @@ class ControlServer:
                 # Its client has given up, as after this process stood still.
                 return
             request = json.loads(line)
+            if _may_change(request):
+                self._reads_only.discard(task)
             _write(writer, await self._answer(request, writer))
             await writer.drain()
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
         except (OSError, ValueError, TypeError, KeyError) as problem:
             # The client has disconnected, or sent something else. An operation that has started is completed all the same.
             logger.debug("a request to the control socket failed: %r", problem)
         finally:
+            del self._running[task]
+            self._reads_only.discard(task)
             writer.close()
 
     async def _answer(self, request: Document, writer: asyncio.StreamWriter) -> Document:
         async def tell(expired: Expired) -> None:
-            if not writer.is_closing():
+            if not writer.is_closing() and not self._stopping:
                 _write(writer, {"expired": asdict(expired)})
                 with suppress(OSError):
                     await writer.drain()
@@ -201,6 +221,13 @@ def find_server(state_dir: Path) -> RemoteMaintenance | None:
         return None
     path = sockets.path_for(directory)
     return RemoteMaintenance(path) if sockets.listens(path) else None
+
+
+def _may_change(request: Document) -> bool:
+    match request:
+        case {"do": "answer"} | {"do": "sweep", "dry_run": True}:
+            return False
+    return True
 
 
 def _write(writer: asyncio.StreamWriter, document: Document) -> None:

@@ -63,15 +63,19 @@ class Supervisor:
             self._stopping = True
 
     def _start(self, index: int) -> None:
+        # Or one that comes right after the fork would run this process's handler in the child, which goes on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
             self._running[pid] = (index, time.monotonic())
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._ours.close()
             code = self._serve(index)
         finally:

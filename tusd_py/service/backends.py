@@ -34,6 +34,9 @@ from tusd_py.storage.file.store import FileStore
 
 logger = logging.getLogger(__name__)
 
+_STOP_SHARE = 0.25
+"""Share of the time of a shutdown in which the embedded Redis has to end. Worker and scheduler have half of it before."""
+
 
 def create_store(settings: Settings, counters: Counters | None = None) -> Store:
     """The store of an instance, not opened; reading and the outbox work without that. Raises ValueError.
@@ -262,4 +265,5 @@ class Backends:
         if self.redis is not None:
             await self.redis.stop()
         if self._embedded is not None:
-            await self._embedded.end()
+            # What is killed at the end of its time has written all but the changes of a second.
+            await self._embedded.end(_STOP_SHARE * self._settings.shutdown_timeout)

@@ -51,7 +51,7 @@ _LISTEN_TIMEOUT = 10.0
 _READY_TIMEOUT = 5.0
 """Seconds to wait for a server that listens to have read its data; it may go on without us."""
 _STOP_TIMEOUT = 3.0
-"""Seconds for the server to answer when it is told to end, and again to be gone."""
+"""Seconds for the server to answer when it is told to end, again to be gone, and again where it is killed."""
 _LOOK = 30.0
 """Seconds between looks at whether the socket can still be found."""
 _RESTART_PAUSE, _LONGEST_RESTART_PAUSE = 0.1, 5.0
@@ -131,16 +131,19 @@ class EmbeddedRedis:
         self._stopped = False
         return self._start()
 
-    def stop(self) -> None:
-        """Let go of the server; it ends if nobody else uses it. Does not raise."""
+    def stop(self, timeout: float = 2 * _STOP_TIMEOUT) -> None:
+        """Let go of the server; it ends if nobody else uses it. Does not raise.
+
+        timeout: seconds for the server to end before it is killed, and to wait for others who start or stop it.
+        """
         self._stopped = True
         if self._users is None:
             return
         try:
-            with self._starting():
+            with self._starting(timeout):
                 self._let_go()
                 if watchdog.is_unused(str(self.directory)):
-                    self._end()
+                    self._end(timeout)
         except (OSError, EmbeddedRedisError) as error:
             logs.event(logger, logging.WARNING, "embedded redis not stopped", reason=str(error))
         finally:
@@ -151,11 +154,11 @@ class EmbeddedRedis:
         """Watch the server in the running event loop, until `end`."""
         self._watcher = keep_running(self.watch, "embedded redis")
 
-    async def end(self) -> None:
+    async def end(self, timeout: float = 2 * _STOP_TIMEOUT) -> None:
         """Stop watching, then `stop`."""
         await cancel(self._watcher)
         self._watcher = None
-        await asyncio.to_thread(self.stop)
+        await asyncio.to_thread(self.stop, timeout)
 
     async def watch(self) -> None:
         """Start the server anew whenever it dies. Runs until it is cancelled."""
@@ -214,14 +217,14 @@ class EmbeddedRedis:
         return f"unix://{quote(path)}"
 
     @contextmanager
-    def _starting(self) -> Iterator[None]:
-        """Be the only one who starts or stops the server of this directory."""
+    def _starting(self, timeout: float = _START_TIMEOUT) -> Iterator[None]:
+        """Be the only one who starts or stops the server of this directory. timeout: seconds to wait for others."""
         descriptor = watchdog.open_lock(str(self.directory / watchdog.START_LOCK))
         try:
-            if not wait(lambda: watchdog.try_lock(descriptor, fcntl.LOCK_EX), _START_TIMEOUT):
+            if not wait(lambda: watchdog.try_lock(descriptor, fcntl.LOCK_EX), timeout):
                 raise EmbeddedRedisError(
                     f"somebody else has been starting or stopping the embedded Redis in "
-                    f"{self.directory} for {_START_TIMEOUT:g} s"
+                    f"{self.directory} for {timeout:g} s"
                 )
             yield
         finally:
@@ -503,15 +506,16 @@ class EmbeddedRedis:
 
     # Its end
 
-    def _end(self) -> None:
+    def _end(self, timeout: float) -> None:
         """Tell the server to end, and wait until it is gone. Raises EmbeddedRedisError."""
+        began = time.monotonic()
         lock = watchdog.open_lock(str(self.directory / _SERVER_LOCK))
         try:
             if _is_free(lock):
                 return
             with suppress(TimeoutError):
-                ask(sockets.path_for(self.directory), "SHUTDOWN", _STOP_TIMEOUT)
-            if not wait(lambda: _is_free(lock), _STOP_TIMEOUT):
+                ask(sockets.path_for(self.directory), "SHUTDOWN", timeout / 2)
+            if not wait(lambda: _is_free(lock), timeout - (time.monotonic() - began)):
                 # What it has not written by now are the changes of the last second.
                 self._kill(lock, _read_record(lock))
         finally:
