@@ -20,6 +20,7 @@ from tests.conftest import MakeServer
 from tests.support.server import ServerProcess, environment
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
+from tusd_py.redis.embedded import sockets
 
 SHUTDOWN_TIMEOUT = 30.0
 """Far more than a stop takes."""
@@ -40,7 +41,7 @@ def connect(server: ServerProcess) -> socket.socket:
     """Connect to a server as commands do."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(60)
-    connection.connect(str(server.upload_dir / ".tusd-py" / "control" / "server.sock"))
+    connection.connect(sockets.path_for(server.upload_dir / ".tusd-py" / "control"))
     return connection
 
 

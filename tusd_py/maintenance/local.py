@@ -84,7 +84,8 @@ class Maintenance(Protocol):
 class LocalMaintenance:
     """`Maintenance` in this process, whose locks exclude all servers of the uploads.
 
-    Sweeps are recorded in `due_index`, which is None without a Redis. pause_factor: see `PauseFactor`.
+    Sweeps are recorded in `due_index`, which is None without a Redis. pause_factor: see `PauseFactor`. directory: the id of what is
+    maintained, if it has one.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class LocalMaintenance:
         due_index: DueIndex | None,
         *,
         pause_factor: PauseFactor | None = None,
+        directory: str = "",
     ) -> None:
+        self.directory = directory
         self._uploads = uploads
         self._due_index = due_index
         self._pause_factor = pause_factor

@@ -1,16 +1,19 @@
 """Maintenance of a running server by commands and workers, over a unix socket in the server's state directory.
 
 Each connection carries one request, a line with a JSON object; the response is lines of JSON, the last with `done` or `failed`.
-There is no authentication, as only this user may enter the socket's directory. Not for: clients, and servers whose locks are
+It names the upload directory that is meant, as the state directory may be given for another one by mistake. There is no
+authentication, as only this user may enter the socket's directory. Not for: clients, and servers whose locks are
 in Redis, where any process can do the work itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
@@ -42,6 +45,8 @@ class ControlServer:
         self._maintenance = maintenance
         self._directory = state_dir / _DIRECTORY
         self._server: asyncio.Server | None = None
+        self._place: tuple[int, int] | None = None
+        """Device and inode of the socket."""
         self._running: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._reads_only: set[asyncio.Task[None]] = set()
         """Those of `_running` that change nothing: no request has come yet, or one that only tells."""
@@ -51,10 +56,14 @@ class ControlServer:
         """Listen. Raises OSError, EmbeddedRedisError if the socket cannot be created."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = sockets.path_for(self._directory)
+        # Also where no lock keeps other servers out of the state directory.
+        if _somebody_listens(path):
+            raise OSError(errno.EADDRINUSE, "another server listens there", path)
         with suppress(FileNotFoundError):
-            # Left by a server that was killed: no other server uses this directory now.
+            # Left by a server that was killed.
             os.unlink(path)
         self._server = await asyncio.start_unix_server(self._accept, path)
+        self._place = _place_of(path)
 
     async def stop(self) -> None:
         """Stop listening, end requests that change nothing, and wait for the others.
@@ -66,7 +75,9 @@ class ControlServer:
         self._stopping = True
         self._server.close()
         with suppress(OSError):
-            os.unlink(sockets.path_for(self._directory))
+            path = sockets.path_for(self._directory)
+            if _place_of(path) == self._place:
+                os.unlink(path)
         for task, writer in self._running.items():
             if task in self._reads_only:
                 task.cancel()
@@ -114,6 +125,11 @@ class ControlServer:
             match request:
                 case {"do": "answer"}:
                     return {"done": {}}
+                case {"directory": str(meant)} if self._is_foreign(meant):
+                    return {
+                        "failed": "the server with this state directory serves another upload directory (--upload-dir, "
+                        "--state-dir)"
+                    }
                 case {"do": "sweep", "kind": "due" | "all" as kind, "dry_run": bool(dry_run)}:
                     listener = tell if request.get("tell") else None
                     report = await self._maintenance.sweep(
@@ -129,12 +145,17 @@ class ControlServer:
             return {"failed": str(problem)}
         return {"failed": f"the server does not understand {sorted(request)}"}
 
+    def _is_foreign(self, directory: str) -> bool:
+        # On a full disk it has none.
+        return bool(self._maintenance.directory) and directory != self._maintenance.directory
+
 
 class RemoteMaintenance:
-    """`Maintenance` by a running server."""
+    """`Maintenance` by a running server. directory: id of the upload directory that is meant; None if any is."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, directory: str | None = None) -> None:
         self._path = path
+        self._meant: Document = {} if directory is None else {"directory": directory}
 
     async def sweep(
         self,
@@ -173,7 +194,7 @@ class RemoteMaintenance:
         except OSError as problem:
             raise MaintenanceError(f"the server cannot be reached: {problem}") from problem
         try:
-            _write(writer, request)
+            _write(writer, {**request, **self._meant})
             yield self._answers(reader)
         except OSError as problem:
             raise MaintenanceError(f"the connection to the server was lost: {problem}") from problem
@@ -214,13 +235,34 @@ class RemoteMaintenance:
             return
 
 
-def find_server(state_dir: Path) -> RemoteMaintenance | None:
-    """Connect to the server that runs with this state directory; None if none does, or its locks are in Redis."""
+def find_server(state_dir: Path, upload_directory: str | None = None) -> RemoteMaintenance | None:
+    """Connect to the server that runs with this state directory; None if none does, or its locks are in Redis.
+
+    upload_directory: id of the upload directory that is meant.
+    """
     directory = state_dir / _DIRECTORY
     if not directory.is_dir():
         return None
     path = sockets.path_for(directory)
-    return RemoteMaintenance(path) if sockets.listens(path) else None
+    return RemoteMaintenance(path, upload_directory) if sockets.listens(path) else None
+
+
+def _somebody_listens(path: str) -> bool:
+    """Return whether a socket is another process's, also if that does not accept connections now."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:
+            pass
+    return True
+
+
+def _place_of(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _may_change(request: Document) -> bool:

@@ -15,6 +15,7 @@ from tusd_py.maintenance.remote import find_server
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.instance import Instance
 from tusd_py.service.owner import check_user
+from tusd_py.service.state_lock import directory_id
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
 
@@ -27,7 +28,7 @@ async def open_maintenance(settings: Settings, *, may_open: bool) -> AsyncIterat
     """
     try:
         if settings.redis_url is None:
-            server = find_server(settings.state_dir)
+            server = find_server(settings.state_dir, directory_id(settings))
             if server is not None:
                 yield server
                 return

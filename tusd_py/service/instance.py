@@ -32,6 +32,7 @@ from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.presence import Presence
 from tusd_py.service.quota_keeper import QuotaKeeper
 from tusd_py.service.siblings import Sharing
+from tusd_py.service.state_lock import StateLock, directory_id
 from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
@@ -73,6 +74,7 @@ class Instance:
         self.counters = counters or Counters()
         self.store = create_store(settings, self.counters)
         self._known_directories = KnownDirectories(settings)
+        self._state_lock = StateLock(settings)
         self._is_server = is_server
         self._is_child = sharing is Sharing.CHILD
         self._authentication = _authentication(settings, authentication) if is_server else None
@@ -135,7 +137,7 @@ class Instance:
     @property
     def maintenance(self) -> LocalMaintenance:
         """Sweeps and removals in this process; only after `open`."""
-        return LocalMaintenance(self.uploads, self.due_index)
+        return LocalMaintenance(self.uploads, self.due_index, directory=directory_id(self.settings))
 
     def lock_directory(self) -> None:
         """Claim the store for child processes that each open it. Raises StorageError."""
@@ -148,6 +150,9 @@ class Instance:
         if volume is not None:
             self._known_directories.check(wait=wait)
         self.store.open(guard, wait=wait)
+        if guard != "none":
+            # Otherwise the parent has it.
+            self._state_lock.acquire()
         if volume is not None:
             self._known_directories.remember(volume)
 
@@ -305,6 +310,7 @@ class Instance:
         if self.authenticator is not None:
             await self.authenticator.stop()
         await self._backends.stop()
+        self._state_lock.release()
         await self.store.stop()
 
 
