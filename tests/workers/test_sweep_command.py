@@ -276,3 +276,25 @@ async def test_a_server_that_stands_still_is_not_waited_for(
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert (await maintenance.sweep("all")).failed == 0
+
+
+@pytest.mark.parametrize("words", [("sweep", "--dry-run"), ("uploads", "rm", "x")], ids=" ".join)
+def test_what_only_looks_or_removes_makes_no_upload_directory(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    flags = "--upload-dir", str(tmp_path)
+    (tmp_path / "somebody's.txt").write_text("")
+    done = command(*words, *flags)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"tusd-py {words[0]}: there are no uploads in {tmp_path}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["somebody's.txt"]
+    # As before the first start of a server, by cron.
+    assert command("sweep", *flags).returncode == 0
+    assert command("sweep", "--dry-run", *flags).returncode == 0
+
+
+def test_a_dry_run_in_the_directory_of_tusd(tmp_path: Path) -> None:
+    (tmp_path / "a.info").write_text('{"ID": "a", "Size": 5, "MetaData": {}}')
+    (tmp_path / "a").write_bytes(b"abc")
+    [summary] = documents("sweep", "--dry-run", "--upload-dir", str(tmp_path))
+    assert summary["seen"] == 1

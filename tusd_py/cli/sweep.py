@@ -50,7 +50,10 @@ async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: boo
         else:
             write_line(f"{expired.upload}  {expired.bytes} bytes, expired {since}")
 
-    async with open_maintenance(settings, may_open=True) as maintenance, waiting("sweeping"):
+    async with (
+        open_maintenance(settings, may_open=True, may_begin=not dry_run) as maintenance,
+        waiting("sweeping"),
+    ):
         report = await maintenance.sweep(
             "all", dry_run=dry_run, tell=tell if dry_run else None, force=force
         )
