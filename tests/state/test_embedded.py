@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,7 @@ from tests.state.conftest import PATIENCE, TIMEOUT, Connections, Log, until
 from tests.state.holder import Holder
 from tests.support.redis import KINDS, Kind, RedisServer, binary
 from tests.support.requirements import refuse
+from tests.support.server import environment
 from tests.support.waiting import wait_until
 from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.embedded import binaries, sockets, watchdog
@@ -321,6 +323,46 @@ def test_the_watchdog_goes_with_the_server(engine: Kind, tmp_path: Path, embedde
     watchdogs = watchdogs_in(state.directory)
     state.stop()
     wait_until(lambda: not any(map(is_alive, watchdogs)), "the watchdog to end")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tusd_py.redis.embedded import server
+
+server._is_ready = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+server.EmbeddedRedis(Path(sys.argv[1]), grace=0.2).start()
+"""
+"""A process that is killed as soon as it has started a server."""
+
+
+def test_who_is_killed_while_it_starts_a_server_leaves_none(engine: Kind, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=environment({"PATH": os.environ["PATH"]}),
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    directory = tmp_path / "valkey"
+    wait_until(lambda: not servers_in(directory) and not watchdogs_in(directory), "its end", 20)
+
+
+def test_a_watchdog_that_was_killed_is_replaced(
+    engine: Kind, tmp_path: Path, embedded: Places
+) -> None:
+    state = embedded(tmp_path)
+    state.start()
+    wait_until(lambda: len(watchdogs_in(state.directory)) == 1, "the watchdog")
+    [first] = watchdogs_in(state.directory)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not is_alive(first), "its end")
+    another = embedded(tmp_path)
+    another.start()
+    wait_until(lambda: len(watchdogs_in(state.directory)) == 1, "another watchdog", 20)
+    # There is one, however many use the server.
+    state.start()
+    assert len(watchdogs_in(state.directory)) == 1
+    another.stop()
 
 
 def watchdogs_in(directory: Path) -> list[int]:

@@ -29,8 +29,8 @@ async def open_maintenance(
 ) -> AsyncIterator[Maintenance]:
     """`async with`: the maintenance of the uploads.
 
-    may_open: whether to lock the upload directory if no server runs; no server can start meanwhile. may_begin: whether a directory
-    in which nothing was stored may become an upload directory. Raises MaintenanceError.
+    may_open: whether to lock the upload directory if no server runs; no server can start meanwhile. may_begin: whether a
+    directory in which nothing was stored may become an upload directory. Raises MaintenanceError.
     """
     try:
         if settings.redis_url is None:

@@ -18,7 +18,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,7 +37,6 @@ __all__ = ["EmbeddedRedis", "EmbeddedRedisError"]
 
 logger = logging.getLogger(__name__)
 
-_SERVER_LOCK = "server.lock"
 _LOG = "server.log"
 _LAST = "last-server"
 _LOG_LIMIT = 1024 * 1024
@@ -237,7 +235,7 @@ class EmbeddedRedis:
             users = watchdog.open_lock(str(self.directory / watchdog.USERS_LOCK))
             fcntl.flock(users, fcntl.LOCK_SH)
             self._users = users
-        lock = watchdog.open_lock(str(self.directory / _SERVER_LOCK))
+        lock = watchdog.open_lock(str(self.directory / watchdog.SERVER_LOCK))
         try:
             if watchdog.try_lock(lock, fcntl.LOCK_EX) or not self._attach(lock, path):
                 # The lock is ours now, and becomes the server's.
@@ -265,6 +263,7 @@ class EmbeddedRedis:
         except TimeoutError:
             # Stopped by somebody, or very busy: it is there, and whoever uses it can wait.
             logs.event(logger, logging.WARNING, "embedded redis does not answer", socket=path)
+            self._start_watchdog()
             return True
         if _is_free(lock):
             return False
@@ -285,6 +284,7 @@ class EmbeddedRedis:
             pid=None if record is None else record.pid,
             socket=path,
         )
+        self._start_watchdog()
         return True
 
     # A new one
@@ -436,6 +436,8 @@ class EmbeddedRedis:
         _write_record(lock, _Record(0, token))
         given = _OPTIONS if keeps else {**_OPTIONS, **_IN_MEMORY}
         options = [part for name, value in given.items() for part in (f"--{name}", value)]
+        # First, too: a server without one would outlive this process for ever.
+        self._start_watchdog()
         process = self._spawn([binary.path, *options, "--syslog-ident", token], [lock])
         _write_record(lock, _Record(process.pid, token))
         if not _is_ready(process, path):
@@ -444,7 +446,6 @@ class EmbeddedRedis:
             raise _NotStarted(
                 binary.path, self._last_words(begin), ended=True, was_stopped=was_stopped
             )
-        self._start_watchdog(path)
         if not keeps:
             logs.event(
                 logger,
@@ -462,20 +463,26 @@ class EmbeddedRedis:
             socket=path,
         )
 
-    def _start_watchdog(self, path: str) -> None:
+    def _start_watchdog(self) -> None:
+        """Start a watchdog, unless there is one. For who holds `start.lock`."""
         if not sys.executable:
             return
-        users = watchdog.open_lock(str(self.directory / watchdog.USERS_LOCK))
-        start = watchdog.open_lock(str(self.directory / watchdog.START_LOCK))
+        own, *others = (
+            watchdog.WATCHDOG_LOCK,
+            watchdog.USERS_LOCK,
+            watchdog.START_LOCK,
+            watchdog.SERVER_LOCK,
+        )
+        given = [watchdog.open_lock(str(self.directory / own))]
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(path)
-                given = [connection.fileno(), users, start]
-                arguments = [watchdog.__file__, *map(str, given), str(self.grace)]
-                self._spawn([sys.executable, "-I", "-S", *arguments], keep=given)
+            if not watchdog.try_lock(given[0], fcntl.LOCK_EX):
+                return
+            given += [watchdog.open_lock(str(self.directory / name)) for name in others]
+            arguments = [watchdog.__file__, *map(str, given), str(self.grace)]
+            self._spawn([sys.executable, "-I", "-S", *arguments], keep=given)
         finally:
-            os.close(users)
-            os.close(start)
+            for descriptor in given:
+                os.close(descriptor)
 
     def _spawn(self, command: Sequence[str], keep: Sequence[int]) -> subprocess.Popen[bytes]:
         """Start a process in the directory that inherits the descriptors `keep`.
@@ -509,7 +516,7 @@ class EmbeddedRedis:
     def _end(self, timeout: float) -> None:
         """Tell the server to end, and wait until it is gone. Raises EmbeddedRedisError."""
         began = time.monotonic()
-        lock = watchdog.open_lock(str(self.directory / _SERVER_LOCK))
+        lock = watchdog.open_lock(str(self.directory / watchdog.SERVER_LOCK))
         try:
             if _is_free(lock):
                 return

@@ -2,16 +2,18 @@
 
 Who ends in an orderly way stops the server itself, if nobody else uses it; a process that is killed
 cannot. This runs beside the server as a process of its own, as small as Python can be, and so
-imports nothing of the package. It also holds what both sides of that arrangement share.
+imports nothing of the package. It begins before the server does, as whoever starts both may be
+killed at any moment. It also holds what both sides of that arrangement share.
 
 The arrangement is made of locks (flock) on files beside the data, which the system takes away from
-whoever dies: `users.lock` is shared by every process that uses the server, and `start.lock` is
-held by who is about to start or stop it.
+whoever dies: `users.lock` is shared by every process that uses the server, `start.lock` is held by
+who is about to start or stop it, `server.lock` by the server, and `watchdog.lock` by this process.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -22,11 +24,15 @@ import time
 
 USERS_LOCK = "users.lock"
 START_LOCK = "start.lock"
+SERVER_LOCK = "server.lock"
+WATCHDOG_LOCK = "watchdog.lock"
 SOCKET = "server.sock"
 
 GRACE = 60.0
 """Seconds that the server outlives its last user, so that one that was killed finds it again."""
 _INTERVAL = 1.0
+_FIRST_PAUSE = 0.02
+"""Seconds between attempts to connect to a server that begins; later ones are further apart."""
 _ANSWER = 10.0
 """Seconds that the server may take to end when it is told to."""
 
@@ -54,12 +60,45 @@ def is_unused(directory: str) -> bool:
         os.close(users)
 
 
-def main(connection: socket.socket, users: int, start: int, grace: float) -> None:
-    """Wait until the server ends, or nobody has used it for `grace` seconds; then end it.
+def main(watchdog: int, users: int, start: int, server: int, grace: float) -> None:
+    """Wait until there is no server, or nobody has used it for `grace` seconds; then end it.
 
-    `connection` leads to the server; `users` and `start` are descriptors of the locks that nobody
-    else has. All are given, for by now the directory may be gone, and the server with nobody.
+    All but `grace` are descriptors of locks, the first of which is held already. They are given, for
+    later the directory may be gone, and the server with nobody. It is the working directory.
     """
+    while (connection := _connect(users, start, server)) is not None:
+        with connection:
+            if _watch(connection, users, start, grace):
+                break
+    # First: who starts a server once `start.lock` is free starts another watchdog.
+    os.close(watchdog)
+
+
+def _connect(users: int, start: int, server: int) -> socket.socket | None:
+    """Connect to the server as soon as it listens; None if there is none, and nobody is starting one."""
+    pause = _FIRST_PAUSE
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            connection.connect(SOCKET)
+            return connection
+        except OSError:
+            connection.close()
+        if try_lock(start, fcntl.LOCK_EX):
+            if try_lock(server, fcntl.LOCK_EX):
+                return None
+            if os.fstat(users).st_nlink == 0 and try_lock(users, fcntl.LOCK_EX):
+                # Its directory was removed: nobody will ever reach it.
+                _kill(server)
+                return None
+            fcntl.flock(start, fcntl.LOCK_UN)
+        time.sleep(pause)
+        pause = min(2 * pause, _INTERVAL)
+
+
+def _watch(connection: socket.socket, users: int, start: int, grace: float) -> bool:
+    """Return once the server at the other end has ended, True if this process has ended it."""
     unused_since: float | None = None
     while not select.select([connection], [], [], min(_INTERVAL, grace))[0]:
         if not try_lock(users, fcntl.LOCK_EX):
@@ -74,8 +113,19 @@ def main(connection: socket.socket, users: int, start: int, grace: float) -> Non
         fcntl.flock(start, fcntl.LOCK_EX)
         if try_lock(users, fcntl.LOCK_EX):
             end(connection)
-            return
+            return True
         fcntl.flock(start, fcntl.LOCK_UN)
+    return False
+
+
+def _kill(server: int) -> None:
+    """End the server that its lock's file names, if that works in this directory."""
+    try:
+        pid = int(json.loads(os.pread(server, 1024, 0))["pid"])
+        if pid and os.path.samestat(os.stat(f"/proc/{pid}/cwd"), os.stat(".")):
+            os.kill(pid, signal.SIGKILL)
+    except (OSError, ValueError, KeyError, TypeError):
+        return
 
 
 def end(connection: socket.socket) -> None:
@@ -95,9 +145,5 @@ def end(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        socket.socket(fileno=int(sys.argv[1])),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        float(sys.argv[4]),
-    )
+    own, used, started, serving = map(int, sys.argv[1:5])
+    main(own, used, started, serving, float(sys.argv[5]))
