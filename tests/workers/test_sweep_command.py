@@ -298,3 +298,26 @@ def test_a_dry_run_in_the_directory_of_tusd(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     [summary] = documents("sweep", "--dry-run", "--upload-dir", str(tmp_path))
     assert summary["seen"] == 1
+
+
+def test_entries_that_are_none_of_ours_do_not_end_a_sweep(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        env = {"TUSD_REDIS_URL": redis.url}
+        server = make_server(env=env)
+        Tus(server).new(10)
+        server.terminate()
+        state = server.upload_dir / ".tusd-py"
+        for name in ("epochs", "finals"):
+            (state / name / os.fsdecode(b"\xff\xfe")).touch()
+            (state / name / "%").touch()
+            os.mkfifo(state / name / "pipe")
+            (state / name / "directory").mkdir()
+        # Of an upload that is gone: the others are not in its way.
+        left = state / "epochs" / "zzz"
+        left.write_text("00")
+        done = command("sweep", *of(server), env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("1 uploads seen")
+        assert not left.exists()

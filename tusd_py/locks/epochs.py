@@ -50,7 +50,9 @@ class Epochs:
     @staticmethod
     def _content(path: str, directory: int | None = None) -> str:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+            # Not to wait for ever for a pipe's other end.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags, dir_fd=directory)
         except FileNotFoundError:
             return FIRST
         except OSError as problem:

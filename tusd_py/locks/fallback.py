@@ -279,7 +279,8 @@ class FallbackLocks:
             for upload_id in self._epochs.ids():
                 if not await is_gone(upload_id):
                     continue
-                with suppress(LockTimeout, LocksClosed):
+                # What is wrong with one is not in the way of the others.
+                with suppress(LockTimeout, LocksClosed, OSError):
                     mine = await self._memory.acquire(upload_id, timeout=0, request_release=False)
                     try:
                         removed += self._forget_epoch(upload_id)

@@ -16,6 +16,7 @@ from tusd_py.storage.base import (
     Upload,
     UploadDamaged,
     UploadNotFound,
+    is_valid_id,
 )
 from tusd_py.uploads.model import lacks_only_finish
 from tusd_py.uploads.operation import Collaborators, Operation
@@ -161,6 +162,9 @@ class Expirer(Operation):
 
     async def _is_gone(self, upload_id: str) -> bool:
         """Whether there is neither an upload nor a tombstone."""
+        if not is_valid_id(upload_id):
+            # Names that no lock can have.
+            return False
         try:
             await self._store.load(upload_id)
         except UploadNotFound:

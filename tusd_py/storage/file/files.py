@@ -60,7 +60,10 @@ def link_or_content(path: str, most: int) -> bytes:
     except OSError as problem:
         if problem.errno != errno.EINVAL:
             raise
-    with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as descriptor:
+    # Without O_NONBLOCK, opening a pipe would wait for a writer; files ignore it.
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is neither a link nor a file", path)
         return os.read(descriptor, most)
 
 
