@@ -321,3 +321,25 @@ def test_entries_that_are_none_of_ours_do_not_end_a_sweep(
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("1 uploads seen")
         assert not left.exists()
+
+
+def test_a_sweep_does_not_go_by_defaults_where_the_server_does_not(make_server: MakeServer) -> None:
+    server = make_server("--expire-after", "30d")
+    upload_id = abandon(server, Tus(server).new(10))
+    server.terminate()
+    for words in (("sweep",), ("sweep", "--dry-run")):
+        done = command(*words, *of(server))
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "the server goes by --expire-after 30d, and this command by 7d" in done.stderr
+    assert server.data_file(upload_id).exists()
+    # Removing one by its id is not a matter of time.
+    assert command("uploads", "rm", "x", *of(server)).returncode == 1
+    assert command("sweep", "--expire-after", "30d", *of(server)).returncode == 0
+    assert server.data_file(upload_id).exists()
+    # What is given counts.
+    env = {"TUSD_EXPIRE_AFTER": "7d"}
+    assert command("sweep", *of(server), env=env).returncode == 0
+    assert not server.data_file(upload_id).exists()
+    # As does the last start of a server.
+    make_server(upload_dir=server.upload_dir).terminate()
+    assert command("sweep", *of(server)).returncode == 0

@@ -17,6 +17,7 @@ from tusd_py.maintenance.local import MaintenanceError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.service.owner import WrongUser
+from tusd_py.service.removal_settings import OtherSettings
 from tusd_py.storage.base import StorageError, VolumeMissing
 
 _KNOWN = (
@@ -31,10 +32,9 @@ _KNOWN = (
 
 
 def is_refused(problem: Exception) -> bool:
-    """Whether the command did nothing: its user is a wrong one, or the volume of the uploads is not mounted."""
-    return any(
-        isinstance(cause, PermissionError | VolumeMissing | WrongUser) for cause in _causes(problem)
-    )
+    """Whether the command did nothing: its user or its settings are wrong, or the volume of the uploads is not mounted."""
+    refusals = (PermissionError, VolumeMissing, WrongUser, OtherSettings)
+    return any(isinstance(cause, refusals) for cause in _causes(problem))
 
 
 def explain(problem: Exception) -> str | None:

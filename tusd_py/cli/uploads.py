@@ -298,7 +298,9 @@ async def _remove(settings: Settings, ids: tuple[str, ...], *, unreadable: bool)
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
 
     failures = 0
-    async with open_maintenance(settings, may_open=True, may_begin=False) as maintenance:
+    async with open_maintenance(
+        settings, may_open=True, may_begin=False, sweeps=False
+    ) as maintenance:
         for upload_id in ids:
             problem = await maintenance.remove(upload_id, unreadable=unreadable)
             if problem is not None:

@@ -14,6 +14,7 @@ from tusd_py.events.model import HookError
 from tusd_py.maintenance.local import Maintenance, MaintenanceError
 from tusd_py.maintenance.remote import find_server
 from tusd_py.redis.embedded.server import EmbeddedRedisError
+from tusd_py.service import removal_settings
 from tusd_py.service.instance import Instance
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.owner import check_user
@@ -25,12 +26,13 @@ from tusd_py.storage.file.layout import STATE_DIRECTORY
 
 @asynccontextmanager
 async def open_maintenance(
-    settings: Settings, *, may_open: bool, may_begin: bool = True
+    settings: Settings, *, may_open: bool, may_begin: bool = True, sweeps: bool = True
 ) -> AsyncIterator[Maintenance]:
     """`async with`: the maintenance of the uploads.
 
     may_open: whether to lock the upload directory if no server runs; no server can start meanwhile. may_begin: whether a
-    directory in which nothing was stored may become an upload directory. Raises MaintenanceError.
+    directory in which nothing was stored may become an upload directory. sweeps: whether it is for a sweep, which goes by the
+    settings. Raises MaintenanceError.
     """
     try:
         if settings.redis_url is None:
@@ -45,6 +47,8 @@ async def open_maintenance(
             raise MaintenanceError(f"there are no uploads: {settings.upload_dir} is no directory")
         if may_open:
             check_user(settings, may_begin=True)
+        if sweeps:
+            removal_settings.check(settings)
         if not may_begin:
             _check_begun(settings)
         instance = Instance(settings, is_server=False)

@@ -27,6 +27,7 @@ from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.redis.live import LiveBoard
 from tusd_py.redis.upload_list import UploadList
+from tusd_py.service import removal_settings
 from tusd_py.service.backends import Backends, create_store
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.presence import Presence
@@ -153,6 +154,8 @@ class Instance:
         if guard != "none":
             # Otherwise the parent has it.
             self._state_lock.acquire()
+            if self._is_server:
+                removal_settings.remember(self.settings)
         if volume is not None:
             self._known_directories.remember(volume)
 
