@@ -84,8 +84,8 @@ class Maintenance(Protocol):
 class LocalMaintenance:
     """`Maintenance` in this process, whose locks exclude all servers of the uploads.
 
-    Sweeps are recorded in `due_index`, which is None without a Redis. pause_factor: see `PauseFactor`. directory: the id of what is
-    maintained, if it has one.
+    Sweeps are recorded in `due_index`, which is None without a Redis. pause_factor: see `PauseFactor`. directory: the id of
+    what is maintained, if it has one.
     """
 
     def __init__(
