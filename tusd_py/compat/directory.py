@@ -73,9 +73,10 @@ def expire(
     locks = os.path.join(root, foreign.LOCKS)
     marks = SweepMarkFiles(locks)
     clock = steady(clock)
-    if not dry_run and not force:
+    if not dry_run:
         with suppress(OSError):
             os.makedirs(locks, exist_ok=True)
+    if not dry_run and not force:
         held = _held(root, finished, clock, marks, longest_pause)
         if held is not None:
             return held

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_SECONDS = 1.0
 """Time that threads have to end once all else has ended."""
-_BUSY_INTERVAL = 1.0
-"""Seconds between two looks whether a job still runs."""
+_INTERVAL = 0.5
+"""Seconds between two looks whether a job runs."""
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 def exit_after(seconds: float, code: int, log: Callable[[], None] | None = None) -> threading.Timer:
@@ -34,12 +37,11 @@ def exit_after(seconds: float, code: int, log: Callable[[], None] | None = None)
 def end_after_signal(
     seconds: float, *, is_busy: Callable[[], bool], log: Callable[[], None]
 ) -> Iterator[None]:
-    """End this process with 0 if the block has not ended so many seconds after SIGTERM or SIGINT.
+    """End this process with 0 if it was idle for so many seconds after SIGTERM or SIGINT, and the block has not ended.
 
-    For the main thread of a process that has handlers for both. is_busy: the time begins once this returns False. log: called
-    before the process ends.
+    For the main thread of a process that has handlers for both. is_busy: whether a job runs. log: called before the process
+    ends.
     """
-    left = threading.Event()
     wake, notice = os.pipe()
     os.set_blocking(notice, False)
     # Written to at once, also where Python's own handler has to wait.
@@ -47,23 +49,36 @@ def end_after_signal(
 
     def watch() -> None:
         try:
-            while number := os.read(wake, 1):
-                if number[0] in (signal.SIGTERM, signal.SIGINT):
-                    break
+            if _ends_after_signal(wake, seconds, is_busy):
+                _exit(0, log)
         finally:
             os.close(wake)
-        while is_busy() and not left.wait(_BUSY_INTERVAL):
-            pass
-        if not left.wait(seconds):
-            _exit(0, log)
 
     threading.Thread(target=watch, name="stopping", daemon=True).start()
     try:
         yield
     finally:
-        left.set()
         signal.set_wakeup_fd(-1)
         os.close(notice)
+
+
+def _ends_after_signal(wake: int, seconds: float, is_busy: Callable[[], bool]) -> bool:
+    """Wait for a signal and then for so many seconds without a job (True), or for the end of the file (False)."""
+    idle_since: float | None = None
+    while True:
+        wait = None if idle_since is None else _INTERVAL
+        if select.select([wake], [], [], wait)[0]:
+            # Read to its end: signals that come while a job runs would find nobody who reads.
+            numbers = os.read(wake, 64)
+            if not numbers:
+                return False
+            if idle_since is None and not _STOP_SIGNALS.isdisjoint(numbers):
+                idle_since = time.monotonic()
+        if idle_since is not None:
+            if is_busy():
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since >= seconds:
+                return True
 
 
 def _exit(code: int, log: Callable[[], None] | None) -> None:

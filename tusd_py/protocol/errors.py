@@ -177,12 +177,14 @@ insufficient_scope = RefusalWith[str](
     {"WWW-Authenticate": _BEARER + ', error="insufficient_scope", scope="{}"'})
 revoked = Refusal(403, "ERR_UPLOAD_REVOKED", "the upload was revoked")
 too_many_uploads = RefusalWith[int](
-    429, "ERR_TOO_MANY_UPLOADS", "there are {} unfinished uploads, which is all that is allowed")
+    429, "ERR_TOO_MANY_UPLOADS", "the limit of unfinished uploads ({}) is reached")
 too_many_requests = RefusalWith[int](429, "ERR_TOO_MANY_REQUESTS", "too many requests", {"Retry-After": "{}"})
 
 # Operators
 foreign_host = Refusal(421, "ERR_FOREIGN_HOST", "this server is not served under that name (--admin-hosts)")
-foreign_origin = Refusal(403, "ERR_FOREIGN_ORIGIN", "requests of other sites' pages are refused")
+foreign_origin = Refusal(
+    403, "ERR_FOREIGN_ORIGIN",
+    "requests that change anything need the header field X-Tusd-Admin: 1, and none of another site's Origin")
 no_operator = Refusal(
     401, "ERR_UNAUTHENTICATED", "only operators may see this; open the link that tusd-py dashboard prints, or sign in",
     {"WWW-Authenticate": _BEARER})

@@ -332,31 +332,38 @@ def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
 
 def _run_jobs(settings: Settings, url: str, queues: Sequence[str]) -> int:
     """Run jobs until a signal stops the process."""
-    performing = threading.Event()
+    stop, performing = threading.Event(), threading.Event()
+    _stop_by_signals(stop)
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
     logging.getLogger("rq.worker").addFilter(_outage)
     _outage.refusals = refusals = Refusals(url)
+
+    def make() -> _Worker:
+        worker = _make_worker(settings, url, queues, refusals)
+        worker.stop_event, worker.performing = stop, performing
+        return worker
+
     with stopping.end_after_signal(_STOP_SECONDS, is_busy=performing.is_set, log=_log_stopped):
-        _run_until_stopped(lambda: _make_worker(settings, url, queues, refusals), performing)
+        _run_until_stopped(make, stop)
     _log_stopped()
     return 0
 
 
-def _run_until_stopped(make: Callable[[], _Worker], performing: threading.Event) -> None:
-    """Run jobs until a signal stops the process. performing: set by the worker while a job runs."""
-    stop = threading.Event()
-
+def _stop_by_signals(stop: threading.Event) -> None:
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+
+
+def _run_until_stopped(make: Callable[[], _Worker], stop: threading.Event) -> None:
+    """Run jobs until `stop` is set by a signal."""
     while not stop.is_set():
         # rq installs its own handlers while it works.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
+        _stop_by_signals(stop)
         try:
             worker = make()
-            worker.stop_event = stop
-            worker.performing = performing
             try:
                 worker.work(logging_level="WARNING")
             except StopRequested:

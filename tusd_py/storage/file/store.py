@@ -271,7 +271,7 @@ class FileStore:
             raise StorageError(
                 f"{self.root} is being served by another process (pid {holder}); stop it first, use another directory, "
                 "let all servers of this directory use one Redis (TUSD_REDIS_URL), wait for its end (--wait-for-directory), "
-                "or in an application give TusApp(shared=True)"
+                "or in applications give TusApp(shared=True) to each of them"
             ) from None
         if exclusive:
             self._cleanup.begin_alone(os.fstat(self._guard).st_mtime)
