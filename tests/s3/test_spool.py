@@ -51,6 +51,9 @@ class Target(Writer):
     async def discard(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        pass
+
     async def close(self, *, sync: bool, finishing: bool = False) -> None:
         pass
 
@@ -115,31 +118,39 @@ async def test_a_chunk_stays_in_memory_if_no_file_takes_it(tmp_path: Path) -> No
 
 
 class StalledDisk:
-    """Its writes wait until the event loop has gone on. went_on: whether it did, write by write."""
+    """A write stands still until the event loop has gone on. went_on: whether it did, write by write."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.went_on: list[bool] = []
+        self._is_stalled = False
         self._is_reached, self._may_go_on = threading.Event(), threading.Event()
         write = verified._write_all
 
         def stalled(*arguments: object) -> None:
-            self._is_reached.set()
-            self.went_on.append(self._may_go_on.wait(2))
+            if self._is_stalled:
+                self._is_stalled = False
+                self._is_reached.set()
+                self.went_on.append(self._may_go_on.wait(10))
             write(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(verified, "_write_all", stalled)
 
     async def while_stalled(
-        self, doing: Callable[[], Awaitable[None] | None], do: Callable[[], None]
+        self,
+        doing: Callable[[], Awaitable[None] | None],
+        do: Callable[[], Awaitable[None] | None],
     ) -> None:
         """Do something in the event loop while a write of `doing` stands still."""
 
         async def go_on() -> None:
             while not self._is_reached.is_set():  # noqa: ASYNC110 - set by another thread
                 await asyncio.sleep(0.001)
-            do()
+            done = do()
+            if done is not None:
+                await done
             self._may_go_on.set()
 
+        self._is_stalled = True
         loop = asyncio.create_task(go_on())
         await asyncio.sleep(0)
         rest = doing()
@@ -196,16 +207,63 @@ async def test_a_chunk_that_is_given_up_does_not_wait_for_a_stalled_disk(
     spool, disk, target = Spool(SIZE), StalledDisk(monkeypatch), Target()
     writer = VerifiedS3Writer(cast(S3Writer, target), spool, SIZE, str(tmp_path))
     writer.write(memoryview(b"x" * 100))
-    closing: list[asyncio.Task[None]] = []
 
     async def give_up() -> None:
         await writer.discard()
         await writer.close(sync=False)
         assert spool.used == 100
 
-    await disk.while_stalled(writer.relieve, lambda: closing.append(asyncio.create_task(give_up())))
-    await closing[0]
+    await disk.while_stalled(writer.relieve, give_up)
     assert spool.used == 0
+
+
+async def test_a_relief_that_outlives_its_request_writes_into_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file stays open as long as the thread that writes knows its descriptor by number."""
+    spool, disk, target = Spool(10 * SIZE), StalledDisk(monkeypatch), Target()
+    ending = await with_a_file(spool, tmp_path)
+    body = b"y" * 1000
+    other = VerifiedS3Writer(cast(S3Writer, target), spool, 0, str(tmp_path))
+    verified_as: list[bool] = []
+
+    async def end_and_begin_another() -> None:
+        ending.abandon()
+        await ending.close(sync=False)
+        rest = other.write(memoryview(body))
+        assert rest is not None
+        await rest
+        verified_as.append(await other.verify(right(body)))
+
+    await disk.while_stalled(ending.relieve, end_and_begin_another)
+    assert verified_as == [True]
+    await other.close(sync=False)
+    assert (target.body, spool.used) == (body, 0)
+
+
+async def test_a_relief_whose_request_ended_before_it_began_does_nothing(tmp_path: Path) -> None:
+    """All threads are busy."""
+    spool, may_begin = Spool(10 * SIZE), threading.Event()
+    writer = await with_a_file(spool, tmp_path)
+    for _ in range(16):
+        spool.threads.executor.submit(may_begin.wait, 3)
+    relief = asyncio.create_task(writer.relieve())
+    await asyncio.sleep(0)
+    writer.abandon()
+    await writer.close(sync=False)
+    may_begin.set()
+    await relief
+    assert spool.used == 0
+
+
+async def with_a_file(spool: Spool, directory: Path) -> VerifiedS3Writer:
+    """A writer that has bytes in its file, and others in memory."""
+    writer = VerifiedS3Writer(cast(S3Writer, Target()), spool, SIZE, str(directory))
+    writer.write(memoryview(b"x" * 100))
+    await writer.relieve()
+    writer.write(memoryview(b"x" * 100))
+    assert writer.idle_bytes == 100
+    return writer
 
 
 async def test_memory_goes_with_what_is_passed_on(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ threads: a disk that stands still holds only the requests whose bytes are there.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Awaitable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import IO
 
 from tusd_py.protocol.checksum import Checksum
@@ -25,6 +27,58 @@ from tusd_py.storage.s3.writer import S3Writer
 _PIECE_BYTES = 1024 * 1024
 _INLINE_BYTES = 1024 * 1024
 """Bytes that are hashed in the event loop: a thread would take longer to begin."""
+
+
+class _ChunkFile:
+    """A file without a name, which threads use. Methods but `close` block, and raise OSError.
+
+    A relief is a task of its own and goes on when the request has ended. Its thread knows the descriptor by its number only,
+    which is another file's as soon as it is closed: so it is closed when no thread uses it.
+    """
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory
+        self._file: IO[bytes] | None = None
+        self._in_use = threading.Lock()
+        self._is_closed = False
+
+    def write(self, pieces: Iterable[bytes | bytearray], at: int) -> None:
+        """Write pieces one behind the other, from byte `at` on."""
+        with self._descriptor() as descriptor:
+            for piece in pieces:
+                _write_all(descriptor, memoryview(piece), at)
+                at += len(piece)
+
+    def read(self, at: int, size: int) -> bytes:
+        with self._descriptor() as descriptor:
+            return os.pread(descriptor, size, at)
+
+    @contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        """Keep the file open for the block. It is made when it is first used."""
+        try:
+            with self._in_use:
+                if self._is_closed:
+                    raise OSError(errno.EBADF, "the request has ended")
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - see `close`
+                yield self._file.fileno()
+        finally:
+            if self._is_closed:
+                self.close()
+
+    def close(self) -> None:
+        """Close the file, now or when the thread that uses it is done with it. Never blocks for that thread."""
+        self._is_closed = True
+        if not self._in_use.acquire(blocking=False):
+            # Whoever has it closes it.
+            return
+        try:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+        finally:
+            self._in_use.release()
 
 
 class VerifiedS3Writer:
@@ -45,7 +99,7 @@ class VerifiedS3Writer:
         """Bytes in memory that the spool counts."""
         self._must_stay = False
         """Whether the file takes nothing."""
-        self._file: IO[bytes] | None = None
+        self._file: _ChunkFile | None = None
         """Has each byte at its place in the chunk, but for those that were passed on before it was made."""
         self._filed = 0
         """Where the bytes in the file end."""
@@ -119,22 +173,21 @@ class VerifiedS3Writer:
         """
         pieces, moving, is_moved = list(self._pieces), self._taken, False
         start = self._passed if self._file is None else self._filed
+        file = self._file or _ChunkFile(self._directory)
         self._taken = 0
         try:
-            file = await self._spool.threads.run(
-                _in_file, self._file, self._directory, pieces, start
-            )
+            await self._spool.threads.run(file.write, pieces, start)
             is_moved = True
         finally:
             if is_moved or self._is_closed:
                 self._spool.give_back(moving)
             else:
                 self._taken = moving
-        if self._is_closed:
-            file.close()
-        else:
-            self._file, self._filed = file, start + sum(map(len, pieces))
-            self._pieces.clear()
+            if is_moved and not self._is_closed:
+                self._file, self._filed = file, start + sum(map(len, pieces))
+                self._pieces.clear()
+            if file is not self._file:
+                file.close()
 
     def _free_memory(self) -> None:
         self._spool.give_back(self._taken)
@@ -176,12 +229,12 @@ class VerifiedS3Writer:
         self._must_stay = False
         return self._counts
 
-    def _file_has(self, file: IO[bytes], checksum: Checksum) -> bool:
+    def _file_has(self, file: _ChunkFile, checksum: Checksum) -> bool:
         starts = range(0, self._size, _PIECE_BYTES)
         return _have((self._read(file, at) for at in starts), checksum)
 
-    def _read(self, file: IO[bytes], at: int) -> bytes:
-        return os.pread(file.fileno(), min(_PIECE_BYTES, self._size - at), at)
+    def _read(self, file: _ChunkFile, at: int) -> bytes:
+        return file.read(at, min(_PIECE_BYTES, self._size - at))
 
     async def discard(self) -> None:
         self._is_over = True
@@ -232,20 +285,6 @@ class VerifiedS3Writer:
             self._pieces.popleft()
         self._passed += len(piece)
         return self._writer.write(memoryview(piece))
-
-
-def _in_file(
-    file: IO[bytes] | None, directory: str | None, pieces: list[bytearray], at: int
-) -> IO[bytes]:
-    """Write pieces to a file, from byte `at` on; None for a new one without a name. Return it. Raises OSError."""
-    with ExitStack() as unless_written:
-        if file is None:
-            file = unless_written.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))
-        for piece in pieces:
-            _write_all(file.fileno(), memoryview(piece), at)
-            at += len(piece)
-        unless_written.pop_all()
-    return file
 
 
 def _have(pieces: Iterable[bytes | bytearray], checksum: Checksum) -> bool:
