@@ -266,6 +266,46 @@ async def with_a_file(spool: Spool, directory: Path) -> VerifiedS3Writer:
     return writer
 
 
+async def test_memory_is_bounded_while_a_disk_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request holds a small piece that waits for the disk, once, and its client waits with it."""
+    most, count = 1 << 20, 100
+    spool, may_go_on, write = Spool(most), threading.Event(), verified._write_all
+
+    def stalled(*arguments: object) -> None:
+        may_go_on.wait(10)
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verified, "_write_all", stalled)
+    # As the HTTP server has one for all connections.
+    received = memoryview(bytearray(1 << 20))
+    waiting: list[asyncio.Future[None]] = []
+    writers = [
+        VerifiedS3Writer(cast(S3Writer, Target()), spool, 5 << 20, str(tmp_path))
+        for _ in range(count)
+    ]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for writer in writers:
+            rest = None
+            while rest is None:
+                rest = writer.write(writer.get_buffer() or received)
+            waiting.append(asyncio.ensure_future(rest))
+        await asyncio.sleep(0.1)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        may_go_on.set()
+        await asyncio.wait(waiting)
+    assert held < 2 * most + count * (128 << 10)
+    for writer in writers:
+        writer.abandon()
+        await writer.close(sync=False)
+    assert spool.used == 0
+
+
 async def test_memory_goes_with_what_is_passed_on(tmp_path: Path) -> None:
     """Otherwise the bytes would be there twice, and be counted once."""
     spool, size, counted, held = Spool(64 << 20), 8 << 20, [], []

@@ -15,6 +15,7 @@ from tusd_py.storage.file.threads import Threads
 
 _LOOK_AGAIN_SECONDS = 0.2
 _MOST_USED_BUFFERS = 8
+_SMALL_BYTES = 64 * 1024
 
 
 class Holder(Protocol):
@@ -40,12 +41,15 @@ class Spool:
         used: Bytes that are counted now.
         spare: Lets go of some bytes that only save a request later; returns False if there are none.
         threads: Read and write the files of those that have no room in memory.
+        small_buffer: Where those receive bytes meanwhile, so that few wait in memory for a thread. One for all, as they are
+            copied before any other connection is read.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.threads = Threads("tusd-spool")
+        self.small_buffer = memoryview(bytearray(_SMALL_BYTES))
         self.spare: Callable[[], bool] = lambda: False
         self._holders: set[Holder] = set()
         self._freed = asyncio.Event()

@@ -94,7 +94,7 @@ class VerifiedS3Writer:
         self._most = most
         self._directory = directory
         self._pieces: deque[bytearray] = deque()
-        """The bytes in memory, which come behind those in the file; all but the last have `_PIECE_BYTES`."""
+        """The bytes in memory that do not move, which come behind those in the file; none has more than `_PIECE_BYTES`."""
         self._taken = 0
         """Bytes in memory that the spool counts."""
         self._must_stay = False
@@ -121,15 +121,14 @@ class VerifiedS3Writer:
         return self._writer.kept
 
     def get_buffer(self) -> memoryview | None:
-        return None
+        return self._spool.small_buffer if self._spool.is_full or self._turn.locked() else None
 
     def write(self, data: memoryview) -> Awaitable[None] | None:
         self._size += data.nbytes
         self._writer.note_arrival()
-        if not self._turn.locked() and self._fits():
-            self._keep(data)
-            return None
-        return self._write_later(bytes(data))
+        fits = not self._turn.locked() and self._fits()
+        self._keep(data)
+        return None if fits else self._make_room()
 
     def _fits(self) -> bool:
         """Whether the bytes that were added may be in memory: behind a file less than a piece, so that threads are worth it."""
@@ -147,12 +146,10 @@ class VerifiedS3Writer:
             last += data[:count]
             data = data[count:]
 
-    async def _write_later(self, data: bytes) -> None:
-        """Add bytes, and move all to the file unless they may be in memory."""
+    async def _make_room(self) -> None:
+        """Wait for bytes that move to the file, and move the others there too unless they may be in memory."""
         async with self._turn:
-            fits = self._fits()
-            self._keep(memoryview(data))
-            if not fits:
+            if not self._fits():
                 with self._translated():
                     await self._move()
 
@@ -171,10 +168,11 @@ class VerifiedS3Writer:
 
         They are counted until they are in no memory any more, also if the writer is closed meanwhile.
         """
-        pieces, moving, is_moved = list(self._pieces), self._taken, False
+        pieces, moving, is_moved = self._pieces, self._taken, False
         start = self._passed if self._file is None else self._filed
         file = self._file or _ChunkFile(self._directory)
-        self._taken = 0
+        # What comes meanwhile waits behind them.
+        self._pieces, self._taken = deque(), 0
         try:
             await self._spool.threads.run(file.write, pieces, start)
             is_moved = True
@@ -182,10 +180,10 @@ class VerifiedS3Writer:
             if is_moved or self._is_closed:
                 self._spool.give_back(moving)
             else:
-                self._taken = moving
+                self._pieces.extendleft(reversed(pieces))
+                self._taken += moving
             if is_moved and not self._is_closed:
                 self._file, self._filed = file, start + sum(map(len, pieces))
-                self._pieces.clear()
             if file is not self._file:
                 file.close()
 
@@ -214,7 +212,6 @@ class VerifiedS3Writer:
 
     async def verify(self, checksum: Checksum) -> bool:
         async with self._turn:
-            pieces = list(self._pieces)
             if self._file is not None:
                 with self._translated():
                     await self._move()
@@ -222,9 +219,11 @@ class VerifiedS3Writer:
                         self._file_has, self._file, checksum
                     )
             elif self._size <= _INLINE_BYTES:
-                self._counts = _have(pieces, checksum)
+                self._counts = _have(self._pieces, checksum)
             else:
                 # Not in the threads of the disk, which may all stand still.
+                # The thread may be late to let go of what it was given: of an iterator that has ended.
+                pieces = iter(list(self._pieces))
                 self._counts = await asyncio.to_thread(_have, pieces, checksum)
         self._must_stay = False
         return self._counts
