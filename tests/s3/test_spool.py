@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 
 from tusd_py.protocol.checksum import Checksum
+from tusd_py.storage.s3 import spool as spool_module
 from tusd_py.storage.s3 import verified
 from tusd_py.storage.s3.request_body import RequestBody
 from tusd_py.storage.s3.spool import Spool
@@ -25,6 +26,7 @@ SIZE = 1024
 
 class Writer:
     idle_bytes = part_bytes = 0
+    needs_disk = False
 
     async def relieve(self) -> None:
         raise AssertionError
@@ -264,6 +266,68 @@ async def with_a_file(spool: Spool, directory: Path) -> VerifiedS3Writer:
     writer.write(memoryview(b"x" * 100))
     assert writer.idle_bytes == 100
     return writer
+
+
+class Plain(Writer):
+    """A writer in the middle of a part, whose bytes the bucket takes at once. relieved: how often it let go of them."""
+
+    def __init__(self, spool: Spool, size: int) -> None:
+        self.idle_bytes, self.relieved = size, 0
+        self._spool = spool
+        spool.enter(self)
+        spool.take(size)
+
+    async def relieve(self) -> None:
+        self.relieved += 1
+        self._spool.give_back(self.idle_bytes)
+        self.idle_bytes = 0
+
+
+async def test_a_disk_that_stands_still_holds_no_upload_without_a_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes go to the bucket, although chunks with a checksum have more in memory."""
+    monkeypatch.setattr(spool_module, "_SLOW_SECONDS", 0.2)
+    spool, disk = Spool(SIZE), StalledDisk(monkeypatch)
+    chunks = [
+        VerifiedS3Writer(cast(S3Writer, Target()), spool, SIZE, str(tmp_path)) for _ in range(2)
+    ]
+    for chunk in chunks:
+        chunk.write(memoryview(b"x" * 400))
+    plain = [Plain(spool, 300), Plain(spool, 200)]
+    waiting: list[asyncio.Future[None]] = []
+
+    def wait() -> asyncio.Future[None]:
+        waiting.append(asyncio.ensure_future(spool.wait()))
+        return waiting[0]
+
+    async def done() -> None:
+        await asyncio.wait_for(asyncio.shield(waiting[0]), 5)
+        # The other chunk need not wait for the disk.
+        assert [each.relieved for each in plain] == [1, 0]
+        assert sorted(each.idle_bytes for each in chunks) == [0, 400]
+
+    await disk.while_stalled(wait, done)
+    for chunk in chunks:
+        await chunk.close(sync=False)
+
+
+async def test_a_relief_that_fails_is_logged_and_others_follow(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(Plain):
+        async def relieve(self) -> None:
+            spool.leave(self)
+            raise RuntimeError("no threads")
+
+    spool = Spool(SIZE)
+    _, plain = Failing(spool, 2000), Plain(spool, 1900)
+    waiting = asyncio.ensure_future(spool.wait())
+    async with asyncio.timeout(5):
+        while not plain.relieved:  # noqa: ASYNC110 - set by a task of the spool
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    assert "no threads" in caplog.text
 
 
 async def test_memory_is_bounded_while_a_disk_stands_still(

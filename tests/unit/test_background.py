@@ -32,7 +32,6 @@ AWAITED = {
     "tusd_py/storage/s3/aiobotocore_store.py": {"_wait_for_slot"},
     "tusd_py/storage/s3/completion.py": {"complete"},
     "tusd_py/storage/s3/joining.py": {"assemble"},
-    "tusd_py/storage/s3/spool.py": {"wait"},
     "tusd_py/storage/s3/trial.py": {"_to_its_end"},
     "tusd_py/storage/s3/writer.py": {"_send", "_take"},
     "tusd_py/web/admin/actions.py": {"_sweep"},

@@ -11,15 +11,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
+from tusd_py.background import spawn
 from tusd_py.storage.file.threads import Threads
 
 _LOOK_AGAIN_SECONDS = 0.2
+_SLOW_SECONDS = 1.0
+"""How long a relief may take until another writer is asked as well."""
 _MOST_USED_BUFFERS = 8
 _SMALL_BYTES = 64 * 1024
 
 
 class Holder(Protocol):
-    """A writer that holds bytes which are in no request to the bucket."""
+    """A writer that holds bytes which are in no request to the bucket. needs_disk: it puts them into a file."""
+
+    needs_disk: bool
 
     @property
     def idle_bytes(self) -> int:
@@ -30,7 +35,7 @@ class Holder(Protocol):
         """Bytes of the part that it fills, when that is whole."""
 
     def relieve(self) -> Awaitable[None]:
-        """Put them into the bucket and let go of them. Never raises: the writer tells its own request."""
+        """Put them into the bucket, or a file, and let go of them. Never raises: the writer tells its own request."""
 
 
 class Spool:
@@ -53,7 +58,8 @@ class Spool:
         self.spare: Callable[[], bool] = lambda: False
         self._holders: set[Holder] = set()
         self._freed = asyncio.Event()
-        self._relief: asyncio.Future[None] | None = None
+        self._reliefs: dict[Holder, tuple[asyncio.Task[None], float]] = {}
+        """Those under way, and when they began by the clock of the event loop."""
         self._used_buffers: list[bytearray] = []
 
     def enter(self, holder: Holder) -> None:
@@ -108,10 +114,30 @@ class Spool:
         """Wait until there is room."""
         while self.is_full and not self._has_room():
             self._freed.clear()
-            if self._relief is None or self._relief.done():
-                largest = max(self._holders, key=lambda holder: holder.idle_bytes, default=None)
-                if largest is not None and largest.idle_bytes:
-                    self._relief = asyncio.ensure_future(largest.relieve())
+            self._relieve_next()
             with suppress(TimeoutError):
                 # A holder that could not let go before may be able to soon.
                 await asyncio.wait_for(self._freed.wait(), _LOOK_AGAIN_SECONDS)
+
+    def _relieve_next(self) -> None:
+        """Relieve the writer that has the most, unless another relief began just now.
+
+        Once a disk, or a bucket, stands still, those that put their bytes elsewhere come first.
+        """
+        now = asyncio.get_running_loop().time()
+        if any(now - began < _SLOW_SECONDS for _, began in self._reliefs.values()):
+            return
+        slow = {holder.needs_disk for holder in self._reliefs}
+        idle = [each for each in self._holders if each.idle_bytes and each not in self._reliefs]
+        if idle:
+            chosen = max(idle, key=lambda each: (each.needs_disk not in slow, each.idle_bytes))
+            self._reliefs[chosen] = (
+                spawn(self._relieve(chosen), "a move of bytes out of memory"),
+                now,
+            )
+
+    async def _relieve(self, holder: Holder) -> None:
+        try:
+            await holder.relieve()
+        finally:
+            del self._reliefs[holder]

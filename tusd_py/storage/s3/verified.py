@@ -88,6 +88,8 @@ class VerifiedS3Writer:
     the spool; None for the system's.
     """
 
+    needs_disk = True
+
     def __init__(self, writer: S3Writer, spool: Spool, most: int, directory: str | None) -> None:
         self._writer = writer
         self._spool = spool

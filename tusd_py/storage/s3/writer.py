@@ -73,7 +73,9 @@ class Bucketed(Protocol):
 
 
 class S3Writer:
-    """See `Writer`. One request's bytes, from `upload.offset` on."""
+    """See `Writer` and `Holder`. One request's bytes, from `upload.offset` on."""
+
+    needs_disk = False
 
     def __init__(
         self,
