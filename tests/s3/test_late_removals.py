@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.support.tus import Tus, metadata
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.storage.base import StorageError, Upload, UploadInfo
+from tusd_py.storage.s3.object_store import ObjectKind, Properties
 from tusd_py.storage.s3.store import S3Store
 
 PLACE = "study/1.dcm"
@@ -245,6 +247,49 @@ async def test_where_removals_take_no_condition_they_go_without_one(
     assert contents.pending() == set()
     left = contents.keys()
     assert {key for key in left if not key.startswith(".tusd-py/")} == set()
+
+
+async def test_one_refusal_that_says_nothing_does_not_end_conditions(
+    seaweedfs: S3Server, prefix: str, opened: Opened
+) -> None:
+    """A proxy may have refused the request. The next attempt goes without one, after another look."""
+    told: list[str] = []
+
+    def refuse_once(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:
+        if exchange.operation != "DeleteObject":
+            return None
+        told.append("condition" if "If-Match" in exchange.headers else "no condition")
+        return error(400, "InvalidRequest") if len(told) == 2 else None
+
+    async with AsyncExitStack() as stack:
+        proxy = stack.enter_context(RulesProxy(seaweedfs.address, refuse_once))
+        objects = Opened(stack, proxy.endpoint, prefix)().objects
+        for key in (f"{prefix}a", f"{prefix}b"):
+            etag = await objects.put(key, b"x", Properties(), kind=ObjectKind.RECORD)
+
+            async def look(etag: str = etag) -> str:
+                told.append("look")
+                return etag
+
+            assert await objects.delete_if(key, look)
+    assert told == ["look", "condition", "look", "no condition", "look", "condition"]
+    assert await opened.keys() == []
+
+
+async def test_an_object_that_a_store_still_shows_is_looked_at_later_again(
+    seaweedfs: S3Server, prefix: str, opened: Opened
+) -> None:
+    """Its removal is refused as if it were another one (SeaweedFS); fast looks would all see the same."""
+    gone_at, looked = 0.0, 0
+
+    async def look() -> str:
+        nonlocal gone_at, looked
+        looked += 1
+        gone_at = gone_at or time.monotonic() + 0.5
+        return '"seen"' if time.monotonic() < gone_at else ""
+
+    assert await opened().objects.delete_if(f"{prefix}x", look)
+    assert looked <= 6
 
 
 async def test_where_removals_take_no_condition_each_attempt_looks_again(

@@ -68,8 +68,10 @@ _STANDSTILL_SECONDS = 30.0
 """Beyond what a busy event loop delays a timer: the process, or its machine, was stopped."""
 _MOST_WAITS = 10
 """How many waits for the store an attempt without a body of ours may take: some complete an object slowly, a byte at a time."""
-_MOST_MISMATCHES = 3
-"""How often an object may be another one than was just seen, until its removal fails."""
+_MOST_MISMATCHES = 6
+"""How often an object may be another one than was just seen, until its removal fails: the pauses between take some seconds."""
+_NOT_SUPPORTED = "NotImplemented"
+"""The code of a refusal of a header that the store does not know."""
 _USER_AGENT = f"tusd-py/{__version__} aiobotocore/{aiobotocore.__version__}"
 
 Response = Mapping[str, object]
@@ -434,42 +436,27 @@ class AiobotocoreStore:
             return
 
     async def delete_if(self, key: str, look: Callable[[], Awaitable[str]]) -> bool:
-        attempts, is_found, mismatches = _Attempts(self.bucket), False, 0
+        removal = _Removal(self.bucket, takes_conditions=self._takes_conditional_deletes)
         while etag := await look():
-            is_found = True
-            if attempts.failed and self.observer is not None:
+            if removal.attempts.failed and self.observer is not None:
                 self.observer.repeated(_name_in_s3("delete_object"))
+            conditions = _conditions(etag, if_absent=False) if removal.takes_conditions else {}
+            removal.is_found = True
             try:
-                await self._delete_once(key, etag, attempts)
+                await self._delete(key, conditions, removal.attempts)
             except ObjectNotFound:
                 break
-            except PreconditionFailed:
-                # Another one since the look, or none: several stores say so of both.
-                mismatches += 1
-                if mismatches == _MOST_MISMATCHES:
-                    raise
-                continue
-            except StoreUnavailable as problem:
-                delay = attempts.delay_after(problem)
+            except ObjectStoreError as problem:
+                delay = removal.delay_after(problem, is_conditional=bool(conditions))
                 if delay is None:
                     raise
-                self._log_repeat("delete_object", key, problem, attempts.failed, delay)
+                self._log_repeat("delete_object", key, problem, removal.attempts.failed, delay)
             else:
+                if removal.lacks_support:
+                    self._takes_conditional_deletes = False
                 break
             await asyncio.sleep(delay)
-        return is_found
-
-    async def _delete_once(self, key: str, etag: str, attempts: _Attempts) -> None:
-        """Remove an object in one attempt, on condition that it has this etag where the store takes conditions."""
-        conditions = _conditions(etag, if_absent=False) if self._takes_conditional_deletes else {}
-        try:
-            await self._delete(key, conditions, attempts)
-        except ObjectStoreError as problem:
-            # Only a refusal that says nothing else can be one of the condition itself.
-            if not conditions or type(problem) is not ObjectStoreError:
-                raise
-            await self._delete(key, {}, attempts)
-            self._takes_conditional_deletes = False
+        return removal.is_found
 
     async def _delete(
         self, key: str, conditions: Mapping[str, object], attempts: _Attempts
@@ -756,10 +743,15 @@ class _Attempts:
 
     def delay_after(self, failure: ObjectStoreError) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is to be none."""
-        self.failed += 1
         if not isinstance(failure, StoreUnavailable):
+            self.failed += 1
             return None
         self.may_have_acted = True
+        return self.next_delay()
+
+    def next_delay(self) -> float | None:
+        """Count an attempt that failed; return the seconds before the next one, None if there is no time for it."""
+        self.failed += 1
         longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self.failed - 1))
         # Spread out, so that those who were refused together do not come back together.
         delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
@@ -776,6 +768,36 @@ class _Attempts:
             # The first one may have waited for a connection, and then for the store.
             limit += 2 * self._bucket.response_seconds
         return time.monotonic() - self._began + seconds <= limit
+
+
+class _Removal:
+    """The attempts of one conditional removal.
+
+    Attributes:
+        takes_conditions: Whether the store is asked with a condition.
+        is_found: An object was seen that may go.
+        lacks_support: The store has said that it knows no such condition.
+    """
+
+    def __init__(self, bucket: Bucket, *, takes_conditions: bool) -> None:
+        self.attempts = _Attempts(bucket)
+        self.takes_conditions = takes_conditions
+        self.is_found = False
+        self.lacks_support = False
+        self._mismatches = 0
+
+    def delay_after(self, failure: ObjectStoreError, *, is_conditional: bool) -> float | None:
+        """Return the seconds to wait before another look; None if there is to be none."""
+        if isinstance(failure, PreconditionFailed):
+            # Another one since the look, or none: several stores say so of both, and show for a while what is gone.
+            self._mismatches += 1
+            return self.attempts.next_delay() if self._mismatches < _MOST_MISMATCHES else None
+        if is_conditional and type(failure) is ObjectStoreError:
+            # Only a refusal that says nothing else can be one of the condition itself, which need not last.
+            self.takes_conditions = False
+            self.lacks_support = failure.status == 501 or failure.code == _NOT_SUPPORTED
+            return 0.0
+        return self.attempts.delay_after(failure)
 
 
 class _SingleAttempt(_Attempts):

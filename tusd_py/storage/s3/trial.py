@@ -269,8 +269,8 @@ class Trial:
         )
 
     async def _remove_as(self, etag: str) -> None:
-        """Remove the record in one attempt, on condition that it has this etag."""
-        etags = [etag]
+        """Remove the record on condition that it has this etag, and then without one if the store refuses conditions."""
+        etags = [etag, etag]
 
         async def look() -> str:
             return etags.pop() if etags else ""
