@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,11 @@ from tests.s3.test_taken_keys import HOOK
 from tests.support.forked import ForkedServer
 from tests.support.store import append, content_of
 from tests.support.tus import Tus, metadata
-from tusd_py.locks.base import UNFENCED, LeaseLost
-from tusd_py.locks.memory import MemoryLocks
+from tusd_py.locks.base import UNFENCED, HeldFence, LeaseLost
+from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.storage.base import StorageError, Upload, UploadInfo
 from tusd_py.storage.s3.object_store import ObjectKind, Properties
+from tusd_py.storage.s3.record import TOKEN
 from tusd_py.storage.s3.store import S3Store
 
 PLACE = "study/1.dcm"
@@ -229,6 +230,37 @@ async def test_a_sweep_frees_what_a_removed_upload_left_under_its_lock(
         await while_held(hold, sweep.tidy(tombstone_ttl=86_400.0, locks=locks), try_lock)
     assert "x.part" not in contents.keys()  # noqa: SIM118
     assert locks.try_acquire("x") is not None
+
+
+class LostLease(MemoryLease):
+    def fence(self) -> HeldFence:
+        return HeldFence(lambda: False)
+
+
+class LosingLocks(MemoryLocks):
+    """Their leases are lost as soon as they are acquired."""
+
+    @asynccontextmanager
+    async def try_acquire_many(
+        self, upload_ids: Sequence[str]
+    ) -> AsyncIterator[dict[str, MemoryLease]]:
+        yield {upload_id: LostLease(self, upload_id) for upload_id in upload_ids}
+
+
+async def test_a_sweep_that_has_lost_its_lock_removes_nothing(
+    opened: Opened, contents: Contents
+) -> None:
+    """Another holder may have begun an upload with the id, and goes on with the other ids."""
+    store = opened()
+    for upload_id in ("x", "y"):
+        await store._places.take(f"study/{upload_id}", upload_id)
+        tail = Properties(metadata={TOKEN: "t"})
+        await store.objects.put(store.layout.tail(upload_id), b"tail", tail, kind=ObjectKind.RECORD)
+    sweep, before = LateStore(store.objects, store.options), contents.keys()
+    await sweep.tidy(tombstone_ttl=86_400.0, locks=LosingLocks())
+    assert contents.keys() == before
+    await sweep.tidy(tombstone_ttl=86_400.0, locks=MemoryLocks())
+    assert contents.keys() == set()
 
 
 # -- stores that know no such condition ----------------------------------------------------------

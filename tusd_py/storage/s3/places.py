@@ -9,10 +9,10 @@ second would replace the first.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 
-from tusd_py.locks.base import Fence
+from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import MAX_ID_BYTES, LocationRefused, PlaceTaken, is_valid_id
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
@@ -135,16 +135,21 @@ class Places:
                 upload_id = (await self._seen(listed.key))[1]
                 if not upload_id or await self._is_needed(upload_id):
                     continue
-                async with if_free(upload_id) as fence:
-                    if fence is not None:
-                        look = partial(self._left_mark, listed.key, upload_id)
-                        freed += await self._objects.delete_if(listed.key, look)
+                with suppress(LeaseLost):
+                    async with if_free(upload_id) as fence:
+                        if fence is not None:
+                            look = partial(self._left_mark, listed.key, upload_id, fence)
+                            freed += await self._objects.delete_if(listed.key, look)
         return freed
 
-    async def _left_mark(self, mark: str, upload_id: str) -> str:
-        """The etag of a mark that names this upload, which does not need it; empty for others."""
+    async def _left_mark(self, mark: str, upload_id: str, fence: Fence) -> str:
+        """The etag of a mark that names this upload, which does not need it; empty for others. Raises LeaseLost."""
         etag, holder = await self._seen(mark)
-        return "" if holder != upload_id or await self._is_needed(upload_id) else etag
+        if holder != upload_id or await self._is_needed(upload_id):
+            return ""
+        with fence():
+            pass
+        return etag
 
     async def _is_needed(self, upload_id: str) -> bool:
         """Whether an upload has a record, or is being removed, so that its mark stays."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypedDict
 
@@ -311,14 +311,15 @@ class S3Removal:
             if upload_id is None or listed.key.startswith(state):
                 continue
             if await self._needs_no_tail(upload_id):
-                async with if_free(upload_id) as fence:
-                    if fence is not None:
-                        look = partial(self._stale_tail, upload_id, listed)
-                        removed += await self._objects.delete_if(listed.key, look)
+                with suppress(LeaseLost):
+                    async with if_free(upload_id) as fence:
+                        if fence is not None:
+                            look = partial(self._stale_tail, upload_id, listed, fence)
+                            removed += await self._objects.delete_if(listed.key, look)
         return removed
 
-    async def _stale_tail(self, upload_id: str, tail: ListedObject) -> str:
-        """The etag of a tail that nobody needs; empty for one that was replaced, or that somebody may need."""
+    async def _stale_tail(self, upload_id: str, tail: ListedObject, fence: Fence) -> str:
+        """The etag of a tail that nobody needs; empty if it was replaced, or somebody may need it. Raises LeaseLost."""
         try:
             head = await self._objects.head(tail.key)
         except ObjectNotFound:
@@ -326,7 +327,11 @@ class S3Removal:
         if TOKEN not in head.properties.metadata or head.etag != tail.etag:
             return ""
         # Another upload may have begun under this id before the tail was looked at.
-        return head.etag if await self._needs_no_tail(upload_id) else ""
+        if not await self._needs_no_tail(upload_id):
+            return ""
+        with fence():
+            pass
+        return head.etag
 
     async def _needs_no_tail(self, upload_id: str) -> bool:
         """Whether there is no upload with this id, or one that is finished."""
