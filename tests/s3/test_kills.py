@@ -109,7 +109,7 @@ STEPS = [
     *both("join", "PutObject", RECORD, 4),
     *both("join small", "PutObject", DATA),
     *both("remove", "PutObject", EVENT),
-    *both("remove", "PutObject", r"\.tusd-py/removing/"),
+    *both("remove", "PutObject", r"\.tusd-py/freeing/"),
     *both("remove", "PutObject", r"\.tusd-py/gone/"),
     *both("remove", "DeleteObject", RECORD),
     *both("remove", "AbortMultipartUpload", DATA),
@@ -121,7 +121,7 @@ STEPS = [
 
 EXPIRY_STEPS = [
     Step("expire", "PutObject", EVENT, "after"),
-    Step("expire", "PutObject", r"\.tusd-py/removing/", "after"),
+    Step("expire", "PutObject", r"\.tusd-py/freeing/", "after"),
     Step("expire", "PutObject", r"\.tusd-py/gone/", "after"),
     Step("expire", "DeleteObject", RECORD, "after"),
     Step("expire", "AbortMultipartUpload", DATA, "after"),

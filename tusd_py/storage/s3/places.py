@@ -8,7 +8,7 @@ second would replace the first.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 
@@ -162,9 +162,8 @@ class Places:
 
         HTTP clients repeat some requests without telling, and such a repeat would remove the next upload's bytes.
         """
-        async for page in self._objects.list(self._layout.directory("removing", upload_id)):
-            if page:
-                return True
+        async for _ in unfreed(self._objects, self._layout, upload_id):
+            return True
         return False
 
     def _mark(self, location: str) -> str:
@@ -183,3 +182,15 @@ class Places:
         return await self._objects.put(
             key, content, _TEXT, kind=ObjectKind.RECORD, if_absent=if_absent, if_match=if_match
         )
+
+
+async def unfreed(objects: ObjectStore, layout: Layout, upload_id: str) -> AsyncIterator[str]:
+    """Yield the keys of what is to be freed of removed uploads with this id, see `removal.py`. Raises ObjectStoreError."""
+    async for page in objects.list(layout.directory("freeing", upload_id)):
+        for listed in page:
+            yield listed.key
+    old = layout.state("removing", upload_id)
+    async for page in objects.list(old):
+        for listed in page:
+            if listed.key == old or listed.key.startswith(f"{old}/"):
+                yield listed.key

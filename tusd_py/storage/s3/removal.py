@@ -1,8 +1,11 @@
 """Removal of uploads: it leaves a tombstone and nothing else, also if it is interrupted anywhere.
 
-    removing/<id>/<token>   what is to be freed, from before the removal until nothing is left and nothing can come back
+    freeing/<id>/<token>    what is to be freed, from before the removal until nothing is left and nothing can come back
+    removing/<id>           the same of earlier builds, some of which put the token behind it
     gone/<id>               the tombstone, with what `Removed` tells; that of the version before is empty
     unpublished/<id>        an event of the removal that the outbox could not take
+
+A store whose keys are paths of files (versitygw) cannot have both `removing/<id>` and a key below it: hence the other name.
 
 The upload is gone once its record is: before that, whatever there is beside it changes nothing. A server that stood still may
 store bytes of it after that. So what an unfinished upload occupied is freed a second time by a later sweep, which looks for
@@ -41,7 +44,7 @@ from tusd_py.storage.s3.object_store import (
     Properties,
     StoreUnavailable,
 )
-from tusd_py.storage.s3.places import IfFree, Places
+from tusd_py.storage.s3.places import IfFree, Places, unfreed
 from tusd_py.storage.s3.progress import finish_of
 from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
 
@@ -109,8 +112,8 @@ class S3Removal:
             event = _Event(id=unpublished.event_id, offset=unpublished.offset, keep=keep_tombstone)
             document = json.dumps({"event": event, "record": content.decode()}).encode()
             await self._put(state("unpublished", upload_id), document)
-        removing = state("removing", upload_id, record.token)
-        await self._put(removing, content)
+        freeing = state("freeing", upload_id, record.token)
+        await self._put(freeing, content)
         if keep_tombstone:
             await self._put_tombstone(record, event_id, fence)
 
@@ -127,7 +130,7 @@ class S3Removal:
             is_old = finished_at is not None and finished_at < now - _INTERRUPTED_SECONDS
             if is_free and (is_old or not keep_tombstone):
                 # Nobody has bytes of it that could come late.
-                await self._objects.delete(removing)
+                await self._objects.delete(freeing)
         except (ObjectStoreError, StorageError) as problem:
             logger.warning("what %s occupied is freed by a later sweep: %s", upload_id, problem)
 
@@ -179,14 +182,13 @@ class S3Removal:
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what crashes in the middle of removals of uploads with this id left."""
-        async for page in self._objects.list(self._layout.directory("removing", upload_id)):
-            for listed in page:
-                await self._resume(upload_id, listed.key, fence)
+        async for key in unfreed(self._objects, self._layout, upload_id):
+            await self._resume(upload_id, key, fence)
 
-    async def _resume(self, upload_id: str, removing: str, fence: Fence) -> bool:
-        """Go on with one removal; return whether nothing of it is left to do. removing: the key of what it is to free."""
+    async def _resume(self, upload_id: str, freeing: str, fence: Fence) -> bool:
+        """Go on with one removal; return whether nothing of it is left to do. freeing: the key of what it is to free."""
         try:
-            _, content = await self._objects.read(removing, limit=RECORD_LIMIT)
+            _, content = await self._objects.read(freeing, limit=RECORD_LIMIT)
             record = parse(content, upload_id=upload_id, changed_at=0.0, etag="")
         except ObjectNotFound:
             return True
@@ -194,12 +196,12 @@ class S3Removal:
             pass
         if await self._is_alive(record):
             # Interrupted before the record went: the upload goes on, unless it is removed once more by now.
-            for mark in (self._layout.state("gone", upload_id), removing):
+            for mark in (self._layout.state("gone", upload_id), freeing):
                 await self._delete_while(mark, lambda: self._is_alive(record))
             return True
         if not await self._free(record):
             return False
-        await self._objects.delete(removing)
+        await self._objects.delete(freeing)
         return True
 
     async def _is_alive(self, record: Record) -> bool:
@@ -280,8 +282,16 @@ class S3Removal:
         removed += await self._remove_old("finals", now - _FINALS_SECONDS)
         removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
         removed += await self._places.tidy(now - _INTERRUPTED_SECONDS, if_free)
-        async for listed in self._older(self._layout.directory("removing"), now):
-            # The name of the directory, the id, and the token, which the version before did not put there.
+        for directory in ("freeing", "removing"):
+            removed += await self._free_left(self._layout.directory(directory), now, if_free)
+        removed += await self._remove_stale_tails(now, if_free)
+        return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
+
+    async def _free_left(self, directory: str, now: float, if_free: IfFree) -> int:
+        """Go on with removals; return how many have nothing left to do."""
+        removed = 0
+        async for listed in self._older(directory, now):
+            # Behind the name of the directory; behind it the token, but for the oldest.
             upload_id = self._layout.names(listed.key)[1]
             try:
                 async with if_free(upload_id) as fence:
@@ -293,8 +303,7 @@ class S3Removal:
                 continue
             except (ObjectStoreError, StorageError) as problem:
                 logger.warning("what %s occupied cannot be freed: %s", upload_id, problem)
-        removed += await self._remove_stale_tails(now, if_free)
-        return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
+        return removed
 
     async def _older(self, prefix: str, now: float) -> AsyncIterator[ListedObject]:
         async for page in self._objects.list(prefix):
