@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -198,7 +199,8 @@ def test_no_mark_is_left_of_finished_uploads(tus: Tus) -> None:
     assert len(list(marks.iterdir())) == 1
     tus.server.kill9()
     tus.server.restart()
-    assert tus.patch(path, 1000, bytes(4000)).status == 204
+    # All at once, and not ending in a zero: this process has made no mark.
+    assert tus.patch(path, 1000, b"x" * 4000).status == 204
     ends_in_zero = tus.finished(bytes(10))
     assert tus.finished(b"x" * 10) != ends_in_zero
     gone = tus.new(10)
@@ -217,3 +219,63 @@ def test_zeros_do_not_count_although_the_clock_was_ahead_before_the_power_cut(tu
     cut_power(tus)
     tus.server.restart()
     assert tus.offset(path) == 1000
+
+
+def hook_for_ids(tmp_path: Path) -> str:
+    hook = tmp_path / "ids.py"
+    hook.write_text(
+        "from tusd_py import Changes\ndef pre_create(event):\n    return Changes(id='chosen')\n"
+    )
+    return str(hook)
+
+
+def test_the_upload_that_has_an_id_next_is_marked_as_well(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    tus = Tus(make_server("--hook", hook_for_ids(tmp_path), "--tombstone-ttl", "0s"))
+    first = tus.new(5000)
+    assert tus.patch(first, 0, b"x" * 1000 + bytes(1000)).status == 204
+    assert tus.delete(first).status == 204
+    path = tus.new(5000)
+    assert path == first
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    tus.server.kill9()
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+
+
+def test_what_another_server_has_told_counts_once_its_upload_is_taken_over(tus: Tus) -> None:
+    path = tus.new(5000)
+    upload_id = id_of(path)
+    assert tus.patch(path, 0, b"x" * 10).status == 204
+    tus.server.kill9()
+    record = tus.server.upload_dir / f"{upload_id}.info"
+    kept = json.loads(record.read_bytes())
+    record.write_text(json.dumps({name: kept[name] for name in kept if name != "TusdPy"}))
+    tus.server.data_file(upload_id).write_bytes(b"x" * 1000 + bytes(1000))
+    (tus.server.upload_dir / ".tusd-py" / "in-session" / upload_id).unlink()
+    tus.server.restart()
+    assert tus.offset(path) == 2000
+    # Taken over, without a byte.
+    assert tus.patch(path, 2000, b"").status == 204
+    for _ in range(2):
+        assert tus.offset(path) == 2000
+        tus.server.kill9()
+        tus.server.restart()
+
+
+def test_where_no_session_can_be_told_times_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(powercuts, "_BOOT_ID", tmp_path / "missing")
+    session = Session(str(tmp_path / "session"), lambda _: str(tmp_path / "new"))
+    before = tmp_path / "before"
+    before.touch()
+    session.open()
+    after = tmp_path / "after"
+    after.touch()
+    # The file system's clock is coarser.
+    later = time.time() + 1
+    os.utime(after, (later, later))
+    assert session.is_older(before.stat())
+    assert not session.is_older(after.stat())

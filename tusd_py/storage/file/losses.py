@@ -148,6 +148,7 @@ class Written:
         durable_to: The length up to which all bytes are known to be durable.
         is_own: This process wrote all bytes behind `durable_to`.
         is_marked: It is recorded that the bytes come from this session.
+        may_be_marked: It may be, by another process or an earlier one.
     """
 
     starts_sound: bool
@@ -156,6 +157,7 @@ class Written:
     durable_to: int = 0
     is_own: bool = False
     is_marked: bool = False
+    may_be_marked: bool = False
 
     @property
     def has_witness(self) -> bool:
@@ -229,7 +231,9 @@ class WrittenUploads:
             loss=loss,
             durable_to=offset if is_durable else 0,
             is_own=not offset or is_durable,
-            is_marked=before is not None and before.is_marked,
+            # Not of an upload that had the same id.
+            is_marked=bool(offset) and before is not None and before.is_marked,
+            may_be_marked=bool(offset),
         )
         self._written[upload_id] = written
         if len(self._written) > _MAX_UPLOADS:

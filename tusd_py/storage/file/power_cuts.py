@@ -61,7 +61,8 @@ class Session:
             self._earlier_until = os.lstat(self._path).st_mtime_ns if kind == _BY_TIMES else None
             self.number = _number(recorded)
         except OSError:
-            self.number = time.time_ns()
+            # Without marks that other processes understand, what is written to from now on is told by its time.
+            self.number = self._earlier_until = time.time_ns()
 
     def _record(self, mount: str, began_at: int) -> None:
         tmp = self._new_path("session")
@@ -83,7 +84,7 @@ def _is_same(recorded: str, present: str) -> bool:
 
 def _is_of_earlier_version(recorded: str) -> bool:
     # They recorded the number of the mount, which is another one in each mount namespace.
-    return recorded.rsplit(maxsplit=1)[-1].isdecimal()
+    return recorded.rsplit(maxsplit=1)[-1] not in (_BY_MARKS, _BY_TIMES)
 
 
 def _number(recorded: str) -> int:

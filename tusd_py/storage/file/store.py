@@ -330,6 +330,9 @@ class FileStore:
     async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
         """Replace the record that another server wrote by our own, durably; from then on ours says whether it is finished."""
         with _translated(f"taking over {upload.id}"):
+            if self._layout.is_local and not upload.finished:
+                # All of its bytes were told to clients as long as the record was the other server's.
+                await self._disk.change(self._mark_in_session, upload.id, fence)
             return await self._threads.run(self._adoption.adopt, upload, fence)
 
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
@@ -392,10 +395,14 @@ class FileStore:
         if written.is_marked or (file.end == upload.info.length and not file.ends_in_zero):
             return
         # Without a mark, zeros at their end may not count once the server has been started again.
-        with suppress(OSError), fence():
-            name, tmp = flat_name(upload.id), self._layout.new_path(upload.id)
-            self._in_session.make(name, self._session.number, tmp)
+        with suppress(OSError):
+            self._mark_in_session(upload.id, fence)
             written.is_marked = True
+
+    def _mark_in_session(self, upload_id: str, fence: Fence) -> None:
+        with fence():
+            name, tmp = flat_name(upload_id), self._layout.new_path(upload_id)
+            self._in_session.make(name, self._session.number, tmp)
 
     def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
@@ -426,7 +433,7 @@ class FileStore:
         with _translated(f"finishing {info.id}"):
             await self._finish(info, sync=sync, fence=fence)
             written = self._written.of(info.id)
-            if written is None or written.is_marked:
+            if written is None or written.is_marked or written.may_be_marked:
                 with suppress(OSError):
                     await self._disk.change(self._in_session.remove, flat_name(info.id))
 
