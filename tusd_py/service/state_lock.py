@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.02
 def directory_id(settings: Settings) -> str:
     """The id of the upload directory of these settings, or the place in a bucket; empty without one. Raises OSError."""
     if settings.s3_bucket:
-        return f"{settings.s3_bucket}/{settings.s3_object_prefix}"
+        return f"{settings.s3_endpoint or ''} {settings.s3_bucket}/{settings.s3_object_prefix}"
     return read_id(settings.upload_dir) or ""
 
 
