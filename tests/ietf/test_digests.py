@@ -129,9 +129,22 @@ def test_R21_an_append_cannot_announce_another_repr_digest(ietf: Ietf) -> None:
     for other in (digest(b"hello!world"), digest(whole, "sha-512")):
         refused = ietf.append(path, 5, b"!world", complete=True, headers={"Repr-Digest": other})
         assert (refused.status, "ERR_INVALID_DIGEST" in refused.text) == (400, True)
+    both = f"{digest(whole)}, {digest(b'hello!world', 'sha-512')}"
+    wrong_too = ietf.new(len(whole), b"hello", {"Repr-Digest": both})
+    fields = {"Repr-Digest": digest(whole, "sha-512")}
+    assert ietf.append(wrong_too, 5, b" world", complete=True, headers=fields).status == 400
     assert ietf.offset(path) == 5
     same = {"Repr-Digest": digest(whole)}
     assert ietf.append(path, 5, b" world", complete=True, headers=same).status == 201
+
+
+def test_R21_the_digest_that_was_announced_is_found_among_several(ietf: Ietf) -> None:
+    whole = b"hello world"
+    path = ietf.new(len(whole), b"hello", {"Repr-Digest": digest(whole, "sha-512")})
+    both = {"Repr-Digest": f"{digest(whole)}, {digest(whole, 'sha-512')}"}
+    for offset, rest in ((5, b" world"), (11, b"")):
+        assert ietf.append(path, offset, rest, complete=True, headers=both).status == 201
+    assert ietf.stored(path) == whole
 
 
 def test_R21_repr_digest_of_an_append_that_is_cut_counts_for_the_rest(ietf: Ietf) -> None:

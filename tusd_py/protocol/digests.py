@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import http_sf
 
@@ -24,6 +24,11 @@ def parse(value: str, name: str) -> Checksum | None:
 
     name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests, or longer than 2 KiB.
     """
+    return next(parse_each(value, name), None)
+
+
+def parse_each(value: str, name: str) -> Iterator[Checksum]:
+    """The digests of all algorithms of ours that a field has, in the order of our preference. See `parse`."""
     members = _dictionary(value)
     if members is None:
         raise errors.invalid_digest(name)
@@ -32,8 +37,7 @@ def parse(value: str, name: str) -> Checksum | None:
             digest = members[key]
             if not isinstance(digest, bytes) or len(digest) != ALGORITHMS[algorithm][1]:
                 raise errors.invalid_digest(name)
-            return Checksum(algorithm, digest)
-    return None
+            yield Checksum(algorithm, digest)
 
 
 def wanted(value: str) -> str | None:
@@ -50,9 +54,9 @@ def wanted(value: str) -> str | None:
     return max(weights, key=weights.__getitem__, default=None)
 
 
-def serialize(checksum: Checksum) -> str:
-    """A digest field with this digest of sha256 or sha512."""
-    return http_sf.ser({_NAMES[checksum.algorithm]: (checksum.digest, {})})
+def serialize(*checksums: Checksum) -> str:
+    """A digest field with these digests of sha256 and sha512."""
+    return http_sf.ser({_NAMES[each.algorithm]: (each.digest, {}) for each in checksums})
 
 
 def _dictionary(value: str) -> dict[str, object] | None:

@@ -256,10 +256,10 @@ def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
 
 
 def _repr_digest(headers: Mapping[str, str]) -> str:
-    """The digest of the whole upload as it stands in its record; empty without one that can be verified."""
+    """The digests of the whole upload as they stand in its record; empty without any that can be verified."""
     given = headers.get(digests.REPRESENTATION.lower())
-    digest = None if given is None else digests.parse(given, digests.REPRESENTATION)
-    return "" if digest is None else digests.serialize(digest)
+    found = () if given is None else tuple(digests.parse_each(given, digests.REPRESENTATION))
+    return digests.serialize(*found) if found else ""
 
 
 def _wanted_digest(headers: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ The request that is being carried out decides, so an upload that was begun by on
 
 from __future__ import annotations
 
-from tusd_py.protocol import errors
+from tusd_py.protocol import digests, errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Append
 from tusd_py.storage.base import Upload
@@ -15,15 +15,23 @@ from tusd_py.storage.base import Upload
 def check_open(upload: Upload, command: Append) -> None:
     """Raise a 400 for an append to a finished upload, unless it repeats the request that completed it.
 
-    Also for a digest of the whole that is not the one which an earlier request announced.
+    Also for a digest of the whole that contradicts the one which an earlier request announced. That one is verified.
     """
     repeats = command.completes and command.content.length in (0, None)
     if upload.finished and command.completes is not None and not repeats:
         raise errors.completed()
-    known = upload.info.repr_digest
-    # That of a finished upload is not verified any more.
-    if command.repr_digest and command.repr_digest != known and (known or upload.finished):
-        raise errors.other_digest()
+    known, given = (_digests(each) for each in (upload.info.repr_digest, command.repr_digest))
+    if given and (known or upload.finished):
+        # What cannot be compared is not verified any more.
+        common = known.keys() & given.keys()
+        if not common or any(known[each] != given[each] for each in common):
+            raise errors.other_digest()
+
+
+def _digests(text: str) -> dict[str, bytes]:
+    """The digests of a record or a command by algorithm."""
+    found = digests.parse_each(text, digests.REPRESENTATION) if text else ()
+    return {each.algorithm: each.digest for each in found}
 
 
 def before_body(upload: Upload, command: Append) -> Upload:
