@@ -170,6 +170,23 @@ def test_the_session_that_an_earlier_version_recorded_goes_on(tus: Tus) -> None:
     assert tus.offset(path) == 2000
 
 
+@pytest.mark.parametrize(("age", "counts"), [(0.0, 2000), (10 * 365 * 86_400.0, 1000)])
+def test_what_version_0_1_0_has_written_since_the_machine_started_counts(
+    tus: Tus, age: float, counts: int
+) -> None:
+    """It knew nothing of sessions."""
+    path = tus.new(5000)
+    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
+    tus.server.kill9()
+    state = tus.server.upload_dir / ".tusd-py"
+    (state / "session").unlink()
+    (state / "in-session" / id_of(path)).unlink()
+    at = time.time() - age
+    os.utime(tus.server.data_file(id_of(path)), (at, at))
+    tus.server.restart()
+    assert tus.offset(path) == counts
+
+
 def set_clock(tus: Tus, path: str, *, seconds: float) -> None:
     """Makes everything look as if it had been written by another clock."""
     data = tus.server.data_file(id_of(path))

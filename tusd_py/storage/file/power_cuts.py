@@ -7,8 +7,8 @@ machine started), zeros at the end of its last block do not count, nor anything 
 a zero are acknowledged, their length is recorded as sound. Finished uploads are synced and not concerned.
 
 Times do not tell what was written to in this session, as clocks are set. An unfinished upload that was has the number of the
-session in `.tusd-py/in-session`; without one, its bytes do not end in a zero. Only in a session that an earlier version has
-begun, which makes no such marks, times are compared.
+session in `.tusd-py/in-session`; without one, its bytes do not end in a zero. Only in a session in which an earlier version may
+have written, which makes no such marks, times are compared for uploads without one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class Session:
             boot = _BOOT_ID.read_text().strip()
             present = f"{boot} {mount_of(os.path.dirname(self._path))}"
             recorded = _read(self._path)
-            if not _is_same(recorded, present):
+            if not recorded:
+                # What version 0.1.0 has written since the machine started has no marks, and servers of it may run beside.
+                recorded = f"{present} {_BY_TIMES}"
+                self._record(recorded, time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            elif not _is_same(recorded, present):
                 recorded = f"{present} {_BY_MARKS}"
                 self._record(recorded, time.time_ns())
             elif _is_of_earlier_version(recorded):
