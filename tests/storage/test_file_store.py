@@ -245,6 +245,9 @@ def test_a_record_cannot_point_outside_of_the_directory(
 # -- crashes -----------------------------------------------------------------------------------
 
 
+NOTES = ("state.lock", "removal-settings")
+
+
 def remains(server: ServerProcess) -> list[str]:
     """Return the server's own files, without its id, lock, tombstones and the marks of this mount and the last sweep."""
     state = server.upload_dir / ".tusd-py"
@@ -252,7 +255,7 @@ def remains(server: ServerProcess) -> list[str]:
         str(file.relative_to(state))
         for file in state.rglob("*")
         if (file.is_file() or file.is_symlink())
-        and file.name not in {"server.lock", "session", "swept", "id"}
+        and file.name not in {*NOTES, "server.lock", "session", "swept", "id"}
         and "gone" not in file.parts
     ]
 

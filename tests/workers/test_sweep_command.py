@@ -319,7 +319,7 @@ def test_entries_that_are_none_of_ours_do_not_end_a_sweep(
         left.write_text("00")
         done = command("sweep", *of(server), env=env)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("1 uploads seen")
+        assert done.stdout.startswith("1 upload seen")
         assert not left.exists()
 
 
