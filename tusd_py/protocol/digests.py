@@ -24,10 +24,10 @@ def parse(value: str, name: str) -> Checksum | None:
 
     name: of the field, for the error. Raises a 400 for a field that is no dictionary of digests, or longer than 2 KiB.
     """
-    return next(parse_each(value, name), None)
+    return next(each_of(value, name), None)
 
 
-def parse_each(value: str, name: str) -> Iterator[Checksum]:
+def each_of(value: str, name: str) -> Iterator[Checksum]:
     """The digests of all algorithms of ours that a field has, in the order of our preference. See `parse`."""
     members = _dictionary(value)
     if members is None:

@@ -258,7 +258,7 @@ def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
 def _repr_digest(headers: Mapping[str, str]) -> str:
     """The digests of the whole upload as they stand in its record; empty without any that can be verified."""
     given = headers.get(digests.REPRESENTATION.lower())
-    found = () if given is None else tuple(digests.parse_each(given, digests.REPRESENTATION))
+    found = () if given is None else tuple(digests.each_of(given, digests.REPRESENTATION))
     return digests.serialize(*found) if found else ""
 
 

@@ -30,7 +30,7 @@ def check_open(upload: Upload, command: Append) -> None:
 
 def _digests(text: str) -> dict[str, bytes]:
     """The digests of a record or a command by algorithm."""
-    found = digests.parse_each(text, digests.REPRESENTATION) if text else ()
+    found = digests.each_of(text, digests.REPRESENTATION) if text else ()
     return {each.algorithm: each.digest for each in found}
 
 
