@@ -30,9 +30,10 @@ BODY = random.Random(8).randbytes(24 * MIB + 77)
 class Left:
     """A prefix of the bucket as tusd leaves it."""
 
-    def __init__(self, server: S3Server, prefix: str) -> None:
+    def __init__(self, server: S3Server, prefix: str, state_dir: Path) -> None:
         self.prefix = prefix
         self._endpoint = server.endpoint
+        self._state_dir = state_dir
         session = botocore.session.Session()
         session.set_credentials(ACCESS_KEY, SECRET_KEY)
         self.client = session.create_client("s3", endpoint_url=server.endpoint, region_name=REGION)
@@ -106,14 +107,15 @@ class Left:
         """Run a command of ours on it; its exit code, and what it printed."""
         bucket = ("--s3-bucket", BUCKET, "--s3-endpoint", self._endpoint)
         prefixes = ("--s3-object-prefix", self.prefix, "--s3-info-prefix", self.prefix)
-        done = commands.run(*arguments, *bucket, *prefixes, env=ENVIRONMENT)
+        env = {**ENVIRONMENT, "TUSD_STATE_DIR": str(self._state_dir)}
+        done = commands.run(*arguments, *bucket, *prefixes, env=env)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout
 
 
 @pytest.fixture
-def left(seaweedfs: S3Server, prefix: str) -> Left:
-    return Left(seaweedfs, prefix)
+def left(seaweedfs: S3Server, prefix: str, tmp_path: Path) -> Left:
+    return Left(seaweedfs, prefix, tmp_path / "state")
 
 
 @pytest.fixture
