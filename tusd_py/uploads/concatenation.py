@@ -129,9 +129,30 @@ class Concatenation:
         distinct = list(parts)
         for at in range(0, len(distinct), _ASKED_TOGETHER):
             some = distinct[at : at + _ASKED_TOGETHER]
-            for waiting in await asyncio.gather(*map(self._joiner.finals_awaiting, some)):
-                if len(waiting) >= max(most, 1):
-                    raise errors.too_many_waiting(len(waiting))
+            listed = await asyncio.gather(*map(self._joiner.finals_awaiting, some))
+            for part_id, final_ids in zip(some, listed, strict=True):
+                if len(final_ids) < max(most, 1):
+                    continue
+                waiting = await self._still_waiting(final_ids, part_id)
+                if waiting >= max(most, 1):
+                    raise errors.too_many_waiting(waiting)
+
+    async def _still_waiting(self, final_ids: Sequence[str], part_id: str) -> int:
+        """Count the finals that wait for a part: some that are listed may have been removed or joined meanwhile."""
+        count = 0
+        for final_id in final_ids:
+            # The record of a final may have a megabyte.
+            await asyncio.sleep(0)
+            try:
+                final = await self._store.load(final_id)
+            except (UploadNotFound, UploadGone):
+                continue
+            except StorageError:
+                # It cannot be told.
+                count += 1
+            else:
+                count += not final.joined and part_id in final.info.parts
+        return count
 
     async def begin(self, final: Upload, fence: Fence) -> Upload:
         """Join the parts of a new final, or register it to be joined when the last part is finished.
