@@ -278,7 +278,11 @@ def test_a_sweep_asks_after_a_dry_run(page: Page) -> None:
 def test_tokens_of_an_owner_are_revoked(page: Page, server: ServerProcess) -> None:
     finish(server, "carols.zip", owner="carol")
     root = Operator(address_of(server), bearer(access("root", "uploads:admin")))
-    wait_until(lambda: bool(root.get("/uploads", owner="carol")["uploads"]), "it to be listed")
+
+    def is_listed() -> bool:
+        return bool(root.get("/uploads", owner="carol", state="finished")["uploads"])
+
+    wait_until(is_listed, "it to be listed with its bytes")
     open_panel(page, "owners")
     expect(page.locator("tr", has_text="carol")).to_contain_text("5 B5 B / 50 MB")
     page.locator("tr", has_text="carol").get_by_role("link", name="Show uploads").click()

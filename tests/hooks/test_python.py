@@ -307,11 +307,9 @@ def test_refusals_of_a_wrong_type_are_refused_where_a_hook_makes_them(
 def test_a_finish_whose_hook_answers_with_bytes_is_tried_again(hooked: MakeHooked) -> None:
     server = hooked(
         """
-        tried = []
-
         def pre_finish(event):
-            tried.append(event)
-            return Changes(response=HookResponse(status=200, body=b"done" if len(tried) == 1 else "done"))
+            is_mended = "x-mended" in event.request.headers
+            return Changes(response=HookResponse(status=200, body="done" if is_mended else b"done"))
         """
     )
     tus = server.tus
@@ -320,9 +318,10 @@ def test_a_finish_whose_hook_answers_with_bytes_is_tried_again(hooked: MakeHooke
     tus.server.wait_for_line(
         "the pre-finish hook tusd_hook_hooks0 failed for upload .*must be text"
     )
-    assert server.metric('tusd_hook_errors_total{hooktype="pre-finish"}') == 1
+    # The server itself may have tried again meanwhile.
+    assert server.metric('tusd_hook_errors_total{hooktype="pre-finish"}') >= 1
     assert tus.get(path).status == 404
-    assert tus.patch(path, 5, b"").text == "done"
+    assert tus.patch(path, 5, b"", {"X-Mended": "1"}).text == "done"
 
 
 def test_a_request_that_creates_and_finishes_has_what_both_hooks_say(hooked: MakeHooked) -> None:
