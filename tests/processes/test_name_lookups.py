@@ -1,4 +1,4 @@
-"""Processes stop in time although nobody answers for the name of their Redis."""
+"""Processes stop in time while DNS does not answer for the host of their Redis."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _ends_after_signal(wake: int, seconds: float, is_busy: Callable[[], bool]) -
     while True:
         wait = None if idle_since is None else _INTERVAL
         if select.select([wake], [], [], wait)[0]:
-            # Read to its end: signals that come while a job runs would find nobody who reads.
+            # Also after the first: a later signal would be written to a pipe without a reader.
             numbers = os.read(wake, 64)
             if not numbers:
                 return False

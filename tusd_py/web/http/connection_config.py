@@ -34,7 +34,7 @@ class Limits:
         return self.connections + 16 + self.connections // 16
 
 
-def _is_nobodys(_address: str) -> bool:
+def _is_never_shared(_address: str) -> bool:
     return False
 
 
@@ -54,7 +54,7 @@ class ConnectionConfig:
     refusal_headers: RefusalHeaders = _no_headers
     collector: Collector = field(default_factory=Collector)
     tls: ssl.SSLContext | None = None
-    is_shared: Callable[[str], bool] = _is_nobodys
+    is_shared: Callable[[str], bool] = _is_never_shared
     long_heads: LongHeads = field(init=False)
 
     def __post_init__(self) -> None:
