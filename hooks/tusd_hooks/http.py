@@ -23,10 +23,11 @@ from yarl import URL
 
 from tusd_hooks import wire
 from tusd_hooks.wire import MalformedAnswer, WireHooks
-from tusd_py import logs, tracing
+from tusd_py import logs
 from tusd_py.auth.http_client import USER_AGENT, proxy_for, without_credentials
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
 from tusd_py.settings.model import Settings
+from tusd_py.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,6 @@ from tusd_py.events.model import (
     RequestView,
     UploadView,
 )
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
@@ -52,6 +51,7 @@ from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import UploadInfo
+from tusd_py.telemetry.counters import Counters
 
 __all__ = ["DuplicateCheck", "Expired", "Problem", "TokenCheck", "answer_problem", "expire"]
 

@@ -17,13 +17,13 @@ from ruamel.yaml import YAML
 
 from tests.support.requirements import require_program
 from tests.support.server import ROOT
-from tusd_py.metrics.disk import DiskMetrics
-from tusd_py.metrics.jobs import JobsMetrics
-from tusd_py.metrics.object_store import ObjectStoreCounters
-from tusd_py.metrics.prometheus import Metrics
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient
 from tusd_py.storage.file.store import FileStore
+from tusd_py.telemetry.disk import DiskMetrics
+from tusd_py.telemetry.jobs import JobsMetrics
+from tusd_py.telemetry.object_store import ObjectStoreCounters
+from tusd_py.telemetry.prometheus import Metrics
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES = PROMETHEUS / "rules.yml"

@@ -22,5 +22,5 @@ def test_every_layer_is_on_the_map_in_its_place() -> None:
     table = (ROOT / "CONTRIBUTING.md").read_text()
     rows = re.findall(r"^\| ((?:`[\w./]+`(?:, )?)+) \|", table, re.MULTILINE)
     listed = [name.rpartition("/")[2] for row in rows for name in re.findall(r"`([\w./]+)`", row)]
-    tools = ("tusd_py.background", "tusd_py.batches", "tusd_py.logs")
+    tools = ("tusd_py.background", "tusd_py.logs")
     assert listed == [each for each in layers if each not in tools]

@@ -21,10 +21,10 @@ from tusd_py.events.model import (
     RequestView,
     UploadView,
 )
-from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
+from tusd_py.telemetry.counters import Counters
 
 STUDY: Mapping[str, bytes] = {"study": b"17", "filename": b"a.dcm"}
 LENGTH = 100

@@ -29,8 +29,8 @@ from tusd_py.events.model import (
     RequestView,
     UploadView,
 )
-from tusd_py.metrics.counters import Counters
 from tusd_py.settings.model import Settings
+from tusd_py.telemetry.counters import Counters
 
 ALL = ("--hooks-enabled-events", ALL_EVENTS)
 

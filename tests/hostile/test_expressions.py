@@ -43,7 +43,7 @@ OPERATORS = {
     "tusd_py.redis.": "answers of Redis",
     "tusd_py.storage.file.fsync.": "the kernel's version",
     "tusd_py.storage.file.records.": "records, which we have written ourselves",
-    "tusd_py.metrics.prometheus.": "our own metrics",
+    "tusd_py.telemetry.prometheus.": "our own metrics",
     "tusd_py.web.cors._TOKEN": "settings",
     "tusd_py.web.cors:None": "the operator's expression, tried at the start, on at most 512 bytes",
     "tusd_py.jobs.": "what lies in the Redis, and names of this machine",
@@ -97,7 +97,7 @@ REACHED_BY: Mapping[str, tuple[str, ...]] = {
     r"tusd_py.web.proxy_headers:'\\\\(.)'": ("",),
     "tusd_py.storage.finished_names._DEVICE": ("", "com", "com1"),
     "tusd_py.storage.finished_names._PACKED": ("", ".", ".a."),
-    "tusd_py.tracing._is_traceparent": ("", "00-"),
+    "tusd_py.telemetry.tracing._is_traceparent": ("", "00-"),
     "tusd_hooks.wire._METADATA_KEY": ("",),
 }
 """For each other expression: beginnings after which hostile bytes meet each of its repetitions."""

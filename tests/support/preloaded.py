@@ -29,7 +29,7 @@ _SERVER = (
     "tusd_py.cli.serve",
     "tusd_py.process.server",
     "tusd_py.locks.redis",
-    "tusd_py.metrics.prometheus",
+    "tusd_py.telemetry.prometheus",
 )
 MODULES = {
     "serve": _SERVER,

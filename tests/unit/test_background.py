@@ -14,8 +14,8 @@ from tests.support.server import ROOT
 from tusd_py import background
 from tusd_py.background import keep_running, spawn
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.metrics.prometheus import Metrics
 from tusd_py.redis import RedisClient
+from tusd_py.telemetry.prometheus import Metrics
 
 GUARD = 60.0
 

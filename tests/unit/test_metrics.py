@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tusd_py import __version__, background
-from tusd_py.metrics.object_store import ObjectStoreCounters
-from tusd_py.metrics.prometheus import Metrics
 from tusd_py.storage import skipped
+from tusd_py.telemetry.object_store import ObjectStoreCounters
+from tusd_py.telemetry.prometheus import Metrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 

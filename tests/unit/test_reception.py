@@ -13,13 +13,13 @@ import pytest
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import RequestView
 from tusd_py.locks.base import HeldFence, UncontestedLease
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.checksum import parse
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.receive import BodyEnd, BodyReceiver, GetBuffer, Watcher, WriteView
 

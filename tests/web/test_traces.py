@@ -18,7 +18,7 @@ from tests.hooks.endpoint import Call, Endpoint, Reply, closed_port
 from tests.support.server import ServerProcess, environment
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
-from tusd_py import tracing
+from tusd_py.telemetry import tracing
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}

@@ -18,10 +18,10 @@ from tests.support.redis import RedisServer
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
 from tusd_py.jobs.status import JobsReport, QueueStatus
-from tusd_py.metrics.jobs import JobsMetrics
-from tusd_py.metrics.prometheus import Metrics
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
+from tusd_py.telemetry.jobs import JobsMetrics
+from tusd_py.telemetry.prometheus import Metrics
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     await metrics.jobs.read()
     assert "tusd_workers" not in scraped()
     now = time.monotonic() + 61
-    monkeypatch.setattr("tusd_py.metrics.jobs.time.monotonic", lambda: now)
+    monkeypatch.setattr("tusd_py.telemetry.jobs.time.monotonic", lambda: now)
     assert "tusd_registry_uploads" not in scraped()
     assert scraped()["tusd_redis_up"] == 1
     await redis_client.stop()

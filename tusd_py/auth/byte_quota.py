@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
 from tusd_py.background import Work, spawn
-from tusd_py.batches import batched
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
+from tusd_py.redis.batches import batched
 
 logger = logging.getLogger(__name__)
 

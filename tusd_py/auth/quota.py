@@ -14,9 +14,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tusd_py.batches import batched
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
+from tusd_py.redis.batches import batched
 
 logger = logging.getLogger(__name__)
 

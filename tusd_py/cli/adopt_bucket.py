@@ -6,11 +6,10 @@ import asyncio
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tusd_py.batches import batched_async
 from tusd_py.cli.output import CommandFailed, Listing, count_of, printable, write_json, write_line
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import StorageError
+from tusd_py.storage.base import StorageError, batched_ids
 
 if TYPE_CHECKING:
     from tusd_py.storage.s3.takeover import Found
@@ -108,7 +107,7 @@ async def _adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_js
             return Row(upload_id, "left alone", note=str(problem).removeprefix(f"{upload_id}: "))
 
     try:
-        async for names in batched_async(store.ids(), _AT_ONCE):
+        async for names in batched_ids(store.ids(), _AT_ONCE):
             for row in await asyncio.gather(*map(look_at, names)):
                 summary.count(row)
                 if row.state != "ours":

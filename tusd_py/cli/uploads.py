@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import click
 
 from tusd_py import logs
-from tusd_py.batches import batched_async
 from tusd_py.cli.instance import check_directories
 from tusd_py.cli.options import Value, action, one_word, option, read_settings, subcommand, whole
 from tusd_py.cli.output import (
@@ -33,7 +32,14 @@ from tusd_py.cli.upload_rows import SORTS, STATES, FirstRows, Row, Wanted, watch
 from tusd_py.service.backends import store_to_read
 from tusd_py.service.instance import reader
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import StorageError, Store, Upload, UploadGone, UploadNotFound
+from tusd_py.storage.base import (
+    StorageError,
+    Store,
+    Upload,
+    UploadGone,
+    UploadNotFound,
+    batched_ids,
+)
 from tusd_py.storage.skipped import printable as printable_path
 from tusd_py.uploads.model import name_of
 from tusd_py.uploads.service import Uploads
@@ -200,7 +206,7 @@ async def _last_row(reader: _Reader, upload_id: str) -> Row:
 async def _all(reader: _Reader) -> AsyncIterator[Row]:
     """Yield the rows of all uploads that can be read, and tell of the others."""
     progress = Counter("uploads read")
-    async for batch in batched_async(reader.store.ids(_tell_skipped), _BATCH):
+    async for batch in batched_ids(reader.store.ids(_tell_skipped), _BATCH):
         for upload in await reader.uploads.load_each(batch):
             if isinstance(upload, Upload):
                 yield _row(reader.uploads, upload)

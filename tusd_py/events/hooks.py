@@ -35,9 +35,9 @@ from tusd_py.events.model import (
     Stop,
     UploadView,
 )
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.telemetry.counters import Counters
 
 logger = logging.getLogger(__name__)
 

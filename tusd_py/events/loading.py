@@ -17,8 +17,8 @@ from types import ModuleType
 from tusd_py.events.hooks import Hooks, listens
 from tusd_py.events.model import EventType, HookError, UploadView
 from tusd_py.events.outbox_record import is_secret
-from tusd_py.metrics.counters import Counters
 from tusd_py.settings.model import Settings
+from tusd_py.telemetry.counters import Counters
 
 logger = logging.getLogger(__name__)
 

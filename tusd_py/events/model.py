@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from tusd_py.auth.principal import ANYBODY, Principal
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.telemetry.counters import Counters
 
 if TYPE_CHECKING:
     from tusd_py.redis import RedisClient

@@ -16,11 +16,11 @@ from typing import cast
 from redis import Redis
 from rq import Queue
 
-from tusd_py.batches import batched
 from tusd_py.jobs import table as job_table
 from tusd_py.jobs.delayed import KEPT_SECONDS, DelayedJobs
 from tusd_py.jobs.queues import DELIVERY, QueueKeys
 from tusd_py.jobs.rq_classes import queue_class, set_aside_unless
+from tusd_py.redis.batches import batched
 
 _BATCH = 500
 """Jobs in one command."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from tusd_py import logs, tracing
+from tusd_py import logs
 from tusd_py.events.model import HookError
 from tusd_py.process import stopping, unix_socket
 from tusd_py.process.sidecars import Children
@@ -24,6 +24,7 @@ from tusd_py.process.supervisor import Supervisor
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
+from tusd_py.telemetry import tracing
 from tusd_py.web.admin.place import AdminPlace
 from tusd_py.web.app import Site, TusApp, metrics_directory
 from tusd_py.web.http import heads
@@ -96,7 +97,7 @@ def run(settings: Settings, origins: Mapping[str, str] | None = None) -> int:
         if several:
             # Each process opens its own files; the directory is locked here, for as long as any of them serves.
             app.instance.lock_directory()
-            from tusd_py.metrics import multiprocess  # noqa: PLC0415
+            from tusd_py.telemetry import multiprocess  # noqa: PLC0415
 
             multiprocess.clear(metrics_directory(settings))
         else:

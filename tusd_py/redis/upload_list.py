@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-from tusd_py.batches import batched
 from tusd_py.redis import Part, RedisClient, Script
+from tusd_py.redis.batches import batched
 
 State = Literal["unfinished", "finished", "part"]
 Order = Literal["newest", "oldest"]

@@ -18,7 +18,6 @@ from tusd_py.locks.fallback import FallbackLocks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.ofd import OfdLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
@@ -31,6 +30,7 @@ from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.mounts import is_local
 from tusd_py.storage.file.store import FileStore
+from tusd_py.telemetry.counters import Counters
 
 logger = logging.getLogger(__name__)
 

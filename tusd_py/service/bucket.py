@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tusd_py.metrics.counters import Counters
-from tusd_py.metrics.object_store import ObjectStoreCounters
 from tusd_py.settings.model import Settings
 from tusd_py.settings.name_template import split_template
 from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket, Encryption
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.telemetry.counters import Counters
+from tusd_py.telemetry.object_store import ObjectStoreCounters
 
 
 def bucket_of(settings: Settings) -> Bucket:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tusd_py.metrics.counters import Counters
+from tusd_py.telemetry.counters import Counters
 
 _PAUSE_FACTOR = 3.0
 """Seconds of pause per second of work while clients are served: a duty cycle of 25 %."""

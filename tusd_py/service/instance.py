@@ -22,7 +22,6 @@ from tusd_py.events.model import HookContext
 from tusd_py.events.publisher import EventPublisher, Relay
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
-from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.redis.live import LiveBoard
@@ -37,6 +36,7 @@ from tusd_py.service.state_lock import StateLock, directory_id
 from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads

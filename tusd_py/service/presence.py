@@ -13,11 +13,11 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol.errors import DUPLICATE_UPLOAD
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndexWriter
 from tusd_py.redis.live import BodyDocument, LiveBoard, ServerDocument
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.receive import RunningBody
 from tusd_py.uploads.service import Uploads
 

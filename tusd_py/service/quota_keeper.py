@@ -9,9 +9,8 @@ import asyncio
 import logging
 
 from tusd_py.auth.byte_quota import ByteQuotas
-from tusd_py.batches import batched_async
 from tusd_py.redis import RedisUnavailable
-from tusd_py.storage.base import StorageError, Upload, UploadDamaged
+from tusd_py.storage.base import StorageError, Upload, UploadDamaged, batched_ids
 from tusd_py.storage.skipped import ignore_entry
 from tusd_py.uploads.quotas import size_of
 from tusd_py.uploads.service import Uploads
@@ -35,7 +34,7 @@ class QuotaKeeper:
         while True:
             try:
                 if not await self._quotas.want() and self._reads:
-                    async for batch in batched_async(self._uploads.store.ids(ignore_entry), _BATCH):
+                    async for batch in batched_ids(self._uploads.store.ids(ignore_entry), _BATCH):
                         await self._put(batch)
                     await self._quotas.mark_whole()
             except (RedisUnavailable, StorageError) as problem:

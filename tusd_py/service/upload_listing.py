@@ -11,13 +11,12 @@ import asyncio
 import logging
 import time
 
-from tusd_py.batches import batched_async
-from tusd_py.metrics.counters import Counters
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.upload_list import UploadList
 from tusd_py.service.duty_cycle import DutyCycle
-from tusd_py.storage.base import StorageError, Upload, UploadDamaged
+from tusd_py.storage.base import StorageError, Upload, UploadDamaged, batched_ids
 from tusd_py.storage.skipped import ignore_entry
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.due_marks import listed
 from tusd_py.uploads.service import Uploads
 
@@ -49,7 +48,7 @@ class ListKeeper:
                 is_whole = await self._list.want()
                 if not is_whole or time.monotonic() - read_at > _AGAIN_SECONDS:
                     await asyncio.sleep(_NOTICE_SECONDS)
-                    async for batch in batched_async(self._uploads.store.ids(ignore_entry), _BATCH):
+                    async for batch in batched_ids(self._uploads.store.ids(ignore_entry), _BATCH):
                         await self._put(batch)
                     await self._list.mark(whole=True)
                     read_at = time.monotonic()

@@ -155,6 +155,18 @@ def is_valid_id(upload_id: str) -> bool:
     )
 
 
+async def batched_ids(ids: AsyncIterator[str], size: int) -> AsyncIterator[list[str]]:
+    """Yield ids in lists of `size`, as a question about many costs little more than one; the last may have fewer."""
+    batch: list[str] = []
+    async for upload_id in ids:
+        batch.append(upload_id)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 @dataclass(frozen=True, slots=True)
 class Counted:
     """The byte counts in another server's record, where they and not the file are the truth about the bytes.

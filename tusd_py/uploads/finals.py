@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from tusd_py.auth.principal import Action
-from tusd_py.batches import batched
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Fence, LockTimeout
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Creation
+from tusd_py.redis.batches import batched
 from tusd_py.storage.base import (
     BytesMissing,
     Upload,

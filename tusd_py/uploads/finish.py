@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tusd_py.background import spawn
-from tusd_py.batches import batched
 from tusd_py.events.model import Event, EventType, HookResponse, RequestView, UploadView
 from tusd_py.locks.base import Fence, Lease, LeaseLost, LocksClosed, LocksUnavailable
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.redis.batches import batched
 from tusd_py.storage.base import (
     TIME_DIGITS,
     StorageError,

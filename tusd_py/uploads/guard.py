@@ -29,9 +29,9 @@ from tusd_py.locks.base import (
     LocksUnavailable,
     LockTimeout,
 )
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.storage.base import Upload
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.access import Access
 from tusd_py.uploads.failures import translated
 

@@ -11,8 +11,8 @@ from tusd_py.auth.quota import OpenUploads
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import Locks
-from tusd_py.metrics.counters import Counters
 from tusd_py.storage.base import Store
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.access import Access
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.expiry import Expiry

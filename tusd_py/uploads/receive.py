@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.locks.base import Lease, LeaseLost
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.tus import Content
@@ -30,6 +29,7 @@ from tusd_py.storage.base import (
     UploadInfo,
     Writer,
 )
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.failures import response_to
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.quotas import Allowance

@@ -30,12 +30,12 @@ from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import RequestView
 from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.base import Locks
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol.tus import Creation
 from tusd_py.storage.base import (
     Store,
     Upload,
 )
+from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.abandoned_events import AbandonedEvents
 from tusd_py.uploads.append import Appender
 from tusd_py.uploads.create import Creator

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from tusd_py.batches import batched_async
 from tusd_py.locks.base import LocksClosed, LocksUnavailable
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.redis import RedisUnavailable
@@ -29,6 +28,7 @@ from tusd_py.storage.base import (
     UploadGone,
     UploadNotFound,
     VolumeMissing,
+    batched_ids,
 )
 from tusd_py.storage.skipped import skip_entry
 from tusd_py.uploads.due_marks import open_state
@@ -128,7 +128,7 @@ async def sweep(
         quiet=quiet,
         now=now,
     )
-    async for batch in batched_async(uploads.store.ids(running.skip), _BATCH):
+    async for batch in batched_ids(uploads.store.ids(running.skip), _BATCH):
         if uploads.closing:
             return running.report
         await running.check(batch)

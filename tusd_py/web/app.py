@@ -15,14 +15,11 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tusd_py import logs, tracing
+from tusd_py import logs
 from tusd_py.background import cancel, keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events import model as events
 from tusd_py.maintenance.remote import ControlServer
-from tusd_py.metrics.counters import Counters
-from tusd_py.metrics.disk import DiskMetrics
-from tusd_py.metrics.jobs import JobsMetrics
 from tusd_py.protocol import tus
 from tusd_py.protocol.headers import RawHeaders
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError
@@ -31,6 +28,10 @@ from tusd_py.service.regular_sweeps import RegularSweeps
 from tusd_py.service.siblings import Leadership, Sharing, Slot, found_here
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
+from tusd_py.telemetry import tracing
+from tusd_py.telemetry.counters import Counters
+from tusd_py.telemetry.disk import DiskMetrics
+from tusd_py.telemetry.jobs import JobsMetrics
 from tusd_py.uploads.service import Uploads
 from tusd_py.web.application_auth import ApplicationSource, Authenticate
 from tusd_py.web.cors import CORS
@@ -43,7 +44,7 @@ from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.token_routes import TokenRoutes
 
 if TYPE_CHECKING:
-    from tusd_py.metrics.prometheus import Metrics
+    from tusd_py.telemetry.prometheus import Metrics
     from tusd_py.web.admin.app import AdminApp
     from tusd_py.web.admin.listener import AdminListener
     from tusd_py.web.admin.place import AdminPlace
@@ -346,7 +347,7 @@ class TusApp:
     @cached_property
     def prometheus(self) -> Metrics:
         """The metrics in Prometheus' format, whose library is loaded with the first scrape."""
-        from tusd_py.metrics.prometheus import Metrics  # noqa: PLC0415
+        from tusd_py.telemetry.prometheus import Metrics  # noqa: PLC0415
 
         metrics = Metrics(self.counters)
         metrics.jobs, metrics.disk = self._jobs_metrics, self._disk_metrics

@@ -29,14 +29,14 @@ from starlette.types import Receive, Scope, Send
 from tusd_py import logs
 from tusd_py.auth.principal import Action
 from tusd_py.events.model import RefusedByHook, RequestView
-from tusd_py.metrics.counters import METHODS, OTHER_METHOD, Counters
 from tusd_py.protocol import concat, errors, ietf, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
 from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
 from tusd_py.storage.errors import is_exhausted
-from tusd_py.tracing import SCOPE_KEY, RequestTrace
+from tusd_py.telemetry.counters import METHODS, OTHER_METHOD, Counters
+from tusd_py.telemetry.tracing import SCOPE_KEY, RequestTrace
 from tusd_py.uploads.failures import exhausted, translated
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads

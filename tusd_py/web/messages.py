@@ -14,7 +14,7 @@ from tusd_py.events.model import HookResponse
 from tusd_py.protocol import ietf
 from tusd_py.protocol.headers import Headers
 from tusd_py.storage.base import Reader
-from tusd_py.tracing import RequestTrace
+from tusd_py.telemetry.tracing import RequestTrace
 from tusd_py.web.download import DownloadPlan
 from tusd_py.web.http.exchange import Exchange
 from tusd_py.web.proxy_headers import External

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from tusd_py.metrics.prometheus import Metrics
+    from tusd_py.telemetry.prometheus import Metrics
 
 
 class MetricsApp:

@@ -28,10 +28,10 @@ from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext, Progress
 from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delivery_queue import Deliveries
-from tusd_py.metrics.counters import Counters
 from tusd_py.redis import Keys, RedisClient
 from tusd_py.service.backends import create_store, redis_client
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
+from tusd_py.telemetry.counters import Counters
 from tusd_workers.current import Instance
 from tusd_workers.delivery import Delivery, Outcome, RetryPolicy
 

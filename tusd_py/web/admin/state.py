@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 
 from tusd_py import logs
 from tusd_py.jobs.queues import QueueKeys
-from tusd_py.metrics.jobs import JobsMetrics, read_report
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
@@ -21,6 +20,7 @@ from tusd_py.service.instance import Instance
 from tusd_py.service.presence import Presence
 from tusd_py.settings.reference import catalogue
 from tusd_py.storage.base import OutboxCounts, StorageError
+from tusd_py.telemetry.jobs import JobsMetrics, read_report
 from tusd_py.uploads.failures import translated
 from tusd_py.web.admin import cursors, models
 from tusd_py.web.admin.uploads import event_of

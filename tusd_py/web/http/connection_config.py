@@ -6,8 +6,8 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tusd_py.metrics.counters import Counters
 from tusd_py.protocol.headers import RawHeaders
+from tusd_py.telemetry.counters import Counters
 from tusd_py.web.http.direct_body import Collector
 from tusd_py.web.http.heads import LongHeads
 

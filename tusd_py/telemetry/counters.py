@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tusd_py.metrics.histogram import Histogram
-from tusd_py.metrics.object_store import ObjectStoreCounters
+from tusd_py.telemetry.histogram import Histogram
+from tusd_py.telemetry.object_store import ObjectStoreCounters
 
 METHODS = ("POST", "PUT", "HEAD", "PATCH", "OPTIONS", "GET", "DELETE")
 OTHER_METHOD = "OTHER"

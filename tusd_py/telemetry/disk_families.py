@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from tusd_py.metrics.disk import DiskMetrics
+from tusd_py.telemetry.disk import DiskMetrics
 
 
 def collect(disk: DiskMetrics) -> Iterator[Metric]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tusd_py.jobs.status import JobsReport
-from tusd_py.metrics.jobs import JobsMetrics, JobsSamples
 from tusd_py.redis.due_index import SweepRecord
 from tusd_py.storage.base import OutboxCounts
+from tusd_py.telemetry.jobs import JobsMetrics, JobsSamples
 
 
 def collect(jobs: JobsMetrics) -> Iterator[Metric]:

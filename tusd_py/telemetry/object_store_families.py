@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from tusd_py.metrics.buckets import buckets
-from tusd_py.metrics.object_store import ObjectStoreCounters
+from tusd_py.telemetry.buckets import buckets
+from tusd_py.telemetry.object_store import ObjectStoreCounters
 
 
 def collect(counters: ObjectStoreCounters) -> Iterator[Metric]:

@@ -22,14 +22,14 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from tusd_py import __version__, background
-from tusd_py.metrics import disk_families, job_families, object_store_families
-from tusd_py.metrics.buckets import buckets
-from tusd_py.metrics.counters import Counters
-from tusd_py.metrics.disk import DiskMetrics
-from tusd_py.metrics.jobs import JobsMetrics
-from tusd_py.metrics.multiprocess import Pool
 from tusd_py.protocol import errors
 from tusd_py.storage import skipped
+from tusd_py.telemetry import disk_families, job_families, object_store_families
+from tusd_py.telemetry.buckets import buckets
+from tusd_py.telemetry.counters import Counters
+from tusd_py.telemetry.disk import DiskMetrics
+from tusd_py.telemetry.jobs import JobsMetrics
+from tusd_py.telemetry.multiprocess import Pool
 
 _NO_ERRORS = dict.fromkeys(errors.rows(), 0)
 # tusd calls these counters by names without `_total`, which the client library only knows as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.utils import floatToGoString
 
-from tusd_py.metrics.histogram import Histogram
+from tusd_py.telemetry.histogram import Histogram
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -1,1 +1,0 @@
-"""Metrics: counters, Prometheus' text format, several processes as one."""

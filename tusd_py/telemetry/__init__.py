@@ -1,0 +1,1 @@
+"""Telemetry: counters, Prometheus' text format, several processes as one; traces of requests."""
