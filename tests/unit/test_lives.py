@@ -489,6 +489,8 @@ async def test_a_final_that_lacks_something_expires(world: World, lacks: str) ->
         await world.uploads.terminate(second, REQUEST)
     else:
         await world.append(second, 0, b"c")
+    # A sweep leaves a final alone that is being looked at for its first part.
+    await world.uploads.drain()
     world.now += 8 * DAY
     assert await world.look(final) is S.EXPIRED
     await sweep_all(world.uploads)
