@@ -192,7 +192,7 @@ def test_what_is_complete_and_not_finished_is_due_soon(
         tus = Tus(server)
         path = tus.new(5)
         recorder.hold_pre_finish()
-        key = Keys("tusd:").registry()
+        key = Keys("tusd:").registry
 
         def is_due_soon() -> bool:
             score = redis.command("ZSCORE", key, id_of(path))

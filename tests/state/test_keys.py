@@ -15,9 +15,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "state.md"
 
 
 def names() -> dict[str, str]:
-    """The keys as the page writes them, by the methods that make them."""
-    found: dict[str, str] = {}
-    for method, make in inspect.getmembers(Keys("tusd:"), inspect.ismethod):
+    """The keys as the page writes them, by the attributes and methods that have them."""
+    keys = Keys("tusd:")
+    found = {
+        name: key
+        for name, key in vars(keys).items()
+        if name != "prefix" and not name.startswith("all_")
+    }
+    for method, make in inspect.getmembers(keys, inspect.ismethod):
         parameters = list(inspect.signature(make).parameters)
         if not method.startswith(("_", "all_")):
             # What is hidden in a digest is on the page in words.
@@ -38,7 +43,7 @@ def test_no_two_have_the_same_name() -> None:
 
 def test_keys_that_one_script_uses_are_in_one_slot() -> None:
     keys = Keys("x:")
-    assert tag(keys.probe()) == tag(keys.since())
+    assert tag(keys.probe) == tag(keys.since)
     assert tag(keys.lock("a/b")) == tag(keys.lock_queue("a/b")) == "a/b"
 
 
@@ -52,4 +57,4 @@ def test_the_pattern_for_fingerprints_means_these_alone(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
         server.command("SET", keys.duplicate("00"), 1)
         server.command("SET", Keys("a-[b]-^\\:").duplicate("00"), 1)
-        assert server.client.keys(keys.all_duplicates()) == [keys.duplicate("00").encode()]
+        assert server.client.keys(keys.all_duplicates) == [keys.duplicate("00").encode()]

@@ -57,8 +57,8 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
     await registry.update({"a": 1.0, "b": time.time() + 1000})
     queue = QueueStatus("expiry", waiting=3, running=1, failed=2, oldest=7.5)
     report = JobsReport(time.time(), [queue], workers=2, busy=1, schedule={"sweep-due": 42.0})
-    redis.command("SET", redis_client.keys.jobs(), report.to_json())
-    redis.command("SET", redis_client.keys.scheduler(), time.time())
+    redis.command("SET", redis_client.keys.jobs, report.to_json())
+    redis.command("SET", redis_client.keys.scheduler, time.time())
     await metrics.jobs.read()
     found = scraped()
     assert (
@@ -77,7 +77,7 @@ async def test_what_is_reported_is_told_until_it_is_too_old(
         }.items()
     )
     # A scheduler of another version is none.
-    redis.command("SET", redis_client.keys.jobs(), '{"queues": [{"age": 1}]}')
+    redis.command("SET", redis_client.keys.jobs, '{"queues": [{"age": 1}]}')
     await metrics.jobs.read()
     assert "tusd_workers" not in scraped()
     now = time.monotonic() + 61

@@ -315,7 +315,7 @@ class ByteQuotas:
 
     async def want(self) -> bool:
         """Share whether uploads are counted; return whether all of them are known. Raises RedisUnavailable."""
-        key = self._redis.keys.quotas_wanted()
+        key = self._redis.keys.quotas_wanted
         if self.is_on:
             await self._redis.command("SET", key, "building", "NX")
             await self._redis.command("EXPIRE", key, _WANTED_SECONDS)
@@ -325,12 +325,12 @@ class ByteQuotas:
 
     async def is_whole(self) -> bool:
         """Whether the uploads of all owners are counted. Raises RedisUnavailable."""
-        state = await self._redis.command("GET", self._redis.keys.quotas_wanted())
+        state = await self._redis.command("GET", self._redis.keys.quotas_wanted)
         return state == b"whole"
 
     async def mark_whole(self) -> None:
         """Record that every upload is counted. Raises RedisUnavailable."""
-        key = self._redis.keys.quotas_wanted()
+        key = self._redis.keys.quotas_wanted
         await self._redis.command("SET", key, "whole", "XX", "EX", _WANTED_SECONDS)
 
     async def counted(self, owners: Sequence[str]) -> list[int]:
@@ -346,7 +346,7 @@ class ByteQuotas:
         cursor = b"0"
         while True:
             answer = await self._redis.command(
-                "SCAN", cursor, "MATCH", self._redis.keys.all_quotas(), "COUNT", 1000
+                "SCAN", cursor, "MATCH", self._redis.keys.all_quotas, "COUNT", 1000
             )
             cursor, keys = cast("tuple[bytes, list[bytes]]", answer)
             found += filter(None, await asyncio.gather(*map(self._reserved, keys)))

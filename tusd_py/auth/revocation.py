@@ -151,7 +151,7 @@ class Revocations:
 
     def _keys(self) -> list[str]:
         keys = self._redis.keys
-        return [keys.revoked(), keys.revoked_version(), keys.revoked_log()]
+        return [keys.revoked, keys.revoked_version, keys.revoked_log]
 
     async def _write(self, member: str, at: str) -> float:
         answer = await self._redis.run(
@@ -197,7 +197,7 @@ class Revocations:
         oldest = (time.time() - self._ttl) * 1000
         with suppress(RedisUnavailable):
             await self._redis.command(
-                "ZREMRANGEBYSCORE", self._redis.keys.revoked(), "-inf", f"{oldest:.0f}"
+                "ZREMRANGEBYSCORE", self._redis.keys.revoked, "-inf", f"{oldest:.0f}"
             )
 
     def _forget_old(self) -> None:

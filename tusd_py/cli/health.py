@@ -141,7 +141,7 @@ def _scheduler(settings: Settings, url: str) -> str | None:
     from tusd_py.redis.keys import Keys  # noqa: PLC0415
 
     with connect(url, timeout=_REDIS_TIMEOUT_SECONDS) as connection:
-        looked = connection.get(Keys(settings.redis_prefix).scheduler())
+        looked = connection.get(Keys(settings.redis_prefix).scheduler)
     if isinstance(looked, bytes) and time.time() - float(looked) < _DEAD_AFTER_SECONDS:
         return None
     return "no scheduler runs"

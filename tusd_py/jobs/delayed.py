@@ -40,7 +40,7 @@ class DelayedJobs:
         job: its name in `jobs.table`. ttl: seconds after which it is skipped if it has not started.
         """
         set_aside_unless(self._connection, self._keys, self._keys.job(job_id), "hash")
-        set_aside_unless(self._connection, self._keys, self._keys.scheduled(), "zset")
+        set_aside_unless(self._connection, self._keys, self._keys.scheduled, "zset")
         self._scheduler.enqueue_at(
             # rq-scheduler expects naive times in UTC.
             datetime.fromtimestamp(when, UTC).replace(tzinfo=None),
@@ -65,11 +65,11 @@ class DelayedJobs:
 
     def time_of(self, job_id: str) -> float | None:
         """Return when a job will be queued, or None if it is not delayed."""
-        return self._connection.zscore(self._keys.scheduled(), job_id)
+        return self._connection.zscore(self._keys.scheduled, job_id)
 
     def times(self) -> dict[str, float]:
         """Return when each delayed job will be queued, by job id."""
-        set_aside_unless(self._connection, self._keys, self._keys.scheduled(), "zset")
-        found = self._connection.zrange(self._keys.scheduled(), 0, -1, withscores=True)
+        set_aside_unless(self._connection, self._keys, self._keys.scheduled, "zset")
+        found = self._connection.zrange(self._keys.scheduled, 0, -1, withscores=True)
         pairs = cast("list[tuple[bytes, float]]", found)
         return {job.decode("ascii", "replace"): when for job, when in pairs}

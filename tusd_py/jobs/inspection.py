@@ -43,7 +43,7 @@ def queues(connection: Redis, prefix: str) -> list[QueueStatus]:
 def workers(connection: Redis, prefix: str) -> list[WorkerStatus]:
     """Return the workers of an instance that are alive or died within the last minutes. Raises RedisError."""
     keys = QueueKeys(prefix)
-    names: set[bytes] = _or(set(), lambda: connection.smembers(keys.workers()))
+    names: set[bytes] = _or(set(), lambda: connection.smembers(keys.workers))
     begin = keys.worker("").encode()
     found: list[WorkerStatus] = []
     for key in sorted(names):
@@ -52,7 +52,7 @@ def workers(connection: Redis, prefix: str) -> list[WorkerStatus]:
             fields = _or({}, lambda key=key: connection.hgetall(key))  # type: ignore[misc]
         if not fields:
             # Its entry expired, or is not one of a worker.
-            connection.srem(keys.workers(), key)
+            connection.srem(keys.workers, key)
         elif b"death" not in fields:
             found.append(_worker(key[len(begin) :], fields))
     return found

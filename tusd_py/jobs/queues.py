@@ -18,18 +18,20 @@ QUEUES = (EXPIRY, DELIVERY)
 class QueueKeys:
     """Keys of the queues of the instance with this key prefix."""
 
-    __slots__ = ("base",)
-
     def __init__(self, prefix: str) -> None:
         self.base = f"{prefix}rq:"
+        self.queues = f"{self.base}queues"
+        """A set: the keys of all queues."""
+        self.workers = f"{self.base}workers"
+        """A set: the keys of all workers."""
+        self.scheduled = f"{self.base}scheduler:scheduled_jobs"
+        """A sorted set: ids of delayed jobs, by the time at which they are due."""
+        self.refused = f"{self.base}refused"
+        """A list: the last refused jobs, and why."""
 
     def queue(self, queue: str) -> str:
         """A list: ids of waiting jobs."""
         return f"{self.base}queue:{queue}"
-
-    def queues(self) -> str:
-        """A set: the keys of all queues."""
-        return f"{self.base}queues"
 
     def job(self, job_id: str) -> str:
         """A hash: one job."""
@@ -46,18 +48,6 @@ class QueueKeys:
     def worker(self, name: str) -> str:
         """A hash: one worker; expires soon after it died."""
         return f"{self.base}worker:{name}"
-
-    def workers(self) -> str:
-        """A set: the keys of all workers."""
-        return f"{self.base}workers"
-
-    def scheduled(self) -> str:
-        """A sorted set: ids of delayed jobs, by the time at which they are due."""
-        return f"{self.base}scheduler:scheduled_jobs"
-
-    def refused(self) -> str:
-        """A list: the last refused jobs, and why."""
-        return f"{self.base}refused"
 
     def set_aside(self, key: str) -> str:
         """Key under which a refused job is kept for a week."""

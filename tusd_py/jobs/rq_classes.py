@@ -191,7 +191,7 @@ def queue_class(prefix: str) -> type[InstanceQueue]:
             "keys": keys,
             "job_class": job_class(prefix),
             "redis_queue_namespace_prefix": keys.queue(""),
-            "redis_queues_keys": keys.queues(),
+            "redis_queues_keys": keys.queues,
         },
     )
 
@@ -226,7 +226,7 @@ def scheduler_class(prefix: str) -> type[InstanceScheduler]:
             "redis_scheduler_namespace_prefix": f"{keys.base}scheduler_instance:",
             "scheduler_key": f"{keys.base}scheduler",
             "scheduler_lock_key": f"{keys.base}scheduler_lock",
-            "scheduled_jobs_key": keys.scheduled(),
+            "scheduled_jobs_key": keys.scheduled,
             "queue_class": queue_class(prefix),
             "job_class": job_class(prefix),
         },
@@ -288,8 +288,8 @@ def _record_refusal(connection: Redis, keys: QueueKeys, what: str, reason: str) 
     logs.event(logger, logging.ERROR, "job refused", job=what, reason=reason)
     record = json.dumps({"job": what, "reason": reason, "at": time.time()})
     with suppress(ResponseError), connection.pipeline(transaction=False) as pipeline:
-        pipeline.lpush(keys.refused(), record)
-        pipeline.ltrim(keys.refused(), 0, _REFUSED_LISTED - 1)
+        pipeline.lpush(keys.refused, record)
+        pipeline.ltrim(keys.refused, 0, _REFUSED_LISTED - 1)
         pipeline.execute()
 
 

@@ -250,7 +250,7 @@ class RedisClient:
 
     async def was_emptied(self) -> bool:
         """Ask whether Redis has lost its data since it was asked last. Raises RedisUnavailable."""
-        found = await self.command("GET", self.keys.since())
+        found = await self.command("GET", self.keys.since)
         if self._known is None or found == self._known.encode():
             return False
         # Writes the mark anew, so that it is noticed once.
@@ -505,7 +505,7 @@ class RedisClient:
                         return _Failure(problem, True, time.monotonic())
                 await self._check_permissions(connection)
             mark = secrets.token_hex(8)
-            keys = (self.keys.probe(), self.keys.since())
+            keys = (self.keys.probe, self.keys.since)
             await connection.send_command(
                 "EVAL", _PROBE.source, 2, *keys, mark, _PROBE_TTL_MILLISECONDS
             )

@@ -125,10 +125,10 @@ class DueIndex:
             args: list[Part] = [len(some)]
             for upload_id, when in some:
                 args += (when, upload_id)
-            await self._redis.run(_UPDATE, [self._keys.registry()], [*args, *others])
+            await self._redis.run(_UPDATE, [self._keys.registry], [*args, *others])
 
     async def _update_open(self, states: Mapping[str, OpenState | None]) -> None:
-        key, items = self._keys.open_states(), list(states.items())
+        key, items = self._keys.open_states, list(states.items())
         for begin in range(0, len(items), _BATCH):
             added: list[Part] = []
             closed: list[Part] = []
@@ -145,16 +145,16 @@ class DueIndex:
     async def due(self, now: float, limit: int) -> list[str]:
         """Return at most `limit` ids of uploads that are due, the longest due first."""
         answer = await self._redis.command(
-            "ZRANGEBYSCORE", self._keys.registry(), "-inf", now, "LIMIT", 0, limit
+            "ZRANGEBYSCORE", self._keys.registry, "-inf", now, "LIMIT", 0, limit
         )
         return [member.decode() for member in cast("list[bytes]", answer)]
 
     async def counts(self, now: float) -> RegistryCounts:
         """Count the uploads in the index."""
-        key = self._keys.registry()
+        key = self._keys.registry
         known = await self._redis.command("ZCARD", key)
         due = await self._redis.command("ZCOUNT", key, "-inf", now)
-        states = self._keys.open_states()
+        states = self._keys.open_states
         found = {
             state: cast(int, await self._redis.command("ZCOUNT", states, score, score))
             for state, score in _SCORES.items()
@@ -163,33 +163,33 @@ class DueIndex:
 
     async def is_whole(self) -> bool:
         """Return whether the index is complete: the whole storage was swept since Redis was last empty."""
-        return await self._redis.command("GET", self._keys.registry_whole()) is not None
+        return await self._redis.command("GET", self._keys.registry_whole) is not None
 
     async def mark_whole(self, *, whole: bool) -> None:
         """Mark the index as complete or incomplete."""
-        key = self._keys.registry_whole()
+        key = self._keys.registry_whole
         await (self._redis.command("SET", key, "1") if whole else self._redis.command("DEL", key))
 
     # Sweeps
 
     async def lock_sweep(self, token: str, *, lease: float) -> bool:
         """Try to acquire the lease of the running sweep, for `lease` seconds unless renewed."""
-        key = self._keys.sweep_lock()
+        key = self._keys.sweep_lock
         answer = await self._redis.command("SET", key, token, "NX", "PX", round(lease * 1000))
         return answer is not None
 
     async def renew_sweep(self, token: str, *, lease: float) -> bool:
         """Renew the lease; return False if it was lost."""
-        key = self._keys.sweep_lock()
+        key = self._keys.sweep_lock
         return bool(await self._redis.run(_RENEW, [key], [token, round(lease * 1000)]))
 
     async def unlock_sweep(self, token: str) -> None:
         """Release the lease, if it is still held."""
-        await self._redis.run(_RELEASE, [self._keys.sweep_lock()], [token])
+        await self._redis.run(_RELEASE, [self._keys.sweep_lock], [token])
 
     async def mark_without_workers(self, *, seconds: float) -> None:
         """Record for some seconds that servers need no worker; 0 for servers that need one."""
-        key = self._keys.without_workers()
+        key = self._keys.without_workers
         if seconds:
             await self._redis.command("SET", key, 1, "PX", round(seconds * 1000))
         else:
@@ -198,12 +198,12 @@ class DueIndex:
     async def record_sweep(self, record: SweepRecord) -> None:
         """Store the result of the last sweep of its kind."""
         await self._redis.command(
-            "HSET", self._keys.sweeps(), record.kind, json.dumps(asdict(record))
+            "HSET", self._keys.sweeps, record.kind, json.dumps(asdict(record))
         )
 
     async def sweeps(self) -> list[SweepRecord]:
         """Return the results of the last sweep of each kind, the latest first."""
-        answer = await self._redis.command("HVALS", self._keys.sweeps())
+        answer = await self._redis.command("HVALS", self._keys.sweeps)
         records = [SweepRecord(**json.loads(value)) for value in cast("list[bytes]", answer)]
         return sorted(records, key=lambda record: -record.ended)
 

@@ -337,7 +337,7 @@ class DuplicateIndex:
 
     async def scan_some(self, cursor: str) -> tuple[str, list[tuple[str, list[Record]]]]:
         """Return some fingerprints and their uploads, perhaps none, and the next cursor. The first and the last one is "0"."""
-        pattern = self._redis.keys.all_duplicates()
+        pattern = self._redis.keys.all_duplicates
         answer = await self._redis.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
         following, keys = cast("tuple[bytes, list[bytes]]", answer)
         values = await self._redis.command("MGET", *keys) if keys else []

@@ -75,19 +75,19 @@ class LiveBoard:
 
     async def watch(self) -> None:
         """Let all processes write for some seconds."""
-        await self._redis.command("SET", self._keys.live_watched(), "1", "EX", WATCHED_SECONDS)
+        await self._redis.command("SET", self._keys.live_watched, "1", "EX", WATCHED_SECONDS)
 
     async def is_watched(self) -> tuple[bool, bool]:
         """Return whether an operator looks, and whether an operators' API wants the list of uploads."""
         watched, listed = await asyncio.gather(
-            self._redis.command("GET", self._keys.live_watched()),
-            self._redis.command("GET", self._keys.listed()),
+            self._redis.command("GET", self._keys.live_watched),
+            self._redis.command("GET", self._keys.listed),
         )
         return watched is not None, listed is not None
 
     async def write(self, document: ServerDocument) -> None:
         """Replace what a process receives."""
-        key = self._keys.live_bodies()
+        key = self._keys.live_bodies
         await asyncio.gather(
             self._redis.command("HSET", key, document["server"], json.dumps(document)),
             self._redis.command("EXPIRE", key, WATCHED_SECONDS),
@@ -95,7 +95,7 @@ class LiveBoard:
 
     async def read(self, but: str = "") -> list[ServerDocument]:
         """Return what processes receive, except the one called `but`."""
-        answer = await self._redis.command("HGETALL", self._keys.live_bodies())
+        answer = await self._redis.command("HGETALL", self._keys.live_bodies)
         flat = cast("list[bytes]", answer)
         found: list[ServerDocument] = [
             json.loads(value)

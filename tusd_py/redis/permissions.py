@@ -63,7 +63,7 @@ _ON_KEYS = {
 
 def questions(keys: Keys) -> list[tuple[str, ...]]:
     """Return the commands to queue between MULTI and DISCARD."""
-    key, channel = keys.probe(), keys.lock_channel("probe")
+    key, channel = keys.probe, keys.lock_channel("probe")
     # Keys of both kinds: permissions may differ within the prefix.
     job = f"{keys.prefix}rq:probe"
     asked = [(name, key, *arguments) for name, arguments in _ON_KEYS.items()]

@@ -174,7 +174,7 @@ class UploadList:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
-        self._mark = redis.keys.listed()
+        self._mark = redis.keys.listed
         self._key = redis.keys.listing
 
     # Keeping it
@@ -257,7 +257,7 @@ class UploadList:
 
     async def due(self, now: float, after: Position | None, limit: int) -> list[Position]:
         """Return uploads that are due by the index of due ones, the longest due first. after: as of `page`."""
-        found = await self._page(self._redis.keys.registry(), "oldest", after, limit)
+        found = await self._page(self._redis.keys.registry, "oldest", after, limit)
         return [each for each in found if each.time <= now]
 
     async def search(self, text: str, after: str, limit: int, *, kinds: str) -> list[str]:

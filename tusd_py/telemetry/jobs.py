@@ -66,9 +66,9 @@ class JobsMetrics:
         """Read once. Raises RedisUnavailable; the earlier samples stay valid until they are too old."""
         registry, keys = DueIndex(self._redis), self._redis.keys
         counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
-        looked = await self._redis.command("GET", keys.scheduler())
-        report = await self._redis.command("GET", keys.jobs())
-        found = await self._redis.command("HGETALL", keys.deliveries())
+        looked = await self._redis.command("GET", keys.scheduler)
+        report = await self._redis.command("GET", keys.jobs)
+        found = await self._redis.command("HGETALL", keys.deliveries)
         pairs = iter(cast("list[bytes]", found))
         self._seen = JobsSamples(
             at=time.monotonic(),

@@ -248,7 +248,7 @@ class DeliveryRunner:
 
     def _add_counts(self) -> None:
         counts, self._delivery.counts = self._delivery.counts, Counter()
-        key = self._keys.deliveries()
+        key = self._keys.deliveries
         with suppress(RedisError), self._connection.pipeline(transaction=False) as pipeline:
             for what, count in counts.items():
                 pipeline.hincrby(key, what, count)

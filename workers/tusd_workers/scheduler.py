@@ -129,9 +129,7 @@ class Scheduler:
 
     def poll(self) -> None:
         """Create the next job of each schedule if it is missing, and queue the jobs that are due. Raises RedisError."""
-        self._connection.set(
-            Keys(self._prefix).scheduler(), self._clock(), ex=_HEARTBEAT_TTL_SECONDS
-        )
+        self._connection.set(Keys(self._prefix).scheduler, self._clock(), ex=_HEARTBEAT_TTL_SECONDS)
         for schedule in self._schedules:
             self._ensure(schedule)
         self._delayed.enqueue_due(time.time())
@@ -146,7 +144,7 @@ class Scheduler:
             busy=sum(1 for worker in workers if worker.state == "busy"),
             schedule=self.upcoming(),
         )
-        self._connection.set(Keys(self._prefix).jobs(), report.to_json(), ex=_REPORT_TTL_SECONDS)
+        self._connection.set(Keys(self._prefix).jobs, report.to_json(), ex=_REPORT_TTL_SECONDS)
 
     def _ensure(self, schedule: Schedule) -> None:
         when = schedule.next(self._clock())

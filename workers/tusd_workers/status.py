@@ -104,14 +104,14 @@ def collect(settings: Settings, url: str) -> Status:
     """Read the state from Redis and the outbox. Raises RedisError, RedisUnavailable."""
     prefix = settings.redis_prefix
     with connect(url) as connection:
-        looked = connection.get(Keys(prefix).scheduler())
+        looked = connection.get(Keys(prefix).scheduler)
         counts, sweeps, activity = asyncio.run(_registry(settings, url))
         return Status(
             registry=counts,
             sweeps=sweeps,
             queues=jobs.queues(connection, prefix),
             workers=jobs.workers(connection, prefix),
-            needs_workers=not connection.exists(Keys(prefix).without_workers()),
+            needs_workers=not connection.exists(Keys(prefix).without_workers),
             scheduler=time.time() - float(looked) if isinstance(looked, bytes) else None,
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
             events=_events(settings, connection),
@@ -145,7 +145,7 @@ async def _events_kept(settings: Settings) -> OutboxCounts:
 
 def _events(settings: Settings, connection: Redis) -> EventsStatus:
     counts = asyncio.run(_events_kept(settings))
-    found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries()))
+    found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries))
     return EventsStatus(
         waiting=counts.waiting,
         failed=counts.failed,

@@ -155,18 +155,18 @@ class _Worker(SimpleWorker):
     def register_birth(self) -> None:
         """Add the worker to the list of workers."""
         self.birth_date = self.last_heartbeat = now()
-        set_aside_unless(self.connection, self.keys, self.keys.workers(), "set")
+        set_aside_unless(self.connection, self.keys, self.keys.workers, "set")
         with self.connection.pipeline() as pipeline:
             pipeline.delete(self.key)
             pipeline.hset(self.key, mapping=self.serialize())
             pipeline.expire(self.key, self.worker_ttl + 60)
-            pipeline.sadd(self.keys.workers(), self.key)
+            pipeline.sadd(self.keys.workers, self.key)
             pipeline.execute()
 
     def register_death(self) -> None:
         """Remove the worker from the list of workers."""
         with self.connection.pipeline() as pipeline:
-            pipeline.srem(self.keys.workers(), self.key)
+            pipeline.srem(self.keys.workers, self.key)
             pipeline.delete(self.key)
             pipeline.execute()
 
@@ -285,7 +285,7 @@ def _worker_class(prefix: str) -> type[_Worker]:
         {
             "keys": keys,
             "redis_worker_namespace_prefix": keys.worker(""),
-            "redis_workers_keys": keys.workers(),
+            "redis_workers_keys": keys.workers,
             "queue_class": queue_class(prefix),
             "job_class": job_class(prefix),
         },

@@ -218,7 +218,7 @@ class StateQueries:
 
     async def _count_workers(self, redis: RedisClient) -> int:
         """Count the workers that are alive now; the report of the scheduler is up to a minute old."""
-        known = await redis.command("SMEMBERS", QueueKeys(redis.prefix).workers())
+        known = await redis.command("SMEMBERS", QueueKeys(redis.prefix).workers)
         keys = known if isinstance(known, list) else []
         alive = await asyncio.gather(*(redis.command("EXISTS", key) for key in keys))
         return sum(1 for each in alive if each)
@@ -273,7 +273,7 @@ class StateQueries:
 
     async def _deliveries(self) -> dict[str, int]:
         try:
-            answer = await self._redis.command("HGETALL", self._redis.keys.deliveries())
+            answer = await self._redis.command("HGETALL", self._redis.keys.deliveries)
         except RedisUnavailable:
             return {}
         flat = answer if isinstance(answer, list) else []
@@ -292,8 +292,8 @@ class StateQueries:
             raise errors.index_unavailable()
         try:
             sweeps = await index.sweeps()
-            report = read_report(await redis.command("GET", redis.keys.jobs()))
-            looked = await redis.command("GET", redis.keys.scheduler())
+            report = read_report(await redis.command("GET", redis.keys.jobs))
+            looked = await redis.command("GET", redis.keys.scheduler)
             queues, workers = await asyncio.to_thread(_inspect, url, self._settings.redis_prefix)
         except (RedisUnavailable, RedisError) as problem:
             logger.debug("jobs cannot be shown: %s", problem)
