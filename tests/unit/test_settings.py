@@ -685,7 +685,7 @@ def test_child_processes_have_the_settings_of_the_server(tmp_path: Path) -> None
 class WithSecret(Settings, frozen=True):
     """Settings with a secret."""
 
-    secret: SecretStr | None = declare(None, "Tokens", "Something that nobody shall see.")
+    secret: SecretStr | None = declare(None, "Something that nobody shall see.")
 
 
 def with_secret(environ: Mapping[str, str] | None = None, config: str | None = None) -> Loaded:

@@ -30,9 +30,9 @@ _BOOL = Written(
 
 def setting(
     default: object,
-    group: str,
     description: str,
     *,
+    group: str | None = None,
     flag: str | None = None,
     shown_default: str | None = None,
 ) -> Any:
@@ -40,8 +40,8 @@ def setting(
 
     Args:
         default: its default, or a function that makes it from the values of earlier settings.
-        group: heading under which help and documentation list it.
         description: sentences for help and documentation.
+        group: heading in help and documentation, for this setting and those below it; None to stay under the one above.
         flag: its flag, if that is not its name.
         shown_default: the default in words, if it depends on other settings.
     """
@@ -99,17 +99,22 @@ class Setting:
 @cache
 def catalogue(model: type[BaseModel]) -> tuple[Setting, ...]:
     """Describe all settings of a model, in its order."""
-    return tuple(_setting(name, field) for name, field in model.model_fields.items())
+    settings = []
+    group = "Other"
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        group = str(extra.get("group") or group)
+        settings.append(_setting(name, field, extra, group))
+    return tuple(settings)
 
 
-def _setting(name: str, field: FieldInfo) -> Setting:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+def _setting(name: str, field: FieldInfo, extra: JsonDict, group: str) -> Setting:
     written = _written(field)
     described = Setting(
         name=name,
         flag=str(extra.get("flag") or "--" + name.replace("_", "-")),
         environment=ENVIRONMENT_PREFIX + name.upper(),
-        group=str(extra.get("group") or "Other"),
+        group=group,
         description=field.description or "",
         written=written,
         default=str(extra.get("shown_default") or ""),
@@ -149,6 +154,8 @@ def _expected(field: FieldInfo, written: Written) -> str:
         return f"give {one_of(words)}"
     if written.expected:
         return written.expected
+    if get_origin(field.annotation) is tuple:
+        return f"give {written.noun}, with commas between them"
     bounds = {type(extra): extra for extra in field.metadata}
     match bounds.get(Ge), bounds.get(Gt), bounds.get(Le), bounds.get(MinLen):
         case Ge(ge=low), _, Le(le=high), _:

@@ -102,7 +102,7 @@ class Written:
     expected: str = ""
     """What to give instead of a wrong value, if the bounds or the words of the type do not say it."""
     noun: str = "a whole number"
-    """What the bounds of the type are bounds of."""
+    """What the bounds of the type are bounds of; for a list, what its items are."""
     text: Callable[[Any], str] = str
     """Formats a value, or an item of a list, as text that is accepted for it."""
     shown: Callable[[str], str] | None = None
@@ -144,6 +144,11 @@ def _needs(bits: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _octal(example: str) -> Written:
+    expected = f'give three octal digits in quotes, such as "{example}"'
+    return Written("OCTAL", expected, text="{:04o}".format, quoted=True)
 
 
 # --- text and lists of it -------------------------------------------------------------------------
@@ -450,6 +455,9 @@ Whole = Annotated[int, BeforeValidator(_refuse_bool), Written("NUMBER")]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
 UrlPath = Annotated[Text, AfterValidator(check_url_path), Written("PATH")]
 MetadataKey = Annotated[Text, AfterValidator(check_metadata_key), Written("KEY")]
+Name = Annotated[Text, Written("NAME")]
+Endpoint = Annotated[Text, AfterValidator(check_endpoint), Written("URL")]
+KeyPrefix = Annotated[Text, AfterValidator(check_prefix), Written("PREFIX")]
 Claim = Annotated[
     Text,
     Field(pattern=_CLAIM),
@@ -459,138 +467,99 @@ Claim = Annotated[
     ),
 ]
 
-if TYPE_CHECKING:
-    _Value_co = TypeVar("_Value_co", covariant=True)
-    _Given_contra = TypeVar("_Given_contra", contravariant=True)
+_Value_co = TypeVar("_Value_co", covariant=True)
+_Given_contra = TypeVar("_Given_contra", contravariant=True)
+_Item = TypeVar("_Item")
 
-    class _Converted(Generic[_Value_co, _Given_contra]):
-        """A field as type checkers see it: `Settings(...)` takes one type, and the attribute has the other."""
+
+class Converted(Generic[_Value_co, _Given_contra]):
+    """`Converted[int, int | str]` for a field whose attribute is an int and for which `Settings(...)` takes text, too.
+
+    The second type is for type checkers; pydantic meets the first one only.
+    """
+
+    if TYPE_CHECKING:
 
         def __get__(self, instance: object, owner: type[object]) -> _Value_co: ...
         def __set__(self, instance: object, value: _Given_contra) -> None: ...
+    else:
 
-    Size = _Converted[int, int | str]
-    Duration = _Converted[float, float | str]
-    DurationOrZero = Duration
-    FilePerms = Size
-    DirectoryPerms = Size
-    Directory = _Converted[Path, Path | str]
-    OptionalDirectory = _Converted[Path | None, Path | str | None]
-    OptionalFile = OptionalDirectory
-    OptionalSocket = OptionalDirectory
-    Directories = _Converted[tuple[Path, ...], Iterable[Path | str] | str]
-    Names = _Converted[tuple[str, ...], Iterable[str] | str]
-    Claims = Names
-    Hooks = Names
-    HostNames = Names
-    HttpUrls = Names
-    JwtAlgorithms = Names
-    MetadataKeys = Names
-    Tags = Names
-    Locations = Names
-    Tokens = Names
-    WireEvents = Names
-    Proxies = _Converted[tuple[str, ...], Iterable[str] | str | bool]
-    OptionalSecret = _Converted[SecretStr | None, SecretStr | str | None]
-else:
+        def __class_getitem__(cls, types):
+            return types[0]
 
-    def _perms(bits, example):
-        """File permissions that include the bits that the server itself needs."""
-        expected = f'give three octal digits in quotes, such as "{example}"'
-        return Annotated[
-            int,
-            BeforeValidator(_parse_octal),
-            Field(ge=0, le=0o777),
-            _needs(bits),
-            Written("OCTAL", expected, text="{:04o}".format, quoted=True),
-        ]
 
-    def _existing(path, metavar, expected):
-        """An optional path of something that must exist."""
-        return Annotated[
-            Annotated[path, BeforeValidator(_absolute)] | None, Written(metavar, expected)
-        ]
+Size = Annotated[
+    Converted[int, int | str],
+    _parse_with(units.parse_size),
+    Field(ge=0, le=units.MAX_SIZE),
+    Written("SIZE", noun="a size", text=units.format_size),
+]
+"""Bytes."""
+_Seconds = Annotated[
+    Converted[float, float | str],
+    _parse_with(units.parse_duration),
+    Field(le=units.MAX_DURATION),
+    Written("DURATION", noun="a duration", text=units.format_duration),
+]
+Duration = Annotated[_Seconds, Field(gt=0)]
+"""Seconds, more than 0."""
+DurationOrZero = Annotated[_Seconds, Field(ge=0)]
+"""Seconds; 0 has a special meaning."""
+_Perms = Annotated[Converted[int, int | str], BeforeValidator(_parse_octal), Field(ge=0, le=0o777)]
+FilePerms = Annotated[_Perms, _needs(0o600), _octal("0640")]
+DirectoryPerms = Annotated[_Perms, _needs(0o700), _octal("0750")]
 
-    def _list_of(item, metavar, expected, **more):
-        return Annotated[
-            tuple[item, ...], BeforeValidator(split), Written(metavar, expected, **more)
-        ]
+_Absolute = BeforeValidator(_absolute)
+_OptionalPath = Path | str | None
+Directory = Annotated[Converted[Path, Path | str], _Absolute, Written("DIR")]
+OptionalDirectory = Annotated[
+    Converted[Annotated[DirectoryPath, _Absolute] | None, _OptionalPath],
+    Written("DIR", "there is no such directory"),
+]
+OptionalFile = Annotated[
+    Converted[Annotated[FilePath, _Absolute, AfterValidator(_readable)] | None, _OptionalPath],
+    Written("FILE", _NO_FILE),
+]
+OptionalSocket = Annotated[
+    Converted[Annotated[Path, _Absolute, AfterValidator(_short)] | None, _OptionalPath],
+    Written("PATH", "give a path"),
+]
 
-    Size = Annotated[
-        int,
-        _parse_with(units.parse_size),
-        Field(ge=0, le=units.MAX_SIZE),
-        Written("SIZE", noun="a size", text=units.format_size),
-    ]
-    """Bytes."""
-    _Seconds = Annotated[
-        float,
-        _parse_with(units.parse_duration),
-        Field(le=units.MAX_DURATION),
-        Written("DURATION", noun="a duration", text=units.format_duration),
-    ]
-    Duration = Annotated[_Seconds, Field(gt=0)]
-    """Seconds, more than 0."""
-    DurationOrZero = Annotated[_Seconds, Field(ge=0)]
-    """Seconds; 0 has a special meaning."""
-    FilePerms = _perms(0o600, "0640")
-    DirectoryPerms = _perms(0o700, "0750")
-
-    Directory = Annotated[Path, BeforeValidator(_absolute), Written("DIR")]
-    OptionalDirectory = _existing(DirectoryPath, "DIR", "there is no such directory")
-    OptionalFile = _existing(Annotated[FilePath, AfterValidator(_readable)], "FILE", _NO_FILE)
-    OptionalSocket = _existing(Annotated[Path, AfterValidator(_short)], "PATH", "give a path")
-    Directories = _list_of(Directory, "DIR", "give directories, with commas between them")
-
-    Names = _list_of(str, "NAMES", "give names, with commas between them")
-    Tokens = _list_of(
-        Annotated[str, Field(pattern=_TOKEN)], "NAMES", "give names, with commas between them"
-    )
-    Claims = _list_of(Claim, "NAMES", "give names of claims, with commas between them")
-    MetadataKeys = _list_of(
-        MetadataKey, "KEYS", "give keys of Upload-Metadata, with commas between them"
-    )
-    Tags = Annotated[
-        _list_of(
-            Annotated[str, AfterValidator(check_tag)],
-            "KEY=VALUE",
-            "give tags, such as team=imaging, with commas between them",
-        ),
-        Field(max_length=10),
-    ]
-    Locations = _list_of(
-        Annotated[str, AfterValidator(check_location)],
-        "BUCKET/PREFIX",
-        "give buckets or their prefixes, with commas between them",
-    )
-    Hooks = _list_of(
-        Annotated[str, AfterValidator(check_hook)], "HOOK", "give hooks, with commas between them"
-    )
-    HostNames = _list_of(
-        Annotated[str, AfterValidator(check_host)],
-        "NAMES",
-        "give host names, with commas between them",
-    )
-    HttpUrls = _list_of(
-        Annotated[str, AfterValidator(check_http_url)],
-        "URL",
-        "give URLs, with commas between them",
-        shown=without_credentials,
-    )
-    WireEvents = Annotated[
-        tuple[Annotated[WireEvent, AnyCase()], ...],
-        BeforeValidator(split),
-        sorted_like(WIRE_EVENTS),
-        Field(min_length=1),
-    ]
-    JwtAlgorithms = Annotated[
-        tuple[Annotated[JwtAlgorithm, AnyCase()], ...],
-        BeforeValidator(split),
-        sorted_like(get_args(JwtAlgorithm)),
-    ]
-    Proxies = Annotated[
-        tuple[Annotated[str, AfterValidator(check_proxy)], ...],
-        BeforeValidator(expand_proxies),
-        Written("LIST", "give addresses or networks, with commas between them", bare="private"),
-    ]
-    OptionalSecret = Annotated[SecretStr | None, Written("SECRET")]
+ListOf = Annotated[
+    Converted[tuple[_Item, ...], Iterable[_Item | str] | str], BeforeValidator(split)
+]
+"""A list, or a text with commas between the items."""
+Directories = Annotated[ListOf[Annotated[Path, _Absolute]], Written("DIR", noun="directories")]
+Names = Annotated[ListOf[str], Written("NAMES", noun="names")]
+Tokens = Annotated[ListOf[Annotated[str, Field(pattern=_TOKEN)]], Written("NAMES", noun="names")]
+Claims = Annotated[ListOf[Claim], Written("NAMES", noun="names of claims")]
+MetadataKeys = Annotated[ListOf[MetadataKey], Written("KEYS", noun="keys of Upload-Metadata")]
+Tags = Annotated[
+    ListOf[Annotated[str, AfterValidator(check_tag)]],
+    Field(max_length=10),
+    Written("KEY=VALUE", noun="tags, such as team=imaging"),
+]
+Locations = Annotated[
+    ListOf[Annotated[str, AfterValidator(check_location)]],
+    Written("BUCKET/PREFIX", noun="buckets or their prefixes"),
+]
+Hooks = Annotated[ListOf[Annotated[str, AfterValidator(check_hook)]], Written("HOOK", noun="hooks")]
+HostNames = Annotated[
+    ListOf[Annotated[str, AfterValidator(check_host)]], Written("NAMES", noun="host names")
+]
+HttpUrls = Annotated[
+    ListOf[Annotated[str, AfterValidator(check_http_url)]],
+    Written("URL", noun="URLs", shown=without_credentials),
+]
+WireEvents = Annotated[
+    ListOf[Annotated[WireEvent, AnyCase()]], sorted_like(WIRE_EVENTS), Field(min_length=1)
+]
+JwtAlgorithms = Annotated[
+    ListOf[Annotated[JwtAlgorithm, AnyCase()]], sorted_like(get_args(JwtAlgorithm))
+]
+Proxies = Annotated[
+    Converted[tuple[Annotated[str, AfterValidator(check_proxy)], ...], Iterable[str] | str | bool],
+    BeforeValidator(expand_proxies),
+    Written("LIST", noun="addresses or networks", bare="private"),
+]
+OptionalSecret = Annotated[Converted[SecretStr | None, SecretStr | str | None], Written("SECRET")]
