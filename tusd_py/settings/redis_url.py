@@ -7,7 +7,8 @@ Does not import redis-py.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TypedDict
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -106,31 +107,18 @@ def parse(url: str) -> Address:
         raise ValueError(f"the host or the port is wrong; {EXPECTED}; {_ENCODED}") from None
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(EXPECTED)
-    if parts.fragment:
-        raise ValueError(_ENCODED)
-    options = _options(parts, is_tls=parts.scheme == "rediss")
-    username = _decoded(parts.username) or options.get("username")
-    password = _decoded(parts.password) or options.get("password")
+    options = _options(parts)
+    common = _common(options, parts.username, parts.password)
     if parts.scheme == "unix":
-        return Address(
-            path=_socket_path(parts),
-            db=_database(options.get("db", "0")),
-            username=username,
-            password=password,
-        )
+        return replace(common, path=_socket_path(parts), db=_database(options.get("db", "0")))
     if not parts.hostname:
         raise ValueError(f"the host is missing; {EXPECTED}")
-    return Address(
+    return replace(
+        common,
         host=unquote(parts.hostname),
         port=6379 if port is None else port,
         db=_database(options.get("db") or parts.path.strip("/") or "0"),
-        username=username,
-        password=password,
         tls=parts.scheme == "rediss",
-        ca_file=options.get("ssl_ca_certs"),
-        certificate=options.get("ssl_certfile"),
-        key=options.get("ssl_keyfile"),
-        verify=_verify(options.get("ssl_cert_reqs", "required")),
     )
 
 
@@ -140,28 +128,32 @@ def _parse_sentinels(url: str) -> Address:
         parts = urlsplit(url)
     except ValueError:
         raise ValueError(f"the URL is wrong; {_EXPECTED_SENTINELS}; {_ENCODED}") from None
-    if parts.fragment:
-        raise ValueError(_ENCODED)
-    is_tls = parts.scheme == "rediss+sentinel"
-    options = _options(parts, more=_SENTINEL_OPTIONS, is_tls=is_tls)
+    options = _options(parts, more=_SENTINEL_OPTIONS)
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     service, _, database = parts.path.lstrip("/").partition("/")
     if not service:
         raise ValueError(f"the name of the service is missing; {_EXPECTED_SENTINELS}")
-    return Address(
+    return replace(
+        _common(options, username, password),
         db=_database(options.get("db") or database.strip("/") or "0"),
-        username=_decoded(username) or options.get("username"),
-        password=_decoded(password) or options.get("password"),
-        tls=is_tls,
-        ca_file=options.get("ssl_ca_certs"),
-        certificate=options.get("ssl_certfile"),
-        key=options.get("ssl_keyfile"),
-        verify=_verify(options.get("ssl_cert_reqs", "required")),
+        tls=parts.scheme == "rediss+sentinel",
         sentinels=tuple(_sentinel(host) for host in hosts.split(",")),
         service=unquote(service),
         sentinel_username=options.get("sentinel_username"),
         sentinel_password=options.get("sentinel_password"),
+    )
+
+
+def _common(options: Mapping[str, str], username: str | None, password: str | None) -> Address:
+    """Return an address with what all kinds of URLs may have. Raises ValueError."""
+    return Address(
+        username=unquote(username) if username else options.get("username"),
+        password=unquote(password) if password else options.get("password"),
+        ca_file=options.get("ssl_ca_certs"),
+        certificate=options.get("ssl_certfile"),
+        key=options.get("ssl_keyfile"),
+        verify=_verify(options.get("ssl_cert_reqs", "required")),
     )
 
 
@@ -178,15 +170,11 @@ def _sentinel(text: str) -> tuple[str, int]:
     return unquote(parts.hostname), _SENTINEL_PORT if port is None else port
 
 
-def _decoded(text: str | None) -> str | None:
-    return unquote(text) if text else None
-
-
-def _options(
-    parts: SplitResult, *, more: tuple[str, ...] = (), is_tls: bool = False
-) -> dict[str, str]:
+def _options(parts: SplitResult, more: tuple[str, ...] = ()) -> dict[str, str]:
+    if parts.fragment:
+        raise ValueError(_ENCODED)
     known = [*_OPTIONS, *more]
-    if is_tls:
+    if parts.scheme.startswith("rediss"):
         known += [*_TLS_FILES, "ssl_cert_reqs"]
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
