@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import ENVIRONMENT_PREFIX, HIDDEN, Setting, catalogue
@@ -89,7 +88,7 @@ def load(
     Raises:
         SettingsError: a value, a name or the file is wrong.
     """
-    settings = catalogue(model)
+    settings = {setting.name: setting for setting in catalogue(model)}
     given = {
         **_from_file(settings, config, environ),
         **_from_environment(settings, environ),
@@ -100,22 +99,19 @@ def load(
         checked = model.model_validate({name: each.value for name, each in given.items()})
     except ValidationError as error:
         raise SettingsError(*dict.fromkeys(_problems(error, settings, given))) from None
-    origins = {
-        setting.name: given[setting.name].origin if setting.name in given else "default"
-        for setting in settings
-    }
-    return Loaded(checked, origins, tuple(_warnings(settings, environ)))
+    origins = {name: given[name].origin if name in given else "default" for name in settings}
+    return Loaded(checked, origins, tuple(_warnings(settings.values(), environ)))
 
 
 # --- the sources ----------------------------------------------------------------------------------
 
 
 def _from_arguments(
-    settings: Iterable[Setting], arguments: Mapping[str, object]
+    settings: Mapping[str, Setting], arguments: Mapping[str, object]
 ) -> dict[str, _Given]:
     # By their names or, with underscores, by their flags.
-    known = {setting.flag[2:].replace("-", "_"): setting.name for setting in settings}
-    known |= {setting.name: setting.name for setting in settings}
+    known = {each.flag[2:].replace("-", "_"): each.name for each in settings.values()}
+    known |= {name: name for name in settings}
     if unknown := sorted(arguments.keys() - known.keys()):
         raise SettingsError(
             *(f"{name}: unknown setting{suggestion(name, known)}" for name in unknown)
@@ -125,22 +121,22 @@ def _from_arguments(
     }
 
 
-def _from_flags(settings: Iterable[Setting], flags: Mapping[str, object]) -> dict[str, _Given]:
+def _from_flags(settings: Mapping[str, Setting], flags: Mapping[str, object]) -> dict[str, _Given]:
     given = {}
-    for setting in settings:
-        if setting.name in flags:
-            value = flags[setting.name]
-            text = ",".join(value) if isinstance(value, tuple) else value
-            given[setting.name] = _Given(text, f"flag {setting.flag}", setting.flag)
+    for name, value in flags.items():
+        flag = settings[name].flag
+        text = ",".join(value) if isinstance(value, tuple) else value
+        given[name] = _Given(text, f"flag {flag}", flag)
     return given
 
 
-def _from_environment(settings: Iterable[Setting], environ: Mapping[str, str]) -> dict[str, _Given]:
+def _from_environment(
+    settings: Mapping[str, Setting], environ: Mapping[str, str]
+) -> dict[str, _Given]:
     """Read the environment. Empty variables count as not set, because Compose files pass on variables without a value."""
-    settings = tuple(settings)
-    known = {setting.environment for setting in settings}
+    known = {setting.environment for setting in settings.values()}
     given = {}
-    for setting in settings:
+    for setting in settings.values():
         name = setting.environment
         file = name + _FILE_SUFFIX
         if setting.secret and file not in known and environ.get(file):
@@ -156,19 +152,14 @@ def _from_environment(settings: Iterable[Setting], environ: Mapping[str, str]) -
 def _read_secret(name: str, variable: str) -> str:
     """Return the content of a file with one secret, without the line break at its end."""
     label = f"{variable} {_quote(name)}"
-    try:
-        secret = Path(name).read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{label}: is not a text file in UTF-8") from None
+    secret = _read_text(Path(name), label, "utf-8").rstrip("\r\n")
     if not secret:
         raise SettingsError(f"{label}: the file is empty")
     return secret
 
 
 def _from_file(
-    settings: Iterable[Setting], flag: str | None, environ: Mapping[str, str]
+    settings: Mapping[str, Setting], flag: str | None, environ: Mapping[str, str]
 ) -> dict[str, _Given]:
     label, name = (
         (CONFIG_FLAG, flag) if flag is not None else (CONFIG_VARIABLE, environ.get(CONFIG_VARIABLE))
@@ -176,14 +167,13 @@ def _from_file(
     if not name:
         return {}
     path = Path(name).expanduser().absolute()
-    known = {setting.name: setting for setting in settings}
     given: dict[str, _Given] = {}
     problems = []
     for key, value in _read_toml(path, f"{label} {_quote(name)}").items():
-        setting = known.get(key.replace("-", "_"))
+        setting = settings.get(key.replace("-", "_"))
         place = f"{path}:{key}"
         if setting is None:
-            problems.append(f"{place}: unknown setting{suggestion(key, known.keys())}")
+            problems.append(f"{place}: unknown setting{suggestion(key, settings)}")
         elif setting.name in given:
             problems.append(f"{place}: given twice, as {given[setting.name].label} too")
         elif setting.written.quoted and not isinstance(value, str):
@@ -198,43 +188,39 @@ def _from_file(
 def _read_toml(path: Path, label: str) -> dict[str, object]:
     try:
         # utf-8-sig skips a byte order mark, which editors on Windows write.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(_read_text(path, label, "utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{label}: is not TOML: {error}") from None
+
+
+def _read_text(path: Path, label: str, encoding: str) -> str:
+    try:
+        return path.read_text(encoding)
     except OSError as error:
         raise SettingsError(f"{label}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"{label}: is not a text file in UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{label}: is not TOML: {error}") from None
 
 
 # --- errors and warnings --------------------------------------------------------------------------
 
 
 def _problems(
-    error: ValidationError, settings: Iterable[Setting], given: Mapping[str, _Given]
+    error: ValidationError, settings: Mapping[str, Setting], given: Mapping[str, _Given]
 ) -> Iterator[str]:
-    known = {setting.name: setting for setting in settings}
     for details in error.errors(include_url=False):
         if details["type"] == "default_factory_not_called":
             continue  # a default made from another setting, about which there is a problem already
         if details["type"] == "conflict":
-            yield _conflict(details, known, given)
+            sentence: str = details["ctx"]["sentence"]
+            yield sentence.format(**{name: _wrote(each, given) for name, each in settings.items()})
             continue
-        setting = known[str(details["loc"][0])]
+        setting = settings[str(details["loc"][0])]
         if setting.name not in given:
             yield f"{setting.flag} (or {setting.environment}) must be given"
             continue
         reason = details["ctx"]["error"] if details["type"] == "value_error" else setting.expected
         yield f"{_wrote(setting, given)}: {reason}"
-
-
-def _conflict(
-    details: ErrorDetails, known: Mapping[str, Setting], given: Mapping[str, _Given]
-) -> str:
-    context = details["ctx"]
-    names = {name: _wrote(known[name], given) for name in context if name in known}
-    sentence: str = context["sentence"]
-    return sentence.format(**names)
 
 
 def _wrote(setting: Setting, given: Mapping[str, _Given]) -> str:

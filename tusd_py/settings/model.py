@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -598,74 +599,60 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for sentence, *names in self._conflicts():
-            raise PydanticCustomError(
-                "conflict", sentence, {"sentence": sentence} | {name: name for name in names}
-            )
+        for sentence in self._conflicts():
+            names = {name: name for _, name, _, _ in Formatter().parse(sentence) if name}
+            raise PydanticCustomError("conflict", sentence, {"sentence": sentence} | names)
         return self
 
-    def _conflicts(self) -> Iterator[tuple[str, ...]]:
-        """Yield a sentence about each conflict, with the names of the settings in it.
-
-        {name} in a sentence is replaced with what the user wrote.
-        """
+    def _conflicts(self) -> Iterator[str]:
+        """Yield a sentence about each conflict; {name} in it is replaced with what the user wrote to give this setting."""
         if self.unix_sock is not None and "port" in self.model_fields_set:
-            yield "{unix_sock} and {port} exclude each other; leave one out", "unix_sock", "port"
+            yield "{unix_sock} and {port} exclude each other; leave one out"
         if self.cors_allow_credentials and not self.disable_cors and self._allows_any_origin():
-            sentence = (
+            yield (
                 "{cors_allow_credentials} with {cors_allow_origin} lets every web page act in the name of "
                 "its visitors; name the origins, such as --cors-allow-origin 'https://app\\.example\\.org'"
             )
-            yield sentence, "cors_allow_credentials", "cors_allow_origin"
         if self.tls_certificate is not None and self.tls_key is None:
-            yield "{tls_certificate} needs {tls_key} too", "tls_certificate", "tls_key"
+            yield "{tls_certificate} needs {tls_key} too"
         if self.tls_key is not None and self.tls_certificate is None:
-            yield "{tls_key} needs {tls_certificate} too", "tls_key", "tls_certificate"
+            yield "{tls_key} needs {tls_certificate} too"
         if self.hooks_http and self.hooks_http_timeout * len(self.hooks_http) > self.hooks_timeout:
             # Endpoints are called one after the other, so the total could not be reached.
-            sentence = (
-                "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
-            )
-            yield sentence, "hooks_http_timeout", "hooks_http", "hooks_timeout"
+            yield "{hooks_http_timeout} for each of {hooks_http} does not fit into {hooks_timeout}"
         yield from self._conflicts_of_s3()
         yield from self._conflicts_of_finished_files()
         yield from self._admin_conflicts()
         if self.state_dir == self.upload_dir:
-            yield "{state_dir} and {upload_dir} must differ", "state_dir", "upload_dir"
+            yield "{state_dir} and {upload_dir} must differ"
         if self.duplicate_keys and self.duplicate_fingerprint_key:
-            sentence = (
+            yield (
                 "{duplicate_keys} and {duplicate_fingerprint_key} exclude each other; leave one out"
             )
-            yield sentence, "duplicate_keys", "duplicate_fingerprint_key"
         if self.expose_metrics and not self._metrics_path_is_free():
-            sentence = "{metrics_path} must be outside {base_path}, and not /, /healthz or /readyz"
-            yield sentence, "metrics_path", "base_path"
+            yield "{metrics_path} must be outside {base_path}, and not /, /healthz or /readyz"
         if self.base_path in ("/healthz/", "/readyz/", "/_pages/"):
-            yield "{base_path} must be neither /healthz/ nor /readyz/ nor /_pages/", "base_path"
+            yield "{base_path} must be neither /healthz/ nor /readyz/ nor /_pages/"
 
-    def _admin_conflicts(self) -> Iterator[tuple[str, ...]]:
+    def _admin_conflicts(self) -> Iterator[str]:
         if self.admin_user_header and not self.behind_proxy:
-            sentence = "{admin_user_header} needs --behind-proxy with the address of the proxy that sends it"
-            yield sentence, "admin_user_header"
+            yield "{admin_user_header} needs --behind-proxy with the address of the proxy that sends it"
         if self.admin_user_header and "*" in self.behind_proxy:
-            sentence = "{admin_user_header} with {behind_proxy} lets everybody be an operator; name the proxy"
-            yield sentence, "admin_user_header", "behind_proxy"
+            yield "{admin_user_header} with {behind_proxy} lets everybody be an operator; name the proxy"
         is_near = types.is_near(self.admin)
         if self.admin and not is_near and self.auth == "none" and not self.admin_user_header:
-            sentence = (
+            yield (
                 "{admin} can be reached from other machines, so operators must be told from others: add --auth jwt, or "
                 "--admin-user-header with an authenticating proxy"
             )
-            yield sentence, "admin"
 
-    def _conflicts_of_s3(self) -> Iterator[tuple[str, ...]]:
+    def _conflicts_of_s3(self) -> Iterator[str]:
         if self.s3_endpoint and not self.s3_bucket:
-            yield "{s3_endpoint} needs --s3-bucket too", "s3_endpoint"
+            yield "{s3_endpoint} needs --s3-bucket too"
         if self.s3_public_endpoint and not self.s3_presigned_downloads:
-            sentence = "{s3_public_endpoint} has no effect without --s3-presigned-downloads"
-            yield sentence, "s3_public_endpoint"
+            yield "{s3_public_endpoint} has no effect without --s3-presigned-downloads"
         if self.s3_kms_key and not self.s3_sse.startswith("aws:kms"):
-            yield "{s3_kms_key} needs --s3-sse aws:kms", "s3_kms_key"
+            yield "{s3_kms_key} needs --s3-sse aws:kms"
 
     @property
     def finished_base(self) -> Path:
@@ -677,24 +664,18 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
             else self.upload_dir / "finished"
         )
 
-    def _conflicts_of_finished_files(self) -> Iterator[tuple[str, ...]]:
+    def _conflicts_of_finished_files(self) -> Iterator[str]:
         if not self.finished_dir:
             return
         if self.s3_bucket:
             if self.finished_dir.startswith(("/", "~", ".")):
-                sentence = "{finished_dir} with a bucket is a key below --s3-object-prefix; leave out / and . at its beginning"
-                yield sentence, "finished_dir"
+                yield "{finished_dir} with a bucket is a key below --s3-object-prefix; leave out / and . at its beginning"
             return
         base = self.finished_base
         if self.upload_dir.is_relative_to(base):
-            sentence = "{finished_dir} must not mix with uploads in {upload_dir}; use another directory, also one in it"
-            yield sentence, "finished_dir", "upload_dir"
+            yield "{finished_dir} must not mix with uploads in {upload_dir}; use another directory, also one in it"
         if base.is_relative_to(self.state_dir) or self.state_dir.is_relative_to(base):
-            yield (
-                "{finished_dir} must not mix with what is in {state_dir}",
-                "finished_dir",
-                "state_dir",
-            )
+            yield "{finished_dir} must not mix with what is in {state_dir}"
 
     def _allows_any_origin(self) -> bool:
         """Return whether the expression matches arbitrary origins; it is tried, as there are many ways to write that."""
