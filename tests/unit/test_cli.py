@@ -141,6 +141,21 @@ def test_a_mistake_in_the_arguments_is_told_with_exit_code_2(
     assert output.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", ["uploads list", "events list", "sweep", "check-s3", "adopt --from tusd"]
+)
+def test_a_bucket_without_its_extra_is_told_in_one_line(words: str, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['aiobotocore'] = None\n"
+        "from tusd_py.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    places = ("--s3-bucket", "bucket", "--upload-dir", str(tmp_path))
+    done = run_python("-c", program, *words.split(), *places)
+    told = "--s3-bucket needs the Python package aiobotocore: pip install 'tusd-py[s3]'"
+    command = words.partition(" ")[0]
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"tusd-py {command}: {told}\n")
+
+
 @pytest.mark.parametrize("words", [("config",), ("serve", "--help"), ("--version",)])
 def test_output_that_nobody_reads_to_its_end_is_no_error(words: tuple[str, ...]) -> None:
     reader, writer = os.pipe()

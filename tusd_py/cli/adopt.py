@@ -136,7 +136,7 @@ def _adopt_bucket(origin: str | None, *, dry_run: bool, counts_tails: bool, as_j
     # Other commands do without it.
     from tusd_py.cli.adopt_bucket import adopt  # noqa: PLC0415
 
-    return adopt(settings, dry_run=dry_run, counts_tails=counts_tails, as_json=as_json)
+    return asyncio.run(adopt(settings, dry_run=dry_run, counts_tails=counts_tails, as_json=as_json))
 
 
 @dataclass(slots=True)

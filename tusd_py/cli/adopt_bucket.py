@@ -68,19 +68,8 @@ class Summary:
         )
 
 
-def adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_json: bool) -> int:
+async def adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_json: bool) -> int:
     """Take over all of tusd's uploads in the bucket and return the exit code."""
-    try:
-        return asyncio.run(
-            _adopt(settings, dry_run=dry_run, counts_tails=counts_tails, as_json=as_json)
-        )
-    except ModuleNotFoundError as problem:
-        raise CommandFailed(
-            f"--s3-bucket needs the Python package {problem.name}: pip install 'tusd-py[s3]'"
-        ) from problem
-
-
-async def _adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_json: bool) -> int:
     # Need an extra, and load a large library.
     from tusd_py.service.bucket import s3_store  # noqa: PLC0415
     from tusd_py.storage.s3.object_store import ObjectStoreError  # noqa: PLC0415

@@ -29,12 +29,7 @@ def command(as_json: bool) -> int:
     settings = read_settings().settings
     if not settings.s3_bucket:
         raise CommandFailed("give a bucket: --s3-bucket NAME")
-    try:
-        return asyncio.run(_check(settings, as_json=as_json))
-    except ModuleNotFoundError as problem:
-        raise CommandFailed(
-            f"--s3-bucket needs the Python package {problem.name}: pip install 'tusd-py[s3]'"
-        ) from problem
+    return asyncio.run(_check(settings, as_json=as_json))
 
 
 async def _check(settings: Settings, *, as_json: bool) -> int:

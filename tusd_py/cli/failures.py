@@ -30,6 +30,9 @@ _KNOWN = (
     StorageError,
 )
 
+_OF_S3 = ("aiobotocore", "botocore")
+"""Packages of the extra for buckets."""
+
 
 def is_refused(problem: Exception) -> bool:
     """Whether the command did nothing: its user or its settings are wrong, or the volume of the uploads is not mounted."""
@@ -39,6 +42,9 @@ def is_refused(problem: Exception) -> bool:
 
 def explain(problem: Exception) -> str | None:
     """Return what went wrong and what to do about it; None for a bug."""
+    for cause in _causes(problem):
+        if isinstance(cause, ModuleNotFoundError) and cause.name in _OF_S3:
+            return f"--s3-bucket needs the Python package {cause.name}: pip install 'tusd-py[s3]'"
     if not isinstance(problem, (OSError, *_KNOWN)):
         return None
     for cause in _causes(problem):
