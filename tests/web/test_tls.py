@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_a_download_that_is_read_late_arrives(tus: TlsTus, behind_an_upload: boo
         head, _, body = (begin + late.read_to_end()).partition(b"\r\n\r\n")
     assert b"content-length: 30000000" in head.lower()
     assert hashlib.sha256(body).digest() == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_a_slow_client_asked_for_arrives_before_the_end(tus: TlsTus, refused: bool) -> None:
+    """Also if a request with a body that is not read comes right behind it."""
+    data = random.Random(8).randbytes(20_000_000)
+    path = tus.finished(data)
+    with Connection(tus.server.address, tls=tus.context, receive_buffer=65_536) as slow:
+        slow.send_head("GET", path, [] if refused else [("Connection", "close")])
+        if refused:
+            slow.send_head("PATCH", path, [("Content-Length", "1000000")])
+        got = bytearray()
+        while True:
+            part = slow.sock.recv(16_384)
+            if not part:
+                break
+            got += part
+            if 15_000_000 < len(got) < 17_500_000:
+                # For longer than the server waits for a client that takes nothing.
+                time.sleep(0.04)
+    head, _, rest = bytes(got).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert hashlib.sha256(rest[: len(data)]).digest() == hashlib.sha256(data).digest()
+    assert rest[len(data) :].startswith(b"HTTP/1.1 4" if refused else b"")
 
 
 def test_a_client_that_ends_its_sending_side_gets_what_it_asked_for(

@@ -22,6 +22,7 @@ from tusd_py.web.http.flow import Event, FlowControl
 from tusd_py.web.http.framing import OLD_VERSIONS
 from tusd_py.web.http.response_head import CONTINUE, serialize
 from tusd_py.web.http.sendfile import sendfile
+from tusd_py.web.http.stalls import StallWatch
 
 EXTENSION = "tusd_py"
 """Name of our ASGI extension."""
@@ -29,6 +30,8 @@ EXTENSION = "tusd_py"
 _BUFFERED_BYTES = 64 * 1024
 """Bytes of a body that are read ahead of the application."""
 _NO_BODY_STATUSES = frozenset({204, 304})
+_LOOK_SECONDS = 1.0
+"""Between two looks at a client that reads slowly."""
 _HELD_SECONDS = 0.005
 """How long an interim response may wait for the final one, to go out with it."""
 
@@ -289,12 +292,18 @@ class Exchange:
         flow = self._connection.flow
         if not flow.write_paused or self.disconnected:
             return
-        try:
-            async with asyncio.timeout(self._connection.limits.idle_timeout):
-                await flow.drain()
-        except TimeoutError:
-            self._connection.transport.abort()
-            self.disconnected = True
+        transport = self._connection.transport
+        idle_timeout = self._connection.limits.idle_timeout
+        watch = StallWatch(self._connection.loop, transport, flow.raw, idle_timeout)
+        while flow.write_paused:
+            try:
+                async with asyncio.timeout(min(_LOOK_SECONDS, idle_timeout / 4)):
+                    await flow.drain()
+            except TimeoutError:
+                if watch.is_stalled():
+                    transport.abort()
+                    self.disconnected = True
+                    return
 
     async def _send_file(self, message: Message) -> None:
         """ASGI "Zero Copy Send"; `count` and `offset` in bytes, both given."""

@@ -47,11 +47,11 @@ class FlowControl:
     TLS would end both directions when it saw the end of one.
     """
 
-    __slots__ = ("_is_writable", "_raw", "_transport", "held", "read_paused", "write_paused")
+    __slots__ = ("_is_writable", "_transport", "held", "raw", "read_paused", "write_paused")
 
     def __init__(self, transport: asyncio.Transport, raw: asyncio.Transport | None = None) -> None:
         self._transport = transport
-        self._raw = raw
+        self.raw = raw
         self._is_writable = Event()
         self._is_writable.set()
         self.read_paused = False
@@ -67,15 +67,15 @@ class FlowControl:
         if not self.read_paused:
             self.read_paused = True
             self._transport.pause_reading()
-            if self._raw is not None:
-                self._raw.pause_reading()
+            if self.raw is not None:
+                self.raw.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on, unless reading is held."""
         if self.read_paused and not self.held:
             self.read_paused = False
-            if self._raw is not None:
-                self._raw.resume_reading()
+            if self.raw is not None:
+                self.raw.resume_reading()
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:

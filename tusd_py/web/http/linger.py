@@ -8,11 +8,10 @@ a client has more to send than is read here, the wait ends soon after its system
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import struct
-import termios
 from collections.abc import Callable
-from typing import Protocol
+
+from tusd_py.web.http.flow import FlowControl
+from tusd_py.web.http.stalls import StallWatch, unacknowledged, unsent
 
 _MOST_SECONDS = 2.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -20,14 +19,6 @@ _MOST_BYTES = 16 * 1024 * 1024
 _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 0.2
 """Between the arrival of the response in the client's system and the end of a connection whose body is not read to its end."""
-
-
-class ReadControl(Protocol):
-    """What pauses and resumes reading from a transport."""
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
 
 
 class Linger:
@@ -53,7 +44,7 @@ class Linger:
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.Transport,
-        flow: ReadControl,
+        flow: FlowControl,
         left: int | None,
         close: Callable[[], None],
     ) -> None:
@@ -106,9 +97,8 @@ class Linger:
 
     def finish(self) -> None:
         """Wait no longer for the client."""
-        if (
-            self._transport.get_extra_info("sslcontext")
-            and not self._transport.get_write_buffer_size()
+        if self._transport.get_extra_info("sslcontext") and not unsent(
+            self._transport, self._flow.raw
         ):
             # TLS would wait half a minute for the client to agree to the end.
             self._transport.abort()
@@ -117,20 +107,21 @@ class Linger:
 
     def _is_delivered(self) -> bool:
         """Whether the client's system has acknowledged the response and the end of our side."""
-        return not self._transport.get_write_buffer_size() and not unacknowledged(
+        return not unsent(self._transport, self._flow.raw) and not unacknowledged(
             self._transport.get_extra_info("socket").fileno()
         )
 
 
 class Flush:
-    """Closes a transport once all of its response was handed to the system, and aborts it if the client stops reading.
+    """Closes a transport once its client has all of its response, and aborts it if the client stops reading.
 
     A transport's own `close` does not do: without TLS it waits for ever for a client that does not read, and TLS aborts the
-    connection 30 s later, whatever a slow client still has to read. Without TLS the transport may be closing already.
+    connection 30 s later, whatever a slow client still has to read. Without TLS the transport may be closing already, and the
+    system delivers what it took.
     raw: the transport below TLS, or None. idle_timeout: seconds without progress after which the connection is aborted.
     """
 
-    __slots__ = ("_idle_timeout", "_left", "_loop", "_progress_at", "_raw", "_timer", "_transport")
+    __slots__ = ("_loop", "_raw", "_timer", "_transport", "_watch")
 
     def __init__(
         self,
@@ -142,9 +133,7 @@ class Flush:
         self._loop = loop
         self._transport = transport
         self._raw = raw
-        self._idle_timeout = idle_timeout
-        self._left = self._untaken()
-        self._progress_at = loop.time()
+        self._watch = StallWatch(loop, transport, raw, idle_timeout)
         self._timer = loop.call_later(_LOOK_SECONDS, self._look)
 
     def discard(self, size: int) -> None:
@@ -154,41 +143,10 @@ class Flush:
         """Stop the timer, as the connection is gone."""
         self._timer.cancel()
 
-    def _untaken(self) -> int:
-        """Bytes that the client's system has not taken.
-
-        Those in our system are counted, too: room in a socket is announced only once a third of its buffer is free, which on a
-        slow link takes longer than any time-out.
-        """
-        below = self._transport if self._raw is None else self._raw
-        found = below.get_extra_info("socket")
-        sent = unacknowledged(found.fileno()) if found is not None and found.fileno() >= 0 else 0
-        return unsent(self._transport, self._raw) + sent
-
     def _look(self) -> None:
-        left = self._untaken()
-        now = self._loop.time()
-        if left < self._left:
-            self._left, self._progress_at = left, now
-        if not unsent(self._transport, self._raw):
+        if not (unsent(self._transport, None) if self._raw is None else self._watch.untaken()):
             self._transport.close()
-        elif now - self._progress_at > self._idle_timeout:
+        elif self._watch.is_stalled():
             self._transport.abort()
         else:
             self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
-
-
-def unsent(transport: asyncio.Transport, raw: asyncio.Transport | None) -> int:
-    """Bytes that the system did not take yet. raw: the transport below TLS, or None."""
-    below = 0 if raw is None else raw.get_write_buffer_size()
-    return transport.get_write_buffer_size() + below
-
-
-def unacknowledged(descriptor: int) -> int:
-    """Bytes that a socket still has to send or that the peer has not acknowledged; 0 where the system does not tell."""
-    try:
-        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return 0
-    count: int = struct.unpack("i", answer)[0]
-    return count

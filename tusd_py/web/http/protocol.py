@@ -31,9 +31,10 @@ from tusd_py.web.http.framing import (
     check_codings,
     check_host,
 )
-from tusd_py.web.http.linger import Flush, Linger, unsent
+from tusd_py.web.http.linger import Flush, Linger
 from tusd_py.web.http.response_head import STATUS_LINES
 from tusd_py.web.http.sendfile import is_supported
+from tusd_py.web.http.stalls import unsent
 
 _MAX_URL = 16 * 1024
 _MAX_WAITING = 32

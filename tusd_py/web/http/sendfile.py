@@ -14,7 +14,7 @@ import errno
 import os
 import time
 
-from tusd_py.web.http.linger import unacknowledged
+from tusd_py.web.http.stalls import unacknowledged
 
 # What one call hands to the kernel: some 0.2 ms of copying, after which other connections have
 # their turn.
@@ -243,10 +243,6 @@ class _Transfer:
         self._watch = self._watch_later()
 
     def _progress(self) -> tuple[int, int]:
-        """Numbers that change when the client takes anything.
-
-        Room in the socket does not do: it is announced only once a third of a buffer of megabytes
-        is free, which on a slow link takes longer than any time-out.
-        """
+        """Numbers that change when the client takes anything: see `stalls`."""
         waiting = self._transport.get_write_buffer_size() + unacknowledged(self._socket)
         return self._sent, waiting

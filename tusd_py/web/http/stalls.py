@@ -1,0 +1,62 @@
+"""Tells whether a client still takes what it is sent, on however slow a link.
+
+Room in the socket does not tell: it is announced only once a third of a buffer of megabytes is free, which on a slow link takes
+longer than any time-out. So the bytes that the client's system has not acknowledged are counted, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+
+
+class StallWatch:
+    """Looks at a transport from time to time. raw: the transport below TLS, or None."""
+
+    __slots__ = ("_idle_timeout", "_loop", "_progress_at", "_raw", "_transport", "_untaken")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.WriteTransport,
+        raw: asyncio.Transport | None,
+        idle_timeout: float,
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._raw = raw
+        self._idle_timeout = idle_timeout
+        self._untaken = self.untaken()
+        self._progress_at = loop.time()
+
+    def untaken(self) -> int:
+        """Bytes that the client's system has not taken."""
+        below = self._transport if self._raw is None else self._raw
+        found = below.get_extra_info("socket")
+        sent = unacknowledged(found.fileno()) if found is not None and found.fileno() >= 0 else 0
+        return unsent(self._transport, self._raw) + sent
+
+    def is_stalled(self) -> bool:
+        """Whether the client has taken no byte for the idle time-out, as far as was seen by calls of this."""
+        untaken, now = self.untaken(), self._loop.time()
+        if untaken != self._untaken:
+            self._untaken, self._progress_at = untaken, now
+        return now - self._progress_at >= self._idle_timeout
+
+
+def unsent(transport: asyncio.WriteTransport, raw: asyncio.Transport | None) -> int:
+    """Bytes that the system did not take yet. raw: the transport below TLS, or None."""
+    below = 0 if raw is None else raw.get_write_buffer_size()
+    return transport.get_write_buffer_size() + below
+
+
+def unacknowledged(descriptor: int) -> int:
+    """Bytes that a socket still has to send or that the peer has not acknowledged; 0 where the system does not tell."""
+    try:
+        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    count: int = struct.unpack("i", answer)[0]
+    return count
