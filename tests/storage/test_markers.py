@@ -18,15 +18,15 @@ OFFSET = 4_194_304
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> ChunkMarkers:
-    directory = tmp_path / "chunks"
-    directory.mkdir()
-    return ChunkMarkers(str(directory))
+def tmp(tmp_path: Path) -> str:
+    return str(tmp_path / "tmp")
 
 
 @pytest.fixture
-def tmp(tmp_path: Path) -> str:
-    return str(tmp_path / "tmp")
+def made(tmp_path: Path, tmp: str) -> ChunkMarkers:
+    directory = tmp_path / "chunks"
+    directory.mkdir()
+    return ChunkMarkers(str(directory), lambda _name: tmp)
 
 
 def no_links(_target: str, _path: str) -> None:
@@ -40,10 +40,10 @@ def test_a_marker_tells_what_it_was_made_with(
     if not links:
         monkeypatch.setattr(os, "symlink", no_links)
     assert made.read("a") is None
-    path = made.make("a", OFFSET, tmp)
+    path = made.make("a", OFFSET)
     assert made.read("a") == OFFSET
     assert os.path.islink(path) == links
-    made.make("a", 0, tmp)
+    made.make("a", 0)
     assert made.read("a") == 0
     os.unlink(path)
     assert made.read("a") is None
@@ -51,7 +51,7 @@ def test_a_marker_tells_what_it_was_made_with(
 
 
 def test_it_is_there_with_its_number_or_not_at_all(
-    made: ChunkMarkers, tmp: str, monkeypatch: pytest.MonkeyPatch
+    made: ChunkMarkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is created in one step, so a power cut cannot separate its name from its number."""
     steps: list[str] = []
@@ -64,13 +64,13 @@ def test_it_is_there_with_its_number_or_not_at_all(
     monkeypatch.setattr(os, "symlink", link)
     monkeypatch.setattr(os, "rename", lambda *_paths: pytest.fail("it was renamed"))
     monkeypatch.setattr(os, "write", lambda *_: pytest.fail("it was written"))
-    path = made.make("a", OFFSET, tmp)
+    path = made.make("a", OFFSET)
     assert steps == [path]
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_where_the_order_is_not_known_it_is_on_the_disk_before_the_first_byte(
-    made: ChunkMarkers, tmp: str, links: bool, monkeypatch: pytest.MonkeyPatch
+    made: ChunkMarkers, links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
     monkeypatch.setattr(markers, "sync_path", synced.append)
@@ -79,21 +79,25 @@ def test_where_the_order_is_not_known_it_is_on_the_disk_before_the_first_byte(
         monkeypatch.setattr(os, "symlink", no_links)
     made.open(is_shared=True)
     assert made.is_slow
-    made.make("a", OFFSET, tmp)
+    made.make("a", OFFSET)
     assert synced == [made.directory]
 
 
 @pytest.mark.parametrize("directory", ["verifying", "chunks"])
 def test_markers_are_found_again_by_the_process_that_opens_the_store(
-    tmp_path: Path, directory: str
+    tmp_path: Path, tmp: str, directory: str
 ) -> None:
     for name in ("verifying", "chunks"):
         (tmp_path / name).mkdir()
     os.symlink("7", tmp_path / directory / "a")
-    made = ChunkMarkers(str(tmp_path / "verifying"), former=str(tmp_path / "chunks"))
+    made = ChunkMarkers(
+        str(tmp_path / "verifying"),
+        lambda _name: tmp,
+        former=str(tmp_path / "chunks"),
+    )
     made.open(is_shared=False)
     assert made.read("a") == 7
-    made.make("b", OFFSET, str(tmp_path / "tmp"))
+    made.make("b", OFFSET)
     assert made.read("b") == OFFSET
     made.remove("a")
     assert made.read("a") is None

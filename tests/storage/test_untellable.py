@@ -88,7 +88,7 @@ def test_an_epoch_that_cannot_be_read_is_not_the_first(tmp_path: Path) -> None:
 def test_losses_that_cannot_be_read_are_not_none(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     directory.mkdir()
-    losses = Losses(str(directory / "lost"), ChunkMarkers(str(directory)), 0o640)
+    losses = Losses(str(directory / "lost"), ChunkMarkers(str(directory), str), 0o640)
     assert losses.last() is None
     make_unreadable(directory)
     with pytest.raises(OSError, match="symbolic links"):

@@ -18,6 +18,7 @@ from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.layout import Layout, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
 from tusd_py.storage.file.loading import UploadLoader
+from tusd_py.storage.file.markers import UploadMarks
 from tusd_py.storage.file.records import read_record
 from tusd_py.storage.file.removal import Removal
 
@@ -29,11 +30,18 @@ class Cleanup:
     """Cleans up one upload directory."""
 
     def __init__(
-        self, layout: Layout, *, removal: Removal, finals: FinalRecords, loader: UploadLoader
+        self,
+        layout: Layout,
+        *,
+        marks: UploadMarks,
+        removal: Removal,
+        finals: FinalRecords,
+        loader: UploadLoader,
     ) -> None:
         self._alone_since = 0.0
         self._leftovers: frozenset[str] = frozenset()
         self._layout = layout
+        self._marks = marks
         self._removal = removal
         self._finals = finals
         self._load = loader.load
@@ -72,16 +80,9 @@ class Cleanup:
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += unlink_if_exists(entry.path)
-        layout = self._layout
-        for entry in (
-            *entries_of(layout.former_markers),
-            *entries_of(layout.markers),
-            *entries_of(layout.sound),
-            *entries_of(layout.since_loss),
-            *entries_of(layout.in_session),
-        ):
+        for entry in [each for path in self._marks.directories for each in entries_of(path)]:
             with suppress(OSError):
-                if is_surely_absent(layout.root, f"{id_of(entry.name)}.info"):
+                if is_surely_absent(self._layout.root, f"{id_of(entry.name)}.info"):
                     removed += unlink_if_exists(entry.path)
         return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
 

@@ -26,35 +26,10 @@ class Layout:
         root: Absolute path of the upload directory.
         state: The server's own directory.
         new: Temporary files, until they are renamed into place.
-        markers: Markers of chunks that are being verified.
-        former_markers: Such markers of earlier versions.
-        sound: Lengths of durable bytes that end in a zero.
-        since_loss: The number of the last loss, for uploads that were begun after it.
-        in_session: The number of the session, for unfinished uploads that were written to in it.
         tombstones: Tombstones of removed uploads.
         missing: Marks of uploads whose bytes are missing.
-        dir_perms: As above.
-        file_perms: As above.
         is_local: Whether the directory is certain to lie on a disk of this machine; set when the store is opened.
     """
-
-    __slots__ = (
-        "_serials",
-        "_token",
-        "dir_perms",
-        "file_perms",
-        "former_markers",
-        "in_session",
-        "is_local",
-        "markers",
-        "missing",
-        "new",
-        "root",
-        "since_loss",
-        "sound",
-        "state",
-        "tombstones",
-    )
 
     def __init__(
         self, root: str | os.PathLike[str], *, dir_perms: int = 0o750, file_perms: int = 0o640
@@ -64,11 +39,6 @@ class Layout:
         self.file_perms = file_perms
         self.state = f"{self.root}/{STATE_DIRECTORY}"
         self.new = f"{self.state}/new"
-        self.markers = f"{self.state}/verifying"
-        self.former_markers = f"{self.state}/chunks"
-        self.sound = f"{self.state}/sound"
-        self.since_loss = f"{self.state}/since-loss"
-        self.in_session = f"{self.state}/in-session"
         self.tombstones = f"{self.state}/gone"
         self.missing = f"{self.state}/missing"
         self.is_local = False

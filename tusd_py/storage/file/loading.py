@@ -27,7 +27,7 @@ from tusd_py.storage.file import foreign, records
 from tusd_py.storage.file.files import exists, is_surely_absent, opened
 from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.losses import Losses, WrittenUploads
-from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.markers import UploadMarks
 from tusd_py.storage.file.power_cuts import Session, sound_length
 from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.records import read_record
@@ -44,10 +44,8 @@ class UploadLoader:
         *,
         volume: UploadVolume,
         cache: RecordCache,
-        markers: ChunkMarkers,
-        sound: ChunkMarkers,
+        marks: UploadMarks,
         session: Session,
-        in_session: ChunkMarkers,
         losses: Losses,
         written: WrittenUploads,
         unpublished: UnpublishedRemovals,
@@ -56,10 +54,8 @@ class UploadLoader:
         self._layout = layout
         self._volume = volume
         self._cache = cache
-        self._markers = markers
-        self._sound = sound
+        self._marks = marks
         self._session = session
-        self._in_session = in_session
         self._losses = losses
         self._written = written
         self._unpublished = unpublished
@@ -83,7 +79,7 @@ class UploadLoader:
         is_cut = False
         if info.finished_at is None:
             flat = flat_name(upload_id)
-            verified = self._markers.read(flat)
+            verified = self._marks.verifying.read(flat)
             is_cut = verified is not None
             if verified is not None:
                 offset = min(offset, verified)
@@ -98,7 +94,8 @@ class UploadLoader:
             ):
                 offset, is_cut = 0, True
             elif offset and self._layout.is_local and self._may_be_cut(flat, upload_id, data):
-                sound = max(sound_length(self._layout.data_path(info)), self._sound.read(flat) or 0)
+                known_sound = self._marks.sound.read(flat) or 0
+                sound = max(sound_length(self._layout.data_path(info)), known_sound)
                 is_cut = is_cut or sound < offset
                 offset = min(offset, sound)
         upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
@@ -110,7 +107,7 @@ class UploadLoader:
         return (
             self._session.is_older(data)
             and self._written.of(upload_id) is None
-            and self._in_session.read(flat) != self._session.number
+            and self._marks.in_session.read(flat) != self._session.number
         )
 
     def without_bytes(self, info: UploadInfo) -> Upload:

@@ -127,10 +127,6 @@ class Losses:
             return False
         return not loss.is_time or changed_at <= loss.number
 
-    def record_begin(self, name: str, number: int, tmp: str) -> None:
-        """Record that a loss with this number does not concern an upload. tmp: an unused path. Raises OSError."""
-        self._since.make(name, number, tmp)
-
 
 def untrusted() -> BytesLost:
     """Return the error of bytes that may be lost."""

@@ -1,6 +1,6 @@
-"""Markers of chunks that are being verified: how many bytes of an upload count until the chunk behind them is verified.
+"""Markers: a number for an upload, such as how many of its bytes count until the chunk behind them is verified.
 
-A marker is a symbolic link to a number, `verifying/<upload>` -> `4194304`. Its target is part of the directory's metadata, so
+A marker is a symbolic link to its number, `verifying/<upload>` -> `4194304`. Its target is part of the directory's metadata, so
 there is never a marker without its number, and file systems that keep the order of metadata write the marker to the disk before
 the data file grows there: after a power cut no byte behind it counts. Where that order is not guaranteed, the directory is
 synced before the first byte is written; without symbolic links, the marker is a synced file, as those of earlier versions in
@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from tusd_py.storage.file.files import link_or_content, write_new
 from tusd_py.storage.file.fsync import sync_path
+from tusd_py.storage.file.layout import Layout
 from tusd_py.storage.file.mounts import keeps_order
 
 logger = logging.getLogger(__name__)
@@ -29,11 +31,15 @@ _MAX_DIGITS = 20
 class ChunkMarkers:
     """The markers in one directory. Their names are those of `flat_name`.
 
-    former: the directory of earlier versions' markers, which are read as well.
+    new_path: returns an unused path in the same file system. former: the directory of earlier versions' markers, which are
+    read as well.
     """
 
-    def __init__(self, directory: str, former: str | None = None) -> None:
+    def __init__(
+        self, directory: str, new_path: Callable[[str], str], *, former: str | None = None
+    ) -> None:
         self.directory = directory
+        self._new_path = new_path
         self.is_slow = True
         # The directories that may contain markers.
         self._places = [directory] if former is None else [directory, former]
@@ -52,31 +58,33 @@ class ChunkMarkers:
         """Return the path of an upload's marker."""
         return f"{self.directory}/{name}"
 
-    def make(self, name: str, offset: int, tmp: str) -> str:
-        """Create or replace a marker. It survives a power cut if any byte behind `offset` does.
+    def make(self, name: str, number: int) -> str:
+        """Create or replace a marker and return its path. Raises OSError.
 
-        tmp: an unused path in the same file system. Returns the marker's path. Raises OSError.
+        One of a chunk that is being verified survives a power cut if any byte behind `number` does.
         """
         path = self.path(name)
         if self.directory not in self._places:
             self._places.append(self.directory)
         try:
-            self._link(path, offset, tmp)
+            self._link(name, number)
         except OSError as problem:
             if problem.errno not in NO_LINKS:
                 raise
-            write_new(tmp, b"%d" % offset, sync=True)
+            tmp = self._new_path(name)
+            write_new(tmp, b"%d" % number, sync=True)
             os.rename(tmp, path)
         if self.is_slow:
             sync_path(self.directory)
         return path
 
-    @staticmethod
-    def _link(path: str, offset: int, tmp: str) -> None:
+    def _link(self, name: str, number: int) -> None:
+        path = self.path(name)
         try:
-            os.symlink(str(offset), path)
+            os.symlink(str(number), path)
         except FileExistsError:
-            os.symlink(str(offset), tmp)
+            tmp = self._new_path(name)
+            os.symlink(str(number), tmp)
             os.rename(tmp, path)
 
     def remove(self, name: str) -> None:
@@ -86,11 +94,11 @@ class ChunkMarkers:
                 os.unlink(f"{place}/{name}")
 
     def read(self, name: str) -> int | None:
-        """Return how many bytes count; None if no chunk is being verified. Raises OSError."""
+        """Return the number, the least one if an earlier version left another; None without a marker. Raises OSError."""
         if not self._places:
             return None
-        counts = [self._read(f"{place}/{name}") for place in self._places]
-        return min((count for count in counts if count is not None), default=None)
+        numbers = [self._read(f"{place}/{name}") for place in self._places]
+        return min((number for number in numbers if number is not None), default=None)
 
     @staticmethod
     def _read(path: str) -> int | None:
@@ -106,6 +114,28 @@ class ChunkMarkers:
             path,
         )
         return 0
+
+
+class UploadMarks:
+    """All markers of the uploads of one directory.
+
+    Attributes:
+        verifying: During a verified chunk, the length to cut back to.
+        sound: The length of durable bytes that end in a zero.
+        since_loss: The number of the last loss when the upload was begun.
+        in_session: The number of the session, of an unfinished upload that was written to in it.
+        kinds: All of them.
+        directories: All directories that may have markers.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        former = f"{layout.state}/chunks"
+        self.verifying = ChunkMarkers(f"{layout.state}/verifying", layout.new_path, former=former)
+        self.sound = ChunkMarkers(f"{layout.state}/sound", layout.new_path)
+        self.since_loss = ChunkMarkers(f"{layout.state}/since-loss", layout.new_path)
+        self.in_session = ChunkMarkers(f"{layout.state}/in-session", layout.new_path)
+        self.kinds = (self.verifying, self.sound, self.since_loss, self.in_session)
+        self.directories = (former, *(kind.directory for kind in self.kinds))
 
 
 def _may_have_entries(directory: str) -> bool:

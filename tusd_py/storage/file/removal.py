@@ -33,7 +33,7 @@ from tusd_py.storage.file.files import exists
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.layout import Layout, flat_name, id_of
-from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.markers import UploadMarks
 from tusd_py.storage.file.records import read_record
 
 logger = logging.getLogger(__name__)
@@ -100,20 +100,20 @@ class UnpublishedRemovals:
 
 
 class Removal:
-    """Removes the uploads of one directory. markers: every kind that an upload may have."""
+    """Removes the uploads of one directory."""
 
     def __init__(
         self,
         layout: Layout,
         *,
-        markers: Sequence[ChunkMarkers],
+        marks: UploadMarks,
         finals: FinalRecords,
         unpublished: UnpublishedRemovals,
         finished: FinishedFiles | None,
     ) -> None:
         self._finished = finished
         self._layout = layout
-        self._markers = markers
+        self._marks = marks
         self._finals = finals
         self._unpublished = unpublished
 
@@ -235,8 +235,8 @@ class Removal:
                     # First, as only the same bytes tell that it is this upload's.
                     self._finished.remove(info, path)
                 os.unlink(path)
-        for markers in self._markers:
-            markers.remove(flat_name(upload_id))
+        for kind in self._marks.kinds:
+            kind.remove(flat_name(upload_id))
         self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
         self._finals.forget_part(upload_id)
         self.remove_empty_parents(upload_id, info.location if info else None)

@@ -75,7 +75,7 @@ from tusd_py.storage.file.layout import Layout, flat_name
 from tusd_py.storage.file.listing import upload_ids
 from tusd_py.storage.file.loading import UploadLoader, check_bytes, check_same
 from tusd_py.storage.file.losses import Losses, LossWatch, Written, WrittenUploads, untrusted
-from tusd_py.storage.file.markers import ChunkMarkers
+from tusd_py.storage.file.markers import ChunkMarkers, UploadMarks
 from tusd_py.storage.file.mounts import is_local
 from tusd_py.storage.file.outbox import FileOutbox
 from tusd_py.storage.file.power_cuts import Session
@@ -135,17 +135,14 @@ class FileStore:
         self._layout = layout = Layout(root, dir_perms=dir_perms, file_perms=file_perms)
         self.root = layout.root
         state = layout.state
-        self._markers = ChunkMarkers(layout.markers, former=layout.former_markers)
-        self._sound = ChunkMarkers(layout.sound)
+        self._marks = UploadMarks(layout)
         self._session = Session(f"{state}/session", layout.new_path)
         self._guard: int | None = None
         self._threads = Threads("tusd-store")
         self._disk = Disk(self._threads)
         self.sweep_marks = FileSweepMarks(state, threads=self._threads, file_perms=file_perms)
         self._hashing = hashing_threads()
-        self._since_loss = ChunkMarkers(layout.since_loss)
-        self._in_session = ChunkMarkers(layout.in_session)
-        self._losses = Losses(f"{state}/write-back-failed", self._since_loss, file_perms)
+        self._losses = Losses(f"{state}/write-back-failed", self._marks.since_loss, file_perms)
         self._written = WrittenUploads(syncs_chunks=syncs_chunks)
         self._known = RecordCache()
         self.volume = UploadVolume(layout)
@@ -157,10 +154,8 @@ class FileStore:
             layout,
             volume=self.volume,
             cache=self._known,
-            markers=self._markers,
-            sound=self._sound,
+            marks=self._marks,
             session=self._session,
-            in_session=self._in_session,
             losses=self._losses,
             written=self._written,
             unpublished=self._unpublished,
@@ -169,7 +164,7 @@ class FileStore:
         self._adoption = Adoption(layout, loader=self._loader, records=self._records)
         self._removal = Removal(
             layout,
-            markers=(self._markers, self._sound, self._since_loss, self._in_session),
+            marks=self._marks,
             finals=self._finals,
             unpublished=self._unpublished,
             finished=finished,
@@ -182,7 +177,11 @@ class FileStore:
             finished=finished,
         )
         self._cleanup = Cleanup(
-            layout, removal=self._removal, finals=self._finals, loader=self._loader
+            layout,
+            marks=self._marks,
+            removal=self._removal,
+            finals=self._finals,
+            loader=self._loader,
         )
         self._blocks = BufferPool()
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
@@ -219,8 +218,8 @@ class FileStore:
             # What lies on this machine and is locked by this process, no other one changes.
             is_shared = guard != "exclusive" or not self._layout.is_local
             self._known.is_shared = is_shared
-            for markers in (self._markers, self._sound, self._since_loss, self._in_session):
-                markers.open(is_shared=is_shared)
+            for kind in self._marks.kinds:
+                kind.open(is_shared=is_shared)
             self._losses.open(is_shared=is_shared)
             if self._finished is not None:
                 self._finished.open(self.root, f"{self._layout.state}/server.lock")
@@ -235,11 +234,7 @@ class FileStore:
             for directory in (
                 self.root,
                 self._layout.new,
-                self._layout.former_markers,
-                self._markers.directory,
-                self._sound.directory,
-                self._since_loss.directory,
-                self._in_session.directory,
+                *self._marks.directories,
                 self._layout.tombstones,
                 self._unpublished.directory,
                 *self._finals.directories,
@@ -323,9 +318,9 @@ class FileStore:
         with fence():
             os.truncate(self._layout.data_path(upload.info), upload.offset)
             flat = flat_name(upload.id)
-            self._markers.remove(flat)
-            if (self._sound.read(flat) or 0) > upload.offset:
-                os.unlink(self._sound.path(flat))
+            self._marks.verifying.remove(flat)
+            if (self._marks.sound.read(flat) or 0) > upload.offset:
+                os.unlink(self._marks.sound.path(flat))
 
     async def adopt(self, upload: Upload, *, fence: Fence) -> Upload:
         """Replace the record that another server wrote by our own, durably; from then on ours says whether it is finished."""
@@ -345,24 +340,19 @@ class FileStore:
             self._hashing,
             self._blocks,
             self._disk,
-            mark=lambda: self._mark(upload, fence),
-            marks_slowly=self._markers.is_slow,
+            # While added bytes do not count yet.
+            mark=lambda: _mark(self._marks.verifying, upload.id, upload.offset, fence),
+            marks_slowly=self._marks.verifying.is_slow,
             checksum=content.checksum,
             length=content.length,
             fence=fence,
         )
 
-    def _mark(self, upload: Upload, fence: Fence) -> str:
-        """Record the length to cut back to while added bytes do not count yet; returns the marker's path."""
-        name, tmp = flat_name(upload.id), self._layout.new_path(upload.id)
-        with fence():
-            return self._markers.make(name, upload.offset, tmp)
-
     def _data_file(self, upload: Upload, fence: Fence) -> DataFile:
         self._forget_sound(upload, fence)
         loss = self._losses.number()
         if loss and not upload.offset:
-            self._record_begin(upload.id, loss, fence)
+            _mark(self._marks.since_loss, upload.id, loss, fence)
         written = self._written.begin(upload.id, upload.offset, loss)
         return DataFile(
             self._layout.data_path(upload.info),
@@ -380,15 +370,10 @@ class FileStore:
             else None,
         )
 
-    def _record_begin(self, upload_id: str, loss: int, fence: Fence) -> None:
-        """Record that bytes of an upload come after a loss, or outlived it. Raises OSError, LeaseLost."""
-        with fence():
-            self._losses.record_begin(flat_name(upload_id), loss, self._layout.new_path(upload_id))
-
     def _outlived(self, upload_id: str, loss: int, fence: Fence) -> None:
         # If it cannot be recorded, the upload begins again from 0.
         with suppress(OSError, LeaseLost):
-            self._record_begin(upload_id, loss, fence)
+            _mark(self._marks.since_loss, upload_id, loss, fence)
 
     def _mark_written(self, upload: Upload, written: Written, fence: Fence, file: DataFile) -> None:
         """Record that all bytes come from this session, unless they are soon those of a finished upload."""
@@ -400,23 +385,20 @@ class FileStore:
             written.is_marked = True
 
     def _mark_in_session(self, upload_id: str, fence: Fence) -> None:
-        with fence():
-            name, tmp = flat_name(upload_id), self._layout.new_path(upload_id)
-            self._in_session.make(name, self._session.number, tmp)
+        _mark(self._marks.in_session, upload_id, self._session.number, fence)
 
     def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
         if file.ends_in_zero:
-            with fence():
-                self._sound.make(flat_name(upload.id), file.end, self._layout.new_path(upload.id))
-            sync_path(self._sound.directory)
+            _mark(self._marks.sound, upload.id, file.end, fence)
+            sync_path(self._marks.sound.directory)
 
     def _forget_sound(self, upload: Upload, fence: Fence) -> None:
         """Remove the mark of durable bytes that were taken back since: it must not count for those that replace them."""
         flat = flat_name(upload.id)
-        if (self._sound.read(flat) or 0) > upload.offset:
+        if (self._marks.sound.read(flat) or 0) > upload.offset:
             with fence():
-                self._sound.remove(flat)
+                self._marks.sound.remove(flat)
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
         with _translated(f"recording {info.id}"):
@@ -435,7 +417,7 @@ class FileStore:
             written = self._written.of(info.id)
             if written is None or written.is_marked or written.may_be_marked:
                 with suppress(OSError):
-                    await self._disk.change(self._in_session.remove, flat_name(info.id))
+                    await self._disk.change(self._marks.in_session.remove, flat_name(info.id))
 
     async def _finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         # Readers over a network see either the old or the new record only if it is renamed. A final's length changes
@@ -734,3 +716,9 @@ class FileStore:
     async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
         with _translated(f"marking {upload_id}"):
             return await self._disk.change(self._cleanup.missing_since, upload_id, marks=marks)
+
+
+def _mark(kind: ChunkMarkers, upload_id: str, number: int, fence: Fence) -> str:
+    """Make a marker of an upload and return its path. Raises OSError, LeaseLost."""
+    with fence():
+        return kind.make(flat_name(upload_id), number)
