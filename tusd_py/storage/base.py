@@ -342,7 +342,7 @@ class RemovalEvent:
 
 @dataclass(frozen=True, slots=True)
 class UnpublishedRemoval:
-    """A removed upload whose event is not in the outbox yet. keep_tombstone: see `RemovesUploads.remove`."""
+    """A removed upload whose event is not in the outbox yet. keep_tombstone: see `Store.remove`."""
 
     upload: Upload
     event: RemovalEvent

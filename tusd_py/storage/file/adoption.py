@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.storage.base import StorageError, Upload, UploadInfo
@@ -13,13 +14,13 @@ from tusd_py.storage.file.loading import UploadLoader
 from tusd_py.storage.file.record_writer import RecordWriter
 
 
+@dataclass(frozen=True, slots=True)
 class Adoption:
     """Takes over uploads of one directory."""
 
-    def __init__(self, layout: Layout, *, loader: UploadLoader, records: RecordWriter) -> None:
-        self._layout = layout
-        self._loader = loader
-        self._records = records
+    layout: Layout
+    loader: UploadLoader
+    records: RecordWriter
 
     def adopt(self, upload: Upload, fence: Fence) -> Upload:
         """See `FileStore.adopt`. Raises StorageError if the other server still uses the upload."""
@@ -30,12 +31,12 @@ class Adoption:
             raise StorageError(f"{upload.id}: tuspyserver is still using it") from None
 
     def _adopt_locked(self, upload: Upload) -> Upload:
-        with foreign.locked(*os.path.split(self._layout.data_path(upload.info))):
-            if self._loader.read(upload.id) != upload:
+        with foreign.locked(*os.path.split(self.layout.data_path(upload.info))):
+            if self.loader.read(upload.id) != upload:
                 raise StorageError(f"{upload.id}: the server that recorded it is still running")
             adopted = upload.with_info(foreign=False, counted=None)
             if upload.joined:
-                foreign.cut(upload, self._layout.data_path(upload.info))
+                foreign.cut(upload, self.layout.data_path(upload.info))
             self._save(adopted.info, sync=upload.joined)
         return adopted
 
@@ -46,9 +47,9 @@ class Adoption:
     def _save(self, info: UploadInfo, *, sync: bool, content: bytes | None = None) -> None:
         """Replace the record. content: the new one, where it is not in our format."""
         if sync:
-            sync_path(self._layout.data_path(info), data_only=True)
-        content = records.serialize(info, root=self._layout.root) if content is None else content
-        self._records.replace(info, self._records.write_tmp(info.id, content, sync=True), UNFENCED)
+            sync_path(self.layout.data_path(info), data_only=True)
+        content = records.serialize(info, root=self.layout.root) if content is None else content
+        self.records.replace(info, self.records.write_tmp(info.id, content, sync=True), UNFENCED)
         if sync:
-            for directory in self._layout.directories(info):
+            for directory in self.layout.directories(info):
                 sync_path(directory)

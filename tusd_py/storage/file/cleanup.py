@@ -9,6 +9,7 @@ import os
 import stat
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import BytesMissing, StorageError
@@ -26,25 +27,17 @@ _ABANDONED_SECONDS = 3600.0
 """Age at which a temporary file or a record without data is taken for the remains of a crash."""
 
 
+@dataclass(slots=True)
 class Cleanup:
     """Cleans up one upload directory."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        marks: UploadMarks,
-        removal: Removal,
-        finals: FinalRecords,
-        loader: UploadLoader,
-    ) -> None:
-        self._alone_since = 0.0
-        self._leftovers: frozenset[str] = frozenset()
-        self._layout = layout
-        self._marks = marks
-        self._removal = removal
-        self._finals = finals
-        self._load = loader.load
+    layout: Layout
+    marks: UploadMarks
+    removal: Removal
+    finals: FinalRecords
+    loader: UploadLoader
+    _alone_since: float = field(default=0.0, init=False)
+    _leftovers: frozenset[str] = field(default=frozenset(), init=False)
 
     def begin_alone(self, since: float) -> None:
         """Take everything incomplete for the remains of a crash, as this process has locked the directory for itself.
@@ -54,7 +47,7 @@ class Cleanup:
         self._alone_since = since
         # Not told by their times, as the clock may be set back, nor by a process id in the name: servers in containers may all
         # have the same one.
-        self._leftovers = frozenset(entry.name for entry in entries_of(self._layout.new))
+        self._leftovers = frozenset(entry.name for entry in entries_of(self.layout.new))
 
     def _is_abandoned(self, changed_at: float) -> bool:
         """Return whether an incomplete file is too old to be in use, or as old as the last crash."""
@@ -62,39 +55,39 @@ class Cleanup:
         return changed_at < self._alone_since <= now or now - changed_at > _ABANDONED_SECONDS
 
     def tidy(self, tombstone_ttl: float) -> int:
-        """See `RemovesUploads.tidy`."""
+        """See `Store.tidy`."""
         removed = 0
         now = time.time()
         # A file may be removed or renamed during the scan; then there is nothing to clean up.
-        for entry in entries_of(self._layout.new):
+        for entry in entries_of(self.layout.new):
             with suppress(OSError):
                 age = now - entry.stat(follow_symlinks=False).st_mtime
                 if entry.name in self._leftovers or age > _ABANDONED_SECONDS:
                     removed += unlink_if_exists(entry.path)
-        for entry in files_in(self._layout.tombstones):
+        for entry in files_in(self.layout.tombstones):
             # One that cannot be removed does not stop the others; the next sweep tries again.
             with suppress(OSError):
                 status = entry.stat()
                 if status.st_size:
-                    self._removal.complete(id_of(entry.name), entry.path)
+                    self.removal.complete(id_of(entry.name), entry.path)
                     removed += 1
                 elif now - status.st_mtime > tombstone_ttl:
                     removed += unlink_if_exists(entry.path)
-        for entry in [each for path in self._marks.directories for each in entries_of(path)]:
+        for entry in [each for path in self.marks.directories for each in entries_of(path)]:
             with suppress(OSError):
-                if is_surely_absent(self._layout.root, f"{id_of(entry.name)}.info"):
+                if is_surely_absent(self.layout.root, f"{id_of(entry.name)}.info"):
                     removed += unlink_if_exists(entry.path)
-        return removed + self._finals.tidy(self._is_finished) + self._tidy_missing()
+        return removed + self.finals.tidy(self._is_finished) + self._tidy_missing()
 
     def _is_finished(self, upload_id: str) -> bool:
         try:
-            return self._load(upload_id, remember=False).finished
+            return self.loader.load(upload_id, remember=False).finished
         except StorageError:
             return False
 
     def discard_fragment(self, upload_id: str, fence: Fence) -> bool:
-        """See `RemovesUploads.discard_fragment`."""
-        path = self._layout.info_path(upload_id)
+        """See `Store.discard_fragment`."""
+        path = self.layout.info_path(upload_id)
         try:
             content, status = read_record(path)
         except FileNotFoundError:
@@ -108,7 +101,7 @@ class Cleanup:
         """Remove an empty record and its empty data file. A record with bytes beside it was not left by a creation."""
         if not self._is_abandoned(changed_at):
             return False
-        data = f"{self._layout.root}/{upload_id}"
+        data = f"{self.layout.root}/{upload_id}"
         with suppress(FileNotFoundError):
             status = os.lstat(data)
             if not stat.S_ISREG(status.st_mode) or status.st_size:
@@ -118,21 +111,21 @@ class Cleanup:
         return bool(removed)
 
     def missing_since(self, upload_id: str, *, marks: bool) -> float:
-        """See `RemovesUploads.missing_since`."""
-        mark = self._layout.missing_mark(upload_id)
+        """See `Store.missing_since`."""
+        mark = self.layout.missing_mark(upload_id)
         if not marks and not exists(mark):
             return time.time()
         with suppress(FileExistsError):
-            os.makedirs(self._layout.missing, mode=self._layout.dir_perms, exist_ok=True)
-            os.close(create_file(mark, self._layout.file_perms))
+            os.makedirs(self.layout.missing, mode=self.layout.dir_perms, exist_ok=True)
+            os.close(create_file(mark, self.layout.file_perms))
         return os.stat(mark).st_mtime
 
     def _tidy_missing(self) -> int:
         """Remove the marks of uploads whose bytes are back, or that are gone; returns how many."""
         removed = 0
-        for entry in files_in(self._layout.missing):
+        for entry in files_in(self.layout.missing):
             try:
-                self._load(id_of(entry.name), remember=False)
+                self.loader.load(id_of(entry.name), remember=False)
             except BytesMissing:
                 continue
             except StorageError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tusd_py.locks.base import Fence
 from tusd_py.storage.base import PlaceTaken, UploadExists, UploadInfo
@@ -23,23 +24,15 @@ _MAX_ATTEMPTS = 20
 """Times that a directory is created again after another process removed it because it was empty."""
 
 
+@dataclass(frozen=True, slots=True)
 class Creation:
     """Creates uploads in one directory."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        volume: UploadVolume,
-        cache: RecordCache,
-        removal: Removal,
-        finished: FinishedFiles | None,
-    ) -> None:
-        self._layout = layout
-        self._volume = volume
-        self._cache = cache
-        self._removal = removal
-        self._finished = finished
+    layout: Layout
+    volume: UploadVolume
+    cache: RecordCache
+    removal: Removal
+    finished: FinishedFiles | None
 
     def create(self, info: UploadInfo, fence: Fence) -> None:
         """Create an upload. Raises UploadExists, PlaceTaken, VolumeMissing, LeaseLost, OSError."""
@@ -47,17 +40,17 @@ class Creation:
             self._create_anew(info)
 
     def _create_anew(self, info: UploadInfo) -> None:
-        self._volume.check()
-        if self._finished is not None and self._finished.holds(self._layout.data_path(info)):
+        self.volume.check()
+        if self.finished is not None and self.finished.holds(self.layout.data_path(info)):
             raise PlaceTaken(f"{info.id}: its path is in the directory of finished files")
-        self._removal.forget_tombstone(info.id)
+        self.removal.forget_tombstone(info.id)
         if "/" not in info.id and not info.location:
             self._create_files(info)
             return
         try:
             self._create_with_parents(info)
         except BaseException:
-            self._removal.remove_empty_parents(info.id, info.location)
+            self.removal.remove_empty_parents(info.id, info.location)
             raise
 
     def _create_with_parents(self, info: UploadInfo) -> None:
@@ -70,24 +63,24 @@ class Creation:
         raise FileNotFoundError(errno.ENOENT, "its directory keeps being removed")
 
     def _create_files(self, info: UploadInfo) -> None:
-        data_path = self._layout.data_path(info)
+        data_path = self.layout.data_path(info)
         try:
-            record = create_file(self._layout.info_path(info.id), self._layout.file_perms)
+            record = create_file(self.layout.info_path(info.id), self.layout.file_perms)
         except FileExistsError:
             raise UploadExists(info.id) from None
-        made = [self._layout.info_path(info.id)]
-        content = records.serialize(info, root=self._layout.root)
+        made = [self.layout.info_path(info.id)]
+        content = records.serialize(info, root=self.layout.root)
         try:
             if info.location:
                 # The cleanup of an interrupted creation finds the bytes only by the record.
                 write_all(record, content)
             if not info.is_final:
-                os.close(create_file(data_path, self._layout.file_perms))
+                os.close(create_file(data_path, self.layout.file_perms))
                 made.append(data_path)
             if not info.location:
                 # Only now: a record with content but no data file means missing bytes, not an interrupted creation.
                 write_all(record, content)
-            self._cache.remember(info, os.fstat(record))
+            self.cache.remember(info, os.fstat(record))
         except OSError as problem:
             for path in made:
                 with suppress(FileNotFoundError):
@@ -99,8 +92,8 @@ class Creation:
             os.close(record)
 
     def _make_parents(self, info: UploadInfo) -> None:
-        for path in (self._layout.info_path(info.id), self._layout.data_path(info)):
+        for path in (self.layout.info_path(info.id), self.layout.data_path(info)):
             try:
-                os.makedirs(os.path.dirname(path), mode=self._layout.dir_perms, exist_ok=True)
+                os.makedirs(os.path.dirname(path), mode=self.layout.dir_perms, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise PlaceTaken(f"{info.id}: a part of its path is an upload") from None

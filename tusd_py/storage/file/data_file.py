@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.errors import translated
@@ -22,10 +23,11 @@ _WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 """Unwritten bytes after which their write-back is started."""
 
 
+@dataclass(slots=True, eq=False)
 class DataFile:
     """The file at `path`, appended to from `start` on.
 
-    Args:
+    Attributes:
         path: The file.
         start: Its length in bytes.
         threads: For syncs and write-back.
@@ -34,63 +36,41 @@ class DataFile:
         watch: Detects bytes that the disk loses meanwhile.
         on_durable: Called in a thread after each sync.
         on_written: Called after each write.
-
-    Attributes:
         end: Where the next bytes go.
     """
 
-    __slots__ = (
-        "_descriptor",
-        "_fence",
-        "_on_durable",
-        "_on_written",
-        "_start",
-        "_threads",
-        "_watch",
-        "_writes_behind",
-        "_writing_behind",
-        "_written_behind",
-        "end",
-    )
+    path: str
+    start: int
+    threads: Threads
+    _: KW_ONLY
+    writes_behind: bool
+    fence: Fence
+    watch: LossWatch | None = None
+    on_durable: Callable[[DataFile], None] | None = None
+    on_written: Callable[[DataFile], None] | None = None
+    end: int = field(init=False)
+    _written_behind: int = field(init=False)
+    _writing_behind: Future[None] | None = field(default=None, init=False)
+    _descriptor: int = field(init=False)
 
-    def __init__(
-        self,
-        path: str,
-        start: int,
-        threads: Threads,
-        *,
-        writes_behind: bool,
-        fence: Fence,
-        watch: LossWatch | None = None,
-        on_durable: Callable[[DataFile], None] | None = None,
-        on_written: Callable[[DataFile], None] | None = None,
-    ) -> None:
-        self._watch = watch
-        self._on_durable = on_durable
-        self._on_written = on_written
-        self.end = start
-        self._fence = fence
-        self._start = start
-        self._threads = threads
-        self._writes_behind = writes_behind
-        self._written_behind = start
-        self._writing_behind: Future[None] | None = None
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def __post_init__(self) -> None:
+        self.end = self._written_behind = self.start
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def write(self, data: memoryview) -> None:
         """Append `data`. Raises OSError (a prefix may be written then), BytesLost if earlier bytes may be lost, LeaseLost."""
-        if self._watch is not None:
-            self._watch.check(self._descriptor)
-        with self._fence():
+        if self.watch is not None:
+            self.watch.check(self._descriptor)
+        with self.fence():
             written = os.pwrite(self._descriptor, data, self.end)
             self.end += written
             while written < len(data):
                 data = data[written:]
                 written = os.pwrite(self._descriptor, data, self.end)
                 self.end += written
-        if self._on_written is not None:
-            self._on_written(self)
-        if self._writes_behind and self.end - self._written_behind >= _WRITE_BEHIND_BYTES:
+        if self.on_written is not None:
+            self.on_written(self)
+        if self.writes_behind and self.end - self._written_behind >= _WRITE_BEHIND_BYTES:
             self._write_behind()
 
     def _write_behind(self) -> None:
@@ -99,7 +79,7 @@ class DataFile:
             return
         begun, self._written_behind = self._written_behind, self.end
         # In a thread, as it blocks while the disk's queue is full.
-        self._writing_behind = self._threads.executor.submit(
+        self._writing_behind = self.threads.executor.submit(
             start_writing, self._descriptor, begun, self.end - begun
         )
 
@@ -110,21 +90,21 @@ class DataFile:
     @property
     def sound_length(self) -> int:
         """The length up to which the bytes count if those added are discarded."""
-        if self._watch is not None and self._watch.is_lost and not self._watch.written.starts_sound:
+        if self.watch is not None and self.watch.is_lost and not self.watch.written.starts_sound:
             return 0
-        return self._start
+        return self.start
 
     def cut_back(self) -> None:
         """Discard all added bytes, and earlier ones if they may be lost. Raises OSError, LeaseLost."""
         length = self.sound_length
-        with self._fence():
+        with self.fence():
             os.ftruncate(self._descriptor, length)
         self.end = length
 
     async def sync(self) -> None:
         """Make the added bytes durable; if that fails, cut back, if the lock is still held. Raises StorageError."""
         with translated("syncing"):
-            await self._threads.run(self._sync)
+            await self.threads.run(self._sync)
 
     def _sync(self) -> None:
         end = self.end
@@ -132,15 +112,15 @@ class DataFile:
             sync_bytes(self._descriptor)
         except BytesLost:
             # The added bytes may be lost, and a second sync would not report it: they do not count.
-            if self._watch is not None:
-                self._watch.failed()
-            with suppress(OSError, LeaseLost), self._fence():
+            if self.watch is not None:
+                self.watch.failed()
+            with suppress(OSError, LeaseLost), self.fence():
                 os.ftruncate(self._descriptor, self.sound_length)
             raise
-        if self._watch is not None and self._watch.written.starts_sound:
-            self._watch.written.durable_to = end
-        if self._on_durable is not None:
-            self._on_durable(self)
+        if self.watch is not None and self.watch.written.starts_sound:
+            self.watch.written.durable_to = end
+        if self.on_durable is not None:
+            self.on_durable(self)
 
     @property
     def ends_in_zero(self) -> bool:
@@ -150,14 +130,14 @@ class DataFile:
     async def check_losses(self) -> None:
         """Discard bytes that the disk may have lost, if the lock is still held. Raises StorageError for them."""
         with translated("writing"):
-            if self._watch is not None and self._watch.is_due():
-                await self._threads.run(self._check_losses, self._watch)
+            if self.watch is not None and self.watch.is_due():
+                await self.threads.run(self._check_losses, self.watch)
 
     def _check_losses(self, watch: LossWatch) -> None:
         try:
             watch.recheck(self._descriptor)
         except BytesLost:
-            with suppress(OSError, LeaseLost), self._fence():
+            with suppress(OSError, LeaseLost), self.fence():
                 os.ftruncate(self._descriptor, self.sound_length)
             raise
 
@@ -169,5 +149,5 @@ class DataFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-        if self._watch is not None:
-            self._watch.written.closed_at = time.monotonic()
+        if self.watch is not None:
+            self.watch.written.closed_at = time.monotonic()

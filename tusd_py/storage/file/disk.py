@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, ParamSpec, TypeVar, cast
 
@@ -126,6 +127,12 @@ def _kept(data: memoryview) -> memoryview:
     return data if data.readonly else memoryview(bytes(data))
 
 
+def _acquired_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class _Lane:
     """Reads or changes. quick_at: when the last quick operation ended, by the monotonic clock.
 
@@ -159,10 +166,6 @@ class _Lane:
             # On systems that do not count a thread's time without a processor, that briefly looks like a slow disk.
             self._slow_until = now + min(SLOW_PERIOD_SECONDS, _SLOW_FACTOR * (now - began))
 
-    def _look(self, now: float) -> None:
-        if now - self._clock.looked_at > _LOOK_SECONDS:
-            self._clock.look(now)
-
     async def run(self, operation: Callable[[], T]) -> T:
         """Run an operation that may be slow."""
         job = self._try_in_helper(operation)
@@ -189,7 +192,8 @@ class _Lane:
         job = self._helper.start(operation)
         if job.ended.acquire(timeout=SLOW_SECONDS):
             self.quick_at = now = time.monotonic()
-            self._look(now)
+            if now - self._clock.looked_at > _LOOK_SECONDS:
+                self._clock.look(now)
         elif not job.is_done:
             self.quick_at = float("-inf")
             self._overdue += 1
@@ -239,37 +243,25 @@ class _Lane:
         self._helper.close()
 
 
+@dataclass(slots=True, eq=False)
 class _Job(Generic[T]):
     """One operation in a helper. ended: a lock that is released at its end. waiter: resolved then, if set."""
 
-    __slots__ = (
-        "_back",
-        "_operation",
-        "_problem",
-        "_result",
-        "_waited",
-        "ended",
-        "is_done",
-        "waiter",
-    )
-
-    def __init__(self, operation: Callable[[], T]) -> None:
-        self._operation = operation
-        self._result: T | None = None
-        self._problem: BaseException | None = None
-        self._waited = 0.0
-        self._back: Callable[[float], None] | None = None
-        self.ended = threading.Lock()
-        self.ended.acquire()
-        self.is_done = False
-        self.waiter: asyncio.Future[None] | None = None
+    operation: Callable[[], T]
+    ended: threading.Lock = field(default_factory=_acquired_lock, init=False)
+    is_done: bool = field(default=False, init=False)
+    waiter: asyncio.Future[None] | None = field(default=None, init=False)
+    _result: T | None = field(default=None, init=False)
+    _problem: BaseException | None = field(default=None, init=False)
+    _waited: float = field(default=0.0, init=False)
+    _back: Callable[[float], None] | None = field(default=None, init=False)
 
     def execute(self, clock: WaitClock) -> None:
         """Run the operation, in the helper."""
         began = time.monotonic()
         clock.look(began)
         try:
-            self._result = self._operation()
+            self._result = self.operation()
         except BaseException as problem:  # noqa: BLE001 - raised again by `result`
             self._problem = problem
         self._waited = clock.waited(began, time.monotonic())
@@ -320,8 +312,7 @@ class _Helper:
         self._name = name
         self._thread: threading.Thread | None = None
         self._next: _Job[object] | None = None
-        self._wanted = threading.Lock()
-        self._wanted.acquire()
+        self._wanted = _acquired_lock()
 
     def start(self, operation: Callable[[], T]) -> _Job[T]:
         """Start an operation. Only while the helper is not busy."""

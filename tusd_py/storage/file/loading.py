@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import time
+from dataclasses import dataclass
 
 from tusd_py.storage.base import (
     BytesMissing,
@@ -35,31 +36,19 @@ from tusd_py.storage.file.removal import UnpublishedRemovals
 from tusd_py.storage.file.volume import UploadVolume
 
 
+@dataclass(frozen=True, slots=True)
 class UploadLoader:
     """Loads the uploads of one directory. syncs_chunks: every writer is closed with a sync."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        volume: UploadVolume,
-        cache: RecordCache,
-        marks: UploadMarks,
-        session: Session,
-        losses: Losses,
-        written: WrittenUploads,
-        unpublished: UnpublishedRemovals,
-        syncs_chunks: bool,
-    ) -> None:
-        self._layout = layout
-        self._volume = volume
-        self._cache = cache
-        self._marks = marks
-        self._session = session
-        self._losses = losses
-        self._written = written
-        self._unpublished = unpublished
-        self._syncs_chunks = syncs_chunks
+    layout: Layout
+    volume: UploadVolume
+    cache: RecordCache
+    marks: UploadMarks
+    session: Session
+    losses: Losses
+    written: WrittenUploads
+    unpublished: UnpublishedRemovals
+    syncs_chunks: bool
 
     def load(self, upload_id: str, *, remember: bool = True) -> Upload:
         """See `Store.load`. remember: keep the record in the cache."""
@@ -72,14 +61,14 @@ class UploadLoader:
         """Load an upload whose id is valid. Raises StorageError, OSError."""
         info = self._record_of(upload_id, remember=remember)
         try:
-            data = self._status(self._layout.data_path(info))
+            data = self._status(self.layout.data_path(info))
         except (FileNotFoundError, NotADirectoryError):
             return self.without_bytes(info)
         offset = data.st_size
         is_cut = False
         if info.finished_at is None:
             flat = flat_name(upload_id)
-            verified = self._marks.verifying.read(flat)
+            verified = self.marks.verifying.read(flat)
             is_cut = verified is not None
             if verified is not None:
                 offset = min(offset, verified)
@@ -89,13 +78,11 @@ class UploadLoader:
             if info.is_final:
                 # A final's data file appears complete; a crash may have kept its length out of the record.
                 info = info._replace(length=offset)
-            elif (
-                offset and not self._syncs_chunks and self._losses.concerns(flat, data.st_mtime_ns)
-            ):
+            elif offset and not self.syncs_chunks and self.losses.concerns(flat, data.st_mtime_ns):
                 offset, is_cut = 0, True
-            elif offset and self._layout.is_local and self._may_be_cut(flat, upload_id, data):
-                known_sound = self._marks.sound.read(flat) or 0
-                sound = max(sound_length(self._layout.data_path(info)), known_sound)
+            elif offset and self.layout.is_local and self._may_be_cut(flat, upload_id, data):
+                known_sound = self.marks.sound.read(flat) or 0
+                sound = max(sound_length(self.layout.data_path(info)), known_sound)
                 is_cut = is_cut or sound < offset
                 offset = min(offset, sound)
         upload = Upload(info, offset, max(data.st_mtime, info.created_at), is_cut=is_cut)
@@ -105,39 +92,37 @@ class UploadLoader:
     def _may_be_cut(self, flat: str, upload_id: str, data: os.stat_result) -> bool:
         """Return whether a power cut may have replaced the last bytes of an unfinished upload. Raises OSError."""
         return (
-            self._session.is_older(data)
-            and self._written.of(upload_id) is None
-            and self._marks.in_session.read(flat) != self._session.number
+            self.session.is_older(data)
+            and self.written.of(upload_id) is None
+            and self.marks.in_session.read(flat) != self.session.number
         )
 
     def without_bytes(self, info: UploadInfo) -> Upload:
         """Return a final that waits for its parts. Raises BytesMissing for others, UploadGone for one just removed."""
         if info.is_final and info.finished_at is None:
             return Upload(info, 0, info.created_at, joined=False)
-        if not exists(self._layout.info_path(info.id)):
+        if not exists(self.layout.info_path(info.id)):
             self._record_of(info.id, remember=False)
-        raise BytesMissing(
-            f"the bytes of {info.id} are not at {self._layout.data_path(info)}", info
-        )
+        raise BytesMissing(f"the bytes of {info.id} are not at {self.layout.data_path(info)}", info)
 
     def _record_of(self, upload_id: str, *, remember: bool) -> UploadInfo:
         """Return the upload's record, from the cache if it is still valid."""
-        self._volume.check()
-        path = self._layout.info_path(upload_id)
+        self.volume.check()
+        path = self.layout.info_path(upload_id)
         read_at = time.time_ns()
         try:
-            if self._layout.is_local:
-                known = self._cache.recall(upload_id, path, os.stat(path, follow_symlinks=False))
+            if self.layout.is_local:
+                known = self.cache.recall(upload_id, path, os.stat(path, follow_symlinks=False))
                 if known is not None:
                     return known
             content, status = read_record(path)
         except (FileNotFoundError, NotADirectoryError):
             # It may have gone away meanwhile.
-            self._volume.check()
-            is_gone = exists(self._layout.tombstone(upload_id))
-            if is_gone or self._unpublished.has(upload_id):
+            self.volume.check()
+            is_gone = exists(self.layout.tombstone(upload_id))
+            if is_gone or self.unpublished.has(upload_id):
                 raise UploadGone(upload_id) from None
-            if "/" in upload_id and not is_surely_absent(self._layout.root, f"{upload_id}.info"):
+            if "/" in upload_id and not is_surely_absent(self.layout.root, f"{upload_id}.info"):
                 raise UploadUnreachable(
                     f"the directory of {upload_id} is empty: a volume may not be mounted there"
                 ) from None
@@ -145,15 +130,15 @@ class UploadLoader:
         if not records.strip_nuls(content):
             raise UploadNotFound(f"{upload_id}: its creation was interrupted")
         info = records.parse(
-            content, upload_id=upload_id, root=self._layout.root, changed_at=status.st_mtime
+            content, upload_id=upload_id, root=self.layout.root, changed_at=status.st_mtime
         )
         if remember and not info.foreign:
-            self._cache.remember(info, status, read_at=read_at)
+            self.cache.remember(info, status, read_at=read_at)
         return info
 
     def _status(self, path: str) -> os.stat_result:
         """Return a file's current status. On a network file system only opening the file revalidates it."""
-        if self._layout.is_local:
+        if self.layout.is_local:
             return os.stat(path, follow_symlinks=False)
         try:
             with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:

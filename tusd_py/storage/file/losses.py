@@ -25,7 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.fsync import BytesLost, report_loss, sync_path
@@ -161,38 +161,39 @@ class Written:
         return self.starts_sound and time.monotonic() - self.closed_at < _CACHED_SECONDS
 
 
+@dataclass(slots=True, eq=False)
 class LossWatch:
     """Detects losses while bytes are added to one data file through one descriptor, opened before.
 
     on_sound: called with the number of a loss that did not concern these bytes.
     """
 
-    __slots__ = ("_losses", "_on_sound", "_seen", "is_lost", "written")
+    losses: Losses
+    written: Written
+    on_sound: Callable[[int], None]
+    is_lost: bool = field(default=False, init=False)
+    _seen: int = field(init=False)
 
-    def __init__(self, losses: Losses, written: Written, on_sound: Callable[[int], None]) -> None:
-        self._losses = losses
-        self._on_sound = on_sound
-        self._seen = losses.count
-        self.written = written
-        self.is_lost = False
+    def __post_init__(self) -> None:
+        self._seen = self.losses.count
 
     def check(self, descriptor: int) -> None:
         """If this process learned of a loss, raise BytesLost if these bytes may be affected."""
-        if self.is_lost or self._losses.count != self._seen:
+        if self.is_lost or self.losses.count != self._seen:
             self.recheck(descriptor)
 
     def is_due(self) -> bool:
         """Return whether any server of the directory recorded a loss since the file was opened. Raises OSError."""
         return (
             self.is_lost
-            or self._losses.count != self._seen
-            or self._losses.number() != self.written.loss
+            or self.losses.count != self._seen
+            or self.losses.number() != self.written.loss
         )
 
     def recheck(self, descriptor: int) -> None:
         """Raise BytesLost if these bytes may be lost."""
         # Before the descriptor is asked: a loss that is recorded meanwhile has another number.
-        seen, number = self._losses.count, self._losses.number()
+        seen, number = self.losses.count, self.losses.number()
         try:
             if self.is_lost or not self.written.starts_sound:
                 raise untrusted()
@@ -202,13 +203,13 @@ class LossWatch:
             raise
         self._seen = seen
         if number != self.written.loss:
-            self._on_sound(number)
+            self.on_sound(number)
             self.written.loss = number
 
     def failed(self) -> None:
         """Record that a sync of the file reported a loss."""
         self.is_lost = True
-        self._losses.record()
+        self.losses.record()
 
 
 class WrittenUploads:
@@ -239,7 +240,3 @@ class WrittenUploads:
     def of(self, upload_id: str) -> Written | None:
         """Return an upload's state; None if it was not written to recently."""
         return self._written.get(upload_id)
-
-    def forget(self, upload_id: str) -> None:
-        """Forget an upload that is finished or gone."""
-        self._written.pop(upload_id, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import UploadInfo, UploadNotFound
@@ -18,25 +19,25 @@ from tusd_py.storage.file.record_cache import RecordCache
 from tusd_py.storage.file.volume import UploadVolume
 
 
+@dataclass(frozen=True, slots=True)
 class RecordWriter:
     """Writes the records of one directory, and other small files that are renamed into place."""
 
-    def __init__(self, layout: Layout, *, volume: UploadVolume, cache: RecordCache) -> None:
-        self._layout = layout
-        self._volume = volume
-        self._cache = cache
+    layout: Layout
+    volume: UploadVolume
+    cache: RecordCache
 
     def write_record(self, info: UploadInfo) -> str:
         """Write a record to a temporary file and return its path."""
-        tmp = self._layout.new_path(info.id)
-        content = records.serialize(info, root=self._layout.root)
-        self._cache.remember(info, write_new(tmp, content, perms=self._layout.file_perms))
+        tmp = self.layout.new_path(info.id)
+        content = records.serialize(info, root=self.layout.root)
+        self.cache.remember(info, write_new(tmp, content, perms=self.layout.file_perms))
         return tmp
 
     def write_tmp(self, upload_id: str, content: bytes, *, sync: bool = False) -> str:
         """Write `content` to a temporary file and return its path. sync: it is durable then."""
-        tmp = self._layout.new_path(upload_id)
-        write_new(tmp, content, perms=self._layout.file_perms, sync=sync)
+        tmp = self.layout.new_path(upload_id)
+        write_new(tmp, content, perms=self.layout.file_perms, sync=sync)
         return tmp
 
     def replace(self, info: UploadInfo, tmp: str, fence: Fence) -> None:
@@ -44,12 +45,12 @@ class RecordWriter:
 
         Raises UploadNotFound if there is no record, so that a removed upload does not come back.
         """
-        path = self._layout.info_path(info.id)
+        path = self.layout.info_path(info.id)
         try:
             with fence():
                 # The record cannot disappear in between: removing it takes the lock.
                 if not exists(path):
-                    self._volume.check()
+                    self.volume.check()
                     raise UploadNotFound(f"{info.id}: its record is gone")
                 os.rename(tmp, path)
         except BaseException:
@@ -67,9 +68,9 @@ class RecordWriter:
                 ending = records.ending(info.finished_at)
                 if os.pwrite(descriptor, ending, at) != len(ending):
                     raise OSError(errno.ENOSPC, "the record was written in part")
-                self._cache.remember(info, os.fstat(descriptor))
+                self.cache.remember(info, os.fstat(descriptor))
         except FileNotFoundError:
-            self._volume.check()
+            self.volume.check()
             raise UploadNotFound(f"{info.id}: its record is gone") from None
         return True
 
@@ -84,4 +85,4 @@ class RecordWriter:
             at = max(0, os.fstat(descriptor).st_size - len(marked))
             if os.pread(descriptor, len(marked), at) == marked:
                 os.pwrite(descriptor, records.UNFINISHED, at)
-                self._cache.remember(info._replace(finished_at=None), os.fstat(descriptor))
+                self.cache.remember(info._replace(finished_at=None), os.fstat(descriptor))

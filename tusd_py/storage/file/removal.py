@@ -18,6 +18,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.base import (
@@ -99,23 +100,15 @@ class UnpublishedRemovals:
             os.truncate(tombstone, 0)
 
 
+@dataclass(frozen=True, slots=True)
 class Removal:
     """Removes the uploads of one directory."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        marks: UploadMarks,
-        finals: FinalRecords,
-        unpublished: UnpublishedRemovals,
-        finished: FinishedFiles | None,
-    ) -> None:
-        self._finished = finished
-        self._layout = layout
-        self._marks = marks
-        self._finals = finals
-        self._unpublished = unpublished
+    layout: Layout
+    marks: UploadMarks
+    finals: FinalRecords
+    unpublished: UnpublishedRemovals
+    finished: FinishedFiles | None
 
     def remove_each(
         self,
@@ -123,7 +116,7 @@ class Removal:
         fences: Mapping[str, Fence],
         unpublished: Mapping[str, RemovalEvent],
     ) -> list[bool | StorageError]:
-        """See `RemovesUploads.remove_each`."""
+        """See `Store.remove_each`."""
         outcomes: list[bool | StorageError] = []
         for upload in uploads:
             try:
@@ -152,53 +145,44 @@ class Removal:
     ) -> None:
         """Remove an upload; does nothing if it is gone. Raises OSError, LeaseLost.
 
-        Args:
-            upload_id: The upload.
-            fence: Of its lock.
-            info: Its record, if the caller has just read it.
-            keep_tombstone: See `RemovesUploads.remove`.
-            unpublished: See `RemovesUploads.remove`.
+        info: its record, if the caller has just read it. For the others see `Store.remove`.
         """
-        tombstone = self._layout.tombstone(upload_id)
-        if unpublished is not None:
-            kept = self._unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
-            with fence():
-                try:
-                    os.rename(self._layout.info_path(upload_id), kept)
-                except FileNotFoundError:
-                    return
-            with suppress(LeaseLost), fence():
-                self._free(upload_id, info or self._parsed(kept, upload_id))
-            return
+        if unpublished is None:
+            kept = self.layout.tombstone(upload_id)
+        else:
+            kept = self.unpublished.path(upload_id, unpublished, keep_tombstone=keep_tombstone)
         with fence():
             try:
-                os.rename(self._layout.info_path(upload_id), tombstone)
+                os.rename(self.layout.info_path(upload_id), kept)
             except FileNotFoundError:
                 return
-            os.utime(tombstone)
+            if unpublished is None:
+                os.utime(kept)
         # The upload is removed now. If the lock is lost before the rest is freed, the next sweep does that.
         with suppress(LeaseLost), fence():
-            self._free(upload_id, info or self._parsed(tombstone, upload_id))
-            if keep_tombstone and stat.S_ISREG(os.lstat(tombstone).st_mode):
-                os.truncate(tombstone, 0)
+            self._free(upload_id, info or self._parsed(kept, upload_id))
+            if unpublished is not None:
+                return
+            if keep_tombstone and stat.S_ISREG(os.lstat(kept).st_mode):
+                os.truncate(kept, 0)
             else:
                 # Also a link or a pipe in the place of a record.
-                os.unlink(tombstone)
+                os.unlink(kept)
 
     def finish(self, removal: UnpublishedRemoval, fence: Fence) -> None:
         """Free what a crash left of an upload whose removal has an unpublished event. Raises OSError, LeaseLost."""
         info = removal.upload.info
-        kept = self._unpublished.path(info.id, removal.event, keep_tombstone=removal.keep_tombstone)
+        kept = self.unpublished.path(info.id, removal.event, keep_tombstone=removal.keep_tombstone)
         with fence(), suppress(FileNotFoundError):
             self._free_later(info.id, info, kept)
 
     def forget(self, removal: UnpublishedRemoval) -> None:
         """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""
         upload_id = removal.upload.id
-        exists_again = exists(self._layout.info_path(upload_id))
+        exists_again = exists(self.layout.info_path(upload_id))
         keep_tombstone = removal.keep_tombstone and not exists_again
-        self._unpublished.forget(
-            removal, self._layout.tombstone(upload_id) if keep_tombstone else None
+        self.unpublished.forget(
+            removal, self.layout.tombstone(upload_id) if keep_tombstone else None
         )
 
     def complete(self, upload_id: str, tombstone: str) -> None:
@@ -212,14 +196,14 @@ class Removal:
         Another upload may have the id by now, or another id and the same location: its bytes came after the removal.
         """
         removed_at = os.stat(kept).st_ctime_ns
-        if not exists(self._layout.info_path(upload_id)):
+        if not exists(self.layout.info_path(upload_id)):
             self._free(upload_id, info, removed_at)
 
     def _parsed(self, path: str, upload_id: str) -> UploadInfo | None:
         with suppress(StorageError):
             content, _ = read_record(path)
             return records.parse(
-                content, upload_id=upload_id, root=self._layout.root, changed_at=0.0
+                content, upload_id=upload_id, root=self.layout.root, changed_at=0.0
             )
         return None
 
@@ -228,17 +212,17 @@ class Removal:
 
         removed_at: nanoseconds since the epoch; a data file that changed later is another upload's, and stays.
         """
-        path = f"{self._layout.root}/{upload_id}" if info is None else self._layout.data_path(info)
+        path = f"{self.layout.root}/{upload_id}" if info is None else self.layout.data_path(info)
         with suppress(FileNotFoundError):
             if removed_at is None or os.lstat(path).st_mtime_ns <= removed_at:
-                if self._finished is not None and info is not None:
+                if self.finished is not None and info is not None:
                     # First, as only the same bytes tell that it is this upload's.
-                    self._finished.remove(info, path)
+                    self.finished.remove(info, path)
                 os.unlink(path)
-        for kind in self._marks.kinds:
+        for kind in self.marks.kinds:
             kind.remove(flat_name(upload_id))
-        self._finals.forget_awaiting(set(info.parts) if info else (), upload_id)
-        self._finals.forget_part(upload_id)
+        self.finals.forget_awaiting(set(info.parts) if info else (), upload_id)
+        self.finals.forget_part(upload_id)
         self.remove_empty_parents(upload_id, info.location if info else None)
 
     def remove_empty_parents(self, *paths: str | None) -> None:
@@ -247,7 +231,7 @@ class Removal:
             directory = os.path.dirname(path or "")
             while directory:
                 try:
-                    os.rmdir(f"{self._layout.root}/{directory}")
+                    os.rmdir(f"{self.layout.root}/{directory}")
                 except FileNotFoundError:
                     pass
                 except OSError:
@@ -256,7 +240,7 @@ class Removal:
 
     def forget_tombstone(self, upload_id: str) -> None:
         """Remove the tombstone of an id that is about to be used again, completing its removal first. Raises OSError."""
-        tombstone = self._layout.tombstone(upload_id)
+        tombstone = self.layout.tombstone(upload_id)
         if exists(tombstone):
             if os.path.getsize(tombstone):
                 self.complete(upload_id, tombstone)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Generic, ParamSpec, TypeVar
 
 _MAX_THREADS = 16
@@ -43,51 +44,33 @@ _MAX_ITEMS = 8
 """Items after which a thread turns to another queue: there may be more queues than threads."""
 
 
+@dataclass(slots=True, eq=False)
 class SerialQueue(Generic[T]):
     """Calls `work` for each added item, in order and in a thread, and then `release` in any case.
 
     After `work` has raised, or after `stop`, remaining items are only released. The methods are for the event loop.
+    left: items that are not done yet.
     """
 
-    __slots__ = (
-        "_items",
-        "_left",
-        "_lock",
-        "_problem",
-        "_release",
-        "_stopped",
-        "_threads",
-        "_waiter",
-        "_work",
-    )
-
-    def __init__(
-        self, threads: Executor, work: Callable[[T], None], release: Callable[[T], None]
-    ) -> None:
-        self._threads = threads
-        self._work = work
-        self._release = release
-        self._lock = threading.Lock()
-        self._items: deque[T] = deque()
-        self._left = 0
-        self._problem: Exception | None = None
-        self._stopped = False
-        # The waiter, and down to how many items it waits.
-        self._waiter: tuple[int, asyncio.Future[None]] | None = None
-
-    @property
-    def left(self) -> int:
-        """Items that are not done yet."""
-        return self._left
+    threads: Executor
+    work: Callable[[T], None]
+    release: Callable[[T], None]
+    left: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _items: deque[T] = field(default_factory=deque, init=False)
+    _problem: Exception | None = field(default=None, init=False)
+    _stopped: bool = field(default=False, init=False)
+    # The waiter, and down to how many items it waits.
+    _waiter: tuple[int, asyncio.Future[None]] | None = field(default=None, init=False)
 
     def add(self, item: T) -> None:
         """Append an item."""
         with self._lock:
             self._items.append(item)
-            self._left += 1
-            is_first = self._left == 1
+            self.left += 1
+            is_first = self.left == 1
         if is_first:
-            self._threads.submit(self._run)
+            self.threads.submit(self._run)
 
     def check(self) -> None:
         """Raise the error that `work` raised, if any."""
@@ -107,7 +90,7 @@ class SerialQueue(Generic[T]):
     async def _wait(self, most: int) -> None:
         waiter = asyncio.get_running_loop().create_future()
         with self._lock:
-            if self._left <= most:
+            if self.left <= most:
                 return
             self._waiter = most, waiter
         await waiter
@@ -119,22 +102,22 @@ class SerialQueue(Generic[T]):
         for _ in range(_MAX_ITEMS):
             if not self._do_next():
                 return
-        self._threads.submit(self._run)
+        self.threads.submit(self._run)
 
     def _do_next(self) -> bool:
         """Process one item; returns whether there are more."""
         item = self._items.popleft()
         try:
             if self._problem is None and not self._stopped:
-                self._work(item)
+                self.work(item)
         except Exception as problem:  # noqa: BLE001 - raised again by `check`
             self._problem = problem
-        self._release(item)
+        self.release(item)
         waiter = None
         with self._lock:
-            self._left -= 1
-            goes_on = self._left > 0
-            if self._waiter is not None and self._left <= self._waiter[0]:
+            self.left -= 1
+            goes_on = self.left > 0
+            if self._waiter is not None and self.left <= self._waiter[0]:
                 (_, waiter), self._waiter = self._waiter, None
         if waiter is not None:
             waiter.get_loop().call_soon_threadsafe(_wake, waiter)

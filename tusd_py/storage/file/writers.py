@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 from tusd_py.locks.base import Fence
 from tusd_py.protocol.checksum import Checksum, Hasher
@@ -101,12 +101,13 @@ class FileWriter:
             self._file.close()
 
 
+@dataclass(slots=True, eq=False)
 class VerifiedFileWriter:
     """Appends bytes to one data file that count once verified; see `Writer`.
 
-    Args:
+    Attributes:
         open_file: Opens the data file. Fenced already.
-        offset: Its length in bytes.
+        offset: Its length in bytes, with those added.
         threads: For hashing and writing.
         buffers: The pool of buffers.
         disk: For short file operations.
@@ -115,71 +116,39 @@ class VerifiedFileWriter:
         checksum: The expected checksum, if announced in advance.
         length: Number of bytes to come, if known.
         fence: Of the upload's lock, used around the removal of the marker.
+        since: See `Holder`.
     """
 
-    __slots__ = (
-        "_abandoned",
-        "_buffer",
-        "_buffers",
-        "_checksum",
-        "_closed",
-        "_disk",
-        "_fence",
-        "_file",
-        "_filled",
-        "_hasher",
-        "_is_fast",
-        "_is_spilt",
-        "_is_whole",
-        "_mark",
-        "_marker",
-        "_marks_slowly",
-        "_open_file",
-        "_queue",
-        "_start",
-        "_threads",
-        "offset",
-        "since",
-    )
+    open_file: Callable[[], DataFile]
+    offset: int
+    threads: Threads
+    buffers: BufferPool
+    disk: Disk
+    _: KW_ONLY
+    mark: Callable[[], str]
+    marks_slowly: bool = False
+    checksum: Checksum | None
+    length: int | None
+    fence: Fence
+    since: float = field(default=0.0, init=False)
+    _start: int = field(init=False)
+    _hasher: Hasher | None = field(default=None, init=False)
+    # Whether all bytes fit into one buffer and stay there until verified.
+    _is_whole: bool = field(init=False)
+    # Whether it may have a buffer: other clients get one once they prove fast.
+    _is_fast: bool = field(init=False)
+    _is_spilt: bool = field(default=False, init=False)
+    _buffer: memoryview | None = field(default=None, init=False)
+    _filled: int = field(default=0, init=False)
+    _queue: SerialQueue[_Piece] | None = field(default=None, init=False)
+    _file: DataFile | None = field(default=None, init=False)
+    _marker: str | None = field(default=None, init=False)
+    _abandoned: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
 
-    def __init__(
-        self,
-        open_file: Callable[[], DataFile],
-        offset: int,
-        threads: Threads,
-        buffers: BufferPool,
-        disk: Disk,
-        *,
-        mark: Callable[[], str],
-        marks_slowly: bool = False,
-        checksum: Checksum | None,
-        length: int | None,
-        fence: Fence,
-    ) -> None:
-        self.offset = offset
-        self.since = 0.0
-        self._start = offset
-        self._open_file = open_file
-        self._mark = mark
-        self._marks_slowly = marks_slowly
-        self._fence = fence
-        self._threads = threads
-        self._buffers = buffers
-        self._disk = disk
-        self._checksum = checksum
-        self._hasher: Hasher | None = None
-        # Whether all bytes fit into one buffer and stay there until verified.
-        self._is_whole = length is not None and length <= BUFFER_BYTES
-        # Other clients get a buffer once they prove fast.
-        self._is_fast = self._is_whole
-        self._is_spilt = False
-        self._buffer: memoryview | None = None
-        self._filled = 0
-        self._queue: SerialQueue[_Piece] | None = None
-        self._file: DataFile | None = None
-        self._marker: str | None = None
-        self._abandoned = False
-        self._closed = False
+    def __post_init__(self) -> None:
+        self._start = self.offset
+        self._is_fast = self._is_whole = self.length is not None and self.length <= BUFFER_BYTES
 
     # Receiving
 
@@ -189,7 +158,7 @@ class VerifiedFileWriter:
 
     def get_buffer(self) -> memoryview | None:
         if self._buffer is None and self._is_fast:
-            self._buffer = self._buffers.acquire(self)
+            self._buffer = self.buffers.acquire(self)
         return None if self._buffer is None else self._buffer[self._filled :]
 
     def write(self, data: memoryview) -> Awaitable[None] | None:
@@ -239,10 +208,10 @@ class VerifiedFileWriter:
         """Hash and write `data` now, or after what is queued already."""
         self._spill()
         queue = self._queue
-        if (queue is not None and queue.left) or (self._marks_slowly and self._marker is None):
+        if (queue is not None and queue.left) or (self.marks_slowly and self._marker is None):
             return _wait_for(self._add(_Piece(memoryview(bytes(data)), None)), 0)
         self._check()
-        return _write(self._disk, self._process, data)
+        return _write(self.disk, self._process, data)
 
     def flush(self) -> None:
         """See `Holder`."""
@@ -263,7 +232,7 @@ class VerifiedFileWriter:
         if buffer is None:
             return
         if not filled:
-            self._buffers.release(buffer)
+            self.buffers.release(buffer)
             return
         self._spill()
         self._add(_Piece(buffer[:filled], buffer))
@@ -272,27 +241,27 @@ class VerifiedFileWriter:
         """Stop filling the buffer and return it."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
-            self._buffers.filled(self)
+            self.buffers.filled(self)
         return buffer
 
     def _begin(self) -> DataFile:
         """Open the file and create its marker, once, before bytes that do not count. Raises OSError, LeaseLost."""
         if self._file is None:
-            self._file = self._open_file()
+            self._file = self.open_file()
         if self._marker is None:
-            self._marker = self._mark()
+            self._marker = self.mark()
         return self._file
 
     def _spill(self) -> None:
         """Start writing bytes before all of them are verified."""
         if not self._is_spilt:
             self._is_spilt, self._is_whole = True, False
-            if self._checksum is not None:
-                self._hasher = self._checksum.hasher()
+            if self.checksum is not None:
+                self._hasher = self.checksum.hasher()
 
     def _add(self, piece: _Piece) -> SerialQueue[_Piece]:
         if self._queue is None:
-            self._queue = SerialQueue(self._threads.executor, self._process_queued, self._release)
+            self._queue = SerialQueue(self.threads.executor, self._process_queued, self._release)
         self._queue.add(piece)
         return self._queue
 
@@ -304,12 +273,12 @@ class VerifiedFileWriter:
     def _process_queued(self, piece: _Piece) -> None:
         if self._hasher is not None:
             self._hasher.update(piece.data)
-        with self._disk.observed():
+        with self.disk.observed():
             self._begin().write(piece.data)
 
     def _release(self, piece: _Piece) -> None:
         if piece.buffer is not None:
-            self._buffers.release(piece.buffer)
+            self.buffers.release(piece.buffer)
 
     # Verifying and closing
 
@@ -322,15 +291,15 @@ class VerifiedFileWriter:
             if self._queue is not None:
                 await self._queue.wait_until_left(0)
             if self._hasher is None:
-                self._hasher = await self._threads.run(self._read_back, checksum)
+                self._hasher = await self.threads.run(self._read_back, checksum)
         return checksum.matches(self._hasher)
 
     async def _verify_whole(self, checksum: Checksum) -> bool:
-        self._buffers.filled(self)
+        self.buffers.filled(self)
         data = memoryview(b"") if self._buffer is None else self._buffer[: self._filled]
-        if len(data) < _THREAD_BYTES and not self._marks_slowly:
-            return await self._disk.change(self._write_if_verified, checksum, data)
-        return await self._threads.run(self._write_if_verified, checksum, data)
+        if len(data) < _THREAD_BYTES and not self.marks_slowly:
+            return await self.disk.change(self._write_if_verified, checksum, data)
+        return await self.threads.run(self._write_if_verified, checksum, data)
 
     def _write_if_verified(self, checksum: Checksum, data: memoryview) -> bool:
         hasher = checksum.hasher()
@@ -338,7 +307,7 @@ class VerifiedFileWriter:
         if not checksum.matches(hasher):
             return False
         if data:
-            with self._disk.observed():
+            with self.disk.observed():
                 self._begin().write(data)
         return True
 
@@ -362,8 +331,8 @@ class VerifiedFileWriter:
             await self._queue.stop()
         with translated("cutting back"):
             if self._file is not None:
-                await self._disk.change(self._file.cut_back)
-            await self._disk.change(self._remove_marker)
+                await self.disk.change(self._file.cut_back)
+            await self.disk.change(self._remove_marker)
         self.offset = self._start
 
     def abandon(self) -> None:
@@ -375,7 +344,7 @@ class VerifiedFileWriter:
         self._closed = True
         buffer = self._detach_buffer()
         if buffer is not None:
-            self._buffers.release(buffer)
+            self.buffers.release(buffer)
         if self._queue is not None:
             await self._queue.stop()
         if self._file is None:
@@ -387,17 +356,17 @@ class VerifiedFileWriter:
                 await self._file.sync()
             if self._marker is not None and not self._abandoned:
                 directory = os.path.dirname(self._marker)
-                await self._disk.change(self._remove_marker)
+                await self.disk.change(self._remove_marker)
                 if sync:
                     with translated("syncing"):
-                        await self._threads.run(sync_path, directory)
+                        await self.threads.run(sync_path, directory)
         finally:
             self._file.close()
 
     def _remove_marker(self) -> None:
         """Make the added bytes count. Raises LeaseLost: another holder has cut them back, or will."""
         if self._marker is not None:
-            with translated("removing a marker"), suppress(FileNotFoundError), self._fence():
+            with translated("removing a marker"), suppress(FileNotFoundError), self.fence():
                 os.unlink(self._marker)
             self._marker = None
 
