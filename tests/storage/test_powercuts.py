@@ -156,20 +156,6 @@ def test_other_mounts_of_the_file_system_are_no_power_cut(
     assert tus.offset(path) == 2000
 
 
-def test_the_session_that_an_earlier_version_recorded_goes_on(tus: Tus) -> None:
-    path = tus.new(5000)
-    assert tus.patch(path, 0, b"x" * 1000 + bytes(1000)).status == 204
-    tus.server.kill9()
-    session = tus.server.upload_dir / ".tusd-py" / "session"
-    began_at = os.lstat(session).st_mtime_ns
-    boot, device, *_ = os.readlink(session).split()
-    session.unlink()
-    session.symlink_to(f"{boot} {device} 28")
-    os.utime(session, ns=(began_at, began_at), follow_symlinks=False)
-    tus.server.restart()
-    assert tus.offset(path) == 2000
-
-
 @pytest.mark.parametrize(("age", "counts"), [(0.0, 2000), (10 * 365 * 86_400.0, 1000)])
 def test_what_version_0_1_0_has_written_since_the_machine_started_counts(
     tus: Tus, age: float, counts: int

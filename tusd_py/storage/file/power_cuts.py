@@ -58,9 +58,6 @@ class Session:
             elif not _is_same(recorded, present):
                 recorded = f"{present} {_BY_MARKS}"
                 self._record(recorded, time.time_ns())
-            elif _is_of_earlier_version(recorded):
-                recorded = f"{present} {_BY_TIMES}"
-                self._record(recorded, os.lstat(self._path).st_mtime_ns)
             *_, kind = recorded.split()
             self._earlier_until = os.lstat(self._path).st_mtime_ns if kind == _BY_TIMES else None
             self.number = _number(recorded)
@@ -83,12 +80,7 @@ def _is_same(recorded: str, present: str) -> bool:
     """Return whether a recorded session is the present one: the mount of either may be unknown."""
     *before, mount = recorded.split()[:3] or [""]
     *now, known = present.split()
-    return before == now and (mount in (known, UNKNOWN) or known == UNKNOWN or mount.isdecimal())
-
-
-def _is_of_earlier_version(recorded: str) -> bool:
-    # They recorded the number of the mount, which is another one in each mount namespace.
-    return recorded.rsplit(maxsplit=1)[-1] not in (_BY_MARKS, _BY_TIMES)
+    return before == now and (mount in (known, UNKNOWN) or known == UNKNOWN)
 
 
 def _number(recorded: str) -> int:
