@@ -171,9 +171,7 @@ async def batched_ids(ids: AsyncIterator[str], size: int) -> AsyncIterator[list[
 class Counted:
     """The byte counts in another server's record, where they and not the file are the truth about the bytes.
 
-    Attributes:
-        offset: Bytes that count.
-        last_request: Bytes of them that the last request sent; 0 if unknown.
+    offset: bytes that count. last_request: those of them that the last request sent; 0 if unknown.
     """
 
     offset: int
@@ -301,14 +299,7 @@ class Upload(NamedTuple):
     def with_info(self, **changes: object) -> Upload:
         """Return a copy with fields of the record changed."""
         info = self.info._replace(**changes)  # type: ignore[arg-type]
-        return Upload(
-            info,
-            self.offset,
-            self.changed_at,
-            self.joined,
-            self.is_cut,
-            most_bytes=self.most_bytes,
-        )
+        return self._replace(info=info, expires_at=None, has_parts=False)
 
 
 class UploadDamaged(StorageError):
@@ -374,15 +365,10 @@ class Writer(Protocol):
         """
 
     def write(self, data: memoryview) -> Awaitable[None] | None:
-        """Add bytes.
+        """Add bytes; returns what to await before adding more, as when the disk is slow or all buffers are full, else None.
 
-        Args:
-            data: The start of the buffer that `get_buffer` returned last, or other memory. It is valid during the call only,
-                unless it is read-only, as that of `bytes` is.
-
-        Returns:
-            What to await before adding more, for instance because the disk is slow or all buffers are full; None if there is
-            no need to wait.
+        data: the start of the buffer that `get_buffer` returned last, or other memory. It is valid during the call only, unless
+        it is read-only, as that of `bytes` is.
         """
 
     async def verify(self, checksum: Checksum) -> bool:
@@ -400,13 +386,12 @@ class Writer(Protocol):
     async def close(self, *, sync: bool, finishing: bool = False) -> None:
         """Make the added bytes count, and release all resources in any case. After `discard`, only release them.
 
+        After LeaseLost they do not count, because another holder has the upload.
+
         Args:
             sync: Make the bytes durable before this returns (`durability = chunk`).
             finishing: `Store.finish` or `Store.settle` follows before anybody is told of the bytes and before the lock is
                 released, so that the store may leave it to these to make them count if they complete the upload.
-
-        Raises:
-            LeaseLost: The bytes do not count because another holder has the upload.
         """
 
 
@@ -441,12 +426,8 @@ Box = Literal["waiting", "failed"]
 class KeptEvent:
     """An event of an upload in the outbox.
 
-    Attributes:
-        upload_id: The upload.
-        event_id: The event's id.
-        sequence: Its position among the events of its upload.
-        content: Its serialized content.
-        kept_at: When it was put there, in seconds since the epoch.
+    sequence: its position among the events of its upload. content: serialized. kept_at: when it was put there, in seconds since
+    the epoch.
     """
 
     upload_id: str
@@ -490,15 +471,7 @@ class Outbox(Protocol):
     ) -> None:
         """Append an event to those of its upload; one that is there already is moved to the end with the new content.
 
-        Args:
-            upload_id: The upload.
-            event_id: The event's id.
-            content: Its serialized content.
-            sync: Make it durable before this returns.
-            fence: Of the upload's lock.
-
-        Raises:
-            LeaseLost: Nothing was added.
+        sync: make it durable before this returns. fence: of the upload's lock; after LeaseLost nothing was added.
         """
 
     async def sync(self, upload_ids: Sequence[str]) -> None:
@@ -535,9 +508,7 @@ class Outbox(Protocol):
 class SweepTimes:
     """When sweeps ran, in seconds since the epoch by the clock of the process that ran them.
 
-    Attributes:
-        ended_at: When the last sweep that was not held ended; None if unknown.
-        held_since: When a sweep was first held since then; None if none was.
+    ended_at: when the last sweep that was not held ended; None if unknown. held_since: when a sweep was first held since then.
     """
 
     ended_at: float | None
@@ -564,15 +535,10 @@ class Joiner(Protocol):
     """
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
-        """Give a final the bytes of its parts, in order; after a crash it has all of them or none.
+        """Give a final that has no bytes those of its parts, in order; after a crash it has all of them or none.
 
-        Args:
-            final: The record of the final, which exists and has no bytes.
-            parts: The parts, finished; one may be listed repeatedly.
-            fence: Of the final's lock. Parts need none, as they never change.
-
-        Raises:
-            UploadNotFound: A part is gone.
+        parts: finished; one may be listed repeatedly. fence: of the final's lock; parts need none, as they never change. Raises
+        UploadNotFound if a part is gone.
         """
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
@@ -671,7 +637,7 @@ class Store(Protocol):
         """Prepare the store for changes. Blocking: called at the start, in a thread without an event loop.
 
         Args:
-            guard: How to claim the store. One that cannot tell whether another process uses it does nothing about that.
+            guard: How to claim the store. One that cannot tell whether another process uses it ignores this.
             wait: Seconds to wait until another process releases it.
 
         Raises:
@@ -695,25 +661,14 @@ class Store(Protocol):
     def locate(self, upload_id: str, *, bucket: str, prefix: str, key: str) -> str:
         """Return the location for the bytes of an upload that a hook placed; empty texts are no choice.
 
-        Args:
-            upload_id: The upload.
-            bucket: The bucket.
-            prefix: What the key begins with; the id follows.
-            key: The whole key, in place of prefix and id.
-
-        Raises:
-            LocationRefused: The store has no such place, or the operator does not allow it.
+        prefix: what the key begins with; the id follows. key: the whole key, in place of prefix and id. Raises LocationRefused
+        if the store has no such place, or the operator does not allow it.
         """
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
-        """Record a new upload without bytes.
+        """Record a new upload without bytes. Its record may have more than `info`, such as how the store finds the bytes.
 
-        Args:
-            info: The record.
-            fence: Needed unless the id was drawn just now, so that no other client can know it.
-
-        Returns:
-            The upload, whose record may have more in it than `info`, such as what the store needs to find the bytes.
+        fence: needed unless the id was drawn just now, so that no other client can know it.
 
         Raises:
             UploadExists: The id is taken; PlaceTaken if the location is.
@@ -740,13 +695,10 @@ class Store(Protocol):
         """
 
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
-        """Open an upload for appending at `upload.offset`.
+        """Open an upload for appending at `upload.offset`. It was loaded and recovered under its lock.
 
-        Args:
-            upload: The upload, loaded and recovered under its lock.
-            content: What is known of the bytes to come. If it is `verified`, which is asked of a store only if it
-                `verifies_chunks`, they count only after `Writer.verify` and `Writer.close`, also across a crash.
-            fence: Of the upload's lock.
+        content: what is known of the bytes to come. If it is `verified`, which is asked only of a store that `verifies_chunks`,
+        they count only after `Writer.verify` and `Writer.close`, also across a crash.
         """
 
     async def save(self, info: UploadInfo, *, fence: Fence) -> None:
@@ -755,14 +707,8 @@ class Store(Protocol):
     async def finish(self, info: UploadInfo, *, sync: bool, fence: Fence) -> None:
         """Record atomically that an upload is finished, or change nothing. May be repeated, also if a call was cancelled.
 
-        Args:
-            info: The record, of which only `finished_at` has changed.
-            sync: Make the bytes durable before, and the record after it.
-            fence: Of the upload's lock.
-
-        Raises:
-            UploadNotFound: There is no record.
-            BytesNotKept: Bytes were lost, and count no longer.
+        info: the record, of which only `finished_at` has changed. sync: make the bytes durable before, and the record after it.
+        Raises UploadNotFound if there is no record, BytesNotKept if bytes were lost, which count no longer.
         """
 
     async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
@@ -794,11 +740,7 @@ class Store(Protocol):
 
         A store that can read bytes only once they are put together does that here, which changes nothing else.
 
-        Raises:
-            UploadNotFound: Another upload has the id by now, or none.
-            UploadGone: It was removed.
-            UploadDamaged: As of `load`.
-            BytesMissing: As of `load`.
+        Raises what `load` does; UploadNotFound also if another upload has the id by now.
         """
 
     # Removal: it leaves a tombstone, by which clients are told that an upload is gone
@@ -833,16 +775,9 @@ class Store(Protocol):
         event_ids: Mapping[str, str] | None = None,
         unpublished: Mapping[str, RemovalEvent] | None = None,
     ) -> list[bool | StorageError]:
-        """Remove many uploads.
+        """Remove many uploads; returns for each, in order: True, False if its lock was lost, or the error.
 
-        Args:
-            uploads: The uploads.
-            fences: The fences of their locks, by id.
-            event_ids: As for `remove`, by the upload's id.
-            unpublished: Events as for `remove`, by id.
-
-        Returns:
-            For each upload, in order: True, False if its lock was lost, or the error.
+        fences, event_ids, unpublished: as for `remove`, by the upload's id.
         """
 
     async def unpublished_removals(self) -> list[UnpublishedRemoval]:
