@@ -10,7 +10,6 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tusd_py.locks.base import Fence
 from tusd_py.storage.base import PlaceTaken, UploadExists, UploadInfo
 from tusd_py.storage.file import records
 from tusd_py.storage.file.files import create_file, write_all
@@ -34,12 +33,8 @@ class Creation:
     removal: Removal
     finished: FinishedFiles | None
 
-    def create(self, info: UploadInfo, fence: Fence) -> None:
-        """Create an upload. Raises UploadExists, PlaceTaken, VolumeMissing, LeaseLost, OSError."""
-        with fence():
-            self._create_anew(info)
-
-    def _create_anew(self, info: UploadInfo) -> None:
+    def create(self, info: UploadInfo) -> None:
+        """Create an upload; fenced by the caller. Raises UploadExists, PlaceTaken, VolumeMissing, OSError."""
         self.volume.check()
         if self.finished is not None and self.finished.holds(self.layout.data_path(info)):
             raise PlaceTaken(f"{info.id}: its path is in the directory of finished files")

@@ -304,7 +304,7 @@ def _sync_entry(descriptor: int, path: str) -> None:
     except OSError as problem:
         if problem.errno not in _CANNOT_SYNC or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise
-        _warn_of_unsynced_directories(path, problem.errno)
+        _warn_once(problem.errno, os.stat(path).st_dev)
 
 
 @cache
@@ -314,10 +314,6 @@ def _warn_once(number: int, device: int) -> None:
         "their bytes are synced",
         os.strerror(number),
     )
-
-
-def _warn_of_unsynced_directories(path: str, number: int) -> None:
-    _warn_once(number, os.stat(path).st_dev)
 
 
 def start_writing(descriptor: int, offset: int, count: int) -> None:

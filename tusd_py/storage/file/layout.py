@@ -25,9 +25,7 @@ class Layout:
     Attributes:
         root: Absolute path of the upload directory.
         state: The server's own directory.
-        new: Temporary files, until they are renamed into place.
-        tombstones: Tombstones of removed uploads.
-        missing: Marks of uploads whose bytes are missing.
+        new, tombstones, missing: Directories in it, see `store.py`.
         is_local: Whether the directory is certain to lie on a disk of this machine; set when the store is opened.
     """
 

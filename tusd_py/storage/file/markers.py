@@ -117,15 +117,9 @@ class ChunkMarkers:
 
 
 class UploadMarks:
-    """All markers of the uploads of one directory.
+    """All markers of the uploads of one directory; `store.py` says what each kind records.
 
-    Attributes:
-        verifying: During a verified chunk, the length to cut back to.
-        sound: The length of durable bytes that end in a zero.
-        since_loss: The number of the last loss when the upload was begun.
-        in_session: The number of the session, of an unfinished upload that was written to in it.
-        kinds: All of them.
-        directories: All directories that may have markers.
+    directories: all that may have markers, those of earlier versions included.
     """
 
     def __init__(self, layout: Layout) -> None:

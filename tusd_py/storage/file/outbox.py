@@ -65,15 +65,7 @@ class _ShardCounts:
 
 
 class FileOutbox:
-    """The outbox of one directory; see `Outbox`.
-
-    Args:
-        layout: Of the upload directory.
-        records: Writes temporary files.
-        threads: For long operations.
-        disk: For short operations.
-        syncs: Makes events durable.
-    """
+    """The outbox of one directory; see `Outbox`. records: writes temporary files."""
 
     def __init__(
         self,

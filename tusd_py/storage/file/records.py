@@ -132,8 +132,6 @@ def ending(finished_at: float | None) -> bytes:
 
 
 _NEVER = "0.000000000000000"
-_TOO_LATE = 1e11
-"""Seconds since the epoch beyond which no working clock can be."""
 UNFINISHED = b',"FinishedAt":%b}}' % _NEVER.encode()
 
 _ending = re.compile(
@@ -197,8 +195,9 @@ def _without_torn_finish(content: bytes) -> bytes:
 
 
 def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> UploadInfo:
-    ours = document.get("TusdPy")
-    header = ours.get("Metadata", "") if ours else ""
+    is_foreign = document.get("TusdPy") is None
+    ours = document.get("TusdPy") or _Ours()
+    header = ours.get("Metadata", "")
     if header:
         pairs = metadata.parse(header, strict=False)
     else:
@@ -206,16 +205,16 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         pairs = {str(key): str(value).encode("utf-8") for key, value in texts.items()}
     parts = tuple(str(part) for part in document.get("PartialUploads") or ())
     is_partial, is_final = bool(document.get("IsPartial")), bool(document.get("IsFinal"))
-    concat_header = ours.get("Concat", "") if ours else ""
+    concat_header = ours.get("Concat", "")
     if not concat_header and is_partial:
         concat_header = "partial"
     if not concat_header and is_final:
         concat_header = "final;" + " ".join(parts)
     deferred = bool(document.get("SizeIsDeferred"))
     size = int(document["Size"])
-    finished_at = _finished_at(ours) if ours else None
+    finished_at = _finished_at(ours)
     # A final that waits for parts has no length yet; tusd's format can express that only for deferred lengths.
-    unknown = deferred or (is_final and size == 0 and ours is not None and finished_at is None)
+    unknown = deferred or (is_final and size == 0 and not is_foreign and finished_at is None)
     return UploadInfo(
         id=upload_id,
         length=None if unknown else size,
@@ -225,25 +224,25 @@ def _read(document: _Info, upload_id: str, root: str, changed_at: float) -> Uplo
         is_partial=is_partial,
         is_final=is_final,
         parts=parts,
-        created_at=float(ours.get("CreatedAt", changed_at)) if ours else changed_at,
+        created_at=float(ours.get("CreatedAt", changed_at)),
         finished_at=finished_at,
-        expire_after=ours.get("ExpireAfter") if ours else None,
-        retain=ours.get("Retain") if ours else None,
-        owner=ours.get("Owner", "") if ours else "",
-        max_size=ours.get("MaxSize") if ours else None,
+        expire_after=ours.get("ExpireAfter"),
+        retain=ours.get("Retain"),
+        owner=ours.get("Owner", ""),
+        max_size=ours.get("MaxSize"),
         location=_location(document.get("Storage"), upload_id, root),
-        foreign=ours is None,
-        awaits_completion=bool(ours.get("AwaitsCompletion")) if ours else False,
-        repr_digest=ours.get("ReprDigest", "") if ours else "",
-        wanted_digest=ours.get("WantedDigest", "") if ours else "",
-        quota=ours.get("Quota") if ours else None,
-        finished_path=ours.get("FinishedPath", "") if ours else "",
+        foreign=is_foreign,
+        awaits_completion=bool(ours.get("AwaitsCompletion")),
+        repr_digest=ours.get("ReprDigest", ""),
+        wanted_digest=ours.get("WantedDigest", ""),
+        quota=ours.get("Quota"),
+        finished_path=ours.get("FinishedPath", ""),
     )
 
 
 def _finished_at(ours: _Ours) -> float | None:
     written = float(ours.get("FinishedAt") or 0)
-    return written if 0 < written < _TOO_LATE else None
+    return written if 0 < written < _LAST_SECOND else None
 
 
 def _location(storage: _Storage | None, upload_id: str, root: str) -> str | None:

@@ -41,9 +41,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 from tusd_py import logs
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
@@ -67,6 +68,7 @@ from tusd_py.storage.file.cleanup import Cleanup
 from tusd_py.storage.file.creation import Creation
 from tusd_py.storage.file.data_file import DataFile
 from tusd_py.storage.file.disk import Disk
+from tusd_py.storage.file.files import write_new
 from tusd_py.storage.file.finals import FinalRecords
 from tusd_py.storage.file.finished import FinishedFiles
 from tusd_py.storage.file.fsync import BytesLost, GroupSync, sync_path
@@ -90,6 +92,9 @@ from tusd_py.storage.file.writers import FileWriter, VerifiedFileWriter, hashing
 from tusd_py.storage.skipped import Skip, skip_entry
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _AMPLE_BYTES = 4 * 1024**3
 """Free space that cannot be used up within `_FREE_SPACE_SECONDS`."""
@@ -194,18 +199,9 @@ class FileStore:
     # Opening and closing
 
     def open(self, guard: Guard = "exclusive", *, wait: float = 0.0) -> None:
-        """Create the directories and lock the upload directory. Blocking, for the start.
+        """Create the directories and lock the upload directory; see `Store`.
 
         A full or read-only disk is no error but logged: uploads can still be served, and removals free space.
-
-        Args:
-            guard: "exclusive" keeps out every other server, as locks in one process's memory require; "shared" keeps out
-                only those that want the directory exclusively; "none" is for a process whose parent holds the lock.
-            wait: Seconds to wait for another process to release the directory.
-
-        Raises:
-            StorageError: The directory cannot be used; the text says why (not a directory, not writable, locked by another
-                server).
         """
         try:
             self._make_directories()
@@ -299,7 +295,7 @@ class FileStore:
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
         with _translated(f"creating {info.id}"):
-            await self._disk.change(self._creation.create, info, fence)
+            await self._disk.change(_fenced, fence, self._creation.create, info)
         return Upload(info, 0, info.created_at, joined=not info.is_final)
 
     async def load(self, upload_id: str) -> Upload:
@@ -327,7 +323,8 @@ class FileStore:
         with _translated(f"taking over {upload.id}"):
             if self._layout.is_local and not upload.finished:
                 # All of its bytes were told to clients as long as the record was the other server's.
-                await self._disk.change(self._mark_in_session, upload.id, fence)
+                number = self._session.number
+                await self._disk.change(_mark, self._marks.in_session, upload.id, number, fence)
             return await self._threads.run(self._adoption.adopt, upload, fence)
 
     async def open_writer(self, upload: Upload, content: Content, *, fence: Fence) -> Writer:
@@ -381,11 +378,8 @@ class FileStore:
             return
         # Without a mark, zeros at their end may not count once the server has been started again.
         with suppress(OSError):
-            self._mark_in_session(upload.id, fence)
+            _mark(self._marks.in_session, upload.id, self._session.number, fence)
             written.is_marked = True
-
-    def _mark_in_session(self, upload_id: str, fence: Fence) -> None:
-        _mark(self._marks.in_session, upload_id, self._session.number, fence)
 
     def _mark_sound(self, upload: Upload, file: DataFile, fence: Fence) -> None:
         """Record that durable bytes count although they end in a zero, as the remains of a power cut do."""
@@ -480,29 +474,18 @@ class FileStore:
                     await self.save(info, fence=fence)
                     if sync:
                         await self._syncs.sync(None, directories=self._layout.directories(info))
-                if await self._disk.change(self._link, finished, data, path, fence):
+                if await self._disk.change(_fenced, fence, finished.link, data, path):
                     if sync:
                         await self._syncs.sync(None, directories=finished.directories(path))
                     return info
         raise StorageError(f"naming {info.id}: all names that --finished-dir gives it are taken")
 
-    @staticmethod
-    def _link(finished: FinishedFiles, data: str, path: str, fence: Fence) -> bool:
-        with fence():
-            return finished.link(data, path)
-
     async def take_name(self, info: UploadInfo, *, fence: Fence) -> None:
         if info.finished_path and self._finished is not None:
             with _translated(f"taking the name of {info.id} back"):
                 data = self._layout.data_path(info)
-                await self._disk.change(
-                    self._unlink, self._finished, info.finished_path, data, fence
-                )
-
-    @staticmethod
-    def _unlink(finished: FinishedFiles, path: str, data: str, fence: Fence) -> None:
-        with fence():
-            finished.unlink(path, data)
+                path = info.finished_path
+                await self._disk.change(_fenced, fence, self._finished.unlink, path, data)
 
     async def settle(self, upload_id: str, *, fence: Fence) -> None:
         """See `Store`. Bytes count once their writer is closed."""
@@ -606,14 +589,8 @@ class FileStore:
     def _probe(self) -> None:
         self.volume.check()
         probe = self._layout.new_path("probe")
-        descriptor = os.open(
-            probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, self._layout.file_perms
-        )
-        try:
-            os.write(descriptor, b"probe")
-        finally:
-            os.close(descriptor)
-            os.unlink(probe)
+        write_new(probe, b"probe", perms=self._layout.file_perms)
+        os.unlink(probe)
         os.close(os.open(self.root, os.O_RDONLY | os.O_CLOEXEC))
 
     async def open_reader(self, upload: Upload) -> FileReader:
@@ -716,6 +693,12 @@ class FileStore:
     async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
         with _translated(f"marking {upload_id}"):
             return await self._disk.change(self._cleanup.missing_since, upload_id, marks=marks)
+
+
+def _fenced(fence: Fence, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that makes one change. Raises LeaseLost."""
+    with fence():
+        return function(*args, **kwargs)
 
 
 def _mark(kind: ChunkMarkers, upload_id: str, number: int, fence: Fence) -> str:
