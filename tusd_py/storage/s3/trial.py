@@ -29,6 +29,8 @@ Outcome = Literal["ok", "note", "problem"]
 
 _RECORD = ObjectKind.RECORD
 _PLAIN = Properties("text/plain", metadata={"tusd-py-token": "check"})
+_OTHER_ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
+"""An etag that no object here has."""
 _SKEW_SECONDS = 60.0
 
 
@@ -50,10 +52,12 @@ class Finding:
 _PATIENCE_SECONDS = 10.0
 """How long an interrupt waits for the end of a step, and the cleanup for each of its own."""
 
-_Step = Callable[[], Coroutine[None, None, Finding | str]]
+_Result = tuple[Outcome, str]
+"""The outcome of a step, and what follows."""
+_Step = Callable[[], Coroutine[None, None, _Result]]
 
 
-async def _to_its_end(step: _Step) -> Finding | str:
+async def _to_its_end(step: _Step) -> _Result:
     """Run a step to its end, also if it is cancelled: a request that is given up may have its effect after the cleanup."""
     task = asyncio.create_task(step())
     try:
@@ -108,16 +112,14 @@ class Trial:
     @staticmethod
     async def _found(subject: str, permission: str, step: _Step) -> Finding:
         try:
-            found = await _to_its_end(step)
+            outcome, text = await _to_its_end(step)
         except (StoreMisconfigured, StoreUnavailable):
             raise
         except AccessDenied as problem:
-            found = Finding(
-                subject, "problem", f"the permission {permission} is missing: {problem}"
-            )
+            outcome, text = "problem", f"the permission {permission} is missing: {problem}"
         except ObjectStoreError as problem:
-            found = Finding(subject, "problem", str(problem))
-        return found if isinstance(found, Finding) else Finding(subject, "ok", found)
+            outcome, text = "problem", str(problem)
+        return Finding(subject, outcome, text)
 
     async def _clean_up(self) -> None:
         """Remove what is left, if the steps that do so were not reached, as far as the bucket lets it."""
@@ -129,82 +131,70 @@ class Trial:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
                     await step()
 
-    async def _store(self) -> str:
+    async def _store(self) -> _Result:
         await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
         await self._objects.put(self._data, b"check", _PLAIN, kind=ObjectKind.DATA)
-        return "with the encryption, access control and storage class that are set"
+        return "ok", "with the encryption, access control and storage class that are set"
 
-    async def _read(self) -> Finding | str:
+    async def _read(self) -> _Result:
         head, data = await self._objects.read(self._record, limit=100)
         if data != b"check" or head.properties.metadata != dict(_PLAIN.metadata):
-            return Finding(
-                "read an object", "problem", "it is not what was stored, or lost its metadata"
-            )
-        return "with its metadata, at once"
+            return "problem", "it is not what was stored, or lost its metadata"
+        return "ok", "with its metadata, at once"
 
-    async def _list(self) -> Finding | str:
+    async def _list(self) -> _Result:
         async for page in self._objects.list(self._record):
             if [listed.key for listed in page] == [self._record]:
-                return "new objects are listed at once"
-        return Finding(
-            "list objects",
-            "note",
-            "lists lag: sweeps and deliveries see new uploads and events later",
-        )
+                return "ok", "new objects are listed at once"
+        return "note", "lists lag: sweeps and deliveries see new uploads and events later"
 
-    async def _missing(self) -> str:
+    async def _missing(self) -> _Result:
         try:
             await self._objects.head(self._record + "-none")
         except ObjectNotFound:
-            return "is told apart from what may not be read"
-        return "is there: another program uses this prefix"
+            return "ok", "is told apart from what may not be read"
+        return "ok", "is there: another program uses this prefix"
 
-    async def _conditions(self) -> Finding | str:
-        for condition in ({"if_absent": True}, {"if_match": '"d41d8cd98f00b204e9800998ecf8427e"'}):
+    async def _conditions(self) -> _Result:
+        for condition in ({"if_absent": True}, {"if_match": _OTHER_ETAG}):
             try:
-                await self._objects.put(
-                    self._record,
-                    b"wrong",
-                    _PLAIN,
-                    kind=_RECORD,
-                    **condition,
-                )
+                await self._objects.put(self._record, b"wrong", _PLAIN, kind=_RECORD, **condition)
             except PreconditionFailed:
                 continue
             name = "If-None-Match" if "if_absent" in condition else "If-Match"
-            return Finding(
-                "conditional writes",
+            return (
                 "problem",
                 f"{name} is ignored: a server that stood still could replace what came meanwhile",
             )
-        return "an object is replaced only if it is the one that was read"
+        return "ok", "an object is replaced only if it is the one that was read"
 
-    async def _clocks(self) -> Finding | str:
+    async def _clocks(self) -> _Result:
         before = time.time()
         await self._objects.put(self._record, b"check", _PLAIN, kind=_RECORD)
         skew = (await self._objects.head(self._record)).modified_at - before
         if abs(skew) > _SKEW_SECONDS:
-            return Finding("clocks", "note", f"the store's clock differs by {skew:.0f} seconds")
-        return "agree"
+            return "note", f"the store's clock differs by {skew:.0f} seconds"
+        return "ok", "agree"
 
-    async def _multipart(self) -> str:
-        self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+    async def _multipart(self) -> _Result:
+        await self._begin()
         self._first = await self._objects.upload_part(
             self._data, self._upload, 1, bytes(MIN_PART_BYTES + 1)
         )
-        return "can be begun, and take parts"
+        return "ok", "can be begun, and take parts"
 
-    async def _parts(self) -> Finding | str:
+    async def _begin(self) -> None:
+        """Begin a multipart upload, unless one is under way."""
+        if not self._upload:
+            self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+
+    async def _parts(self) -> _Result:
         listed = await self._objects.list_parts(self._data, self._upload)
         if self._first not in listed:
-            return Finding(
-                "list parts",
-                "note",
-                "lists lag: after a change of servers clients send some bytes again",
-            )
-        return "new parts are listed at once"
+            return "note", "lists lag: after a change of servers clients send some bytes again"
+        return "ok", "new parts are listed at once"
 
-    async def _copies(self) -> str:
+    async def _copies(self) -> _Result:
         await self._objects.put(
             self._data + "-source", bytes(MIN_PART_BYTES), _PLAIN, kind=ObjectKind.DATA
         )
@@ -212,9 +202,9 @@ class Trial:
         self._second = await self._objects.copy_part(
             self._data, self._upload, 2, source, start=0, end=MIN_PART_BYTES
         )
-        return "uploads are joined inside the store"
+        return "ok", "uploads are joined inside the store"
 
-    async def _unequal(self) -> Finding | str:
+    async def _unequal(self) -> _Result:
         last = await self._objects.upload_part(self._data, self._upload, 3, b"end")
         try:
             await self._objects.complete(
@@ -223,39 +213,33 @@ class Trial:
         except (StoreMisconfigured, StoreUnavailable, AccessDenied):
             raise
         except ObjectStoreError:
-            return Finding("unequal parts", "note", "are refused: set --s3-equal-parts")
+            return "note", "are refused: set --s3-equal-parts"
         size = (await self._objects.head(self._data)).size
         if size != 2 * MIN_PART_BYTES + 4:
-            return Finding(
-                "unequal parts", "problem", f"the object has {size} bytes after completion"
-            )
+            return "problem", f"the object has {size} bytes after completion"
         self._upload = ""
-        return "are taken"
+        return "ok", "are taken"
 
-    async def _completion(self) -> Finding | str:
+    async def _completion(self) -> _Result:
         # An object is at this key by now.
-        if not self._upload:
-            self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+        await self._begin()
         part = await self._objects.upload_part(self._data, self._upload, 1, b"wrong")
         try:
             await self._objects.complete(self._data, self._upload, [part], if_absent=True)
         except PreconditionFailed:
-            return "replaces nobody's object"
+            return "ok", "replaces nobody's object"
         self._upload = ""
-        return Finding(
-            "conditional completion",
+        return (
             "note",
             "has no effect: what somebody puts at a place that a hook chose, while its upload is completed, is replaced",
         )
 
-    async def _conditional_removal(self) -> Finding | str:
-        subject, wrong = "conditional removal", '"d41d8cd98f00b204e9800998ecf8427e"'
-        await self._remove_as(wrong)
+    async def _conditional_removal(self) -> _Result:
+        await self._remove_as(_OTHER_ETAG)
         try:
             etag = (await self._objects.head(self._record)).etag
         except ObjectNotFound:
-            return Finding(
-                subject,
+            return (
                 "note",
                 "has no effect: what is stored at the key of an upload while that is removed may be removed with it",
             )
@@ -263,10 +247,8 @@ class Trial:
         try:
             await self._objects.head(self._record)
         except ObjectNotFound:
-            return "an object is removed only if it is the one that was seen"
-        return Finding(
-            subject, "problem", "the store says that an object has another ETag than it tells"
-        )
+            return "ok", "an object is removed only if it is the one that was seen"
+        return "problem", "the store says that an object has another ETag than it tells"
 
     async def _remove_as(self, etag: str) -> None:
         """Remove the record on condition that it has this etag, and then without one if the store refuses conditions."""
@@ -277,33 +259,31 @@ class Trial:
 
         await self._objects.delete_if(self._record, look)
 
-    async def _numbers(self) -> Finding | str:
-        if not self._upload:
-            self._upload = (await self._objects.create_multipart(self._data, _PLAIN)).upload_id
+    async def _numbers(self) -> _Result:
+        await self._begin()
         try:
             await self._objects.upload_part(self._data, self._upload, MAX_PARTS, b"x")
         except (StoreMisconfigured, StoreUnavailable, AccessDenied):
             raise
         except ObjectStoreError:
-            return Finding("number of parts", "note", "fewer than 10000: set --s3-max-parts 1000")
-        return "10000"
+            return "note", "fewer than 10000: set --s3-max-parts 1000"
+        return "ok", "10000"
 
-    async def _uploads(self) -> Finding | str:
+    async def _uploads(self) -> _Result:
         if await self._objects.pending_uploads(self._data):
-            return "what a lost response left behind is found"
-        return Finding(
-            "list multipart uploads",
+            return "ok", "what a lost response left behind is found"
+        return (
             "note",
             "they are not found: only a lifecycle rule removes what a lost response left behind",
         )
 
-    async def _abort(self) -> str:
+    async def _abort(self) -> _Result:
         if self._upload:
             await self._objects.abort(self._data, self._upload)
-        return "its parts are freed"
+        return "ok", "its parts are freed"
 
-    async def _remove(self) -> str:
+    async def _remove(self) -> _Result:
         for key in (self._data, self._data + "-source", self._record):
             await self._objects.delete(key)
         self._is_removed = True
-        return "nothing is left of this check"
+        return "ok", "nothing is left of this check"
