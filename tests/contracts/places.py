@@ -19,7 +19,7 @@ from tests.s3.servers import BUCKET, Kind, S3Server
 from tests.support.requirements import refuse
 from tusd_py.storage.base import Store
 from tusd_py.storage.file.store import FileStore
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.store import S3Options, S3Store
 
@@ -69,13 +69,13 @@ class Prefix:
 
     def store(self) -> Store:
         layout = Layout(self._prefix, self._prefix)
-        return S3Store(AiobotocoreStore(self._bucket), S3Options(BUCKET, layout))
+        return S3Store(ObjectStore(self._bucket), S3Options(BUCKET, layout))
 
     def contents(self) -> Mapping[str, bytes]:
         found: dict[str, bytes] = {}
 
         async def read() -> None:
-            async with AiobotocoreStore(self._bucket) as objects:
+            async with ObjectStore(self._bucket) as objects:
                 async for page in objects.list(self._prefix):
                     for listed in page:
                         found[listed.key] = (await objects.read(listed.key, limit=1 << 30))[1]

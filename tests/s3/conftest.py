@@ -11,7 +11,7 @@ import pytest
 from tests.s3 import servers
 from tests.s3.servers import BUCKET, Kind, S3Server
 from tests.support.requirements import refuse
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES
 from tusd_py.storage.s3.store import S3Options, S3Store
@@ -58,7 +58,7 @@ class OpenStore:
         response_seconds: float = 60.0,
         requests: int = 64,
         unsigned_bodies: bool = False,
-    ) -> AiobotocoreStore:
+    ) -> ObjectStore:
         bucket = Bucket(
             name,
             endpoint=endpoint,
@@ -68,7 +68,7 @@ class OpenStore:
             requests=requests,
             unsigned_bodies=unsigned_bodies,
         )
-        return await self._stack.enter_async_context(AiobotocoreStore(bucket))
+        return await self._stack.enter_async_context(ObjectStore(bucket))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ class Opened:
             BUCKET, endpoint=self._endpoint, path_style=True, repeat_seconds=repeat_seconds
         )
         store = S3Store(
-            AiobotocoreStore(bucket),
+            ObjectStore(bucket),
             S3Options(BUCKET, self.layout, **chosen),  # type: ignore[arg-type]
         )
         self._stack.push_async_callback(store.stop)

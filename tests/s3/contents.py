@@ -11,7 +11,7 @@ from pathlib import Path
 import botocore.session
 
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY, S3Server
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.store import S3Options, S3Store
 
@@ -79,7 +79,7 @@ class Contents:
             Layout(self.prefix, self.prefix),
             spool_directory=None if spool is None else str(spool),
         )
-        return LateStore(AiobotocoreStore(bucket), options)
+        return LateStore(ObjectStore(bucket), options)
 
     def tidy(self) -> None:
         """Do what the sweep does about what crashes left."""

@@ -13,7 +13,7 @@ from tests.s3.conftest import OpenStore
 from tests.s3.proxies import FAULTS, Fault, FaultProxy
 from tests.s3.servers import BUCKET, S3Server
 from tusd_py.storage.s3 import aiobotocore_store
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
@@ -36,13 +36,13 @@ async def proxy(seaweedfs: S3Server) -> AsyncIterator[FaultProxy]:
 
 
 @pytest.fixture
-async def store(proxy: FaultProxy, open_store: OpenStore) -> AiobotocoreStore:
+async def store(proxy: FaultProxy, open_store: OpenStore) -> ObjectStore:
     return await open_store(proxy.endpoint)
 
 
 @pytest.mark.parametrize("fault", ["lost", "cut", "500", "slow-down", "twice"])
 async def test_a_part_is_stored_whatever_happens_to_its_request(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str, fault: Fault
+    proxy: FaultProxy, store: ObjectStore, prefix: str, fault: Fault
 ) -> None:
     key = f"{prefix}x"
     upload = (await store.create_multipart(key, PLAIN)).upload_id
@@ -55,7 +55,7 @@ async def test_a_part_is_stored_whatever_happens_to_its_request(
 
 @pytest.mark.parametrize("fault", ["error-body", "slow-down", "cut", "500"])
 async def test_a_completion_that_was_refused_at_first(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str, fault: Fault
+    proxy: FaultProxy, store: ObjectStore, prefix: str, fault: Fault
 ) -> None:
     """Among them the 200 whose body is an error: it is none that counts."""
     key = f"{prefix}x"
@@ -69,7 +69,7 @@ async def test_a_completion_that_was_refused_at_first(
 
 @pytest.mark.parametrize("fault", ["error-body", "error-body-after", "lost"])
 async def test_a_copy_that_answers_200_with_an_error_is_made_again(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str, fault: Fault
+    proxy: FaultProxy, store: ObjectStore, prefix: str, fault: Fault
 ) -> None:
     await store.put(f"{prefix}source", BIG, PLAIN, kind=ObjectKind.DATA)
     source = await store.head(f"{prefix}source")
@@ -95,7 +95,7 @@ async def test_an_error_in_a_200_that_lasts_is_an_error(
 
 
 async def test_a_condition_may_fail_against_an_attempt_of_its_own(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     proxy.plan("PutObject", "lost")
     with pytest.raises(PreconditionFailed):
@@ -104,7 +104,7 @@ async def test_a_condition_may_fail_against_an_attempt_of_its_own(
 
 
 async def test_a_caller_learns_that_a_second_upload_may_have_begun(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     proxy.plan("CreateMultipartUpload", "lost")
     begun = await store.create_multipart(f"{prefix}x", PLAIN)
@@ -112,11 +112,11 @@ async def test_a_caller_learns_that_a_second_upload_may_have_begun(
     pending = await store.pending_uploads(f"{prefix}x")
     assert len(pending) == 2
     for each in pending:
-        await store.abort(each.key, each.upload_id)
+        await store.abort(f"{prefix}x", each)
 
 
 async def test_a_cut_download_is_told_and_a_small_read_is_repeated(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     await store.put(f"{prefix}x", BIG, PLAIN, kind=ObjectKind.DATA)
     proxy.plan("GetObject", "cut-response")
@@ -129,7 +129,7 @@ async def test_a_cut_download_is_told_and_a_small_read_is_repeated(
 
 
 async def test_a_refusal_that_is_cut_is_asked_for_again(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     proxy.plan("GetObject", "cut-response")
     with pytest.raises(ObjectNotFound):
@@ -138,7 +138,7 @@ async def test_a_refusal_that_is_cut_is_asked_for_again(
 
 
 async def test_a_list_that_lags_lacks_only_the_newest_parts(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     upload = (await store.create_multipart(f"{prefix}x", PLAIN)).upload_id
     for number in (1, 2, 3):
@@ -174,7 +174,7 @@ async def test_repeats_end_and_the_log_names_what_an_operator_looks_up(
 
 
 async def test_a_refusal_for_good_is_not_repeated(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str
+    proxy: FaultProxy, store: ObjectStore, prefix: str
 ) -> None:
     with pytest.raises(ObjectNotFound):
         await store.head(f"{prefix}x")
@@ -197,7 +197,7 @@ async def test_faults_by_chance_are_the_same_for_the_same_seed(
 
 
 async def test_a_process_that_stood_still_does_not_repeat_a_request(
-    proxy: FaultProxy, store: AiobotocoreStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, store: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its upload may have been removed meanwhile: nothing would remove what it stores then."""
     clock = SimpleNamespace(monotonic=time.monotonic)

@@ -232,29 +232,6 @@ async def test_a_sweep_frees_what_a_removed_upload_left_under_its_lock(
     assert locks.try_acquire("x") is not None
 
 
-@pytest.mark.parametrize("old", ["removing/x", "removing/x/token"])
-async def test_what_earlier_builds_were_to_free_is_freed_beside_a_new_removal(
-    s3_server: S3Server, prefix: str, opened: Opened, old: str
-) -> None:
-    """The keys of both are paths of files on some stores. `opened` sets the environment."""
-    async with AsyncExitStack() as stack:
-        stores = Opened(stack, s3_server.endpoint, prefix)
-        store, left = stores(), Contents(s3_server, prefix)
-        await append(store, await created(store, LENGTH), WHOLE[:10])
-        await store.remove("x", fence=UNFENCED)
-        (entry,) = left.keys(below=".tusd-py/freeing/x/")
-        _, content = await store.objects.read(prefix + entry, limit=100_000)
-        await store.objects.delete(prefix + entry)
-        await store.objects.put(
-            f"{prefix}.tusd-py/{old}", content, Properties(), kind=ObjectKind.RECORD
-        )
-        assert await store._places._is_being_removed("x")
-        await store.create(UploadInfo("x", 5, created_at=1.0))
-        await store.remove("x", fence=UNFENCED)
-        await LateStore(store.objects, store.options).tidy(tombstone_ttl=86_400.0)
-        assert left.keys() == {".tusd-py/gone/x"}
-
-
 class LostLease(MemoryLease):
     def fence(self) -> HeldFence:
         return HeldFence(lambda: False)

@@ -23,7 +23,6 @@ from tusd_py.storage.s3.object_store import (
     NewMultipart,
     ObjectHead,
     ObjectKind,
-    PendingUpload,
     Properties,
     StoreUnavailable,
 )
@@ -270,7 +269,7 @@ async def test_a_late_holder_does_not_abort_what_the_next_one_began(
     writer = await late.open_writer(await late.load("x"), PLAIN, fence=lease)
     original = late.objects.pending_uploads
 
-    async def slow(key: str) -> list[PendingUpload]:
+    async def slow(key: str) -> list[str]:
         lease.is_lost = True
         await append(other, await other.load("x"), *pieces(WHOLE[: PART + 10]))
         return await original(key)
@@ -293,7 +292,7 @@ def while_listing(
     """Let something happen before the bucket answers what is pending."""
     original = store.objects.pending_uploads
 
-    async def slow(key: str) -> list[PendingUpload]:
+    async def slow(key: str) -> list[str]:
         await do()
         return await original(key)
 

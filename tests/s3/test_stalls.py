@@ -20,7 +20,7 @@ from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_server import Servers
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket
+from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
@@ -162,7 +162,7 @@ def test_bytes_that_a_store_does_not_take_leave_the_memory(
         bucket = Bucket(
             BUCKET, endpoint=endpoint, path_style=True, response_seconds=1.0, repeat_seconds=0
         )
-        async with AiobotocoreStore(bucket) as store:
+        async with ObjectStore(bucket) as store:
             with pytest.raises(StoreUnavailable, match="does not go on"):
                 await store.put(f"{prefix}x", part, PLAIN, kind=ObjectKind.DATA)
             await asyncio.to_thread(wait_until, lambda: is_free(part), "the connection's end", 20)

@@ -597,7 +597,7 @@ async def test_a_second_upload_that_nobody_recorded_is_aborted(
     upload = await append(store, await created(store, LENGTH), *pieces(WHOLE[: PART + 10]))
     key = store.layout.data(upload.info)
     [pending] = await store.objects.pending_uploads(key)
-    assert pending.upload_id == store._live["x"].record.multipart
+    assert pending == store._live["x"].record.multipart
     await store.remove("x", fence=UNFENCED, keep_tombstone=False)
     assert await store.objects.pending_uploads(key) == []
     assert await opened.keys() == []

@@ -35,14 +35,14 @@ def command(as_json: bool) -> int:
 async def _check(settings: Settings, *, as_json: bool) -> int:
     # Need an extra, and load a large library.
     from tusd_py.service.bucket import bucket_of  # noqa: PLC0415
-    from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore  # noqa: PLC0415
+    from tusd_py.storage.s3.aiobotocore_store import ObjectStore  # noqa: PLC0415
     from tusd_py.storage.s3.layout import Layout  # noqa: PLC0415
     from tusd_py.storage.s3.object_store import ObjectStoreError  # noqa: PLC0415
     from tusd_py.storage.s3.trial import Trial  # noqa: PLC0415
 
     layout = Layout(settings.s3_object_prefix, settings.s3_info_prefix)
     code = 0
-    async with AiobotocoreStore(bucket_of(settings)) as objects:
+    async with ObjectStore(bucket_of(settings)) as objects:
         try:
             # Closed while the client is open, also after an error of the output: the trial then removes its objects.
             async with aclosing(Trial(objects, layout).run()) as trial:

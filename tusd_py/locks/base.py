@@ -45,6 +45,12 @@ def UNFENCED() -> AbstractContextManager[None]:
     return _NO_CHECK
 
 
+def ensure_held(fence: Fence) -> None:
+    """Raise LeaseLost unless the lock is held now. For stores behind a network, right before they send a request."""
+    with fence():
+        pass
+
+
 class Lease(Protocol):
     """A held lock, released at the end of an `async with` block. `release` may be called twice."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tusd_py.settings.model import Settings
 from tusd_py.settings.name_template import split_template
-from tusd_py.storage.s3.aiobotocore_store import AiobotocoreStore, Bucket, Encryption
+from tusd_py.storage.s3.aiobotocore_store import Bucket, Encryption, ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.store import S3Options, S3Store
 from tusd_py.telemetry.counters import Counters
@@ -54,7 +54,7 @@ def s3_store(settings: Settings, counters: Counters | None = None) -> S3Store:
         else "",
         keeps_finished=settings.finished_files == "keep",
     )
-    objects = AiobotocoreStore(bucket_of(settings))
+    objects = ObjectStore(bucket_of(settings))
     store = S3Store(objects, options)
     if counters is not None:
         counted = ObjectStoreCounters(lambda: store.spool.used, options.spool_bytes)

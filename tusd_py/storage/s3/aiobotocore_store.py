@@ -18,8 +18,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from types import TracebackType
-from typing import Literal, Protocol, Self, cast
+from typing import Literal, NamedTuple, Protocol, Self, cast
 from urllib.parse import urlencode
 
 import aiobotocore
@@ -32,6 +31,9 @@ from botocore.loaders import Loader, create_loader
 from tusd_py import __version__, logs
 from tusd_py.storage.s3.failures import meaning, without_secrets
 from tusd_py.storage.s3.object_store import (
+    BYTES,
+    JSON,
+    RECORD_LIMIT,
     ListedObject,
     NewMultipart,
     ObjectHead,
@@ -39,7 +41,6 @@ from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
     ObjectStoreError,
     Part,
-    PendingUpload,
     PreconditionFailed,
     Properties,
     RequestObserver,
@@ -151,8 +152,37 @@ class _Events(Protocol):
     def register_last(self, name: str, handler: Callable[..., None]) -> None: ...
 
 
-class AiobotocoreStore:
-    """See `ObjectStore`. Its client is made with the first request, and again in another event loop.
+class _Request(NamedTuple):
+    """A request, which may be made several times.
+
+    Attributes:
+        operation: The method of the client.
+        key: The object's, or what a request about the bucket asks for: for the log.
+        send: That method.
+        target: Its arguments.
+        text: The request, for the texts of errors.
+        needs: What a response has if the request had its effect: a 200 may come without a body.
+    """
+
+    operation: str
+    key: str
+    send: Callable[..., Awaitable[Response]]
+    target: Mapping[str, object]
+    text: str
+    needs: str
+
+
+class ObjectStore:
+    """One bucket, and objects of others on the same store, whose keys are written `s3://bucket/key`.
+
+    Its client is made with the first request, and again in another event loop.
+
+    Upload ids and part numbers are explicit, so that any process can go on with a multipart upload that another one began.
+    Requests that failed for a passing reason are repeated. A request whose response was lost may have had its effect all the
+    same: a caller that depends on whether it had looks at the store again.
+
+    Every method raises ObjectStoreError; those for which it matters name the subclasses. A body may be a buffer of the
+    caller's, which must not change until the call returns.
 
     observer: told of all requests.
     """
@@ -262,17 +292,13 @@ class AiobotocoreStore:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _problem: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     # Multipart uploads
 
     async def create_multipart(self, key: str, properties: Properties) -> NewMultipart:
+        """Begin a multipart upload."""
         attempts = _Attempts(self.bucket)
         response = await self._request(
             "create_multipart_upload",
@@ -286,6 +312,7 @@ class AiobotocoreStore:
     async def upload_part(
         self, key: str, upload_id: str, number: int, body: bytes | bytearray
     ) -> Part:
+        """Store a part, in place of an earlier one with this number. Raises ObjectNotFound."""
         response = await self._request(
             "upload_part",
             key,
@@ -297,6 +324,10 @@ class AiobotocoreStore:
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: ObjectHead, *, start: int, end: int
     ) -> Part:
+        """Store the bytes of another object from `start` up to but without `end` as a part.
+
+        source: the object, which must be the same one still. Raises ObjectNotFound, PreconditionFailed.
+        """
         parameters = {
             "UploadId": upload_id,
             "PartNumber": number,
@@ -308,20 +339,14 @@ class AiobotocoreStore:
         return Part(number, _text(_mapping(response, "CopyPartResult"), "ETag"), end - start)
 
     async def list_parts(self, key: str, upload_id: str) -> list[Part]:
-        listed: list[Response] = []
-        more: dict[str, object] = {}
-        while True:
-            page = await self._request("list_parts", key, {"UploadId": upload_id, **more})
-            listed += _mappings(page, "Parts")
-            following = page.get("NextPartNumberMarker")
-            # Some stores repeat their last page for ever.
-            if (
-                not page.get("IsTruncated")
-                or not following
-                or following == more.get("PartNumberMarker")
-            ):
-                return _parts(listed)
-            more["PartNumberMarker"] = following
+        """Return all parts by number.
+
+        A part that was stored again may be there with its earlier bytes too, as SeaweedFS lists both; their times, which are
+        coarse, tell the newer one. Raises ObjectNotFound, which does not prove that the upload was completed.
+        """
+        markers = {"PartNumberMarker": "NextPartNumberMarker"}
+        pages = self._pages("list_parts", key, {"UploadId": upload_id}, markers)
+        return _parts([each async for page in pages for each in _mappings(page, "Parts")])
 
     async def complete(
         self,
@@ -332,6 +357,21 @@ class AiobotocoreStore:
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
+        """Make one object of the parts and return its etag.
+
+        Not every store knows a condition here: one that refuses the request because of it is asked again without.
+
+        Args:
+            key: The key.
+            upload_id: The multipart upload.
+            parts: Its parts, by number.
+            if_match: Replace only the object with this etag.
+            if_absent: Replace none.
+
+        Raises:
+            ObjectNotFound: There is no such multipart upload, perhaps as an attempt whose response was lost completed it.
+            PreconditionFailed: The object is another one, perhaps that of such an attempt. The parts stay.
+        """
         listed = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
         parameters = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
         conditions = _conditions(if_match, if_absent)
@@ -348,34 +388,24 @@ class AiobotocoreStore:
         return await self._request("complete_multipart_upload", key, parameters, needs="ETag")
 
     async def abort(self, key: str, upload_id: str) -> None:
+        """Remove a multipart upload and its parts. Does nothing if there is none."""
         try:
             await self._request("abort_multipart_upload", key, {"UploadId": upload_id})
         except ObjectNotFound:
             return
 
-    async def pending_uploads(self, key: str) -> list[PendingUpload]:
-        # Only the exact key: MinIO lists by nothing else.
-        found: list[PendingUpload] = []
-        more: dict[str, object] = {}
-        while True:
-            place = self._target(key)
-            page = await self._request(
-                "list_multipart_uploads",
-                "",
-                {"Bucket": place["Bucket"], "Prefix": place["Key"], **more},
-                about=key,
-            )
-            found += [
-                PendingUpload(key, _text(each, "UploadId"), _time(each, "Initiated"))
-                for each in _mappings(page, "Uploads")
-                if each.get("Key") == place["Key"]
-            ]
-            following = (page.get("NextKeyMarker"), page.get("NextUploadIdMarker"))
-            if not page.get("IsTruncated") or not all(following):
-                return found
-            if following == (more.get("KeyMarker"), more.get("UploadIdMarker")):
-                return found
-            more["KeyMarker"], more["UploadIdMarker"] = following
+    async def pending_uploads(self, key: str) -> list[str]:
+        """Return the ids of the multipart uploads for exactly this key: MinIO lists by nothing else."""
+        place = self._target(key)
+        prefix = {"Bucket": place["Bucket"], "Prefix": place["Key"]}
+        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        pages = self._pages("list_multipart_uploads", "", prefix, markers, about=key)
+        return [
+            _text(each, "UploadId")
+            async for page in pages
+            for each in _mappings(page, "Uploads")
+            if each.get("Key") == place["Key"]
+        ]
 
     # Objects
 
@@ -383,12 +413,26 @@ class AiobotocoreStore:
         self,
         key: str,
         body: bytes | bytearray | memoryview,
-        properties: Properties,
+        properties: Properties = BYTES,
         *,
-        kind: ObjectKind,
+        kind: ObjectKind = ObjectKind.RECORD,
         if_match: str = "",
         if_absent: bool = False,
     ) -> str:
+        """Store an object in one request and return its etag.
+
+        Args:
+            key: The key.
+            body: The bytes, which do not change until this returns.
+            properties: What is stored with it.
+            kind: What it is for.
+            if_match: Replace only the object with this etag.
+            if_absent: Replace none.
+
+        Raises:
+            PreconditionFailed: The object is another one. It may be the one of this very request, as HTTP clients and proxies
+                repeat some without telling: a caller compares.
+        """
         parameters = {
             "Body": body,
             **self._stored(properties, kind),
@@ -396,9 +440,30 @@ class AiobotocoreStore:
         }
         return _text(await self._request("put_object", key, parameters, needs="ETag"), "ETag")
 
+    async def put_record(
+        self, key: str, content: bytes, *, if_match: str = "", if_absent: bool = False
+    ) -> str:
+        """Store a record and return its etag, also if an attempt without a response has stored it. See `put`.
+
+        Raises:
+            PreconditionFailed: Another record is there.
+            ObjectNotFound: The one to be replaced is gone.
+        """
+        try:
+            return await self.put(key, content, JSON, if_match=if_match, if_absent=if_absent)
+        except (PreconditionFailed, ObjectNotFound):
+            head, stored = await self.read(key)
+            if stored != content:
+                raise PreconditionFailed(f"{self._name(key)} is another record") from None
+            return head.etag
+
     async def get(
         self, key: str, *, start: int = 0, end: int | None = None, if_match: str = ""
-    ) -> _Stream:
+    ) -> ObjectStream:
+        """Open an object for reading, from byte `start` up to but without `end`.
+
+        Raises ObjectNotFound, RangeNotSatisfiable, PreconditionFailed.
+        """
         parameters: dict[str, object] = {}
         if start or end is not None:
             parameters["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -408,9 +473,10 @@ class AiobotocoreStore:
         whole = str(response.get("ContentRange", "")).rpartition("/")[2]
         size = int(whole) if whole.isdigit() else _number(response, "ContentLength")
         body = cast(_Body, response["Body"])
-        return _Stream(_head(key, response, size), body, _number(response, "ContentLength"))
+        return ObjectStream(_head(key, response, size), body, _number(response, "ContentLength"))
 
-    async def read(self, key: str, *, limit: int) -> tuple[ObjectHead, bytes]:
+    async def read(self, key: str, *, limit: int = RECORD_LIMIT) -> tuple[ObjectHead, bytes]:
+        """Return a small object whole. Raises ObjectNotFound, ObjectStoreError if it has more than `limit` bytes."""
         began = time.monotonic()
         while True:
             async with await self.get(key) as stream:
@@ -426,16 +492,44 @@ class AiobotocoreStore:
             await asyncio.sleep(_FIRST_DELAY_SECONDS)
 
     async def head(self, key: str) -> ObjectHead:
+        """Return an object without its bytes. Raises ObjectNotFound."""
         response = await self._request("head_object", key, {})
         return _head(key, response, _number(response, "ContentLength"))
 
+    async def head_or_none(self, key: str) -> ObjectHead | None:
+        """Return an object without its bytes; None if there is none."""
+        try:
+            return await self.head(key)
+        except ObjectNotFound:
+            return None
+
     async def delete(self, key: str) -> None:
+        """Remove an object, whichever it is. Does nothing if there is none.
+
+        Only for keys that get no other object: a request that is repeated or late would remove that.
+        """
         try:
             await self._request("delete_object", key, {})
         except ObjectNotFound:
             return
 
     async def delete_if(self, key: str, look: Callable[[], Awaitable[str]]) -> bool:
+        """Remove the object that `look` finds at a key, and no other one that is stored there since.
+
+        Not every store knows a condition here. Then what is stored between the look and the removal goes as well, so a failed
+        attempt is not repeated before another look.
+
+        Args:
+            key: The key.
+            look: Called right before each attempt; returns the etag of the object that may go, or an empty text for none.
+
+        Returns:
+            Whether an object was found that may go, which it then has.
+
+        Raises:
+            PreconditionFailed: The store says again and again that the object is another one than `look` finds.
+            ObjectStoreError: Also what `look` raises.
+        """
         removal = _Removal(self.bucket, takes_conditions=self._takes_conditional_deletes)
         while etag := await look():
             if removal.attempts.failed and self.observer is not None:
@@ -443,14 +537,16 @@ class AiobotocoreStore:
             conditions = _conditions(etag, if_absent=False) if removal.takes_conditions else {}
             removal.is_found = True
             try:
-                await self._delete(key, conditions, removal.attempts)
+                request = await self._prepare("delete_object", key, conditions)
+                await self._attempt(request, removal.attempts)
             except ObjectNotFound:
                 break
             except ObjectStoreError as problem:
                 delay = removal.delay_after(problem, is_conditional=bool(conditions))
                 if delay is None:
                     raise
-                self._log_repeat("delete_object", key, problem, removal.attempts.failed, delay)
+                failed = removal.attempts.failed
+                self._log_repeat("delete_object", key, problem, failed, delay)
             else:
                 if removal.lacks_support:
                     self._takes_conditional_deletes = False
@@ -458,18 +554,20 @@ class AiobotocoreStore:
             await asyncio.sleep(delay)
         return removal.is_found
 
-    async def _delete(
-        self, key: str, conditions: Mapping[str, object], attempts: _Attempts
-    ) -> None:
-        single = _SingleAttempt(self.bucket, attempts)
-        await self._request("delete_object", key, conditions, attempts=single)
+    async def delete_seen(self, key: str, etag: str) -> bool:
+        """Remove an object unless it is another one than that with this etag; return whether it was there. See `delete_if`."""
 
-    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Sequence[ListedObject]]:
-        more: dict[str, object] = {"StartAfter": after} if after else {}
-        while True:
-            page = await self._request(
-                "list_objects_v2", "", {"Prefix": prefix, **more}, about=prefix
-            )
+        async def look() -> str:
+            head = await self.head_or_none(key)
+            return etag if head is not None and head.etag == etag else ""
+
+        return await self.delete_if(key, look)
+
+    async def list(self, prefix: str) -> AsyncIterator[Sequence[ListedObject]]:
+        """Yield the objects whose keys begin with `prefix` in the order of their keys, a page at a time."""
+        markers = {"ContinuationToken": "NextContinuationToken"}
+        pages = self._pages("list_objects_v2", "", {"Prefix": prefix}, markers, about=prefix)
+        async for page in pages:
             yield [
                 ListedObject(
                     _text(each, "Key"),
@@ -479,14 +577,23 @@ class AiobotocoreStore:
                 )
                 for each in _mappings(page, "Contents")
             ]
-            token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
-                return
-            more = {"ContinuationToken": token}
+
+    async def each(
+        self, prefix: str, *, before: float = float("inf")
+    ) -> AsyncIterator[ListedObject]:
+        """Yield the objects whose keys begin with `prefix`. before: only older ones, in seconds since the epoch."""
+        async for page in self.list(prefix):
+            for listed in page:
+                if listed.modified_at < before:
+                    yield listed
 
     async def presigned_get(
         self, key: str, *, seconds: int, content_type: str = "", disposition: str = ""
     ) -> str:
+        """Return a URL by which anybody can download the object for some seconds. It is a secret: never log it.
+
+        content_type, disposition: of the response, in place of what is stored with the object.
+        """
         parameters = self._target(key)
         if content_type:
             parameters["ResponseContentType"] = content_type
@@ -528,6 +635,26 @@ class AiobotocoreStore:
         bucket, name = other_bucket(key) or (self.bucket.name, key)
         return {"Bucket": bucket, "Key": name} if name else {"Bucket": bucket}
 
+    async def _pages(
+        self,
+        operation: str,
+        key: str,
+        parameters: Mapping[str, object],
+        markers: Mapping[str, str],
+        *,
+        about: str = "",
+    ) -> AsyncIterator[Response]:
+        """Yield the pages of a list. markers: parameters of the next page, with the fields of this one that have them."""
+        more: dict[str, object] = {}
+        while True:
+            page = await self._request(operation, key, {**parameters, **more}, about=about)
+            yield page
+            following = {name: page.get(field) for name, field in markers.items()}
+            # Some stores repeat their last page for ever.
+            if not page.get("IsTruncated") or not all(following.values()) or following == more:
+                return
+            more = following
+
     async def _request(
         self,
         operation: str,
@@ -538,69 +665,64 @@ class AiobotocoreStore:
         attempts: _Attempts | None = None,
         about: str = "",
     ) -> Response:
-        """Make a request, and repeat it while it fails for a passing reason.
-
-        Args:
-            operation: The method of the client.
-            key: The object's; empty for requests about the bucket.
-            parameters: Of the request.
-            needs: What a response has if the request had its effect: a 200 may come without a body.
-            attempts: Told what happened to the attempts.
-            about: What a request about the bucket asks for, for the log.
-        """
+        """Make a request, and repeat it while it fails for a passing reason. See `_prepare`; attempts: told what happened."""
         attempts = attempts or _Attempts(self.bucket)
-        client = await self._open()
-        send = cast("Callable[..., Awaitable[Response]]", getattr(client, operation))
-        target = {**self._target(key), **parameters}
-        request = f"{operation} {self._name(key or about)}"
+        request = await self._prepare(operation, key, parameters, needs=needs, about=about)
         while True:
             try:
-                return await self._attempt(
-                    operation, send, target, request, needs, attempts=attempts
-                )
+                return await self._attempt(request, attempts)
             except ObjectStoreError as problem:
                 # Not kept for later: its traceback refers to this frame, which has the body of the request.
                 delay = attempts.delay_after(problem)
                 if delay is None:
                     raise
-                self._log_repeat(operation, key or about, problem, attempts.failed, delay)
+                self._log_repeat(operation, request.key, problem, attempts.failed, delay)
             await asyncio.sleep(delay)
             if not attempts.may_begin(-_STANDSTILL_SECONDS):
                 # The lock of an upload may have been lost, and the upload removed.
-                raise StoreUnavailable(f"{request}: this process stood still", code="Standstill")
+                raise StoreUnavailable(
+                    f"{request.text}: this process stood still", code="Standstill"
+                )
             if self.observer is not None:
                 self.observer.repeated(_name_in_s3(operation))
 
-    async def _attempt(
+    async def _prepare(
         self,
         operation: str,
-        send: Callable[..., Awaitable[Response]],
-        target: Mapping[str, object],
-        request: str,
-        needs: str,
+        key: str,
+        parameters: Mapping[str, object],
         *,
-        attempts: _Attempts,
-    ) -> Response:
+        needs: str = "",
+        about: str = "",
+    ) -> _Request:
+        """Return a request with these parameters. key: the object's; empty for requests about the bucket."""
+        send = cast("Callable[..., Awaitable[Response]]", getattr(await self._open(), operation))
+        subject = key or about
+        text = f"{operation} {self._name(subject)}"
+        return _Request(operation, subject, send, {**self._target(key), **parameters}, text, needs)
+
+    async def _attempt(self, request: _Request, attempts: _Attempts) -> Response:
         """Make a request once. Raises ObjectStoreError."""
-        observer, name, outcome = self.observer, _name_in_s3(operation), "cancelled"
+        observer, name, outcome = self.observer, _name_in_s3(request.operation), "cancelled"
         began = time.monotonic()
         if observer is not None:
             observer.began(name)
         try:
             try:
-                response = await self._send(send, target, attempts)
+                response = await self._send(request, attempts)
                 self._moved_at = asyncio.get_running_loop().time()
             except (ClientError, BotoCoreError) as problem:
                 # Not as its cause: the text of that may have what `meaning` leaves out.
-                raise meaning(problem, request) from None
+                raise meaning(problem, request.text) from None
             except _Stalled as problem:
-                raise StoreUnavailable(f"{request}: {problem}", code="Stalled") from None
+                raise StoreUnavailable(f"{request.text}: {problem}", code="Stalled") from None
             except (aiohttp.ClientError, OSError) as problem:
                 # The SDK translates those of a request, and not those of the body of a response.
                 code = type(problem).__name__
-                raise StoreUnavailable(f"{request}: {code}", code=code) from None
-            if needs and not response.get(needs):
-                raise StoreUnavailable(f"{request}: no {needs}", code="Malformed", status=200)
+                raise StoreUnavailable(f"{request.text}: {code}", code=code) from None
+            if request.needs and not response.get(request.needs):
+                lacks = f"{request.text}: no {request.needs}"
+                raise StoreUnavailable(lacks, code="Malformed", status=200)
             outcome = "ok"
         except ObjectStoreError as problem:
             outcome = problem.outcome
@@ -610,17 +732,13 @@ class AiobotocoreStore:
                 observer.ended(name, outcome, time.monotonic() - began)
         return response
 
-    async def _send(
-        self,
-        send: Callable[..., Awaitable[Response]],
-        target: Mapping[str, object],
-        attempts: _Attempts,
-    ) -> Response:
+    async def _send(self, request: _Request, attempts: _Attempts) -> Response:
         """Send a request, with an end to each wait. Raises _Stalled, and what the client raises.
 
         The SDK's own limit begins once the body is sent.
         """
         bucket, loop = self.bucket, asyncio.get_running_loop()
+        send, target = request.send, request.target
         body: RequestBody | None = None
         has_slot = False
         try:
@@ -800,22 +918,11 @@ class _Removal:
         return self.attempts.delay_after(failure)
 
 
-class _SingleAttempt(_Attempts):
-    """One of the attempts of a caller that repeats the request itself."""
+class ObjectStream:
+    """The bytes of an object, or of a range of it. `async with` releases the connection.
 
-    def __init__(self, bucket: Bucket, within: _Attempts) -> None:
-        super().__init__(bucket)
-        self._within = within
-
-    def waited(self, seconds: float) -> None:
-        self._within.waited(seconds)
-
-    def delay_after(self, failure: ObjectStoreError) -> None:
-        self.failed += 1
-
-
-class _Stream:
-    """See `ObjectStream`. length: bytes of the response."""
+    head: the whole object; its size is not that of the range. length: bytes of the response.
+    """
 
     def __init__(self, head: ObjectHead, body: _Body, length: int) -> None:
         self.head = head
@@ -823,6 +930,7 @@ class _Stream:
         self._length = length
 
     async def chunks(self, size: int) -> AsyncIterator[bytes]:
+        """Yield the bytes, at most `size` at a time. Raises StoreUnavailable where the connection ends early."""
         received = 0
         try:
             while received < self._length:
@@ -844,12 +952,7 @@ class _Stream:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _problem: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self._body.close()
 
 

@@ -7,9 +7,9 @@ multipart upload. What proves it is the object: its token, which no other upload
 from __future__ import annotations
 
 import asyncio
-import logging
+from typing import TYPE_CHECKING
 
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import BytesNotKept, ForeignObject, StorageError, StorageUnavailable
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
@@ -20,18 +20,19 @@ from tusd_py.storage.s3.object_store import (
     PreconditionFailed,
     StoreUnavailable,
 )
-from tusd_py.storage.s3.progress import finished_object
+from tusd_py.storage.s3.progress import finished_object, read_tail
 from tusd_py.storage.s3.record import Record
 from tusd_py.storage.s3.translation import translated
-from tusd_py.storage.s3.writer import Bucketed, put_whole
+from tusd_py.storage.s3.writer import put_whole
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from tusd_py.storage.s3.store import S3Store
 
 
 class Completions:
     """The completions that run in this process, by upload."""
 
-    def __init__(self, store: Bucketed) -> None:
+    def __init__(self, store: S3Store) -> None:
         self._store = store
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -69,11 +70,11 @@ class Completions:
             held = live.progress.offset if whole is None else len(whole)
             if held != info.length:
                 raise StorageError(f"{info.id} has {held} bytes, not {info.length}")
-            with fence():
-                pass
+            ensure_held(fence)
             if live.record.multipart:
                 await self._store_tail(live)
-                await self._complete_parts(live, live.record.multipart)
+                parts = live.progress.parts
+                await complete_parts(self._store, live, live.record.multipart, parts)
             else:
                 await self._store_single(live, whole, fence, finished_at)
 
@@ -83,31 +84,22 @@ class Completions:
         """Store an upload without parts. data: None if it is empty, or all in its tail, as its length was declared later."""
         tail = live.progress.tail
         if data is None and tail is not None:
-            data = await self._read_tail(tail)
+            data = await read_tail(self._store.objects, tail)
         await put_whole(self._store, live, data or b"", fence=fence, finished_at=finished_at)
-
-    async def _read_tail(self, tail: ObjectHead) -> bytes:
-        head, data = await self._store.objects.read(tail.key, limit=tail.size)
-        if head.etag != tail.etag:
-            raise LeaseLost(f"another holder replaced {tail.key}")
-        return data
 
     async def _store_tail(self, live: Live) -> None:
         """Store the tail as the last part, where the length was declared after its bytes."""
         tail = live.progress.tail
         if tail is None:
             return
-        data = await self._read_tail(tail)
+        data = await read_tail(self._store.objects, tail)
         key = self._store.layout.data(live.record.info)
         number = len(live.progress.parts) + 1
         part = await self._store.objects.upload_part(key, live.record.multipart, number, data)
         live.add(part, self._store.now())
 
-    async def _complete_parts(self, live: Live, multipart: str) -> None:
-        await complete_parts(self._store, live, multipart, live.progress.parts)
 
-
-async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: list[Part]) -> None:
+async def complete_parts(store: S3Store, live: Live, multipart: str, parts: list[Part]) -> None:
     """Complete a multipart upload, and check that the object is there.
 
     Raises BytesNotKept, StorageError, ForeignObject, ObjectStoreError.
@@ -146,15 +138,12 @@ async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: lis
     raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")
 
 
-async def object_in_way(store: Bucketed, record: Record) -> ObjectHead | None:
+async def object_in_way(store: S3Store, record: Record) -> ObjectHead | None:
     """The object at the key of an upload that is not complete; None if there is none. Raises ForeignObject, ObjectStoreError.
 
     A store that knows no condition at completion would replace what somebody else has put there.
     """
-    try:
-        head = await store.objects.head(store.layout.data(record.info))
-    except ObjectNotFound:
-        return None
-    if not record.may_replace(head):
+    head = await store.objects.head_or_none(store.layout.data(record.info))
+    if head is not None and not record.may_replace(head):
         raise ForeignObject(f"{head.key} is somebody else's object")
     return head

@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 
 from tusd_py.storage.base import is_random_id
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
-    ObjectStore,
     ObjectStoreError,
-    PendingUpload,
     StoreUnavailable,
     other_bucket,
 )
 from tusd_py.storage.s3.places import Places
-from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse
+from tusd_py.storage.s3.record import TOKEN, Record, parse
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +64,8 @@ class Freeing:
             listed = await pending_of(self._objects, record, self._key)
             if not listed or not await self._began_them():
                 return
-            for pending in listed:
-                await self._objects.abort(self._key, pending.upload_id)
+            for upload_id in listed:
+                await self._objects.abort(self._key, upload_id)
         except StoreUnavailable:
             raise
         except ObjectStoreError as problem:
@@ -88,11 +87,8 @@ class Freeing:
         An id that a hook chose may look as if it were random, so none is taken for unique here.
         """
         record, location = self._record, self._record.info.location
-        try:
-            head = await self._objects.head(self._key)
-        except ObjectNotFound:
-            return ""
-        if not record.is_at(head):
+        head = await self._objects.head_or_none(self._key)
+        if head is None or not record.is_at(head):
             return ""
         if location is None:
             # A later upload replaces it, unless that is removed before.
@@ -131,7 +127,7 @@ class Freeing:
 async def stored_record(objects: ObjectStore, layout: Layout, upload_id: str) -> Record | None:
     """The record of an upload; None if there is none. Raises ObjectStoreError, StorageError if it is not one of ours."""
     try:
-        head, content = await objects.read(layout.record(upload_id), limit=RECORD_LIMIT)
+        head, content = await objects.read(layout.record(upload_id))
     except ObjectNotFound:
         return None
     return parse(content, upload_id=upload_id, changed_at=head.modified_at, etag=head.etag)
@@ -139,15 +135,14 @@ async def stored_record(objects: ObjectStore, layout: Layout, upload_id: str) ->
 
 async def own_tail(objects: ObjectStore, layout: Layout, record: Record) -> str:
     """The etag of the tail of an upload; empty if there is none, or another upload's."""
-    try:
-        head = await objects.head(layout.tail(record.info.id))
-    except ObjectNotFound:
+    head = await objects.head_or_none(layout.tail(record.info.id))
+    if head is None or head.properties.metadata.get(TOKEN) != record.token:
         return ""
-    return head.etag if head.properties.metadata.get(TOKEN) == record.token else ""
+    return head.etag
 
 
-async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[PendingUpload]:
-    """The multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError.
+async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[str]:
+    """The ids of the multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError.
 
     Those at a place that was chosen for an upload are not told of where other programs may begin some, in another bucket, nor
     where tusd did: several of its uploads may have one place, and only ids tell whose a multipart upload is.

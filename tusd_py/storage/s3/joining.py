@@ -7,28 +7,25 @@ finals/<key>              the id of the final created for a key
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from tusd_py.locks.base import Fence
+from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import StorageError, Upload, UploadInfo, UploadNotFound
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectHead,
-    ObjectKind,
     ObjectNotFound,
-    ObjectStore,
     Part,
-    Properties,
+    for_each,
 )
 from tusd_py.storage.s3.translation import translated
 
 _PIECE_BYTES = 1024 * 1024
 _AT_ONCE = 4
 """Parts that are copied at a time."""
-_ID_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +49,21 @@ def pieces(sources: Sequence[ObjectHead], start: int, end: int) -> Iterator[Piec
             return
 
 
+Fill = Callable[[UploadInfo, Sequence[ObjectHead], Fence], Awaitable[None]]
+"""Gives a final the bytes of these objects. Raises LeaseLost, StorageError, ObjectStoreError."""
+
+
 class S3Joiner:
     """See `Joiner`."""
 
-    def __init__(self, objects: ObjectStore, layout: Layout, finals: Finals) -> None:
+    def __init__(self, objects: ObjectStore, layout: Layout, fill: Fill) -> None:
         self._objects = objects
         self._layout = layout
-        self._finals = finals
+        self._fill = fill
 
     async def join(self, final: UploadInfo, parts: Sequence[Upload], *, fence: Fence) -> None:
         with translated(f"joining {final.id}"):
-            sources = await self._sources(parts)
-            await self._finals.fill(final, sources, fence)
+            await self._fill(final, await self._sources(parts), fence)
 
     async def _sources(self, parts: Sequence[Upload]) -> list[ObjectHead]:
         distinct = {part.id: part for part in parts}
@@ -85,45 +85,38 @@ class S3Joiner:
     # Who waits for whom
 
     async def await_parts(self, part_ids: Sequence[str], final_id: str) -> None:
+        async def put(part_id: str) -> None:
+            await self._objects.put(self._awaiting(part_id, final_id), b"")
+
         with translated(f"recording the parts of {final_id}"):
-            await self._each([self._awaiting(part_id, final_id) for part_id in part_ids], put=True)
+            await for_each(part_ids, put, at_once=_AT_ONCE)
 
     async def finals_awaiting(self, part_id: str) -> list[str]:
         with translated(f"reading the finals of {part_id}"):
             prefix = self._layout.directory("awaiting", part_id)
             return [
-                self._layout.names(listed.key)[-1]
-                async for page in self._objects.list(prefix)
-                for listed in page
+                self._layout.names(listed.key)[-1] async for listed in self._objects.each(prefix)
             ]
 
     async def forget_awaiting(self, part_ids: Sequence[str], final_id: str) -> None:
+        async def delete(part_id: str) -> None:
+            await self._objects.delete(self._awaiting(part_id, final_id))
+
         with translated(f"joining {final_id}"):
-            await self._each([self._awaiting(part_id, final_id) for part_id in part_ids], put=False)
+            await for_each(part_ids, delete, at_once=_AT_ONCE)
 
     def _awaiting(self, part_id: str, final_id: str) -> str:
         return self._layout.state("awaiting", part_id, final_id)
 
-    async def _each(self, keys: Sequence[str], *, put: bool) -> None:
-        for at in range(0, len(keys), _AT_ONCE):
-            await asyncio.gather(
-                *(
-                    self._put(key, b"") if put else self._objects.delete(key)
-                    for key in keys[at : at + _AT_ONCE]
-                )
-            )
-
     async def remember_final(self, key: str, final_id: str, *, fence: Fence) -> None:
         with translated(f"creating {final_id}"):
-            with fence():
-                pass
-            await self._put(self._layout.state("finals", key), final_id.encode())
+            ensure_held(fence)
+            await self._objects.put(self._layout.state("finals", key), final_id.encode())
 
     async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
         async def look() -> str:
             etag, found = await self._final_of(key)
-            with fence():
-                pass
+            ensure_held(fence)
             return etag if found == final_id else ""
 
         with translated("removing a final's key"):
@@ -136,22 +129,10 @@ class S3Joiner:
     async def _final_of(self, key: str) -> tuple[str, str | None]:
         """The etag of the record of a final's key, and the final; None if there is none."""
         try:
-            head, content = await self._objects.read(
-                self._layout.state("finals", key), limit=_ID_BYTES
-            )
+            head, content = await self._objects.read(self._layout.state("finals", key))
         except ObjectNotFound:
             return "", None
         return head.etag, content.decode()
-
-    async def _put(self, key: str, content: bytes) -> None:
-        await self._objects.put(key, content, Properties(), kind=ObjectKind.RECORD)
-
-
-class Finals(Protocol):
-    """Fills a final; the store does, which knows records."""
-
-    async def fill(self, final: UploadInfo, sources: Sequence[ObjectHead], fence: Fence) -> None:
-        """Give a final the bytes of these objects. Raises LeaseLost, StorageError, ObjectStoreError."""
 
 
 async def assemble(

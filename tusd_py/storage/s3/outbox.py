@@ -6,21 +6,17 @@ outbox-failed/<upload>/<sequence>-<event>   events that failed for good, until a
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
-from tusd_py.locks.base import UNFENCED, Fence
+from tusd_py.locks.base import UNFENCED, Fence, ensure_held
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, next_sequence
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
-from tusd_py.storage.s3.object_store import (
-    ListedObject,
-    ObjectKind,
-    ObjectNotFound,
-    ObjectStore,
-    Properties,
-)
+from tusd_py.storage.s3.object_store import JSON, ListedObject, ObjectNotFound, for_each
 from tusd_py.storage.s3.translation import translated
 
 _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}
@@ -42,10 +38,9 @@ class S3Outbox:
         self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
     ) -> None:
         with translated(f"keeping an event of {upload_id}"):
-            others = [event async for event, _ in self._listed("waiting", upload_id)]
+            others = [event async for event in self._listed("waiting", upload_id)]
             event = KeptEvent(upload_id, event_id, next_sequence(others), content, 0.0)
-            with fence():
-                pass
+            ensure_held(fence)
             await self._put("waiting", event, content)
             for other in others:
                 # From an earlier attempt.
@@ -57,15 +52,13 @@ class S3Outbox:
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):
-            listed = [event async for event, _ in self._listed(box, upload_id)]
-            return await self._read(box, listed)
+            return await self._read(box, [event async for event in self._listed(box, upload_id)])
 
     async def forget(
         self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
     ) -> None:
         with translated(f"forgetting an event of {event.upload_id}"):
-            with fence():
-                pass
+            ensure_held(fence)
             await self._objects.delete(self._key(box, event))
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
@@ -97,7 +90,7 @@ class S3Outbox:
     async def every(self, box: Box) -> AsyncIterator[KeptEvent]:
         with translated("reading events"):
             batch: list[KeptEvent] = []
-            async for event, _ in self._listed(box):
+            async for event in self._listed(box):
                 batch.append(event)
                 if len(batch) == _AT_ONCE:
                     for each in await self._read(box, batch):
@@ -109,9 +102,9 @@ class S3Outbox:
     async def counts(self, *, exact: bool = False) -> OutboxCounts:
         with translated("counting events"):
             waiting, failed, oldest = 0, 0, None
-            async for _, listed in self._listed("waiting"):
+            async for event in self._listed("waiting"):
                 waiting += 1
-                oldest = listed.modified_at if oldest is None else min(oldest, listed.modified_at)
+                oldest = event.kept_at if oldest is None else min(oldest, event.kept_at)
             async for _ in self._listed("failed"):
                 failed += 1
             return OutboxCounts(waiting, failed, oldest)
@@ -130,24 +123,18 @@ class S3Outbox:
             return None
         return KeptEvent(names[1], found["event"], int(found["sequence"]), b"", listed.modified_at)
 
-    async def _listed(
-        self, box: Box, *upload_id: str
-    ) -> AsyncIterator[tuple[KeptEvent, ListedObject]]:
-        async for page in self._objects.list(self._layout.directory(_DIRECTORIES[box], *upload_id)):
-            for listed in page:
-                event = self._event(listed)
-                if event is not None:
-                    yield event, listed
+    async def _listed(self, box: Box, *upload_id: str) -> AsyncIterator[KeptEvent]:
+        """The events without their content, and with the time at which the object was stored."""
+        prefix = self._layout.directory(_DIRECTORIES[box], *upload_id)
+        async for listed in self._objects.each(prefix):
+            event = self._event(listed)
+            if event is not None:
+                yield event
 
     async def _read(self, box: Box, events: Sequence[KeptEvent]) -> list[KeptEvent]:
         """The events with their content; those that were removed meanwhile are left out."""
-        found: list[KeptEvent] = []
-        for at in range(0, len(events), _AT_ONCE):
-            some = await asyncio.gather(
-                *(self._read_one(box, event) for event in events[at : at + _AT_ONCE])
-            )
-            found += [event for event in some if event is not None]
-        return found
+        found = await for_each(events, partial(self._read_one, box), at_once=_AT_ONCE)
+        return [event for event in found if event is not None]
 
     async def _read_one(self, box: Box, event: KeptEvent) -> KeptEvent | None:
         try:
@@ -161,9 +148,4 @@ class S3Outbox:
 
     async def _put(self, box: Box, event: KeptEvent, content: bytes) -> None:
         metadata = {_KEPT_AT: repr(event.kept_at)} if event.kept_at else {}
-        await self._objects.put(
-            self._key(box, event),
-            content,
-            Properties("application/json", metadata=metadata),
-            kind=ObjectKind.RECORD,
-        )
+        await self._objects.put(self._key(box, event), content, replace(JSON, metadata=metadata))

@@ -7,14 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from tusd_py.locks.base import LeaseLost
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
-from tusd_py.storage.s3.object_store import (
-    ObjectHead,
-    ObjectNotFound,
-    ObjectStore,
-    Part,
-    Properties,
-)
+from tusd_py.storage.s3.object_store import ObjectHead, ObjectNotFound, Part, Properties
 from tusd_py.storage.s3.record import TOKEN, Record
 
 logger = logging.getLogger(__name__)
@@ -56,6 +52,12 @@ class Progress:
             return self.size
         return self.end + (self.tail.size if self.tail is not None else 0)
 
+    def add(self, part: Part) -> None:
+        """Count the next part of a list."""
+        self.parts.append(part)
+        self.end += part.size
+        self.changed_at = max(self.changed_at, part.stored_at)
+
 
 def tail_properties(record: Record, start: int, now: float) -> Properties:
     """What is stored with a tail that starts at this offset. now: seconds since the epoch."""
@@ -70,6 +72,14 @@ def tail_time(tail: ObjectHead) -> float:
         return tail.modified_at
 
 
+async def read_tail(objects: ObjectStore, tail: ObjectHead) -> bytes:
+    """The bytes of a tail. Raises LeaseLost if another holder replaced it, ObjectStoreError."""
+    head, data = await objects.read(tail.key, limit=tail.size)
+    if head.etag != tail.etag:
+        raise LeaseLost(f"another holder replaced {tail.key}")
+    return data
+
+
 def part_size(record: Record, number: int) -> int:
     """Bytes of a part that is whole: the last one ends with the upload."""
     start, size, length = record.plan.start(number), record.plan.size(number), record.info.length
@@ -80,8 +90,19 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
     """Ask the store what it holds of an unfinished upload. Raises ObjectStoreError."""
     if record.info.is_final:
         return await finished_object(objects, layout, record) or Progress()
-    if not record.multipart:
-        return await _of_single(objects, layout, record)
+    if record.multipart:
+        progress = await _of_parts(objects, layout, record)
+        is_over = progress.done
+    else:
+        progress = await _single_object(objects, layout, record) or Progress()
+        is_over = progress.finished_at is not None
+    if not is_over:
+        _add_tail(progress, record, await objects.head_or_none(layout.tail(record.info.id)))
+    return progress
+
+
+async def _of_parts(objects: ObjectStore, layout: Layout, record: Record) -> Progress:
+    """The whole parts of the multipart upload that the record names, or the object that it has become."""
     try:
         listed = await objects.list_parts(layout.data(record.info), record.multipart)
     except ObjectNotFound:
@@ -90,9 +111,7 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
         if done is not None:
             return done
         logger.warning("the multipart upload of %s is gone, and its bytes with it", record.info.id)
-        progress = Progress(is_lost=True)
-        _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
-        return progress
+        return Progress(is_lost=True)
     progress = Progress()
     for number, part in enumerate(newest(listed, record), start=1):
         if (
@@ -102,10 +121,7 @@ async def read_progress(objects: ObjectStore, layout: Layout, record: Record) ->
             or part.size != part_size(record, number)
         ):
             break
-        progress.parts.append(part)
-        progress.end += part.size
-        progress.changed_at = max(progress.changed_at, part.stored_at)
-    _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
+        progress.add(part)
     return progress
 
 
@@ -126,25 +142,18 @@ def newest(listed: Sequence[Part], record: Record) -> Iterator[Part | None]:
 
 async def finish_of(objects: ObjectStore, layout: Layout, record: Record) -> float | None:
     """When an upload was finished, by its record or else by its object; None if it was not. Raises ObjectStoreError."""
-    length = record.info.length
     if record.info.finished_at is not None or record.multipart or record.info.is_final:
         return record.info.finished_at
-    if length is None or length > record.plan.size(1):
-        return None
-    done = await finished_object(objects, layout, record)
+    done = await _single_object(objects, layout, record)
     return None if done is None else done.finished_at
 
 
-async def _of_single(objects: ObjectStore, layout: Layout, record: Record) -> Progress:
-    """Of an upload without parts: a tail, or already the object."""
+async def _single_object(objects: ObjectStore, layout: Layout, record: Record) -> Progress | None:
+    """The progress of an upload without parts whose object exists; None for others."""
     length = record.info.length
-    progress = Progress()
-    if length is not None and length <= record.plan.size(1):
-        progress = await finished_object(objects, layout, record) or progress
-    if progress.finished_at is not None:
-        return progress
-    _add_tail(progress, record, await _head(objects, layout.tail(record.info.id)))
-    return progress
+    if length is None or length > record.plan.size(1):
+        return None
+    return await finished_object(objects, layout, record)
 
 
 def _add_tail(progress: Progress, record: Record, tail: ObjectHead | None) -> None:
@@ -163,7 +172,7 @@ def _add_tail(progress: Progress, record: Record, tail: ObjectHead | None) -> No
 
 async def finished_object(objects: ObjectStore, layout: Layout, record: Record) -> Progress | None:
     """The progress of an upload whose object exists, by its token and its size; None for others."""
-    head = await _head(objects, layout.data(record.info))
+    head = await objects.head_or_none(layout.data(record.info))
     length = record.info.length
     if record.info.is_final and length is None:
         # The format of records has no other word for a final that was joined from nothing.
@@ -176,10 +185,3 @@ async def finished_object(objects: ObjectStore, layout: Layout, record: Record) 
         changed_at=head.modified_at,
         finished_at=record.finish_in(head.properties),
     )
-
-
-async def _head(objects: ObjectStore, key: str) -> ObjectHead | None:
-    try:
-        return await objects.head(key)
-    except ObjectNotFound:
-        return None

@@ -13,8 +13,6 @@ from tusd_py.storage.s3.object_store import ObjectHead, Properties, other_bucket
 from tusd_py.storage.s3.plan import STEP_PARTS, PartPlan
 from tusd_py.storage.s3.presentation import properties_of
 
-RECORD_LIMIT = 8 * 1024 * 1024
-"""Bytes of the longest record that is read: finals can list many parts."""
 TOKEN = "tusd-py-token"  # noqa: S105 - the name of a field
 """Name in the metadata of an object that proves that it is the one of an upload."""
 _FINISHED = "tusd-py-finished"

@@ -1,11 +1,8 @@
 """Removal of uploads: it leaves a tombstone and nothing else, also if it is interrupted anywhere.
 
     freeing/<id>/<token>    what is to be freed, from before the removal until nothing is left and nothing can come back
-    removing/<id>           the same of earlier builds, some of which put the token behind it
-    gone/<id>               the tombstone, with what `Removed` tells; that of the version before is empty
+    gone/<id>               the tombstone, with what `Removed` tells
     unpublished/<id>        an event of the removal that the outbox could not take
-
-A store whose keys are paths of files (versitygw) cannot have both `removing/<id>` and a key below it: hence the other name.
 
 The upload is gone once its record is: before that, whatever there is beside it changes nothing. A server that stood still may
 store bytes of it after that. So what an unfinished upload occupied is freed a second time by a later sweep, which looks for
@@ -17,12 +14,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypedDict
 
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks, ensure_held
 from tusd_py.storage.base import (
     RemovalEvent,
     Removed,
@@ -32,21 +29,20 @@ from tusd_py.storage.base import (
     UploadGone,
     is_random_id,
 )
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.freeing import Freeing, own_tail, stored_record
-from tusd_py.storage.s3.layout import STATE, TAIL, Layout
+from tusd_py.storage.s3.layout import TAIL, Layout
 from tusd_py.storage.s3.object_store import (
+    JSON,
     ListedObject,
-    ObjectKind,
     ObjectNotFound,
-    ObjectStore,
     ObjectStoreError,
     PreconditionFailed,
-    Properties,
     StoreUnavailable,
 )
-from tusd_py.storage.s3.places import IfFree, Places, unfreed
+from tusd_py.storage.s3.places import Exclusively, Places
 from tusd_py.storage.s3.progress import finish_of
-from tusd_py.storage.s3.record import RECORD_LIMIT, TOKEN, Record, parse, serialize
+from tusd_py.storage.s3.record import TOKEN, Record, parse, serialize
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +81,7 @@ class S3Removal:
     async def gone(self, upload_id: str) -> UploadGone | None:
         """The error for a removed upload; None if there is no tombstone."""
         try:
-            _, content = await self._objects.read(
-                self._layout.state("gone", upload_id), limit=RECORD_LIMIT
-            )
+            _, content = await self._objects.read(self._layout.state("gone", upload_id))
         except ObjectNotFound:
             return None
         return UploadGone(f"{upload_id} was removed", _removed(content))
@@ -106,20 +100,18 @@ class S3Removal:
         upload_id, state = record.info.id, self._layout.state
         storage = self._layout.storage(record.info.location or upload_id, bucket="")
         content = serialize(record, storage=storage)
-        with fence():
-            pass
+        ensure_held(fence)
         if unpublished is not None:
             event = _Event(id=unpublished.event_id, offset=unpublished.offset, keep=keep_tombstone)
             document = json.dumps({"event": event, "record": content.decode()}).encode()
-            await self._put(state("unpublished", upload_id), document)
+            await self._objects.put(state("unpublished", upload_id), document, JSON)
         freeing = state("freeing", upload_id, record.token)
-        await self._put(freeing, content)
+        await self._objects.put(freeing, content, JSON)
         if keep_tombstone:
             await self._put_tombstone(record, event_id, fence)
 
         async def look() -> str:
-            with fence():
-                pass
+            ensure_held(fence)
             found = await stored_record(self._objects, self._layout, upload_id)
             return found.etag if found is not None and found.token == record.token else ""
 
@@ -143,16 +135,15 @@ class S3Removal:
         )
         content = json.dumps(told).encode()
         try:
-            await self._put(key, content, if_absent=True)
+            await self._objects.put(key, content, JSON, if_absent=True)
         except PreconditionFailed:
             # Of a removal that was interrupted, or this one, whose response was lost.
-            head, stored = await self._objects.read(key, limit=RECORD_LIMIT)
+            head, stored = await self._objects.read(key)
             if stored == content:
                 return
-            with fence():
-                pass
+            ensure_held(fence)
             try:
-                await self._put(key, content, if_match=head.etag)
+                await self._objects.put(key, content, JSON, if_match=head.etag)
             except PreconditionFailed:
                 raise LeaseLost(f"another holder removes {info.id}") from None
 
@@ -182,22 +173,21 @@ class S3Removal:
 
     async def resume(self, upload_id: str, fence: Fence) -> None:
         """Free what crashes in the middle of removals of uploads with this id left."""
-        async for key in unfreed(self._objects, self._layout, upload_id):
-            await self._resume(upload_id, key, fence)
+        async for listed in self._objects.each(self._layout.directory("freeing", upload_id)):
+            await self._resume(upload_id, listed.key, fence)
 
     async def _resume(self, upload_id: str, freeing: str, fence: Fence) -> bool:
         """Go on with one removal; return whether nothing of it is left to do. freeing: the key of what it is to free."""
         try:
-            _, content = await self._objects.read(freeing, limit=RECORD_LIMIT)
+            _, content = await self._objects.read(freeing)
             record = parse(content, upload_id=upload_id, changed_at=0.0, etag="")
         except ObjectNotFound:
             return True
-        with fence():
-            pass
+        ensure_held(fence)
         if await self._is_alive(record):
             # Interrupted before the record went: the upload goes on, unless it is removed once more by now.
             for mark in (self._layout.state("gone", upload_id), freeing):
-                await self._delete_while(mark, lambda: self._is_alive(record))
+                await self._take_back(mark, record)
             return True
         if not await self._free(record):
             return False
@@ -209,55 +199,32 @@ class S3Removal:
         found = await stored_record(self._objects, self._layout, record.info.id)
         return found is not None and found.token == record.token
 
-    async def _delete_while(self, key: str, may: Callable[[], Awaitable[bool]]) -> None:
-        """Remove an object that is there before `may` is asked, if that says so."""
+    async def _take_back(self, mark: str, record: Record) -> None:
+        """Remove an object of a removal that was there before its upload was seen to be alive."""
 
         async def look() -> str:
-            etag = await self._etag(key)
-            return etag if etag and await may() else ""
+            head = await self._objects.head_or_none(mark)
+            return head.etag if head is not None and await self._is_alive(record) else ""
 
-        await self._objects.delete_if(key, look)
-
-    async def _etag(self, key: str) -> str:
-        """The etag of an object; empty if there is none."""
-        try:
-            return (await self._objects.head(key)).etag
-        except ObjectNotFound:
-            return ""
-
-    async def _delete_seen(self, seen: ListedObject) -> bool:
-        """Remove an object unless it was replaced since it was seen; return whether it was there."""
-
-        async def look() -> str:
-            return seen.etag if await self._etag(seen.key) == seen.etag else ""
-
-        return await self._objects.delete_if(seen.key, look)
+        await self._objects.delete_if(mark, look)
 
     # Events that could not be published
 
     async def unpublished(self) -> list[UnpublishedRemoval]:
         found: list[UnpublishedRemoval] = []
-        async for page in self._objects.list(self._layout.directory("unpublished")):
-            for listed in page:
-                upload_id = self._layout.names(listed.key)[-1]
-                try:
-                    _, content = await self._objects.read(listed.key, limit=RECORD_LIMIT)
-                except ObjectNotFound:
-                    continue
-                document = json.loads(content)
-                event: _Event = document["event"]
-                record = parse(
-                    document["record"].encode(),
-                    upload_id=upload_id,
-                    changed_at=listed.modified_at,
-                    etag="",
-                )
-                upload = Upload(record.info, event["offset"], listed.modified_at)
-                found.append(
-                    UnpublishedRemoval(
-                        upload, RemovalEvent(event["id"], event["offset"]), event["keep"]
-                    )
-                )
+        async for listed in self._objects.each(self._layout.directory("unpublished")):
+            upload_id, stored_at = self._layout.names(listed.key)[-1], listed.modified_at
+            try:
+                _, content = await self._objects.read(listed.key)
+            except ObjectNotFound:
+                continue
+            document = json.loads(content)
+            event: _Event = document["event"]
+            content = document["record"].encode()
+            record = parse(content, upload_id=upload_id, changed_at=stored_at, etag="")
+            upload = Upload(record.info, event["offset"], stored_at)
+            told = RemovalEvent(event["id"], event["offset"])
+            found.append(UnpublishedRemoval(upload, told, event["keep"]))
         return found
 
     async def forget(self, upload_id: str, event_id: str) -> None:
@@ -266,7 +233,7 @@ class S3Removal:
 
         async def look() -> str:
             try:
-                head, content = await self._objects.read(key, limit=RECORD_LIMIT)
+                head, content = await self._objects.read(key)
             except ObjectNotFound:
                 return ""
             return head.etag if json.loads(content)["event"]["id"] == event_id else ""
@@ -277,70 +244,53 @@ class S3Removal:
 
     async def tidy(self, now: float, *, tombstone_ttl: float, locks: Locks | None) -> int:
         """Remove old tombstones and what crashes left; return how many. locks: see `Store.tidy`."""
-        if_free = partial(_if_free, locks)
+        exclusively, before = partial(_exclusively, locks), now - _INTERRUPTED_SECONDS
         removed = await self._remove_old("gone", now - tombstone_ttl)
         removed += await self._remove_old("finals", now - _FINALS_SECONDS)
-        removed += await self._remove_old("probe", now - _INTERRUPTED_SECONDS)
-        removed += await self._places.tidy(now - _INTERRUPTED_SECONDS, if_free)
-        for directory in ("freeing", "removing"):
-            removed += await self._free_left(self._layout.directory(directory), now, if_free)
-        removed += await self._remove_stale_tails(now, if_free)
+        removed += await self._remove_old("probe", before)
+        removed += await self._places.tidy(before, exclusively)
+        removed += await self._free_left(before, exclusively)
+        removed += await self._remove_stale_tails(before, exclusively)
         return removed + await self._remove_marks("awaiting") + await self._remove_marks("missing")
 
-    async def _free_left(self, directory: str, now: float, if_free: IfFree) -> int:
+    async def _free_left(self, before: float, exclusively: Exclusively) -> int:
         """Go on with removals; return how many have nothing left to do."""
         removed = 0
-        async for listed in self._older(directory, now):
-            # Behind the name of the directory; behind it the token, but for the oldest.
+        async for listed in self._objects.each(self._layout.directory("freeing"), before=before):
             upload_id = self._layout.names(listed.key)[1]
+            resume = partial(self._resume, upload_id, listed.key)
             try:
-                async with if_free(upload_id) as fence:
-                    if fence is not None:
-                        removed += await self._resume(upload_id, listed.key, fence)
+                removed += await exclusively(upload_id, resume)
             except StoreUnavailable:
                 raise
-            except LeaseLost:
-                continue
             except (ObjectStoreError, StorageError) as problem:
                 logger.warning("what %s occupied cannot be freed: %s", upload_id, problem)
         return removed
 
-    async def _older(self, prefix: str, now: float) -> AsyncIterator[ListedObject]:
-        async for page in self._objects.list(prefix):
-            for listed in page:
-                if listed.modified_at < now - _INTERRUPTED_SECONDS:
-                    yield listed
-
-    async def _remove_stale_tails(self, now: float, if_free: IfFree) -> int:
+    async def _remove_stale_tails(self, before: float, exclusively: Exclusively) -> int:
         """Remove the tails of finished uploads, and those that a server stored late, of removed ones."""
         removed = 0
-        state = self._layout.info_prefix + STATE
-        async for listed in self._older(self._layout.info_prefix, now):
+        async for listed in self._objects.each(self._layout.info_prefix, before=before):
             upload_id = self._layout.id_of(listed.key, TAIL)
-            if upload_id is None or listed.key.startswith(state):
-                continue
-            if await self._needs_no_tail(upload_id):
-                with suppress(LeaseLost):
-                    async with if_free(upload_id) as fence:
-                        if fence is not None:
-                            look = partial(self._stale_tail, upload_id, listed, fence)
-                            removed += await self._objects.delete_if(listed.key, look)
+            if upload_id is not None and await self._needs_no_tail(upload_id):
+                remove = partial(self._remove_stale_tail, upload_id, listed)
+                removed += await exclusively(upload_id, remove)
         return removed
 
-    async def _stale_tail(self, upload_id: str, tail: ListedObject, fence: Fence) -> str:
-        """The etag of a tail that nobody needs; empty if it was replaced, or somebody may need it. Raises LeaseLost."""
-        try:
-            head = await self._objects.head(tail.key)
-        except ObjectNotFound:
-            return ""
-        if TOKEN not in head.properties.metadata or head.etag != tail.etag:
-            return ""
-        # Another upload may have begun under this id before the tail was looked at.
-        if not await self._needs_no_tail(upload_id):
-            return ""
-        with fence():
-            pass
-        return head.etag
+    async def _remove_stale_tail(self, upload_id: str, tail: ListedObject, fence: Fence) -> bool:
+        """Remove a tail, unless it was replaced or somebody may need it. Raises LeaseLost."""
+
+        async def look() -> str:
+            head = await self._objects.head_or_none(tail.key)
+            if head is None or head.etag != tail.etag or TOKEN not in head.properties.metadata:
+                return ""
+            # Another upload may have begun under this id before the tail was looked at.
+            if not await self._needs_no_tail(upload_id):
+                return ""
+            ensure_held(fence)
+            return head.etag
+
+        return await self._objects.delete_if(tail.key, look)
 
     async def _needs_no_tail(self, upload_id: str) -> bool:
         """Whether there is no upload with this id, or one that is finished."""
@@ -353,47 +303,32 @@ class S3Removal:
 
     async def _remove_old(self, directory: str, before: float) -> int:
         removed = 0
-        async for page in self._objects.list(self._layout.directory(directory)):
-            for listed in page:
-                if listed.modified_at < before:
-                    removed += await self._delete_seen(listed)
+        async for listed in self._objects.each(self._layout.directory(directory), before=before):
+            removed += await self._objects.delete_seen(listed.key, listed.etag)
         return removed
 
     async def _remove_marks(self, directory: str) -> int:
         """Remove what is kept about uploads that have no record any more: the last name of each key."""
         removed = 0
-        async for page in self._objects.list(self._layout.directory(directory)):
-            for listed in page:
-                upload_id = self._layout.names(listed.key)[-1]
-                try:
-                    await self._objects.head(self._layout.record(upload_id))
-                except ObjectNotFound:
-                    await self._objects.delete(listed.key)
-                    removed += 1
+        async for listed in self._objects.each(self._layout.directory(directory)):
+            record = self._layout.record(self._layout.names(listed.key)[-1])
+            if await self._objects.head_or_none(record) is None:
+                await self._objects.delete(listed.key)
+                removed += 1
         return removed
 
-    async def _put(
-        self, key: str, content: bytes, *, if_absent: bool = False, if_match: str = ""
-    ) -> None:
-        await self._objects.put(
-            key,
-            content,
-            Properties("application/json"),
-            kind=ObjectKind.RECORD,
-            if_absent=if_absent,
-            if_match=if_match,
-        )
 
-
-@asynccontextmanager
-async def _if_free(locks: Locks | None, upload_id: str) -> AsyncIterator[Fence | None]:
-    """Hold the lock of an upload for the block, and give its fence; None if it is held."""
+async def _exclusively(
+    locks: Locks | None, upload_id: str, change: Callable[[Fence], Awaitable[bool]]
+) -> bool:
+    """Make a change under the lock of an upload, and return what that returns; False if the lock is held, or was lost."""
     if locks is None:
-        yield UNFENCED
-        return
-    async with locks.try_acquire_many([upload_id]) as leases:
-        lease = leases.get(upload_id)
-        yield None if lease is None else lease.fence
+        return await change(UNFENCED)
+    with suppress(LeaseLost):
+        async with locks.try_acquire_many([upload_id]) as leases:
+            lease = leases.get(upload_id)
+            return lease is not None and await change(lease.fence)
+    return False
 
 
 def _removed(content: bytes) -> Removed | None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tusd_py import logs
-from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks
+from tusd_py.locks.base import UNFENCED, Fence, LeaseLost, Locks, ensure_held
 from tusd_py.protocol.tus import Content
 from tusd_py.storage.base import (
     MAX_ID_BYTES,
@@ -37,34 +37,33 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.finished_names import FinishedNames
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.completion import Completions, complete_parts
-from tusd_py.storage.s3.freeing import pending_of
+from tusd_py.storage.s3.freeing import pending_of, stored_record
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
-from tusd_py.storage.s3.layout import RECORD, STATE, Layout
+from tusd_py.storage.s3.layout import RECORD, Layout
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     MAX_PART_BYTES,
     MAX_PARTS,
     ObjectHead,
-    ObjectKind,
     ObjectNotFound,
-    ObjectStore,
     ObjectStoreError,
     PreconditionFailed,
-    Properties,
     StoreUnavailable,
+    for_each,
 )
 from tusd_py.storage.s3.outbox import S3Outbox
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_progress
 from tusd_py.storage.s3.reader import MOST_CLIENTS, S3Reader
-from tusd_py.storage.s3.record import RECORD_LIMIT, Record, TusdsRecord, parse, serialize
+from tusd_py.storage.s3.record import Record, TusdsRecord, parse, serialize
 from tusd_py.storage.s3.removal import S3Removal
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
 from tusd_py.storage.s3.tails import Tails
-from tusd_py.storage.s3.takeover import Sizes, Takeover
+from tusd_py.storage.s3.takeover import Takeover
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.verified import VerifiedS3Writer
 from tusd_py.storage.s3.whole import WholeUploads
@@ -79,7 +78,6 @@ _KEPT_LIVE = 10_000
 """Uploads of which a process remembers the record and the parts."""
 _AT_ONCE = 32
 """Requests that one listing makes at a time."""
-_RECORD_PROPERTIES = Properties("application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +127,12 @@ class _Look:
 class S3Store:
     """See `Store`."""
 
+    verifies_chunks = True
+    reads_unfinished = False
+    has_one_clock = False
+    volume = None
+    """A bucket has its own name, and nothing is in its place where it cannot be reached."""
+
     def __init__(self, objects: ObjectStore, options: S3Options) -> None:
         self.objects = objects
         self.options = options
@@ -137,10 +141,6 @@ class S3Store:
         self.whole = WholeUploads(self.spool)
         self._clients = asyncio.Semaphore(MOST_CLIENTS)
         self.tails = Tails(self.spool)
-        self.concurrent_parts = options.concurrent_parts
-        self.max_parts = options.max_parts
-        self.flush_seconds = options.flush_seconds
-        self.metadata_keys = options.metadata_keys
         self._process = os.urandom(_TOKEN_BYTES).hex()
         self._live: OrderedDict[str, Live] = OrderedDict()
         self._looks: dict[str, set[_Look]] = {}
@@ -148,8 +148,8 @@ class S3Store:
         self._beginning: dict[str, asyncio.Lock] = {}
         self._is_alone = False
         """Whether no other process changes uploads, so that what this one remembers needs no look at the record."""
-        self._outbox = S3Outbox(objects, self.layout)
-        self._marks = S3SweepMarks(objects, self.layout)
+        self.outbox = S3Outbox(objects, self.layout)
+        self.sweep_marks = S3SweepMarks(objects, self.layout)
         self._places = Places(objects, self.layout, options.bucket, options.allowed_locations)
         self._takeover = self.takeover()
         self._names = (
@@ -160,44 +160,15 @@ class S3Store:
         self._removal = S3Removal(
             objects, self.layout, self._places, keeps_finished=options.keeps_finished
         )
-        self._joiner = S3Joiner(objects, self.layout, self)
+        self.joiner = S3Joiner(objects, self.layout, self._fill)
         self._completions = Completions(self)
 
     def now(self) -> float:
         return time.time()
 
     @property
-    def verifies_chunks(self) -> bool:
-        return True
-
-    @property
-    def reads_unfinished(self) -> bool:
-        return False
-
-    @property
-    def has_one_clock(self) -> bool:
-        return False
-
-    @property
     def most_bytes(self) -> int:
-        return min(self.options.most_object_bytes, self.max_parts * MAX_PART_BYTES)
-
-    @property
-    def joiner(self) -> S3Joiner:
-        return self._joiner
-
-    @property
-    def volume(self) -> None:
-        """See `Store`. A bucket has its own name, and nothing is in its place where it cannot be reached."""
-        return None
-
-    @property
-    def outbox(self) -> S3Outbox:
-        return self._outbox
-
-    @property
-    def sweep_marks(self) -> S3SweepMarks:
-        return self._marks
+        return min(self.options.most_object_bytes, self.options.max_parts * MAX_PART_BYTES)
 
     # Opening and closing
 
@@ -211,7 +182,7 @@ class S3Store:
             await self.check()
             for key in self._places.probes:
                 with translated(f"trying out {key}"):
-                    await self.objects.put(key, b"", Properties(), kind=ObjectKind.RECORD)
+                    await self.objects.put(key, b"")
                     await self.objects.delete(key)
         finally:
             await self.objects.close()
@@ -224,7 +195,7 @@ class S3Store:
     async def check(self) -> None:
         key = self.layout.state("probe", self._process)
         with translated(f"trying out the bucket {self.options.bucket}"):
-            await self.objects.put(key, b"probe", Properties(), kind=ObjectKind.RECORD)
+            await self.objects.put(key, b"probe")
             await self.objects.delete(key)
 
     async def free_space(self) -> int | None:
@@ -244,7 +215,7 @@ class S3Store:
         if info.location is not None:
             await self._places.take(info.location, info.id)
             taken = self.layout.record(info.location), self.layout.data(info)
-            if any([await self._is_there(key) for key in taken]):
+            if any([await self.objects.head_or_none(key) for key in taken]):
                 await self._places.leave(info.location, info.id)
                 raise PlaceTaken(f"{info.location} is taken")
         elif not record.has_own_key:
@@ -252,11 +223,8 @@ class S3Store:
 
     async def _check_key(self, record: Record) -> None:
         """Raise UploadExists if somebody else has an object where an upload with an id that a hook chose belongs."""
-        try:
-            head = await self.objects.head(self.layout.data(record.info))
-        except ObjectNotFound:
-            return
-        if not record.may_replace(head):
+        head = await self.objects.head_or_none(self.layout.data(record.info))
+        if head is not None and not record.may_replace(head):
             raise UploadExists(f"{head.key} is no upload's object")
 
     async def _confirm_place(self, info: UploadInfo, etag: str) -> None:
@@ -269,15 +237,7 @@ class S3Store:
             return
         place = info.location or info.id
         if await self._places.holder(place) != (info.location and info.id):
-            key = self.layout.record(info.id)
-
-            async def look() -> str:
-                try:
-                    return etag if (await self.objects.head(key)).etag == etag else ""
-                except ObjectNotFound:
-                    return ""
-
-            await self.objects.delete_if(key, look)
+            await self.objects.delete_seen(self.layout.record(info.id), etag)
             raise PlaceTaken(f"the place of {info.id} is taken")
 
     async def create(self, info: UploadInfo, *, fence: Fence = UNFENCED) -> Upload:
@@ -308,43 +268,30 @@ class S3Store:
         self.layout.check(info)
         with translated(f"creating {info.id}"):
             await self._take_place(record)
-            with fence():
-                pass
-            key, content = self.layout.record(info.id), self._serialize(record)
+            ensure_held(fence)
             try:
-                etag = await self.objects.put(
-                    key, content, _RECORD_PROPERTIES, kind=ObjectKind.RECORD, if_absent=True
+                etag = await self.objects.put_record(
+                    self.layout.record(info.id), self._serialize(record), if_absent=True
                 )
             except PreconditionFailed:
-                head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
-                # Stored by an attempt without a response: the token is our own.
-                if stored != content:
-                    await self._give_place_back(info, stored)
-                    raise UploadExists(f"{info.id} exists already") from None
-                etag = head.etag
+                await self._give_place_back(info)
+                raise UploadExists(f"{info.id} exists already") from None
             await self._confirm_place(info, etag)
         progress = Progress(changed_at=info.created_at)
         self._remember(Live(replace(record, etag=etag), progress, may_have_twin=False))
         most = self._most_bytes_of(info, record.plan)
         return Upload(info, 0, info.created_at, joined=not info.is_final, most_bytes=most)
 
-    async def _give_place_back(self, info: UploadInfo, stored: bytes) -> None:
+    async def _give_place_back(self, info: UploadInfo) -> None:
         """Free the place that was taken for a creation whose id exists, unless the upload that exists has it."""
         if info.location is None:
             return
         try:
-            other = parse(stored, upload_id=info.id, changed_at=0.0, etag="").info.location
+            other = await stored_record(self.objects, self.layout, info.id)
         except StorageError:
             other = None
-        if other != info.location:
+        if other is None or other.info.location != info.location:
             await self._places.leave(info.location, info.id)
-
-    async def _is_there(self, key: str) -> bool:
-        try:
-            await self.objects.head(key)
-        except ObjectNotFound:
-            return False
-        return True
 
     def _serialize(self, record: Record) -> bytes:
         location = record.info.location or record.info.id
@@ -368,9 +315,7 @@ class S3Store:
         if not is_valid_id(upload_id):
             raise UploadNotFound("this can name no upload")
         try:
-            head, content = await self.objects.read(
-                self.layout.record(upload_id), limit=RECORD_LIMIT
-            )
+            head, content = await self.objects.read(self.layout.record(upload_id))
         except ObjectNotFound:
             self._drop(upload_id)
             gone = await self._removal.gone(upload_id)
@@ -393,30 +338,15 @@ class S3Store:
         upload_id = record.info.id
         key, content = self.layout.record(upload_id), self._serialize(record)
         with translated(f"recording {upload_id}"):
-            with fence():
-                pass
+            ensure_held(fence)
             try:
-                return await self.objects.put(
-                    key,
-                    content,
-                    _RECORD_PROPERTIES,
-                    kind=ObjectKind.RECORD,
-                    if_match=live.record.etag,
-                )
-            except (PreconditionFailed, ObjectNotFound):
-                return await self._etag_if_stored(upload_id, key, content)
-
-    async def _etag_if_stored(self, upload_id: str, key: str, content: bytes) -> str:
-        """The etag of a record that an attempt without a response stored. Raises LeaseLost for another record."""
-        try:
-            head, stored = await self.objects.read(key, limit=RECORD_LIMIT)
-        except ObjectNotFound:
-            self._drop(upload_id)
-            raise UploadNotFound(f"there is no upload {upload_id}") from None
-        if stored != content:
-            self._drop(upload_id)
-            raise LeaseLost(f"another holder replaced the record of {upload_id}")
-        return head.etag
+                return await self.objects.put_record(key, content, if_match=live.record.etag)
+            except PreconditionFailed:
+                self._drop(upload_id)
+                raise LeaseLost(f"another holder replaced the record of {upload_id}") from None
+            except ObjectNotFound:
+                self._drop(upload_id)
+                raise UploadNotFound(f"there is no upload {upload_id}") from None
 
     async def _known(self, upload_id: str) -> Live:
         """What this process knows of an upload that it loaded before; asks the bucket if it forgot."""
@@ -498,15 +428,10 @@ class S3Store:
         """Most bytes of an upload whose parts were planned without its length; None for others."""
         if info.length is not None or info.is_final:
             return None
-        return min(self.most_bytes, plan.most_bytes(self.max_parts))
+        return min(self.most_bytes, plan.most_bytes(self.options.max_parts))
 
     async def load_each(self, upload_ids: Sequence[str]) -> list[Upload | StorageError]:
-        found: list[Upload | StorageError] = []
-        for at in range(0, len(upload_ids), _AT_ONCE):
-            found += await asyncio.gather(
-                *(self._load_or_error(each) for each in upload_ids[at : at + _AT_ONCE])
-            )
-        return found
+        return await for_each(upload_ids, self._load_or_error, at_once=_AT_ONCE)
 
     async def _load_or_error(self, upload_id: str) -> Upload | StorageError:
         try:
@@ -528,22 +453,13 @@ class S3Store:
 
     def takeover(self, *, counts_tails: bool = True) -> Takeover:
         """What finds and takes over the uploads that tusd has left in the bucket. See `Takeover` for the argument."""
-        options = self.options
-        sizes = Sizes(options.part_bytes, options.max_parts, options.equal_parts)
-        return Takeover(
-            self.objects,
-            self.layout,
-            self._places,
-            options.bucket,
-            sizes,
-            counts_tails=counts_tails,
-        )
+        return Takeover(self.objects, self._places, self.options, counts_tails=counts_tails)
 
     async def is_recorded(self, upload_id: str) -> bool:
         """Whether there is a record of ours, or a tombstone. Raises StorageError."""
         with translated(f"looking for {upload_id}"):
-            recorded = await self._is_there(self.layout.record(upload_id))
-            return recorded or await self._removal.gone(upload_id) is not None
+            record = await self.objects.head_or_none(self.layout.record(upload_id))
+            return record is not None or await self._removal.gone(upload_id) is not None
 
     async def _adopt(self, upload_id: str, fence: Fence) -> None:
         """Make an upload that tusd began ours, if it is not yet."""
@@ -626,7 +542,7 @@ class S3Store:
         )
 
     async def multipart(self, live: Live, fence: Fence) -> str:
-        """See `Bucketed`."""
+        """Return the id of the multipart upload, begun if there is none. Raises LeaseLost, ObjectStoreError."""
         lock = self._beginning.setdefault(live.record.info.id, asyncio.Lock())
         try:
             async with lock:
@@ -641,9 +557,10 @@ class S3Store:
         key = self.layout.data(live.record.info)
         if live.may_have_twin:
             await self._abort_unrecorded(live, fence)
-        with fence():
-            pass
-        begun = await self.objects.create_multipart(key, live.record.properties(self.metadata_keys))
+        ensure_held(fence)
+        begun = await self.objects.create_multipart(
+            key, live.record.properties(self.options.metadata_keys)
+        )
         try:
             if begun.may_have_twin:
                 await self._abort_unrecorded(live, fence, but=begun.upload_id)
@@ -665,11 +582,8 @@ class S3Store:
         """
         key = self.layout.data(live.record.info)
         try:
-            others = [
-                pending.upload_id
-                for pending in await pending_of(self.objects, live.record, key)
-                if pending.upload_id != but
-            ]
+            pending = await pending_of(self.objects, live.record, key)
+            others = [upload_id for upload_id in pending if upload_id != but]
             if not others or not await self._has_place(live.record.info):
                 return
             await self.save_record(live, live.record, fence)
@@ -685,7 +599,7 @@ class S3Store:
         return info.location is None or await self._places.holder(info.location) == info.id
 
     def remember(self, live: Live, fence: Fence) -> None:
-        """See `Bucketed`."""
+        """Let later requests rely on what is known of an upload. Raises LeaseLost: others may have stored more."""
         try:
             with fence():
                 self._remember(live)
@@ -694,7 +608,7 @@ class S3Store:
             raise
 
     def forget(self, live: Live) -> None:
-        """See `Bucketed`."""
+        """Ask the bucket next time: what is known of an upload is wrong, or may be."""
         self._drop(live.record.info.id)
 
     async def name(self, upload: Upload, *, sync: bool, fence: Fence) -> UploadInfo:
@@ -762,11 +676,10 @@ class S3Store:
     async def open_reader(self, upload: Upload) -> S3Reader:
         with translated(f"opening {upload.id}"):
             key = self.layout.data(upload.info)
-            try:
-                head = await self.objects.head(key)
-            except ObjectNotFound:
+            head = await self.objects.head_or_none(key)
+            if head is None:
                 await self._read_record(upload.id)
-                raise BytesMissing(f"there is no object {key}", upload.info) from None
+                raise BytesMissing(f"there is no object {key}", upload.info)
             if upload.info.location is not None:
                 known = await self._look_up(upload.id)
                 if not known.record.is_at(head):
@@ -779,8 +692,8 @@ class S3Store:
 
     # Joins
 
-    async def fill(self, final: UploadInfo, sources: Sequence[ObjectHead], fence: Fence) -> None:
-        """See `Finals`."""
+    async def _fill(self, final: UploadInfo, sources: Sequence[ObjectHead], fence: Fence) -> None:
+        """See `Fill`."""
         live = await self._known(final.id)
         length = sum(source.size for source in sources)
         plan = live.record.plan
@@ -797,8 +710,7 @@ class S3Store:
         numbers = range(1, plan.number(length - 1) + 1)
         ranges = [(plan.start(n), plan.start(n) + part_size(live.record, n)) for n in numbers]
         parts = await assemble(self.objects, self.layout.data(final), multipart, ranges, sources)
-        with fence():
-            pass
+        ensure_held(fence)
         await complete_parts(self, live, multipart, parts)
 
     # Removal
@@ -862,10 +774,7 @@ class S3Store:
                 return problem
             return True
 
-        done: list[bool | StorageError] = []
-        for at in range(0, len(uploads), _AT_ONCE):
-            done += await asyncio.gather(*map(attempt, uploads[at : at + _AT_ONCE]))
-        return done
+        return await for_each(uploads, attempt, at_once=_AT_ONCE)
 
     async def unpublished_removals(self) -> list[UnpublishedRemoval]:
         with translated("reading unpublished removals"):
@@ -877,22 +786,17 @@ class S3Store:
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         with translated(f"removing {removal.upload.id}"):
-            with fence():
-                pass
+            ensure_held(fence)
             await self._removal.forget(removal.upload.id, removal.event.event_id)
 
     # Sweeps
 
     async def ids(self, skip: Skip = skip_entry) -> AsyncIterator[str]:
         with translated(f"listing {self.options.bucket}"):
-            state = self.layout.info_prefix + STATE
-            async for page in self.objects.list(self.layout.info_prefix):
-                for listed in page:
-                    if listed.key.startswith(state):
-                        continue
-                    upload_id = self.layout.id_of(listed.key, RECORD)
-                    if upload_id is not None:
-                        yield upload_id
+            async for listed in self.objects.each(self.layout.info_prefix):
+                upload_id = self.layout.id_of(listed.key, RECORD)
+                if upload_id is not None:
+                    yield upload_id
 
     async def discard_fragment(self, upload_id: str, *, fence: Fence) -> bool:
         """See `Store`. A creation is one request: it happened or it did not."""
@@ -901,11 +805,11 @@ class S3Store:
     async def missing_since(self, upload_id: str, *, marks: bool = True) -> float:
         key = self.layout.state("missing", upload_id)
         with translated(f"marking {upload_id}"):
-            try:
-                return (await self.objects.head(key)).modified_at
-            except ObjectNotFound:
-                if marks:
-                    await self.objects.put(key, b"", Properties(), kind=ObjectKind.RECORD)
+            marked = await self.objects.head_or_none(key)
+            if marked is not None:
+                return marked.modified_at
+            if marks:
+                await self.objects.put(key, b"")
             return self.now()
 
     async def tidy(self, *, tombstone_ttl: float, locks: Locks | None = None) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tusd_py.storage.base import SweepTimes
-from tusd_py.storage.s3.layout import Layout
-from tusd_py.storage.s3.object_store import ObjectKind, ObjectStore, ObjectStoreError, Properties
+from contextlib import suppress
 
-_LIMIT = 100
+from tusd_py.storage.base import SweepTimes
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.object_store import TEXT, ObjectStoreError
 
 
 class S3SweepMarks:
@@ -22,24 +23,18 @@ class S3SweepMarks:
 
     async def _time(self, key: str) -> float | None:
         try:
-            return float((await self._objects.read(key, limit=_LIMIT))[1])
+            return float((await self._objects.read(key))[1])
         except (ObjectStoreError, ValueError):
             return None
 
     async def record_end(self, now: float) -> None:
         await self._record(self._ended, now)
-        try:
+        with suppress(ObjectStoreError):
             await self._objects.delete(self._held)
-        except ObjectStoreError:
-            return
 
     async def record_hold(self, now: float) -> None:
         await self._record(self._held, now)
 
     async def _record(self, key: str, now: float) -> None:
-        try:
-            await self._objects.put(
-                key, repr(now).encode(), Properties("text/plain"), kind=ObjectKind.RECORD
-            )
-        except ObjectStoreError:
-            return
+        with suppress(ObjectStoreError):
+            await self._objects.put(key, repr(now).encode(), TEXT)

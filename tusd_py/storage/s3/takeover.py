@@ -13,36 +13,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import Fence, LeaseLost, ensure_held
 from tusd_py.storage.base import MAX_ID_BYTES, UploadInfo, UploadUntrusted, is_valid_id
 from tusd_py.storage.file import records
-from tusd_py.storage.s3.layout import RECORD, TAIL, Layout
+from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
-    ObjectKind,
     ObjectNotFound,
-    ObjectStore,
     Part,
     PreconditionFailed,
-    Properties,
 )
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.plan import PartPlan
-from tusd_py.storage.s3.progress import Progress, newest, tail_properties
-from tusd_py.storage.s3.record import RECORD_LIMIT, Record, parse, serialize, tusds_id
+from tusd_py.storage.s3.progress import Progress, newest, read_tail, tail_properties
+from tusd_py.storage.s3.record import Record, serialize, tusds_id
+
+if TYPE_CHECKING:
+    from tusd_py.storage.s3.store import S3Options
 
 _MIB = 1024 * 1024
 _TAIL_LIMIT = 5 * 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How parts are planned for what is still missing: see `S3Options`."""
-
-    part_bytes: int
-    max_parts: int
-    equal_parts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +63,21 @@ class Takeover:
     def __init__(
         self,
         objects: ObjectStore,
-        layout: Layout,
         places: Places,
-        bucket: str,
-        sizes: Sizes,
+        options: S3Options,
         *,
         counts_tails: bool = True,
     ) -> None:
         self._objects = objects
-        self._layout = layout
         self._places = places
-        self._bucket = bucket
-        self._sizes = sizes
+        self._options = options
+        self._layout = options.layout
         self._counts_tails = counts_tails
 
     async def owner(self, name: str) -> str | None:
         """Return the id of the upload of tusd's whose record has this name; None if it is a record of ours."""
         try:
-            _, content = await self._objects.read(self._info(name), limit=RECORD_LIMIT)
+            _, content = await self._objects.read(self._layout.record(name))
         except ObjectNotFound:
             return None
         return tusds_id(content)
@@ -102,7 +91,7 @@ class Takeover:
         if not multipart or not is_valid_id(name):
             return None
         try:
-            head, content = await self._objects.read(self._info(name), limit=RECORD_LIMIT)
+            head, content = await self._objects.read(self._layout.record(name))
         except ObjectNotFound:
             return None
         if tusds_id(content) != upload_id:
@@ -119,19 +108,13 @@ class Takeover:
             return await self._finished(info, key)
         return await self._unfinished(info, multipart, listed)
 
-    def _info(self, name: str) -> str:
-        return f"{self._layout.info_prefix}{name}{RECORD}"
-
-    def _tail(self, name: str) -> str:
-        return f"{self._layout.info_prefix}{name}{TAIL}"
-
     def _check_place(self, info: UploadInfo, content: bytes) -> None:
         """Raise UploadUntrusted if the record says that the bytes are elsewhere. Records of old versions say nothing."""
         document = json.loads(content)
         written = document.get("Storage")
-        ours = self._layout.storage(info.location or info.id, bucket=self._bucket)
+        ours = self._layout.storage(info.location or info.id, bucket=self._options.bucket)
         if isinstance(written, dict) and written.get("Key"):
-            there = (written.get("Bucket", self._bucket), written["Key"])
+            there = (written.get("Bucket", self._options.bucket), written["Key"])
             if there != (ours["Bucket"], ours["Key"]):
                 raise UploadUntrusted(
                     f"{info.id}: its bytes are at s3://{there[0]}/{there[1]}, and --s3-bucket and --s3-object-prefix say "
@@ -140,12 +123,11 @@ class Takeover:
 
     async def _finished(self, info: UploadInfo, key: str) -> Found:
         """An upload whose multipart upload is gone: complete, if the object is there."""
-        try:
-            head = await self._objects.head(key)
-        except ObjectNotFound:
+        head = await self._objects.head_or_none(key)
+        if head is None:
             raise UploadUntrusted(
                 f"{info.id}: its multipart upload is gone, and there is no object {key}"
-            ) from None
+            )
         if info.is_final and not info.length:
             info = info._replace(length=head.size)
         if head.size != info.length:
@@ -153,7 +135,7 @@ class Takeover:
                 f"{info.id}: its multipart upload is gone, and {key} has {head.size} bytes instead of {info.length}"
             )
         info = info._replace(finished_at=head.modified_at)
-        record = Record(info, PartPlan(self._sizes.part_bytes), _token(info.id), before="")
+        record = Record(info, PartPlan(self._options.part_bytes), _token(info.id), before="")
         return Found(record, Progress(done=True, size=head.size, changed_at=head.modified_at))
 
     async def _unfinished(self, info: UploadInfo, multipart: str, listed: Sequence[Part]) -> Found:
@@ -161,14 +143,12 @@ class Takeover:
             raise UploadUntrusted(
                 f"{info.id}: its parts were not joined to the end; join them again"
             )
-        record = Record(info, PartPlan(self._sizes.part_bytes), _token(info.id), multipart)
+        record = Record(info, PartPlan(self._options.part_bytes), _token(info.id), multipart)
         progress = Progress(changed_at=info.created_at)
         for number, part in enumerate(newest(listed, record), start=1):
             if part is None or part.number != number or not part.size:
                 break
-            progress.parts.append(part)
-            progress.end += part.size
-            progress.changed_at = max(progress.changed_at, part.stored_at)
+            progress.add(part)
         counted = len(progress.parts)
         behind = tuple(sorted({part.number for part in listed if part.number > counted}))
         if self._counts_tails and not behind:
@@ -189,40 +169,34 @@ class Takeover:
         return Found(await self._with_object_before(record), progress, behind)
 
     async def _add_tail(self, progress: Progress, name: str) -> None:
-        try:
-            tail = await self._objects.head(self._tail(name))
-        except ObjectNotFound:
-            return
-        if tail.size:
+        tail = await self._objects.head_or_none(self._layout.tail(name))
+        if tail is not None and tail.size:
             progress.tail = tail
             progress.changed_at = max(progress.changed_at, tail.modified_at)
 
     async def _with_object_before(self, record: Record) -> Record:
         """The record with the object that is at its key already, which is not what its completion will make."""
-        try:
-            head = await self._objects.head(self._layout.data(record.info))
-        except ObjectNotFound:
-            return record
-        return replace(record, before=head.etag)
+        head = await self._objects.head_or_none(self._layout.data(record.info))
+        return record if head is None else replace(record, before=head.etag)
 
     def _plan(
         self, length: int | None, progress: Progress, given: Sequence[tuple[int, int]]
     ) -> PartPlan:
         """The plan that has tusd's parts first. Raises UploadUntrusted if the store would not take them."""
-        sizes, counted = self._sizes, len(progress.parts)
+        options, counted = self._options, len(progress.parts)
         rest = None if length is None else length - progress.end
-        if sizes.equal_parts and len(given) > 1 and rest:
+        if options.equal_parts and len(given) > 1 and rest:
             raise UploadUntrusted(
                 "its parts are of different sizes, which this object store does not complete (--s3-equal-parts)"
             )
         plan = PartPlan.of(
             rest,
-            part_bytes=sizes.part_bytes,
-            max_parts=max(1, sizes.max_parts - counted),
-            equal=sizes.equal_parts or bool(counted),
+            part_bytes=options.part_bytes,
+            max_parts=max(1, options.max_parts - counted),
+            equal=options.equal_parts or bool(counted),
         )
         same = given[0][0] if len(given) == 1 else 0
-        if same >= plan.part_bytes or (same and sizes.equal_parts):
+        if same >= plan.part_bytes or (same and options.equal_parts):
             plan = replace(plan, part_bytes=same)
         tail = progress.tail.size if progress.tail is not None else 0
         if tail > plan.part_bytes:
@@ -231,50 +205,35 @@ class Takeover:
 
     # Taking over
 
-    async def adopt(self, found: Found, fence: Fence) -> Record:
-        """Make the upload ours, and return the record as it is stored. Can be repeated after a crash anywhere.
+    async def adopt(self, found: Found, fence: Fence) -> None:
+        """Make the upload ours. Can be repeated after a crash anywhere.
 
         Raises LeaseLost if another process has taken it over, UploadExists, ObjectStoreError.
         """
         record, tail = found.record, found.progress.tail
         info = record.info
         name = info.location or info.id
-        with fence():
-            pass
+        ensure_held(fence)
         await self._places.take(name, info.id)
         if tail is not None:
             await self._copy_tail(record, found.progress.end, tail)
-        storage = self._layout.storage(name, bucket=self._bucket)
+        storage = self._layout.storage(name, bucket=self._options.bucket)
         content = serialize(record, storage=storage)
-        key = self._layout.record(info.id)
-        with fence():
-            pass
+        ensure_held(fence)
         try:
-            etag = await self._objects.put(
-                key,
-                content,
-                Properties("application/json"),
-                kind=ObjectKind.RECORD,
-                if_absent=True,
-            )
+            await self._objects.put_record(self._layout.record(info.id), content, if_absent=True)
         except PreconditionFailed:
-            head, stored = await self._objects.read(key, limit=RECORD_LIMIT)
-            if stored != content:
-                raise LeaseLost(f"another process has taken {info.id} over") from None
-            etag = head.etag
+            raise LeaseLost(f"another process has taken {info.id} over") from None
         if found.abandoned:
             await self._objects.abort(self._layout.data(info), found.abandoned)
         await self.forget(info.id)
-        return replace(parse(content, upload_id=info.id, changed_at=0.0, etag=etag), etag=etag)
 
     async def _copy_tail(self, record: Record, start: int, tail: ObjectHead) -> None:
-        head, data = await self._objects.read(tail.key, limit=_TAIL_LIMIT)
-        if head.etag != tail.etag:
-            raise LeaseLost(f"another process changes {tail.key}")
+        data = await read_tail(self._objects, tail)
         key = self._layout.tail(record.info.id)
         properties = tail_properties(record, start, tail.modified_at)
         try:
-            await self._objects.put(key, data, properties, kind=ObjectKind.RECORD, if_absent=True)
+            await self._objects.put(key, data, properties, if_absent=True)
         except PreconditionFailed:
             _, stored = await self._objects.read(key, limit=_TAIL_LIMIT)
             if stored != data:
@@ -288,21 +247,18 @@ class Takeover:
 
         async def look_at_record() -> str:
             try:
-                head, content = await self._objects.read(self._info(name), limit=RECORD_LIMIT)
+                head, content = await self._objects.read(self._layout.record(name))
             except ObjectNotFound:
                 return ""
             return head.etag if tusds_id(content) == upload_id else ""
 
         async def look_at_tail() -> str:
-            try:
-                head = await self._objects.head(self._tail(name))
-            except ObjectNotFound:
-                return ""
+            head = await self._objects.head_or_none(self._layout.tail(name))
             # As long as that record is there, no upload of ours has the name for its id.
-            return head.etag if await look_at_record() else ""
+            return head.etag if head is not None and await look_at_record() else ""
 
-        await self._objects.delete_if(self._tail(name), look_at_tail)
-        await self._objects.delete_if(self._info(name), look_at_record)
+        await self._objects.delete_if(self._layout.tail(name), look_at_tail)
+        await self._objects.delete_if(self._layout.record(name), look_at_record)
 
 
 def _token(upload_id: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from tusd_py.storage.base import StorageError, StorageUnavailable
 from tusd_py.storage.s3.object_store import (
     ObjectStoreError,
@@ -23,12 +21,7 @@ class translated:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        problem: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, problem: BaseException | None, _trace: object) -> None:
         if isinstance(problem, ObjectStoreError):
             raise storage_error(problem, self._what) from problem
 

@@ -189,11 +189,6 @@ class VerifiedS3Writer:
             if file is not self._file:
                 file.close()
 
-    def _free_memory(self) -> None:
-        self._spool.give_back(self._taken)
-        self._taken = 0
-        self._pieces.clear()
-
     @property
     def idle_bytes(self) -> int:
         return 0 if self._must_stay or self._turn.locked() else self._taken
@@ -255,7 +250,9 @@ class VerifiedS3Writer:
         finally:
             self._is_closed = True
             self._spool.leave(self)
-            self._free_memory()
+            self._spool.give_back(self._taken)
+            self._taken = 0
+            self._pieces.clear()
             if self._file is not None:
                 self._file.close()
                 self._file = None

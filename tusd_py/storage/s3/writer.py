@@ -11,18 +11,16 @@ import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import Fence, LeaseLost, ensure_held
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.base import ForeignObject, StorageError, StorageFull, Upload
-from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
     ObjectKind,
     ObjectNotFound,
-    ObjectStore,
     ObjectStoreError,
     PreconditionFailed,
     Properties,
@@ -30,46 +28,18 @@ from tusd_py.storage.s3.object_store import (
 from tusd_py.storage.s3.progress import (
     Progress,
     part_size,
+    read_tail,
     tail_properties,
     tail_time,
 )
 from tusd_py.storage.s3.record import Record
-from tusd_py.storage.s3.spool import Spool
-from tusd_py.storage.s3.tails import Tails
-from tusd_py.storage.s3.translation import storage_error
-from tusd_py.storage.s3.whole import WholeUploads
+from tusd_py.storage.s3.translation import storage_error, translated
+
+if TYPE_CHECKING:
+    from tusd_py.storage.s3.store import S3Store
 
 _OFFER_BYTES = 1024 * 1024
 """Most that a buffer is offered for at a time."""
-
-
-class Bucketed(Protocol):
-    """What writers need of the store."""
-
-    objects: ObjectStore
-    layout: Layout
-    spool: Spool
-    whole: WholeUploads
-    tails: Tails
-    concurrent_parts: int
-    max_parts: int
-    flush_seconds: float
-    metadata_keys: tuple[str, ...]
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-
-    async def save_record(self, live: Live, record: Record, fence: Fence) -> None:
-        """Replace a record, also in `live`. Raises LeaseLost, StorageError."""
-
-    async def multipart(self, live: Live, fence: Fence) -> str:
-        """Return the id of the multipart upload, begun if there is none. Raises LeaseLost, ObjectStoreError."""
-
-    def remember(self, live: Live, fence: Fence) -> None:
-        """Let later requests rely on what is known of an upload. Raises LeaseLost: others may have stored more."""
-
-    def forget(self, live: Live) -> None:
-        """Ask the bucket next time: what is known of an upload is wrong, or may be."""
 
 
 class S3Writer:
@@ -79,7 +49,7 @@ class S3Writer:
 
     def __init__(
         self,
-        store: Bucketed,
+        store: S3Store,
         upload: Upload,
         live: Live,
         fence: Fence,
@@ -109,7 +79,8 @@ class S3Writer:
         """Bytes of the buffer that the spool counts."""
         self._unsaved = 0
         """Bytes of the buffer that are not in the bucket."""
-        self._sending: dict[asyncio.Task[None], int] = {}
+        self._most_sending = store.options.concurrent_parts
+        self._sending: set[asyncio.Task[None]] = set()
         self._sent: set[int] = set()
         self._problem: BaseException | None = None
         self._busy: asyncio.Lock = asyncio.Lock()
@@ -187,7 +158,7 @@ class S3Writer:
                 self._send()
         if self._may_be_slow and self._flushing is None and self._unsaved:
             self._flushing = asyncio.ensure_future(self._flush_regularly())
-        if len(self._sending) > self._store.concurrent_parts or self._store.spool.is_full:
+        if len(self._sending) > self._most_sending or self._store.spool.is_full:
             return self._wait_for_room()
         return None
 
@@ -216,7 +187,7 @@ class S3Writer:
         self._buffer = larger
 
     async def _wait_for_room(self) -> None:
-        while len(self._sending) > self._store.concurrent_parts:
+        while len(self._sending) > self._most_sending:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         await self._store.spool.wait()
         self._raise_problem()
@@ -232,17 +203,18 @@ class S3Writer:
     def _send(self) -> None:
         """Send the part in the buffer, which is whole, and begin the next one. Raises StorageFull."""
         buffer, size = self._buffer, self._filled
-        if self._number > self._store.max_parts:
+        most = self._store.options.max_parts
+        if self._number > most:
             raise StorageFull(
-                f"{self._live.record.info.id} has {self._store.max_parts} parts, more than which the bucket does not take"
+                f"{self._live.record.info.id} has {most} parts, more than which the bucket does not take"
             )
         if buffer is None:
             raise StorageError("there is no part to send")
         body = buffer if len(buffer) == size else bytes(memoryview(buffer)[:size])
         task = asyncio.ensure_future(self._send_part(self._number, body, self._taken))
-        self._sending[task] = self._number
+        self._sending.add(task)
         self._sent.add(self._number)
-        task.add_done_callback(self._sending.pop)
+        task.add_done_callback(self._sending.discard)
         self._number += 1
         self._buffer, self._filled, self._taken, self._unsaved = bytearray(), 0, 0, 0
 
@@ -250,8 +222,7 @@ class S3Writer:
         live, store = self._live, self._store
         try:
             upload_id = await store.multipart(live, self._fence)
-            with self._fence():
-                pass
+            ensure_held(self._fence)
             key = store.layout.data(live.record.info)
             part = await store.objects.upload_part(key, upload_id, number, body)
             live.add(part, store.now())
@@ -270,8 +241,7 @@ class S3Writer:
             return
         # First, as a tail behind parts that do not count would leave less than was acknowledged.
         await self._count_replaced()
-        with self._fence():
-            pass
+        ensure_held(self._fence)
         # No copy, as all writers may do this at once when a network fails. Nothing is written to these bytes meanwhile.
         head = await put_tail(store, live, start, memoryview(self._buffer)[: self._filled])
         self._tail_was_replaced = True
@@ -308,14 +278,8 @@ class S3Writer:
             return
         if tail is None or tail.size != self._filled:
             raise StorageError(f"{self._live.record.info.id}: its tail is another one than before")
-        try:
-            head, data = await self._store.objects.read(tail.key, limit=tail.size)
-        except ObjectStoreError as problem:
-            raise storage_error(
-                problem, f"reading the tail of {self._live.record.info.id}"
-            ) from problem
-        if head.etag != tail.etag:
-            raise LeaseLost(f"another holder replaced the tail of {self._live.record.info.id}")
+        with translated(f"reading the tail of {self._live.record.info.id}"):
+            data = await read_tail(self._store.objects, tail)
         if self._may_discard and self._first_tail is None and not self._added:
             self._first_tail = data
         self._buffer = bytearray(data)
@@ -326,7 +290,7 @@ class S3Writer:
 
     async def _flush_regularly(self) -> None:
         while True:
-            await asyncio.sleep(self._store.flush_seconds)
+            await asyncio.sleep(self._store.options.flush_seconds)
             if self._unsaved:
                 await self._flush(drop=False)
 
@@ -378,8 +342,7 @@ class S3Writer:
 
     async def _take_back(self) -> None:
         await self._stop_sending()
-        with self._fence():
-            pass
+        ensure_held(self._fence)
         live = self._live
         self._is_over = True
         # First: until the parts that were sent are void, they have the bytes of the first tail too.
@@ -408,14 +371,9 @@ class S3Writer:
         data = self._first_tail if size else b""
         if data is None or len(data) != size:
             raise StorageError(f"the tail of {live.record.info.id} cannot be put back")
-        with self._fence():
-            pass
-        try:
+        ensure_held(self._fence)
+        with translated(f"putting the tail of {live.record.info.id} back"):
             tail = await put_tail(self._store, live, start, data)
-        except ObjectStoreError as problem:
-            raise storage_error(
-                problem, f"putting the tail of {live.record.info.id} back"
-            ) from problem
         live.progress.tail = tail if size else None
 
     async def _stop_sending(self) -> None:
@@ -459,13 +417,11 @@ class S3Writer:
         live, length = self._live, self._live.record.info.length
         if self._is_too_long:
             raise StorageError(f"{live.record.info.id} got more bytes than its length")
-        try:
+        with translated(f"storing {live.record.info.id}"):
             if length is not None and self.offset == length and self._filled:
                 await self._store_end(finishing=finishing)
             elif self._filled and self._unsaved:
                 await self._put_tail()
-        except ObjectStoreError as problem:
-            raise storage_error(problem, f"storing {live.record.info.id}") from problem
         self._raise_problem()
         await self._count_replaced()
 
@@ -481,8 +437,7 @@ class S3Writer:
             raise StorageError("there are no bytes to store")
         data = bytes(memoryview(self._buffer)[: self._filled])
         if finishing:
-            with self._fence():
-                pass
+            ensure_held(self._fence)
             store.whole.hold(live, data)
             self._taken = 0
         else:
@@ -507,21 +462,15 @@ class S3Writer:
         await self._store.save_record(live, changed, self._fence)
 
 
-async def put_tail(store: Bucketed, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
+async def put_tail(store: S3Store, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
     """Replace the tail, on condition that no other holder did. Raises LeaseLost, ObjectStoreError."""
     record = live.record
     key, progress = store.layout.tail(record.info.id), live.progress
     now = store.now()
     properties = tail_properties(record, start, now)
     try:
-        etag = await store.objects.put(
-            key,
-            data,
-            properties,
-            kind=ObjectKind.RECORD,
-            if_match=progress.tail_etag,
-            if_absent=not progress.tail_etag,
-        )
+        known = progress.tail_etag
+        etag = await store.objects.put(key, data, properties, if_match=known, if_absent=not known)
         head = ObjectHead(key, len(data), etag, now, properties)
     except (PreconditionFailed, ObjectNotFound):
         head = await _stored_before(store, record, properties, data)
@@ -530,13 +479,13 @@ async def put_tail(store: Bucketed, live: Live, start: int, data: bytes | memory
 
 
 async def _stored_before(
-    store: Bucketed, record: Record, properties: Properties, data: bytes | memoryview
+    store: S3Store, record: Record, properties: Properties, data: bytes | memoryview
 ) -> ObjectHead:
     """The tail, if it is the one that an attempt without a response stored. Raises LeaseLost."""
     lost = LeaseLost(f"another holder replaced the tail of {record.info.id}")
     try:
         head, stored = await store.objects.read(
-            store.layout.tail(record.info.id), limit=record.plan.size(store.max_parts)
+            store.layout.tail(record.info.id), limit=record.plan.size(store.options.max_parts)
         )
     except ObjectNotFound:
         raise lost from None
@@ -546,7 +495,7 @@ async def _stored_before(
 
 
 async def put_whole(
-    store: Bucketed,
+    store: S3Store,
     live: Live,
     data: bytes | bytearray,
     *,
@@ -560,11 +509,10 @@ async def put_whole(
     """
     record, tail_etag = live.record, live.progress.tail_etag
     key = store.layout.data(record.info)
-    properties = record.properties(store.metadata_keys, finished_at)
+    properties = record.properties(store.options.metadata_keys, finished_at)
     done = Progress(done=True, size=len(data), finished_at=finished_at)
     live.may_be_finished = live.may_be_finished or finished_at is not None
-    with fence():
-        pass
+    ensure_held(fence)
     try:
         await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_absent=True)
     except PreconditionFailed:
@@ -573,7 +521,7 @@ async def put_whole(
 
 
 async def _put_over(
-    store: Bucketed, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
+    store: S3Store, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
 ) -> Progress | None:
     """Replace the object that is in the way, and return None; if it is the upload already, return its progress.
 
@@ -594,8 +542,7 @@ async def _put_over(
                 raise lost
         elif not record.may_replace(head):
             raise ForeignObject(f"{key} is somebody else's object")
-        with fence():
-            pass
+        ensure_held(fence)
         await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_match=head.etag)
     except (PreconditionFailed, ObjectNotFound):
         raise lost from None
