@@ -19,8 +19,9 @@ from tests.s3.servers import BUCKET, Kind, S3Server
 from tests.support.requirements import refuse
 from tusd_py.storage.base import Store
 from tusd_py.storage.file.store import FileStore
-from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
+from tusd_py.storage.s3.aiobotocore_store import Bucket
 from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.store import S3Options, S3Store
 
 

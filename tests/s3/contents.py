@@ -11,8 +11,9 @@ from pathlib import Path
 import botocore.session
 
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY, S3Server
-from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
+from tusd_py.storage.s3.aiobotocore_store import Bucket
 from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.store import S3Options, S3Store
 
 _LATER_SECONDS = 7200.0

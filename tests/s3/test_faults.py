@@ -13,7 +13,6 @@ from tests.s3.conftest import OpenStore
 from tests.s3.proxies import FAULTS, Fault, FaultProxy
 from tests.s3.servers import BUCKET, S3Server
 from tusd_py.storage.s3 import aiobotocore_store
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
@@ -22,6 +21,7 @@ from tusd_py.storage.s3.object_store import (
     Properties,
     StoreUnavailable,
 )
+from tusd_py.storage.s3.requests import ObjectStore
 
 PLAIN = Properties()
 RECORD = ObjectKind.RECORD

@@ -332,7 +332,7 @@ async def test_where_removals_take_no_condition_each_attempt_looks_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bucket asks to slow down, and the next upload has its object there before the second attempt."""
-    monkeypatch.setattr("tusd_py.storage.s3.aiobotocore_store._FIRST_DELAY_SECONDS", 4.0)
+    monkeypatch.setattr("tusd_py.storage.s3.aiobotocore_store.FIRST_DELAY_SECONDS", 4.0)
     other, refused = opened(), threading.Event()
 
     def slow_down(_proxy: RulesProxy, exchange: Exchange) -> Answer | None:

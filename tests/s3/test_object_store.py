@@ -9,7 +9,6 @@ import pytest
 
 from tests.s3.conftest import OpenStore
 from tests.s3.servers import S3Server
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
@@ -21,6 +20,7 @@ from tusd_py.storage.s3.object_store import (
     RangeNotSatisfiable,
     StoreMisconfigured,
 )
+from tusd_py.storage.s3.requests import ObjectStore
 
 PLAIN = Properties()
 RECORD = ObjectKind.RECORD

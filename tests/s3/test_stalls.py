@@ -20,13 +20,14 @@ from tests.s3.servers import BUCKET, ENVIRONMENT, S3Server
 from tests.s3.test_server import Servers
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
-from tusd_py.storage.s3.aiobotocore_store import Bucket, ObjectStore
+from tusd_py.storage.s3.aiobotocore_store import Bucket
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
     ObjectKind,
     Properties,
     StoreUnavailable,
 )
+from tusd_py.storage.s3.requests import ObjectStore
 
 PART = MIN_PART_BYTES
 BODY = random.Random(8).randbytes(2 * PART + 1000)

@@ -35,9 +35,9 @@ def command(as_json: bool) -> int:
 async def _check(settings: Settings, *, as_json: bool) -> int:
     # Need an extra, and load a large library.
     from tusd_py.service.bucket import bucket_of  # noqa: PLC0415
-    from tusd_py.storage.s3.aiobotocore_store import ObjectStore  # noqa: PLC0415
     from tusd_py.storage.s3.layout import Layout  # noqa: PLC0415
     from tusd_py.storage.s3.object_store import ObjectStoreError  # noqa: PLC0415
+    from tusd_py.storage.s3.requests import ObjectStore  # noqa: PLC0415
     from tusd_py.storage.s3.trial import Trial  # noqa: PLC0415
 
     layout = Layout(settings.s3_object_prefix, settings.s3_info_prefix)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 
 from tusd_py.storage.base import is_random_id
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     ObjectNotFound,
@@ -19,6 +18,7 @@ from tusd_py.storage.s3.object_store import (
 )
 from tusd_py.storage.s3.places import Places
 from tusd_py.storage.s3.record import TOKEN, Record, parse
+from tusd_py.storage.s3.requests import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import StorageError, Upload, UploadInfo, UploadNotFound
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     MIN_PART_BYTES,
@@ -21,6 +20,7 @@ from tusd_py.storage.s3.object_store import (
     Part,
     for_each,
 )
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.translation import translated
 
 _PIECE_BYTES = 1024 * 1024

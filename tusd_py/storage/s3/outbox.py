@@ -14,9 +14,9 @@ from functools import partial
 
 from tusd_py.locks.base import UNFENCED, Fence, ensure_held
 from tusd_py.storage.base import Box, KeptEvent, OutboxCounts, next_sequence
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import JSON, ListedObject, ObjectNotFound, for_each
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.translation import translated
 
 _DIRECTORIES: dict[Box, str] = {"waiting": "outbox", "failed": "outbox-failed"}

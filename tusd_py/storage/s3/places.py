@@ -13,9 +13,9 @@ from functools import partial
 
 from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import MAX_ID_BYTES, LocationRefused, PlaceTaken, is_valid_id
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import TEXT, ObjectNotFound, PreconditionFailed
+from tusd_py.storage.s3.requests import ObjectStore
 
 _DIRECTORY = "taken"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from tusd_py.locks.base import LeaseLost
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import ObjectHead, ObjectNotFound, Part, Properties
 from tusd_py.storage.s3.record import TOKEN, Record
+from tusd_py.storage.s3.requests import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from tusd_py.storage.base import StorageError
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.object_store import ObjectHead, StoreUnavailable
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.translation import translated
 
 _PIECE_BYTES = 256 * 1024

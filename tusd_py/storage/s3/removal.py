@@ -29,7 +29,6 @@ from tusd_py.storage.base import (
     UploadGone,
     is_random_id,
 )
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.freeing import Freeing, own_tail, stored_record
 from tusd_py.storage.s3.layout import TAIL, Layout
 from tusd_py.storage.s3.object_store import (
@@ -43,6 +42,7 @@ from tusd_py.storage.s3.object_store import (
 from tusd_py.storage.s3.places import Exclusively, Places
 from tusd_py.storage.s3.progress import finish_of
 from tusd_py.storage.s3.record import TOKEN, Record, parse, serialize
+from tusd_py.storage.s3.requests import ObjectStore
 
 logger = logging.getLogger(__name__)
 

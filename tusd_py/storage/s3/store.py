@@ -37,7 +37,6 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.finished_names import FinishedNames
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.freeing import pending_of, stored_record
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
@@ -60,6 +59,7 @@ from tusd_py.storage.s3.progress import Progress, finish_of, part_size, read_pro
 from tusd_py.storage.s3.reader import MOST_CLIENTS, S3Reader
 from tusd_py.storage.s3.record import Record, TusdsRecord, parse, serialize
 from tusd_py.storage.s3.removal import S3Removal
+from tusd_py.storage.s3.requests import ObjectStore
 from tusd_py.storage.s3.spool import Spool
 from tusd_py.storage.s3.sweep_marks import S3SweepMarks
 from tusd_py.storage.s3.tails import Tails

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from tusd_py.storage.base import SweepTimes
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import TEXT, ObjectStoreError
+from tusd_py.storage.s3.requests import ObjectStore
 
 
 class S3SweepMarks:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from tusd_py.storage.s3.aiobotocore_store import ObjectStore
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
     MAX_PARTS,
@@ -23,6 +22,7 @@ from tusd_py.storage.s3.object_store import (
     StoreMisconfigured,
     StoreUnavailable,
 )
+from tusd_py.storage.s3.requests import ObjectStore
 
 Outcome = Literal["ok", "note", "problem"]
 
