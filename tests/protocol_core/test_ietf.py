@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.protocol_core.attempts import attempt
 from tusd_py.protocol import errors, ietf, tus
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.protocol.headers import media_type
 from tusd_py.protocol.ietf import UNVERSIONED, VERSIONS, Limits, Status, Version
 from tusd_py.protocol.tus import Append, Creation
 
@@ -372,7 +373,7 @@ def test_R23_a_request_is_never_taken_for_the_other_protocols(
     marked = {"upload-draft-interop-version", "upload-complete", "upload-incomplete"} & set(headers)
     if "tus-resumable" in headers or method == "OPTIONS":
         assert version is None
-    elif marked or (method == "PATCH" and ietf.media_type(headers) == ietf.MEDIA_TYPE):
+    elif marked or (method == "PATCH" and media_type(headers) == ietf.MEDIA_TYPE):
         assert version is not None
     else:
         assert version is None

@@ -24,27 +24,15 @@ class Hasher(Protocol):
     def digest(self) -> bytes: ...
 
 
-class _Crc32:
-    """CRC-32 (ISO-HDLC); the digest is four bytes, big-endian."""
+class _Crc:
+    """A CRC; the digest is four bytes, big-endian. update: returns the value after further bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, update: Callable[[bytes | bytearray | memoryview, int], int]) -> None:
         self._value = 0
+        self._update = update
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        self._value = zlib.crc32(data, self._value)
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
-class _Crc32c:
-    """CRC-32C (Castagnoli); the digest is four bytes, big-endian."""
-
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        self._value = crc32c(data, self._value)
+        self._value = self._update(data, self._value)
 
     def digest(self) -> bytes:
         return self._value.to_bytes(4, "big")
@@ -55,10 +43,10 @@ ALGORITHMS: dict[str, tuple[Callable[[], Hasher], int]] = {
     "sha256": (hashlib.sha256, 32),
     "sha512": (hashlib.sha512, 64),
     "md5": (lambda: hashlib.md5(usedforsecurity=False), 16),
-    "crc32": (_Crc32, 4),
-    "crc32c": (_Crc32c, 4),
+    "crc32": (lambda: _Crc(zlib.crc32), 4),
+    "crc32c": (lambda: _Crc(crc32c), 4),
 }
-"""Name in the header -> (factory of hashers, length of the digest in bytes)."""
+"""Name in the header -> (factory of hashers, length of the digest in bytes). crc32: ISO-HDLC; crc32c: Castagnoli."""
 
 SUPPORTED = ",".join(ALGORITHMS)
 """The value of `Tus-Checksum-Algorithm`."""

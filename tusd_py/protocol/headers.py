@@ -62,6 +62,11 @@ class Headers(dict[str, str]):
             self[name] = ", ".join(values)
 
 
+def media_type(headers: Mapping[str, str]) -> str:
+    """The media type of the body in lower case, without parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def announces_trailer(headers: Mapping[str, str], name: str) -> bool:
     """Whether `Trailer` names a field (RFC 9110, section 6.6.2). name: in lower case."""
     announced = headers.get("trailer")

@@ -19,7 +19,7 @@ import http_sf
 from tusd_py.protocol import digests, disposition, errors, metadata, tus
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import announces_trailer, parse_digits
+from tusd_py.protocol.headers import media_type
 from tusd_py.protocol.tus import Append, Content, Creation
 
 MEDIA_TYPE = "application/partial-upload"
@@ -181,11 +181,6 @@ def provided_offset(headers: Mapping[str, str]) -> int | None:
     return _integer(headers, "upload-offset")
 
 
-def media_type(headers: Mapping[str, str]) -> str:
-    """The media type of the body in lower case, without parameters."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 def _completeness_field(version: Version) -> str:
     return "Upload-Incomplete" if version.inverted else "Upload-Complete"
 
@@ -234,22 +229,15 @@ def _declared_length(
 
 
 def _content(headers: Mapping[str, str]) -> Content:
-    declared = headers.get("content-length")
-    try:
-        length = None if declared is None else parse_digits(declared)
-    except ValueError:
-        raise errors.bad_request("invalid Content-Length header") from None
-    digest = headers.get(digests.CONTENT.lower())
-    return Content(
-        length=length,
-        checksum=None if digest is None else digests.parse(digest, digests.CONTENT),
-        checksum_in_trailer=digest is None and announces_trailer(headers, digests.CONTENT.lower()),
-        read_trailer=_trailing_digest,
-    )
+    return tus.content_of(headers, digests.CONTENT.lower(), _content_digest, _trailing_digest)
+
+
+def _content_digest(value: str) -> Checksum | None:
+    return digests.parse(value, digests.CONTENT)
 
 
 def _trailing_digest(trailers: Mapping[str, str]) -> Checksum:
-    digest = digests.parse(trailers.get(digests.CONTENT.lower(), ""), digests.CONTENT)
+    digest = _content_digest(trailers.get(digests.CONTENT.lower(), ""))
     if digest is None:
         raise errors.invalid_digest(digests.CONTENT)
     return digest

@@ -17,7 +17,7 @@ from tusd_py.protocol import errors, metadata
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.concat import Final, Partial
 from tusd_py.protocol.errors import ProtocolError
-from tusd_py.protocol.headers import announces_trailer, parse_digits
+from tusd_py.protocol.headers import announces_trailer, media_type, parse_digits
 
 VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
@@ -122,21 +122,16 @@ def parse_creation(headers: Mapping[str, str], *, max_parts: int) -> Creation:
     concat_header = headers.get("upload-concat", "")
     concat = concats.parse(concat_header, max_parts=max_parts) if concat_header else None
     final = isinstance(concat, Final)
+    length = _length_of_creation(headers, final=final)
     metadata_header = headers.get("upload-metadata", "")
-    return Creation(
-        length=_length_of_creation(headers, final=final),
-        metadata=metadata.parse(metadata_header),
-        metadata_header=metadata_header,
-        concat=concat,
-        concat_header=concat_header,
-        content=_content_of_creation(headers, final=final),
-        unwanted_body=_unwanted_body(headers, final=final),
-    )
+    pairs = metadata.parse(metadata_header)
+    content, unwanted = _body_of_creation(headers, final=final)
+    return Creation(length, pairs, metadata_header, concat, concat_header, content, unwanted)
 
 
 def parse_append(headers: Mapping[str, str]) -> Append:
     """Parse a PATCH. Raises a 400 for invalid numbers and checksums, a 415 for another media type."""
-    if _media_type(headers) != MEDIA_TYPE:
+    if media_type(headers) != MEDIA_TYPE:
         raise errors.invalid_content_type()
     try:
         offset = parse_digits(headers.get("upload-offset", ""))
@@ -168,43 +163,44 @@ def _number(value: str) -> int:
         raise errors.invalid_length() from None
 
 
-def _media_type(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _content_of_creation(headers: Mapping[str, str], *, final: bool) -> Content | None:
-    if _media_type(headers) == MEDIA_TYPE and not final:
-        return _content(headers)
-    # Refused rather than dropped: the client would assume that the bytes are stored.
-    if headers.get("content-length", "0") != "0":
-        raise _refused_body(final=final)
-    return None
-
-
-def _unwanted_body(headers: Mapping[str, str], *, final: bool) -> ProtocolError | None:
-    if "transfer-encoding" in headers and (final or _media_type(headers) != MEDIA_TYPE):
-        return _refused_body(final=final)
-    return None
-
-
-def _refused_body(*, final: bool) -> ProtocolError:
+def _body_of_creation(
+    headers: Mapping[str, str], *, final: bool
+) -> tuple[Content | None, ProtocolError | None]:
+    """The content of a creation, and `Creation.unwanted_body`. Raises the refusal of a body that is no content."""
+    if media_type(headers) == MEDIA_TYPE and not final:
+        return _content(headers), None
+    has_bytes = headers.get("content-length", "0") != "0"
+    if not has_bytes and "transfer-encoding" not in headers:
+        return None, None
+    refusal = errors.invalid_content_type()
     if final:
-        return errors.invalid_concat("the creation of a final upload has no body")
-    return errors.invalid_content_type()
+        refusal = errors.invalid_concat("the creation of a final upload has no body")
+    if has_bytes:
+        # Refused rather than dropped: the client would assume that the bytes are stored.
+        raise refusal
+    return None, refusal
 
 
 def _content(headers: Mapping[str, str]) -> Content:
+    return content_of(headers, CHECKSUM_TRAILER, checksums.parse, trailing_checksum)
+
+
+def content_of(
+    headers: Mapping[str, str],
+    field: str,
+    parse: Callable[[str], Checksum | None],
+    read_trailer: Callable[[Mapping[str, str]], Checksum],
+) -> Content:
+    """The body that a request announces. field: of the checksum, in lower case; parse: parses it. Raises a 400."""
     declared = headers.get("content-length")
     try:
         length = None if declared is None else parse_digits(declared)
     except ValueError:
         raise errors.bad_request("invalid Content-Length header") from None
-    value = headers.get("upload-checksum")
-    return Content(
-        length=length,
-        checksum=None if value is None else checksums.parse(value),
-        checksum_in_trailer=value is None and announces_trailer(headers, CHECKSUM_TRAILER),
-    )
+    value = headers.get(field)
+    if value is not None:
+        return Content(length, parse(value), checksum_in_trailer=False, read_trailer=read_trailer)
+    return Content(length, None, announces_trailer(headers, field), read_trailer)
 
 
 def options_headers(extensions: Iterable[str], *, max_size: int) -> dict[str, str]:
