@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from numbers import Number
 from typing import TYPE_CHECKING, NamedTuple
@@ -266,22 +266,22 @@ class Changes:
 
     def then(self, later: Changes) -> Changes:
         """These changes, overridden by those of a later hook."""
-        return Changes(
-            id=self.id if later.id is None else later.id,
-            metadata=self.metadata if later.metadata is None else later.metadata,
-            storage_path=self.storage_path if later.storage_path is None else later.storage_path,
-            placement=self.placement if later.placement is None else later.placement,
-            expire_after=self.expire_after if later.expire_after is None else later.expire_after,
-            retain=self.retain if later.retain is None else later.retain,
-            quota_bytes=self.quota_bytes if later.quota_bytes is None else later.quota_bytes,
-            quota_uploads=self.quota_uploads
-            if later.quota_uploads is None
-            else later.quota_uploads,
-            response=self.response if later.response is None else later.response,
-        )
+        chosen = {name: getattr(later, name) for name in _TYPES_OF_CHANGES}
+        return replace(self, **{name: each for name, each in chosen.items() if each is not None})
 
 
-class Reject(Exception):
+class _ChosenResponse(Exception):
+    """Ends a request with a response that a hook chose."""
+
+    def __init__(self, status: int, body: str, headers: Mapping[str, str] | None) -> None:
+        super().__init__(body)
+        _check_response(f"a {type(self).__name__}", status, headers or {}, body)
+        self.status = status
+        self.body = body
+        self.headers = dict(headers or {})
+
+
+class Reject(_ChosenResponse):
     """Raised by a `pre_` hook to refuse the request with this response. code: for logs and metrics.
 
     Raises ValueError for an invalid status or header field, and TypeError for a wrong type.
@@ -295,15 +295,11 @@ class Reject(Exception):
         *,
         code: str = "ERR_UPLOAD_REJECTED",
     ) -> None:
-        super().__init__(body)
-        _check_response("a Reject", status, headers or {}, body)
-        self.status = status
-        self.body = body
+        super().__init__(status, body, headers)
         self.code = code
-        self.headers = dict(headers or {})
 
 
-class Stop(Exception):
+class Stop(_ChosenResponse):
     """Raised by a `post_receive` hook to end the running request with this response; the bytes that arrived are kept.
 
     Raises ValueError for an invalid status or header field, and TypeError for a wrong type.
@@ -315,11 +311,7 @@ class Stop(Exception):
         body: str = "the upload was stopped by the server",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(body)
-        _check_response("a Stop", status, headers or {}, body)
-        self.status = status
-        self.body = body
-        self.headers = dict(headers or {})
+        super().__init__(status, body, headers)
 
 
 class HookFailed(Exception):

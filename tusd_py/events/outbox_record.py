@@ -11,8 +11,7 @@ import json
 import math
 import re
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, replace
-from typing import TypedDict
+from dataclasses import dataclass, fields, replace
 
 from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
 from tusd_py.storage.base import UploadInfo
@@ -21,6 +20,9 @@ _SECRET = re.compile(
     r"auth|cookie|token|secret|passw|key|session|signature|credential|jwt|csrf|xsrf|assertion|referer"
 )
 """Matches names of header fields that may contain credentials, which are not stored. A URL (Referer) may contain some."""
+_UPLOAD = tuple(each.name for each in fields(UploadView))
+_REQUEST = tuple(each.name for each in fields(RequestView) if each.name != "principal")
+"""What is stored of an upload and of a request, under the names that hooks know."""
 
 
 class MalformedOutboxRecord(Exception):
@@ -52,41 +54,6 @@ class OutboxRecord:
         return replace(self, attempts=attempts, event=event, happened=True)
 
 
-class _Upload(TypedDict):
-    id: str
-    length: int | None
-    offset: int
-    metadata: dict[str, str]
-    is_partial: bool
-    is_final: bool
-    parts: list[str]
-    owner: str
-    location: str | None
-    path: str
-    finished_at: float | None
-
-
-class _Request(TypedDict):
-    method: str
-    path: str
-    client: str
-    headers: dict[str, str]
-    collection_url: str
-
-
-class _Document(TypedDict):
-    id: str
-    type: str
-    created_at: float
-    upload: _Upload
-    request: _Request
-    hooks: list[str]
-    attempts: int
-    not_before: float
-    problem: str
-    happened: bool
-
-
 def id_of(event_type: EventType, info: UploadInfo) -> str:
     """The id of an event that happens once to an upload; derived, so that every process computes the same."""
     text = f"{event_type}\0{info.id}\0{info.created_at!r}"
@@ -112,31 +79,19 @@ def is_secret(header: str) -> bool:
 def serialize(record: OutboxRecord) -> bytes:
     """Serialize to UTF-8 JSON."""
     event, upload, request = record.event, record.event.upload, record.event.request
-    document: _Document = {
+    document = {
         "id": event.id,
         "type": event.type.value,
         "created_at": record.created_at,
         "upload": {
-            "id": upload.id,
-            "length": upload.length,
-            "offset": upload.offset,
+            **{name: getattr(upload, name) for name in _UPLOAD},
             "metadata": {key: b64encode(value).decode() for key, value in upload.metadata.items()},
-            "is_partial": upload.is_partial,
-            "is_final": upload.is_final,
-            "parts": list(upload.parts),
-            "owner": upload.owner,
-            "location": upload.location,
-            "path": upload.path,
-            "finished_at": upload.finished_at,
         },
         "request": {
-            "method": request.method,
-            "path": request.path,
-            "client": request.client,
+            **{name: getattr(request, name) for name in _REQUEST},
             "headers": dict(request.headers),
-            "collection_url": request.collection_url,
         },
-        "hooks": list(record.hooks),
+        "hooks": record.hooks,
         "attempts": record.attempts,
         "not_before": record.not_before,
         "problem": record.problem,
@@ -148,8 +103,28 @@ def serialize(record: OutboxRecord) -> bytes:
 def parse(content: bytes) -> OutboxRecord:
     """Parse the output of `serialize`. Raises MalformedOutboxRecord."""
     try:
-        document: _Document = json.loads(content)
-        record = _read(document)
+        document = json.loads(content)
+        upload, attempts = document["upload"], document["attempts"]
+        upload["metadata"] = {key: b64decode(each) for key, each in upload["metadata"].items()}
+        upload["parts"] = tuple(upload["parts"])
+        event = Event(
+            type=EventType(document["type"]),
+            # Records of 0.1.0 have neither path nor finished_at.
+            upload=UploadView(**{name: upload[name] for name in _UPLOAD if name in upload}),
+            request=RequestView(**document["request"]),
+            id=document["id"],
+            attempt=max(1, attempts),
+        )
+        record = OutboxRecord(
+            event=event,
+            created_at=document["created_at"],
+            hooks=tuple(document["hooks"]),
+            attempts=attempts,
+            not_before=document["not_before"],
+            problem=document["problem"],
+            # Records of 0.1.0 do not tell.
+            happened=bool(document.get("happened", attempts > 0)),
+        )
         _check_values(record)
         return record
     except (
@@ -169,7 +144,9 @@ def parse_if_any(content: bytes) -> OutboxRecord | None:
 
 
 def _check_values(record: OutboxRecord) -> None:
-    """Raise ValueError for values of a wrong type or range."""
+    """Raise ValueError for values of a wrong type or range, and for an event that is not delivered."""
+    if record.event.type not in DELIVERED:
+        raise ValueError(f"{record.event.type} is not delivered")
     counts = (record.attempts, record.event.attempt)
     if not all(type(each) is int and each >= 0 for each in counts):
         raise ValueError(f"attempts is {record.attempts!r:.100}")
@@ -179,40 +156,3 @@ def _check_values(record: OutboxRecord) -> None:
     texts = (*record.hooks, record.problem, record.event.id, record.event.upload.id)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is expected in hooks, problem and ids")
-
-
-def _read(document: _Document) -> OutboxRecord:
-    upload, request = document["upload"], document["request"]
-    event_type = EventType(document["type"])
-    if event_type not in DELIVERED:
-        raise ValueError(f"{event_type} is not delivered")
-    event = Event(
-        type=event_type,
-        upload=UploadView(
-            id=upload["id"],
-            length=upload["length"],
-            offset=upload["offset"],
-            metadata={key: b64decode(value) for key, value in upload["metadata"].items()},
-            is_partial=upload["is_partial"],
-            is_final=upload["is_final"],
-            parts=tuple(upload["parts"]),
-            owner=upload["owner"],
-            location=upload["location"],
-            # Records of earlier versions have neither.
-            path=upload.get("path", ""),
-            finished_at=upload.get("finished_at"),
-        ),
-        request=RequestView(**request),
-        id=document["id"],
-        attempt=max(1, document["attempts"]),
-    )
-    return OutboxRecord(
-        event=event,
-        created_at=document["created_at"],
-        hooks=tuple(document["hooks"]),
-        attempts=document["attempts"],
-        not_before=document["not_before"],
-        problem=document["problem"],
-        # Records of earlier versions do not tell.
-        happened=bool(document.get("happened", document["attempts"] > 0)),
-    )

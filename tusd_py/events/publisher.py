@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tusd_py import logs
 from tusd_py.events import outbox_record
@@ -28,6 +28,9 @@ from tusd_py.storage.base import (
     UploadInfo,
 )
 
+if TYPE_CHECKING:
+    from tusd_py.jobs.relay import Relay
+
 logger = logging.getLogger(__name__)
 
 _WARN_AFTER_SECONDS = 900.0
@@ -42,40 +45,15 @@ _LOGGED = {
 """Names of the events in the log."""
 
 
-class Relay(Protocol):
-    """Queues deliveries of the outbox for workers."""
-
-    async def start(self) -> None:
-        """Start queueing."""
-
-    async def stop(self) -> None:
-        """Stop. A later `scan` finds what is not queued yet."""
-
-    def enqueue(self, upload_id: str, /) -> None:
-        """Queue the delivery of an upload's events. Returns at once; a later `scan` finds what is lost."""
-
-    async def scan(self, outbox: Outbox) -> int:
-        """Queue deliveries for all events in the outbox that lack one; return the number of uploads."""
-
-
-class NoRelay:
-    """Queues nothing; a worker's scan finds the events."""
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    def enqueue(self, _upload_id: str, /) -> None: ...
-
-    async def scan(self, _outbox: Outbox) -> int:
-        return 0
-
-
 class EventPublisher:
     """Publishes events of uploads.
 
     outbox: for the events that workers deliver; None if they deliver none. durable: whether an event must survive a power cut
     once the client has its response. path_of: returns where hooks find the bytes of an upload.
+
+    Attributes:
+        outbox: As above.
+        relay: Queues the deliveries of the outbox for workers; without one, a worker's scan finds the events.
     """
 
     def __init__(
@@ -86,9 +64,9 @@ class EventPublisher:
         durable: bool = True,
         path_of: Callable[[UploadInfo], str] | None = None,
     ) -> None:
-        self.relay: Relay = NoRelay()
+        self.relay: Relay | None = None
         self._hooks = hooks
-        self._outbox = outbox
+        self.outbox = outbox
         self._durable = durable
         self._path_of = path_of
 
@@ -96,7 +74,7 @@ class EventPublisher:
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
     ) -> None:
         """Record an event that is about to happen in the outbox, under the upload's lock. Raises StorageError, LeaseLost."""
-        if self._outbox is None:
+        if self.outbox is None:
             return
         hooks = self._hooks.delivered_to(event_type)
         if not hooks:
@@ -104,7 +82,7 @@ class EventPublisher:
         event = self._event(event_type, upload, outbox_record.without_secrets(request))
         content = outbox_record.serialize(OutboxRecord(event, upload.info.created_at, hooks))
         sync = self._durable and event_type is EventType.POST_FINISH
-        await self._outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
+        await self.outbox.keep(upload.id, event.id, content, sync=sync, fence=fence)
 
     async def record_again(
         self, event_type: EventType, upload: Upload, request: RequestView
@@ -113,11 +91,11 @@ class EventPublisher:
 
         One that was delivered meanwhile is delivered again.
         """
-        if self._outbox is None or not self._hooks.delivered_to(event_type):
+        if self.outbox is None or not self._hooks.delivered_to(event_type):
             return
         event_id = id_of(event_type, upload.info)
         try:
-            if all(kept.event_id != event_id for kept in await self._outbox.of(upload.id)):
+            if all(kept.event_id != event_id for kept in await self.outbox.of(upload.id)):
                 # Without a fence: it has happened, whoever holds the lock now.
                 await self.record(event_type, upload, request, UNFENCED)
                 await self._sync_removals(
@@ -132,16 +110,16 @@ class EventPublisher:
             _log(name, upload, request)
         if self._hooks.wants(event_type):
             self._hooks.notify(self._event(event_type, upload, request))
-        if self._outbox is not None and self._hooks.delivered_to(event_type):
+        if self.relay is not None and self._hooks.delivered_to(event_type):
             self.relay.enqueue(upload.id)
 
     async def scan(self) -> None:
         """Queue the events in the outbox whose delivery was lost, and warn if events wait for long."""
-        if self._outbox is None:
+        if self.outbox is None:
             return
         try:
-            found = await self.relay.scan(self._outbox)
-            counts = await self._outbox.counts()
+            found = 0 if self.relay is None else await self.relay.scan(self.outbox)
+            counts = await self.outbox.counts()
         except StorageError as problem:
             logger.warning("the outbox cannot be read: %s", problem)
             return
@@ -174,18 +152,14 @@ class EventPublisher:
         await self._withdraw(upload, stale, fence)
 
     @property
-    def outbox(self) -> Outbox | None:
-        """The events that workers deliver; None if they deliver none."""
-        return self._outbox
-
-    @property
     def delivers(self) -> bool:
         """Whether workers deliver any events."""
-        return self._outbox is not None and self._hooks.delivers
+        return self.outbox is not None and self._hooks.delivers
 
     def enqueue(self, upload_id: str) -> None:
-        """Queue the delivery of an upload's events."""
-        self.relay.enqueue(upload_id)
+        """Queue the delivery of an upload's events. What is lost is found by a later scan."""
+        if self.relay is not None:
+            self.relay.enqueue(upload_id)
 
     async def record_removals(
         self,
@@ -217,22 +191,20 @@ class EventPublisher:
 
     async def _sync_removals(self, event_type: EventType, upload_ids: Collection[str]) -> None:
         """Make recorded events durable, as after a power cut nothing else tells of a removed upload. Raises StorageError."""
-        if self._outbox is None or not self._durable or not upload_ids:
+        if self.outbox is None or not self._durable or not upload_ids:
             return
         if self._hooks.delivered_to(event_type):
-            await self._outbox.sync(list(upload_ids))
+            await self.outbox.sync(list(upload_ids))
 
     async def record_late(
         self, removal: UnpublishedRemoval, request: RequestView, fence: Fence
-    ) -> EventType | None:
-        """Record the event of a removal after it. Returns its type, None if unknown. Raises StorageError, LeaseLost."""
+    ) -> None:
+        """Record the event of a removal after it, if its type is known. Raises StorageError, LeaseLost."""
         info = removal.upload.info
         for event_type in _REMOVALS:
             if id_of(event_type, info) == removal.event.event_id:
                 await self.record(event_type, removal.upload, request, fence)
                 await self._sync_removals(event_type, {info.id})
-                return event_type
-        return None
 
     async def _record_removal(
         self, event_type: EventType, upload: Upload, request: RequestView, fence: Fence
@@ -250,11 +222,11 @@ class EventPublisher:
 
     async def _withdraw(self, upload: Upload, stale: AbstractSet[str], fence: Fence) -> None:
         """Remove the events with these ids from the outbox."""
-        if self._outbox is None or not self._hooks.delivers:
+        if self.outbox is None or not self._hooks.delivers:
             return
-        for kept in await self._outbox.of(upload.id):
+        for kept in await self.outbox.of(upload.id):
             if kept.event_id in stale:
-                await self._outbox.forget(kept, fence=fence)
+                await self.outbox.forget(kept, fence=fence)
 
     def _event(self, event_type: EventType, upload: Upload, request: RequestView) -> Event:
         path = self._path_of(upload.info) if self._path_of is not None else ""

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Relay:
-    """See the module, and `tusd_py.events.publisher.Relay`. url: of the Redis."""
+    """See the module. url: of the Redis."""
 
     def __init__(self, settings: Settings, url: str) -> None:
         self._connection = connect(url)
@@ -55,14 +55,17 @@ class Relay:
         await asyncio.to_thread(self._thread.shutdown)
         self._connection.close()
 
-    def enqueue(self, upload_id: str, /) -> None:
-        """See `tusd_py.events.publisher.Relay`."""
+    def enqueue(self, upload_id: str) -> None:
+        """Queue the delivery of an upload's events. Returns at once; a later `scan` finds what is lost."""
         if len(self._pending) < _MAX_PENDING:
             self._pending[upload_id] = None
             self._has_pending.set()
 
     async def scan(self, outbox: Outbox) -> int:
-        """See `tusd_py.events.publisher.Relay`. While Redis is unavailable, nothing is queued. Raises StorageError."""
+        """Queue deliveries for all events in the outbox that lack one; return the number of uploads.
+
+        While Redis is unavailable, nothing is queued. Raises StorageError.
+        """
         waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
         if not waiting:
             return 0

@@ -19,7 +19,7 @@ from tusd_py.auth.quota import OpenUploads
 from tusd_py.background import cancel, keep_running
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext
-from tusd_py.events.publisher import EventPublisher, Relay
+from tusd_py.events.publisher import EventPublisher
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance
 from tusd_py.redis import RedisClient
@@ -279,8 +279,8 @@ class Instance:
             return
         # Not for servers that have no events to deliver: it loads rq.
         queue = await asyncio.to_thread(importlib.import_module, "tusd_py.jobs.relay")
-        self.publisher.relay = cast(Relay, queue.Relay(self.settings, url))
-        await self.publisher.relay.start()
+        relay = self.publisher.relay = queue.Relay(self.settings, url)
+        await relay.start()
 
     async def _warn_of_leftovers(self) -> None:
         """Warn of undelivered events from before a change of settings, which no worker delivers now."""
@@ -307,7 +307,8 @@ class Instance:
         self.uploads.begin_shutdown()
         await self.drain()
         await self._hooks.stop()
-        await self.publisher.relay.stop()
+        if self.publisher.relay is not None:
+            await self.publisher.relay.stop()
         if self._due_marks is not None:
             await self._due_marks.flush()
         if self.authenticator is not None:
