@@ -32,7 +32,7 @@ from tusd_py.storage.file import records
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import sweep_due
+from tusd_py.uploads.sweep import Sweep
 
 _CONTENT = bytes(1024)
 _DAY = 86_400.0
@@ -232,7 +232,7 @@ async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
             ids = [entry.name for entry in os.scandir(directory) if entry.name.endswith(".info")]
             await registry.update(dict.fromkeys((name[:-5] for name in ids), 1.0))
             began, cpu = time.perf_counter(), time.process_time()
-            report = await sweep_due(uploads, registry)
+            report = await Sweep(uploads, registry).check_due()
             assert (report.seen, report.expired) == (due, due), report
             seconds = time.perf_counter() - began
             text = f"{known:,} known, {due:,} due"

@@ -24,8 +24,7 @@ from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.model import TRANSITIONS, UploadState
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import SweepStopped
-from tusd_py.uploads.sweep import sweep as sweep_all
+from tusd_py.uploads.sweep import Sweep, SweepStopped
 
 DAY = 86_400.0
 REQUEST = RequestView()
@@ -472,12 +471,12 @@ async def test_a_final_that_has_its_parts_is_joined_whatever_its_age(
     final = await interrupted_final(world, monkeypatch, interrupted)
     world.now += 8 * DAY
     assert await world.look(final) is S.WAITING
-    report = await sweep_all(world.uploads)
+    report = await Sweep(world.uploads).check_all()
     assert (report.expired, report.failed) == (0, 0)
     assert await world.look(final) is S.FINISHED
     assert await content_of(world.store, await world.uploads.load(final)) == b"abcd"
     # No unfinished final keeps the parts, so they expire.
-    assert (await sweep_all(world.uploads)).expired == 2
+    assert (await Sweep(world.uploads).check_all()).expired == 2
 
 
 @pytest.mark.parametrize("lacks", ["bytes of a part", "a part"])
@@ -493,7 +492,7 @@ async def test_a_final_that_lacks_something_expires(world: World, lacks: str) ->
     await world.uploads.drain()
     world.now += 8 * DAY
     assert await world.look(final) is S.EXPIRED
-    await sweep_all(world.uploads)
+    await Sweep(world.uploads).check_all()
     assert await world.look(final) is S.ABSENT
 
 
@@ -503,7 +502,7 @@ async def test_a_final_that_is_refused_expires(
     final = await interrupted_final(world, monkeypatch)
     world.now += 8 * DAY
     world.refuses = True
-    assert (await sweep_all(world.uploads)).finished == 0
+    assert (await Sweep(world.uploads).check_all()).finished == 0
     assert await world.look(final) is S.ABSENT
 
 
@@ -542,4 +541,4 @@ async def test_a_sweep_stops_if_locks_go_away_before_it_tidies_up(
 
     monkeypatch.setattr(world.store, "tidy", tidy)
     with pytest.raises(SweepStopped, match="no Redis"):
-        await sweep_all(world.uploads)
+        await Sweep(world.uploads).check_all()

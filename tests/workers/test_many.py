@@ -25,7 +25,7 @@ from tusd_py.events.model import Event
 from tusd_py.locks.base import UNFENCED, HeldFence, Locks
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.locks.redis import RedisLocks
-from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError
+from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError
 from tusd_py.redis import RedisClient
 from tusd_py.redis.due_index import DueIndex
 from tusd_py.storage.base import (
@@ -38,7 +38,7 @@ from tusd_py.storage.base import (
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import sweep
+from tusd_py.uploads.sweep import Expired, Sweep
 
 COUNT = 1500
 
@@ -70,7 +70,7 @@ async def test_all_go_but_those_in_use_and_what_moved(store: FileStore) -> None:
     locks = MemoryLocks()
     lease = await locks.acquire("u7", timeout=0)
     os.utime(Path(store.root, "u8"))
-    report = await sweep(uploads(store, locks))
+    report = await Sweep(uploads(store, locks)).check_all()
     assert (report.seen, report.expired, report.failed) == (COUNT, COUNT - 2, 0)
     await lease.release()
     assert sorted([each async for each in store.ids()]) == ["u7", "u8"]
@@ -86,7 +86,7 @@ async def test_what_cannot_be_read_or_removed_does_not_keep_the_others(
     data.mkdir()
     os.utime(data, (1.0, 1.0))
     with caplog.at_level(logging.WARNING):
-        report = await sweep(uploads(store))
+        report = await Sweep(uploads(store)).check_all()
     assert (report.seen, report.expired, report.failed) == (200, 198, 2)
     assert len([line for line in caplog.messages if "the sweep skipped" in line]) == 2
 
@@ -106,7 +106,7 @@ async def test_slow_hooks_do_not_pile_up(store: FileStore) -> None:
 
     await abandoned(store, COUNT + 100)
     hooks = Hooks([Slow()])
-    sweeping = asyncio.create_task(sweep(uploads(store, hooks=hooks)))
+    sweeping = asyncio.create_task(Sweep(uploads(store, hooks=hooks)).check_all())
     async with asyncio.timeout(60):
         await full.wait()
     done, _ = await asyncio.wait([sweeping], timeout=0.5)
@@ -170,7 +170,7 @@ async def test_sweeps_that_overlap_remove_each_upload_once(
         hooks = [Hooks([Hook()]) for _ in redis_clients]
         places = [uploads(store, *both) for both in zip(locks, hooks, strict=True)]
         reports = await asyncio.gather(
-            *(sweep(place, due_index=DueIndex(redis_clients[0])) for place in places)
+            *(Sweep(place, DueIndex(redis_clients[0])).check_all() for place in places)
         )
         for each in hooks:
             await each.drain()

@@ -21,7 +21,7 @@ from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import sweep, sweep_due
+from tusd_py.uploads.sweep import Sweep
 
 
 class Clock:
@@ -86,9 +86,9 @@ async def test_what_is_due_goes_and_the_rest_is_not_looked_at(
     place.clock.now += 50
     await place.new("young")
     await place.writer.flush()
-    await sweep(place.uploads, due_index=registry)
+    await Sweep(place.uploads, registry).check_all()
     place.clock.now += 60
-    report = await sweep_due(place.uploads, registry)
+    report = await Sweep(place.uploads, registry).check_due()
     assert (report.seen, report.expired) == (1, 1)
     await place.writer.flush()
     counts = await registry.counts(place.clock.now)
@@ -103,7 +103,7 @@ async def test_an_upload_that_moved_is_spared_and_looked_at_later(
     await registry.mark_whole(whole=True)
     place.clock.now += 150
     os.utime(Path(place.store.root, "a"), (place.clock.now - 20, place.clock.now - 20))
-    report = await sweep_due(place.uploads, registry)
+    report = await Sweep(place.uploads, registry).check_due()
     assert (report.seen, report.expired) == (1, 0)
     assert await registry.due(place.clock.now + 79, 10) == []
     assert await registry.due(place.clock.now + 81, 10) == ["a"]
@@ -115,12 +115,12 @@ async def test_a_sweep_that_removes_nothing_keeps_the_index(
     await place.new("old")
     place.clock.now += 150
     await place.new("young")
-    report = await sweep(place.uploads, due_index=registry, removes=False)
+    report = await Sweep(place.uploads, registry, removes=False).check_all()
     assert (report.seen, report.expired) == (2, 1)
     assert await registry.due(place.clock.now, 10) == ["old"]
     counts = await registry.counts(place.clock.now)
     assert (counts.known, counts.due, counts.is_whole) == (2, 1, True)
-    assert (await sweep_due(place.uploads, registry)).expired == 1
+    assert (await Sweep(place.uploads, registry).check_due()).expired == 1
 
 
 async def test_changes_that_were_being_sent_at_the_end_are_sent_once_more(
@@ -149,11 +149,11 @@ async def test_an_emptied_redis_is_filled_again_from_the_storage(
     await place.writer.flush()
     redis.command("FLUSHALL")
     place.clock.now += 50
-    report = await sweep_due(place.uploads, registry)
+    report = await Sweep(place.uploads, registry).check_due()
     assert (report.seen, report.expired) == (20, 0)
     counts = await registry.counts(place.clock.now)
     assert (counts.known, counts.is_whole) == (20, True)
-    assert (await sweep_due(place.uploads, registry)).seen == 0
+    assert (await Sweep(place.uploads, registry).check_due()).seen == 0
 
 
 async def test_an_upload_in_use_is_left_and_the_sweep_ends(
@@ -168,11 +168,11 @@ async def test_an_upload_in_use_is_left_and_the_sweep_ends(
     await registry.mark_whole(whole=True)
     place.clock.now += 150
     lease = await locks.acquire("a", timeout=0)
-    report = await sweep_due(uploads, registry)
+    report = await Sweep(uploads, registry).check_due()
     assert (report.seen, report.expired) == (1, 0)
     await lease.release()
     place.clock.now += 61
-    assert (await sweep_due(uploads, registry)).expired == 1
+    assert (await Sweep(uploads, registry).check_due()).expired == 1
 
 
 async def test_a_dry_run_changes_nothing(place: Place, registry: DueIndex) -> None:
@@ -181,7 +181,7 @@ async def test_a_dry_run_changes_nothing(place: Place, registry: DueIndex) -> No
     await registry.mark_whole(whole=True)
     place.clock.now += 150
     for _ in range(2):
-        report = await sweep_due(place.uploads, registry, dry_run=True)
+        report = await Sweep(place.uploads, registry, dry_run=True).check_due()
         assert (report.seen, report.expired) == (1, 1)
 
 

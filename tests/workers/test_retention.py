@@ -25,7 +25,7 @@ from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import sweep, sweep_due
+from tusd_py.uploads.sweep import Sweep
 
 DAY = 86_400.0
 
@@ -70,7 +70,7 @@ class House:
         """The uploads that a sweep of due uploads removes."""
         await self.writer.flush()
         self.expired.clear()
-        await sweep_due(self.uploads, self.registry)
+        await Sweep(self.uploads, self.registry).check_due()
         await self.uploads.hooks.drain()
         return sorted(self.expired)
 
@@ -126,10 +126,10 @@ async def test_a_retention_that_is_changed_holds_for_what_is_there(house: House)
     await house.new("a")
     never = house.ruled(UploadPolicy())
     house.clock.now += 40 * DAY
-    report = await sweep(never, due_index=house.registry)
+    report = await Sweep(never, house.registry).check_all()
     assert (report.seen, report.expired) == (1, 0)
     assert (await house.registry.counts(house.clock.now)).known == 0
-    report = await sweep(house.uploads, due_index=house.registry)
+    report = await Sweep(house.uploads, house.registry).check_all()
     assert (report.seen, report.expired) == (1, 1)
 
 
@@ -138,7 +138,7 @@ async def test_finished_uploads_are_kept_unless_told(house: House) -> None:
     await house.new("a")
     await house.new("b", retain=DAY)
     house.clock.now += 4000 * DAY
-    report = await sweep(house.uploads, due_index=house.registry)
+    report = await Sweep(house.uploads, house.registry).check_all()
     assert (report.seen, report.expired) == (2, 1)
 
 

@@ -20,9 +20,9 @@ from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, documents, of
 from tusd_py.maintenance import remote
-from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError, Tell
+from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError
 from tusd_py.redis.due_index import SweepKind
-from tusd_py.uploads.sweep import SweepReport
+from tusd_py.uploads.sweep import SweepReport, Tell
 
 
 def abandon(server: ServerProcess, path: str, days: float = 8) -> str:

@@ -39,8 +39,8 @@ def command(dry_run: bool, force: bool, as_json: bool) -> int:
 
 async def _sweep(settings: Settings, *, dry_run: bool, force: bool, as_json: bool) -> int:
     # Imported here, so that a wrong flag is reported without loading them.
-    from tusd_py.maintenance.local import Expired  # noqa: PLC0415
     from tusd_py.service.connect import open_maintenance  # noqa: PLC0415
+    from tusd_py.uploads.sweep import Expired  # noqa: PLC0415
 
     async def tell(expired: Expired) -> None:
         since = format_time(expired.since)

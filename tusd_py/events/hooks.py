@@ -29,6 +29,7 @@ from tusd_py.events.model import (
     HookFailed,
     HookFunction,
     HookRefusal,
+    HookResponse,
     RefusedByHook,
     Reject,
     RequestView,
@@ -217,15 +218,17 @@ class Hooks:
                 raise
         return creation
 
-    async def decide(self, event: Event) -> Changes:
-        """Call the hooks of a `pre-` event in order, and merge their changes.
+    async def decide(self, event: Event) -> HookResponse | None:
+        """Call the hooks of a `pre-` event in order. Returns the response that the last of them wants, if any does.
 
         Raises the ProtocolError of the first that refuses, or a 500 if one fails or times out.
         """
-        changes = Changes()
+        response = None
         for hook in self._listeners[event.type]:
-            changes = changes.then(await self.call(hook, event) or Changes())
-        return changes
+            changes = await self.call(hook, event)
+            if changes is not None and changes.response is not None:
+                response = changes.response
+        return response
 
     def notify_progress(self, event: Event, stop: Callable[[ProtocolError], None]) -> None:
         """Call the `post-receive` hooks in the background; skipped while an earlier event of the upload is pending.

@@ -11,9 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -25,12 +23,11 @@ from tusd_py.redis.due_index import DueIndex, SweepKind
 from tusd_py.storage.base import (
     RecordUnreadable,
     StorageError,
-    Upload,
     UploadGone,
     UploadNotFound,
 )
 from tusd_py.uploads.service import Uploads
-from tusd_py.uploads.sweep import PauseFactor, SweepReport, SweepStopped, sweep, sweep_due
+from tusd_py.uploads.sweep import PauseFactor, Sweep, SweepReport, SweepStopped, Tell
 from tusd_py.uploads.sweep_guard import Clock, begins_hold, hold_reason, is_far, is_most, steady
 
 logger = logging.getLogger(__name__)
@@ -41,18 +38,6 @@ _LEASE_SECONDS = 20.0
 
 class MaintenanceError(Exception):
     """The operation failed; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """An upload that a sweep removes. bytes: its size; since: when it expired, in seconds since the epoch."""
-
-    upload: str
-    bytes: int
-    since: float
-
-
-Tell = Callable[[Expired], Awaitable[None]]
 
 
 class Maintenance(Protocol):
@@ -152,9 +137,10 @@ class LocalMaintenance:
             if counts.is_whole and not is_most(counts.known, counts.due):
                 return None
         # Counted in the storage: the index may list uploads that are not due any more, and lacks those that never are.
-        report = await sweep(
+        counting = Sweep(
             uploads, dry_run=True, pause_factor=self._pause_factor, quiet=True, now=clock
         )
+        report = await counting.check_all()
         now = clock()
         reason = hold_reason(times, seen=report.seen, due=report.expired, now=now)
         if reason is None:
@@ -182,34 +168,21 @@ class LocalMaintenance:
         tell: Tell | None,
         removes: bool = True,
     ) -> SweepReport:
-        uploads, due_index = self._uploads, self._due_index
-
-        async def on_due(upload: Upload) -> None:
-            if tell is not None:
-                since = uploads.expiry.due_at(upload) or upload.changed_at
-                await tell(Expired(upload.id, upload.offset, since))
+        uploads = self._uploads
 
         if not dry_run and removes:
             await uploads.recover_removals()
             await uploads.drop_abandoned_events_at_times(always=kind == "all")
-        if kind == "due" and due_index is not None:
-            return await sweep_due(
-                uploads,
-                due_index,
-                dry_run=dry_run,
-                on_due=on_due,
-                pause_factor=self._pause_factor,
-                now=now,
-            )
-        return await sweep(
+        running = Sweep(
             uploads,
-            due_index=due_index,
+            self._due_index,
             dry_run=dry_run,
             removes=removes,
-            on_due=on_due,
+            tell=tell,
             pause_factor=self._pause_factor,
             now=now,
         )
+        return await (running.check_due() if kind == "due" else running.check_all())
 
     async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:
         try:

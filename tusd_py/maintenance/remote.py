@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from tusd_py.maintenance.local import Expired, LocalMaintenance, MaintenanceError, Tell
+from tusd_py.maintenance.local import LocalMaintenance, MaintenanceError
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import SweepKind
 from tusd_py.redis.embedded import sockets
-from tusd_py.uploads.sweep import SweepReport
+from tusd_py.uploads.sweep import Expired, SweepReport, Tell
 
 logger = logging.getLogger(__name__)
 

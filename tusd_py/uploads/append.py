@@ -13,26 +13,17 @@ from tusd_py.uploads import completion
 from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
-from tusd_py.uploads.quotas import Quotas
-from tusd_py.uploads.receive import Body, BodyReceiver
+from tusd_py.uploads.receive import Body
 from tusd_py.uploads.removal import Remover
 
 
 class Appender(Operation):
     """Appends to the uploads of one store."""
 
-    def __init__(
-        self,
-        collaborators: Collaborators,
-        receiver: BodyReceiver,
-        finisher: Finisher,
-        remover: Remover,
-    ) -> None:
+    def __init__(self, collaborators: Collaborators, finisher: Finisher, remover: Remover) -> None:
         super().__init__(collaborators)
-        self._receiver = receiver
         self._finisher = finisher
         self._remover = remover
-        self._quotas_of = Quotas(collaborators)
 
     async def append(
         self, upload_id: str, command: Append, body: Body, request: RequestView
@@ -64,7 +55,7 @@ class Appender(Operation):
             finally:
                 await self._store.settle(upload_id, fence=held.fence)
                 if held.upload.length is None and held.lease.is_held():
-                    await self._quotas_of.record_size(upload_id)
+                    await self._quotas.record_size(upload_id)
 
     async def _receive(
         self, upload: Upload, command: Append, body: Body, request: RequestView, lease: Lease
@@ -75,10 +66,10 @@ class Appender(Operation):
         await self._receiver.check_space(command.content.length or 0)
         allowance = None
         if declared.length is None and command.content.length is None:
-            allowance = await self._quotas_of.allowance(upload)
+            allowance = await self._quotas.allowance(upload)
         elif upload.length is None:
             size = declared.length or upload.offset + (command.content.length or 0)
-            await self._quotas_of.admit_growth(upload, size)
+            await self._quotas.admit_growth(upload, size)
         declared = completion.before_body(declared, command)
         if declared.info is not upload.info:
             await self._store.save(declared.info, fence=lease.fence)

@@ -18,15 +18,13 @@ from tusd_py.storage.base import (
     BytesMissing,
     Joiner,
     StorageError,
-    Store,
     Upload,
     UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
 )
-from tusd_py.uploads.pending_finals import PendingFinals
-from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.operation import Collaborators, Operation
 
 logger = logging.getLogger(__name__)
 
@@ -41,38 +39,14 @@ _MAX_JOINS = 1000
 """Joins that run or wait in one process."""
 
 
-class Concatenation:
-    """Joins the uploads of one store.
-
-    pending: the finals that wait for parts. load: loads an upload. finish_part: finishes a complete part unless it is locked;
-    returns whether it is finished.
-    check_space: raises a 507 if a number of bytes does not fit. admit: counts a final with a length that may have been unknown
-    before, or raises a 413. on_ready: called with the id of a final before its parts are joined.
-    """
+class Concatenation(Operation):
+    """Joins uploads. finish_part: finishes a complete part unless it is locked; returns whether it is finished."""
 
     def __init__(
-        self,
-        store: Store,
-        policy: UploadPolicy,
-        *,
-        pending: PendingFinals,
-        load: Callable[[str], Awaitable[Upload]],
-        finish_part: Callable[[str], Awaitable[bool]],
-        check_space: Callable[[int], Awaitable[None]],
-        admit: Callable[[Upload, int], Awaitable[None]],
-        on_ready: Callable[[str], None],
-        clock: Callable[[], float],
+        self, collaborators: Collaborators, *, finish_part: Callable[[str], Awaitable[bool]]
     ) -> None:
-        self._store = store
-        self._joiner = store.joiner
-        self._policy = policy
-        self._load = load
+        super().__init__(collaborators)
         self._finish_part = finish_part
-        self._check_space = check_space
-        self._admit = admit
-        self._on_ready = on_ready
-        self._clock = clock
-        self._pending = pending
         self._joins = 0
         self._joining_bytes = 0
 
@@ -86,7 +60,7 @@ class Concatenation:
         found: dict[str, Upload] = {}
         for position, part_id in enumerate(dict.fromkeys(ids), start=1):
             try:
-                part = await self._load(part_id)
+                part = await self._access.current(part_id)
             except (UploadGone, ProtocolError):
                 raise errors.not_found() from None
             except (UploadDamaged, BytesMissing) as problem:
@@ -141,17 +115,13 @@ class Concatenation:
         """Count the finals that wait for a part: some that are listed may have been removed or joined meanwhile."""
         count = 0
         for final_id in final_ids:
-            # The record of a final may have a megabyte.
-            await asyncio.sleep(0)
             try:
-                final = await self._store.load(final_id)
-            except (UploadNotFound, UploadGone):
-                continue
+                final = await self._pending.final_of(part_id, final_id)
             except StorageError:
                 # It cannot be told.
                 count += 1
             else:
-                count += not final.joined and part_id in final.info.parts
+                count += final is not None and not final.joined
         return count
 
     async def begin(self, final: Upload, fence: Fence) -> Upload:
@@ -212,23 +182,19 @@ class Concatenation:
         """
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
-        parts: dict[str, Upload] = {}
-        for position, part_id in enumerate(distinct, start=1):
-            part = parts[part_id] = await self._store.load(part_id)
-            if not part.finished:
-                self._pending.forget(final.id)
-                return final
-            if position % _YIELD_EVERY == 0:
-                await asyncio.sleep(0)
+        parts = {part_id: await self._pending.load(part_id) for part_id in distinct}
+        if not all(part.finished for part in parts.values()):
+            self._pending.forget(final.id)
+            return final
         self.check_repeats(ids, parts)
         length = sum(parts[part_id].offset for part_id in ids)
         final = final.with_info(length=length)
         if self._joins >= _MAX_JOINS:
             raise errors.too_many_joins()
-        self._on_ready(final.id)
+        self._mark_due_soon(final.id)
         if not is_counted:
-            await self._admit(final, length)
-        await self._check_space(self._joining_bytes + length)
+            await self._quotas.admit_growth(final, length)
+        await self._receiver.check_space(self._joining_bytes + length)
         self._joins += 1
         self._joining_bytes += length
         try:
@@ -240,4 +206,4 @@ class Concatenation:
         self._pending.forget(final.id)
         if not self._policy.remove_parts_when_joined:
             await joiner.forget_awaiting(distinct, final.id)
-        return final._replace(offset=length, joined=True, changed_at=self._clock())
+        return final._replace(offset=length, joined=True, changed_at=self._expiry.now())

@@ -44,8 +44,7 @@ from tusd_py.uploads.failures import response_to, translated
 from tusd_py.uploads.finish import Finisher
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
-from tusd_py.uploads.quotas import Quotas
-from tusd_py.uploads.receive import NOTHING_COUNTS, Body, BodyReceiver
+from tusd_py.uploads.receive import NOTHING_COUNTS, Body
 from tusd_py.uploads.removal import Remover
 
 logger = logging.getLogger(__name__)
@@ -68,18 +67,10 @@ class FinalKey:
 class Creator(Operation):
     """Creates uploads in one store."""
 
-    def __init__(
-        self,
-        collaborators: Collaborators,
-        receiver: BodyReceiver,
-        finisher: Finisher,
-        remover: Remover,
-    ) -> None:
+    def __init__(self, collaborators: Collaborators, finisher: Finisher, remover: Remover) -> None:
         super().__init__(collaborators)
-        self._receiver = receiver
         self._finisher = finisher
         self._remover = remover
-        self._quotas_of = Quotas(collaborators)
 
     async def create(self, command: Creation, body: Body, request: RequestView) -> Result:
         """Create an upload, with the bytes of the body if the request has any (POST). Raises ProtocolError."""
@@ -147,11 +138,11 @@ class Creator(Operation):
         own = request.principal.limits
         if own.quota_bytes is None and info.quota is not None:
             own = replace(own, quota_bytes=info.quota)
-        limits = self._quotas_of.limits(own, creation.changes)
+        limits = self._quotas.limits(own, creation.changes)
         is_chosen = creation.changes.id is not None
         try:
             info = self._placed(_with_changes(info, creation.changes), creation.changes.placement)
-            info = self._quotas_of.recorded(info, limits)
+            info = self._quotas.recorded(info, limits)
             size = info.length if reserved is None else reserved
             if size is None:
                 size = content.length or 0 if content else 0
@@ -161,7 +152,7 @@ class Creator(Operation):
             async with await self._lease(info, content, is_chosen=is_chosen) as lease:
                 if is_chosen:
                     await self._check_free(info.id)
-                await self._quotas_of.admit(info, size, limits)
+                await self._quotas.admit(info, size, limits)
                 admitted = True
                 upload = await self._record(info, key, request, lease.fence, creation)
                 created = True
@@ -171,13 +162,13 @@ class Creator(Operation):
                     upload, content, body, request, lease, completes=completes
                 )
                 if info.length is None and content is not None and lease.is_held():
-                    await self._quotas_of.record_size(info.id)
+                    await self._quotas.record_size(info.id)
         except BaseException as problem:
             # Undone before the response, so that a reservation does not block the next attempt.
             if not created or isinstance(problem, ProtocolError | StorageError):
                 await creation.failed()
             if admitted and (not created or isinstance(problem, ProtocolError)):
-                await self._quotas_of.take_back(info, limits)
+                await self._quotas.take_back(info, limits)
             raise
         if result.problem is not None and result.problem.code not in _NO_RESPONSE:
             await creation.failed()
@@ -266,7 +257,24 @@ class Creator(Operation):
     ) -> Result:
         """Add the bytes that came with the creation, and finish the upload if it is complete."""
         try:
-            return await self._receive(upload, content, body, request, lease, completes=completes)
+            if content is None:
+                return await self._finisher.complete(upload, completes, request, lease.fence)
+            try:
+                allowance = None
+                if upload.length is None and content.length is None:
+                    allowance = await self._quotas.allowance(upload)
+                filled = await self._receiver.receive(
+                    upload,
+                    content,
+                    body,
+                    lease,
+                    request,
+                    finishing=completes is not False,
+                    allowance=allowance,
+                )
+                return await self._finisher.complete(filled, completes, request, lease.fence)
+            finally:
+                await self._store.settle(upload.id, fence=lease.fence)
         except ProtocolError as problem:
             if problem.code in NOTHING_COUNTS:
                 # No byte counts and the client does not know its URL, so the upload is useless. Creation hooks know it.
@@ -278,36 +286,6 @@ class Creator(Operation):
             return Result(await self._reload(upload), problem)
         except (StorageError, LeaseLost) as problem:
             return Result(await self._reload(upload), response_to(problem))
-
-    async def _receive(
-        self,
-        upload: Upload,
-        content: Content | None,
-        body: Body,
-        request: RequestView,
-        lease: Lease,
-        *,
-        completes: bool | None,
-    ) -> Result:
-        """As `_fill`. Raises ProtocolError, StorageError, LeaseLost."""
-        if content is None:
-            return await self._finisher.complete(upload, completes, request, lease.fence)
-        try:
-            allowance = None
-            if upload.length is None and content.length is None:
-                allowance = await self._quotas_of.allowance(upload)
-            filled = await self._receiver.receive(
-                upload,
-                content,
-                body,
-                lease,
-                request,
-                finishing=completes is not False,
-                allowance=allowance,
-            )
-            return await self._finisher.complete(filled, completes, request, lease.fence)
-        finally:
-            await self._store.settle(upload.id, fence=lease.fence)
 
     async def _reload(self, upload: Upload) -> Upload:
         """Load an upload again. Raises UploadNotFound if its id belongs to another one by now, as after a lost lease."""

@@ -69,8 +69,7 @@ class Expirer(Operation):
         for upload in removed:
             self._due_marks.forget(upload.id)
             self._counters.uploads_expired += 1
-            if self._quotas is not None:
-                self._quotas.removed(upload.info.owner, upload.id)
+            self._quotas.removed(upload.info)
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
@@ -98,7 +97,7 @@ class Expirer(Operation):
         """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
         due: list[Upload] = []
         failed: dict[str, StorageError] = {}
-        self._expiry.refresh(held)
+        self._pending.refresh(held)
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
             if isinstance(upload, Upload) and self._expiry.is_due(upload, now and now()):

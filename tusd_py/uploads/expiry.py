@@ -6,7 +6,6 @@ waits for its parts is as young as the youngest. Not for: removing what is due (
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from tusd_py.storage.base import (
@@ -15,9 +14,7 @@ from tusd_py.storage.base import (
     Store,
     Upload,
     UploadDamaged,
-    UploadGone,
     UploadInfo,
-    UploadNotFound,
     UploadUnreachable,
 )
 from tusd_py.uploads.model import lacks_only_finish
@@ -77,10 +74,6 @@ class Expiry:
         if retain is None:
             retain = self._policy.retain_finished
         return finished_at + retain if retain else None
-
-    def refresh(self, final_ids: Sequence[str]) -> None:
-        """Look at the parts of these finals anew; ids of other uploads are ignored."""
-        self._pending.refresh(final_ids)
 
     def check_at(self, upload: Upload) -> float | None:
         """When a sweep has to look at an upload: when it is due, or whether others still keep it; None for never."""
@@ -147,14 +140,8 @@ class Expiry:
         """Load the finals that exist and list the part, each with the age of its parts."""
         found: list[Upload] = []
         for final_id in final_ids:
-            # The record of a final may have a megabyte.
-            await asyncio.sleep(0)
-            try:
-                final = await self._store.load(final_id)
-            except (UploadNotFound, UploadGone):
-                continue
-            # The id may belong to another upload now.
-            if part_id in final.info.parts:
+            final = await self._pending.final_of(part_id, final_id)
+            if final is not None:
                 found.append(final if final.joined else await self._with_parts(final))
         return found
 

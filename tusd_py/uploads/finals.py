@@ -32,7 +32,7 @@ from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
 from tusd_py.uploads.quotas import size_of
-from tusd_py.uploads.receive import Body, BodyReceiver
+from tusd_py.uploads.receive import Body
 
 _ASKED_TOGETHER = 32
 """Parts about which the hooks are asked at the same time."""
@@ -60,14 +60,9 @@ class FinalCreator(Operation):
     """Creates the finals of one store."""
 
     def __init__(
-        self,
-        collaborators: Collaborators,
-        receiver: BodyReceiver,
-        creator: Creator,
-        concatenation: Concatenation,
+        self, collaborators: Collaborators, creator: Creator, concatenation: Concatenation
     ) -> None:
         super().__init__(collaborators)
-        self._receiver = receiver
         self._creator = creator
         self._concatenation = concatenation
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from tusd_py.background import spawn
@@ -30,12 +29,9 @@ from tusd_py.uploads.expiring import Expirer
 from tusd_py.uploads.failures import translated
 from tusd_py.uploads.model import Result
 from tusd_py.uploads.operation import Collaborators, Operation
-from tusd_py.uploads.quotas import Quotas
 
 logger = logging.getLogger(__name__)
 
-_RECOVERY_DELAY_SECONDS = 60.0
-"""Time after which the sweep checks an upload whose finish, join or removal was interrupted."""
 _REMOVAL_BATCH = 64
 """Parts that are removed together."""
 
@@ -47,26 +43,11 @@ class Finisher(Operation):
         concatenation: Joins the parts of finals.
     """
 
-    def __init__(
-        self,
-        collaborators: Collaborators,
-        expirer: Expirer,
-        check_space: Callable[[int], Awaitable[None]],
-    ) -> None:
+    def __init__(self, collaborators: Collaborators, expirer: Expirer) -> None:
         super().__init__(collaborators)
         self._expirer = expirer
         self._background: set[asyncio.Task[None]] = set()
-        self.concatenation = Concatenation(
-            self._store,
-            self._policy,
-            pending=collaborators.pending,
-            load=self._access.current,
-            finish_part=self.recover_interrupted,
-            check_space=check_space,
-            admit=Quotas(collaborators).admit_growth,
-            on_ready=self._mark_due_soon,
-            clock=self._expiry.now,
-        )
+        self.concatenation = Concatenation(collaborators, finish_part=self.recover_interrupted)
 
     async def complete(
         self, upload: Upload, completes: bool | None, request: RequestView, fence: Fence
@@ -99,8 +80,7 @@ class Finisher(Operation):
             info=named._replace(finished_at=round(self._expiry.now(), TIME_DIGITS))
         )
         await self._record(upload, finished, request, fence)
-        if self._quotas is not None:
-            self._quotas.grew(finished.info.owner, finished.id, finished.offset)
+        self._quotas.finished(finished)
         # Cleared first: a later time than the one marked above would be ignored.
         self._due_marks.mark(upload.id, None)
         self._due_marks.keep(finished, self._expiry.check_at(finished))
@@ -128,7 +108,7 @@ class Finisher(Operation):
             with fence():
                 pass
         view = UploadView.of(upload.info, upload.offset, self._store.path_of(upload.info))
-        return (await self._hooks.decide(Event(EventType.PRE_FINISH, view, request))).response
+        return await self._hooks.decide(Event(EventType.PRE_FINISH, view, request))
 
     async def _record(
         self, upload: Upload, finished: Upload, request: RequestView, fence: Fence
@@ -151,10 +131,6 @@ class Finisher(Operation):
             raise
         if not upload.info.is_partial and self._expiry.now() - began > OUTDATED_SECONDS:
             await self._publisher.record_again(EventType.POST_FINISH, finished, request)
-
-    def _mark_due_soon(self, upload_id: str) -> None:
-        """Have the sweep check an upload soon, in case the current operation on it is interrupted."""
-        self._due_marks.mark(upload_id, self._expiry.now() + _RECOVERY_DELAY_SECONDS)
 
     # Uploads whose finish was interrupted
 

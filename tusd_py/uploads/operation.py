@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tusd_py.auth.byte_quota import ByteQuotas
@@ -19,6 +18,12 @@ from tusd_py.uploads.expiry import Expiry
 from tusd_py.uploads.guard import Guard
 from tusd_py.uploads.pending_finals import PendingFinals
 from tusd_py.uploads.policy import UploadPolicy
+from tusd_py.uploads.quotas import Quotas
+from tusd_py.uploads.receive import BodyReceiver
+from tusd_py.uploads.sweep_guard import Clock
+
+_RECOVERY_DELAY_SECONDS = 60.0
+"""Time after which the sweep checks an upload whose finish, join or removal was interrupted."""
 
 
 @dataclass(slots=True)
@@ -34,12 +39,14 @@ class Collaborators:
     due_marks: DueMarks
     access_policy: AccessPolicy
     open_uploads: OpenUploads | None
-    quotas: ByteQuotas | None
-    clock: Callable[[], float]
+    byte_quotas: ByteQuotas | None
+    clock: Clock
     pending: PendingFinals = field(init=False)
     expiry: Expiry = field(init=False)
     access: Access = field(init=False)
     guard: Guard = field(init=False)
+    quotas: Quotas = field(init=False)
+    receiver: BodyReceiver = field(init=False)
 
     def __post_init__(self) -> None:
         self.pending = PendingFinals(self.store.load, expire_after=self.policy.expire_after)
@@ -51,6 +58,17 @@ class Collaborators:
             self.hooks,
             self.counters,
             acquire_timeout=self.policy.acquire_lock_timeout,
+        )
+        self.quotas = Quotas(
+            self.store, self.policy, self.access, self.guard, self.open_uploads, self.byte_quotas
+        )
+        self.receiver = BodyReceiver(
+            self.store,
+            self.policy,
+            self.hooks,
+            self.counters,
+            self.clock,
+            access_error=self.access.append_error,
         )
 
 
@@ -66,8 +84,13 @@ class Operation:
         self._publisher = collaborators.publisher
         self._counters = collaborators.counters
         self._due_marks = collaborators.due_marks
-        self._open_uploads = collaborators.open_uploads
-        self._quotas = collaborators.quotas
+        self._pending = collaborators.pending
         self._expiry = collaborators.expiry
         self._access = collaborators.access
         self._guard = collaborators.guard
+        self._quotas = collaborators.quotas
+        self._receiver = collaborators.receiver
+
+    def _mark_due_soon(self, upload_id: str) -> None:
+        """Have the sweep check an upload soon, in case the current operation on it is interrupted."""
+        self._due_marks.mark(upload_id, self._expiry.now() + _RECOVERY_DELAY_SECONDS)

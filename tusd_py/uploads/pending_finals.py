@@ -51,20 +51,37 @@ class PendingFinals:
         self._expire_after = expire_after
         self._known: OrderedDict[str, _Pending] = OrderedDict()
         self._parts = 0
+        self._loads = 0
+
+    async def load(self, part_id: str) -> Upload:
+        """Load a part. Other requests are served after some of them."""
+        self._loads += 1
+        if self._loads % _YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+        return await self._load(part_id)
+
+    async def final_of(self, part_id: str, final_id: str) -> Upload | None:
+        """Load a final that was recorded as one that lists a part; None if it is gone, or does not. Raises StorageError."""
+        # The record of a final may have a megabyte.
+        await asyncio.sleep(0)
+        try:
+            final = await self._load(final_id)
+        except (UploadNotFound, UploadGone):
+            return None
+        # The id may belong to another upload now.
+        return final if part_id in final.info.parts else None
 
     async def missing(self, final: Upload) -> str | None:
         """The id of a part that is not finished; None if all are. Raises UploadGone, UploadNotFound for a missing part."""
         known = self._recall(final)
-        loaded = 0
         while known.missing:
             part_id = known.missing[-1]
-            part = await self._load(part_id)
+            part = await self.load(part_id)
             if not part.finished:
                 return part_id
             known.changed_at = max(known.changed_at, part.changed_at)
             if known.missing and known.missing[-1] == part_id:
                 known.missing.pop()
-            loaded = await _yield_sometimes(loaded)
         return None
 
     async def all_complete(self, final: Upload) -> bool:
@@ -77,34 +94,30 @@ class PendingFinals:
         return known.is_complete
 
     async def _has_all(self, final: Upload, known: _Pending) -> bool:
-        loaded = 0
         # Finished ones may have been removed since. Unfinished ones come first, as one that is incomplete answers the question.
         for part_id in dict.fromkeys([*reversed(known.missing), *final.info.parts]):
             try:
-                if not (await self._load(part_id)).complete:
+                if not (await self.load(part_id)).complete:
                     return False
             except (UploadNotFound, UploadGone):
                 return False
-            loaded = await _yield_sometimes(loaded)
         return True
 
     async def length(self, final: Upload) -> int | None:
         """The sum of the parts' lengths in bytes; None while one is unknown. Raises UploadGone, UploadNotFound."""
         known = self._recall(final)
-        loaded = 0
         while known.length is None:
             if not known.unmeasured:
                 known.length = sum(known.lengths[part_id] for part_id in final.info.parts)
                 known.lengths.clear()
                 break
             part_id = known.unmeasured[-1]
-            length = (await self._load(part_id)).length
+            length = (await self.load(part_id)).length
             if length is None:
                 return None
             known.lengths[part_id] = length
             if known.unmeasured and known.unmeasured[-1] == part_id:
                 known.unmeasured.pop()
-            loaded = await _yield_sometimes(loaded)
         return known.length
 
     async def changed_at(self, final: Upload) -> float:
@@ -124,15 +137,13 @@ class PendingFinals:
 
     async def _update_ages(self, known: _Pending) -> None:
         missing: list[str] = []
-        loaded = 0
         for part_id in list(known.missing):
             with suppress(UploadNotFound, UploadGone):
-                part = await self._load(part_id)
+                part = await self.load(part_id)
                 known.changed_at = max(known.changed_at, part.changed_at)
                 if part.finished:
                     continue
             missing.append(part_id)
-            loaded = await _yield_sometimes(loaded)
         known.missing = missing
 
     def touch(self, final_ids: Sequence[str], changed_at: float) -> None:
@@ -169,9 +180,3 @@ class PendingFinals:
         while self._parts > _MOST_PARTS and len(self._known) > 1:
             self.forget(next(iter(self._known)))
         return known
-
-
-async def _yield_sometimes(loaded: int) -> int:
-    if (loaded + 1) % _YIELD_EVERY == 0:
-        await asyncio.sleep(0)
-    return loaded + 1

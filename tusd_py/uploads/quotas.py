@@ -7,22 +7,27 @@ What is in force is said by a pre-create hook, or else by the token, or else by 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tusd_py.auth.byte_quota import ByteQuotas, LookUp
 from tusd_py.auth.principal import Limits
+from tusd_py.auth.quota import OpenUploads
 from tusd_py.events.model import Changes
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.storage.base import (
     BytesMissing,
     StorageError,
+    Store,
     Upload,
     UploadDamaged,
     UploadGone,
     UploadInfo,
     UploadNotFound,
 )
-from tusd_py.uploads.operation import Operation
+from tusd_py.uploads.access import Access
+from tusd_py.uploads.guard import Guard
+from tusd_py.uploads.policy import UploadPolicy
 
 _AHEAD_BYTES = 32 * 1024 * 1024
 """Bytes that are reserved before they arrive, for a body whose size is not known."""
@@ -73,8 +78,16 @@ class Allowance:
         return self._problem or errors.quota_exceeded(max(0, self.size - offset))
 
 
-class Quotas(Operation):
-    """The quotas of the uploads of one store."""
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """The quotas of the uploads of one store: of their number, and of their bytes; None for no limits."""
+
+    store: Store
+    policy: UploadPolicy
+    access: Access
+    guard: Guard
+    open_uploads: OpenUploads | None
+    byte_quotas: ByteQuotas | None
 
     def limits(self, own: Limits, changes: Changes) -> Limits:
         """What is in force for a creation. own: of the token."""
@@ -82,7 +95,7 @@ class Quotas(Operation):
         if uploads is None:
             uploads = own.max_open_uploads
         return Limits(
-            max_open_uploads=self._policy.quota_uploads or None if uploads is None else uploads,
+            max_open_uploads=self.policy.quota_uploads or None if uploads is None else uploads,
             quota_bytes=own.quota_bytes if most is None else most,
         )
 
@@ -96,7 +109,7 @@ class Quotas(Operation):
 
     async def admit(self, info: UploadInfo, size: int, limits: Limits) -> None:
         """Count a new upload that takes so many bytes. Raises a 429 or 413 if its owner has no room for it."""
-        open_uploads, quotas = self._open_uploads, self._quotas
+        open_uploads, quotas = self.open_uploads, self.byte_quotas
         if limits.max_open_uploads is not None and open_uploads is not None:
             await open_uploads.enter(info.owner, info.id, limits.max_open_uploads, self._is_open)
         if quotas is not None:
@@ -110,41 +123,50 @@ class Quotas(Operation):
     async def take_back(self, info: UploadInfo, limits: Limits) -> None:
         """Stop counting an upload whose creation failed."""
         await self._leave(info, limits)
-        if self._quotas is not None:
-            self._quotas.removed(info.owner, info.id)
+        self.removed(info)
 
     async def _leave(self, info: UploadInfo, limits: Limits) -> None:
-        if limits.max_open_uploads is not None and self._open_uploads is not None:
-            await self._open_uploads.leave(info.owner, info.id)
+        if limits.max_open_uploads is not None and self.open_uploads is not None:
+            await self.open_uploads.leave(info.owner, info.id)
 
     async def admit_growth(self, upload: Upload, size: int) -> None:
         """Count an upload with the bytes that it is about to take, which were unknown at its creation. Raises a 413."""
-        if self._quotas is not None:
+        if self.byte_quotas is not None:
             info = upload.info
-            most = self._quotas.limit_of(info.quota)
-            await self._quotas.reserve(info.owner, info.id, size, most, self._size_of)
+            most = self.byte_quotas.limit_of(info.quota)
+            await self.byte_quotas.reserve(info.owner, info.id, size, most, self._size_of)
 
     async def allowance(self, upload: Upload) -> Allowance | None:
         """How large an upload of unknown length may become; None for any size. Raises a 503 without Redis."""
-        quotas = self._quotas
+        quotas = self.byte_quotas
         if quotas is None or quotas.limit_of(upload.info.quota) is None:
             return None
-        most, _ = self._policy.limit_of(upload)
+        most, _ = self.policy.limit_of(upload)
         allowance = Allowance(quotas, upload.info, self._size_of, most=most)
         await allowance.extend(upload.offset)
         return allowance
 
     async def record_size(self, upload_id: str) -> None:
         """Count an upload with the bytes that it takes now, however the request that added some ended."""
-        if self._quotas is None or not self._quotas.is_on:
+        if self.byte_quotas is None or not self.byte_quotas.is_on:
             return
         with suppress(StorageError):
-            upload = await self._store.load(upload_id)
-            self._quotas.grew(upload.info.owner, upload_id, size_of(upload))
+            upload = await self.store.load(upload_id)
+            self.byte_quotas.grew(upload.info.owner, upload_id, size_of(upload))
+
+    def finished(self, upload: Upload) -> None:
+        """Count the bytes that a finished upload has."""
+        if self.byte_quotas is not None:
+            self.byte_quotas.grew(upload.info.owner, upload.id, upload.offset)
+
+    def removed(self, info: UploadInfo) -> None:
+        """Stop counting the bytes of an upload that was removed."""
+        if self.byte_quotas is not None:
+            self.byte_quotas.removed(info.owner, info.id)
 
     async def _is_open(self, upload_id: str) -> bool | None:
         try:
-            return not (await self._access.current(upload_id)).finished
+            return not (await self.access.current(upload_id)).finished
         except UploadNotFound:
             return None
         except (UploadGone, ProtocolError):
@@ -158,7 +180,7 @@ class Quotas(Operation):
     async def _size_of(self, upload_id: str) -> int | None:
         """See `byte_quota.LookUp`."""
         try:
-            upload = await self._access.load(upload_id)
+            upload = await self.access.load(upload_id)
         except UploadGone:
             return -1
         except (UploadDamaged, BytesMissing) as problem:
@@ -168,11 +190,11 @@ class Quotas(Operation):
         if upload.length is None:
             if not upload.joined:
                 raise StorageError("its parts are not finished, so its length is unknown")
-            async with self._guard.if_free(upload_id) as lease:
+            async with self.guard.if_free(upload_id) as lease:
                 if lease is None:
                     raise StorageError("it is receiving bytes, which are reserved")
                 # It may have received some since.
-                return size_of(await self._access.load(upload_id))
+                return size_of(await self.access.load(upload_id))
         return size_of(upload)
 
 

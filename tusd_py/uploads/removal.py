@@ -44,10 +44,10 @@ class Remover(Operation):
         async with self._guard.exclusive(upload_id, request, Action.DELETE) as held:
             info = held.upload.info
             view = UploadView.of(info, held.upload.offset, self._store.path_of(info))
-            changes = await self._hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
+            response = await self._hooks.decide(Event(EventType.PRE_TERMINATE, view, request))
             await self.remove(held.upload, EventType.POST_TERMINATE, request, held.lease)
             self._counters.uploads_terminated += 1
-        return changes.response
+        return response
 
     async def discard(self, upload_id: str, *, unreadable: bool = False) -> bool:
         """Remove an upload for the operator, finished or not; return False if its lock is held.
@@ -102,8 +102,7 @@ class Remover(Operation):
             event_type, [upload], unpublished, request, since=began, keep_tombstone=keep_tombstone
         )
         self._due_marks.forget(upload.id)
-        if self._quotas is not None:
-            self._quotas.removed(upload.info.owner, upload.id)
+        self._quotas.removed(upload.info)
         self._publisher.publish(event_type, upload, request)
 
     async def take_back(self, upload: Upload, fence: Fence) -> None:

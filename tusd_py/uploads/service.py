@@ -48,7 +48,7 @@ from tusd_py.uploads.model import Result, UploadState, state_of
 from tusd_py.uploads.operation import Collaborators
 from tusd_py.uploads.operators import Operators
 from tusd_py.uploads.policy import UploadPolicy
-from tusd_py.uploads.receive import Body, BodyReceiver
+from tusd_py.uploads.receive import Body
 from tusd_py.uploads.removal import Remover
 
 
@@ -108,20 +108,13 @@ class Uploads:
         self.expiry = shared.expiry
         self._locks = locks
         self._guard = shared.guard
-        self._receiver = BodyReceiver(
-            store,
-            self.policy,
-            self.hooks,
-            shared.counters,
-            clock,
-            access_error=shared.access.append_error,
-        )
+        self._receiver = shared.receiver
         remover = Remover(shared)
         expirer = Expirer(shared, remover)
-        self._finisher = finisher = Finisher(shared, expirer, self._receiver.check_space)
-        self._creator = Creator(shared, self._receiver, finisher, remover)
-        self._finals = FinalCreator(shared, self._receiver, self._creator, finisher.concatenation)
-        appender = Appender(shared, self._receiver, finisher, remover)
+        finisher = Finisher(shared, expirer)
+        self._creator = Creator(shared, finisher, remover)
+        self._finals = FinalCreator(shared, self._creator, finisher.concatenation)
+        appender = Appender(shared, finisher, remover)
         self._inspector = inspector = Inspector(shared, finisher)
         operators = Operators(shared)
 

@@ -87,125 +87,55 @@ class SweepStopped(Exception):
 PauseFactor = Callable[[], float]
 """Called after each batch: seconds to pause per second of work, to leave capacity to clients."""
 
-OnDue = Callable[[Upload], Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """An upload that a sweep removes. bytes: its size; since: when it expired, in seconds since the epoch."""
+
+    upload: str
+    bytes: int
+    since: float
+
+
+Tell = Callable[[Expired], Awaitable[None]]
 """Awaited with each upload that is due, before it is removed."""
 
 
-async def sweep(
-    uploads: Uploads,
-    *,
-    due_index: DueIndex | None = None,
-    dry_run: bool = False,
-    removes: bool = True,
-    on_due: OnDue | None = None,
-    pause_factor: PauseFactor | None = None,
-    quiet: bool = False,
-    now: Clock | None = None,
-) -> SweepReport:
-    """Check every upload once, and remove the leftovers of crashes. May run beside requests and other sweeps.
+class Sweep:
+    """One sweep. May run beside requests and other sweeps.
 
     Args:
         uploads: The uploads.
-        due_index: Rebuilt on the way; None for none.
+        due_index: Updated on the way; None for none.
         dry_run: Change nothing, count only.
         removes: False for a sweep that finishes what a crash interrupted and updates the index, but removes nothing.
-        quiet: Neither log nor count what cannot be read: for a count before a sweep, which does both.
-        on_due: Awaited with each upload that is due.
+        tell: See `Tell`.
         pause_factor: See `PauseFactor`.
+        quiet: Neither log nor count what cannot be read: for a count before a sweep, which does both.
         now: The clock that decides what is due; by default that of the uploads.
-
-    Raises:
-        StorageError: The store as a whole failed.
-        SweepStopped: Locks are unavailable.
     """
-    running = _Sweep(
-        uploads,
-        due_index,
-        dry_run=dry_run,
-        removes=removes,
-        on_due=on_due,
-        pause_factor=pause_factor,
-        quiet=quiet,
-        now=now,
-    )
-    async for batch in batched_ids(uploads.store.ids(running.skip), _BATCH):
-        if uploads.closing:
-            return running.report
-        await running.check(batch)
-    if running.removes:
-        await running.tidy()
-    if not dry_run:
-        await running.end()
-    return running.report
-
-
-async def sweep_due(
-    uploads: Uploads,
-    due_index: DueIndex,
-    *,
-    dry_run: bool = False,
-    on_due: OnDue | None = None,
-    pause_factor: PauseFactor | None = None,
-    now: Clock | None = None,
-) -> SweepReport:
-    """Check the uploads that are due by the index; all uploads if the index may be incomplete.
-
-    Arguments as of `sweep`. Raises RedisUnavailable, StorageError, SweepStopped.
-    """
-    if not await due_index.is_whole():
-        return await sweep(
-            uploads,
-            due_index=due_index,
-            dry_run=dry_run,
-            on_due=on_due,
-            pause_factor=pause_factor,
-            now=now,
-        )
-    running = _Sweep(
-        uploads, due_index, dry_run=dry_run, on_due=on_due, pause_factor=pause_factor, now=now
-    )
-    async for batch in _due_batches(due_index, running.now()):
-        if uploads.closing:
-            break
-        await running.check(batch)
-        if dry_run:
-            # Nothing is removed, so the same batch would come again.
-            break
-    return running.report
-
-
-async def _due_batches(due_index: DueIndex, until: float) -> AsyncIterator[list[str]]:
-    """Batches of uploads that are due, until there is nothing new. The caller updates the index for each batch."""
-    before: set[str] = set()
-    while not before.issuperset(batch := await due_index.due(until, _BATCH)):
-        before = set(batch)
-        yield batch
-
-
-class _Sweep:
-    """One running sweep."""
 
     def __init__(
         self,
         uploads: Uploads,
-        due_index: DueIndex | None,
+        due_index: DueIndex | None = None,
         *,
-        dry_run: bool,
+        dry_run: bool = False,
         removes: bool = True,
-        on_due: OnDue | None,
-        pause_factor: PauseFactor | None,
+        tell: Tell | None = None,
+        pause_factor: PauseFactor | None = None,
         quiet: bool = False,
         now: Clock | None = None,
     ) -> None:
-        self.now = now or uploads.expiry.now
-        self.removes = removes and not dry_run
-        self._pause_factor = pause_factor
-        self._quiet = quiet
-        self.report = SweepReport()
         self._uploads = uploads
         self._due_index = due_index
         self._dry_run = dry_run
-        self._on_due = on_due
+        self._removes = removes and not dry_run
+        self._tell = tell
+        self._pause_factor = pause_factor
+        self._quiet = quiet
+        self._now = now or uploads.expiry.now
+        self._report = SweepReport()
         self._is_index_complete = True
         self._stopped = ""
         self._due: dict[str, float] = {}
@@ -214,7 +144,40 @@ class _Sweep:
         self._expired_ids: list[str] = []
         self._refused: set[str] = set()
 
-    async def check(self, batch: list[str]) -> None:
+    async def check_all(self) -> SweepReport:
+        """Check every upload once, and remove the leftovers of crashes.
+
+        Raises:
+            StorageError: The store as a whole failed.
+            SweepStopped: Locks are unavailable.
+        """
+        async for batch in batched_ids(self._uploads.store.ids(self._skip), _BATCH):
+            if self._uploads.closing:
+                return self._report
+            await self._check(batch)
+        if self._removes:
+            await self._tidy()
+        if not self._dry_run:
+            await self._end()
+        return self._report
+
+    async def check_due(self) -> SweepReport:
+        """Check the uploads that are due by the index; all uploads if there is none, or it may be incomplete.
+
+        Raises RedisUnavailable, StorageError, SweepStopped.
+        """
+        if self._due_index is None or not await self._due_index.is_whole():
+            return await self.check_all()
+        async for batch in _due_batches(self._due_index, self._now()):
+            if self._uploads.closing:
+                break
+            await self._check(batch)
+            if self._dry_run:
+                # Nothing is removed, so the same batch would come again.
+                break
+        return self._report
+
+    async def _check(self, batch: list[str]) -> None:
         """Check some uploads, then update the index. Raises SweepStopped."""
         expired_ids, self._expired_ids = self._expired_ids, []
         began = time.monotonic()
@@ -230,10 +193,10 @@ class _Sweep:
         # Else events would pile up if hooks are slower than removals.
         await self._uploads.hooks.wait_for(expired_ids)
 
-    async def tidy(self) -> None:
+    async def _tidy(self) -> None:
         """Remove the leftovers of crashes. Raises SweepStopped, StorageError."""
         try:
-            self.report.remains += await self._uploads.tidy()
+            self._report.remains += await self._uploads.tidy()
         except LocksClosed:
             return
         except LocksUnavailable as problem:
@@ -244,10 +207,10 @@ class _Sweep:
         if self._stopped:
             raise SweepStopped(
                 f"the uploads' locks are unavailable: {self._stopped} "
-                f"({self.report.seen} seen, {self.report.expired} removed until then)"
+                f"({self._report.seen} seen, {self._report.expired} removed until then)"
             )
 
-    async def end(self) -> None:
+    async def _end(self) -> None:
         """Mark the index as complete, unless an update of it failed."""
         if self._due_index is not None and self._is_index_complete and not self._uploads.closing:
             try:
@@ -257,7 +220,7 @@ class _Sweep:
 
     async def _check_batch(self, upload_ids: list[str]) -> None:
         uploads = self._uploads
-        self.report.seen += len(upload_ids)
+        self._report.seen += len(upload_ids)
         expired: list[str] = []
         for upload_id, found in zip(upload_ids, await uploads.load_each(upload_ids), strict=True):
             try:
@@ -266,27 +229,28 @@ class _Sweep:
                     # Another server's record may be named otherwise.
                     self._schedule(upload_id, None)
                     upload_id = upload.id  # noqa: PLW2901
-                is_due = isinstance(upload, Upload) and uploads.expiry.is_due(upload, self.now())
+                is_due = isinstance(upload, Upload) and uploads.expiry.is_due(upload, self._now())
                 if is_due and isinstance(found, Upload) and await self._is_kept(found):
-                    self._schedule(upload_id, self.now() + _RETRY_SECONDS)
+                    self._schedule(upload_id, self._now() + _RETRY_SECONDS)
                 elif is_due and isinstance(upload, Upload):
                     expired.append(upload_id)
-                    if not self.removes:
+                    if not self._removes:
                         self._schedule(upload_id, uploads.expiry.check_at(upload))
-                    if self._on_due is not None:
-                        await self._on_due(upload)
+                    if self._tell is not None:
+                        since = uploads.expiry.due_at(upload) or upload.changed_at
+                        await self._tell(Expired(upload.id, upload.offset, since))
                 else:
-                    self._schedule(upload_id, await self._check(upload_id, found))
+                    self._schedule(upload_id, await self._check_one(upload_id, found))
             except (LocksClosed, LocksUnavailable, VolumeMissing):
                 raise
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
                 self._record_failure(upload_id, problem)
             if self._stopped:
                 return
-        if self.removes:
+        if self._removes:
             await self._expire(expired)
         else:
-            self.report.expired += len(expired)
+            self._report.expired += len(expired)
 
     async def _is_kept(self, upload: Upload) -> bool:
         """Finish an upload that is due and has all its bytes. Returns whether it stays: unless that is refused (4xx).
@@ -297,7 +261,7 @@ class _Sweep:
             return False
         if not self._dry_run:
             try:
-                self.report.finished += await self._uploads.recover_interrupted(upload.id)
+                self._report.finished += await self._uploads.recover_interrupted(upload.id)
             except ProtocolError as problem:
                 if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise
@@ -305,39 +269,39 @@ class _Sweep:
                 return False
         return True
 
-    async def _check(self, upload_id: str, found: Upload | StorageError) -> float | None:
+    async def _check_one(self, upload_id: str, found: Upload | StorageError) -> float | None:
         """Finish or clean up an upload that is not due. Returns when to check it again; None for never."""
-        uploads, report = self._uploads, self.report
+        uploads, report = self._uploads, self._report
         match found:
             case UploadGone():
                 return None
             case UploadNotFound():
-                if self.removes:
+                if self._removes:
                     report.remains += await uploads.discard_fragment(upload_id)
                 return None
             case BytesMissing() if await self._is_missing_too_long(found.upload):
                 report.expired += 1
-                return None if self.removes else self.now() + _RETRY_SECONDS
+                return None if self._removes else self._now() + _RETRY_SECONDS
             case StorageError():
                 raise found
         self._states[upload_id] = open_state(found)
         if self._dry_run or found.finished or (found.joined and not found.complete):
             return uploads.expiry.check_at(found)
         report.finished += await uploads.recover_interrupted(upload_id)
-        return self.now() + _RETRY_SECONDS
+        return self._now() + _RETRY_SECONDS
 
     async def _is_missing_too_long(self, upload: Upload) -> bool:
         """Whether an upload whose bytes are missing was removed for that, or would be."""
-        if not self.removes:
-            return await self._uploads.is_missing_too_long(upload, marks=False, now=self.now)
-        return await self._uploads.expire_missing(upload.id, now=self.now)
+        if not self._removes:
+            return await self._uploads.is_missing_too_long(upload, marks=False, now=self._now)
+        return await self._uploads.expire_missing(upload.id, now=self._now)
 
     async def _expire(self, upload_ids: list[str]) -> None:
         if not upload_ids:
             return
         try:
             outcomes = await self._uploads.expire_each(
-                upload_ids, refused=self._refused, now=self.now
+                upload_ids, refused=self._refused, now=self._now
             )
         except LocksClosed:
             return
@@ -346,11 +310,11 @@ class _Sweep:
             return
         for upload_id, outcome in outcomes.items():
             if outcome is True:
-                self.report.expired += 1
+                self._report.expired += 1
                 self._expired_ids.append(upload_id)
                 self._schedule(upload_id, None)
             elif outcome is False:
-                self._schedule(upload_id, self.now() + _RETRY_SECONDS)
+                self._schedule(upload_id, self._now() + _RETRY_SECONDS)
             elif isinstance(outcome, VolumeMissing):
                 raise outcome
             elif isinstance(outcome, UploadGone):
@@ -362,17 +326,17 @@ class _Sweep:
         if isinstance(problem, ProtocolError) and problem.code == "ERR_UNAVAILABLE":
             self._stopped = str(problem)
             return
-        self.report.failed += 1
+        self._report.failed += 1
         if not self._quiet:
             skipped.counts["upload"] += 1
             # While a store is unavailable every upload fails.
-            level = logging.WARNING if self.report.failed <= _MAX_WARNINGS else logging.DEBUG
+            level = logging.WARNING if self._report.failed <= _MAX_WARNINGS else logging.DEBUG
             logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
-        self._schedule(upload_id, self.now() + _RETRY_SECONDS)
+        self._schedule(upload_id, self._now() + _RETRY_SECONDS)
 
-    def skip(self, path: str, problem: Exception) -> None:
+    def _skip(self, path: str, problem: Exception) -> None:
         """Count and log a directory entry that cannot be read."""
-        self.report.skipped += 1
+        self._report.skipped += 1
         if not self._quiet:
             skip_entry(path, problem)
 
@@ -394,3 +358,11 @@ class _Sweep:
         except RedisUnavailable as problem:
             self._is_index_complete = False
             logger.debug("the index was not updated for %d uploads: %s", len(due), problem)
+
+
+async def _due_batches(due_index: DueIndex, until: float) -> AsyncIterator[list[str]]:
+    """Batches of uploads that are due, until there is nothing new. The caller updates the index for each batch."""
+    before: set[str] = set()
+    while not before.issuperset(batch := await due_index.due(until, _BATCH)):
+        before = set(batch)
+        yield batch
