@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tusd_py.events.model import EventType, RequestView
 from tusd_py.events.outbox_record import id_of
-from tusd_py.locks.base import Fence, LeaseLost
+from tusd_py.locks.base import Lease, LeaseLost
 from tusd_py.storage.base import (
     BytesMissing,
     StorageError,
@@ -49,10 +49,9 @@ class Expirer(Operation):
         """
         outcomes: dict[str, bool | StorageError] = dict.fromkeys(upload_ids, False)
         async with self._locks.try_acquire_many(upload_ids) as leases:
-            due, failed = await self._due(list(leases), refused, now)
+            due, failed = await self._due(leases, refused, now)
             outcomes |= failed
             fences = {upload_id: lease.fence for upload_id, lease in leases.items()}
-            due = await self._without_stale_events(due, fences, outcomes)
             began = self._expiry.now()
             unpublished = await self._publisher.record_removals(
                 EventType.POST_EXPIRE, due, RequestView(), fences
@@ -73,38 +72,27 @@ class Expirer(Operation):
             self._publisher.publish(EventType.POST_EXPIRE, upload, RequestView())
         return outcomes
 
-    async def _without_stale_events(
-        self,
-        due: Sequence[Upload],
-        fences: Mapping[str, Fence],
-        outcomes: dict[str, bool | StorageError],
-    ) -> list[Upload]:
-        """Withdraw the stale events of uploads; return those that can be removed, the others get an error in `outcomes`."""
-        found: list[Upload] = []
-        for upload in due:
-            try:
-                await self._publisher.withdraw_stale(upload, fences[upload.id])
-                found.append(upload)
-            except LeaseLost:
-                outcomes[upload.id] = False
-            except StorageError as problem:
-                outcomes[upload.id] = problem
-        return found
-
     async def _due(
-        self, held: Sequence[str], refused: Collection[str], now: Clock | None
+        self, leases: Mapping[str, Lease], refused: Collection[str], now: Clock | None
     ) -> tuple[list[Upload], dict[str, StorageError]]:
-        """Of the uploads whose locks are held, those that are due, and the errors of those that cannot be loaded."""
+        """Of the uploads whose locks are held, those that are due, without stale events, and the errors of those that stay."""
         due: list[Upload] = []
         failed: dict[str, StorageError] = {}
+        held = list(leases)
         self._pending.refresh(held)
         for upload_id, found in zip(held, await self._access.load_each(held), strict=True):
             upload = found.upload if isinstance(found, UploadDamaged) else found
             if isinstance(upload, Upload) and self._expiry.is_due(upload, now and now()):
-                # It may have got its last byte since the sweep looked.
-                is_kept = upload is found and lacks_only_finish(upload) and upload_id not in refused
-                if not is_kept:
+                if upload is found and lacks_only_finish(upload) and upload_id not in refused:
+                    # It may have got its last byte since the sweep looked.
+                    continue
+                try:
+                    await self._publisher.withdraw_stale(upload, leases[upload_id].fence)
                     due.append(upload)
+                except LeaseLost:
+                    pass
+                except StorageError as problem:
+                    failed[upload_id] = problem
             elif isinstance(found, StorageError):
                 failed[upload_id] = found
         return due, failed

@@ -184,7 +184,10 @@ class FinalCreator(Operation):
     async def _may_join(self, upload_id: str, request: RequestView) -> bool:
         """Whether there is such an upload, and the client may join it. Raises a refusal other than that it is unknown."""
         with translated, suppress(UploadNotFound, UploadGone):
-            part = await self._record_of(upload_id)
+            try:
+                part = (await self._store.load(upload_id)).info
+            except (UploadDamaged, BytesMissing) as problem:
+                part = problem.upload.info
             try:
                 self._access.check(part, request, Action.JOIN)
             except ProtocolError as problem:
@@ -193,13 +196,6 @@ class FinalCreator(Operation):
                 raise
             return True
         return False
-
-    async def _record_of(self, upload_id: str) -> UploadInfo:
-        """The record of an upload, even if its bytes are missing or wrong. Raises StorageError."""
-        try:
-            return (await self._store.load(upload_id)).info
-        except (UploadDamaged, BytesMissing) as problem:
-            return problem.upload.info
 
 
 def _least(*limits: int | None) -> int | None:

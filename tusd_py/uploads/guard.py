@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from tusd_py.auth.principal import Action
@@ -51,28 +51,16 @@ class Held:
         return self.lease.fence
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Guard:
-    """Guards the uploads of one store. acquire_timeout: seconds to wait for a lock.
+    """Guards the uploads of one store. acquire_timeout: seconds to wait for a lock. closing: the server is shutting down."""
 
-    Attributes:
-        closing: Whether the server is shutting down.
-    """
-
-    def __init__(
-        self,
-        locks: Locks,
-        access: Access,
-        hooks: Hooks,
-        counters: Counters,
-        *,
-        acquire_timeout: float,
-    ) -> None:
-        self.closing = False
-        self._locks = locks
-        self._access = access
-        self._hooks = hooks
-        self._counters = counters
-        self._acquire_timeout = acquire_timeout
+    locks: Locks
+    access: Access
+    hooks: Hooks
+    counters: Counters
+    acquire_timeout: float
+    closing: bool = False
 
     # Requests
 
@@ -84,12 +72,12 @@ class Guard:
     async def admit_change(self) -> None:
         """`admit`, and a 503 while hooks are far behind: what they are still to be told must not fill the memory."""
         self.admit()
-        if not self._hooks.has_room and not await self._hooks.wait_for_room():
+        if not self.hooks.has_room and not await self.hooks.wait_for_room():
             raise errors.unavailable()
 
     async def admit_creation(self) -> None:
         """`admit_change`, and a 503 while no locks are granted: nobody could add bytes to a new upload."""
-        if not self._locks.can_grant():
+        if not self.locks.can_grant():
             raise errors.unavailable()
         await self.admit_change()
 
@@ -98,15 +86,15 @@ class Guard:
 
         Raises the response to what the store or the lock raises, also within the block.
         """
-        return _Exclusive(self, self._access, upload_id, request, action)
+        return _Exclusive(self, upload_id, request, action)
 
     def try_acquire_local(self, upload_id: str, request: RequestView) -> Lease | None:
         """Acquire a free lock that lives in this process, if neither tokens nor hooks restrict access."""
-        if not self._access.is_open_to(request):
+        if not self.access.is_open_to(request):
             return None
-        lease = self._locks.try_acquire(upload_id)
+        lease = self.locks.try_acquire(upload_id)
         if lease is not None:
-            self._counters.lock_waits.observe(0.0)
+            self.counters.lock_waits.observe(0.0)
         return lease
 
     # Locks alone
@@ -120,51 +108,46 @@ class Guard:
     ) -> Lease:
         """Acquire the upload's lock. Raises a 423 or 503; without `request_release`, LockTimeout instead of the 423."""
         began = time.monotonic()
-        limit = self._acquire_timeout if timeout is None else timeout
+        limit = self.acquire_timeout if timeout is None else timeout
         try:
-            lease = await self._locks.acquire(
+            lease = await self.locks.acquire(
                 upload_id, timeout=limit, request_release=request_release
             )
         except LockTimeout:
             if not request_release:
                 raise
-            self._counters.lock_timeouts += 1
+            self.counters.lock_timeouts += 1
             raise errors.locked() from None
         except LocksClosed:
             raise errors.shutting_down() from None
         except LocksUnavailable as problem:
             logger.warning("no lock for %s: %s", upload_id, problem)
             raise errors.unavailable() from None
-        self._counters.lock_waits.observe(time.monotonic() - began)
+        self.counters.lock_waits.observe(time.monotonic() - began)
         return lease
 
 
+@dataclass(slots=True, eq=False)
 class _Exclusive:
     """See `Guard.exclusive`. A class, because every request uses one and a generator takes longer."""
 
-    __slots__ = ("_access", "_action", "_guard", "_lease", "_request", "_upload_id")
-
-    def __init__(
-        self, guard: Guard, access: Access, upload_id: str, request: RequestView, action: Action
-    ) -> None:
-        self._guard = guard
-        self._access = access
-        self._upload_id = upload_id
-        self._request = request
-        self._action = action
+    guard: Guard
+    upload_id: str
+    request: RequestView
+    action: Action
+    lease: Lease = field(init=False)
 
     async def __aenter__(self) -> Held:
-        upload_id, request, action = self._upload_id, self._request, self._action
+        guard, access = self.guard, self.guard.access
         with translated:
-            await self._access.check_early(upload_id, request, action)
-            self._lease = await self._guard.acquire(upload_id)
+            await access.check_early(self.upload_id, self.request, self.action)
+            self.lease = await guard.acquire(self.upload_id)
             try:
-                return Held(
-                    await self._access.load_checked(upload_id, request, action), self._lease
-                )
+                upload = await access.load_checked(self.upload_id, self.request, self.action)
             except BaseException:
-                await self._lease.release()
+                await self.lease.release()
                 raise
+        return Held(upload, self.lease)
 
     async def __aexit__(
         self,
@@ -172,28 +155,24 @@ class _Exclusive:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._lease.release()
+        await self.lease.release()
         translated.__exit__(kind, problem, trace)
 
 
+@dataclass(slots=True, eq=False)
 class _IfFree:
     """See `Guard.if_free`."""
 
-    __slots__ = ("_guard", "_lease", "_upload_id")
-
-    def __init__(self, guard: Guard, upload_id: str) -> None:
-        self._guard = guard
-        self._upload_id = upload_id
-        self._lease: Lease | None = None
+    guard: Guard
+    upload_id: str
+    lease: Lease | None = None
 
     async def __aenter__(self) -> Lease | None:
         try:
-            self._lease = await self._guard.acquire(
-                self._upload_id, request_release=False, timeout=0
-            )
+            self.lease = await self.guard.acquire(self.upload_id, request_release=False, timeout=0)
         except LockTimeout:
             return None
-        return self._lease
+        return self.lease
 
     async def __aexit__(
         self,
@@ -201,6 +180,6 @@ class _IfFree:
         problem: BaseException | None,
         _trace: TracebackType | None,
     ) -> bool:
-        if self._lease is not None:
-            await self._lease.release()
+        if self.lease is not None:
+            await self.lease.release()
         return isinstance(problem, LeaseLost)

@@ -43,21 +43,18 @@ class Inspector(Operation):
         """
         self._guard.admit()
         with translated:
-            free = self._guard.try_acquire_local(upload_id, request)
-            if free is not None:
-                # Nobody can change the upload between a look at who may read it and a second one: one load is enough.
-                async with free:
-                    upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
-                    if upload.finished:
-                        return upload
-                    return await self._finisher.settle(upload, request, free, by_length=by_length)
-            upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
-            await self._access.ask_hooks(upload, request)
-            if upload.finished:
-                return upload
-            async with await self._guard.acquire(upload_id) as lease:
-                # Checked again: the id may belong to another owner's upload by now.
+            lease = self._guard.try_acquire_local(upload_id, request)
+            if lease is None:
                 upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
+                await self._access.ask_hooks(upload, request)
+                if upload.finished:
+                    return upload
+                lease = await self._guard.acquire(upload_id)
+            async with lease:
+                # Checked under the lock, perhaps again: the id may belong to another owner's upload by now.
+                upload = await self._access.load_checked(upload_id, request, Action.INSPECT)
+                if upload.finished:
+                    return upload
                 return await self._finisher.settle(upload, request, lease, by_length=by_length)
 
     async def look_up(self, upload_id: str, request: RequestView, action: Action) -> Upload:

@@ -57,7 +57,7 @@ class Collaborators:
             self.access,
             self.hooks,
             self.counters,
-            acquire_timeout=self.policy.acquire_lock_timeout,
+            self.policy.acquire_lock_timeout,
         )
         self.quotas = Quotas(
             self.store, self.policy, self.access, self.guard, self.open_uploads, self.byte_quotas
@@ -68,7 +68,7 @@ class Collaborators:
             self.hooks,
             self.counters,
             self.clock,
-            access_error=self.access.append_error,
+            self.access.append_error,
         )
 
 

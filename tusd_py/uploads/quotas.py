@@ -33,52 +33,48 @@ _AHEAD_BYTES = 32 * 1024 * 1024
 """Bytes that are reserved before they arrive, for a body whose size is not known."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Allowance:
     """How large an upload of unknown length may become by a body of unknown size: reserved step by step while it arrives.
 
-    most: the maximum size of the upload for other reasons than the quota, in bytes; None for no limit.
-
-    Attributes:
-        size: Bytes that the upload may have.
+    most: the maximum size of the upload for other reasons than the quota, in bytes; None for no limit. size: bytes that the
+    upload may have. problem: why more could not be reserved, if not for the quota.
     """
 
-    def __init__(
-        self, quotas: ByteQuotas, info: UploadInfo, look_up: LookUp, *, most: int | None
-    ) -> None:
-        self.size = 0
-        self._most = most
-        self._problem: ProtocolError | None = None
-        self._quotas = quotas
-        self._info = info
-        self._look_up = look_up
+    quotas: ByteQuotas
+    info: UploadInfo
+    look_up: LookUp
+    most: int | None
+    size: int = 0
+    problem: ProtocolError | None = None
 
     async def extend(self, needed: int) -> None:
         """Reserve `needed` bytes for the upload, and some more, as far as there is room.
 
         If Redis cannot be reached, raises a 503 while nothing is reserved; later `size` stays, and `refusal` is the 503.
         """
-        info, wanted = self._info, needed + _AHEAD_BYTES
+        info, wanted = self.info, needed + _AHEAD_BYTES
         try:
-            self.size = await self._quotas.reserve_some(
+            self.size = await self.quotas.reserve_some(
                 info.owner,
                 info.id,
-                wanted if self._most is None else max(needed, min(wanted, self._most)),
-                self._quotas.limit_of(info.quota),
-                self._look_up,
+                wanted if self.most is None else max(needed, min(wanted, self.most)),
+                self.quotas.limit_of(info.quota),
+                self.look_up,
             )
         except ProtocolError as problem:
             if not self.size:
                 raise
-            self._problem = problem
+            self.problem = problem
         else:
-            self._problem = None
+            self.problem = None
 
     def refusal(self, offset: int) -> ProtocolError:
         """The error for more bytes than `size`, for an upload that has `offset` bytes."""
-        return self._problem or errors.quota_exceeded(max(0, self.size - offset))
+        return self.problem or errors.quota_exceeded(max(0, self.size - offset))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Quotas:
     """The quotas of the uploads of one store: of their number, and of their bytes; None for no limits."""
 
@@ -142,7 +138,7 @@ class Quotas:
         if quotas is None or quotas.limit_of(upload.info.quota) is None:
             return None
         most, _ = self.policy.limit_of(upload)
-        allowance = Allowance(quotas, upload.info, self._size_of, most=most)
+        allowance = Allowance(quotas, upload.info, self._size_of, most)
         await allowance.extend(upload.offset)
         return allowance
 

@@ -193,30 +193,21 @@ class _Transfer:
         self.body.stop(BodyEnd.INTERRUPTED)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class BodyReceiver:
     """Receives bodies for the uploads of one store.
 
     access_error: the error if a request that is adding bytes has lost its permission; None if it may continue.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        policy: UploadPolicy,
-        hooks: Hooks,
-        counters: Counters,
-        clock: Callable[[], float],
-        *,
-        access_error: Callable[[UploadInfo, RequestView], ProtocolError | None],
-    ) -> None:
-        self._store = store
-        self._policy = policy
-        self._hooks = hooks
-        self._counters = counters
-        self._clock = clock
-        self._access_error = access_error
-        self._transfers: dict[Body, _Transfer] = {}
-        self._closing = False
+    store: Store
+    policy: UploadPolicy
+    hooks: Hooks
+    counters: Counters
+    clock: Callable[[], float]
+    access_error: Callable[[UploadInfo, RequestView], ProtocolError | None]
+    _transfers: dict[Body, _Transfer] = field(default_factory=dict)
+    _closing: bool = False
 
     def close(self) -> None:
         """End all bodies, those in flight and those to come, because the server shuts down."""
@@ -237,7 +228,7 @@ class BodyReceiver:
             )
 
     def _stop_if_refused(self, transfer: _Transfer) -> None:
-        problem = self._access_error(transfer.upload.info, transfer.request)
+        problem = self.access_error(transfer.upload.info, transfer.request)
         if problem is not None:
             transfer.stop(problem)
 
@@ -252,23 +243,23 @@ class BodyReceiver:
             and upload.offset + content.length > limit
         ):
             raise problem()
-        if content.verified and not self._store.verifies_chunks:
+        if content.verified and not self.store.verifies_chunks:
             raise errors.invalid_checksum("this server's store does not verify checksums")
 
     def _limit(self, upload: Upload) -> tuple[int | None, Callable[[], ProtocolError]]:
         if upload.length is not None:
             return upload.length, errors.upload_size_exceeded
-        return self._policy.limit_of(upload)
+        return self.policy.limit_of(upload)
 
     async def check_space(self, needed: int) -> None:
         """Raise a 507 unless the store has space for `needed` bytes besides the reserve."""
-        free = await self._store.free_space()
-        if free is not None and free < self._policy.disk_reserve + needed:
+        free = await self.store.free_space()
+        if free is not None and free < self.policy.disk_reserve + needed:
             logger.warning(
                 "refused %d bytes: %d are free, %d are reserved",
                 needed,
                 free,
-                self._policy.disk_reserve,
+                self.policy.disk_reserve,
             )
             raise errors.insufficient_storage()
 
@@ -305,7 +296,7 @@ class BodyReceiver:
             StorageError: The store failed.
         """
         limit, over_limit = self._limit(upload)
-        writer = await self._store.open_writer(upload, content, fence=lease.fence)
+        writer = await self.store.open_writer(upload, content, fence=lease.fence)
         transfer = _Transfer(
             upload=upload,
             content=content,
@@ -333,19 +324,19 @@ class BodyReceiver:
             finally:
                 # Its traceback refers to this frame: a reference cycle would keep all of it until the garbage collector runs.
                 del problem
-        return Upload(upload.info, writer.offset, self._clock(), upload.joined)
+        return Upload(upload.info, writer.offset, self.clock(), upload.joined)
 
     def _begin(self, transfer: _Transfer) -> None:
         """Start tracking the transfer: let others end it, and report its progress to hooks."""
         body = transfer.body
         self._transfers[body] = transfer
-        self._counters.uploads_active += 1
+        self.counters.uploads_active += 1
         transfer.lease.on_requested(lambda: body.stop(BodyEnd.INTERRUPTED))
         if self._closing:
             body.stop(BodyEnd.SHUTDOWN)
         # A revocation since the check of the request did not reach this transfer, which was not tracked yet.
         self._stop_if_refused(transfer)
-        if self._hooks.wants(EventType.POST_RECEIVE):
+        if self.hooks.wants(EventType.POST_RECEIVE):
             self._report_progress(transfer)
         if body.watcher is not None:
             body.watcher.receiving(transfer.tell)
@@ -358,7 +349,7 @@ class BodyReceiver:
         if transfer.body.watcher is not None:
             transfer.body.watcher.received()
         if self._transfers.pop(transfer.body, None) is not None:
-            self._counters.uploads_active -= 1
+            self.counters.uploads_active -= 1
 
     async def _settle(
         self, transfer: _Transfer, problem: ProtocolError | None
@@ -370,12 +361,12 @@ class BodyReceiver:
         writer, began = transfer.writer, transfer.upload.offset
         counts = transfer.counts(problem)
         outcome = _outcome(problem, transfer.body, counts)
-        self._counters.received(writer.offset - began, outcome)
+        self.counters.received(writer.offset - began, outcome)
         if not counts:
             await self._discard(writer)
         try:
             await writer.close(
-                sync=self._policy.durability == "chunk" and writer.offset > began,
+                sync=self.policy.durability == "chunk" and writer.offset > began,
                 finishing=transfer.finishing and problem is None,
             )
         except LeaseLost:
@@ -435,53 +426,48 @@ class BodyReceiver:
 
     def _write(self, transfer: _Transfer, view: memoryview) -> Awaitable[None] | None:
         """Write bytes that lie in the writer's buffer already, or elsewhere; returns what to await before the next ones."""
-        self._check_limits(transfer, len(view))
-        rest = transfer.writer.write(view)
-        if transfer.writer.offset >= transfer.next_check:
+        writer, allowance = transfer.writer, transfer.allowance
+        end = writer.offset + len(view)
+        if transfer.limit is not None and end > transfer.limit:
+            raise _Ended(transfer.over_limit())
+        if allowance is not None and end > allowance.size:
+            raise _Ended(allowance.refusal(writer.offset))
+        if not transfer.lease.is_held():
+            raise _Ended(errors.interrupted())
+        rest = writer.write(view)
+        if writer.offset >= transfer.next_check:
             return self._check_reserve(transfer, rest)
         return rest
 
-    @staticmethod
-    def _check_limits(transfer: _Transfer, size: int) -> None:
-        if transfer.limit is not None and transfer.writer.offset + size > transfer.limit:
-            raise _Ended(transfer.over_limit())
-        allowance = transfer.allowance
-        if allowance is not None and transfer.writer.offset + size > allowance.size:
-            raise _Ended(allowance.refusal(transfer.writer.offset))
-        if not transfer.lease.is_held():
-            raise _Ended(errors.interrupted())
-
-    async def _check_reserve(
-        self, transfer: _Transfer, rest: Awaitable[None] | None = None
-    ) -> None:
+    async def _check_reserve(self, transfer: _Transfer, rest: Awaitable[None] | None) -> None:
         """Refuse the rest of the body if the free space is below the reserve. rest: a write to await first."""
         transfer.next_check = transfer.writer.offset + _SPACE_CHECK_INTERVAL_BYTES
         if rest is not None:
             await rest
-        if not self._policy.disk_reserve:
+        if not self.policy.disk_reserve:
             return
-        free = await self._store.free_space()
-        if free is not None and free < self._policy.disk_reserve:
+        free = await self.store.free_space()
+        if free is not None and free < self.policy.disk_reserve:
             raise _Ended(errors.insufficient_storage())
 
     def _report_progress(self, transfer: _Transfer) -> None:
         """Report the offset to hooks if it has changed, and schedule the next report."""
         if transfer.writer.offset != transfer.reported:
-            self._hooks.notify_progress(self._progress_event(transfer), transfer.stop)
+            self.hooks.notify_progress(self._progress_event(transfer), transfer.stop)
         transfer.progress_timer = asyncio.get_running_loop().call_later(
-            self._policy.progress_interval, self._report_progress, transfer
+            self.policy.progress_interval, self._report_progress, transfer
         )
 
     def _report_last_progress(self, transfer: _Transfer) -> None:
         """Report the last offset of the request to hooks, however short the request was, as tusd does."""
-        wanted = self._hooks.wants(EventType.POST_RECEIVE)
+        wanted = self.hooks.wants(EventType.POST_RECEIVE)
         if wanted and transfer.writer.offset != transfer.reported and transfer.lease.is_held():
-            self._hooks.notify_progress_end(self._progress_event(transfer))
+            self.hooks.notify_progress_end(self._progress_event(transfer))
 
     def _progress_event(self, transfer: _Transfer) -> Event:
         transfer.reported = transfer.writer.offset
         info = transfer.upload.info
-        view = UploadView.of(info, transfer.reported, self._store.path_of(info))
+        view = UploadView.of(info, transfer.reported, self.store.path_of(info))
         return Event(EventType.POST_RECEIVE, view, transfer.request)
 
     async def _verify(self, transfer: _Transfer) -> ProtocolError | None:
