@@ -236,7 +236,7 @@ class Hooks:
         stop: called with the response if a hook raises Stop.
         """
         if event.upload.id not in self._queues:
-            self._enqueue(event, stop)
+            self.notify(event, stop)
 
     def notify_progress_end(self, event: Event) -> None:
         """Call the `post-receive` hooks for the last event of a request, after earlier events of the upload.
@@ -262,10 +262,12 @@ class Hooks:
         finally:
             self._release(event)
 
-    def notify(self, event: Event) -> None:
+    def notify(self, event: Event, stop: Callable[[ProtocolError], None] | None = None) -> None:
         """Call the hooks of a `post-` event in the background, after those of earlier events of the same upload."""
-        if self._listeners[event.type]:
-            self._enqueue(event, None)
+        before = self._queues.get(event.upload.id)
+        task = self._queue(event.upload.id, self._run(event, before, stop))
+        self._hold(event)
+        task.add_done_callback(lambda _done: self._release(event))
 
     @property
     def has_room(self) -> bool:
@@ -296,12 +298,6 @@ class Hooks:
         self._waiting_bytes -= _size_of(event)
         if self._waiting_bytes < _MOST_WAITING_BYTES:
             self._room.set()
-
-    def _enqueue(self, event: Event, stop: Callable[[ProtocolError], None] | None) -> None:
-        before = self._queues.get(event.upload.id)
-        task = self._queue(event.upload.id, self._run(event, before, stop))
-        self._hold(event)
-        task.add_done_callback(lambda _done: self._release(event))
 
     def _queue(self, upload_id: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = spawn(work, "hooks")

@@ -99,20 +99,14 @@ def _operators(settings: Settings) -> dict[str, object]:
         specifications.append("tusd_hooks.http:HTTPHooks")
     if settings.hooks_dir is not None:
         specifications.append("tusd_hooks.files:FileHooks")
-    names = _names(specifications)
-    return {
-        name: _load(specification)
-        for name, specification in zip(names, specifications, strict=True)
-    }
+    return dict(zip(_names(specifications), map(_load, specifications), strict=True))
 
 
 def _names(specifications: Iterable[str]) -> list[str]:
     """The names of hooks in the outbox: equal on all machines, wherever the file is there."""
     names: list[str] = []
     for specification in specifications:
-        place, separator, function = specification.rpartition(":")
-        if not separator:
-            place, function = specification, ""
+        place, function = _split(specification)
         short = Path(place).name if place.endswith(".py") else place
         name = f"{short}:{function}" if function else short
         again = sum(1 for each in names if each.partition("#")[0] == name)
@@ -120,11 +114,15 @@ def _names(specifications: Iterable[str]) -> list[str]:
     return names
 
 
+def _split(specification: str) -> tuple[str, str]:
+    """The place of a hook, and the name in it; empty for the module itself."""
+    place, separator, name = specification.rpartition(":")
+    return (place, name) if separator else (name, "")
+
+
 def _load(specification: str) -> object:
     """Load `module:name`, `module`, `path/to/file.py` or `path/to/file.py:name`; a class is instantiated. Raises HookError."""
-    place, separator, name = specification.rpartition(":")
-    if not separator:
-        place, name = specification, ""
+    place, name = _split(specification)
     try:
         module = (
             _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

@@ -94,37 +94,28 @@ class LocalMaintenance:
         tell: Tell | None = None,
         force: bool = False,
     ) -> SweepReport:
-        began = time.time()
-        report = await self._guarded_sweep(kind, dry_run=dry_run, tell=tell, force=force)
+        began, now = time.time(), steady(self._uploads.expiry.now)
+        try:
+            report = None if dry_run or force else await self._held(kind, now)
+            if report is None:
+                report = await self._sweep(kind, now, dry_run=dry_run, tell=tell)
+                if dry_run and not force:
+                    times = await self._uploads.store.sweep_marks.read()
+                    reason = hold_reason(times, seen=report.seen, due=report.expired, now=now())
+                    report.held_because = reason or ""
+                elif not dry_run and not self._uploads.closing:
+                    await self._uploads.store.sweep_marks.record_end(now())
+            else:
+                # What a crash interrupted is finished all the same.
+                rest = await self._sweep("all", now, dry_run=False, tell=None, removes=False)
+                report.finished, report.failed = rest.finished, rest.failed
+        except (StorageError, SweepStopped) as problem:
+            raise MaintenanceError(str(problem)) from problem
         if self._due_index is not None and not dry_run:
             try:
                 await self._due_index.record_sweep(report.record(kind, began))
             except RedisUnavailable as problem:
                 logger.debug("a sweep could not be recorded: %s", problem)
-        return report
-
-    async def _guarded_sweep(
-        self, kind: SweepKind, *, dry_run: bool, tell: Tell | None, force: bool
-    ) -> SweepReport:
-        """Sweep unless that is held. Raises MaintenanceError, RedisUnavailable."""
-        now = steady(self._uploads.expiry.now)
-        try:
-            if not dry_run and not force:
-                held = await self._held(kind, now)
-                if held is not None:
-                    # What a crash interrupted is finished all the same.
-                    rest = await self._sweep("all", now, dry_run=False, tell=None, removes=False)
-                    held.finished, held.failed = rest.finished, rest.failed
-                    return held
-            report = await self._sweep(kind, now, dry_run=dry_run, tell=tell)
-            if dry_run and not force:
-                times = await self._uploads.store.sweep_marks.read()
-                due = report.expired
-                report.held_because = hold_reason(times, seen=report.seen, due=due, now=now()) or ""
-        except (StorageError, SweepStopped) as problem:
-            raise MaintenanceError(str(problem)) from problem
-        if not dry_run and not self._uploads.closing:
-            await self._uploads.store.sweep_marks.record_end(now())
         return report
 
     async def _held(self, kind: SweepKind, clock: Clock) -> SweepReport | None:

@@ -51,7 +51,7 @@ class Concatenation(Operation):
         self._joining_bytes = 0
 
     async def parts(
-        self, ids: Sequence[str], check: Callable[[UploadInfo], None] | None = None
+        self, ids: Sequence[str], check: Callable[[UploadInfo], None]
     ) -> dict[str, Upload]:
         """Load the parts of a final, by id. Raises a 404 for one that is unknown or gone, a 400 for one that is no part.
 
@@ -64,11 +64,9 @@ class Concatenation(Operation):
             except (UploadGone, ProtocolError):
                 raise errors.not_found() from None
             except (UploadDamaged, BytesMissing) as problem:
-                if check is not None:
-                    check(problem.upload.info)
+                check(problem.upload.info)
                 raise
-            if check is not None:
-                check(part.info)
+            check(part.info)
             if not part.info.is_partial:
                 raise errors.invalid_concat("one of the URLs is not that of a partial upload")
             found[part_id] = part

@@ -110,13 +110,12 @@ class Expirer(Operation):
                     await self._access.load(upload_id)
                 except BytesMissing as problem:
                     upload = problem.upload
-                else:
-                    return False
-                if not await self.is_missing_too_long(upload, now=now):
-                    return False
-                await self._remover.remove(upload, EventType.POST_EXPIRE, RequestView(), lease)
-                self._counters.uploads_expired += 1
-                return True
+                    if await self.is_missing_too_long(upload, now=now):
+                        await self._remover.remove(
+                            upload, EventType.POST_EXPIRE, RequestView(), lease
+                        )
+                        self._counters.uploads_expired += 1
+                        return True
         return False
 
     async def is_missing_too_long(

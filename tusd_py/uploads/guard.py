@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -99,9 +101,18 @@ class Guard:
 
     # Locks alone
 
-    def if_free(self, upload_id: str) -> _IfFree:
+    @asynccontextmanager
+    async def if_free(self, upload_id: str) -> AsyncIterator[Lease | None]:
         """`async with`: the lease if the lock is free, else None. The block ends early if the lock is lost."""
-        return _IfFree(self, upload_id)
+        lease = None
+        with suppress(LockTimeout):
+            lease = await self.acquire(upload_id, request_release=False, timeout=0)
+        if lease is None:
+            yield None
+            return
+        async with lease:
+            with suppress(LeaseLost):
+                yield lease
 
     async def acquire(
         self, upload_id: str, *, request_release: bool = True, timeout: float | None = None
@@ -157,29 +168,3 @@ class _Exclusive:
     ) -> None:
         await self.lease.release()
         translated.__exit__(kind, problem, trace)
-
-
-@dataclass(slots=True, eq=False)
-class _IfFree:
-    """See `Guard.if_free`."""
-
-    guard: Guard
-    upload_id: str
-    lease: Lease | None = None
-
-    async def __aenter__(self) -> Lease | None:
-        try:
-            self.lease = await self.guard.acquire(self.upload_id, request_release=False, timeout=0)
-        except LockTimeout:
-            return None
-        return self.lease
-
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        problem: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> bool:
-        if self.lease is not None:
-            await self.lease.release()
-        return isinstance(problem, LeaseLost)

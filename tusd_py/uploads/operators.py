@@ -18,7 +18,7 @@ class Operators(Operation):
             pass
 
     async def extend(self, upload_id: str, seconds: float) -> Upload | None:
-        """Keep an upload for at least so many seconds from now; return it, or None if its lock is held.
+        """Keep an upload for at least so many seconds from now; return it, or None if its lock is held or lost.
 
         An unfinished one expires so long after now, unless bytes arrive; a finished one is removed so long after now, if
         finished ones are removed at all. An upload that is kept for longer already stays as it is. Raises StorageError.
@@ -41,4 +41,3 @@ class Operators(Operation):
             self._due_marks.mark(upload_id, None)
             self._due_marks.keep(extended, self._expiry.due_at(extended))
             return extended
-        return None

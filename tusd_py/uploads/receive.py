@@ -394,7 +394,9 @@ class BodyReceiver:
         body = transfer.body
         try:
             # More of a quota is reserved before bytes are written. Those straight from the socket cannot wait for that.
-            if transfer.allowance is not None or not await self._stream_directly(transfer):
+            if transfer.allowance is not None or not await body.stream_to(
+                lambda view: self._write(transfer, view), transfer.writer.get_buffer
+            ):
                 await self._stream(transfer)
         except _Ended as ended:
             return ended.problem
@@ -403,12 +405,6 @@ class BodyReceiver:
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
         return transfer.stopped or _ERROR_OF_END[body.end]()
-
-    async def _stream_directly(self, transfer: _Transfer) -> bool:
-        """Receive the body straight from the socket; False if that is not possible, and nothing was read."""
-        return await transfer.body.stream_to(
-            lambda view: self._write(transfer, view), transfer.writer.get_buffer
-        )
 
     async def _stream(self, transfer: _Transfer) -> None:
         """Receive the body piece by piece, from any ASGI server."""

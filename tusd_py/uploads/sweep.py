@@ -138,8 +138,8 @@ class Sweep:
         self._report = SweepReport()
         self._is_index_complete = True
         self._stopped = ""
-        self._due: dict[str, float] = {}
-        self._gone: list[str] = []
+        self._next: dict[str, float | None] = {}
+        """When each upload is to be checked again; None for never."""
         self._states: dict[str, OpenState | None] = {}
         self._expired_ids: list[str] = []
         self._refused: set[str] = set()
@@ -227,20 +227,20 @@ class Sweep:
                 upload = found.upload if isinstance(found, UploadDamaged) else found
                 if isinstance(upload, Upload) and upload.id != upload_id:
                     # Another server's record may be named otherwise.
-                    self._schedule(upload_id, None)
+                    self._next[upload_id] = None
                     upload_id = upload.id  # noqa: PLW2901
                 is_due = isinstance(upload, Upload) and uploads.expiry.is_due(upload, self._now())
                 if is_due and isinstance(found, Upload) and await self._is_kept(found):
-                    self._schedule(upload_id, self._now() + _RETRY_SECONDS)
+                    self._next[upload_id] = self._now() + _RETRY_SECONDS
                 elif is_due and isinstance(upload, Upload):
                     expired.append(upload_id)
                     if not self._removes:
-                        self._schedule(upload_id, uploads.expiry.check_at(upload))
+                        self._next[upload_id] = uploads.expiry.check_at(upload)
                     if self._tell is not None:
                         since = uploads.expiry.due_at(upload) or upload.changed_at
                         await self._tell(Expired(upload.id, upload.offset, since))
                 else:
-                    self._schedule(upload_id, await self._check_one(upload_id, found))
+                    self._next[upload_id] = await self._check_one(upload_id, found)
             except (LocksClosed, LocksUnavailable, VolumeMissing):
                 raise
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others their sweep
@@ -312,13 +312,13 @@ class Sweep:
             if outcome is True:
                 self._report.expired += 1
                 self._expired_ids.append(upload_id)
-                self._schedule(upload_id, None)
+                self._next[upload_id] = None
             elif outcome is False:
-                self._schedule(upload_id, self._now() + _RETRY_SECONDS)
+                self._next[upload_id] = self._now() + _RETRY_SECONDS
             elif isinstance(outcome, VolumeMissing):
                 raise outcome
             elif isinstance(outcome, UploadGone):
-                self._schedule(upload_id, None)
+                self._next[upload_id] = None
             else:
                 self._record_failure(upload_id, outcome)
 
@@ -332,7 +332,7 @@ class Sweep:
             # While a store is unavailable every upload fails.
             level = logging.WARNING if self._report.failed <= _MAX_WARNINGS else logging.DEBUG
             logger.log(level, "the sweep skipped %s: %s", upload_id, problem)
-        self._schedule(upload_id, self._now() + _RETRY_SECONDS)
+        self._next[upload_id] = self._now() + _RETRY_SECONDS
 
     def _skip(self, path: str, problem: Exception) -> None:
         """Count and log a directory entry that cannot be read."""
@@ -340,21 +340,14 @@ class Sweep:
         if not self._quiet:
             skip_entry(path, problem)
 
-    def _schedule(self, upload_id: str, due: float | None) -> None:
-        """Schedule the next check of an upload; None for never."""
-        if due is None:
-            self._gone.append(upload_id)
-        else:
-            self._due[upload_id] = due
-
     async def _update_index(self) -> None:
-        due, self._due = self._due, {}
-        gone, self._gone = self._gone, []
+        checks, self._next = self._next, {}
         states, self._states = self._states, {}
         if self._due_index is None or self._dry_run:
             return
+        due = {upload_id: at for upload_id, at in checks.items() if at is not None}
         try:
-            await self._due_index.update(due, gone, states)
+            await self._due_index.update(due, checks.keys() - due.keys(), states)
         except RedisUnavailable as problem:
             self._is_index_complete = False
             logger.debug("the index was not updated for %d uploads: %s", len(due), problem)
