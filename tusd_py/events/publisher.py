@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tusd_py import logs
 from tusd_py.events import outbox_record
 from tusd_py.events.hooks import Hooks
-from tusd_py.events.model import DELIVERED, Event, EventType, RequestView, UploadView
+from tusd_py.events.model import Event, EventType, RequestView, UploadView
 from tusd_py.events.outbox_record import OutboxRecord, id_of
 from tusd_py.locks.base import UNFENCED, Fence, LeaseLost
 from tusd_py.storage.base import (
@@ -42,7 +42,7 @@ _LOGGED = {
     EventType.POST_TERMINATE: "upload terminated",
     EventType.POST_EXPIRE: "upload expired",
 }
-"""Names of the events in the log."""
+"""The events that are published, and their names in the log."""
 
 
 class EventPublisher:
@@ -106,8 +106,7 @@ class EventPublisher:
 
     def publish(self, event_type: EventType, upload: Upload, request: RequestView) -> None:
         """Publish an event that has happened: log it, call hooks in the background, and queue the delivery by workers."""
-        if (name := _LOGGED.get(event_type)) is not None:
-            _log(name, upload, request)
+        _log(_LOGGED[event_type], upload, request)
         if self._hooks.wants(event_type):
             self._hooks.notify(self._event(event_type, upload, request))
         if self.relay is not None and self._hooks.delivered_to(event_type):
@@ -231,9 +230,7 @@ class EventPublisher:
     def _event(self, event_type: EventType, upload: Upload, request: RequestView) -> Event:
         path = self._path_of(upload.info) if self._path_of is not None else ""
         view = UploadView.of(upload.info, upload.offset, path)
-        if event_type in DELIVERED:
-            return Event(event_type, view, request, id=id_of(event_type, upload.info))
-        return Event(event_type, view, request)
+        return Event(event_type, view, request, id=id_of(event_type, upload.info))
 
 
 def _log(name: str, upload: Upload, request: RequestView) -> None:

@@ -37,8 +37,7 @@ def _digests(text: str) -> dict[str, bytes]:
 def before_body(upload: Upload, command: Append) -> Upload:
     """The upload as it is recorded before the body of an append is received.
 
-    The body may fill its length without completing it, or complete it with a digest of the whole, to be verified by whoever
-    finishes it.
+    The body may fill its length without completing it, or complete it with a digest of the whole, which the finish verifies.
     """
     if command.completes is False and not upload.info.awaits_completion:
         upload = upload.with_info(awaits_completion=True)

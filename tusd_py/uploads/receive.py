@@ -295,19 +295,10 @@ class BodyReceiver:
                 `NOTHING_COUNTS` or the chunk has a checksum.
             StorageError: The store failed.
         """
-        limit, over_limit = self._limit(upload)
         writer = await self.store.open_writer(upload, content, fence=lease.fence)
+        limits = self._limit(upload)
         transfer = _Transfer(
-            upload=upload,
-            content=content,
-            body=body,
-            writer=writer,
-            lease=lease,
-            request=request,
-            limit=limit,
-            over_limit=over_limit,
-            finishing=finishing,
-            allowance=allowance,
+            upload, content, body, writer, lease, request, *limits, finishing, allowance
         )
         problem: ProtocolError | None = _UNFORESEEN
         try:

@@ -66,7 +66,7 @@ def begins_hold(
 ) -> bool:
     """Whether a sweep that is held now is the first one, so that this is to be recorded.
 
-    A recorded hold that is older than sweeps are apart was not begun by this clock.
+    A hold that was recorded in the future, or longer ago than sweeps are apart, was recorded by a wrong clock.
     """
     since = times.held_since
     return since is None or not 0 <= now - since <= _GRACE_SECONDS + longest_pause
