@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -172,41 +172,37 @@ class RemoteMaintenance:
             "tell": tell is not None,
             "force": force,
         }
-        async with self._request(request) as answers:
-            async for answer in answers:
-                if "done" in answer:
-                    return _report(cast(Document, answer["done"]))
-                if tell is not None:
-                    await tell(_expired(cast(Document, answer["expired"])))
-        raise MaintenanceError("the server ended before the sweep did")
+        return _report(await self._ask(request, tell, before="the sweep did"))
 
     async def remove(self, upload_id: str, *, unreadable: bool = False) -> str | None:
         request = {"do": "remove", "upload": upload_id, "unreadable": unreadable}
-        async with self._request(request) as answers:
-            async for answer in answers:
-                return cast("dict[str, str | None]", answer["done"])["problem"]
-        raise MaintenanceError("the server ended before it answered")
+        done = await self._ask(request, None, before="it answered")
+        return cast("dict[str, str | None]", done)["problem"]
 
-    @asynccontextmanager
-    async def _request(self, request: Document) -> AsyncIterator[AsyncIterator[Document]]:
+    async def _ask(self, request: Document, tell: Tell | None, *, before: str) -> Document:
+        """Send a request, and pass on what the server tells until it is done. Returns the result. Raises MaintenanceError.
+
+        before: what did not happen yet if the server ends, for the error.
+        """
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)
         except OSError as problem:
             raise MaintenanceError(f"the server cannot be reached: {problem}") from problem
         try:
             _write(writer, {**request, **self._meant})
-            yield self._answers(reader)
+            while line := await self._line(reader):
+                answer = cast(Document, json.loads(line))
+                if "failed" in answer:
+                    raise MaintenanceError(str(answer["failed"]))
+                if "done" in answer:
+                    return cast(Document, answer["done"])
+                if tell is not None:
+                    await tell(_expired(cast(Document, answer["expired"])))
         except OSError as problem:
             raise MaintenanceError(f"the connection to the server was lost: {problem}") from problem
         finally:
             writer.close()
-
-    async def _answers(self, reader: asyncio.StreamReader) -> AsyncIterator[Document]:
-        while line := await self._line(reader):
-            answer = cast(Document, json.loads(line))
-            if "failed" in answer:
-                raise MaintenanceError(str(answer["failed"]))
-            yield answer
+        raise MaintenanceError(f"the server ended before {before}")
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         """Read a line, for as long as the server is alive. Raises MaintenanceError, OSError."""
