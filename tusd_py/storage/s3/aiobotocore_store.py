@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol, Self, cast
 import aiobotocore
 import aiohttp
 from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession, get_session
+from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader, create_loader
 
@@ -65,12 +65,6 @@ Response = Mapping[str, object]
 def _descriptions() -> Loader:
     """One for all clients of the process: to read how S3's requests are written takes long."""
     return create_loader()
-
-
-def _session() -> AioSession:
-    session = get_session()
-    session.register_component("data_loader", _descriptions())
-    return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +215,9 @@ class AiobotocoreClient:
             # What parameters there are, and of which types, is decided below.
             parameter_validation=False,
         )
-        making = _session().create_client(
+        session = get_session()
+        session.register_component("data_loader", _descriptions())
+        making = session.create_client(
             "s3",
             endpoint_url=endpoint or None,
             region_name=bucket.region or None,

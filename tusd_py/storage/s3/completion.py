@@ -58,15 +58,9 @@ class Completions:
             await asyncio.wait(list(self._running.values()))
 
     async def _complete(self, live: Live, fence: Fence, finished_at: float | None) -> None:
-        try:
-            await self._make_object(live, fence, finished_at)
-        except BaseException:
-            live.is_doubtful = True
-            raise
-
-    async def _make_object(self, live: Live, fence: Fence, finished_at: float | None) -> None:
-        with translated(f"completing {live.record.info.id}"):
-            info, whole = live.record.info, self._store.whole.data(live)
+        info = live.record.info
+        with live.doubtful_after_failure(), translated(f"completing {info.id}"):
+            whole = self._store.whole.data(live)
             held = live.progress.offset if whole is None else len(whole)
             if held != info.length:
                 raise StorageError(f"{info.id} has {held} bytes, not {info.length}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tusd_py.storage.base import UploadInfo
@@ -37,6 +39,15 @@ class Live:
         if info.finished_at is None and finished_at is not None:
             return info._replace(finished_at=finished_at)
         return info
+
+    @contextmanager
+    def doubtful_after_failure(self) -> Iterator[None]:
+        """Note that the bucket is to be asked next time, if the block fails: its requests may have had their effect."""
+        try:
+            yield
+        except BaseException:
+            self.is_doubtful = True
+            raise
 
     def add(self, part: Part, now: float) -> None:
         """Count a part that the bucket has."""

@@ -327,26 +327,20 @@ class S3Store:
     async def save_record(self, live: Live, record: Record, fence: Fence) -> None:
         """Replace a record on condition that it is the one that `live` knows. Raises LeaseLost, UploadNotFound."""
         record = replace(record, revision=os.urandom(_REVISION_BYTES).hex())
-        try:
-            etag = await self._replace_record(live, record, fence)
-        except BaseException:
-            live.is_doubtful = True
-            raise
-        live.record = replace(record, etag=etag)
-
-    async def _replace_record(self, live: Live, record: Record, fence: Fence) -> str:
-        upload_id = record.info.id
-        key, content = self.layout.record(upload_id), self._serialize(record)
-        with translated(f"recording {upload_id}"):
+        upload_id, content = record.info.id, self._serialize(record)
+        with live.doubtful_after_failure(), translated(f"recording {upload_id}"):
             ensure_held(fence)
             try:
-                return await self.objects.put_record(key, content, if_match=live.record.etag)
+                etag = await self.objects.put_record(
+                    self.layout.record(upload_id), content, if_match=live.record.etag
+                )
             except PreconditionFailed:
                 self._drop(upload_id)
                 raise LeaseLost(f"another holder replaced the record of {upload_id}") from None
             except ObjectNotFound:
                 self._drop(upload_id)
                 raise UploadNotFound(f"there is no upload {upload_id}") from None
+        live.record = replace(record, etag=etag)
 
     async def _known(self, upload_id: str) -> Live:
         """What this process knows of an upload that it loaded before; asks the bucket if it forgot."""

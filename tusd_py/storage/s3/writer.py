@@ -334,11 +334,8 @@ class S3Writer:
 
     async def discard(self) -> None:
         """Void the parts that were sent, which cannot be removed, and put the first tail back."""
-        try:
+        with self._live.doubtful_after_failure():
             await self._take_back()
-        except BaseException:
-            self._live.is_doubtful = True
-            raise
 
     async def _take_back(self) -> None:
         await self._stop_sending()
