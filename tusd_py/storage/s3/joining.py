@@ -115,7 +115,7 @@ class S3Joiner:
 
     async def forget_final(self, key: str, final_id: str, *, fence: Fence) -> None:
         async def look() -> str:
-            etag, found = await self._final_of(key)
+            etag, found = await self._objects.read_text(self._layout.state("finals", key))
             ensure_held(fence)
             return etag if found == final_id else ""
 
@@ -124,15 +124,7 @@ class S3Joiner:
 
     async def recall_final(self, key: str) -> str | None:
         with translated("reading a final's key"):
-            return (await self._final_of(key))[1]
-
-    async def _final_of(self, key: str) -> tuple[str, str | None]:
-        """The etag of the record of a final's key, and the final; None if there is none."""
-        try:
-            head, content = await self._objects.read(self._layout.state("finals", key))
-        except ObjectNotFound:
-            return "", None
-        return head.etag, content.decode()
+            return (await self._objects.read_text(self._layout.state("finals", key)))[1]
 
 
 async def assemble(

@@ -89,6 +89,5 @@ class Layout:
     def id_of(self, key: str, ending: str) -> str | None:
         """The id of the upload to which a record or a tail belongs; None for other keys."""
         name = key[len(self.info_prefix) :]
-        if not name.endswith(ending) or not is_valid_id(name[: -len(ending)]):
-            return None
-        return name[: -len(ending)]
+        upload_id = name.removesuffix(ending)
+        return upload_id if upload_id != name and is_valid_id(upload_id) else None

@@ -84,15 +84,7 @@ class Places:
 
     async def holder(self, location: str) -> str | None:
         """Return the upload that has a place; None if it is free, or has the id of its upload."""
-        return (await self._seen(self._mark(location)))[1]
-
-    async def _seen(self, mark: str) -> tuple[str, str | None]:
-        """The etag of a mark, and the upload that it names; None if there is no mark."""
-        try:
-            head, content = await self._objects.read(mark)
-        except ObjectNotFound:
-            return "", None
-        return head.etag, content.decode()
+        return (await self._objects.read_text(self._mark(location)))[1]
 
     async def leave(
         self,
@@ -108,7 +100,7 @@ class Places:
         mark = self._mark(location)
 
         async def look() -> str:
-            etag, holder = await self._seen(mark)
+            etag, holder = await self._objects.read_text(mark)
             return "" if holder != upload_id or (stays is not None and await stays()) else etag
 
         await self._objects.delete_if(mark, look)
@@ -120,7 +112,7 @@ class Places:
         """
         freed = 0
         async for listed in self._objects.each(self._layout.directory(_DIRECTORY), before=before):
-            upload_id = (await self._seen(listed.key))[1]
+            upload_id = (await self._objects.read_text(listed.key))[1]
             if upload_id and not await self._is_needed(upload_id):
                 free = partial(self._free_mark, listed.key, upload_id)
                 freed += await exclusively(upload_id, free)
@@ -130,7 +122,7 @@ class Places:
         """Remove a mark, if it names this upload, which does not need it. Raises LeaseLost."""
 
         async def look() -> str:
-            etag, holder = await self._seen(mark)
+            etag, holder = await self._objects.read_text(mark)
             if holder != upload_id or await self._is_needed(upload_id):
                 return ""
             ensure_held(fence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol, Self, cast
 from urllib.parse import urlencode
@@ -156,10 +157,8 @@ class ObjectStore(AiobotocoreClient):
 
     async def abort(self, key: str, upload_id: str) -> None:
         """Remove a multipart upload and its parts. Does nothing if there is none."""
-        try:
+        with suppress(ObjectNotFound):
             await self._request("abort_multipart_upload", key, {"UploadId": upload_id})
-        except ObjectNotFound:
-            return
 
     async def pending_uploads(self, key: str) -> list[str]:
         """Return the ids of the multipart uploads for exactly this key: MinIO lists by nothing else."""
@@ -258,6 +257,14 @@ class ObjectStore(AiobotocoreClient):
                         raise
             await asyncio.sleep(FIRST_DELAY_SECONDS)
 
+    async def read_text(self, key: str) -> tuple[str, str | None]:
+        """Return the etag of a small object and its text; an empty etag and None if there is none."""
+        try:
+            head, content = await self.read(key)
+        except ObjectNotFound:
+            return "", None
+        return head.etag, content.decode()
+
     async def head(self, key: str) -> ObjectHead:
         """Return an object without its bytes. Raises ObjectNotFound."""
         response = await self._request("head_object", key, {})
@@ -275,10 +282,8 @@ class ObjectStore(AiobotocoreClient):
 
         Only for keys that get no other object: a request that is repeated or late would remove that.
         """
-        try:
+        with suppress(ObjectNotFound):
             await self._request("delete_object", key, {})
-        except ObjectNotFound:
-            return
 
     async def delete_if(self, key: str, look: Callable[[], Awaitable[str]]) -> bool:
         """Remove the object that `look` finds at a key, and no other one that is stored there since.
