@@ -279,7 +279,8 @@ class AiobotocoreClient:
     ) -> Response:
         """Make a request, and repeat it while it fails for a passing reason. See `_prepare`; attempts: told what happened."""
         attempts = attempts or Attempts(self.bucket)
-        request = await self._prepare(operation, key, parameters, needs=needs, about=about)
+        client = await self._open()
+        request = self._prepare(client, operation, key, parameters, needs=needs, about=about)
         while True:
             try:
                 return await self._attempt(request, attempts)
@@ -298,8 +299,9 @@ class AiobotocoreClient:
             if self.observer is not None:
                 self.observer.repeated(name_in_s3(operation))
 
-    async def _prepare(
+    def _prepare(
         self,
+        client: object,
         operation: str,
         key: str,
         parameters: Mapping[str, object],
@@ -308,7 +310,7 @@ class AiobotocoreClient:
         about: str = "",
     ) -> _Request:
         """Return a request with these parameters. key: the object's; empty for requests about the bucket."""
-        send = cast("Callable[..., Awaitable[Response]]", getattr(await self._open(), operation))
+        send = cast("Callable[..., Awaitable[Response]]", getattr(client, operation))
         subject = key or about
         text = f"{operation} {self._name(subject)}"
         return _Request(operation, subject, send, {**self._target(key), **parameters}, text, needs)

@@ -309,7 +309,8 @@ class ObjectStore(AiobotocoreClient):
             conditions = _conditions(etag, if_absent=False) if removal.takes_conditions else {}
             removal.is_found = True
             try:
-                request = await self._prepare("delete_object", key, conditions)
+                client = await self._open()
+                request = self._prepare(client, "delete_object", key, conditions)
                 await self._attempt(request, removal.attempts)
             except ObjectNotFound:
                 break
