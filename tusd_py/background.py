@@ -57,6 +57,16 @@ async def cancel(*tasks: asyncio.Task[None] | None) -> None:
     await asyncio.gather(*begun, return_exceptions=True)
 
 
+async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long; return whether it is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 async def _restarted(start: Callable[[], Work], name: str) -> None:
     loop = asyncio.get_running_loop()
     pause = _FIRST_PAUSE_SECONDS

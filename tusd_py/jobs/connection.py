@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
 from tusd_py.redis import Keys, permissions
+from tusd_py.redis.client import connection_options, sentinel_options
 from tusd_py.redis.embedded.server import EmbeddedRedis
 from tusd_py.settings import redis_url as addresses
 from tusd_py.settings.model import Settings
@@ -22,8 +27,6 @@ _TIMEOUT = 5.0
 """Seconds."""
 _HEALTH_CHECK = 30
 """Seconds without a command after which a connection is asked whether it still works: firewalls forget without telling."""
-_PROTOCOL = 2
-"""Nothing of the newer one is needed, nor the commands that it begins with."""
 _LONGEST_REASON = 200
 """Characters of a refusal that are logged: those of a pipeline repeat the whole command."""
 
@@ -78,49 +81,28 @@ def connect(url: str, *, timeout: float = _TIMEOUT) -> Redis:
 
     url: as in the settings. timeout: seconds to wait for a connection, and for an answer; rq's workers wait longer for jobs.
     """
-    retry = Retry(ExponentialBackoff(cap=0.5, base=0.1), 3)
     address = addresses.parse(url)
+    options = connection_options(address, timeout) | {
+        # Or commands would wait for ever where the network swallows everything.
+        "socket_timeout": timeout,
+        "health_check_interval": _HEALTH_CHECK,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.1), 3),
+    }
     if not address.sentinels:
-        return Client.from_url(
-            url,
-            socket_connect_timeout=timeout,
-            # Or commands would wait for ever where the network swallows everything.
-            socket_timeout=timeout,
-            health_check_interval=_HEALTH_CHECK,
-            protocol=_PROTOCOL,
-            driver_info=None,
-            retry=retry,
-        )
-    tls = address.tls_options()
+        return Client.from_pool(ConnectionPool.from_url(url, **options))
     sentinel = Sentinel(
         address.sentinels,
-        sentinel_kwargs={
-            "username": address.sentinel_username,
-            "password": address.sentinel_password,
-            "socket_connect_timeout": timeout,
-            "socket_timeout": timeout,
-            # The next Sentinel is asked instead.
-            "retry": Retry(NoBackoff(), 0),
-            **tls,
-        },
+        # Without a retry: the next Sentinel is asked instead.
+        sentinel_kwargs=sentinel_options(address, timeout) | {"retry": Retry(NoBackoff(), 0)},
     )
-    return cast(
-        Redis,
-        sentinel.master_for(
+    return Client.from_pool(
+        SentinelConnectionPool(
             address.service,
-            redis_class=Client,
-            connection_class=_AsksSentinelsByTls if tls else _AsksSentinels,
-            db=address.db,
-            username=address.username,
-            password=address.password,
-            socket_connect_timeout=timeout,
-            socket_timeout=timeout,
-            health_check_interval=_HEALTH_CHECK,
-            protocol=_PROTOCOL,
-            driver_info=None,
-            retry=retry,
-            **tls,
-        ),
+            sentinel,
+            connection_class=_AsksSentinelsByTls if address.tls else _AsksSentinels,
+            **options,
+            **address.tls_options(),
+        )
     )
 
 

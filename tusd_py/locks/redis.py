@@ -28,7 +28,6 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager, suppress
@@ -38,11 +37,12 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
-from tusd_py.background import keep_running, spawn
+from tusd_py.background import is_set_within, keep_running, spawn
 from tusd_py.locks.base import AskedLease, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.lua import ACQUIRE, HELD, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
+from tusd_py.redis.batches import batched
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class RedisLocks:
         claims = [self._begin(each) for each in upload_ids if each not in self._joinable]
         leases = {claim: claim.lease for claim in claims}
         try:
-            for batch in _batches(claims):
+            for batch in batched(claims, _BATCH_SIZE):
                 await self._obtain_free(batch)
             yield {claim.upload_id: lease for claim, lease in leases.items() if claim.valid_until}
         finally:
@@ -375,7 +375,7 @@ class RedisLocks:
         recorded = [claim for claim in claims if claim.recorded]
         try:
             with suppress(RedisUnavailable):
-                for batch in _batches(recorded):
+                for batch in batched(recorded, _BATCH_SIZE):
                     await self._redis.run_each(RELEASE, self._calls(batch))
                     for claim in batch:
                         claim.recorded = False
@@ -449,7 +449,7 @@ class RedisLocks:
             if not self._claims and not self._unreleased:
                 self._work.clear()
                 await self._work.wait()
-            renew_all = await _is_set_within(self._renew_now, pause)
+            renew_all = await is_set_within(self._renew_now, pause)
             self._renew_now.clear()
             self._drop_overdue()
             fresh = _now() + self._lease * (1 - _SAFETY_MARGIN) - interval / 2
@@ -497,7 +497,7 @@ class RedisLocks:
 
     async def _renew(self, claims: Sequence[_Claim]) -> bool:
         """Renew leases; returns whether Redis answered."""
-        for batch in _batches(claims):
+        for batch in batched(claims, _BATCH_SIZE):
             sent = _now()
             answers = await self._run_all(RENEW, batch)
             if answers is None:
@@ -526,7 +526,7 @@ class RedisLocks:
         claim.lose(taken=taken)
 
     async def _release_remaining(self) -> bool:
-        for batch in _batches(list(self._unreleased)):
+        for batch in batched(list(self._unreleased), _BATCH_SIZE):
             if await self._run_all(RELEASE, batch) is None:
                 return False
             for claim in batch:
@@ -679,7 +679,7 @@ class _Claim:
 
     async def sleep(self, seconds: float) -> bool:
         """Sleep until woken, at most so long; returns whether it was woken."""
-        return await _is_set_within(self.woken, seconds)
+        return await is_set_within(self.woken, seconds)
 
     async def join(self, deadline: float, request_release: bool) -> RedisLease | None:
         """Wait for earlier requests of this process; None if the lock has to be acquired in Redis."""
@@ -749,17 +749,3 @@ class RedisLease(AskedLease):
 
     async def release(self) -> None:
         await self._claim.release(self)
-
-
-def _batches(claims: Sequence[_Claim]) -> Iterator[Sequence[_Claim]]:
-    return (claims[start : start + _BATCH_SIZE] for start in range(0, len(claims), _BATCH_SIZE))
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, at most so long; returns whether it is set."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict, cast
+from typing import TypeAlias, cast
 
 import hiredis
 from redis.asyncio import (
@@ -49,7 +49,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tusd_py import logs
-from tusd_py.background import keep_running, spawn
+from tusd_py.background import is_set_within, keep_running, spawn
 from tusd_py.redis import permissions
 from tusd_py.redis.keys import DEFAULT_PREFIX, Keys
 from tusd_py.redis.scripts import Script
@@ -158,7 +158,7 @@ class RedisClient:
         """redis-py's client, for subscriptions and pipelines. Raises redis-py's own errors."""
         self._on_failure = on_failure
         self._memory = memory
-        self._secrets = _secrets(self.address)
+        self._secrets = [self.address.password, self.address.sentinel_password]
         self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._waiting: list[_Command] = []
         self._sent: set[asyncio.Task[None]] = set()
@@ -391,7 +391,7 @@ class RedisClient:
             text = f"READONLY {text}"
         if isinstance(error, NoPermissionError) and "NOPERM" not in text:
             text = f"NOPERM {text}"
-        for secret in self._secrets:
+        for secret in filter(None, self._secrets):
             text = text.replace(secret, "********")
         return text
 
@@ -428,7 +428,8 @@ class RedisClient:
             trouble = self._failure
             if trouble is None:
                 pause = _FIRST_PAUSE_SECONDS
-                await self._wait(_HEARTBEAT_SECONDS)
+                await is_set_within(self._asked, _HEARTBEAT_SECONDS)
+                self._asked.clear()
             elif self._logged is not None:
                 self._asked.clear()
                 # Jitter keeps several servers from probing in step.
@@ -444,15 +445,6 @@ class RedisClient:
                 logs.event(logger, logging.ERROR, "redis probe failed", exc_info=error)
                 found = _Failure(repr(error), True, time.monotonic())
             self._record_probe(found)
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait for a failure, at most so many seconds."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._asked.wait()
-        except TimeoutError:
-            pass
-        self._asked.clear()
 
     def _record_probe(self, found: _Failure | None) -> None:
         """Record the result of a probe."""
@@ -566,7 +558,7 @@ async def _response_or_error(connection: AbstractConnection) -> object:
         return error
 
 
-class _Droppable(ConnectionPool):
+class _Pool(ConnectionPool):
     """A pool whose idle connections can be dropped while others are in use."""
 
     async def take(self) -> AbstractConnection:
@@ -584,11 +576,7 @@ class _Droppable(ConnectionPool):
                 await connection.disconnect(nowait=True)
 
 
-class _Pool(_Droppable):
-    """Connections to one server."""
-
-
-class _SentinelPool(_Droppable, SentinelConnectionPool):
+class _SentinelPool(_Pool, SentinelConnectionPool):
     """Connections to the primary that Sentinels name, which are asked for every new connection."""
 
 
@@ -615,89 +603,76 @@ class _ToPrimaryByTls(_LooksUp, SentinelManagedSSLConnection):
     """The same with TLS."""
 
 
-class _Common(TypedDict):
-    """redis-py's options for all kinds of connections."""
-
-    db: int
-    username: str | None
-    password: str | None
-    decode_responses: bool
-    protocol: int
-    driver_info: None
-    socket_timeout: None
-    socket_connect_timeout: float
-    health_check_interval: float
-    retry: Retry
-
-
-def _pool(address: redis_url.Address, timeout: float) -> _Droppable:
+def _pool(address: redis_url.Address, timeout: float) -> _Pool:
     """Create the pool. redis-py's defaults would wait and retry far longer."""
-    common = _Common(
-        db=address.db,
-        username=address.username,
-        password=address.password,
+    options = connection_options(address, timeout) | {
         # Replies stay bytes: metadata are not always UTF-8.
-        decode_responses=False,
-        # One round trip less for each connection; nothing of the newer protocol is needed.
-        protocol=2,
-        driver_info=None,
+        "decode_responses": False,
         # Every command has a deadline as a whole. redis-py's own would cost a task and a timer for
         # each, a third of all, and lose cancellations (asyncio.wait_for before Python 3.12).
-        socket_timeout=None,
-        socket_connect_timeout=timeout,
-        health_check_interval=_IDLE_SECONDS,
+        "socket_timeout": None,
+        "health_check_interval": _IDLE_SECONDS,
         # One immediate retry, for the check of an idle connection, which then connects anew. Commands
         # do not use it and are never repeated.
-        retry=Retry(NoBackoff(), 1),
-    )
-    if address.sentinels:
-        return _sentinel_pool(address, timeout, common)
+        "retry": Retry(NoBackoff(), 1),
+    }
+    # Its types do not tell what a connection is made with.
+    create: Callable[..., _Pool] = _Pool
     if address.path is not None:
-        return _Pool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
-    host, port = address.host, address.port
-    if not address.tls:
-        return _Pool(
-            connection_class=_LooksUp, host=host, port=port, socket_keepalive=True, **common
-        )
-    return _Pool(
-        connection_class=_Tls,
-        host=host,
-        port=port,
-        socket_keepalive=True,
-        ssl_ca_certs=address.ca_file,
-        ssl_certfile=address.certificate,
-        ssl_keyfile=address.key,
-        ssl_cert_reqs="required" if address.verify else "none",
-        ssl_check_hostname=address.verify,
-        **common,
-    )
+        return create(UnixDomainSocketConnection, path=address.path, **options)
+    options["socket_keepalive"] = True
+    tls = address.tls_options()
+    if address.sentinels:
+        return _sentinel_pool(address, timeout, {**options, **tls})
+    options |= {"host": address.host, "port": address.port}
+    if not tls:
+        return create(_LooksUp, **options)
+    # The class says so.
+    del tls["ssl"]
+    return create(_Tls, **options, **tls)
 
 
-def _sentinel_pool(address: redis_url.Address, timeout: float, common: _Common) -> _SentinelPool:
+def _sentinel_pool(
+    address: redis_url.Address, timeout: float, options: dict[str, object]
+) -> _SentinelPool:
     # All attempts must fit into the deadline of a command: the first Sentinels may be gone.
     each = timeout / (len(address.sentinels) + 1)
-    tls = address.tls_options()
     sentinel = Sentinel(
         address.sentinels,
-        sentinel_kwargs={
-            "username": address.sentinel_username,
-            "password": address.sentinel_password,
-            "socket_connect_timeout": each,
-            "socket_timeout": each,
-            "retry": Retry(NoBackoff(), 0),
-            **tls,
-        },
+        sentinel_kwargs=sentinel_options(address, each) | {"retry": Retry(NoBackoff(), 0)},
     )
     for client in sentinel.sentinels:
-        client.connection_pool.connection_class = _Tls if tls else _LooksUp
+        client.connection_pool.connection_class = _Tls if address.tls else _LooksUp
     return _SentinelPool(  # type: ignore[no-untyped-call]  # its base has no types
         address.service,
         sentinel,
-        connection_class=_ToPrimaryByTls if tls else _ToPrimary,
-        socket_keepalive=True,
-        **tls,
-        **common,
+        connection_class=_ToPrimaryByTls if address.tls else _ToPrimary,
+        **options,
     )
+
+
+def connection_options(address: redis_url.Address, timeout: float) -> dict[str, object]:
+    """Return redis-py's options for connections, blocking or not. timeout: seconds to connect."""
+    return {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        # One round trip less for each connection; nothing of the newer protocol is needed.
+        "protocol": 2,
+        "driver_info": None,
+        "socket_connect_timeout": timeout,
+    }
+
+
+def sentinel_options(address: redis_url.Address, timeout: float) -> dict[str, object]:
+    """Return redis-py's options for connections to Sentinels. timeout: seconds to connect, and to wait for a reply."""
+    return {
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        "socket_connect_timeout": timeout,
+        "socket_timeout": timeout,
+        **address.tls_options(),
+    }
 
 
 def _is_away(error: Exception) -> bool | None:
@@ -725,10 +700,6 @@ def _too_old(info: object) -> str | None:
         return None
     version = b".".join(found.group(1, 2)).decode() + found[3].decode("ascii", "replace")
     return f"this is Redis {version}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
-
-
-def _secrets(address: redis_url.Address) -> tuple[str, ...]:
-    return tuple(filter(None, (address.password, address.sentinel_password)))
 
 
 def _read(path: Path) -> str | None:
