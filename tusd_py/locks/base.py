@@ -9,9 +9,10 @@ so that of many attempts of one client the last one wins.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 
 class LockTimeout(Exception):
@@ -83,6 +84,11 @@ class Lease(Protocol):
         """Release the lock to the longest waiter. Never raises: a lock that cannot be released expires."""
 
 
+T = TypeVar("T")
+Waiters = list[tuple[asyncio.Future[T], bool]]
+"""Requests of one process that wait for a lock, in order of arrival, and whether each asks for its release."""
+
+
 class HeldFence:
     """The fence of locks that have no stronger check than `is_held`."""
 
@@ -121,6 +127,34 @@ class AskedLease(Lease):
 
     def fence(self) -> HeldFence:
         return HeldFence(self.is_held)
+
+    async def wait_behind(
+        self,
+        waiters: Waiters[T],
+        deadline: float,
+        request_release: bool,
+        give_back: Callable[[T], None],
+    ) -> T:
+        """Wait in this process until the future is set, at most until a time of the loop's clock. Raises LockTimeout.
+
+        give_back: gets a result that comes at the very moment of the timeout, as no one else would release it.
+        """
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        entry = (waiter, request_release)
+        waiters.append(entry)
+        if request_release:
+            self.request()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as problem:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                give_back(waiter.result())
+            elif entry in waiters:
+                waiters.remove(entry)
+            if isinstance(problem, TimeoutError):
+                raise LockTimeout from None
+            raise
 
 
 class UncontestedLease(Lease):
@@ -163,12 +197,15 @@ class Locks(Protocol):
 
         Also None for locks outside of this process, of which only `acquire` can tell whether they are free.
         """
+        return None
 
     async def is_held_elsewhere(self, upload_id: str) -> bool:
         """Return whether another process holds a lock; False if that cannot be told. Asks nobody to release it."""
+        return False
 
     def can_grant(self) -> bool:
         """Return whether new locks are granted, as far as is known without asking: False while only holders may go on."""
+        return True
 
     def try_acquire_many(
         self, upload_ids: Sequence[str]
@@ -179,7 +216,11 @@ class Locks(Protocol):
         """
 
     async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Remove what is stored about uploads for which `is_gone` returns True; returns how many entries."""
+        """Remove what is stored about uploads for which `is_gone` returns True; returns how many entries.
+
+        Nothing where entries expire by themselves, or are removed on release.
+        """
+        return 0
 
     def close(self) -> None:
         """Grant no more locks, and fail all waiters with LocksClosed. Held locks stay held."""

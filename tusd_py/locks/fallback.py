@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
 from tusd_py import logs
 from tusd_py.background import cancel, keep_running
-from tusd_py.locks.base import Lease, LeaseLost, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import Lease, LeaseLost, Locks, LocksClosed, LocksUnavailable, LockTimeout
 from tusd_py.locks.epochs import FIRST, Epochs, range_name
 from tusd_py.locks.memory import MemoryLease, MemoryLocks
 from tusd_py.locks.ofd import ChangeFence, OfdLocks
@@ -38,7 +38,7 @@ _MAX_POLL_SECONDS = 0.25
 """Also the interval in which holders that Redis may have forgotten check for requests."""
 
 
-class FallbackLocks:
+class FallbackLocks(Locks):
     """See `Locks`. ranges, epochs: in a directory shared by all servers of the uploads; closed by `stop`."""
 
     def __init__(
@@ -96,54 +96,60 @@ class FallbackLocks:
         loop = asyncio.get_running_loop()
         left = max(deadline - loop.time(), 0)
         mine = await self._memory.acquire(upload_id, timeout=left, request_release=request_release)
-        lease = FallbackLease(self, upload_id, mine, granted)
         try:
-            await self._acquire_byte(
-                lease, deadline, request_release, loop.time() + takeover_seconds
+            epoch = await self._acquire_byte(
+                upload_id, granted, deadline, request_release, loop.time() + takeover_seconds
             )
         except BaseException:
             await mine.release()
             raise
-        self._held[upload_id] = lease
+        lease = self._held[upload_id] = FallbackLease(self, upload_id, mine, granted, epoch)
         if granted is None:
             self.watch(lease)
         return lease
 
     async def _acquire_byte(
-        self, lease: FallbackLease, deadline: float, request_release: bool, takeover_at: float
-    ) -> None:
-        """Wait for the byte. Raises LockTimeout, LocksClosed, LocksUnavailable."""
+        self,
+        upload_id: str,
+        granted: RedisLease | None,
+        deadline: float,
+        request_release: bool,
+        takeover_at: float,
+    ) -> str:
+        """Wait for the byte, and return its epoch. Raises LockTimeout, LocksClosed, LocksUnavailable."""
         loop = asyncio.get_running_loop()
         pause = _MIN_POLL_SECONDS
         asking = False
         try:
-            while not self._try_byte(lease):
+            while (epoch := self._try_byte(upload_id)) is None:
                 left = deadline - loop.time()
                 if self._closed:
                     raise LocksClosed
                 if left <= 0:
                     raise LockTimeout
-                if request_release and loop.time() >= takeover_at and self._take_over(lease):
-                    return
+                if request_release and granted is not None and loop.time() >= takeover_at:
+                    epoch = self._take_over(upload_id, granted)
+                    if epoch is not None:
+                        break
                 if request_release and not asking:
                     asking = True
-                    self._ranges.set_requested(lease.upload_id, on=True)
+                    self._ranges.set_requested(upload_id, on=True)
                 await asyncio.sleep(min(pause, left))
                 pause = min(pause * 2, _MAX_POLL_SECONDS)
+            return epoch
         except OSError as problem:
             raise LocksUnavailable(f"the file system's locks: {problem}") from None
         finally:
             if asking:
                 with suppress(OSError):
-                    self._ranges.set_requested(lease.upload_id, on=False)
+                    self._ranges.set_requested(upload_id, on=False)
 
-    def _try_byte(self, lease: FallbackLease) -> bool:
-        """Try to lock the byte of the current epoch. Raises OSError."""
-        upload_id = lease.upload_id
+    def _try_byte(self, upload_id: str) -> str | None:
+        """Try to lock the byte of the current epoch, and return that if it could be had. Raises OSError."""
         epoch = self._epochs.read(upload_id)
         name = range_name(upload_id, epoch)
         if not self._ranges.acquire(name, exclusive=True):
-            return False
+            return None
         try:
             is_current = self._epochs.read(upload_id) == epoch
         except OSError:
@@ -153,36 +159,20 @@ class FallbackLocks:
         if not is_current:
             # The epoch ended before we had the byte.
             self._ranges.release(name)
-            return False
-        self._begin(lease, epoch)
-        return True
+            return None
+        return epoch
 
-    def _begin(self, lease: FallbackLease, epoch: str) -> None:
-        upload_id = lease.upload_id
-        name = range_name(upload_id, epoch)
-        lease.begin(
-            name,
-            ChangeFence(
-                self._ranges.change_byte(name),
-                self._epochs.is_current(upload_id, epoch),
-                lease.lose,
-            ),
-        )
-
-    def _take_over(self, lease: FallbackLease) -> bool:
-        """Try to take over in a new epoch: only with the lock in Redis, and not during a change. Raises OSError."""
-        upload_id, granted = lease.upload_id, lease.granted
-        if granted is None:
-            return False
+    def _take_over(self, upload_id: str, granted: RedisLease) -> str | None:
+        """Try to begin a new epoch, and return it: only with the lock in Redis, and not during a change. Raises OSError."""
         epoch = self._epochs.read(upload_id)
         change = self._ranges.change_byte(range_name(upload_id, epoch))
         try:
             change.acquire()
         except (BlockingIOError, PermissionError):
-            return False
+            return None
         try:
             if self._epochs.read(upload_id) != epoch or not granted.is_held():
-                return False
+                return None
             following = self._epochs.new()
             name = range_name(upload_id, following)
             # Before any other process can learn of it.
@@ -194,7 +184,6 @@ class FallbackLocks:
                 raise
         finally:
             change.release()
-        self._begin(lease, following)
         logs.event(
             logger,
             logging.WARNING,
@@ -202,7 +191,14 @@ class FallbackLocks:
             upload=upload_id,
             reason="its holder did not release it, and Redis no longer knows the holder",
         )
-        return True
+        return following
+
+    def fence(
+        self, byte: str, upload_id: str, epoch: str, on_loss: Callable[[str], None]
+    ) -> ChangeFence:
+        """Return the fence of a holder of that byte."""
+        is_current = self._epochs.is_current(upload_id, epoch)
+        return ChangeFence(self._ranges.change_byte(byte), is_current, on_loss)
 
     def watch(self, lease: FallbackLease) -> None:
         """Poll for release requests to a holder, as Redis may not know that it holds the lock."""
@@ -230,12 +226,6 @@ class FallbackLocks:
             return self._ranges.is_held(range_name(upload_id, self._epochs.read(upload_id)))
         except OSError:
             return False
-
-    def can_grant(self) -> bool:
-        return True
-
-    def try_acquire(self, upload_id: str) -> None:
-        return None
 
     @asynccontextmanager
     async def try_acquire_many(
@@ -265,9 +255,8 @@ class FallbackLocks:
             return False
         del self._held[lease.upload_id]
         self._watched.discard(lease)
-        byte = lease.end()
         with suppress(OSError):
-            self._ranges.release(byte)
+            self._ranges.release(lease.end())
         await lease.mine.release()
         return True
 
@@ -318,7 +307,7 @@ class FallbackLocks:
 
 
 class FallbackLease(Lease):
-    """See `Lease`. granted: the lock in Redis, if available; mine: the lock in this process."""
+    """See `Lease`. granted: the lock in Redis, if available; mine: the lock in this process; epoch: that of the held byte."""
 
     __slots__ = (
         "_byte",
@@ -334,7 +323,12 @@ class FallbackLease(Lease):
     )
 
     def __init__(
-        self, locks: FallbackLocks, upload_id: str, mine: MemoryLease, granted: RedisLease | None
+        self,
+        locks: FallbackLocks,
+        upload_id: str,
+        mine: MemoryLease,
+        granted: RedisLease | None,
+        epoch: str,
     ) -> None:
         self.upload_id = upload_id
         self.mine = mine
@@ -342,16 +336,10 @@ class FallbackLease(Lease):
         self._locks = locks
         self._loop = asyncio.get_running_loop()
         self._callback: Callable[[], None] | None = None
-        self._byte = ""
-        self._fence: ChangeFence | None = None
-        self._is_held = False
-        self._is_lost = False
-
-    def begin(self, byte: str, fence: ChangeFence) -> None:
-        """Start holding the lock, by the byte of this name."""
-        self._byte = byte
-        self._fence = fence
+        self._byte = range_name(upload_id, epoch)
+        self._fence = locks.fence(self._byte, upload_id, epoch, self.lose)
         self._is_held = True
+        self._is_lost = False
 
     def end(self) -> str:
         """Stop holding the lock; returns the name of the byte to release."""
@@ -393,7 +381,7 @@ class FallbackLease(Lease):
         return self._is_held
 
     def fence(self) -> AbstractContextManager[None]:
-        if not self._is_held or self._fence is None:
+        if not self._is_held:
             raise LeaseLost("the lease has ended")
         return self._fence
 

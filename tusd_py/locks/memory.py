@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from tusd_py.locks.base import AskedLease, LocksClosed, LockTimeout
+from tusd_py.locks.base import AskedLease, Locks, LocksClosed, Waiters
 
 
-class MemoryLocks:
+class MemoryLocks(Locks):
     """See `Locks`."""
 
     def __init__(self) -> None:
@@ -25,28 +25,10 @@ class MemoryLocks:
         if holder is None:
             lease = self._held[upload_id] = MemoryLease(self, upload_id)
             return lease
-        waiter: asyncio.Future[MemoryLease] = asyncio.get_running_loop().create_future()
-        holder.waiters.append((waiter, request_release))
-        if request_release:
-            holder.request()
-        try:
-            async with asyncio.timeout(timeout):
-                return await waiter
-        except (TimeoutError, asyncio.CancelledError) as problem:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # Granted at the very moment of the timeout: no one else would release it.
-                waiter.result().hand_over()
-            else:
-                self._forget(upload_id, waiter)
-            if isinstance(problem, TimeoutError):
-                raise LockTimeout from None
-            raise
-
-    async def is_held_elsewhere(self, upload_id: str) -> bool:
-        return False
-
-    def can_grant(self) -> bool:
-        return True
+        deadline = asyncio.get_running_loop().time() + timeout
+        return await holder.wait_behind(
+            holder.waiters, deadline, request_release, MemoryLease.hand_over
+        )
 
     def try_acquire(self, upload_id: str) -> MemoryLease | None:
         if self._closed or upload_id in self._held:
@@ -72,15 +54,6 @@ class MemoryLocks:
             for lease in leases.values():
                 lease.hand_over()
 
-    def _forget(self, upload_id: str, waiter: asyncio.Future[MemoryLease]) -> None:
-        holder = self._held.get(upload_id)
-        if holder is not None:
-            holder.waiters = [entry for entry in holder.waiters if entry[0] is not waiter]
-
-    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Do nothing: entries are removed on release."""
-        return 0
-
     def close(self) -> None:
         self._closed = True
         for lease in self._held.values():
@@ -103,7 +76,7 @@ class MemoryLease(AskedLease):
         self._locks = locks
         self._upload_id = upload_id
         # A list, as most leases live without a waiter, and an empty deque takes 600 bytes.
-        self.waiters: list[tuple[asyncio.Future[MemoryLease], bool]] = []
+        self.waiters: Waiters[MemoryLease] = []
 
     def is_held(self) -> bool:
         return self._locks._held.get(self._upload_id) is self

@@ -24,7 +24,6 @@ import logging
 import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -38,7 +37,14 @@ from redis.exceptions import NoScriptError, RedisError
 
 from tusd_py import logs
 from tusd_py.background import is_set_within, keep_running, spawn
-from tusd_py.locks.base import AskedLease, LocksClosed, LocksUnavailable, LockTimeout
+from tusd_py.locks.base import (
+    AskedLease,
+    Locks,
+    LocksClosed,
+    LocksUnavailable,
+    LockTimeout,
+    Waiters,
+)
 from tusd_py.locks.lua import ACQUIRE, HELD, RELEASE, RENEW
 from tusd_py.locks.process_id import ProcessName
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
@@ -75,7 +81,7 @@ def _now() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-class RedisLocks:
+class RedisLocks(Locks):
     """See `Locks`. Background tasks start with the first request for a lock, and end with `stop`.
 
     Args:
@@ -99,8 +105,9 @@ class RedisLocks:
         """Called when Redis does not answer a renewal, before the leases end."""
         self.duration = lease
         """Length of a lease in seconds."""
+        self.valid_seconds = lease * (1 - _SAFETY_MARGIN)
+        """For how long the holder counts it, from before it asked."""
         self._redis = redis
-        self._lease = lease
         self._retry_seconds = retry_seconds
         self._outlives_redis = outlives_redis
         self._closed = False
@@ -145,9 +152,6 @@ class RedisLocks:
             raise
         return claim.lease
 
-    def try_acquire(self, upload_id: str) -> None:
-        return None
-
     async def is_held_elsewhere(self, upload_id: str) -> bool:
         try:
             found = await self._redis.command("GET", self._redis.keys.lock(upload_id))
@@ -177,10 +181,6 @@ class RedisLocks:
             await self._end_all(
                 [claim for claim, lease in leases.items() if claim.release_locally(lease)]
             )
-
-    async def tidy(self, is_gone: Callable[[str], Awaitable[bool]]) -> int:
-        """Do nothing: every key expires by itself."""
-        return 0
 
     def close(self) -> None:
         self._closed = True
@@ -283,7 +283,7 @@ class RedisLocks:
         emptied_at = self._redis.emptied_at
         if not self._outlives_redis or emptied_at is None:
             return 0.0
-        return emptied_at + self._lease - time.monotonic()
+        return emptied_at + self.duration - time.monotonic()
 
     async def _is_certain(self) -> bool:
         """Whether a lock that was granted is nobody else's: not if Redis has lost its data without notice."""
@@ -311,7 +311,7 @@ class RedisLocks:
         )
         match answer:
             case [1, int(demand)]:
-                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
+                claim.confirm(sent, demand)
                 self._work.set()
                 return None
             case [0, bytes(holder), int(left), int(heard)]:
@@ -341,7 +341,7 @@ class RedisLocks:
         for claim, answer in zip(claims, answers, strict=True):
             match answer:
                 case [1, int(demand)]:
-                    claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
+                    claim.confirm(sent, demand)
                 case _:
                     claim.recorded = False
                     self._forget(claim)
@@ -410,7 +410,7 @@ class RedisLocks:
     def _release_later(self, claims: Iterable[_Claim]) -> None:
         """Retry the release of claims in Redis until they expire there."""
         for claim in claims:
-            self._unreleased[claim] = _now() + self._lease
+            self._unreleased[claim] = _now() + self.duration
             self._work.set()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -427,7 +427,7 @@ class RedisLocks:
         return [(self._keys(claim), (*self._arguments(claim), *more)) for claim in claims]
 
     def _arguments(self, claim: _Claim) -> tuple[Part, ...]:
-        return claim.owner, round(self._lease * 1000), self._redis.keys.lock_channel("")
+        return claim.owner, round(self.duration * 1000), self._redis.keys.lock_channel("")
 
     # In the background
 
@@ -443,7 +443,7 @@ class RedisLocks:
 
     async def _keep(self) -> None:
         """Renew the held leases."""
-        interval = self._lease / _RENEWALS
+        interval = self.duration / _RENEWALS
         pause = interval
         while not self._stopped:
             if not self._claims and not self._unreleased:
@@ -452,7 +452,7 @@ class RedisLocks:
             renew_all = await is_set_within(self._renew_now, pause)
             self._renew_now.clear()
             self._drop_overdue()
-            fresh = _now() + self._lease * (1 - _SAFETY_MARGIN) - interval / 2
+            fresh = _now() + self.valid_seconds - interval / 2
             due = [claim for claim in self._claims.values() if claim.valid_until]
             done = await self._renew(
                 [claim for claim in due if renew_all or claim.valid_until < fresh]
@@ -471,7 +471,7 @@ class RedisLocks:
         now = _now()
         for claim in list(self._claims.values()):
             if is_silent and now < claim.valid_until:
-                claim.valid_until = now + self._lease * (1 - _SAFETY_MARGIN)
+                claim.valid_until = now + self.valid_seconds
             elif not is_silent and claim.is_idle:
                 claim.is_idle = False
                 self.spawn(self.end(claim))
@@ -511,10 +511,10 @@ class RedisLocks:
             return
         match answer:
             case [1, int(demand)]:
-                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
+                claim.confirm(sent, demand)
             case [2, int(demand)] if _now() < claim.valid_until:
                 # Redis lost its data. No other holder had the lock during our lease, nor since.
-                claim.confirm(sent + self._lease * (1 - _SAFETY_MARGIN), demand)
+                claim.confirm(sent, demand)
             case [2, _]:
                 self._lose(claim, "it was not renewed in time")
             case _:
@@ -536,7 +536,7 @@ class RedisLocks:
     async def _run_all(self, script: Script, claims: Sequence[_Claim]) -> list[object] | None:
         """Run a script for each claim in one pipeline; None if Redis did not answer."""
         try:
-            async with asyncio.timeout(min(self._redis.timeout, self._lease / _RENEWALS)):
+            async with asyncio.timeout(min(self._redis.timeout, self.duration / _RENEWALS)):
                 answers = await self._send(script, claims)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     await self._redis.client.script_load(script.source)
@@ -638,11 +638,11 @@ class _Claim:
         """Whether it is held and no request has it; see `RedisLocks.stays`."""
         self._asked = False
         self._locks = locks
-        self._waiters: list[tuple[asyncio.Future[RedisLease | None], bool]] = []
+        self._waiters: Waiters[RedisLease | None] = []
 
-    def confirm(self, valid_until: float, demand: int) -> None:
-        """Mark the lock as held. demand: 0 without waiters in other processes, 1 with some, 2 if one asks for its release."""
-        self.valid_until = valid_until
+    def confirm(self, sent: float, demand: int) -> None:
+        """Mark the lock as held since `sent`. demand: of other processes, 0 without waiters, 1 with some, 2 if one asks."""
+        self.valid_until = sent + self._locks.valid_seconds
         if demand:
             self.add_demand(demand)
         else:
@@ -671,10 +671,8 @@ class _Claim:
                 waiter.set_result(None)
 
     def close(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter, _ in waiters:
-            if not waiter.done():
-                waiter.set_exception(LocksClosed())
+        """Wake all requests, which notice that the locks are closed."""
+        self.dismiss_waiters()
         self.woken.set()
 
     async def sleep(self, seconds: float) -> bool:
@@ -686,25 +684,13 @@ class _Claim:
         if self.is_idle and _now() < self.valid_until:
             self.is_idle = False
             return self.lease
-        waiter: asyncio.Future[RedisLease | None] = asyncio.get_running_loop().create_future()
-        entry = (waiter, request_release)
-        self._waiters.append(entry)
-        if request_release:
-            self.lease.request()
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await waiter
-        except (TimeoutError, asyncio.CancelledError) as problem:
-            if not waiter.cancelled() and waiter.done() and waiter.exception() is None:
-                lease = waiter.result()
-                if lease is not None:
-                    # Granted at the very moment of the timeout: no one else would release it.
-                    self._locks.spawn(lease.release())
-            elif entry in self._waiters:
-                self._waiters.remove(entry)
-            if isinstance(problem, TimeoutError):
-                raise LockTimeout from None
-            raise
+        return await self.lease.wait_behind(
+            self._waiters, deadline, request_release, self._give_back
+        )
+
+    def _give_back(self, lease: RedisLease | None) -> None:
+        if lease is not None:
+            self._locks.spawn(lease.release())
 
     async def release(self, lease: RedisLease) -> None:
         if self.release_locally(lease):
