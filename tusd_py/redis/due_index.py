@@ -14,7 +14,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
+from redis.lock import Lock
+
 from tusd_py.redis import Part, RedisClient, RedisUnavailable, Script
+from tusd_py.redis.batches import batched
 from tusd_py.redis.upload_list import Listed, UploadList
 
 logger = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ OpenState = Literal["unfinished", "part"]
 _SCORES: Mapping[OpenState, int] = {"unfinished": 0, "part": 1}
 
 _BATCH = 1000
-"""Uploads in one script call; Lua accepts only some thousands of arguments."""
+"""Uploads in one command."""
 _FLUSH_SECONDS = 1.0
 """Interval at which changes are sent."""
 _REPEAT_SECONDS = 60.0
@@ -37,38 +40,8 @@ _AHEAD_SECONDS = 60.0
 _MAX_PENDING = 200_000
 """Changes kept while Redis is unavailable. With more, the index is marked as incomplete and rebuilt."""
 
-_UPDATE = Script(
-    "registry update",
-    """
--- ARGV: how many follow as time and id; those; ids that are to be forgotten
-local pairs = 2 * ARGV[1]
-if pairs > 0 then
-  redis.call('ZADD', KEYS[1], unpack(ARGV, 2, pairs + 1))
-end
-if #ARGV > pairs + 1 then
-  redis.call('ZREM', KEYS[1], unpack(ARGV, pairs + 2))
-end
-""",
-)
-
-_RENEW = Script(
-    "sweep lock renew",
-    """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return 0
-end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-""",
-)
-
-_RELEASE = Script(
-    "sweep lock release",
-    """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  redis.call('DEL', KEYS[1])
-end
-""",
-)
+_RENEW = Script("sweep lock renew", Lock.LUA_REACQUIRE_SCRIPT)
+_RELEASE = Script("sweep lock release", Lock.LUA_RELEASE_SCRIPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,30 +90,26 @@ class DueIndex:
 
         states: of uploads that are open now, whether they are ever due or not; None for one that is not.
         """
-        await self._update_open({**dict.fromkeys(gone), **(states or {})})
-        items, ids = list(due.items()), list(gone)
-        while items or ids:
-            some, items = items[:_BATCH], items[_BATCH:]
-            others, ids = ids[:_BATCH], ids[_BATCH:]
-            args: list[Part] = [len(some)]
-            for upload_id, when in some:
-                args += (when, upload_id)
-            await self._redis.run(_UPDATE, [self._keys.registry], [*args, *others])
+        removed = dict.fromkeys(gone)
+        scores = {
+            upload_id: None if state is None else _SCORES[state]
+            for upload_id, state in (states or {}).items()
+        }
+        await self._update(self._keys.open_states, {**removed, **scores})
+        await self._update(self._keys.registry, {**due, **removed})
 
-    async def _update_open(self, states: Mapping[str, OpenState | None]) -> None:
-        key, items = self._keys.open_states, list(states.items())
-        for begin in range(0, len(items), _BATCH):
+    async def _update(self, key: str, scores: Mapping[str, float | None]) -> None:
+        """Set the scores of members of a sorted set, and remove those that have none (None)."""
+        for some in batched(scores.items(), _BATCH):
             added: list[Part] = []
-            closed: list[Part] = []
-            for upload_id, state in items[begin : begin + _BATCH]:
-                if state is None:
-                    closed.append(upload_id)
-                else:
-                    added += (_SCORES[state], upload_id)
+            for member, score in some:
+                if score is not None:
+                    added += (score, member)
+            removed = [member for member, score in some if score is None]
             if added:
                 await self._redis.command("ZADD", key, *added)
-            if closed:
-                await self._redis.command("ZREM", key, *closed)
+            if removed:
+                await self._redis.command("ZREM", key, *removed)
 
     async def due(self, now: float, limit: int) -> list[str]:
         """Return at most `limit` ids of uploads that are due, the longest due first."""
