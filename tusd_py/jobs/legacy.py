@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from redis import Redis
@@ -51,54 +52,48 @@ class LegacyJobs:
         self._ours = re.compile(f"{re.escape(word)}-{_OURS}")
         self._is_permitted = True
 
-    def replace_queued(self, queue_anew: Callable[[], object]) -> int:
-        """Replace the queued jobs and return how many there were.
+    def replace_queued(self, queue_anew: Callable[[], object]) -> None:
+        """Replace the queued jobs.
 
         queue_anew: queues their work. It is called before they are removed, so that none is lost if this process dies; its
         errors are passed on.
         """
-        if not self._is_permitted:
-            return 0
-        count = 0
-        try:
-            for queue in self._queues:
+        with self._reading():
+            for queue in self._queues if self._is_permitted else ():
                 found = cast("list[bytes]", self._connection.lrange(queue, 0, _BATCH - 1))
                 if found:
                     queue_anew()
                     self._remove(queue, found)
-                    count += len(found)
-        except NoPermissionError:
-            self._is_permitted = False
-        except ResponseError as problem:
-            # Not a list, so not one of ours.
-            logger.debug("jobs of an older version were not looked for: %s", problem)
-        return count
 
-    def remove_delayed(self, now: float | None = None) -> None:
+    def remove_delayed(self) -> None:
         """Remove overdue delayed jobs, which no scheduler queues; those of other applications are left alone."""
         if not self._is_permitted:
             return
-        now = self._now() if now is None else now
-        try:
+        seconds, _ = self._connection.time()
+        with self._reading():
             found = self._connection.zrangebyscore(
-                _SCHEDULED, "-inf", now - _OVERDUE_SECONDS, start=0, num=_BATCH
+                _SCHEDULED, "-inf", seconds - _OVERDUE_SECONDS, start=0, num=_BATCH
             )
             for raw_id in cast("list[bytes]", found):
                 if self._is_ours(raw_id):
                     self._connection.zrem(_SCHEDULED, raw_id)
-                    self._connection.delete(b"rq:job:" + raw_id)
-                    logs.event(logger, logging.INFO, "older job removed", job=raw_id.decode())
+                    self._delete(raw_id, "older job removed")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except NoPermissionError:
             self._is_permitted = False
         except ResponseError as problem:
+            # A key of another type, so not one of ours.
             logger.debug("jobs of an older version were not looked for: %s", problem)
 
     def _remove(self, queue: str, found: list[bytes]) -> None:
         for raw_id in found:
             self._connection.lrem(queue, 1, cast(str, raw_id))
             if self._is_ours(raw_id):
-                self._connection.delete(b"rq:job:" + raw_id)
-                logs.event(logger, logging.INFO, "older job replaced", job=raw_id.decode())
+                self._delete(raw_id, "older job replaced")
             else:
                 logs.event(
                     logger,
@@ -108,9 +103,9 @@ class LegacyJobs:
                     reason="it was in a queue of an older version and is not one of our jobs",
                 )
 
+    def _delete(self, raw_id: bytes, event: str) -> None:
+        self._connection.delete(b"rq:job:" + raw_id)
+        logs.event(logger, logging.INFO, event, job=raw_id.decode())
+
     def _is_ours(self, raw_id: bytes) -> bool:
         return self._ours.fullmatch(raw_id.decode("ascii", "replace")) is not None
-
-    def _now(self) -> float:
-        seconds, _ = self._connection.time()
-        return float(seconds)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import ClassVar
 
 from tusd_py.storage.base import is_valid_id
 
@@ -18,6 +19,7 @@ SWEEP_DUE = "sweep-due"
 SWEEP_ALL = "sweep-all"
 SWEEP_TUSPYSERVERS = "sweep-tuspyservers"
 
+_HOUR = 3600
 _MAX_BYTES = 16 * 1024
 """Size of a job's document, which has a name and an upload id."""
 
@@ -28,17 +30,28 @@ class JobRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JobKind:
-    """A kind of job. timeout: seconds it may take; result_ttl, failure_ttl: seconds for which its end is remembered.
+    """A kind of job. function: its implementation, as `module:name`. result_ttl: seconds for which a success is remembered.
 
-    accepts: returns whether arguments are valid. function: its implementation, as `module:name`.
+    takes_upload: whether it has the id of an upload as its argument; otherwise it has none. failure_ttl: seconds for which a
+    failure is remembered.
     """
 
     name: str
-    timeout: int
-    result_ttl: int
-    failure_ttl: int
-    accepts: Callable[[Sequence[object]], bool]
     function: str
+    takes_upload: bool = False
+    result_ttl: int = _HOUR
+    """That of a sweep, so that a scheduler whose clock is behind does not schedule it again."""
+    failure_ttl: int = 24 * _HOUR
+    """That of a sweep, which fails only if its worker was killed, and the next one does its work."""
+    timeout: ClassVar[int] = 6 * _HOUR
+    """Seconds that it may take. The sweep of a million uploads takes minutes; hooks have their own timeouts."""
+
+    def accepts(self, arguments: Sequence[object]) -> bool:
+        """Return whether arguments are valid."""
+        match arguments:
+            case [str(upload_id)] if self.takes_upload:
+                return is_valid_id(upload_id)
+        return not arguments and not self.takes_upload
 
     def run(self, arguments: Sequence[str]) -> None:
         """Run a job. Its module is imported only here, as servers, which queue jobs, do not need it."""
@@ -47,39 +60,14 @@ class JobKind:
         function(*arguments)
 
 
-def _none(arguments: Sequence[object]) -> bool:
-    return not arguments
-
-
-def _one_upload(arguments: Sequence[object]) -> bool:
-    match arguments:
-        case [str(upload_id)]:
-            return is_valid_id(upload_id)
-    return False
-
-
-_SIX_HOURS = 6 * 3600
-"""Seconds. The sweep of a million uploads takes minutes; hooks have their own timeouts."""
-_HOUR = 3600
-"""Seconds. The outbox has the outcome of deliveries. A sweep is remembered so that a scheduler whose clock is behind does not
-schedule it again."""
-_DAY = 86_400
-"""Seconds. A sweep fails only if its worker was killed, and the next one does its work."""
-
 KINDS = {
     kind.name: kind
     for kind in (
-        JobKind(DELIVER, _SIX_HOURS, 0, _HOUR, _one_upload, "tusd_workers.delivery_runner:deliver"),
-        JobKind(SWEEP_DUE, _SIX_HOURS, _HOUR, _DAY, _none, "tusd_workers.expiry:sweep_due"),
-        JobKind(SWEEP_ALL, _SIX_HOURS, _HOUR, _DAY, _none, "tusd_workers.expiry:sweep_all"),
-        JobKind(
-            SWEEP_TUSPYSERVERS,
-            _SIX_HOURS,
-            _HOUR,
-            _DAY,
-            _none,
-            "tusd_workers.expiry:sweep_tuspyservers",
-        ),
+        # The outbox has the outcome of deliveries.
+        JobKind(DELIVER, "tusd_workers.delivery_runner:deliver", True, 0, _HOUR),
+        JobKind(SWEEP_DUE, "tusd_workers.expiry:sweep_due"),
+        JobKind(SWEEP_ALL, "tusd_workers.expiry:sweep_all"),
+        JobKind(SWEEP_TUSPYSERVERS, "tusd_workers.expiry:sweep_tuspyservers"),
     )
 }
 
