@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import (
     Sentinel,
@@ -17,6 +18,7 @@ from redis.sentinel import (
     SentinelManagedSSLConnection,
 )
 
+from tusd_py import logs
 from tusd_py.redis import Keys, permissions
 from tusd_py.redis.client import connection_options, sentinel_options
 from tusd_py.redis.embedded.server import EmbeddedRedis
@@ -146,3 +148,31 @@ class Refusals:
         """Log each required command that is refused on keys of this prefix. Raises RedisError."""
         for command, reason in refused_commands(connection, prefix):
             permissions.report(self._server, command, reason)
+
+
+class OutageLog:
+    """Logs once that Redis became unavailable, and once that it is back. refusals: logs refused commands.
+
+    logger: that of the process.
+    """
+
+    def __init__(self, url: str, logger: logging.Logger) -> None:
+        self.refusals = Refusals(url)
+        self._logger = logger
+        self._is_away = False
+
+    def report(self, problem: object) -> bool:
+        """Log an error of Redis, unless the outage was logged already. Return False for any other error."""
+        if not isinstance(problem, RedisError):
+            return False
+        if not self.refusals.report(problem) and not self._is_away:
+            self._is_away = True
+            reason = str(problem) or type(problem).__name__
+            logs.event(self._logger, logging.WARNING, "redis away", reason=reason)
+        return True
+
+    def end(self) -> None:
+        """Log the end of an outage."""
+        if self._is_away:
+            logs.event(self._logger, logging.WARNING, "redis back")
+        self._is_away = False

@@ -33,6 +33,12 @@ def exit_after(seconds: float, code: int, log: Callable[[], None] | None = None)
     return timer
 
 
+def set_on_signal(stop: threading.Event) -> None:
+    """Set an event at SIGTERM and SIGINT."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda _number, _frame: stop.set())
+
+
 @contextmanager
 def end_after_signal(
     seconds: float, *, is_busy: Callable[[], bool], log: Callable[[], None]

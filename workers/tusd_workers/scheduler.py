@@ -9,13 +9,11 @@ zones. Nor is its loop, which does not survive an outage of Redis. Keys of other
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import FrameType
 from zoneinfo import ZoneInfo
 
 from redis import Redis
@@ -24,7 +22,7 @@ from redis.exceptions import RedisError
 from tusd_py import logs
 from tusd_py.jobs import inspection as jobs
 from tusd_py.jobs import table as job_table
-from tusd_py.jobs.connection import Refusals, connect, redis_url
+from tusd_py.jobs.connection import OutageLog, Refusals, connect, redis_url
 from tusd_py.jobs.delayed import DelayedJobs
 from tusd_py.jobs.legacy import LegacyJobs
 from tusd_py.jobs.queues import EXPIRY, QueueKeys, job_id
@@ -59,37 +57,32 @@ class Schedule:
     lasts: seconds after which a run that has not started is skipped, as the next one does its work.
     """
 
-    name: str
-    queue: str
     job: str
     next: Callable[[float], float]
     lasts: float
+
+    def next_id(self, now: float) -> tuple[float, str]:
+        """Return the time of the first run after `now`, and its job id, the same in every scheduler."""
+        when = self.next(now)
+        return when, job_id(self.job, round(when))
 
 
 def schedules(settings: Settings) -> list[Schedule]:
     """Return the periodic jobs of an instance."""
     interval = max(1.0, settings.sweep_interval)
-
-    def every_interval(job: str) -> Schedule:
-        lasts = max(_MIN_TTL_SECONDS, 2 * interval)
-        return Schedule(job, EXPIRY, job, lambda now: (now // interval + 1) * interval, lasts)
-
-    theirs = [every_interval(job_table.SWEEP_TUSPYSERVERS)]
+    lasts = max(_MIN_TTL_SECONDS, 2 * interval)
+    theirs = [job_table.SWEEP_TUSPYSERVERS] if settings.tuspyserver_dirs else []
     return [
-        every_interval(job_table.SWEEP_DUE),
-        *(theirs if settings.tuspyserver_dirs else []),
-        Schedule(
-            job_table.SWEEP_ALL,
-            EXPIRY,
-            job_table.SWEEP_ALL,
-            lambda now: next_daily(now, settings.time_zone),
-            86_400.0,
+        *(
+            Schedule(job, lambda now: (now // interval + 1) * interval, lasts)
+            for job in (job_table.SWEEP_DUE, *theirs)
         ),
+        Schedule(job_table.SWEEP_ALL, lambda now: next_daily(now, settings.time_zone), 86_400.0),
     ]
 
 
-def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
-    """Return the first time after `now` at which it is `hour` o'clock in a time zone, both in seconds since the epoch.
+def next_daily(now: float, time_zone: str) -> float:
+    """Return the first time after `now` at which it is `DAILY_HOUR` in a time zone, both in seconds since the epoch.
 
     time_zone: a name, or "local" for that of this machine. Where the clock skips that hour, the time at which it would be.
     """
@@ -98,7 +91,7 @@ def next_daily(now: float, time_zone: str, *, hour: int = DAILY_HOUR) -> float:
     day = here.date()
     while True:
         # astimezone(None) of a time without a zone takes it for local time.
-        wall = datetime(day.year, day.month, day.day, hour, tzinfo=zone)
+        wall = datetime(day.year, day.month, day.day, DAILY_HOUR, tzinfo=zone)
         moment = wall.timestamp()
         if moment > now:
             return moment
@@ -147,8 +140,7 @@ class Scheduler:
         self._connection.set(Keys(self._prefix).jobs, report.to_json(), ex=_REPORT_TTL_SECONDS)
 
     def _ensure(self, schedule: Schedule) -> None:
-        when = schedule.next(self._clock())
-        identity = job_id(schedule.name, round(when))
+        when, identity = schedule.next_id(self._clock())
         # A job that was queued already is no longer among the delayed ones.
         if self._delayed.time_of(identity) is not None:
             return
@@ -158,7 +150,7 @@ class Scheduler:
             when,
             schedule.job,
             job_id=identity,
-            queue=schedule.queue,
+            queue=EXPIRY,
             ttl=round(schedule.lasts),
         )
 
@@ -166,45 +158,16 @@ class Scheduler:
         """Return when the next job of each schedule is due, according to Redis. Raises RedisError."""
         found: dict[str, float] = {}
         for schedule in self._schedules:
-            identity = job_id(schedule.name, round(schedule.next(self._clock())))
-            when = self._delayed.time_of(identity)
+            when = self._delayed.time_of(schedule.next_id(self._clock())[1])
             if when is not None:
-                found[schedule.name] = when
+                found[schedule.job] = when
         return found
-
-
-class _OutageLog:
-    """Logs once that Redis became unavailable, and once that it is back."""
-
-    def __init__(self, url: str) -> None:
-        self.refusals = Refusals(url)
-        self._is_away = False
-
-    def begin(self, problem: RedisError) -> None:
-        """Log a failed command, unless the outage was logged already."""
-        if self.refusals.report(problem):
-            return
-        if not self._is_away:
-            reason = str(problem) or type(problem).__name__
-            logs.event(logger, logging.WARNING, "redis away", reason=reason)
-        self._is_away = True
-
-    def end(self) -> None:
-        """Log the end of an outage."""
-        if self._is_away:
-            logs.event(logger, logging.WARNING, "redis back")
-        self._is_away = False
 
 
 def run(settings: Settings) -> int:
     """Schedule until SIGTERM or SIGINT and return the exit code. Raises EmbeddedRedisError."""
     stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stopping.set_on_signal(stop)
     ending.follow_parent()
     with redis_url(settings) as url:
         connection = connect(url)
@@ -216,7 +179,7 @@ def run(settings: Settings) -> int:
                 message = f"{directory} is no directory (--tuspyserver-dirs)"
                 logs.event(logger, logging.WARNING, "nothing to sweep", message=message)
         with stopping.end_after_signal(_STOP_SECONDS, is_busy=lambda: False, log=_log_stopped):
-            _schedule(scheduler, legacy, _OutageLog(url), stop)
+            _schedule(scheduler, legacy, OutageLog(url, logger), stop)
     _log_stopped()
     return 0
 
@@ -226,7 +189,7 @@ def _log_stopped() -> None:
 
 
 def _schedule(
-    scheduler: Scheduler, legacy: LegacyJobs, outage_log: _OutageLog, stop: threading.Event
+    scheduler: Scheduler, legacy: LegacyJobs, outage_log: OutageLog, stop: threading.Event
 ) -> None:
     report_at = 0.0
     is_checked = False
@@ -241,7 +204,7 @@ def _schedule(
                 scheduler.report()
                 report_at = time.monotonic() + _REPORT_SECONDS
         except RedisError as problem:
-            outage_log.begin(problem)
+            outage_log.report(problem)
         except Exception as problem:  # noqa: BLE001 -- the scheduler must go on
             logs.event(logger, logging.ERROR, "scheduling failed", exc_info=problem)
             stop.wait(_REPORT_SECONDS)

@@ -8,13 +8,11 @@ features by which others could control a worker through Redis (commands, suspens
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from types import FrameType
 from typing import cast
 
 from redis import Redis
@@ -30,7 +28,7 @@ from rq.worker import WorkerStatus
 
 from tusd_py import logs
 from tusd_py.events.model import HookError
-from tusd_py.jobs.connection import Refusals, connect, redis_url
+from tusd_py.jobs.connection import OutageLog, connect, redis_url
 from tusd_py.jobs.legacy import LegacyJobs
 from tusd_py.jobs.queues import DELIVERY, EXPIRY, QUEUES, QueueKeys
 from tusd_py.jobs.rq_classes import TableJob, job_class, queue_class, set_aside_unless
@@ -59,48 +57,18 @@ _SHUTDOWN_TIMEOUT_SECONDS = 86_400.0
 """Time for running jobs to end after SIGTERM. Jobs survive a SIGKILL before that."""
 
 
-class _Outage(logging.Filter):
-    """Logs once that Redis became unavailable and once that it is back.
+class _OutageFilter(logging.Filter):
+    """Drops the messages in which rq repeats an outage of Redis every other second, or at length during a job."""
 
-    As a filter of rq's log it drops the messages in which rq repeats this every other second, or at length during a job.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, outage: OutageLog) -> None:
         super().__init__()
-        self._away = False
-        self.refusals: Refusals | None = None
-        """Logs refused commands of the Redis that this process uses."""
-
-    def begin(self, problem: RedisError) -> None:
-        """Log a failed command, unless the outage was logged already."""
-        if self.refusals is not None and self.refusals.report(problem):
-            return
-        if not self._away:
-            reason = str(problem) or type(problem).__name__
-            logs.event(logger, logging.WARNING, "redis away", reason=reason)
-        self._away = True
-
-    def end(self) -> None:
-        """Log the end of an outage."""
-        if self._away:
-            logs.event(logger, logging.WARNING, "redis back")
-        self._away = False
+        self._outage = outage
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Drop records about errors of Redis."""
         values: list[object] = [record.exc_info[1]] if record.exc_info else []
         values += record.args or ()
-        return not any(self.handles(value) for value in values)
-
-    def handles(self, problem: object) -> bool:
-        """Log an error of Redis and return True; return False for anything else."""
-        if isinstance(problem, RedisError):
-            self.begin(problem)
-            return True
-        return False
-
-
-_outage = _Outage()
+        return not any(self._outage.report(value) for value in values)
 
 
 class _Worker(SimpleWorker):
@@ -113,6 +81,7 @@ class _Worker(SimpleWorker):
     """Set by a signal that came before rq installed its handlers."""
     performing: threading.Event
     """Set while a job runs."""
+    outage: OutageLog
     on_idle: Callable[[], None]
     """Called periodically between jobs."""
     _idle_at = 0.0
@@ -144,7 +113,7 @@ class _Worker(SimpleWorker):
         """Send a heartbeat. Register again if Redis was emptied: rq registers only once."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None:
-            _outage.end()
+            self.outage.end()
         if pipeline is None and not self.connection.hexists(self.key, "birth"):
             self.connection.delete(self.key)
             self.register_birth()
@@ -235,7 +204,7 @@ class _Worker(SimpleWorker):
         try:
             self._perform(job)
         except Exception as problem:  # noqa: BLE001 -- the edge of a job
-            if not _outage.handles(problem):
+            if not self.outage.report(problem):
                 reason = f"{type(problem).__name__}: {problem}"
                 logs.event(
                     logger, logging.ERROR, "job failed", job=job.id, reason=reason, exc_info=problem
@@ -333,35 +302,29 @@ def _work(settings: Settings, url: str, queues: Sequence[str]) -> int:
 def _run_jobs(settings: Settings, url: str, queues: Sequence[str]) -> int:
     """Run jobs until a signal stops the process."""
     stop, performing = threading.Event(), threading.Event()
-    _stop_by_signals(stop)
+    stopping.set_on_signal(stop)
     logs.event(logger, logging.INFO, "working", queues=",".join(queues))
-    logging.getLogger("rq.worker").addFilter(_outage)
-    _outage.refusals = refusals = Refusals(url)
+    outage = OutageLog(url, logger)
+    logging.getLogger("rq.worker").addFilter(_OutageFilter(outage))
 
     def make() -> _Worker:
-        worker = _make_worker(settings, url, queues, refusals)
+        worker = _make_worker(settings, url, queues, outage)
         worker.stop_event, worker.performing = stop, performing
         return worker
 
     with stopping.end_after_signal(_STOP_SECONDS, is_busy=performing.is_set, log=_log_stopped):
-        _run_until_stopped(make, stop)
+        _run_until_stopped(make, stop, outage)
     _log_stopped()
     return 0
 
 
-def _stop_by_signals(stop: threading.Event) -> None:
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-
-
-def _run_until_stopped(make: Callable[[], _Worker], stop: threading.Event) -> None:
+def _run_until_stopped(
+    make: Callable[[], _Worker], stop: threading.Event, outage: OutageLog
+) -> None:
     """Run jobs until `stop` is set by a signal."""
     while not stop.is_set():
         # rq installs its own handlers while it works.
-        _stop_by_signals(stop)
+        stopping.set_on_signal(stop)
         try:
             worker = make()
             try:
@@ -371,7 +334,7 @@ def _run_until_stopped(make: Callable[[], _Worker], stop: threading.Event) -> No
             if worker.was_stopped:
                 break
         except RedisError as problem:
-            _outage.begin(problem)
+            outage.report(problem)
         stop.wait(_RETRY_PAUSE_SECONDS)
 
 
@@ -379,9 +342,7 @@ def _log_stopped() -> None:
     logs.event(logger, logging.INFO, "worker stopped")
 
 
-def _make_worker(
-    settings: Settings, url: str, queues: Sequence[str], refusals: Refusals
-) -> _Worker:
+def _make_worker(settings: Settings, url: str, queues: Sequence[str], outage: OutageLog) -> _Worker:
     connection = connect(url)
     legacy = LegacyJobs(connection, settings.redis_prefix)
     worker = _worker_class(settings.redis_prefix)(
@@ -392,7 +353,7 @@ def _make_worker(
     )
 
     # Not earlier: connections that are open keep their time-out, and rq sets a longer one.
-    refusals.check(connection, settings.redis_prefix)
+    outage.refusals.check(connection, settings.redis_prefix)
 
     def queue_missing() -> None:
         if DELIVERY in queues:
@@ -405,5 +366,5 @@ def _make_worker(
             # They stay in the queue until the outbox can be read.
             logs.event(logger, logging.WARNING, "older jobs not replaced", reason=str(problem))
 
-    worker.on_idle = replace_legacy
+    worker.on_idle, worker.outage = replace_legacy, outage
     return worker
