@@ -21,6 +21,7 @@ from tusd_py.jobs.delayed import KEPT_SECONDS, DelayedJobs
 from tusd_py.jobs.queues import DELIVERY, QueueKeys
 from tusd_py.jobs.rq_classes import queue_class, set_aside_unless
 from tusd_py.redis.batches import batched
+from tusd_py.storage.base import Outbox
 
 _BATCH = 500
 """Jobs in one command."""
@@ -74,6 +75,8 @@ class Deliveries:
 
     def add_missing(self, upload_ids: Collection[str]) -> int:
         """Queue a job for each upload that has none, and return how many."""
+        if not upload_ids:
+            return 0
         known = self._known()
         missing = [each for each in upload_ids if _digest(each) not in known]
         self.add(missing)
@@ -93,6 +96,11 @@ class Deliveries:
     def _job_id(self, upload_id: str) -> str:
         """Return a unique id: rq deletes a finished job by its id, and must not delete a later one."""
         return f"{_PREFIX}{_digest(upload_id)}-{secrets.token_hex(6)}"
+
+
+async def uploads_waiting(outbox: Outbox) -> list[str]:
+    """Return the uploads that have events in the outbox. Raises StorageError."""
+    return [upload_id async for some in outbox.uploads() for upload_id in some]
 
 
 def _digest(upload_id: str) -> str:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from tusd_py.background import cancel, keep_running
 from tusd_py.jobs.connection import Refusals, connect
-from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.jobs.delivery_queue import Deliveries, uploads_waiting
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Outbox
 
@@ -66,7 +66,7 @@ class Relay:
 
         While Redis is unavailable, nothing is queued. Raises StorageError.
         """
-        waiting = [upload_id async for some in outbox.uploads() for upload_id in some]
+        waiting = await uploads_waiting(outbox)
         if not waiting:
             return 0
         try:

@@ -27,7 +27,7 @@ from tusd_py import logs
 from tusd_py.events import loading as configured_hooks
 from tusd_py.events.model import HookContext, Progress
 from tusd_py.jobs.connection import connect
-from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.jobs.delivery_queue import Deliveries, uploads_waiting
 from tusd_py.redis import Keys, RedisClient
 from tusd_py.service.backends import create_store, redis_client
 from tusd_py.storage.base import StorageError, UploadGone, UploadNotFound
@@ -145,11 +145,8 @@ class DeliveryRunner:
 
     def queue_missing(self) -> int:
         """Queue a job for each upload that has events waiting and no job; return how many. Raises RedisError, StorageError."""
-        waiting = self._result(self._run(self._waiting()))
-        return self._deliveries.add_missing(waiting) if waiting else 0
-
-    async def _waiting(self) -> list[str]:
-        return [each async for some in self._store.outbox.uploads() for each in some]
+        waiting = self._result(self._run(uploads_waiting(self._store.outbox)))
+        return self._deliveries.add_missing(waiting)
 
     def deliver(self, upload_id: str) -> None:
         """Deliver the waiting events of an upload, unless another worker does. Raises StorageError, RedisError."""
@@ -160,7 +157,7 @@ class DeliveryRunner:
                 self._deliveries.add_at(upload_id, time.time() + self._settings.lock_lease)
                 return
             try:
-                outcome = self._wait(self._start_delivery(upload_id), lease)
+                outcome = self._deliver(upload_id, lease)
             finally:
                 with suppress(RedisError):
                     lease.release()
@@ -177,14 +174,10 @@ class DeliveryRunner:
         key = self._keys.delivery_lease(upload_id)
         return Lock(self._connection, key, timeout=self._settings.lock_lease, blocking=False)
 
-    def _start_delivery(self, upload_id: str) -> tuple[Future[Outcome], threading.Event]:
+    def _deliver(self, upload_id: str, lease: Lock) -> Outcome:
+        """Deliver, and renew the lease meanwhile."""
         lost = threading.Event()
-        delivery = self._delivery.deliver(upload_id, lambda: not lost.is_set())
-        return self._run(delivery), lost
-
-    def _wait(self, running: tuple[Future[Outcome], threading.Event], lease: Lock) -> Outcome:
-        """Wait for a delivery, and renew the lease meanwhile."""
-        work, lost = running
+        work = self._run(self._delivery.deliver(upload_id, lambda: not lost.is_set()))
 
         def renew() -> None:
             try:

@@ -13,7 +13,7 @@ import logging
 from tusd_py import logs
 from tusd_py.compat.directory import expire
 from tusd_py.jobs.connection import connect
-from tusd_py.jobs.delivery_queue import Deliveries
+from tusd_py.jobs.delivery_queue import Deliveries, uploads_waiting
 from tusd_py.maintenance.local import MaintenanceError, sweep_alone
 from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, SweepKind
@@ -65,9 +65,7 @@ async def _queue_deliveries(instance: Instance) -> None:
     """Queue a delivery for each upload that has events waiting and no job, because it was lost."""
     settings = instance.settings
     async with store_to_read(settings) as store:
-        waiting = [upload_id async for some in store.outbox.uploads() for upload_id in some]
-    if not waiting:
-        return
+        waiting = await uploads_waiting(store.outbox)
     with connect(instance.redis_url) as connection:
         found = Deliveries(connection, prefix=settings.redis_prefix).add_missing(waiting)
     if found:

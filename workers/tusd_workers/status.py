@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from redis import Redis
-
 from tusd_py.jobs import inspection as jobs
 from tusd_py.jobs.connection import connect, refused_commands
 from tusd_py.jobs.inspection import WorkerStatus
@@ -102,31 +100,38 @@ class Status:
 
 def collect(settings: Settings, url: str) -> Status:
     """Read the state from Redis and the outbox. Raises RedisError, RedisUnavailable."""
-    prefix = settings.redis_prefix
+    prefix, keys = settings.redis_prefix, Keys(settings.redis_prefix)
     with connect(url) as connection:
-        looked = connection.get(Keys(prefix).scheduler)
-        counts, sweeps, activity = asyncio.run(_registry(settings, url))
+        looked = connection.get(keys.scheduler)
+        counts, sweeps, activity, kept = asyncio.run(_read(settings, url))
+        done = cast("dict[bytes, bytes]", connection.hgetall(keys.deliveries))
         return Status(
             registry=counts,
             sweeps=sweeps,
             queues=jobs.queues(connection, prefix),
             workers=jobs.workers(connection, prefix),
-            needs_workers=not connection.exists(Keys(prefix).without_workers),
+            needs_workers=not connection.exists(keys.without_workers),
             scheduler=time.time() - float(looked) if isinstance(looked, bytes) else None,
             schedule=Scheduler(connection, schedules(settings), prefix=prefix).upcoming(),
-            events=_events(settings, connection),
+            events=EventsStatus(
+                waiting=kept.waiting,
+                failed=kept.failed,
+                oldest=None if kept.oldest is None else max(0.0, time.time() - kept.oldest),
+                done={name.decode(): int(count) for name, count in done.items()},
+            ),
             refused=[name for name, _ in refused_commands(connection, prefix)],
             activity=activity,
         )
 
 
-async def _registry(
+async def _read(
     settings: Settings, url: str
-) -> tuple[RegistryCounts, list[SweepRecord], Activity]:
-    async with connected_redis(settings, url) as redis:
-        registry = DueIndex(redis)
-        now = time.time()
-        return await registry.counts(now), await registry.sweeps(), await _activity(redis, now)
+) -> tuple[RegistryCounts, list[SweepRecord], Activity, OutboxCounts]:
+    async with connected_redis(settings, url) as redis, store_to_read(settings) as store:
+        registry, now = DueIndex(redis), time.time()
+        counts, sweeps = await registry.counts(now), await registry.sweeps()
+        activity = await _activity(redis, now)
+        return counts, sweeps, activity, await store.outbox.counts(exact=True)
 
 
 async def _activity(redis: RedisClient, now: float) -> Activity:
@@ -136,19 +141,3 @@ async def _activity(redis: RedisClient, now: float) -> Activity:
     if not listed.is_whole:
         return Activity(None, None, hour)
     return Activity(listed.finished, listed.parts, hour)
-
-
-async def _events_kept(settings: Settings) -> OutboxCounts:
-    async with store_to_read(settings) as store:
-        return await store.outbox.counts(exact=True)
-
-
-def _events(settings: Settings, connection: Redis) -> EventsStatus:
-    counts = asyncio.run(_events_kept(settings))
-    found = cast("dict[bytes, bytes]", connection.hgetall(Keys(settings.redis_prefix).deliveries))
-    return EventsStatus(
-        waiting=counts.waiting,
-        failed=counts.failed,
-        oldest=None if counts.oldest is None else max(0.0, time.time() - counts.oldest),
-        done={name.decode(): int(count) for name, count in found.items()},
-    )
