@@ -1,22 +1,22 @@
 """Downloads: which part of an upload a GET asks for, under which header fields, and how it is sent.
 
-Conditional requests and ranges are those of RFC 9110. What a client once told about its file (name,
-type) is repeated to others here, so it is treated as an attack: only types that no browser executes
-keep their name, and nothing of a file name gets out of its quotation marks or into another
-directory. Who may download is not decided here.
+Conditional requests and ranges are those of RFC 9110. What a client once told about its file (name, type) is repeated to others
+here, so it is treated as an attack: only types that no browser executes keep their name, and nothing of a file name gets out of
+its quotation marks or into another directory. Not for: deciding who may download.
 """
 
 from __future__ import annotations
 
 import asyncio
-import calendar
 import re
 import time
 import unicodedata
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import formatdate
+from types import SimpleNamespace
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
@@ -27,8 +27,7 @@ from tusd_py.storage.base import Reader
 
 _ZERO_COPY = "http.response.zerocopysend"
 
-# Images, sound and video that browsers show without executing anything; a "+" would let SVG and
-# other XML in.
+# Images, sound and video that browsers show without executing anything; a "+" would let SVG and other XML in.
 _SAFE_TYPE = re.compile(r"(?:image|audio|video)/(?!.*(?:svg|xml))[a-z0-9][a-z0-9.-]{0,63}")
 _PLAIN_TEXT = re.compile(r'text/plain(?:[ \t]*;[ \t]*charset="?([a-z0-9._-]{1,40})"?)?[ \t]*')
 # Enough for a browser's own image and media pages; no script, and an origin of its own.
@@ -50,21 +49,20 @@ _FAR = 10**19  # more than any file has
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATES = (
     re.compile(
-        r"[A-Z][a-z]{2}, (?P<day>\d\d) (?P<month>[A-Z][a-z]{2}) (?P<year>\d{4}) (?P<time>[\d:]{8}) GMT"
+        r"[A-Z][a-z]{2}, (?P<day>\d\d) (?P<month>[A-Z][a-z]{2}) (?P<year>\d{4}) (?P<time>\d\d:\d\d:\d\d) GMT"
     ),
     re.compile(
-        r"[A-Z][a-z]{5,8}, (?P<day>\d\d)-(?P<month>[A-Z][a-z]{2})-(?P<year>\d\d) (?P<time>[\d:]{8}) GMT"
+        r"[A-Z][a-z]{5,8}, (?P<day>\d\d)-(?P<month>[A-Z][a-z]{2})-(?P<year>\d\d) (?P<time>\d\d:\d\d:\d\d) GMT"
     ),
     re.compile(
-        r"[A-Z][a-z]{2} (?P<month>[A-Z][a-z]{2}) (?P<day>[ \d]\d) (?P<time>[\d:]{8}) (?P<year>\d{4})"
+        r"[A-Z][a-z]{2} (?P<month>[A-Z][a-z]{2}) (?P<day>[ \d]\d) (?P<time>\d\d:\d\d:\d\d) (?P<year>\d{4})"
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadPlan:
-    """The answer to a download: 200 and 206 send `count` bytes from `start` on, 304, 412 and 416
-    send none of the file.
+    """The answer to a download: 200 and 206 send `count` bytes from `start` on, 304, 412 and 416 send none of the file.
 
     headers has Content-Length for 200 and 206 only; a text for 412 and 416 is the caller's.
     """
@@ -86,18 +84,17 @@ def plan_download(
 ) -> DownloadPlan:
     """Decide what a request for a complete upload gets (RFC 9110, sections 13.2.2 and 14).
 
-    headers: the request's, names in lower case. size: bytes. etag: as it stands in the field, with
-    its quotation marks; a weak one (`W/"…"`) never matches If-Match and If-Range. last_modified:
-    seconds since the epoch. metadata: the upload's, of which `filename` and `filetype` are used.
-    Several ranges at once get the whole file, as do ranges in other units and malformed ones.
+    headers: the request's, names in lower case. size: bytes. etag: as it stands in the field, with its quotation marks; a weak
+    one (`W/"…"`) never matches If-Match and If-Range. last_modified: seconds since the epoch. metadata: the upload's, of which
+    `filename` and `filetype` are used. Several ranges at once get the whole file, as do ranges in other units and malformed
+    ones.
     """
     now = time.time()
     validators = _Validators(etag, int(min(last_modified, now)), now)
     fields: RawHeaders = [
         (b"etag", etag.encode("latin-1")),
         (b"last-modified", formatdate(validators.modified, usegmt=True).encode("ascii")),
-        # Whoever asks again is asked for: the upload may have been terminated, or be somebody
-        # else's secret.
+        # A cache has to ask again: the upload may have been terminated, or be another owner's.
         (b"cache-control", b"private, no-cache"),
     ]
     refused = _precondition(headers, validators, method)
@@ -127,14 +124,12 @@ async def send_file(
 ) -> None:
     """Send `count` bytes of an upload from `start` on as the body of the response that was started.
 
-    If they are in a file, the server sends them without a copy where it can (ASGI extension "Zero
-    Copy Send"); otherwise they are sent piece by piece. With `receive` that second way ends early
-    when the client disconnects; most servers otherwise swallow the rest without a word. The caller
-    closes the reader.
+    If they are in a file, the server sends them without a copy where it can (ASGI extension "Zero Copy Send"); otherwise they
+    are sent piece by piece. With `receive` that second way ends early when the client disconnects; most servers otherwise
+    swallow the rest without a word. The caller closes the reader.
 
-    Raises StorageError or OSError when there are fewer bytes, or they cannot be read. What the
-    client has got by then ends too early, so the server must close the connection, as they do when
-    an application fails.
+    Raises StorageError or OSError when there are fewer bytes, or they cannot be read. What the client has got by then ends too
+    early, so the server must close the connection, as they do when an application fails.
     """
     fd = reader.descriptor
     if count and fd is not None and _ZERO_COPY in (scope.get("extensions") or {}):
@@ -142,7 +137,7 @@ async def send_file(
             await send(
                 {
                     "type": _ZERO_COPY,
-                    "file": _Descriptor(fd),
+                    "file": SimpleNamespace(fileno=lambda: fd),
                     "offset": start,
                     "count": count,
                     "more_body": False,
@@ -158,16 +153,6 @@ async def send_file(
     finally:
         if gone:
             gone.cancel()
-
-
-class _Descriptor:
-    """What the ASGI extension takes for a file."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
 
 
 async def _disconnection(receive: Receive) -> None:
@@ -198,9 +183,7 @@ class _Validators:
     now: float
 
     def matches_strongly(self, tags: str) -> bool:
-        """If-Match: `*`, or a list with this very tag, neither being weak (RFC 9110, section
-        8.8.3.2).
-        """
+        """If-Match: `*`, or a list with this very tag, neither being weak (RFC 9110, section 8.8.3.2)."""
         return tags.strip() == "*" or (
             not self.etag.startswith("W/") and self.etag in _entity_tags(tags)
         )
@@ -216,8 +199,7 @@ class _Validators:
         """If-Range: this very tag, or exactly this date (RFC 9110, section 13.1.5)."""
         if '"' in validator:
             return validator.strip() == self.etag and not self.etag.startswith("W/")
-        # Within the second of its last change a file could change again, and the date would not
-        # tell.
+        # Within the second of its last change a file could change again, and the date would not tell.
         return _parse_date(validator) == self.modified and self.now - self.modified >= 1
 
 
@@ -244,17 +226,14 @@ def _precondition(headers: Mapping[str, str], validators: _Validators, method: s
 def _range(
     headers: Mapping[str, str], validators: _Validators, size: int
 ) -> tuple[int, int] | None:
-    """First byte and number of bytes; a number of 0 for a range that the file has nothing of, None
-    for the whole file.
-    """
+    """First byte and number of bytes; a number of 0 for a range that the file has nothing of, None for the whole file."""
     match = _RANGE.fullmatch(headers.get("range", ""))
     if match is None or not (match[1] or match[2]):
         return None
     if "if-range" in headers and not validators.still_holds(headers["if-range"]):
         return None
     if not match[1]:
-        # Of an empty file even a suffix has no first byte that Content-Range could name: it is the
-        # whole file.
+        # Of an empty file even a suffix has no first byte that Content-Range could name: it is the whole file.
         count = min(_number(match[2]), size)
         return (size - count, count) if size or not _number(match[2]) else None
     first = _number(match[1])
@@ -292,43 +271,28 @@ def _parse_date(value: str) -> int | None:
             year += this_year - this_year % 100
             year -= 100 if year > this_year + 50 else 0
         month = _MONTHS.index(match["month"].lower()) + 1
-        return _seconds(year, month, int(match["day"]), match["time"])
+        hour, minute, second = map(int, match["time"].split(":"))
+        try:
+            minute_began = datetime(year, month, int(match["day"]), hour, minute, tzinfo=UTC)
+        except ValueError:
+            return None
+        # 60 is a leap second, which counts as the next minute's first.
+        return int(minute_began.timestamp()) + second if second <= 60 else None
     return None
-
-
-def _seconds(year: int, month: int, day: int, clock: str) -> int | None:
-    parts = clock.split(":")
-    if [len(part) for part in parts] != [2, 2, 2] or year < 1:
-        return None
-    hour, minute, second = map(int, parts)
-    # 60 is a leap second, which timegm counts as the next minute's first.
-    if (
-        not 1 <= day <= calendar.monthrange(year, month)[1]
-        or hour > 23
-        or minute > 59
-        or second > 60
-    ):
-        return None
-    return calendar.timegm((year, month, day, hour, minute, second))
 
 
 def attachment(filename: bytes) -> str:
     """Content-Disposition of a file to store, by the name that a client called it."""
-    name = _file_name(filename)
-    parameters = f"; {_name_parameters(name).decode('ascii')}" if name else ""
-    return f"attachment{parameters}"
+    return _disposition(b"attachment", filename).decode("ascii")
 
 
 def presentation(metadata: Mapping[str, bytes]) -> RawHeaders:
     """Content-Type, Content-Disposition and what keeps browsers from executing the file."""
     content_type = _inline_type(metadata.get("filetype", b""))
-    disposition = b"attachment" if content_type is None else b"inline"
-    name = _file_name(metadata.get("filename", b""))
-    if name:
-        disposition += b"; " + _name_parameters(name)
+    kind = b"attachment" if content_type is None else b"inline"
     return [
         (b"content-type", content_type or b"application/octet-stream"),
-        (b"content-disposition", disposition),
+        (b"content-disposition", _disposition(kind, metadata.get("filename", b""))),
         (b"x-content-type-options", b"nosniff"),
         (b"content-security-policy", _POLICY),
     ]
@@ -349,8 +313,8 @@ def _inline_type(filetype: bytes) -> bytes | None:
 def _file_name(raw: bytes) -> str:
     """The file's own name in what a client called it, "" if nothing is left.
 
-    No directories, control characters, bidirectional overrides (which make `exe.jpg` of `gpj.exe`)
-    or characters that file systems reserve; no leading dot, and no end that Windows would drop.
+    No directories, control characters, bidirectional overrides (which make `exe.jpg` of `gpj.exe`) or characters that file
+    systems reserve; no leading dot, and no end that Windows would drop.
     """
     last = raw.rstrip(b"/\\").replace(b"\\", b"/").rpartition(b"/")[2]
     text = "".join(filter(_may_stand_in_name, text_of(last)))
@@ -375,11 +339,13 @@ def _shortened(name: str, limit: int) -> str:
     return stem.encode()[:room].decode("utf-8", "ignore").rstrip(" .") + dot + extension
 
 
-def _name_parameters(name: str) -> bytes:
+def _disposition(kind: bytes, filename: bytes) -> bytes:
     """`filename` for old clients, `filename*` for all others (RFC 6266, section 4.3, and RFC 8187)."""
-    # Accents come off; what NFKD brings back, such as a slash, goes with all that is not plain
-    # ASCII.
+    name = _file_name(filename)
+    if not name:
+        return kind
+    # Accents come off; what NFKD brings back, such as a slash, goes with all that is not plain ASCII.
     letters = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     plain = _NOT_IN_FALLBACK.sub("_", "".join(letters)).strip(" .") or "download"
     encoded = quote(name, safe=_UNRESERVED)
-    return f"filename=\"{plain}\"; filename*=UTF-8''{encoded}".encode("ascii")
+    return kind + f"; filename=\"{plain}\"; filename*=UTF-8''{encoded}".encode("ascii")
