@@ -1,10 +1,8 @@
-"""What a request's address was before proxies took it in: `Forwarded` (RFC 7239) and the
-`X-Forwarded-…` family.
+"""What a request's address was before proxies took it in: `Forwarded` (RFC 7239) and `X-Forwarded-…`.
 
-Anybody can send these fields, so they count only when the peer is a proxy that the operator named,
-and of a chain of hops only those that such proxies wrote. Whatever is malformed is treated as
-absent: the address is then the one that this server itself saw. Nothing here is meant for deciding
-what a client may do.
+Anybody can send these fields, so they count only when the peer is a proxy that the operator named, and of a chain of hops only
+those that such proxies wrote. Whatever is malformed is treated as absent: the address is then the one that this server itself
+saw. Not for: deciding what a client may do.
 """
 
 from __future__ import annotations
@@ -52,17 +50,15 @@ _NAME_AND_PORT = re.compile(
     r"(?P<name>[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,252}[0-9A-Za-z_.])?)(?::(?P<port>[0-9]{1,5}))?"
 )
 _IPV6_AND_PORT = re.compile(r"\[(?P<name>[0-9A-Fa-f:.]{2,45})\](?::(?P<port>[0-9]{1,5}))?")
-# Segments of unreserved characters and escapes: no empty ones, as `//evil.example` would be another
-# host's address.
+# Segments of unreserved characters and escapes: no empty ones, as `//evil.example` would be another host's address.
 _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z._~!$&'()*+;=:@%-]+){1,16}")
 
 
 class External(NamedTuple):
     """How the client addressed the server, and who it is.
 
-    scheme: "http" or "https". host: with the port unless it is the scheme's own; never empty.
-    prefix: path that proxies took off, "" or "/something". client: "ip:port", "ip" where a proxy
-    did not tell the port, "" where nothing is known.
+    scheme: "http" or "https". host: with the port unless it is the scheme's own; never empty. prefix: path that proxies took
+    off, "" or "/something". client: "ip:port", "ip" where a proxy did not tell the port, "" where nothing is known.
     """
 
     scheme: str
@@ -86,8 +82,8 @@ _NOTHING = _Hop()
 class Proxies:
     """The proxies whose word counts.
 
-    trusted: IP addresses, networks in CIDR notation, "*" for every peer, "unix" for whoever comes
-    by the unix socket. Raises ValueError for anything else.
+    trusted: IP addresses, networks in CIDR notation, "*" for every peer, "unix" for those of the Unix socket. Raises ValueError
+    for anything else.
     """
 
     def __init__(self, trusted: Sequence[str]) -> None:
@@ -112,7 +108,14 @@ class Proxies:
 
     def trusts_peer(self, scope: Mapping[str, Any]) -> bool:
         """Whether an ASGI request was sent by one of the proxies."""
-        return self._any and self._peer_is_trusted(scope)
+        if not self._any:
+            return False
+        client = scope.get("client")
+        if client:
+            return self._is_trusted(client[0])
+        # A TCP peer that has gone already has no address either: only the server's own tells a unix socket.
+        server = scope.get("server")
+        return self._unix and server is not None and server[1] is None
 
     def location(self, external: External, path: str) -> str:
         """The absolute URL of `path` (which begins with "/") for whoever sent the request."""
@@ -127,15 +130,6 @@ class Proxies:
             return False
         return any(wanted in network for network in self._networks)
 
-    def _peer_is_trusted(self, scope: Mapping[str, Any]) -> bool:
-        client = scope.get("client")
-        if client:
-            return self._is_trusted(client[0])
-        # A TCP peer that has gone already has no address either: only the server's own tells a unix
-        # socket.
-        server = scope.get("server")
-        return self._unix and server is not None and server[1] is None
-
     def _told(self, fields: Mapping[str, str], seen: External) -> External:
         """The request's address by what trusted proxies wrote; what they leave out is as the server saw it.
 
@@ -147,7 +141,7 @@ class Proxies:
         if any(key in fields for key in _FAMILY):
             family, told_port = self._by_family(fields)
         scheme = rfc.scheme or family.scheme or seen.scheme
-        prefix = _prefix(_last(fields.get("prefix", "")))
+        prefix = _prefix(_at(fields.get("prefix", ""), 1))
         if _contradict(rfc, family, scheme):
             self._warn_once(
                 "contradiction",
@@ -180,8 +174,7 @@ class Proxies:
     def _walk(self, hops: Sequence[_Hop]) -> list[_Hop]:
         """The hops that trusted proxies wrote, from the nearest to the one that met the client.
 
-        The last hop was written by the peer; the one before it by whoever the last names as its
-        client, and so on.
+        The last hop was written by the peer; the one before it by whoever the last names as its client, and so on.
         """
         believed: list[_Hop] = []
         for hop in reversed(hops):
@@ -253,10 +246,7 @@ def _seen(scope: Mapping[str, Any], host_field: str | None) -> External:
 def _normal_host(host_field: str | None, scheme: str) -> str | None:
     """What a `Host` field says, without a port that goes without saying; None if it says nothing that is of use."""
     host = _host(host_field)
-    if host is None:
-        return None
-    name, port = _split_host(host)
-    return _with_port(name, port, scheme)
+    return None if host is None else _with_port(*_split_host(host), scheme)
 
 
 def _host_of_server(server: Sequence[Any] | None, scheme: str) -> str:
@@ -279,9 +269,7 @@ def _address_of(client: str) -> str:
 
 
 def _contradict(one: _Hop, other: _Hop, scheme: str) -> bool:
-    """Whether both tell a scheme, a host or a client, and not the same. Ports of clients are not compared: one family
-    tells them, the other mostly does not.
-    """
+    """Whether both tell a scheme, a host or a client, and not the same. Ports of clients, which one may lack, do not count."""
     pairs = (
         (one.scheme, other.scheme),
         (_comparable(one.host, scheme), _comparable(other.host, scheme)),
@@ -309,15 +297,9 @@ def _split(value: str) -> list[str]:
 
 
 def _at(value: str, depth: int) -> str | None:
-    """The entry of the `depth`-th hop from here; a shorter list was begun by a proxy, not appended
-    to by each.
-    """
+    """The entry of the `depth`-th hop from here; a shorter list was begun by a proxy, not appended to by each."""
     entries = _split(value)
     return entries[-min(depth, len(entries))] if entries else None
-
-
-def _last(value: str) -> str | None:
-    return _at(value, 1)
 
 
 def _scheme(value: str | None) -> str | None:
@@ -338,9 +320,7 @@ def _prefix(value: str | None) -> str:
 
 
 def _host(value: str | None) -> str | None:
-    """A host name or address, with its port if it has one; None for what cannot stand in a URL
-    there.
-    """
+    """A host name or address, with its port if it has one; None for what cannot stand in a URL there."""
     if not value or len(value) > _MAX_HOST_LENGTH:
         return None
     match = _NAME_AND_PORT.fullmatch(value) or _IPV6_AND_PORT.fullmatch(value)
@@ -366,9 +346,7 @@ def _with_port(name: str, port: int | None, scheme: str) -> str:
 
 
 def _node(value: str) -> str | None:
-    """A `for` as "ip" or "ip:port"; None for `unknown`, an obfuscated name (RFC 7239, section 6)
-    and nonsense.
-    """
+    """A `for` as "ip" or "ip:port"; None for `unknown`, an obfuscated name (RFC 7239, section 6) and nonsense."""
     address, port = value, None
     if value.startswith("["):
         address, bracket, rest = value[1:].partition("]")
@@ -384,11 +362,9 @@ def _node(value: str) -> str | None:
 
 
 def _parse_forwarded(value: str) -> list[_Hop] | None:
-    """The elements of a `Forwarded` field (RFC 7239, section 4), or None where any of it is
-    malformed.
+    """The elements of a `Forwarded` field (RFC 7239, section 4), or None where any of it is malformed.
 
-    All or nothing, because a client's unfinished quotation mark could otherwise swallow what a
-    proxy appended.
+    All or nothing, because a client's unfinished quotation mark could otherwise swallow what a proxy appended.
     """
     hops: list[_Hop] = []
     pairs: dict[str, str] = {}
