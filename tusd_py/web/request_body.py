@@ -100,7 +100,7 @@ class RequestBody:
         if transfer is None:
             return False
         self.way = "direct"
-        self._look_for_idleness()
+        self._look_for_idleness(transfer)
         try:
             whole = await transfer.done
         except asyncio.CancelledError:
@@ -117,22 +117,17 @@ class RequestBody:
             self.end = BodyEnd.DISCONNECTED
         return True
 
-    def _look_for_idleness(self) -> None:
-        left = self._patience_left()
-        if left <= 0 and self._transfer is not None:
+    def _look_for_idleness(self, transfer: Transfer) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now >= transfer.last_activity + self._idle_timeout:
             # Bytes of a slow body may be in the socket.
-            self._transfer.collect()
-            left = self._patience_left()
-        if left <= 0:
+            transfer.collect()
+        ends_at = transfer.last_activity + self._idle_timeout
+        if now >= ends_at:
             self.stop(BodyEnd.TIMED_OUT)
         else:
-            self._timer = asyncio.get_running_loop().call_later(left, self._look_for_idleness)
-
-    def _patience_left(self) -> float:
-        if self._transfer is None:
-            return self._idle_timeout
-        passed = asyncio.get_running_loop().time() - self._transfer.last_activity
-        return self._idle_timeout - passed
+            self._timer = loop.call_at(ends_at, self._look_for_idleness, transfer)
 
     async def _next(self) -> Message | None:
         """Return the next message; None if the body was ended meanwhile."""
