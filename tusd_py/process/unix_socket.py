@@ -15,7 +15,7 @@ def bind(path: Path, perms: int, *, flag: str = "--unix-sock") -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_stale(path, flag)
+        _remove_stale(path)
         # Set by umask rather than chmod afterwards, which would leave a moment for others to connect.
         mask = os.umask(0o777 & ~perms)
         try:
@@ -26,16 +26,14 @@ def bind(path: Path, perms: int, *, flag: str = "--unix-sock") -> socket.socket:
         listener.close()
         reason = problem.strerror or str(problem)
         raise ValueError(f"cannot listen on {path}: {reason} ({flag})") from problem
-    except ValueError:
-        listener.close()
-        raise
     return listener
 
 
-def _remove_stale(path: Path, flag: str) -> None:
+def _remove_stale(path: Path) -> None:
+    """Raises OSError, also for what is no socket or that of a running server."""
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
-            raise ValueError(f"cannot listen on {path}: it is not a socket ({flag})")
+            raise OSError("it is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
@@ -47,4 +45,4 @@ def _remove_stale(path: Path, flag: str) -> None:
             return
         except BlockingIOError:
             pass
-    raise ValueError(f"cannot listen on {path}: another server does ({flag})")
+    raise OSError("another server does")
