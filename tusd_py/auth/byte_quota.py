@@ -3,7 +3,7 @@
 Redis has a hash for each owner, with the bytes of each upload and their sum. A creation reserves its length; an upload of
 unknown length has what it received, and reserves more before it receives more. Removals give back. It is a hint: before
 anything is refused, reservations are compared with the storage, so that one that a crash left does not count for long. They are
-rebuilt from the storage after Redis was emptied (`service/quota_keeper.py`). Not for: the number of unfinished uploads
+rebuilt from the storage after Redis was emptied (`service/index_keepers.py`). Not for: the number of unfinished uploads
 (`quota.py`).
 """
 

@@ -28,12 +28,11 @@ from tusd_py.redis.live import LiveBoard
 from tusd_py.redis.upload_list import UploadList
 from tusd_py.service import removal_settings
 from tusd_py.service.backends import Backends, create_store
+from tusd_py.service.index_keepers import ListKeeper, QuotaKeeper
 from tusd_py.service.known_directories import KnownDirectories
 from tusd_py.service.presence import Presence
-from tusd_py.service.quota_keeper import QuotaKeeper
 from tusd_py.service.siblings import Sharing
 from tusd_py.service.state_lock import StateLock, directory_id
-from tusd_py.service.upload_listing import ListKeeper
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Guard, Outbox, Store, Volume
 from tusd_py.telemetry.counters import Counters
