@@ -34,7 +34,7 @@ from tusd_py.service.presence import Presence
 from tusd_py.service.siblings import Sharing
 from tusd_py.service.state_lock import StateLock, directory_id
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import Guard, Outbox, Store, Volume
+from tusd_py.storage.base import Guard, Outbox, Store
 from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from tusd_py.auth.authenticator import Authenticator, Source
 
 logger = logging.getLogger(__name__)
-
-_REMEMBER_SECONDS = 600.0
-"""Between two times that the id of the upload directory is sent to Redis."""
 
 
 class Instance:
@@ -253,21 +250,15 @@ class Instance:
             self._background.append(keep_running(keeper.run, "quotas"))
         if self.presence is not None:
             self._background.append(keep_running(self.presence.run, "presence"))
+        redis, volume = self.redis, self.store.volume
         if (
             self._is_server
             and self.settings.redis_url is not None
-            and self.store.volume is not None
+            and redis is not None
+            and volume is not None
         ):
-            self._background.append(
-                keep_running(partial(self._remember_volume, self.store.volume), "upload directory")
-            )
-
-    async def _remember_volume(self, volume: Volume) -> None:
-        """Remember the upload directory in a Redis that was away at the start, or lost its data."""
-        redis = self._backends.redis
-        while redis is not None:
-            await asyncio.sleep(_REMEMBER_SECONDS)
-            await self._known_directories.remember_in_redis(redis, volume)
+            keep = partial(self._known_directories.keep_in_redis, redis, volume)
+            self._background.append(keep_running(keep, "upload directory"))
 
     async def _start_relay(self) -> None:
         """Connect the outbox to the queue of the workers, where hooks are called by workers."""

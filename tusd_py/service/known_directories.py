@@ -9,13 +9,11 @@ there. By path, so that servers of different directories can share a Redis. Not 
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -23,6 +21,7 @@ from redis.exceptions import RedisError
 from tusd_py import logs
 from tusd_py.jobs.connection import connect
 from tusd_py.redis import Keys, RedisClient, RedisUnavailable
+from tusd_py.service import state_file
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, Volume, VolumeMissing
 from tusd_py.storage.file.volume import read_id
@@ -30,6 +29,8 @@ from tusd_py.storage.file.volume import read_id
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_REMEMBER_SECONDS = 600.0
+"""Between two times that the id of the upload directory is sent to Redis."""
 
 
 class KnownDirectories:
@@ -88,7 +89,7 @@ class KnownDirectories:
 
     def _known(self) -> set[str]:
         """Ids that are remembered for the path. What does not answer remembers none."""
-        known = set(self._read_file().get(self._path, []))
+        known = set(self._ids_in_file())
         found = self._ask_redis(lambda redis: redis.smembers(self._key))
         if isinstance(found, set):
             known |= {each.decode("ascii", "replace") for each in found if isinstance(each, bytes)}
@@ -103,9 +104,10 @@ class KnownDirectories:
         self._remember_in_file(volume.id)
         self._ask_redis(lambda redis: redis.sadd(self._key, volume.id))
 
-    async def remember_in_redis(self, redis: RedisClient, volume: Volume) -> None:
-        """Remember it in a Redis that was emptied or away meanwhile."""
-        if volume.id:
+    async def keep_in_redis(self, redis: RedisClient, volume: Volume) -> None:
+        """Remember it in a Redis that was away at the start, or is emptied meanwhile; until cancelled."""
+        while volume.id:
+            await asyncio.sleep(_REMEMBER_SECONDS)
             with suppress(RedisUnavailable):
                 await redis.command("SADD", self._key, volume.id)
 
@@ -119,39 +121,17 @@ class KnownDirectories:
             logger.debug("Redis was not asked about the upload directory: %r", problem)
             return None
 
-    def _read_file(self) -> dict[str, list[str]]:
-        if self._file is None:
-            return {}
-        try:
-            content = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(content, dict):
-            return {}
-        return {
-            str(path): [str(each) for each in ids]
-            for path, ids in content.items()
-            if isinstance(ids, list)
-        }
+    def _ids_in_file(self) -> list[str]:
+        ids = None if self._file is None else state_file.read(self._file).get(self._path)
+        return [str(each) for each in ids] if isinstance(ids, list) else []
 
     def _remember_in_file(self, directory_id: str) -> None:
-        content = self._read_file()
-        ids = content.setdefault(self._path, [])
+        ids = self._ids_in_file()
         if self._file is None or directory_id in ids:
             return
-        ids.append(directory_id)
-        tmp = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(tmp, json.dumps(content).encode())
-            tmp.replace(self._file)
+            known = state_file.read(self._file)
+            state_file.write(self._file, {**known, self._path: [*ids, directory_id]})
         except OSError as problem:
             logger.warning("%s cannot be written: %s", self._file, problem.strerror)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Write a file, and sync it. Raises OSError."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

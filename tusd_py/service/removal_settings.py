@@ -7,11 +7,9 @@ sweeps, and values that were given to a command.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Mapping
 
+from tusd_py.service import state_file
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import catalogue
 from tusd_py.storage.base import StorageError
@@ -28,21 +26,19 @@ class OtherSettings(StorageError):
 
 def remember(settings: Settings) -> None:
     """Keep the settings of a server, as far as that is possible now; blocking."""
-    wanted = {name: getattr(settings, name) for name in _NAMES}
-    if _read(settings) == wanted:
-        return
     path = settings.state_dir / _FILE
-    tmp = path.with_name(f"{path.name}.{os.getpid()}")
+    wanted = {name: getattr(settings, name) for name in _NAMES}
+    if state_file.read(path) == wanted:
+        return
     try:
-        tmp.write_text(json.dumps(wanted))
-        tmp.replace(path)
+        state_file.write(path, wanted)
     except OSError as problem:
         logger.debug("the settings of removals are not kept: %r", problem)
 
 
 def check(settings: Settings) -> None:
     """Raise OtherSettings if a sweep by these settings could remove what the server keeps, or keep what it removes."""
-    kept = _read(settings)
+    kept = state_file.read(settings.state_dir / _FILE)
     for each in catalogue(type(settings)):
         if each.name not in _NAMES or each.name in settings.model_fields_set:
             continue
@@ -53,11 +49,3 @@ def check(settings: Settings) -> None:
                 f"the server goes by {each.flag} {each.text(theirs)}, and this command by {each.text(ours)}, the default: "
                 f"give it the server's options, or {each.flag} itself"
             )
-
-
-def _read(settings: Settings) -> Mapping[str, object]:
-    try:
-        found = json.loads((settings.state_dir / _FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
