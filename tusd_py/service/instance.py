@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tusd_py import logs
 from tusd_py.auth.byte_quota import ByteQuotas
@@ -34,7 +34,7 @@ from tusd_py.service.presence import Presence
 from tusd_py.service.siblings import Sharing
 from tusd_py.service.state_lock import StateLock, directory_id
 from tusd_py.settings.model import Settings
-from tusd_py.storage.base import Guard, Outbox, Store
+from tusd_py.storage.base import Outbox, Store
 from tusd_py.telemetry.counters import Counters
 from tusd_py.uploads.due_marks import DueMarks
 from tusd_py.uploads.policy import UploadPolicy
@@ -92,7 +92,6 @@ class Instance:
             durable=settings.durability != "none",
             path_of=self.store.path_of,
         )
-        self.on_revocation: Callable[[], None] | None = None
         self.authenticator: Authenticator | None = None
         self.due_index: DueIndex | None = None
         self.upload_list: UploadList | None = None
@@ -137,12 +136,13 @@ class Instance:
         return LocalMaintenance(self.uploads, self.due_index, directory=directory_id(self.settings))
 
     def lock_directory(self) -> None:
-        """Claim the store for child processes that each open it. Raises StorageError."""
-        guard: Guard = "exclusive" if self.settings.redis_url is None else "shared"
-        self._open_store(guard, self.settings.wait_for_directory)
+        """Lock the upload directory, unless its volume is missing: in `open`, or for child processes of which each opens it.
 
-    def _open_store(self, guard: Guard, wait: float) -> None:
-        """Open the store, unless its volume is missing. wait: seconds to wait for it, or for another server to end."""
+        Raises StorageError.
+        """
+        guard = self._backends.guard
+        # For the volume, or for another server to end.
+        wait = self.settings.wait_for_directory if self._is_server else 0.0
         volume = None if guard == "none" else self.store.volume
         if volume is not None:
             self._known_directories.check(wait=wait)
@@ -162,15 +162,14 @@ class Instance:
         """
         if self._uploads is not None:
             return
-        self._open_store(
-            self._backends.guard, self.settings.wait_for_directory if self._is_server else 0.0
-        )
+        self.lock_directory()
         self._backends.open()
         redis = self._backends.redis
         if redis is not None:
             self.due_index = DueIndex(redis)
             self.upload_list = self.due_index.uploads
             self._due_marks = DueIndexWriter(self.due_index)
+            self.quotas = ByteQuotas(redis, limit=self.settings.quota_bytes)
         if self._authentication is not None:
             if redis is None:
                 raise RuntimeError("authentication needs a Redis for revocations")
@@ -189,33 +188,24 @@ class Instance:
             due_marks=DueMarks(self._due_marks, names=self.settings.admin_show_metadata),
             access_policy=None if self.authenticator is None else self.authenticator.access_policy,
             open_uploads=None if redis is None else OpenUploads(redis),
-            quotas=self._open_quotas(redis),
+            quotas=self.quotas,
         )
+        if redis is None or self._due_marks is None:
+            return
         # Servers on other machines may have operators, too.
         may_have_operators = self._has_operators or self.settings.redis_url is not None
-        if self._due_marks is not None:
-            # Also of a worker that removes uploads. A server learns soon whether anybody wants the list; what happens before
-            # is not to be missed.
-            self._due_marks.lists = may_have_operators
-        if self._is_server and may_have_operators and redis is not None:
-            self._tell_operators(redis)
-
-    def _open_quotas(self, redis: RedisClient | None) -> ByteQuotas | None:
-        if redis is None:
-            return None
-        self.quotas = ByteQuotas(redis, limit=self.settings.quota_bytes)
-        return self.quotas
-
-    def _tell_operators(self, redis: RedisClient) -> None:
-        writer = cast(DueIndexWriter, self._due_marks)
-        self.live_board = LiveBoard(redis)
-        self.presence = Presence(
-            self.uploads,
-            self.counters,
-            self.live_board,
-            writer,
-            names=self.settings.admin_show_metadata,
-        )
+        # Also of a worker that removes uploads. A server learns soon whether anybody wants the list; what happens before is not
+        # to be missed.
+        self._due_marks.lists = may_have_operators
+        if self._is_server and may_have_operators:
+            self.live_board = LiveBoard(redis)
+            self.presence = Presence(
+                self.uploads,
+                self.counters,
+                self.live_board,
+                self._due_marks,
+                names=self.settings.admin_show_metadata,
+            )
 
     def list_keeper(self) -> ListKeeper | None:
         """What keeps the list of uploads complete, for one process of a server; None without operators. After `open`."""
