@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError
@@ -59,30 +59,24 @@ class StateLock:
             return
         settings = self._settings
         directory = settings.s3_bucket or str(settings.upload_dir)
-        try:
-            ours = _Served(directory_id(settings) or directory, directory)
-            settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-            descriptor = os.open(
-                settings.state_dir / _LOCK,
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-                settings.file_perms,
-            )
-        except OSError as problem:
-            logger.debug("the state directory is not locked: %r", problem)
-            return
-        try:
-            served = _share(descriptor, ours)
-        except OSError as problem:
-            os.close(descriptor)
-            logger.debug("the state directory is not locked: %r", problem)
-            return
-        if served is not None and served.id != ours.id:
-            os.close(descriptor)
-            raise StorageError(
-                f"{settings.state_dir} is the state directory of a server of {served.directory}, which runs: give each upload "
-                "directory its own (--state-dir)"
-            )
-        self._held = descriptor
+        with ExitStack() as opened:
+            try:
+                ours = _Served(directory_id(settings) or directory, directory)
+                settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                descriptor = os.open(settings.state_dir / _LOCK, flags, settings.file_perms)
+                opened.callback(os.close, descriptor)
+                served = _share(descriptor, ours)
+            except OSError as problem:
+                logger.debug("the state directory is not locked: %r", problem)
+                return
+            if served is not None and served.id != ours.id:
+                raise StorageError(
+                    f"{settings.state_dir} is the state directory of a server of {served.directory}, which runs: give each "
+                    "upload directory its own (--state-dir)"
+                )
+            opened.pop_all()
+            self._held = descriptor
 
     def release(self) -> None:
         """Give the share back."""
@@ -108,7 +102,7 @@ def _share(descriptor: int, ours: _Served) -> _Served | None:
 
 
 def _write(descriptor: int, served: _Served) -> None:
-    content = json.dumps({"id": served.id, "directory": served.directory}).encode()
+    content = json.dumps(asdict(served)).encode()
     os.ftruncate(descriptor, 0)
     # On a full disk it stays empty, and nothing is checked.
     with suppress(OSError):
