@@ -84,21 +84,9 @@ async def store_to_read(settings: Settings) -> AsyncIterator[Store]:
         await store.stop()
 
 
-def redis_client(
-    settings: Settings,
-    url: str,
-    *,
-    on_failure: Callable[[], None] | None = None,
-    memory: Path | None = None,
-) -> RedisClient:
-    """A client of the Redis at `url`, not started; see `RedisClient` for the other arguments."""
-    return RedisClient(
-        url,
-        prefix=settings.redis_prefix,
-        timeout=settings.redis_timeout,
-        on_failure=on_failure,
-        memory=memory,
-    )
+def redis_client(settings: Settings, url: str) -> RedisClient:
+    """A client of the Redis at `url`, not started."""
+    return RedisClient(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
 
 
 @asynccontextmanager
@@ -110,11 +98,6 @@ async def connected_redis(settings: Settings, url: str) -> AsyncIterator[RedisCl
         yield redis
     finally:
         await redis.stop()
-
-
-def embedded_redis(settings: Settings) -> EmbeddedRedis:
-    """The embedded Redis of an instance, not started."""
-    return EmbeddedRedis(settings.state_dir)
 
 
 def _started(embedded: EmbeddedRedis) -> str:
@@ -209,7 +192,7 @@ class Backends:
         if not self.has_redis:
             return
         if settings.redis_url is None:
-            self._embedded = embedded_redis(settings)
+            self._embedded = EmbeddedRedis(settings.state_dir)
             url = _started(self._embedded)
         else:
             url = settings.redis_url.get_secret_value()
@@ -217,8 +200,12 @@ class Backends:
         with suppress(OSError):
             # The directory is optional: on a full disk its files are not written either.
             settings.state_dir.mkdir(mode=settings.dir_perms, parents=True, exist_ok=True)
-        self.redis = redis_client(
-            settings, url, on_failure=self._on_failure, memory=settings.state_dir / "redis-seen"
+        self.redis = RedisClient(
+            url,
+            prefix=settings.redis_prefix,
+            timeout=settings.redis_timeout,
+            on_failure=self._on_failure,
+            memory=settings.state_dir / "redis-seen",
         )
         if self._locks_are_shared:
             self.locks = self._open_locks(self.redis)

@@ -14,7 +14,9 @@ from tusd_py.telemetry.object_store import ObjectStoreCounters
 
 def bucket_of(settings: Settings) -> Bucket:
     """The bucket that the settings name, and how to use it."""
-    path_style = {"on": True, "off": False}.get(settings.s3_path_style)
+    path_style = {"on": True, "off": False}.get(
+        settings.s3_path_style, bool(settings.s3_endpoint) or None
+    )
     encryption = None
     if settings.s3_sse != "none":
         encryption = Encryption(settings.s3_sse, settings.s3_kms_key, settings.s3_bucket_key)
@@ -23,7 +25,7 @@ def bucket_of(settings: Settings) -> Bucket:
         endpoint=settings.s3_endpoint,
         public_endpoint=settings.s3_public_endpoint,
         region=settings.s3_region,
-        path_style=path_style if path_style is not None else bool(settings.s3_endpoint) or None,
+        path_style=path_style,
         encryption=encryption,
         acl=settings.s3_acl,
         storage_class=settings.s3_storage_class,
