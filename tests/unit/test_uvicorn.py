@@ -38,7 +38,7 @@ def test_only_public_names_of_uvicorn_are_used() -> None:
 
 def test_no_private_attribute_of_its_server_is_touched() -> None:
     tree = ast.parse((ROOT / "tusd_py/web/http/server.py").read_text())
-    ours = {"_on_shutdown"}
+    ours = {"_on_startup", "_on_shutdown", "_on_end"}
     private = {
         node.attr
         for node in ast.walk(tree)

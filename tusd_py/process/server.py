@@ -12,9 +12,9 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 from tusd_py import logs
 from tusd_py.events.model import HookError
@@ -45,45 +45,6 @@ _WATCHDOG_GRACE = 0.5
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD: 4 * 1024**2}
 """Options of mallopt(3), in bytes."""
-
-
-class _Server(UploadServer):
-    """Logs the URL once it accepts connections; of several processes, one does.
-
-    url: empty to log nothing. on_shutdown, on_end: called when the shutdown begins, and once it is complete.
-    """
-
-    def __init__(
-        self,
-        config: UploadConfig,
-        *,
-        url: str,
-        on_shutdown: Callable[[], None],
-        on_end: Callable[[], None],
-        parent: socket.socket | None,
-    ) -> None:
-        super().__init__(config, on_shutdown=on_shutdown)
-        self._url = url
-        self._on_end = on_end
-        self._parent = parent
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().serve(sockets)
-        if self.started:
-            self._on_end()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._parent is not None:
-            asyncio.get_running_loop().add_reader(self._parent, self._end)
-        if self._url:
-            logs.event(
-                logger, logging.INFO, "listening", message=f"Uploads at {self._url}", url=self._url
-            )
-
-    def _end(self) -> None:
-        self.should_exit = True
-        asyncio.get_running_loop().remove_reader(cast(socket.socket, self._parent))
 
 
 def run(settings: Settings, origins: Mapping[str, str] | None = None) -> int:
@@ -166,9 +127,6 @@ def _serve(
         interface="asgi3",
         lifespan="on",
         log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_timeout),
         timeout_graceful_shutdown=max(1, math.floor(settings.shutdown_timeout)),
         ssl_certfile=settings.tls_certificate,
@@ -177,18 +135,26 @@ def _serve(
 
     watchdogs: list[threading.Timer] = []
 
+    def begin() -> None:
+        if parent is not None:
+            asyncio.get_running_loop().add_reader(parent, end_with_parent, parent)
+        url = _url(settings, sockets)
+        logs.event(logger, logging.INFO, "listening", message=f"Uploads at {url}", url=url)
+
+    def end_with_parent(parent: socket.socket) -> None:
+        server.should_exit = True
+        asyncio.get_running_loop().remove_reader(parent)
+
     def begin_shutdown() -> None:
         if first:
-            logs.event(
-                logger,
-                logging.INFO,
-                "stopping",
-                message="Stopping: ending requests, keeping what arrived",
-            )
+            message = "Stopping: ending requests, keeping what arrived"
+            logs.event(logger, logging.INFO, "stopping", message=message)
         app.uploads.begin_shutdown()
         # Also if the shutdown hangs (a disk, a hook): acknowledged bytes are stored, the rest is resumed.
         timeout = max(settings.shutdown_timeout, 1.0) + _WATCHDOG_GRACE
-        watchdogs.append(stopping.exit_after(timeout, 1, _log_timeout))
+        message = "The shutdown time-out is over; ending at once"
+        log = partial(logs.event, logger, logging.ERROR, "stopping", message=message)
+        watchdogs.append(stopping.exit_after(timeout, 1, log))
 
     def end() -> None:
         for watchdog in watchdogs:
@@ -200,13 +166,7 @@ def _serve(
     _tune_garbage_collector()
     _tune_allocator()
     stop_traces = tracing.export_by_environment()
-    server = _Server(
-        config,
-        url=_url(settings, sockets),
-        on_shutdown=begin_shutdown,
-        on_end=end,
-        parent=parent,
-    )
+    server = UploadServer(config, on_startup=begin, on_shutdown=begin_shutdown, on_end=end)
     try:
         server.run(sockets)
     except SystemExit:
@@ -236,15 +196,6 @@ def _tune_allocator() -> None:
             tune(option, size)
 
 
-def _log_timeout() -> None:
-    logs.event(
-        logger,
-        logging.ERROR,
-        "stopping",
-        message="The shutdown time-out is over; ending at once",
-    )
-
-
 def _admin_place(
     settings: Settings, uploads_url: str, origins: Mapping[str, str]
 ) -> AdminPlace | None:
@@ -255,12 +206,10 @@ def _admin_place(
         path = Path(settings.admin)
         sockets = [unix_socket.bind(path, settings.unix_sock_perms, flag="--admin")]
         return AdminPlace(sockets, f"unix:{path}", uploads_url, origins)
-    host, _, port = settings.admin.rpartition(":")
-    sockets = _listen(host.strip("[]"), int(port), flags="--admin")
-    scheme = "https" if settings.tls_certificate else "http"
-    name = host if any(host.strip("[]0.:")) else "localhost"
-    url = f"{scheme}://{name}:{sockets[0].getsockname()[1]}/"
-    return AdminPlace(sockets, url, uploads_url, origins)
+    address, _, port = settings.admin.rpartition(":")
+    host = address.strip("[]")
+    sockets = _listen(host, int(port), flags="--admin")
+    return AdminPlace(sockets, f"{_server_url(settings, host, sockets)}/", uploads_url, origins)
 
 
 def _listen(host: str, port: int, flags: str = "--host, --port") -> list[socket.socket]:
@@ -291,12 +240,14 @@ def _url(settings: Settings, sockets: Sequence[socket.socket]) -> str:
     """Return the URL of the uploads as reached from this machine."""
     if settings.unix_sock:
         return f"unix:{settings.unix_sock}:{settings.base_path}"
+    return f"{_server_url(settings, settings.host, sockets)}{settings.base_path}"
+
+
+def _server_url(settings: Settings, host: str, sockets: Sequence[socket.socket]) -> str:
     scheme = "https" if settings.tls_certificate else "http"
     address = sockets[0].getsockname()
-    host = settings.host if any(address[0].strip("0.:")) else "localhost"
-    if ":" in host:
-        host = f"[{host}]"
-    return f"{scheme}://{host}:{address[1]}{settings.base_path}"
+    name = host if any(address[0].strip("0.:")) else "localhost"
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{address[1]}"
 
 
 def _warn_if_open(settings: Settings) -> None:

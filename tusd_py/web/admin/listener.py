@@ -46,14 +46,11 @@ class AdminListener:
             app,
             ConnectionConfig(limits=limits),
             lifespan="off",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             timeout_graceful_shutdown=_END_SECONDS,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
-        self._server = _Server(config, on_shutdown=lambda: None)
+        self._server = _Server(config)
         self._sockets = place.sockets
         self._task: asyncio.Task[None] | None = None
         self._url = place.url

@@ -25,7 +25,8 @@ class UploadConfig(uvicorn.Config):
         http: type[asyncio.Protocol] = (
             TlsHandshake if kwargs.get("ssl_certfile") else UploadProtocol
         )
-        super().__init__(app, http=http, ws="none", log_config=None, **kwargs)  # type: ignore[arg-type]
+        ours = {"access_log": False, "proxy_headers": False, "server_header": False, **kwargs}
+        super().__init__(app, http=http, ws="none", log_config=None, **ours)  # type: ignore[arg-type]
         self.connection = connection
 
     def load(self) -> None:
@@ -35,11 +36,33 @@ class UploadConfig(uvicorn.Config):
 
 
 class UploadServer(uvicorn.Server):
-    """uvicorn's server; `on_shutdown` is called first when it has to stop, so that requests in flight come to an end."""
+    """uvicorn's server, which calls what it is given.
 
-    def __init__(self, config: UploadConfig, *, on_shutdown: Callable[[], None]) -> None:
+    on_startup: once it accepts connections. on_shutdown: first when it has to stop, so that requests in flight come to an end.
+    on_end: once the shutdown is complete, in the event loop.
+    """
+
+    def __init__(
+        self,
+        config: UploadConfig,
+        *,
+        on_startup: Callable[[], None] = lambda: None,
+        on_shutdown: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(config)
+        self._on_startup = on_startup
         self._on_shutdown = on_shutdown
+        self._on_end = on_end
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        if self.started:
+            self._on_end()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_startup()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_shutdown()
