@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from tusd_py.web.http.flow import FlowControl
 from tusd_py.web.http.stalls import StallWatch, unacknowledged, unsent
@@ -21,6 +22,7 @@ _GRACE_SECONDS = 0.2
 """Between the arrival of the response in the client's system and the end of a connection whose body is not read to its end."""
 
 
+@dataclass(slots=True, eq=False)
 class Linger:
     """Ends a transport's sending side now, and closes it as soon as the client had a chance to read the response.
 
@@ -28,42 +30,25 @@ class Linger:
     or aborts it if the client stops reading.
     """
 
-    __slots__ = (
-        "_close",
-        "_delivered_at",
-        "_ends_at",
-        "_flow",
-        "_left",
-        "_loop",
-        "_seen",
-        "_timer",
-        "_transport",
-    )
+    _loop: asyncio.AbstractEventLoop
+    _transport: asyncio.Transport
+    _flow: FlowControl
+    _left: int | None
+    _close: Callable[[], None]
+    _seen: int = field(init=False, default=0)
+    _ends_at: float = field(init=False)
+    _delivered_at: float | None = field(init=False, default=None)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        left: int | None,
-        close: Callable[[], None],
-    ) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._flow = flow
-        self._left = left
-        self._close = close
-        self._seen = 0
-        self._ends_at = loop.time() + _MOST_SECONDS
-        self._delivered_at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        if transport.can_write_eof():
-            transport.write_eof()
-        if left is not None and left > _MOST_BYTES:
+    def __post_init__(self) -> None:
+        self._ends_at = self._loop.time() + _MOST_SECONDS
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._left is not None and self._left > _MOST_BYTES:
             self._read_no_more()
         else:
-            flow.resume_reading()
-            self._timer = loop.call_later(_MOST_SECONDS, self.finish)
+            self._flow.resume_reading()
+            self._timer = self._loop.call_later(_MOST_SECONDS, self.finish)
 
     def discard(self, size: int) -> None:
         """Counts bytes that came and were thrown away."""

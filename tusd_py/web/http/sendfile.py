@@ -1,10 +1,8 @@
-"""Bytes from a file to a client by sendfile(2), past Python's memory and past the transport's
-buffer.
+"""Bytes from a file to a client by sendfile(2), past Python's memory and past the transport's buffer.
 
-The loop's own `sendfile` is not used, as uvloop has none. Between the transport and this module the
-socket is shared: a copy of its descriptor is watched and written to while the transport has nothing
-to write. Nothing here knows HTTP; whoever calls has sent the header fields and lets nobody else
-write to the transport until the call is over.
+The loop's own `sendfile` is not used, as uvloop has none. Between the transport and this module the socket is shared: a copy
+of its descriptor is watched and written to while the transport has nothing to write. Nothing here knows HTTP; whoever calls
+has sent the header fields and lets nobody else write to the transport until the call is over.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ import asyncio
 import errno
 import os
 import time
+from dataclasses import dataclass
 
 from tusd_py.web.http.stalls import unacknowledged
 
-# What one call hands to the kernel: some 0.2 ms of copying, after which other connections have
-# their turn.
+# What one call hands to the kernel: some 0.2 ms of copying, after which other connections have their turn.
 _MAX_CALL = 1024 * 1024
 # A call longer than this waited for the disk, and the next one goes to a thread.
 _SLOW_SECONDS = 0.005
@@ -46,17 +44,15 @@ async def sendfile(
     *,
     idle_timeout: float = 60.0,
 ) -> int:
-    """Send `count` bytes of the file `fd` from `offset` on, behind whatever the transport still has
-    to write.
+    """Send `count` bytes of the file `fd` from `offset` on, behind whatever the transport still has to write.
 
-    Returns the number of bytes that the kernel took: less than `count` only when the client is gone
-    or the transport was closed. fd stays the caller's, is not moved by this, and must stay open
-    until the call is over.
+    Returns the number of bytes that the kernel took: less than `count` only when the client is gone or the transport was
+    closed. fd stays the caller's, is not moved by this, and must stay open until the call is over.
 
-    Raises asyncio.SendfileNotAvailableError, with nothing sent, where transport or file cannot do
-    it. Raises TimeoutError when the client took no byte for `idle_timeout` seconds, FileTruncated
-    when the file is too short, OSError when it cannot be read: then, as on cancellation, the
-    transport is aborted, because a response that ends early must not look like a whole one.
+    Raises asyncio.SendfileNotAvailableError, with nothing sent, where transport or file cannot do it. Raises TimeoutError when
+    the client took no byte for `idle_timeout` seconds, FileTruncated when the file is too short, OSError when it cannot be
+    read: then, as on cancellation, the transport is aborted, because a response that ends early must not look like a whole
+    one.
     """
     if not is_supported(transport):
         raise asyncio.SendfileNotAvailableError("the transport is not a plain socket")
@@ -66,10 +62,7 @@ async def sendfile(
     # may close its own at any time, and the number would then be somebody else's connection.
     copy = os.dup(transport.get_extra_info("socket").fileno())
     try:
-        transfer = _Transfer(
-            loop, transport, copy, fd, offset=offset, count=count, idle_timeout=idle_timeout
-        )
-        return await transfer.run()
+        return await _Transfer(loop, transport, copy, fd, offset, count, idle_timeout).run()
     except asyncio.SendfileNotAvailableError:
         raise
     except BaseException:
@@ -79,39 +72,30 @@ async def sendfile(
         os.close(copy)
 
 
+@dataclass(eq=False)
 class _Transfer:
     """One call of `sendfile`.
 
-    While the file is in memory, every time that the socket has room is one callback with one system
-    call, and no task is woken. Bytes that have to come from the disk are sent by a thread, a call
-    at a time.
+    While the file is in memory, every time that the socket has room is one callback with one system call, and no task is
+    woken. Bytes that have to come from the disk are sent by a thread, a call at a time.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        transport: asyncio.WriteTransport,
-        socket: int,
-        fd: int,
-        *,
-        offset: int,
-        count: int,
-        idle_timeout: float,
-    ) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._socket = socket
-        self._fd = fd
-        self._offset = offset
-        self._remaining = count
-        self._sent = 0
-        self._idle_timeout = idle_timeout
-        self._cold = False
-        self._over = False
-        self._error: Exception | None = None
-        self._turn: asyncio.Future[None] = loop.create_future()
+    _loop: asyncio.AbstractEventLoop
+    _transport: asyncio.WriteTransport
+    _socket: int
+    _fd: int
+    _offset: int
+    _remaining: int
+    _idle_timeout: float
+    _sent: int = 0
+    _cold: bool = False
+    _over: bool = False
+    _error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self._turn: asyncio.Future[None] = self._loop.create_future()
         self._seen = self._progress()
-        self._seen_at = loop.time()
+        self._seen_at = self._loop.time()
         self._watch = self._watch_later()
 
     async def run(self) -> int:
@@ -132,16 +116,13 @@ class _Transfer:
         return self._sent
 
     async def _send_inline(self) -> None:
-        """Send in callbacks until it is over, or until the socket has room and the disk has to be
-        waited for.
-        """
+        """Send in callbacks until it is over, or until the socket has room and the disk has to be waited for."""
         self._turn = self._loop.create_future()
         self._loop.add_writer(self._socket, self._on_room)
         try:
             await self._turn
         finally:
-            # Before the descriptor is closed: the transport's keeps the socket alive, so the
-            # selector would not forget it.
+            # Before the descriptor is closed: the transport's keeps the socket alive, so the selector would not forget it.
             self._loop.remove_writer(self._socket)
 
     def _on_room(self) -> None:
@@ -161,8 +142,7 @@ class _Transfer:
         try:
             await asyncio.shield(call)
         finally:
-            # Neither descriptor may be closed, and its number given to another, under the hands of
-            # a running thread.
+            # Neither descriptor may be closed, and its number given to another, under the hands of a running thread.
             while not call.done():
                 try:
                     await asyncio.wait([call])
@@ -171,9 +151,7 @@ class _Transfer:
         self._took(*call.result())
 
     def _call(self) -> tuple[int | OSError, float]:
-        """One system call, and the seconds that it took; called in a thread or in the loop, so it
-        changes nothing.
-        """
+        """One system call, and the seconds that it took; called in a thread or in the loop, so it changes nothing."""
         began = time.perf_counter()
         sent: int | OSError
         try:
@@ -187,7 +165,13 @@ class _Transfer:
     def _took(self, sent: int | OSError, seconds: float) -> None:
         self._cold = seconds > _SLOW_SECONDS
         if isinstance(sent, int):
-            self._count(sent)
+            self._sent += sent
+            self._offset += sent
+            self._remaining -= sent
+            if not sent:
+                self._end(FileTruncated("the file ended before the bytes that were promised"))
+            elif not self._remaining:
+                self._end()
         elif isinstance(sent, ConnectionError):
             # The transport does not know yet, and while its reading is paused it would not learn.
             self._transport.abort()
@@ -196,15 +180,6 @@ class _Transfer:
             self._end(asyncio.SendfileNotAvailableError("sendfile cannot read this file"))
         elif not isinstance(sent, BlockingIOError | InterruptedError):
             self._end(sent)
-
-    def _count(self, sent: int) -> None:
-        if sent == 0:
-            self._end(FileTruncated("the file ended before the bytes that were promised"))
-        self._sent += sent
-        self._offset += sent
-        self._remaining -= sent
-        if not self._remaining:
-            self._end()
 
     def _end(self, error: Exception | None = None) -> None:
         self._over = True
@@ -227,9 +202,7 @@ class _Transfer:
         return self._loop.call_later(min(_WATCH_SECONDS, self._idle_timeout / 4), self._look)
 
     def _look(self) -> None:
-        """Look after the client, as the selector does not tell that it is idle nor that the
-        transport was closed.
-        """
+        """Look after the client, as the selector does not tell that it is idle nor that the transport was closed."""
         now = self._loop.time()
         seen = self._progress()
         if self._transport.is_closing():
