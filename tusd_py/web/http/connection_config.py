@@ -34,14 +34,6 @@ class Limits:
         return self.connections + 16 + self.connections // 16
 
 
-def _is_never_shared(_address: str) -> bool:
-    return False
-
-
-def _no_headers(_origin: bytes | None, _whole: bool) -> RawHeaders:
-    return []
-
-
 @dataclass(slots=True)
 class ConnectionConfig:
     """See the module. collector: collects what slow bodies left in their sockets. tls: where there is a certificate.
@@ -51,10 +43,10 @@ class ConnectionConfig:
 
     limits: Limits = field(default_factory=Limits)
     counters: Counters = field(default_factory=Counters)
-    refusal_headers: RefusalHeaders = _no_headers
+    refusal_headers: RefusalHeaders = lambda _origin, _whole: []
     collector: Collector = field(default_factory=Collector)
     tls: ssl.SSLContext | None = None
-    is_shared: Callable[[str], bool] = _is_never_shared
+    is_shared: Callable[[str], bool] = lambda _address: False
     long_heads: LongHeads = field(init=False)
 
     def __post_init__(self) -> None:

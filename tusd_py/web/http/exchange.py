@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
-from typing import Protocol, cast
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
 from tusd_py.protocol.headers import Headers, RawHeaders
+from tusd_py.web.http import direct_body
 from tusd_py.web.http.connection_config import Limits
-from tusd_py.web.http.direct_body import Room, Take, Transfer
-from tusd_py.web.http.flow import Event, FlowControl
+from tusd_py.web.http.direct_body import TRANSFER_FROM, Room, Take, Transfer
+from tusd_py.web.http.flow import Event
 from tusd_py.web.http.framing import OLD_VERSIONS
 from tusd_py.web.http.response_head import CONTINUE, serialize
 from tusd_py.web.http.sendfile import sendfile
@@ -38,24 +40,17 @@ _HELD_SECONDS = 0.005
 logger = logging.getLogger(__name__)
 
 
-class _HasDescriptor(Protocol):
-    def fileno(self) -> int: ...
-
-
-class Connection(Protocol):
+class Connection(direct_body.Connection, Protocol):
     """What an exchange needs of its connection, which is an `UploadProtocol`."""
 
-    transport: asyncio.Transport
-    flow: FlowControl
-    loop: asyncio.AbstractEventLoop
     limits: Limits
 
     @property
     def default_headers(self) -> RawHeaders:
         """Fields of every response."""
 
-    def fields_of_failure(self, scope: Scope, /) -> RawHeaders:
-        """Fields of the response to a request in which the application failed."""
+    def refusal_fields(self, headers: RawHeaders, *, is_whole: bool) -> RawHeaders:
+        """Fields of a response that is not the application's. headers: the request's."""
 
     def begin_transfer(
         self, exchange: Exchange, take: Take, room: Room | None, /
@@ -69,64 +64,36 @@ class Connection(Protocol):
         """Close once the client had a chance to read the response."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Exchange:
     """One request and its response.
 
     body_left: bytes of the body that were not parsed yet, where its length is known. disconnected: the client is gone, or its
     body ended early. ends_idle: whether a request ends if no byte of its body comes for the idle time-out; an application with
-    a limit of its own clears it. keep_alive: whether the connection may have another request. more_body: whether the body is
-    incomplete.
+    a limit of its own clears it. expects_continue: whether the client waits for a 100 before it sends the body. keep_alive:
+    whether the connection may have another request. more_body: whether the body is incomplete.
     """
 
-    __slots__ = (
-        "_began_to_receive",
-        "_body",
-        "_chunked",
-        "_connection",
-        "_event",
-        "_expects_continue",
-        "_held",
-        "_held_timer",
-        "_response_left",
-        "_response_started",
-        "_trailers",
-        "body_left",
-        "disconnected",
-        "ends_idle",
-        "keep_alive",
-        "more_body",
-        "response_complete",
-        "scope",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        scope: Scope,
-        *,
-        keep_alive: bool,
-        expects_continue: bool,
-        body_left: int,
-    ) -> None:
-        self.scope = scope
-        self.body_left = body_left
-        self.disconnected = False
-        self.ends_idle = True
-        self.keep_alive = keep_alive
-        self.more_body = True
-        self.response_complete = False
-        self._connection = connection
-        self._expects_continue = expects_continue
-        self._body = bytearray()
-        self._trailers: RawHeaders | None = None
-        self._event = Event()
-        self._began_to_receive = False
-        self._response_started = False
-        self._chunked = False
-        # None for a response without a length.
-        self._response_left: int | None = 0
-        self._held = b""
-        self._held_timer: asyncio.TimerHandle | None = None
+    _connection: Connection
+    scope: Scope
+    _: KW_ONLY
+    keep_alive: bool
+    expects_continue: bool
+    body_left: int
+    disconnected: bool = field(init=False, default=False)
+    ends_idle: bool = field(init=False, default=True)
+    more_body: bool = field(init=False, default=True)
+    response_complete: bool = field(init=False, default=False)
+    _body: bytearray = field(init=False, default_factory=bytearray)
+    _trailers: RawHeaders | None = field(init=False, default=None)
+    _event: Event = field(init=False, default_factory=Event)
+    _began_to_receive: bool = field(init=False, default=False)
+    _response_started: bool = field(init=False, default=False)
+    _chunked: bool = field(init=False, default=False)
+    # None for a response without a length.
+    _response_left: int | None = field(init=False, default=0)
+    _held: bytes = field(init=False, default=b"")
+    _held_timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
     async def run(self, app: ASGIApp) -> None:
         """Call the application; answer with 500, or close the connection, if it fails."""
@@ -160,7 +127,7 @@ class Exchange:
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
-            *self._connection.fields_of_failure(self.scope),
+            *self._connection.refusal_fields(self.scope["headers"], is_whole=True),
         ]
 
     # What the connection reports
@@ -255,7 +222,7 @@ class Exchange:
             takes_chunks=self.scope["http_version"] not in OLD_VERSIONS,
         )
         self._response_started = True
-        self._expects_continue = False
+        self.expects_continue = False
         self._chunked = head.chunked
         self._response_left = head.length
         if head.closes:
@@ -313,7 +280,7 @@ class Exchange:
                 sent = await sendfile(
                     connection.loop,
                     connection.transport,
-                    cast(_HasDescriptor, message["file"]).fileno(),
+                    message["file"].fileno(),
                     message["offset"],
                     message["count"],
                     idle_timeout=connection.limits.idle_timeout,
@@ -331,8 +298,8 @@ class Exchange:
 
     def _continue_if_expected(self) -> None:
         """Send the 100 that a client waits for before it sends its body (RFC 9110, section 10.1.1)."""
-        if self._expects_continue and not self._connection.transport.is_closing():
-            self._expects_continue = False
+        if self.expects_continue and not self._connection.transport.is_closing():
+            self.expects_continue = False
             self._connection.transport.write(CONTINUE)
 
     # Our extension
@@ -372,7 +339,7 @@ class Exchange:
         if head.closes:
             self.keep_alive = False
         self._response_started = True
-        self._expects_continue = False
+        self.expects_continue = False
         connection.transport.write(self._take_held() + head.content + body)
         self._end_response()
         return True
@@ -421,7 +388,7 @@ class Exchange:
         if self._response_started:
             return False
         self._response_started = True
-        self._expects_continue = False
+        self.expects_continue = False
         self.keep_alive = False
         if not self.disconnected:
             self._write_held()
@@ -436,14 +403,11 @@ class Exchange:
         """
         return self._connection.begin_transfer(self, take, room)
 
-    def take_parsed(self, least: int) -> bytes | None:
-        """The bytes of the body that were parsed already, before the rest bypasses the parser; None if it may not.
-
-        least: bytes that have to be outstanding, parsed ones included.
-        """
+    def take_parsed(self) -> bytes | None:
+        """The bytes of the body that were parsed already, before the rest bypasses the parser; None if it may not."""
         if (
             self.body_left <= 0
-            or self.body_left + len(self._body) < least
+            or self.body_left + len(self._body) < TRANSFER_FROM
             or self.disconnected
             or self._began_to_receive
         ):

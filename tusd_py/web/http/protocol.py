@@ -32,7 +32,7 @@ from tusd_py.web.http.framing import (
     check_host,
 )
 from tusd_py.web.http.linger import Flush, Linger
-from tusd_py.web.http.response_head import STATUS_LINES
+from tusd_py.web.http.response_head import serialize
 from tusd_py.web.http.sendfile import is_supported
 from tusd_py.web.http.stalls import unsent
 
@@ -198,16 +198,7 @@ class UploadProtocol(asyncio.Protocol):
         self._running = 0
         # A list, as a deque takes 600 bytes of every connection.
         self._waiting: list[Exchange] = []
-        self._url = b""
-        self._headers: RawHeaders = []
-        self._expects_continue = False
-        self._in_head = True
         self._head_is_whole = False
-        self._head_size = 0
-        self._concat_size = 0
-        self._body_length = b"0"
-        self._hosts: tuple[bytes, ...] = ()
-        self._codings: tuple[bytes, ...] = ()
         self._framing = b""
         self._unparsed = 0
         self._refusal: Refusal | None = None
@@ -220,6 +211,7 @@ class UploadProtocol(asyncio.Protocol):
         self._idle_since: float | None = None
         self._linger: Linger | Flush | None = None
         self._zero_copy = False
+        self.on_message_begin()
 
     @property
     def default_headers(self) -> RawHeaders:
@@ -315,6 +307,8 @@ class UploadProtocol(asyncio.Protocol):
         self._unparsed = 0
 
     def _start_timer(self, seconds: float) -> None:
+        """Start the timer anew."""
+        self._stop_timer()
         self._timer = self.loop.call_later(seconds, self._on_timeout)
 
     def _stop_timer(self) -> None:
@@ -532,7 +526,6 @@ class UploadProtocol(asyncio.Protocol):
             self._refusal = self._too_large()
         if not self._refused_at:
             self._refused_at = max(self._unparsed, 1)
-            self._stop_timer()
             self._start_timer(_ORIGIN_SECONDS)
         if (
             not self._in_head
@@ -545,12 +538,13 @@ class UploadProtocol(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._headers = []
+        self._headers: RawHeaders = []
         self._expects_continue = False
         self._in_head = True
         self._head_size = self._concat_size = 0
         self._body_length = b"0"
-        self._hosts = self._codings = ()
+        self._hosts: tuple[bytes, ...] = ()
+        self._codings: tuple[bytes, ...] = ()
 
     def on_url(self, url: bytes) -> None:
         if self._refusal is None:
@@ -562,8 +556,7 @@ class UploadProtocol(asyncio.Protocol):
         self._head_size += len(name) + len(value) + 4
         if not self._in_head:
             if self._head_size > self.limits.head_size:
-                self._refusal = self._too_large()
-                raise _RefusedHead
+                self._refuse_head(self._too_large())
             if self._exchange is not None:
                 self._exchange.add_trailer(name, value)
             return
@@ -627,7 +620,6 @@ class UploadProtocol(asyncio.Protocol):
             address = None if self.client is None else self.client[0]
             self._long_head = self._long_heads.try_acquire(address, self.loop.time())
             if self._long_head is not None:
-                self._stop_timer()
                 self._start_timer(min(heads.SECONDS, self.limits.idle_timeout))
         return self._long_head is not None
 
@@ -763,7 +755,7 @@ class UploadProtocol(asyncio.Protocol):
             exchange is not self._exchange
             or self._linger is not None
             or self.transport.is_closing()
-            or (parsed := exchange.take_parsed(TRANSFER_FROM)) is None
+            or (parsed := exchange.take_parsed()) is None
         ):
             return None
         # Thousands of bodies may be under way for hours: what they do not need goes. That is the timer for the next request,
@@ -853,7 +845,6 @@ class UploadProtocol(asyncio.Protocol):
         if is_head and refusal is _TOO_MANY:
             refusal = _BUSY
         body = b"" if is_head else f"{refusal.code}: {refusal.message}\n".encode()
-        origins = [value for name, value in self._headers if name == b"origin"]
         fields: RawHeaders = [(b"connection", b"close")]
         if not is_head:
             fields += [
@@ -862,16 +853,14 @@ class UploadProtocol(asyncio.Protocol):
             ]
         if refusal.status in (423, 503):
             fields.append((b"retry-after", b"5"))
-        fields += self._refusal_headers(
-            b", ".join(origins) if origins else None, self._head_is_whole
-        )
-        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINES[refusal.status], lines, body))
+        fields += self.refusal_fields(self._headers, is_whole=self._head_is_whole)
+        head = serialize(refusal.status, fields, has_body=False, keep_alive=False)
+        self.transport.write(head.content + body)
 
-    def fields_of_failure(self, scope: Scope) -> RawHeaders:
-        """Fields of the response to a request in which the application failed."""
-        origins = [value for name, value in scope["headers"] if name == b"origin"]
-        return self._refusal_headers(b", ".join(origins) if origins else None, True)
+    def refusal_fields(self, headers: RawHeaders, *, is_whole: bool) -> RawHeaders:
+        """Fields of a response that is not the application's. headers: the request's; is_whole: whether these are all."""
+        origins = [value for name, value in headers if name == b"origin"]
+        return self._refusal_headers(b", ".join(origins) if origins else None, is_whole)
 
 
 def _addresses(

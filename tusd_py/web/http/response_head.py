@@ -14,7 +14,7 @@ _REASONS = {
     104: b"Upload Resumption Supported",
     **{status.value: status.phrase.encode() for status in HTTPStatus},
 }
-STATUS_LINES = {
+_STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b""))
     for status in range(100, 600)
 }
@@ -60,7 +60,7 @@ def serialize(
     connection stays, unless the fields say otherwise. takes_chunks: False for a client of HTTP/1.0, for which a body without a
     length ends with the connection (RFC 9112, section 6.1). Raises ValueError for a field that cannot be sent.
     """
-    parts = [STATUS_LINES[status]]
+    parts = [_STATUS_LINES[status]]
     lines = 1
     length: int | None = None
     chunked = closes = False

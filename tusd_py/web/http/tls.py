@@ -30,8 +30,6 @@ class TlsHandshake(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        if not config.loaded:
-            config.load()
         self._config = config
         self._connection: ConnectionConfig = (
             getattr(config, "connection", None) or ConnectionConfig()
