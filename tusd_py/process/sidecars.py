@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 
 from tusd_py import logs
-from tusd_py.background import keep_running
+from tusd_py.background import cancel, keep_running
 from tusd_py.settings.model import Settings
 from tusd_py.settings.reference import ENVIRONMENT_PREFIX, catalogue
 
@@ -45,9 +45,7 @@ class Children:
 
     async def stop(self, timeout: float) -> None:
         """Stop the processes with SIGTERM, and with SIGKILL those that have not exited within `timeout` seconds."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         processes = list(self._processes.values())
         for process in processes:
             with suppress(ProcessLookupError):
