@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import cast
 
 from starlette.types import Message, Receive
@@ -17,6 +18,7 @@ from tusd_py.web.http.direct_body import Transfer
 from tusd_py.web.http.exchange import Exchange
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RequestBody:
     """A body that comes in ASGI messages or, where our own server is in front, straight from the socket.
 
@@ -24,45 +26,20 @@ class RequestBody:
     the straight way may be taken. way: "direct" or "stream" once it was taken.
     """
 
-    __slots__ = (
-        "_begun",
-        "_direct",
-        "_exchange",
-        "_idle_timeout",
-        "_last",
-        "_receive",
-        "_timer",
-        "_transfer",
-        "_waiting",
-        "end",
-        "received",
-        "watcher",
-        "way",
-    )
-
-    def __init__(
-        self,
-        receive: Receive,
-        *,
-        idle_timeout: float,
-        exchange: Exchange | None = None,
-        direct: bool = True,
-    ) -> None:
-        self.end: BodyEnd | None = None
-        self.watcher: Watcher | None = None
-        self.received = 0
-        self._receive = receive
-        self._idle_timeout = idle_timeout
-        self.way: str | None = None
-        self._exchange = exchange
-        self._direct = direct
-        self._last = False
-        self._begun = False
-        if exchange is not None:
-            exchange.ends_idle = False
-        self._waiting: asyncio.Timeout | None = None
-        self._transfer: Transfer | None = None
-        self._timer: asyncio.TimerHandle
+    _receive: Receive
+    _: KW_ONLY
+    idle_timeout: float
+    exchange: Exchange | None = None
+    direct: bool = True
+    end: BodyEnd | None = field(init=False, default=None)
+    watcher: Watcher | None = field(init=False, default=None)
+    received: int = field(init=False, default=0)
+    way: str | None = field(init=False, default=None)
+    _last: bool = field(init=False, default=False)
+    _begun: bool = field(init=False, default=False)
+    _waiting: asyncio.Timeout | None = field(init=False, default=None)
+    _transfer: Transfer | None = field(init=False, default=None)
+    _timer: asyncio.TimerHandle = field(init=False)
 
     async def read(self) -> bytes:
         """Return the next bytes; empty at the end, for whatever reason."""
@@ -72,7 +49,11 @@ class RequestBody:
                 break
             if not self._begun:
                 self._begun = True
-                whole = self._exchange.arrived() if self._exchange is not None else None
+                whole = None
+                if self.exchange is not None:
+                    # There is a time-out here.
+                    self.exchange.ends_idle = False
+                    whole = self.exchange.arrived()
                 if whole is not None:
                     self._last = True
                     self.way = "stream"
@@ -94,9 +75,9 @@ class RequestBody:
 
     async def stream_to(self, write: WriteView, get_buffer: GetBuffer) -> bool:
         """See `Body.stream_to`: straight from the socket, past the ASGI messages. Afterwards `read` returns nothing more."""
-        if self._exchange is None or not self._direct or self.end is not None:
+        if self.exchange is None or not self.direct or self.end is not None:
             return False
-        transfer = self._transfer = self._exchange.transfer(write, get_buffer)
+        transfer = self._transfer = self.exchange.transfer(write, get_buffer)
         if transfer is None:
             return False
         self.way = "direct"
@@ -120,10 +101,10 @@ class RequestBody:
     def _look_for_idleness(self, transfer: Transfer) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if now >= transfer.last_activity + self._idle_timeout:
+        if now >= transfer.last_activity + self.idle_timeout:
             # Bytes of a slow body may be in the socket.
             transfer.collect()
-        ends_at = transfer.last_activity + self._idle_timeout
+        ends_at = transfer.last_activity + self.idle_timeout
         if now >= ends_at:
             self.stop(BodyEnd.TIMED_OUT)
         else:
@@ -132,7 +113,7 @@ class RequestBody:
     async def _next(self) -> Message | None:
         """Return the next message; None if the body was ended meanwhile."""
         try:
-            async with asyncio.timeout(self._idle_timeout) as self._waiting:
+            async with asyncio.timeout(self.idle_timeout) as self._waiting:
                 return await self._receive()
         except TimeoutError:
             if self.end is None:
@@ -152,6 +133,6 @@ class RequestBody:
 
     def trailers(self) -> Mapping[str, str]:
         """Return the trailer fields; empty before the end."""
-        if self._exchange is None or self.end is not BodyEnd.COMPLETE:
+        if self.exchange is None or self.end is not BodyEnd.COMPLETE:
             return {}
-        return self._exchange.trailers()
+        return self.exchange.trailers()

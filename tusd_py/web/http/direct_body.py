@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tusd_py.web.http.flow import FlowControl
@@ -105,6 +106,7 @@ class Collector:
         self._wait()
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Transfer(asyncio.BufferedProtocol):
     """A body that is received directly. While that lasts, this is the transport's protocol.
 
@@ -115,53 +117,29 @@ class Transfer(asyncio.BufferedProtocol):
         last_activity: When the last of them arrived, by the loop's clock.
     """
 
-    __slots__ = (
-        "_behind",
-        "_busy",
-        "_left",
-        "_loop",
-        "_mark",
-        "_over",
-        "_parsed",
-        "_protocol",
-        "_room",
-        "_small",
-        "_stopped",
-        "_take",
-        "_view",
-        "done",
-        "last_activity",
-        "received",
-    )
-
-    def __init__(
-        self,
-        protocol: Connection,
-        left: int,
-        parsed: bytes,
-        take: Take,
-        room: Room | None = None,
-    ) -> None:
-        self._protocol = protocol
-        self._loop = protocol.loop
-        self._left = left
-        self._parsed = parsed
-        self._take = take
-        self._room = room
-        self._view = _buffer
-        self._busy: asyncio.Task[None] | None = None
-        self._stopped = False
-        self._behind = False
-        self._over = False
-        self._small = 0
-        # Bytes below which the system reports nothing; 0 while it reports every byte.
-        self._mark = 0
-        self.done: asyncio.Future[bool] = self._loop.create_future()
-        self.received = 0
-        self.last_activity = self._loop.time()
+    _protocol: Connection
+    _left: int
+    _parsed: bytes
+    _take: Take
+    _room: Room | None = None
+    _view: memoryview = field(init=False, default=_buffer)
+    _busy: asyncio.Task[None] | None = field(init=False, default=None)
+    _stopped: bool = field(init=False, default=False)
+    _behind: bool = field(init=False, default=False)
+    _over: bool = field(init=False, default=False)
+    _small: int = field(init=False, default=0)
+    # Bytes below which the system reports nothing; 0 while it reports every byte.
+    _mark: int = field(init=False, default=0)
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+    done: asyncio.Future[bool] = field(init=False)
+    received: int = field(init=False, default=0)
+    last_activity: float = field(init=False)
 
     def begin(self) -> None:
-        """Write what the parser has read already, and read on."""
+        """Write what the parser has read already, and read on. Called once, before anything else."""
+        loop = self._loop = self._protocol.loop
+        self.done = loop.create_future()
+        self.last_activity = loop.time()
         if self._parsed:
             parsed, self._parsed = self._parsed, b""
             self._took(memoryview(parsed))
