@@ -508,7 +508,8 @@ class Outbox(Protocol):
 class SweepTimes:
     """When sweeps ran, in seconds since the epoch by the clock of the process that ran them.
 
-    ended_at: when the last sweep that was not held ended; None if unknown. held_since: when a sweep was first held since then.
+    ended_at: when the last sweep that was not held ended; None if unknown. held_since: when a sweep was first held since then;
+    None if none was.
     """
 
     ended_at: float | None

@@ -16,7 +16,7 @@ from tusd_py.storage.base import BytesMissing, StorageError
 from tusd_py.storage.file import records
 from tusd_py.storage.file.files import create_file, exists, is_surely_absent, unlink_if_exists
 from tusd_py.storage.file.finals import FinalRecords
-from tusd_py.storage.file.layout import Layout, id_of
+from tusd_py.storage.file.layout import Layout, flat_name, id_of
 from tusd_py.storage.file.listing import entries_of, files_in
 from tusd_py.storage.file.loading import UploadLoader
 from tusd_py.storage.file.markers import UploadMarks
@@ -112,7 +112,7 @@ class Cleanup:
 
     def missing_since(self, upload_id: str, *, marks: bool) -> float:
         """See `Store.missing_since`."""
-        mark = self.layout.missing_mark(upload_id)
+        mark = f"{self.layout.missing}/{flat_name(upload_id)}"
         if not marks and not exists(mark):
             return time.time()
         with suppress(FileExistsError):

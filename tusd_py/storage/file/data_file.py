@@ -147,7 +147,6 @@ class DataFile:
             await asyncio.wait([asyncio.wrap_future(self._writing_behind)])
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._descriptor)
         if self.watch is not None:
             self.watch.written.closed_at = time.monotonic()

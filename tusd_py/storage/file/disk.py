@@ -25,7 +25,7 @@ from functools import partial
 from typing import Generic, ParamSpec, TypeVar, cast
 
 from tusd_py.storage.file.disk_waits import WaitClock
-from tusd_py.storage.file.threads import Threads
+from tusd_py.storage.file.threads import Threads, until_done
 
 SLOW_SECONDS = 0.02
 """An operation on the page cache takes far less; one that takes longer waits for the disk."""
@@ -172,7 +172,7 @@ class _Lane:
         if job is None:
             return await self._run_in_thread(operation)
         if not job.is_done:
-            await self._wait_for(job)
+            return await self._finish(job)
         return job.result()
 
     def begin(self, operation: Callable[[], None]) -> Awaitable[None] | None:
@@ -206,26 +206,15 @@ class _Lane:
         if waited > SLOW_SECONDS:
             self._slow_until = time.monotonic() + SLOW_PERIOD_SECONDS
 
-    async def _wait_for(self, job: _Job[T]) -> None:
-        waiter = job.waiter
-        if waiter is None:
-            return
-        # Shielded: a cancelled request must not release its lock while a thread still writes.
-        try:
-            await asyncio.shield(waiter)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await asyncio.wait([waiter])
-            raise
-
     async def finish(self, first: Awaitable[None], then: Callable[[], None]) -> None:
         """Wait for an operation, then run another one."""
         await first
         await self.run(then)
 
-    async def _finish(self, job: _Job[None]) -> None:
-        await self._wait_for(job)
-        job.result()
+    async def _finish(self, job: _Job[T]) -> T:
+        if job.waiter is not None:
+            await until_done(job.waiter)
+        return job.result()
 
     async def _run_in_thread(self, operation: Callable[[], T]) -> T:
         return await self._threads.run(self._timed, operation)

@@ -28,18 +28,14 @@ _KEPT_SECONDS = 7 * 86_400.0
 
 
 class FinalRecords:
-    """The indexes of one upload directory. records: writes temporary files."""
+    """The indexes of one upload directory. records: writes temporary files. directories: must exist."""
 
     def __init__(self, layout: Layout, records: RecordWriter) -> None:
         self._awaiting = f"{layout.state}/awaiting"
         self._finals = f"{layout.state}/finals"
+        self.directories = self._awaiting, self._finals
         self._layout = layout
         self._records = records
-
-    @property
-    def directories(self) -> tuple[str, str]:
-        """The directories that must exist."""
-        return self._awaiting, self._finals
 
     # Which finals list a part
 

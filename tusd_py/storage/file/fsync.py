@@ -25,6 +25,7 @@ from functools import cache
 
 from tusd_py.storage.file.files import opened
 from tusd_py.storage.file.mounts import is_local
+from tusd_py.storage.file.threads import until_done
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +126,7 @@ class GroupSync:
         request = _SyncRequest(data, files, directories, whole, own)
         self._waiting.append(request)
         self._start_waiting()
-        # Shielded: the caller must not continue while a thread still syncs for it.
-        try:
-            problem = await asyncio.shield(request.done)
-        except asyncio.CancelledError:
-            await asyncio.wait([request.done])
-            raise
-        if problem is not None:
+        if (problem := await until_done(request.done)) is not None:
             raise problem
 
     def _start_waiting(self) -> None:

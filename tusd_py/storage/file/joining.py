@@ -172,7 +172,6 @@ class _Join:
             self._source = -1
 
     def close(self) -> None:
-        """Close the open files."""
         self._close_source()
         if self._target >= 0:
             os.close(self._target)

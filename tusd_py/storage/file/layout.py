@@ -53,12 +53,7 @@ class Layout:
         return f"{self.root}/{info.location or info.id}"
 
     def tombstone(self, upload_id: str) -> str:
-        """Path of an upload's tombstone."""
         return f"{self.tombstones}/{flat_name(upload_id)}"
-
-    def missing_mark(self, upload_id: str) -> str:
-        """Path of the mark that an upload's bytes are missing."""
-        return f"{self.missing}/{flat_name(upload_id)}"
 
     def new_path(self, name: str) -> str:
         """An unused path for a temporary file. name: an upload's id, as a rule."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tusd_py.storage.base import StorageError, is_valid_id
 from tusd_py.storage.errors import is_exhausted
@@ -45,27 +46,27 @@ async def upload_ids(root: str, disk: Disk, threads: Threads, skip: Skip) -> Asy
                         yield prefix + name[:-5]
 
 
+@dataclass(slots=True)
 class _Listing:
     """The entries of one directory, in batches. prefix: its path relative to the store, with a slash at the end."""
 
-    def __init__(self, entries: Iterator[os.DirEntry[str]], prefix: str, skip: Skip) -> None:
-        self._entries = entries
-        self._prefix = prefix
-        self._skip = skip
+    entries: Iterator[os.DirEntry[str]]
+    prefix: str
+    skip: Skip
 
     def next_batch(self) -> list[tuple[str, bool]]:
         """Return the next names, each with whether it is a directory; none at the end. Blocking."""
         batch: list[tuple[str, bool]] = []
         try:
-            for entry in self._entries:
+            for entry in self.entries:
                 if (is_directory := self._is_directory(entry)) is not None:
                     batch.append((entry.name, is_directory))
                 if len(batch) == _BATCH_ENTRIES:
                     break
         except OSError as problem:
             # Entries read before count; the listing ends here.
-            self._skip(self._prefix or ".", problem)
-            self._entries = iter(())
+            self.skip(self.prefix or ".", problem)
+            self.entries = iter(())
         return batch
 
     def _is_directory(self, entry: os.DirEntry[str]) -> bool | None:
@@ -76,10 +77,10 @@ class _Listing:
             if not name.isascii() and (is_directory or name.endswith(".info")):
                 name.encode("utf-8")
         except OSError as problem:
-            self._skip(self._prefix + name, problem)
+            self.skip(self.prefix + name, problem)
             return None
         except UnicodeEncodeError:
-            self._skip(self._prefix + name, ValueError("its name is not UTF-8"))
+            self.skip(self.prefix + name, ValueError("its name is not UTF-8"))
             return None
         return is_directory
 

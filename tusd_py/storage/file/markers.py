@@ -55,7 +55,6 @@ class ChunkMarkers:
             self._places = [each for each in self._places if _may_have_entries(each)]
 
     def path(self, name: str) -> str:
-        """Return the path of an upload's marker."""
         return f"{self.directory}/{name}"
 
     def make(self, name: str, number: int) -> str:

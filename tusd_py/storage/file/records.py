@@ -49,9 +49,7 @@ MALFORMED = (
 
 
 class _Storage(TypedDict, total=False):
-    InfoPath: str
     Path: str
-    Type: str
 
 
 class _Ours(TypedDict, total=False):
@@ -71,10 +69,8 @@ class _Ours(TypedDict, total=False):
 
 
 class _Info(TypedDict, total=False):
-    ID: str
     Size: int
     SizeIsDeferred: bool
-    Offset: int
     MetaData: dict[str, str] | None
     IsPartial: bool
     IsFinal: bool

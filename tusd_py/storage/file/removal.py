@@ -88,17 +88,6 @@ class UnpublishedRemovals:
             Upload(info, offset, info.created_at), event, match["kept"] == "1"
         )
 
-    def forget(self, removal: UnpublishedRemoval, tombstone: str | None) -> None:
-        """Forget a removal. tombstone: the path to which its emptied record moves, if any. Raises OSError."""
-        path = self.path(removal.upload.id, removal.event, keep_tombstone=removal.keep_tombstone)
-        with suppress(FileNotFoundError):
-            if tombstone is None:
-                os.unlink(path)
-                return
-            # If a crash keeps it from being emptied, it counts as an interrupted removal, which is completed.
-            os.rename(path, tombstone)
-            os.truncate(tombstone, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Removal:
@@ -178,12 +167,17 @@ class Removal:
 
     def forget(self, removal: UnpublishedRemoval) -> None:
         """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""
-        upload_id = removal.upload.id
+        upload_id, keep_tombstone = removal.upload.id, removal.keep_tombstone
+        kept = self.unpublished.path(upload_id, removal.event, keep_tombstone=keep_tombstone)
+        tombstone = self.layout.tombstone(upload_id)
         exists_again = exists(self.layout.info_path(upload_id))
-        keep_tombstone = removal.keep_tombstone and not exists_again
-        self.unpublished.forget(
-            removal, self.layout.tombstone(upload_id) if keep_tombstone else None
-        )
+        with suppress(FileNotFoundError):
+            if exists_again or not keep_tombstone:
+                os.unlink(kept)
+                return
+            # If a crash keeps it from being emptied, it counts as an interrupted removal, which is completed.
+            os.rename(kept, tombstone)
+            os.truncate(tombstone, 0)
 
     def complete(self, upload_id: str, tombstone: str) -> None:
         """Free what a crash left of a removed upload, then empty its tombstone. Raises OSError."""

@@ -167,27 +167,9 @@ class FileStore:
             syncs_chunks=syncs_chunks,
         )
         self._adoption = Adoption(layout, loader=self._loader, records=self._records)
-        self._removal = Removal(
-            layout,
-            marks=self._marks,
-            finals=self._finals,
-            unpublished=self._unpublished,
-            finished=finished,
-        )
-        self._creation = Creation(
-            layout,
-            volume=self.volume,
-            cache=self._known,
-            removal=self._removal,
-            finished=finished,
-        )
-        self._cleanup = Cleanup(
-            layout,
-            marks=self._marks,
-            removal=self._removal,
-            finals=self._finals,
-            loader=self._loader,
-        )
+        self._removal = Removal(layout, self._marks, self._finals, self._unpublished, finished)
+        self._creation = Creation(layout, self.volume, self._known, self._removal, finished)
+        self._cleanup = Cleanup(layout, self._marks, self._removal, self._finals, self._loader)
         self._blocks = BufferPool()
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
         self._free = 0.0, 0

@@ -13,7 +13,7 @@ from tusd_py.storage.file.threads import Threads
 
 
 class SweepMarkFiles:
-    """The marks in `directory`; blocking calls. A mark that cannot be read or written counts as missing."""
+    """The marks in `directory`, as of `SweepMarks`, but blocking. One that cannot be read or written counts as missing."""
 
     def __init__(self, directory: str, *, file_perms: int = 0o640) -> None:
         self._swept = f"{directory}/swept"
@@ -21,17 +21,14 @@ class SweepMarkFiles:
         self._file_perms = file_perms
 
     def read(self) -> SweepTimes:
-        """See `SweepMarks.read`."""
         return SweepTimes(_time_of(self._swept), _time_of(self._held))
 
     def record_end(self, now: float) -> None:
-        """See `SweepMarks.record_end`."""
         self._mark(self._swept, now)
         with suppress(OSError):
             os.unlink(self._held)
 
     def record_hold(self, now: float) -> None:
-        """See `SweepMarks.record_hold`."""
         self._mark(self._held, now)
 
     def _mark(self, path: str, now: float) -> None:

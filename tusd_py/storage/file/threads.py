@@ -26,18 +26,23 @@ class Threads:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread. A cancelled caller still waits for it to end."""
         loop = asyncio.get_running_loop()
-        # Shielded: a cancelled request must not release its lock while its thread still writes.
-        work = loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await asyncio.wait([work])
-            raise
+        return await until_done(
+            loop.run_in_executor(self.executor, lambda: function(*args, **kwargs))
+        )
 
     def close(self) -> None:
         """Wait for the running calls; queued ones are cancelled."""
         self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+async def until_done(work: asyncio.Future[T]) -> T:
+    """Wait for what a thread does, a cancelled caller as well: it must not release its lock while the thread still writes."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        with suppress(Exception):
+            await asyncio.wait([work])
+        raise
 
 
 _MAX_ITEMS = 8
@@ -64,7 +69,6 @@ class SerialQueue(Generic[T]):
     _waiter: tuple[int, asyncio.Future[None]] | None = field(default=None, init=False)
 
     def add(self, item: T) -> None:
-        """Append an item."""
         with self._lock:
             self._items.append(item)
             self.left += 1

@@ -54,36 +54,34 @@ class _Piece:
     buffer: memoryview | None
 
 
+@dataclass(slots=True, eq=False)
 class FileWriter:
     """Appends bytes to one data file that count at once; see `Writer`."""
 
-    __slots__ = ("_closed", "_disk", "_file")
-
-    def __init__(self, file: DataFile, disk: Disk) -> None:
-        self._file = file
-        self._disk = disk
-        self._closed = False
+    file: DataFile
+    disk: Disk
+    _closed: bool = field(default=False, init=False)
 
     @property
     def offset(self) -> int:
-        return self._file.end
+        return self.file.end
 
     @property
     def kept(self) -> int:
-        return self._file.end
+        return self.file.end
 
     def get_buffer(self) -> memoryview | None:
         return None
 
     def write(self, data: memoryview) -> Awaitable[None] | None:
-        return _write(self._disk, self._file.write, data)
+        return _write(self.disk, self.file.write, data)
 
     async def verify(self, checksum: Checksum) -> bool:
         raise RuntimeError("not a verified chunk")
 
     async def discard(self) -> None:
         with translated("cutting back"):
-            await self._disk.change(self._file.cut_back)
+            await self.disk.change(self.file.cut_back)
 
     def abandon(self) -> None:
         """Nothing to do: each write counted when it was made."""
@@ -92,13 +90,13 @@ class FileWriter:
         if self._closed:
             return
         self._closed = True
-        await self._file.settle()
+        await self.file.settle()
         try:
-            await self._file.check_losses()
+            await self.file.check_losses()
             if sync:
-                await self._file.sync()
+                await self.file.sync()
         finally:
-            self._file.close()
+            self.file.close()
 
 
 @dataclass(slots=True, eq=False)
