@@ -22,7 +22,7 @@ from tusd_py.cli.output import ProgressBar, count_of, write_json, write_line
 from tusd_py.locks.base import UNFENCED
 from tusd_py.service.owner import check_upload_directory
 from tusd_py.settings.suggestion import one_of, suggestion
-from tusd_py.storage.base import StorageError, Upload
+from tusd_py.storage.base import StorageError, Upload, is_random_id
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
 from tusd_py.storage.file.records import MALFORMED, read_record
@@ -298,7 +298,8 @@ def _without_record(root: str) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if foreign.may_be_upload(entry.name)
+            # A name that both servers give to uploads.
+            if is_random_id(entry.name)
             and entry.is_file(follow_symlinks=False)
             and not os.path.exists(f"{entry.path}.info")
         )

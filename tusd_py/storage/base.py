@@ -1,9 +1,8 @@
 """The contract of a store: what uploads, events and sweeps need of the place where bytes lie.
 
-A store knows uploads, not requests: no headers, no locks, no protocol rules. It is the truth about bytes: the offset that it
-reports is what it really holds, whatever happened before. `Store` is what each store does. What only some can do are its
-attributes `verifies_chunks`, `reads_unfinished`, `has_one_clock`, `most_bytes`, `joiner` and `volume`: they are read once, when
-a service is built, and the extensions and the maximum size that a server advertises follow from them.
+A store knows uploads, not requests: no headers, no locks, no protocol rules. `Store` is what each store does. What only some
+can do are its attributes `verifies_chunks`, `reads_unfinished`, `has_one_clock`, `most_bytes`, `joiner` and `volume`: they are
+read once, when a service is built, and the extensions and the maximum size that a server advertises follow from them.
 
 Callers hold the upload's lock while they write, join, cut back or remove; reading needs none. A lock can be lost at any
 instant, so every change of an existing upload is made within the lock's `fence`, in any thread and after any wait. A store of

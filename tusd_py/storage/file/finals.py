@@ -5,7 +5,7 @@
 
 Neither is the truth: a final exists if it has a record, and its record names its parts. A key is a symbolic link to an id: as
 part of the directory's metadata it outlasts a power cut if the final's record does, which is written later. Where there are no
-links, and in earlier versions, it is a file. Blocking calls on small files.
+links it is a file. Blocking calls on small files.
 """
 
 from __future__ import annotations

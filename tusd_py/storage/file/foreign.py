@@ -22,7 +22,6 @@ from tusd_py.storage.base import (
     Upload,
     UploadInfo,
     UploadUntrusted,
-    is_valid_id,
 )
 from tusd_py.storage.file.files import opened
 
@@ -235,11 +234,6 @@ def _is_still(path: str, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def may_be_upload(name: str) -> bool:
-    """Return whether a file without a record has a name that both servers give to uploads."""
-    return len(name) == 32 and is_valid_id(name) and set(name) <= set("0123456789abcdef")
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -19,7 +19,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tusd_py.locks.base import UNFENCED, Fence
 from tusd_py.storage.base import (
@@ -64,34 +64,27 @@ class _ShardCounts:
     oldest: float | None
 
 
+@dataclass(eq=False)
 class FileOutbox:
     """The outbox of one directory; see `Outbox`. records: writes temporary files."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        records: RecordWriter,
-        *,
-        threads: Threads,
-        disk: Disk,
-        syncs: GroupSync,
-    ) -> None:
-        self._root = layout.state
-        self._dir_perms = layout.dir_perms
-        self._records = records
-        self._threads = threads
-        self._disk = disk
-        self._syncs = syncs
-        self._counters: dict[Box, _Counter] = {"waiting": _Counter(), "failed": _Counter()}
+    layout: Layout
+    records: RecordWriter
+    threads: Threads
+    disk: Disk
+    syncs: GroupSync
+    _counters: dict[Box, _Counter] = field(
+        default_factory=lambda: {"waiting": _Counter(), "failed": _Counter()}, init=False
+    )
 
     async def keep(
         self, upload_id: str, event_id: str, content: bytes, *, sync: bool = False, fence: Fence
     ) -> None:
         with translated(f"keeping an event of {upload_id}"):
-            path = await self._disk.change(self._keep, upload_id, event_id, content, fence)
+            path = await self.disk.change(self._keep, upload_id, event_id, content, fence)
             if sync:
                 # Content and name in one sync: if a power cut leaves the file empty, the change was not recorded either.
-                await self._syncs.sync(path, directories=self._ancestors(path))
+                await self.syncs.sync(path, directories=self._ancestors(path))
 
     def _keep(self, upload_id: str, event_id: str, content: bytes, fence: Fence) -> str:
         with fence():
@@ -100,7 +93,7 @@ class FileOutbox:
     def _add(self, upload_id: str, event_id: str, content: bytes) -> str:
         others = self._names("waiting", upload_id)
         sequence = next_sequence(others)
-        tmp = self._records.write_tmp(upload_id, content, sync=False)
+        tmp = self.records.write_tmp(upload_id, content, sync=False)
         event = KeptEvent(upload_id, event_id, sequence, b"", 0.0)
         self._place(tmp, "waiting", event)
         for kept in others:
@@ -111,10 +104,10 @@ class FileOutbox:
 
     async def sync(self, upload_ids: Sequence[str]) -> None:
         with translated("syncing events"):
-            files, directories = await self._disk.change(self._to_sync, upload_ids)
+            files, directories = await self.disk.change(self._to_sync, upload_ids)
             # Many at a time cost less as one sync of the file system.
             whole = len(upload_ids) > _SYNCED_ONE_BY_ONE
-            await self._syncs.sync(None, *files, directories=directories, whole=whole)
+            await self.syncs.sync(None, *files, directories=directories, whole=whole)
 
     def _to_sync(self, upload_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the paths of the uploads' waiting events, and of the directories above them."""
@@ -129,7 +122,7 @@ class FileOutbox:
 
     async def of(self, upload_id: str, box: Box = "waiting") -> list[KeptEvent]:
         with translated(f"reading the events of {upload_id}"):
-            return await self._disk.change(self._of, upload_id, box)
+            return await self.disk.change(self._of, upload_id, box)
 
     def _of(self, upload_id: str, box: Box) -> list[KeptEvent]:
         names = self._names(box, upload_id)
@@ -139,7 +132,7 @@ class FileOutbox:
         self, event: KeptEvent, box: Box = "waiting", *, fence: Fence = UNFENCED
     ) -> None:
         with translated(f"forgetting an event of {event.upload_id}"):
-            await self._disk.change(self._forget, event, box, fence)
+            await self.disk.change(self._forget, event, box, fence)
 
     def _forget(self, event: KeptEvent, box: Box, fence: Fence) -> None:
         with fence():
@@ -151,11 +144,11 @@ class FileOutbox:
 
     async def replace(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"changing an event of {event.upload_id}"):
-            await self._disk.change(self._replace, event, content)
+            await self.disk.change(self._replace, event, content)
 
     def _replace(self, event: KeptEvent, content: bytes) -> None:
         try:
-            tmp = self._records.write_tmp(event.upload_id, content, sync=False)
+            tmp = self.records.write_tmp(event.upload_id, content, sync=False)
         except OSError as problem:
             if not takes_nothing(problem) or not self._overwrite(event, content):
                 raise
@@ -180,17 +173,17 @@ class FileOutbox:
 
     async def mark_failed(self, event: KeptEvent, content: bytes) -> None:
         with translated(f"moving an event of {event.upload_id} to the failed ones"):
-            await self._threads.run(self._mark_failed, event, content)
+            await self.threads.run(self._mark_failed, event, content)
 
     def _mark_failed(self, event: KeptEvent, content: bytes) -> None:
         try:
-            tmp = self._records.write_tmp(event.upload_id, content, sync=True)
+            tmp = self.records.write_tmp(event.upload_id, content, sync=True)
         except OSError as problem:
             if not takes_nothing(problem):
                 raise
             # With its old content: there is no space for the result of the last attempt.
             target = self._path("failed", event)
-            os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+            os.makedirs(os.path.dirname(target), mode=self.layout.dir_perms, exist_ok=True)
             os.rename(self._path("waiting", event), target)
             self._unlink("waiting", event)
             return
@@ -213,17 +206,17 @@ class FileOutbox:
         async for some in self._events(box):
             for name in sorted(some, key=lambda kept: (kept.upload_id, kept.sequence)):
                 with translated("reading the outbox"):
-                    kept = await self._disk.read(self._read, box, name)
+                    kept = await self.disk.read(self._read, box, name)
                 if kept is not None:
                     yield kept
 
     async def _events(self, box: Box) -> AsyncIterator[list[KeptEvent]]:
         """Yield all events without their content, in batches of shards."""
         with translated("reading the outbox"):
-            shards = await self._threads.run(self._shards, box)
+            shards = await self.threads.run(self._shards, box)
         for start in range(0, len(shards), _READ_AT_ONCE):
             with translated("reading the outbox"):
-                found = await self._threads.run(
+                found = await self.threads.run(
                     self._in_shards, box, shards[start : start + _READ_AT_ONCE]
                 )
             if found:
@@ -231,7 +224,7 @@ class FileOutbox:
 
     async def counts(self, *, exact: bool = False) -> OutboxCounts:
         with translated("reading the outbox"):
-            return await self._threads.run(self._counts, exact=exact)
+            return await self.threads.run(self._counts, exact=exact)
 
     def _counts(self, *, exact: bool) -> OutboxCounts:
         most = sys.maxsize if exact else _COUNTED_AT_ONCE
@@ -257,7 +250,7 @@ class FileOutbox:
     # Files
 
     def _directory(self, box: Box, shard: str) -> str:
-        return f"{self._root}/{_DIRECTORIES[box]}/{shard}"
+        return f"{self.layout.state}/{_DIRECTORIES[box]}/{shard}"
 
     def _path(self, box: Box, event: KeptEvent) -> str:
         directory = self._directory(box, _shard(event.upload_id))
@@ -277,7 +270,7 @@ class FileOutbox:
     def _ancestors(self, path: str) -> list[str]:
         """Return the directories above a file, up to the root. Another process may have created any of them without a sync."""
         found: list[str] = []
-        while path != self._root:
+        while path != self.layout.state:
             path = os.path.dirname(path)
             found.append(path)
         return found
@@ -291,7 +284,7 @@ class FileOutbox:
                     os.rename(tmp, target)
                     return
                 # The directory may be removed together with its last event before this one arrives.
-                os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+                os.makedirs(os.path.dirname(target), mode=self.layout.dir_perms, exist_ok=True)
                 os.stat(tmp)
         except OSError:
             with suppress(FileNotFoundError):
@@ -307,7 +300,7 @@ class FileOutbox:
 
     def _shards(self, box: Box) -> list[str]:
         """Return the existing shards. Events in those of the previous version are moved first."""
-        parent = f"{self._root}/{_DIRECTORIES[box]}"
+        parent = f"{self.layout.state}/{_DIRECTORIES[box]}"
         for entry in list(entries_of(parent)):
             if _is_old_shard(entry.name):
                 self._move_old(box, entry.name)
@@ -329,7 +322,7 @@ class FileOutbox:
         directory = self._directory(box, shard)
         for kept in list(self._in_shard(box, shard)):
             old, target = self._old_path(box, kept), self._path(box, kept)
-            os.makedirs(os.path.dirname(target), mode=self._dir_perms, exist_ok=True)
+            os.makedirs(os.path.dirname(target), mode=self.layout.dir_perms, exist_ok=True)
             with suppress(FileNotFoundError):
                 if time.time() - os.stat(old).st_mtime < _OLD_NAME_SECONDS:
                     # It may have been linked before. Where there are no links, it waits until it is old enough.

@@ -174,9 +174,7 @@ class FileStore:
         self._syncs = GroupSync(self.root, self._threads.executor, on_loss=self._losses.record)
         self._free = 0.0, 0
         self._probing: asyncio.Future[None] | None = None
-        self.outbox = FileOutbox(
-            layout, self._records, threads=self._threads, disk=self._disk, syncs=self._syncs
-        )
+        self.outbox = FileOutbox(layout, self._records, self._threads, self._disk, self._syncs)
 
     # Opening and closing
 
