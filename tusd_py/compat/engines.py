@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from tusd_py.settings.model import Settings
 from tusd_py.web.app import TusApp
 
 logger = logging.getLogger(__name__)
@@ -23,16 +22,11 @@ MOST_READY = 64
 
 
 class Engine:
-    """The service of one directory. users: number of requests that use it.
+    """The service of one directory. users: number of requests that use it. make: returns the component, not started."""
 
-    shares: whether other processes of this machine serve it too, if that is not for the server to find out.
-    """
-
-    def __init__(self, settings: Settings, hook: object, *, shares: bool) -> None:
+    def __init__(self, make: Callable[[], TusApp]) -> None:
         self.users = 0
-        self._settings = settings
-        self._hook = hook
-        self._shares = shares
+        self._make = make
         self._tus: TusApp | None = None
         self._starting = asyncio.Lock()
 
@@ -40,18 +34,15 @@ class Engine:
         """The component, begun if it was not yet. Raises StorageError, EmbeddedRedisError, HookError, ValueError."""
         async with self._starting:
             if self._tus is None:
-                self._tus = await self._begin()
+                tus = self._make()
+                try:
+                    await tus.start()
+                except BaseException:
+                    with suppress(RuntimeError):
+                        await tus.stop()
+                    raise
+                self._tus = tus
             return self._tus
-
-    async def _begin(self) -> TusApp:
-        tus = TusApp(self._settings, hooks=[self._hook], shared=self._shares or None)
-        try:
-            await tus.start()
-        except BaseException:
-            with suppress(RuntimeError):
-                await tus.stop()
-            raise
-        return tus
 
     async def stop(self) -> None:
         """Stop the service and release the directory."""
@@ -74,17 +65,17 @@ class Engines:
         return _by_loop.setdefault(asyncio.get_running_loop(), cls())
 
     @asynccontextmanager
-    async def using(self, directory: str, make: Callable[[], Engine]) -> AsyncIterator[TusApp]:
+    async def using(self, directory: str, make: Callable[[], TusApp]) -> AsyncIterator[TusApp]:
         """Yield the service of a directory (an absolute path), which is not stopped during the block.
 
-        make: an engine for it, if there is none yet. Raises what `Engine.start` raises.
+        make: returns it, not started, if there is none yet. Raises what `Engine.start` raises.
         """
         if self._end is None:
             self._end = self._until_the_end()
             await anext(self._end)
         engine = self._engines.get(directory)
         if engine is None:
-            engine = self._engines[directory] = make()
+            engine = self._engines[directory] = Engine(make)
         self._engines.move_to_end(directory)
         engine.users += 1
         try:

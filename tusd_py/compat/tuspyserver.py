@@ -5,7 +5,7 @@ what becomes of bytes is `TusApp`'s business. Where the two differ is told in do
 (`tusd-py[fastapi]`).
 """
 
-# No `from __future__ import annotations`: FastAPI reads the annotations of the functions in `_routes`, whose dependencies
+# No `from __future__ import annotations`: FastAPI reads the annotations of the functions in `_add_routes`, whose dependencies
 # are local to it.
 
 import asyncio
@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, cast
 from urllib.parse import unquote
 from weakref import WeakSet
 
@@ -32,7 +32,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.compat.engines import Engine, Engines, lifespan
+from tusd_py.compat.engines import Engines, lifespan
 from tusd_py.events.model import Changes, Event
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
@@ -67,14 +67,6 @@ OnComplete = Callable[[str, Metadata], object]
 """Called with the path of the data file and the metadata when an upload is complete."""
 PreCreate = Callable[[Metadata, dict[str, object]], object]
 """Called with the metadata, and with `size` (bytes or None), `defer_length` and `expires`, before an upload is created."""
-PlaceOf = Callable[[Metadata], object]
-"""Returns the place of an upload: a mapping with `files_dir` and, for a new one, `uid`; anything else means the default."""
-
-
-class _Located(Protocol):
-    """What is taken of a storage of theirs on a file system."""
-
-    files_dir: str
 
 
 async def noop() -> None:
@@ -85,13 +77,11 @@ async def noop() -> None:
 class _Call:
     """One request on its way through the engine. uid: the id that a new upload is to have. upload_id: the one it has.
 
-    completes: whether the hook of a completion is called by the request itself. on_complete: the plain one of its router.
-    expire_after: seconds without a byte after which a new upload is given up.
+    front: of its router. completes: whether the hook of a completion is called by the request itself.
     """
 
+    front: "_Front"
     completes: bool = True
-    on_complete: OnComplete | None = None
-    expire_after: float | None = None
     uid: str | None = None
     upload_id: str | None = None
 
@@ -102,16 +92,13 @@ _current: ContextVar[_Call | None] = ContextVar("tusd_py_tuspyserver_call", defa
 class _Bridge:
     """The engine's hook: gives new uploads their ids, and tells of uploads that became complete without their client.
 
-    That is an upload whose last bytes came before a crash: it is finished by whoever looks at it next.
+    That is an upload whose last bytes came before a crash: it is finished by whoever looks at it next. front: of the router
+    that opened the directory.
     """
 
-    def __init__(
-        self, directory: str, on_complete: OnComplete | None, *, has_dependency: bool
-    ) -> None:
-        """has_dependency: whether requests know of a hook that nobody else can get at."""
+    def __init__(self, front: "_Front", directory: str) -> None:
+        self._front = front
         self._directory = directory
-        self._on_complete = on_complete
-        self._has_dependency = has_dependency
 
     async def pre_create(self, event: Event) -> Changes | None:
         """Set the id before an upload is created."""
@@ -119,16 +106,16 @@ class _Bridge:
         if call is None:
             return None
         call.upload_id = call.uid or event.upload.id
-        return Changes(id=call.uid, expire_after=call.expire_after)
+        return Changes(id=call.uid, expire_after=call.front.expire_after)
 
     async def post_finish(self, event: Event) -> None:
         """Record that an upload finished."""
         call = _current.get()
         if call is not None and call.completes and call.upload_id == event.upload.id:
             return
-        on_complete = self._on_complete if call is None else call.on_complete
+        on_complete = (self._front if call is None else call.front).on_complete
         if on_complete is None:
-            if self._has_dependency:
+            if self._front.has_dependency:
                 logger.warning(
                     "upload %s was finished without a request that could tell upload_complete_dep",
                     event.upload.id,
@@ -205,14 +192,22 @@ def create_tus_router(  # noqa: PLR0917 - theirs
 
     Raises ValueError for what cannot be, and TypeError for a storage that is not on a file system.
     """
-    directory = _directory_of(storage) if storage is not None else os.fspath(files_dir)
-    front = _Front(
-        directory=_absolute(directory),
+    prefix = prefix.strip("/")
+    router = TusRouter(
+        prefix=f"/{prefix}" if prefix else "",
+        # Whoever may not is turned away before any other dependency is asked, and before a byte is read.
+        dependencies=[Depends(auth or noop)],
+        route_class=_TusRoute,
+        tags=list(tags or ["Tus"]),
+        lifespan=lifespan,
+    )
+    router.front = _Front(
+        directory=_absolute(files_dir if storage is None else _directory_of(storage)),
         max_size=max_size,
-        days_to_keep=days_to_keep,
+        expire_after=days_to_keep * 86_400.0,
         on_complete=on_upload_complete,
         has_dependency=upload_complete_dep is not None,
-        settings=dict(settings or {}),
+        further=dict(settings or {}),
     )
 
     async def completion() -> OnComplete | None:
@@ -221,46 +216,33 @@ def create_tus_router(  # noqa: PLR0917 - theirs
     async def creation() -> PreCreate | None:
         return pre_create_hook
 
-    async def placement() -> None:
-        return None
-
-    return _routes(
-        front,
-        prefix=prefix.strip("/"),
-        tags=list(tags or ["Tus"]),
-        auth=auth or noop,
+    _add_routes(
+        router,
         completion=upload_complete_dep or completion,
         creation=pre_create_dep or creation,
-        placement=file_dep or placement,
+        placement=file_dep or noop,
     )
+    return router
 
 
-def _routes(
-    front: "_Front",
+def _add_routes(
+    router: TusRouter,
     *,
-    prefix: str,
-    tags: list[str],
-    auth: Callable[..., object],
     completion: Callable[..., object],
     creation: Callable[..., object],
     placement: Callable[..., object],
-) -> TusRouter:
-    """The routes. Whoever may not is turned away before any other dependency is asked, and before a byte is read."""
-    router = TusRouter(
-        prefix=f"/{prefix}" if prefix else "",
-        route_class=_TusRoute,
-        tags=cast("list[Any]", tags),
-        lifespan=lifespan,
-    )
-    router.front = front
+) -> None:
+    front = router.front
+    Completion = Annotated[object, Depends(completion)]
+    Creation = Annotated[object, Depends(creation)]
+    Placement = Annotated[object, Depends(placement)]
 
     async def create(
         request: Request,
         response: Response,
-        _allowed: Annotated[object, Depends(auth)],
-        on_complete: Annotated[object, Depends(completion)],
-        pre_create: Annotated[object, Depends(creation)],
-        place_of: Annotated[object, Depends(placement)],
+        on_complete: Completion,
+        pre_create: Creation,
+        place_of: Placement,
     ) -> Response:
         """Create an upload."""
         return await front.create(request, response, on_complete, pre_create, place_of)
@@ -269,38 +251,23 @@ def _routes(
         request: Request,
         response: Response,
         upload_id: str,
-        _allowed: Annotated[object, Depends(auth)],
-        on_complete: Annotated[object, Depends(completion)],
-        place_of: Annotated[object, Depends(placement)],
+        on_complete: Completion,
+        place_of: Placement,
     ) -> Response:
         """Add bytes to an upload."""
         return await front.append(request, response, upload_id, on_complete, place_of)
 
     async def inspect_upload(
-        request: Request,
-        response: Response,
-        upload_id: str,
-        _allowed: Annotated[object, Depends(auth)],
-        place_of: Annotated[object, Depends(placement)],
+        request: Request, response: Response, upload_id: str, place_of: Placement
     ) -> Response:
         """Tell how far an upload has come."""
         return await front.carry_out(request, response, upload_id, place_of)
 
     async def terminate(
-        request: Request,
-        response: Response,
-        upload_id: str,
-        _allowed: Annotated[object, Depends(auth)],
-        place_of: Annotated[object, Depends(placement)],
+        request: Request, response: Response, upload_id: str, place_of: Placement
     ) -> Response:
         """Remove an upload."""
         return await front.carry_out(request, response, upload_id, place_of)
-
-    async def capabilities(
-        request: Request, response: Response, _allowed: Annotated[object, Depends(auth)]
-    ) -> Response:
-        """Tell what this server can do."""
-        return await front.capabilities(request, response)
 
     def add(path: str, endpoint: Callable[..., object], method: str, status: int) -> None:
         router.add_api_route(
@@ -313,13 +280,12 @@ def _routes(
             openapi_extra={"parameters": _parameters(method)},
         )
 
-    for path in ("", "/") if prefix else ("/",):
+    for path in ("", "/") if router.prefix else ("/",):
         add(path, create, "POST", 201)
-        add(path, capabilities, "OPTIONS", 204)
+        add(path, front.capabilities, "OPTIONS", 204)
     add("/{upload_id}", append, "PATCH", 204)
     add("/{upload_id}", inspect_upload, "HEAD", 200)
     add("/{upload_id}", terminate, "DELETE", 204)
-    return router
 
 
 @dataclass(slots=True)
@@ -350,66 +316,53 @@ class _Answer:
         return response
 
 
+@dataclass(eq=False, repr=False)
 class _Front:
-    """From requests whose dependencies are resolved to the engine, and from its answers to hooks and responses."""
+    """From requests whose dependencies are resolved to the engine, and from its answers to hooks and responses.
 
-    def __init__(
-        self,
-        *,
-        directory: str,
-        max_size: int,
-        days_to_keep: float,
-        on_complete: OnComplete | None,
-        has_dependency: bool,
-        settings: Mapping[str, object],
-    ) -> None:
-        if max_size <= 0 or days_to_keep <= 0:
+    max_size: bytes. expire_after: seconds without a byte after which an upload is given up. has_dependency: whether requests
+    know of a completion hook that nobody else can get at. further: settings of this server.
+    """
+
+    directory: str
+    max_size: int
+    expire_after: float
+    on_complete: OnComplete | None
+    has_dependency: bool
+    further: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if self.max_size <= 0 or self.expire_after <= 0:
             raise ValueError("max_size and days_to_keep have to be more than 0")
-        self._directory = directory
-        self.max_size = max_size
-        self._days_to_keep = days_to_keep
-        self._on_complete = on_complete
-        self._has_dependency = has_dependency
-        self._further = settings
         # So that what cannot be is said where the router is created.
-        self._max_parts = self._settings(directory).max_concat_parts
-        self._directories = {directory}
+        self._max_parts = self._settings(self.directory).max_concat_parts
+        self._directories = {self.directory}
         _fronts.add(self)
 
     def _settings(self, directory: str) -> Settings:
         given = {
-            **self._further,
+            **self.further,
             "upload_dir": directory,
             "base_path": "/",
             # Routers of one application may share a directory, and hold their clients to limits of their own.
             "max_size": max(front.max_size for front in _fronts | {self}),
-            "expire_after": self._days_to_keep * 86_400.0,
-            "hooks_timeout": self._further.get("hooks_timeout", _PATIENCE),
+            "expire_after": self.expire_after,
+            "hooks_timeout": self.further.get("hooks_timeout", _PATIENCE),
             "disable_cors": True,
             "disable_download": True,
         }
         return load({**_DEFAULTS, **os.environ}, arguments=given).settings
 
-    def _engine(self, directory: str) -> Engine:
+    def _engine(self, directory: str) -> TusApp:
         settings = self._settings(directory)
-        return Engine(
-            settings,
-            _Bridge(directory, self._on_complete, has_dependency=self._has_dependency),
-            shares=settings.workers > 1 or _has_siblings(),
-        )
+        shares = settings.workers > 1 or _has_siblings()
+        return TusApp(settings, hooks=[_Bridge(self, directory)], shared=shares or None)
 
     @asynccontextmanager
     async def _using(self, directory: str) -> AsyncIterator[TusApp]:
         self._directories.add(directory)
         async with Engines.here().using(directory, lambda: self._engine(directory)) as engine:
             yield engine
-
-    def _call(self, **details: Any) -> _Call:
-        return _Call(
-            on_complete=self._on_complete,
-            expire_after=self._days_to_keep * 86_400,
-            **details,
-        )
 
     async def sweep(self, *, force: bool) -> None:
         """Remove expired uploads. Raises MaintenanceError."""
@@ -442,7 +395,7 @@ class _Front:
         directory, uid = await self._place(place_of, metadata)
         if uid is not None and not (is_valid_id(uid) and "/" not in uid):
             raise HTTPException(400, "Invalid upload ID")
-        call = self._call(uid=uid)
+        call = _Call(self, uid=uid)
         async with self._using(directory) as engine:
             if isinstance(command.concat, Final):
                 await _check_parts(engine, command.concat)
@@ -452,7 +405,7 @@ class _Front:
         return answer.into(response)
 
     def _upload_info(self, command: tus.Creation, headers: Mapping[str, str]) -> dict[str, object]:
-        expires = datetime.now() + timedelta(days=self._days_to_keep)  # noqa: DTZ005 - as theirs
+        expires = datetime.now() + timedelta(seconds=self.expire_after)  # noqa: DTZ005 - as theirs
         return {
             "size": command.length,
             "defer_length": "upload-defer-length" in headers,
@@ -475,9 +428,9 @@ class _Front:
             if parse_digits(declared) > self.max_size:
                 raise _as_http(errors.max_size_exceeded(self.max_size))
         # Of the two, theirs calls the plain one here.
-        hook = self._on_complete or on_complete
+        hook = self.on_complete or on_complete
         async with self._using(directory) as engine:
-            answer = await self._ask(request, engine, self._call(upload_id=upload_id))
+            answer = await self._ask(request, engine, _Call(self, upload_id=upload_id))
             if answer.status == 204 and hook is not None:
                 await _tell_if_complete(engine, upload_id, hook)
         return answer.into(response)
@@ -488,14 +441,14 @@ class _Front:
         """Handle HEAD and DELETE."""
         directory, _ = await self._place(place_of, {})
         async with self._using(directory) as engine:
-            call = self._call(completes=False, upload_id=upload_id)
+            call = _Call(self, completes=False, upload_id=upload_id)
             answer = await self._ask(request, engine, call)
         return answer.into(response)
 
     async def capabilities(self, request: Request, response: Response) -> Response:
-        """Handle OPTIONS."""
-        async with self._using(self._directory) as engine:
-            answer = await self._ask(request, engine, self._call(completes=False))
+        """Tell what this server can do."""
+        async with self._using(self.directory) as engine:
+            answer = await self._ask(request, engine, _Call(self, completes=False))
         # A final that waits for its parts would be complete when nobody is there to tell.
         answer.headers = [
             (name, value.replace(b",concatenation-unfinished", b""))
@@ -509,10 +462,10 @@ class _Front:
         """Return the directory of an upload, and the id of a new one."""
         place = None if place_of is None else await _called(place_of, metadata)
         if not isinstance(place, dict):
-            return self._directory, None
+            return self.directory, None
         directory, uid = place.get("files_dir"), place.get("uid")
         return (
-            self._directory if directory is None else _absolute(os.fspath(directory)),
+            self.directory if directory is None else _absolute(directory),
             None if uid is None else str(uid),
         )
 
@@ -616,10 +569,11 @@ def _directory_of(storage: object) -> str:
             f"storage={type(storage).__name__} is not taken: this router keeps uploads in a directory. Leave storage out and "
             "give files_dir, or give a LocalFileStorage, whose directory is taken"
         )
-    return os.fspath(cast(_Located, storage).files_dir)
+    path: str = os.fspath(directory)
+    return path
 
 
-def _absolute(directory: str) -> str:
+def _absolute(directory: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(directory))
 
 
