@@ -404,11 +404,11 @@ class TokenCheck(_Shared):
     async def _running(self) -> AsyncGenerator[AccessTokens, None]:
         """Yield what verifies tokens, with its keys; stop fetching them when closed."""
         verifier = cast(AccessTokens, build.access_tokens(self._settings))
-        await verifier.keys.start()
+        await verifier.start()
         try:
             yield verifier
         finally:
-            await verifier.keys.stop()
+            await verifier.stop()
 
 
 def _settings(given: Mapping[str, object]) -> Settings:

@@ -13,11 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.auth.people import ALL, SECRET, access, claims, forged, upload_token
-from tusd_py.auth.access_tokens import AccessTokens, Expectations
+from tusd_py.auth.access_tokens import AccessTokens
+from tusd_py.auth.build import scope_names
+from tusd_py.auth.keys import Keys
 from tusd_py.auth.keys.jwks import Jwks
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets, parse, read
 from tusd_py.auth.principal import Limits, Right
 from tusd_py.auth.upload_tokens import BadToken
+from tusd_py.settings.model import Settings
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 RSA = rsa.generate_private_key(65537, 2048)
@@ -44,14 +47,18 @@ def key_set(tmp_path: Path, *keys: Mapping[str, object]) -> str:
     return str(file)
 
 
-def with_secret(**expected: object) -> AccessTokens:
-    expectations = Expectations(**expected)  # type: ignore[arg-type]
-    return AccessTokens(SharedSecrets([Secret(None, SECRET.encode())]), expectations)
+def with_secret(**settings: object) -> AccessTokens:
+    return verifier(SharedSecrets([Secret(None, SECRET.encode())]), **settings)
 
 
-def with_keys(source: str, *algorithms: str, **expected: object) -> AccessTokens:
-    expectations = Expectations(algorithms, **expected)  # type: ignore[arg-type]
-    return AccessTokens(Jwks(source, algorithms), expectations)
+def with_keys(source: str, *algorithms: str) -> AccessTokens:
+    return verifier(Jwks(source, algorithms), *algorithms)
+
+
+def verifier(keys: Keys, *algorithms: str, **given: object) -> AccessTokens:
+    settings = Settings(**given)  # type: ignore[arg-type]
+    rights = {name: right for right, name in scope_names(settings).items()}
+    return AccessTokens(keys, settings, algorithms=algorithms or ("HS256",), rights=rights)
 
 
 async def test_a_good_token_says_who_it_is() -> None:
@@ -65,13 +72,13 @@ async def test_a_good_token_says_who_it_is() -> None:
 
 
 async def test_scopes_may_be_a_list_under_another_name_with_other_names() -> None:
-    tokens = with_secret(scope_claim="scp", scopes={"write": Right.CREATE})
-    principal = await tokens.verify(access(scp=["write", "uploads:admin", 5]))
+    tokens = with_secret(jwt_scope_claim="scp", scope_create="write")
+    principal = await tokens.verify(access(scp=["write", "uploads:create", 5]))
     assert principal.rights == {Right.CREATE}
 
 
 async def test_owners_of_two_tenants_are_never_the_same() -> None:
-    tokens = with_secret(owner_claims=("tenant", "sub"))
+    tokens = with_secret(jwt_owner_claims=("tenant", "sub"))
     owners = {
         (await tokens.verify(access(sub, tenant=tenant))).owner
         for tenant, sub in (("a", "b/c"), ("a/b", "c"), ("a%2Fb", "c"), ("a", "b%2Fc"))
@@ -127,7 +134,7 @@ async def test_a_token_is_refused_that_has_run_out_or_cannot_be_understood(
 )
 async def test_a_number_is_an_owner_as_its_digits(sub: object, owner: str) -> None:
     assert (await with_secret().verify(access(sub))).owner == owner
-    both = with_secret(owner_claims=("tenant", "sub"))
+    both = with_secret(jwt_owner_claims=("tenant", "sub"))
     assert (await both.verify(access(sub, tenant=12))).owner == f"12/{owner}"
 
 
@@ -145,9 +152,9 @@ async def test_a_number_may_name_a_token() -> None:
 @pytest.mark.parametrize(
     ("expected", "good", "bad"),
     [
-        ({"issuer": "https://id"}, {"iss": "https://id"}, [{}, {"iss": "https://id/"}]),
-        ({"audience": ("us",)}, {"aud": ["x", "us"]}, [{}, {"aud": "them"}, {"aud": "USA"}]),
-        ({"required_claims": ("jti",)}, {"jti": "1"}, [{}]),
+        ({"jwt_issuer": "https://id"}, {"iss": "https://id"}, [{}, {"iss": "https://id/"}]),
+        ({"jwt_audience": ("us",)}, {"aud": ["x", "us"]}, [{}, {"aud": "them"}, {"aud": "USA"}]),
+        ({"jwt_required_claims": ("jti",)}, {"jti": "1"}, [{}]),
     ],
     ids=["issuer", "audience", "required"],
 )
@@ -163,9 +170,9 @@ async def test_issuer_audience_and_required_claims(
 
 async def test_the_leeway_is_for_clocks_that_differ() -> None:
     late = access(exp=int(time.time()) - 5)
-    assert (await with_secret(leeway=30.0).verify(late)).owner == "alice"
+    assert (await with_secret(jwt_leeway=30.0).verify(late)).owner == "alice"
     with pytest.raises(BadToken, match="expired"):
-        await with_secret(leeway=0.0).verify(late)
+        await with_secret(jwt_leeway=0.0).verify(late)
 
 
 # Secrets
@@ -174,7 +181,7 @@ async def test_the_leeway_is_for_clocks_that_differ() -> None:
 async def test_of_several_secrets_the_kid_tells_which() -> None:
     other = "o" * 40
     keys = SharedSecrets(parse(f"# both count\nold {SECRET}\n\nnew {other}\n", "file"))
-    tokens = AccessTokens(keys, Expectations())
+    tokens = verifier(keys)
     for kid, secret in (("old", SECRET), ("new", other)):
         token = forged({"alg": "HS256", "kid": kid}, claims(), secret.encode())
         assert (await tokens.verify(token)).owner == "alice"
@@ -265,7 +272,7 @@ async def test_kid_as_a_path_or_a_url_is_only_a_name(kid: str, tmp_path: Path) -
     for key in (b"", b"\0", SECRET.encode()):
         token = forged({"alg": "HS256", "kid": kid}, claims(), key)
         with pytest.raises(BadToken):
-            await AccessTokens(named, Expectations()).verify(token)
+            await verifier(named).verify(token)
     token = jwt.encode(claims(), RSA, "RS256", headers={"kid": kid})
     with pytest.raises(BadToken):
         await with_keys(key_set(tmp_path, jwk_of("RS256", "k1")), "RS256").verify(token)
@@ -283,7 +290,7 @@ async def test_a_key_that_the_token_brings_is_not_looked_at(field: str, tmp_path
 
 async def test_an_upload_token_is_no_access_token() -> None:
     with pytest.raises(BadToken, match="upload token"):
-        await with_secret(audience=("tusd-py:upload",)).verify(upload_token("u1"))
+        await with_secret(jwt_audience=("tusd-py:upload",)).verify(upload_token("u1"))
     # Nor is one that hides its type: it is signed with another key.
     body = upload_token("u1").split(".")
     disguised = forged({"alg": "HS256"}, claims(), b"k" * 32).split(".")[0]

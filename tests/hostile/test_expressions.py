@@ -55,7 +55,7 @@ OPERATORS = {
 """Expressions that no client's bytes reach, by the beginning of their names, and what does."""
 
 REACHED_BY: Mapping[str, tuple[str, ...]] = {
-    "tusd_py.auth.authenticator._BEARER": ("bearer", "bearer "),
+    "tusd_py.auth.access_tokens.BEARER": ("bearer", "bearer "),
     "tusd_py.events.model.FIELD_NAME": ("",),
     "tusd_py.events.model.FIELD_VALUE": ("",),
     "tusd_py.events.outbox_record._SECRET": ("",),

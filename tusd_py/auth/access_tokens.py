@@ -6,9 +6,8 @@ upload tokens (`upload_tokens.py`), revocations (`revocation.py`).
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import jwt
 
@@ -16,66 +15,63 @@ from tusd_py.auth.keys import Keys
 from tusd_py.auth.principal import MAX_OWNER, Limits, Principal, Right
 from tusd_py.auth.upload_tokens import TYPE as UPLOAD_TYPE
 from tusd_py.auth.upload_tokens import BadToken, is_time, unverified_header
+from tusd_py.settings.model import Settings
 
-logger = logging.getLogger(__name__)
-
+BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/=-]+)", re.IGNORECASE)
+"""An `Authorization` field with a token."""
 _MAX_NUMBER_BITS = 128
 _MOST = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Expectations:
-    """Requirements for access tokens. leeway: seconds by which clocks may differ.
+class AccessTokens:
+    """Verifies access tokens by the settings, and knows clients by them: a `Source` of the authenticator.
 
-    algorithms: the allowed ones, whatever a token says. owner_claims: claims whose values, in order, make the owner.
+    algorithms: the allowed ones, whatever a token says. rights: by the operator's names of scopes.
     """
 
-    algorithms: Sequence[str] = ("HS256",)
-    issuer: str | None = None
-    audience: Sequence[str] = ()
-    leeway: float = 30.0
-    required_claims: Sequence[str] = ()
-    owner_claims: Sequence[str] = ("sub",)
-    scope_claim: str = "scope"
-    max_upload_size_claim: str = "max_upload_size"
-    max_open_uploads_claim: str = "max_open_uploads"
-    quota_bytes_claim: str = "quota_bytes"
-    quota_uploads_claim: str = "quota_uploads"
-    scopes: Mapping[str, Right] = field(
-        default_factory=lambda: {f"uploads:{right.value}": right for right in Right}
-    )
-
-
-class AccessTokens:
-    """Verifies access tokens."""
-
-    def __init__(self, keys: Keys, expected: Expectations) -> None:
-        self.keys = keys
-        self.expected = expected
+    def __init__(
+        self,
+        keys: Keys,
+        settings: Settings,
+        *,
+        algorithms: Sequence[str],
+        rights: Mapping[str, Right],
+    ) -> None:
+        self._keys = keys
+        self._settings = settings
+        self._algorithms = algorithms
+        self._rights = rights
         self._decoder = jwt.PyJWT({"enforce_minimum_key_length": True})
-        self._required = ["exp", *expected.owner_claims, *expected.required_claims]
-        if expected.issuer is not None:
+        self._required = ["exp", *settings.jwt_owner_claims, *settings.jwt_required_claims]
+        if settings.jwt_issuer is not None:
             self._required.append("iss")
-        if expected.audience:
+        if settings.jwt_audience:
             self._required.append("aud")
+        self.start = keys.start
+        self.stop = keys.stop
+
+    async def identify(self, authorization: str | None, _scope: object) -> Principal | None:
+        """The client that the access token of a request names. Raises BadToken, KeysUnavailable."""
+        if authorization is None:
+            return None
+        found = BEARER.fullmatch(authorization)
+        if found is None:
+            raise BadToken("Authorization must be Bearer and one token")
+        return await self.verify(found[1])
 
     async def verify(self, token: str) -> Principal:
         """Verify a token. Raises BadToken, KeysUnavailable."""
-        return self.principal(await self.claims(token))
-
-    async def claims(self, token: str) -> Mapping[str, object]:
-        """Verify a token and return its claims. Raises BadToken, KeysUnavailable."""
         header = unverified_header(token)
         algorithm, kid = header.get("alg"), header.get("kid")
-        if not isinstance(algorithm, str) or algorithm not in self.expected.algorithms:
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise BadToken("the token is signed with an algorithm that does not count here")
         if header.get("typ") == UPLOAD_TYPE:
             raise BadToken("an upload token is no access token")
         if kid is not None and not isinstance(kid, str):
             raise BadToken("the token is malformed")
-        for key in await self.keys.candidates(kid, algorithm):
+        for key in await self._keys.candidates(kid, algorithm):
             try:
-                return self._decode(token, key, algorithm)
+                return self._principal(self._decode(token, key, algorithm))
             except jwt.InvalidSignatureError:
                 continue
         raise BadToken("the token's signature is not valid")
@@ -86,9 +82,9 @@ class AccessTokens:
                 token,
                 key,
                 algorithms=[algorithm],
-                audience=list(self.expected.audience) or None,
-                issuer=self.expected.issuer,
-                leeway=self.expected.leeway,
+                audience=list(self._settings.jwt_audience) or None,
+                issuer=self._settings.jwt_issuer,
+                leeway=self._settings.jwt_leeway,
                 # Many issuers write numbers into `sub`, which `_owner` checks. `jti` is not used.
                 options={"require": self._required, "verify_sub": False, "verify_jti": False},
             )
@@ -100,35 +96,35 @@ class AccessTokens:
             # The exception's text may contain the token.
             raise BadToken(f"the token does not count here ({type(problem).__name__})") from None
 
-    def principal(self, claims: Mapping[str, object]) -> Principal:
+    def _principal(self, claims: Mapping[str, object]) -> Principal:
         """The principal of the claims. Raises BadToken for an invalid limit, owner or time of issue."""
-        expected = self.expected
+        settings = self._settings
         issued_at = claims.get("iat", 0)
         if isinstance(issued_at, int | float) and not is_time(issued_at):
             raise BadToken("the claim iat is not a time")
-        scopes = claims.get(expected.scope_claim, ())
-        counted = (expected.max_open_uploads_claim, expected.quota_uploads_claim)
+        scopes = claims.get(settings.jwt_scope_claim, ())
         named = scopes.split() if isinstance(scopes, str) else scopes
+        counts = (settings.jwt_max_open_uploads_claim, settings.jwt_quota_uploads_claim)
         return Principal(
             owner=self._owner(claims),
             rights=frozenset(
-                expected.scopes[name]
+                self._rights[name]
                 for name in (named if isinstance(named, list | tuple) else ())
-                if isinstance(name, str) and name in expected.scopes
+                if isinstance(name, str) and name in self._rights
             ),
             issued_at=float(issued_at) if is_time(issued_at) else 0.0,
             limits=Limits(
-                max_upload_size=_limit(claims, expected.max_upload_size_claim),
+                max_upload_size=_limit(claims, settings.jwt_max_upload_size_claim),
                 max_open_uploads=min(
-                    (most for name in counted if (most := _limit(claims, name)) is not None),
+                    (most for name in counts if (most := _limit(claims, name)) is not None),
                     default=None,
                 ),
-                quota_bytes=_limit(claims, expected.quota_bytes_claim),
+                quota_bytes=_limit(claims, settings.jwt_quota_bytes_claim),
             ),
         )
 
     def _owner(self, claims: Mapping[str, object]) -> str:
-        names = [_name(name, claims.get(name)) for name in self.expected.owner_claims]
+        names = [_name(name, claims.get(name)) for name in self._settings.jwt_owner_claims]
         # Escaped, so that different lists of values never make the same owner.
         owner = (
             names[0]

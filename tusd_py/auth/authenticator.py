@@ -7,12 +7,11 @@ Tokens in URLs are ignored, and tokens are not passed on.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from tusd_py.auth.access_tokens import AccessTokens
+from tusd_py.auth.access_tokens import BEARER, AccessTokens
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.policy import AccessPolicy
 from tusd_py.auth.principal import Grant, Principal
@@ -23,7 +22,6 @@ from tusd_py.protocol.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
 
-_BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/=-]+)", re.IGNORECASE)
 _MAX_GRANTS = 1000
 
 Scope = MutableMapping[str, Any]
@@ -45,24 +43,6 @@ class Source(Protocol):
 
     async def stop(self) -> None:
         """Stop the updates in the background."""
-
-
-class TokenSource:
-    """Knows clients by their access tokens; see `Source`."""
-
-    def __init__(self, access_tokens: AccessTokens) -> None:
-        self._access_tokens = access_tokens
-        self.start = access_tokens.keys.start
-        self.stop = access_tokens.keys.stop
-
-    async def identify(self, authorization: str | None, _scope: Scope | None) -> Principal | None:
-        """The client that an access token names."""
-        if authorization is None:
-            return None
-        found = _BEARER.fullmatch(authorization)
-        if found is None:
-            raise BadToken("Authorization must be Bearer and one token")
-        return await self._access_tokens.verify(found[1])
 
 
 class Authenticator:
@@ -93,7 +73,7 @@ class Authenticator:
     @property
     def reads_tokens(self) -> bool:
         """Whether clients have access tokens; otherwise the application knows them."""
-        return isinstance(self._source, TokenSource)
+        return isinstance(self._source, AccessTokens)
 
     async def authenticate(
         self,
@@ -167,7 +147,7 @@ class Authenticator:
 
 def _upload_token(authorization: str) -> str | None:
     """The upload token in the field; None if it has something else, which the source judges."""
-    found = _BEARER.fullmatch(authorization)
+    found = BEARER.fullmatch(authorization)
     try:
         is_ours = found is not None and unverified_header(found[1]).get("typ") == TYPE
     except BadToken:

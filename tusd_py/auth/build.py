@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tusd_py.auth.access_tokens import AccessTokens, Expectations
-from tusd_py.auth.authenticator import Authenticator, Source, TokenSource
+from tusd_py.auth.access_tokens import AccessTokens
+from tusd_py.auth.authenticator import Authenticator, Source
 from tusd_py.auth.keys import Keys, secrets
 from tusd_py.auth.keys.secrets import Secret, SharedSecrets
 from tusd_py.auth.policy import AccessPolicy
@@ -68,29 +68,8 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     names = scope_names(settings)
     if len(set(names.values())) < len(names):
         raise ValueError("two of --scope-create, -read, -delete and -admin are the same")
-    return AccessTokens(
-        keys,
-        Expectations(
-            algorithms=algorithms,
-            issuer=settings.jwt_issuer,
-            audience=settings.jwt_audience,
-            leeway=settings.jwt_leeway,
-            required_claims=settings.jwt_required_claims,
-            owner_claims=settings.jwt_owner_claims,
-            scope_claim=settings.jwt_scope_claim,
-            max_upload_size_claim=settings.jwt_max_upload_size_claim,
-            max_open_uploads_claim=settings.jwt_max_open_uploads_claim,
-            quota_bytes_claim=settings.jwt_quota_bytes_claim,
-            quota_uploads_claim=settings.jwt_quota_uploads_claim,
-            scopes={name: right for right, name in names.items()},
-        ),
-    )
-
-
-def token_source(settings: Settings) -> TokenSource | None:
-    """What knows clients by their access tokens; None with `--auth none`. Raises ValueError, as `access_tokens`."""
-    verifier = access_tokens(settings)
-    return None if verifier is None else TokenSource(verifier)
+    rights = {name: right for right, name in names.items()}
+    return AccessTokens(keys, settings, algorithms=algorithms, rights=rights)
 
 
 def _key_set(source: str, algorithms: Sequence[str]) -> Keys:

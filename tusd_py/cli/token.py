@@ -176,11 +176,11 @@ async def _verdict(settings: Settings, token: str, *, is_upload_token: bool) -> 
     verifier = build.access_tokens(settings)
     if verifier is None:
         raise BadToken("neither a secret nor a key set is configured")
-    await verifier.keys.start()
+    await verifier.start()
     try:
         return {"valid": True, **_described(await verifier.verify(token))}
     finally:
-        await verifier.keys.stop()
+        await verifier.stop()
 
 
 def _described(principal: Principal) -> dict[str, object]:

@@ -331,4 +331,4 @@ def _authentication(settings: Settings, application: Source | None) -> Source | 
 
     if settings.auth != "none" and application is not None:
         raise ValueError("authenticate= and auth='jwt' exclude each other; leave one out")
-    return build.token_source(settings)
+    return build.access_tokens(settings)
