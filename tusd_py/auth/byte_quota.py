@@ -158,24 +158,6 @@ class ByteQuotas:
         return self._limit or None
 
     async def reserve(
-        self, owner: str, upload_id: str, size: int, limit: int | None, look_up: LookUp
-    ) -> None:
-        """Reserve bytes for an upload, in place of those that it has. Raises a 413 with what is left, a 503 without Redis."""
-        taken = await self._reserved_or_compared(owner, upload_id, size, limit, look_up, some=False)
-        if taken is not None and taken.bytes < 0:
-            raise errors.quota_exceeded(max(0, (limit or 0) - taken.others))
-
-    async def reserve_some(
-        self, owner: str, upload_id: str, size: int, limit: int | None, look_up: LookUp
-    ) -> int:
-        """Like `reserve`, but reserve what is left if not all can be. Returns the bytes that the upload may have.
-
-        Raises a 503 without Redis.
-        """
-        taken = await self._reserved_or_compared(owner, upload_id, size, limit, look_up, some=True)
-        return size if taken is None else taken.bytes
-
-    async def _reserved_or_compared(
         self,
         owner: str,
         upload_id: str,
@@ -183,11 +165,14 @@ class ByteQuotas:
         limit: int | None,
         look_up: LookUp,
         *,
-        some: bool,
-    ) -> _Taken | None:
-        """Reserve bytes, if need be once the reservations were compared; None if nothing has to be counted."""
+        some: bool = False,
+    ) -> int:
+        """Reserve bytes for an upload, in place of those that it has. Returns the bytes that it may have.
+
+        some: reserve what is left if not all can be. Otherwise raises a 413 with what is left. Raises a 503 without Redis.
+        """
         if not self.is_on:
-            return None
+            return size
         # What was removed a moment ago is free.
         await self.settled()
         try:
@@ -199,15 +184,17 @@ class ByteQuotas:
                 taken = await self._reserve(owner, upload_id, size, limit, mode)
         except RedisUnavailable as problem:
             if limit is None:
-                return None
+                return size
             logger.warning("the bytes of an owner cannot be counted: %s", problem)
             raise errors.unavailable() from None
-        return taken
+        if taken.bytes < 0:
+            raise errors.quota_exceeded(max(0, (limit or 0) - taken.others))
+        return taken.bytes
 
     async def _reserve(
         self, owner: str, upload_id: str, size: int, limit: int | None, mode: _Mode = "all"
     ) -> _Taken:
-        """Reserve bytes, if there is room."""
+        """Reserve bytes if there is room, or as the mode says."""
         answer = await self._redis.run(
             _RESERVE,
             [self._redis.keys.quota(owner)],

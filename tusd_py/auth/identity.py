@@ -45,11 +45,9 @@ class Identity:
                 f"the rights of an Identity must be a list of {', '.join(_RIGHTS)}, not {rights!r}"
             )
         # A text would be a collection of letters.
-        given = (self.rights,) if isinstance(self.rights, str) else self.rights
-        unknown = [name for name in given if name not in _RIGHTS]
-        if unknown or isinstance(self.rights, str):
+        if isinstance(rights, str) or any(name not in _RIGHTS for name in rights):
             raise ValueError(
-                f"the rights of an Identity must be a list of {', '.join(_RIGHTS)}, not {self.rights!r}"
+                f"the rights of an Identity must be a list of {', '.join(_RIGHTS)}, not {rights!r}"
             )
         for name in ("max_upload_size", "max_open_uploads"):
             limit: object = getattr(self, name)

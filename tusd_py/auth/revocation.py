@@ -22,8 +22,6 @@ from tusd_py.redis import RedisClient, RedisUnavailable, Script
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.4
-_DEFAULT_TTL_SECONDS = 400 * 86_400.0
-"""Longer than any token is valid."""
 _PRUNE_SECONDS = 3600.0
 """Interval of removing revocations that are too old to matter."""
 _LOG_LENGTH = 4000
@@ -92,27 +90,20 @@ return { version, 1, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') }
 
 
 class Revocations:
-    """This process's copy of the revocations. on_change: called after new ones were read. ttl: seconds to keep one."""
+    """This process's copy of the revocations. on_change: called after new ones were read. ttl: seconds to keep one.
 
-    def __init__(
-        self,
-        redis: RedisClient,
-        *,
-        on_change: Callable[[], None],
-        ttl: float = _DEFAULT_TTL_SECONDS,
-    ) -> None:
+    Attributes:
+        ready: Whether the list was read at least once; before that no token can be accepted.
+    """
+
+    def __init__(self, redis: RedisClient, *, on_change: Callable[[], None], ttl: float) -> None:
         self._redis = redis
         self._ttl = ttl
         self._on_change = on_change
         self._known: dict[str, float] = {}
         self._version = secrets.token_hex(8)
-        self._loaded = False
+        self.ready = False
         self._poller: asyncio.Task[None] | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the list was read at least once; before that no token can be accepted."""
-        return self._loaded
 
     def owner_since(self, owner: str) -> float | None:
         """See `policy.Revoked`."""
@@ -125,7 +116,7 @@ class Revocations:
     async def start(self) -> None:
         """Read the list if Redis is available, and start polling."""
         await self._refresh()
-        if not self._loaded:
+        if not self.ready:
             logs.event(
                 logger,
                 logging.WARNING,
@@ -182,7 +173,7 @@ class Revocations:
                     if is_all:
                         await self._restore_missing(found)
                     self._learn(found)
-                    self._version, self._loaded = version.decode(), True
+                    self._version, self.ready = version.decode(), True
 
     async def _restore_missing(self, found: dict[str, float]) -> None:
         """Write the revocations that a Redis which was emptied lacks. found: all that it has."""

@@ -135,19 +135,13 @@ class UploadTokens:
         except jwt.PyJWTError:
             raise BadToken("the upload token is not valid") from None
         match claims:
-            case {
-                "upload": str(upload_id),
-                "sub": str(owner),
-                "iat": int() | float() as issued_at,
-                "exp": int() | float() as expires,
-            }:
+            case {"upload": str(upload_id), "sub": str(owner), "iat": issued_at, "exp": expires}:
                 # Tokens of earlier versions lack the last.
                 derived_at = claims.get("auth_time", issued_at)
-                if not (is_time(issued_at) and is_time(expires) and is_time(derived_at)):
-                    raise BadToken("the upload token is not valid")
-                if self._clock() >= expires + (self._grace if grace else 0.0):
-                    raise BadToken("the upload token has expired")
-                return upload_id, Grant(owner, float(derived_at))
+                if is_time(issued_at) and is_time(expires) and is_time(derived_at):
+                    if self._clock() >= expires + (self._grace if grace else 0.0):
+                        raise BadToken("the upload token has expired")
+                    return upload_id, Grant(owner, float(derived_at))
             case _:
                 pass
         raise BadToken("the upload token is not valid")

@@ -55,12 +55,13 @@ class Allowance:
         """
         info, wanted = self.info, needed + _AHEAD_BYTES
         try:
-            self.size = await self.quotas.reserve_some(
+            self.size = await self.quotas.reserve(
                 info.owner,
                 info.id,
                 wanted if self.most is None else max(needed, min(wanted, self.most)),
                 self.quotas.limit_of(info.quota),
                 self.look_up,
+                some=True,
             )
         except ProtocolError as problem:
             if not self.size:
