@@ -100,7 +100,7 @@ class Duplicates:
         self._identity = Identity.of(context.settings)
         self._outage = _Outage()
         self._retries = _RetryQueue(self.retry_interval)
-        self._releases = _Batcher(self._release_each)
+        self._releases = _Batcher(lambda uploads: self._index().release_each(uploads))
 
     async def stop(self) -> None:
         """Try a last time to apply changes that failed."""
@@ -158,8 +158,7 @@ class Duplicates:
 
     async def create_failed(self, event: Event) -> None:
         """Release what `pre_create` reserved for this event, and nothing else."""
-        if self._fingerprints(event.upload):
-            await self._apply(event, self._release(event, token=event.id))
+        await self._apply(event, self._release(event, token=event.id))
 
     async def _reserve(
         self, fingerprints: Sequence[_Fingerprint], event: Event, *, force: bool
@@ -267,16 +266,15 @@ class Duplicates:
 
     async def post_finish(self, event: Event) -> None:
         """Mark the upload as complete; its fingerprint is remembered for the whole window."""
-        if self._fingerprints(event.upload):
-            complete = self._completion(event, lasts=self._window())
+        complete = self._completion(event, lasts=self._window())
 
-            async def complete_late() -> None:
-                # An upload that was removed meanwhile must not reserve its fingerprint again.
-                if await self._exists(event.upload.id):
-                    await complete()
+        async def complete_late() -> None:
+            # An upload that was removed meanwhile must not reserve its fingerprint again.
+            if await self._exists(event.upload.id):
+                await complete()
 
-            change = complete if event.attempt == 1 else complete_late
-            await self._apply(event, change, later=complete_late)
+        change = complete if event.attempt == 1 else complete_late
+        await self._apply(event, change, later=complete_late)
 
     async def _exists(self, upload_id: str) -> bool:
         try:
@@ -287,18 +285,13 @@ class Duplicates:
 
     async def pre_terminate(self, event: Event) -> None:
         """Mark the record as ending: its fingerprint is free once the upload is gone, even if Redis is unavailable then."""
-        if fingerprints := self._fingerprints(event.upload):
-
-            async def end() -> None:
-                for fingerprint in fingerprints:
-                    await self._index().end(fingerprint.value, event.upload.id)
-
-            await self._apply(event, end)
+        upload = event.upload
+        end = self._on_each(upload, lambda index, each: index.end(each, upload.id))
+        await self._apply(event, end)
 
     async def post_terminate(self, event: Event) -> None:
         """Release the upload's fingerprint."""
-        if self._fingerprints(event.upload):
-            await self._apply(event, self._release(event))
+        await self._apply(event, self._release(event))
 
     async def post_expire(self, event: Event) -> None:
         """Release the upload's fingerprint, together with those of other uploads that a sweep removes at the same time.
@@ -306,37 +299,47 @@ class Duplicates:
         The fingerprint of a finished upload, removed after its retention, is kept: it must still not be uploaded again. It is
         marked complete here too, as a crash or an outage at the finish may have left it pending.
         """
-        fingerprints = self._fingerprints(event.upload)
-        finished_at = event.upload.finished_at
-        if fingerprints and finished_at is not None:
-            left = finished_at + self._window() - time.time()
-            if left > 0:
-                lasts = min(left, self._window())
-                await self._apply(event, self._completion(event, lasts=lasts, if_known=True))
-        elif fingerprints:
-            uploads = [(fingerprint.value, event.upload.id) for fingerprint in fingerprints]
+        upload = event.upload
+        if upload.finished_at is None:
+            uploads = [(each.value, upload.id) for each in self._fingerprints(upload)]
             await self._apply(event, lambda: self._releases.add(uploads))
+            return
+        left = upload.finished_at + self._window() - time.time()
+        if left > 0:
+            lasts = min(left, self._window())
+            await self._apply(event, self._completion(event, lasts=lasts, if_known=True))
 
     def _completion(self, event: Event, *, lasts: float, if_known: bool = False) -> Change:
-        async def complete() -> None:
-            claim = _claim(event)
-            for each in self._fingerprints(event.upload):
-                await self._index().complete(each.value, claim, lasts=lasts, if_known=if_known)
-
-        return complete
+        claim = _claim(event)
+        return self._on_each(
+            event.upload,
+            lambda index, each: index.complete(each, claim, lasts=lasts, if_known=if_known),
+        )
 
     def _release(self, event: Event, *, token: str = "") -> Change:
-        async def release() -> None:
-            for fingerprint in self._fingerprints(event.upload):
-                await self._index().release(fingerprint.value, event.upload.id, token=token)
+        upload = event.upload
+        return self._on_each(
+            upload, lambda index, each: index.release(each, upload.id, token=token)
+        )
 
-        return release
+    def _on_each(
+        self, upload: UploadView, change: Callable[[DuplicateIndex, str], Awaitable[object]]
+    ) -> Change:
+        """Return what makes a change to each of an upload's fingerprints in the index."""
+
+        async def apply() -> None:
+            for fingerprint in self._fingerprints(upload):
+                await change(self._index(), fingerprint.value)
+
+        return apply
 
     async def _apply(self, event: Event, change: Change, *, later: Change | None = None) -> None:
         """Apply a change to the index now or, while Redis is unavailable, later and in order. Never fails the upload.
 
-        later: the change to apply in the latter case, if it differs.
+        Does nothing for an upload that is not checked. later: the change to apply later, if it differs.
         """
+        if not self._fingerprints(event.upload):
+            return
         if self._retries:
             self._retries.add(event.id, later or change)
             return
@@ -347,9 +350,6 @@ class Duplicates:
             self._retries.add(event.id, later or change)
         else:
             self._recover()
-
-    async def _release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
-        await self._index().release_each(uploads)
 
     # Helpers
 

@@ -47,42 +47,34 @@ class Identity:
         )
 
     def of_upload(self, upload: UploadView) -> str | None:
-        """Return the fingerprint, or None for uploads that are not checked: parts, unknown length, no identifying metadata."""
-        if upload.is_partial:
-            return None
-        return self.fingerprint(upload.metadata, length=upload.length, owner=upload.owner)
-
-    def fingerprint(
-        self, metadata: Mapping[str, bytes], *, length: int | None, owner: str
-    ) -> str | None:
-        """Return 64 hexadecimal digits, or None if the length (bytes) is unknown or there is no identifying metadata."""
-        return None if length is None else self._fingerprint(metadata, length, owner)
-
-    def _fingerprint(
-        self, metadata: Mapping[str, bytes], length: int | None, owner: str
-    ) -> str | None:
-        owner_part = owner if self.per_owner else None
-        if self.fingerprint_key:
-            value = metadata.get(self.fingerprint_key)
-            if not value:
-                return None
-            form = canonical_value(value, length=length, owner=owner_part)
-        else:
-            pairs = {key: value for key, value in metadata.items() if self._counts(key)}
-            # Keys that the operator chose identify, whatever they are.
-            if not pairs.keys() - (_SHARED_KEYS if self.keys is None else frozenset()):
-                return None
-            form = canonical_pairs(pairs, length=length, owner=owner_part)
-        return hashlib.sha256(form).hexdigest()
+        """Return 64 hexadecimal digits, or None for uploads that are not checked: parts, no length, no identifying metadata."""
+        return None if upload.length is None else self._fingerprint(upload, upload.length)
 
     def of_any_length(self, upload: UploadView) -> str | None:
         """Return the fingerprint without the length, or None for uploads that are not checked.
 
         There is none unless the operator chose what identifies: all metadata of two files are too easily the same.
         """
-        if upload.is_partial or (self.keys is None and not self.fingerprint_key):
+        if self.keys is None and not self.fingerprint_key:
             return None
-        return self._fingerprint(upload.metadata, None, upload.owner)
+        return self._fingerprint(upload, None)
+
+    def _fingerprint(self, upload: UploadView, length: int | None) -> str | None:
+        if upload.is_partial:
+            return None
+        owner = upload.owner if self.per_owner else None
+        if self.fingerprint_key:
+            value = upload.metadata.get(self.fingerprint_key)
+            if not value:
+                return None
+            form = canonical_value(value, length=length, owner=owner)
+        else:
+            pairs = {key: value for key, value in upload.metadata.items() if self._counts(key)}
+            # Keys that the operator chose identify, whatever they are.
+            if not pairs.keys() - (_SHARED_KEYS if self.keys is None else frozenset()):
+                return None
+            form = canonical_pairs(pairs, length=length, owner=owner)
+        return hashlib.sha256(form).hexdigest()
 
     @property
     def compared(self) -> str:

@@ -14,7 +14,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ from tusd_py.auth.access_tokens import AccessTokens
 from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.upload_tokens import BadToken
-from tusd_py.compat.directory import Expired, expire, read, records
+from tusd_py.compat.directory import Expired, expire, offset_of, read, records
 from tusd_py.events.model import (
     Event,
     EventType,
@@ -46,8 +46,8 @@ from tusd_py.events.model import (
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
-from tusd_py.redis import RedisClient
 from tusd_py.redis.embedded.server import EmbeddedRedis
+from tusd_py.service.backends import connected_redis
 from tusd_py.settings.load import load
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import UploadInfo
@@ -228,12 +228,7 @@ class DuplicateCheck(_Shared):
             is_partial=headers.get("upload-concat", "").strip() == "partial",
             owner=_owner_of(request),
         )
-        _choice.set(
-            _Choice(
-                view.id,
-                self._identity.fingerprint(view.metadata, length=view.length, owner=view.owner),
-            )
-        )
+        _choice.set(_Choice(view.id, self._identity.of_upload(view)))
         url = str(request.url.replace(query="")).rstrip("/") + "/" if request is not None else ""
         event = Event(
             EventType.PRE_CREATE,
@@ -257,16 +252,8 @@ class DuplicateCheck(_Shared):
 
     @staticmethod
     def _event(event_type: EventType, info: UploadInfo, owner: str) -> Event:
-        view = UploadView(
-            id=info.id,
-            length=info.length,
-            offset=0 if info.counted is None else info.counted.offset,
-            metadata=info.metadata,
-            is_partial=info.is_partial,
-            is_final=info.is_final,
-            owner=owner,
-        )
-        return Event(event_type, view, RequestView())
+        view = UploadView.of(info, offset_of(info))
+        return Event(event_type, replace(view, owner=owner), RequestView())
 
     def _path(self, upload_id: str) -> str:
         return f"{self._directory}/{upload_id}"
@@ -287,18 +274,15 @@ class DuplicateCheck(_Shared):
             info = await asyncio.to_thread(self._find, choice.fingerprint)
             if info is None:
                 return None
-        offset = 0 if info.counted is None else info.counted.offset
+        offset = offset_of(info)
         return Progress(offset, offset == info.length, os.path.getmtime(self._path(info.id)))
 
     def _find(self, fingerprint: str) -> UploadInfo | None:
         for path in records(self._directory):
             info = read(path)
-            if info is None or info.is_partial or not os.path.exists(path):
+            if info is None or not os.path.exists(path):
                 continue
-            if (
-                self._identity.fingerprint(info.metadata, length=info.length, owner="")
-                == fingerprint
-            ):
+            if self._identity.of_upload(UploadView.of(info, 0)) == fingerprint:
                 return info
         return None
 
@@ -315,22 +299,15 @@ class DuplicateCheck(_Shared):
             embedded.begin_watch()
         else:
             url = settings.redis_url.get_secret_value()
-        redis = RedisClient(url, prefix=settings.redis_prefix, timeout=settings.redis_timeout)
-        await redis.start()
-        hook = Duplicates()
-        await hook.start(
-            HookContext(
-                settings=settings,
-                state=redis,
-                progress_of=self._progress_of,
-                counters=Counters(),
-            )
-        )
         try:
-            yield hook
+            async with connected_redis(settings, url) as redis:
+                hook = Duplicates()
+                await hook.start(HookContext(settings, redis, self._progress_of, Counters()))
+                try:
+                    yield hook
+                finally:
+                    await hook.stop()
         finally:
-            await hook.stop()
-            await redis.stop()
             if embedded is not None:
                 await embedded.end()
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.tus import metadata as header_of
 from tusd_hooks.fingerprint import Identity, canonical_pairs, canonical_value
+from tusd_py.events.model import UploadView
 from tusd_py.protocol import metadata
 from tusd_py.protocol.metadata import CONTROL_KEYS
 
@@ -131,7 +132,7 @@ def of(
     owner: str = "",
     identity: Identity | None = None,
 ) -> str | None:
-    return (identity or Identity()).fingerprint(pairs, length=length, owner=owner)
+    return (identity or Identity()).of_upload(UploadView("u", length, 0, pairs, owner=owner))
 
 
 def test_the_fingerprint_is_the_sha256_of_the_form() -> None:

@@ -151,8 +151,12 @@ def _is_due(path: str, finished: bool, now: float) -> bool:
     info = read(path, strict=True)
     if info is None or info.expire_after is None or info.created_at + info.expire_after > now:
         return False
-    counted = 0 if info.counted is None else info.counted.offset
-    return finished or info.is_partial or counted != info.length
+    return finished or info.is_partial or offset_of(info) != info.length
+
+
+def offset_of(info: UploadInfo) -> int:
+    """The bytes of an upload by the router's record."""
+    return 0 if info.counted is None else info.counted.offset
 
 
 def read(path: str, *, strict: bool = False) -> UploadInfo | None:
