@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO
@@ -35,8 +35,6 @@ _LINE_LIMIT = 1024
 """Maximum length of a logged line of standard error in bytes; longer ones are split."""
 _MOST_IN_BACKGROUND = 32
 """Executables of `post-` events that run at the same time; others wait in line, as each takes a process and descriptors."""
-_SHOWN = 200
-"""Bytes of an unexpected output to log."""
 
 
 class FileHooks(WireHooks):
@@ -82,12 +80,9 @@ class FileHooks(WireHooks):
         path = self._directory / event.type.value
         if not path.exists():
             return None
-        if event.type.startswith("post-"):
-            async with self._background:
-                output = await self._run(path, event)
-        else:
+        async with self._background if event.type.startswith("post-") else nullcontext():
             output = await self._run(path, event)
-        if not wire.counts(event.type) or not output.strip():
+        if event.type not in wire.ANSWERED or not output.strip():
             return None
         if len(output) > _ANSWER_LIMIT:
             raise HookFailed(f"{path}: the answer is larger than {_ANSWER_LIMIT} bytes")
@@ -100,7 +95,8 @@ class FileHooks(WireHooks):
         """Return the executable's standard output, at most one byte more than the limit."""
         process = self._begin(path, event)
         try:
-            self._listen_to(process, event)
+            # In the background: processes that outlive the hook write to it, too.
+            spawn(_log_lines(process, event), "hook output", self._errors)
             output = await _read(process)
             code = await _end_of(process)
         except BaseException:
@@ -111,8 +107,7 @@ class FileHooks(WireHooks):
             raise
         if code != 0:
             ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            begins = output[:_SHOWN].decode("utf-8", "replace")
-            raise HookFailed(f"{path}: {ended}" + (f": {begins!r}" if begins else ""))
+            raise HookFailed(f"{path}: {ended}{wire.excerpt(output)}")
         return output
 
     def _begin(self, path: Path, event: Event) -> Popen[bytes]:
@@ -135,10 +130,6 @@ class FileHooks(WireHooks):
                 )
             except OSError as problem:
                 raise HookFailed(f"{path}: {_why(problem)}") from None
-
-    def _listen_to(self, process: Popen[bytes], event: Event) -> None:
-        """Log standard error, also of background processes that outlive the hook."""
-        spawn(_log_lines(process, event), "hook output", self._errors)
 
 
 def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:

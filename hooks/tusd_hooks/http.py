@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -39,26 +39,15 @@ _MAX_CONNECTIONS = 512
 """Maximum number of connections, so that a hanging endpoint does not use up the descriptors that uploads need."""
 _KEEP_IDLE = 4.0
 """Seconds. Many servers close connections after 5 idle seconds, and a request sent at that moment would have to be retried."""
-_SHOWN = 200
-"""Bytes of an unexpected response to log."""
 
-_NOT_FORWARDED = frozenset(
-    (
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        EVENT_ID_HEADER.lower(),
-        ATTEMPT_HEADER.lower(),
-        SIGNATURE_HEADER.lower(),
-    )
-)
+_NOT_FORWARDED = wire.OF_THE_CONNECTION | {
+    "content-type",
+    "expect",
+    "host",
+    EVENT_ID_HEADER.lower(),
+    ATTEMPT_HEADER.lower(),
+    SIGNATURE_HEADER.lower(),
+}
 """Header fields that are never forwarded: they belong to a connection or a body, or are set here."""
 
 
@@ -139,12 +128,11 @@ class HTTPHooks(WireHooks):
             *(self._call(each, event) for each in self._endpoints), return_exceptions=True
         )
         problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        failures = [problem for problem in problems if isinstance(problem, HookFailed)]
         for problem in problems:
             if not isinstance(problem, HookFailed):
                 raise problem
-        if failures:
-            raise HookFailed("; ".join(map(str, failures)))
+        if problems:
+            raise HookFailed("; ".join(map(str, problems)))
 
     async def _call(self, to: Endpoint, event: Event) -> Changes | None:
         """Return one endpoint's answer to an event. Raises Reject, Stop, HookFailed."""
@@ -161,12 +149,12 @@ class HTTPHooks(WireHooks):
             ATTEMPT_HEADER: str(event.attempt),
         }
         try:
-            reply = await self._persistently(lambda: self._post(to, headers, body))
+            reply = await self._persistently(to, headers, body)
             return self._meaning(reply, event.type)
         except HookFailed as problem:
             raise HookFailed(f"{to.name}: {problem}") from problem.__cause__
 
-    async def _persistently(self, post: Callable[[], Awaitable[_Reply]]) -> _Reply:
+    async def _persistently(self, to: Endpoint, headers: Mapping[str, str], body: bytes) -> _Reply:
         """Return the first response that is not 5xx. Raises HookFailed after all attempts or at the timeout."""
         tries, seconds = self._settings.hooks_http_retry, self._settings.hooks_http_timeout
         failure, cause = "", None
@@ -174,7 +162,7 @@ class HTTPHooks(WireHooks):
             async with asyncio.timeout(seconds):
                 for number in range(1, tries + 1):
                     try:
-                        reply = await post()
+                        reply = await self._post(to, headers, body)
                     except (aiohttp.ClientError, OSError) as problem:
                         failure, cause = f"{type(problem).__name__}: {problem}", problem
                     else:
@@ -212,7 +200,7 @@ class HTTPHooks(WireHooks):
     def _meaning(self, reply: _Reply, event_type: EventType) -> Changes | None:
         """Interpret a response to an event. Raises Reject, Stop, HookFailed."""
         is_success = 200 <= reply.status < 300
-        if is_success and (reply.status == 204 or not wire.counts(event_type)):
+        if is_success and (reply.status == 204 or event_type not in wire.ANSWERED):
             return None
         if is_success and reply.body is None:
             raise HookFailed(
@@ -227,7 +215,7 @@ class HTTPHooks(WireHooks):
                 raise
             raise HookFailed(_shown(reply)) from None
         # Some endpoints also refuse with an error status: with an explicit refusal it is not a failure.
-        if not is_success and not answer.refuses(event_type):
+        if not is_success and event_type not in answer.refuses:
             raise HookFailed(_shown(reply))
         return answer.outcome(event_type)
 
@@ -282,5 +270,4 @@ def _shown(reply: _Reply) -> str:
     """Summarize an unexpected response for the log."""
     if 300 <= reply.status < 400:
         return f"answered {reply.status}; redirects are not followed"
-    begins = (reply.body or b"")[:_SHOWN].decode("utf-8", "replace")
-    return f"answered {reply.status}" + (f": {begins!r}" if begins else "")
+    return f"answered {reply.status}{wire.excerpt(reply.body or b'')}"

@@ -177,11 +177,7 @@ class DuplicateCheck(_Shared):
     def pre_create_dep(self, request: Request) -> CreationHook:
         """Reserve it with the authenticated owner, and honour the header Upload-Force."""
         _let_problems_be_answered(request)
-
-        async def check(metadata: Metadata, upload_info: dict[str, object]) -> None:
-            await self._reserve(metadata, upload_info, request)
-
-        return check
+        return lambda metadata, upload_info: self._reserve(metadata, upload_info, request)
 
     async def on_upload_complete(self, file_path: str, metadata: Metadata) -> None:
         """Mark the upload as complete; its fingerprint is remembered for the whole window."""
@@ -189,11 +185,7 @@ class DuplicateCheck(_Shared):
 
     def upload_complete_dep(self, request: Request) -> CompletionHook:
         """Mark it as complete with the authenticated owner."""
-
-        async def complete(file_path: str, metadata: Metadata) -> None:
-            await self._complete(file_path, metadata, _owner_of(request))
-
-        return complete
+        return lambda path, metadata: self._complete(path, metadata, _owner_of(request))
 
     async def file_dep(self, request: Request) -> AsyncIterator[PlaceHook]:
         """Set the ids of new uploads, and release the fingerprint of an upload that its client removes."""

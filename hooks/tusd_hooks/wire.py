@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from tusd_py.events.model import (
     FIELD_NAME,
@@ -32,24 +33,37 @@ from tusd_py.settings.model import Settings
 from tusd_py.settings.types import WIRE_EVENTS
 from tusd_py.storage.s3.layout import Layout
 
+T = TypeVar("T")
+
 _METADATA_KEY = re.compile(r"[!-+\--~]+")
 
-_OF_THE_CONNECTION = frozenset(
+OF_THE_CONNECTION = frozenset(
     ("connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
 )
 """Header fields about the transport of a message, which are never copied from another message."""
 
+_SHOWN = 200
+"""Bytes of an unexpected output to log."""
+
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
-_ANSWERED = frozenset(
-    (
-        EventType.PRE_CREATE,
-        EventType.POST_RECEIVE,
-        EventType.PRE_FINISH,
-        EventType.PRE_TERMINATE,
-        EventType.PRE_ACCESS,
-    )
-)
+_REFUSALS: Mapping[EventType, tuple[str, str, str]] = {
+    EventType.PRE_CREATE: ("RejectUpload", "ERR_UPLOAD_REJECTED", "the upload was rejected"),
+    EventType.PRE_TERMINATE: (
+        "RejectTermination",
+        "ERR_UPLOAD_TERMINATION_REJECTED",
+        "the termination of the upload was rejected",
+    ),
+    EventType.PRE_ACCESS: (
+        "RejectAccess",
+        "ERR_UPLOAD_REJECTED",
+        "access to the upload was rejected",
+    ),
+    EventType.POST_RECEIVE: ("StopUpload", "", "the upload was stopped"),
+}
+"""For each event that can be refused: the field of the answer that does so, the code for the log, and the default text."""
+
+ANSWERED = frozenset((*_REFUSALS, EventType.PRE_FINISH))
 """Events whose answer has an effect. Answers to others are ignored."""
 
 
@@ -165,37 +179,31 @@ def header_text(value: str) -> str:
     return value.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
+def excerpt(output: bytes) -> str:
+    """Return the beginning of an unexpected output, for the log; empty if there is none."""
+    begins = output[:_SHOWN].decode("utf-8", "replace")
+    return f": {begins!r}" if begins else ""
+
+
 # --- the answer -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer. status None and an empty body, id or path leave the choice to the server."""
+    """An answer. status None and an empty body, id or path leave the choice to the server. refuses: these types of events."""
 
     status: int | None = None
     body: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-    reject_upload: bool = False
-    reject_termination: bool = False
-    reject_access: bool = False
-    stop_upload: bool = False
+    refuses: Collection[EventType] = frozenset()
     id: str = ""
     metadata: Mapping[str, bytes] | None = None
     path: str = ""
     placement: Placement | None = None
 
-    def refuses(self, event_type: EventType) -> bool:
-        """Return whether it refuses an event of this type. Each type has its own field; the others have no effect."""
-        return {
-            EventType.PRE_CREATE: self.reject_upload,
-            EventType.PRE_TERMINATE: self.reject_termination,
-            EventType.PRE_ACCESS: self.reject_access,
-            EventType.POST_RECEIVE: self.stop_upload,
-        }.get(event_type, False)
-
     def outcome(self, event_type: EventType) -> Changes | None:
         """Interpret the answer for an event of this type. Raises Reject, Stop."""
-        if self.refuses(event_type):
+        if event_type in self.refuses:
             raise self._refusal(event_type)
         if event_type not in (EventType.PRE_CREATE, EventType.PRE_FINISH):
             return None
@@ -218,36 +226,18 @@ class Answer:
             unknown = errors.not_found()
             body, status = f"{unknown.code}: {unknown.message}\n", unknown.status
             return Reject(status, body, {**self.headers, **_TEXT}, code=unknown.code)
+        _, code, default = _REFUSALS[event_type]
         status = self.status or 400
         if self.body:
             # Sent unchanged, with the media type of the answer if it has one.
             has_type = any(name.lower() == "content-type" for name in self.headers)
             body, headers = self.body, dict(self.headers) if has_type else {**self.headers, **_TEXT}
         else:
-            body = _DEFAULT_BODIES[event_type]
+            body = f"{default} by the server"
             headers = {k: v for k, v in self.headers.items() if k.lower() != "content-type"}
         if event_type is EventType.POST_RECEIVE:
             return Stop(status, body, headers)
-        return Reject(status, body, headers, code=_CODES[event_type])
-
-
-_DEFAULT_BODIES = {
-    EventType.PRE_CREATE: "the upload was rejected by the server",
-    EventType.PRE_TERMINATE: "the termination of the upload was rejected by the server",
-    EventType.PRE_ACCESS: "access to the upload was rejected by the server",
-    EventType.POST_RECEIVE: "the upload was stopped by the server",
-}
-
-_CODES = {
-    EventType.PRE_CREATE: "ERR_UPLOAD_REJECTED",
-    EventType.PRE_TERMINATE: "ERR_UPLOAD_TERMINATION_REJECTED",
-    EventType.PRE_ACCESS: "ERR_UPLOAD_REJECTED",
-}
-
-
-def counts(event_type: EventType) -> bool:
-    """Return whether answers to events of this type have an effect."""
-    return event_type in _ANSWERED
+        return Reject(status, body, headers, code=code)
 
 
 def parse_answer(raw: bytes, upload_dir: Path) -> Answer:
@@ -265,10 +255,8 @@ def parse_answer(raw: bytes, upload_dir: Path) -> Answer:
         status=_status(response),
         body=response.text("Body"),
         headers=_headers(response),
-        reject_upload=document.flag("RejectUpload"),
-        reject_termination=document.flag("RejectTermination"),
-        reject_access=document.flag("RejectAccess"),
-        stop_upload=document.flag("StopUpload"),
+        # All of them are looked at, as each may be malformed.
+        refuses=frozenset([each for each, (name, *_) in _REFUSALS.items() if document.flag(name)]),
         id=changes.text("ID"),
         metadata=_metadata(changes),
         path=_relative(storage.text("Path"), upload_dir),
@@ -316,17 +304,15 @@ class _Object:
     """A JSON object of an answer, with typed access to its fields. Every method raises MalformedAnswer."""
 
     def __init__(self, value: object, where: str) -> None:
-        if value is not None and not isinstance(value, dict):
-            raise _wrong(where, "an object", value)
         self._where = where
-        self._fields: list[tuple[str, object]] = list((value or {}).items())
+        self._fields: dict[str, object] = _checked(value, dict, where) or {}
 
     def path(self, name: str) -> str:
         """Return the field's name, qualified by the enclosing objects."""
         return name if self._where == "the answer" else f"{self._where}.{name}"
 
     def get(self, name: str) -> object:
-        found = [value for key, value in self._fields if key.lower() == name.lower()]
+        found = [value for key, value in self._fields.items() if key.lower() == name.lower()]
         if len(found) > 1:
             raise MalformedAnswer(f"{self.path(name)} stands twice, in different spellings")
         return found[0] if found else None
@@ -338,43 +324,39 @@ class _Object:
         return _text(self.get(name), self.path(name))
 
     def flag(self, name: str) -> bool:
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise _wrong(self.path(name), "true or false", value)
-        return bool(value)
+        return bool(_checked(self.get(name), bool, self.path(name)))
 
     def whole(self, name: str) -> int:
-        value = self.get(name)
-        if value is not None and type(value) is not int:
-            raise _wrong(self.path(name), "a whole number", value)
-        return value or 0
+        return _checked(self.get(name), int, self.path(name)) or 0
 
     def texts(self, name: str) -> dict[str, str] | None:
         """Return an object with arbitrary names and string values."""
-        value = self.get(name)
+        where = self.path(name)
+        value = _checked(self.get(name), dict, where)
         if value is None:
             return None
-        where = self.path(name)
-        if not isinstance(value, dict):
-            raise _wrong(where, "an object", value)
         return {_text(key, where): _text(each, f"{where}.{key!r}") for key, each in value.items()}
 
 
 def _text(value: object, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong(where, "text", value)
+    text = _checked(value, str, where) or ""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise MalformedAnswer(f"{where} has half of a surrogate pair") from None
-    return value
+    return text
 
 
-def _wrong(where: str, expected: str, value: object) -> MalformedAnswer:
-    kinds = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
-    return MalformedAnswer(f"{where} must be {expected}, not {kinds.get(type(value), 'a number')}")
+_KINDS = {bool: "true or false", str: "text", list: "a list", dict: "an object"}
+
+
+def _checked(value: object, kind: type[T], where: str) -> T | None:
+    """Return a value of this kind, or None for `null`. Raises MalformedAnswer."""
+    # True is an instance of int, too.
+    if value is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+        return value
+    expected, given = _KINDS.get(kind, "a whole number"), _KINDS.get(type(value), "a number")
+    raise MalformedAnswer(f"{where} must be {expected}, not {given}")
 
 
 def _status(response: _Object) -> int | None:
@@ -391,7 +373,7 @@ def _headers(response: _Object) -> dict[str, str]:
             raise MalformedAnswer(f"HTTPResponse.Header has {name!r}, which cannot name a header")
         if not FIELD_VALUE.fullmatch(value):
             raise MalformedAnswer(f"HTTPResponse.Header.{name} has control characters")
-        if name.lower() not in _OF_THE_CONNECTION:
+        if name.lower() not in OF_THE_CONNECTION:
             # ASGI sends Latin-1, so UTF-8 is passed through as such.
             headers[canonical(name.lower())] = value.encode().decode("latin-1")
     return headers

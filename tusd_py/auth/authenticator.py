@@ -148,8 +148,10 @@ class Authenticator:
 def _upload_token(authorization: str) -> str | None:
     """The upload token in the field; None if it has something else, which the source judges."""
     found = BEARER.fullmatch(authorization)
+    if found is None:
+        return None
     try:
-        is_ours = found is not None and unverified_header(found[1]).get("typ") == TYPE
+        is_ours = unverified_header(found[1]).get("typ") == TYPE
     except BadToken:
         return None
-    return found[1] if found is not None and is_ours else None
+    return found[1] if is_ours else None
