@@ -48,8 +48,6 @@ that takes longer confirms its reservation: longer than `SLOW_CREATION_SECONDS` 
 _PAUSES_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 """Waits for a creation in progress: for its upload to exist, or its reservation to be released."""
 
-_MAX_BATCH = 64
-"""Most fingerprints released together."""
 _MAX_PENDING = 10_000
 """Changes kept while Redis is unavailable. Beyond them the oldest are dropped: the index then lacks a few uploads, or has a few
 too many."""
@@ -92,7 +90,6 @@ class Duplicates:
     _identity: Identity
     _outage: _Outage
     _retries: _RetryQueue
-    _releases: _Batcher
 
     async def start(self, context: HookContext) -> None:
         """Read the settings. Redis need not be available."""
@@ -100,7 +97,6 @@ class Duplicates:
         self._identity = Identity.of(context.settings)
         self._outage = _Outage()
         self._retries = _RetryQueue(self.retry_interval)
-        self._releases = _Batcher(lambda uploads: self._index().release_each(uploads))
 
     async def stop(self) -> None:
         """Try a last time to apply changes that failed."""
@@ -294,17 +290,16 @@ class Duplicates:
         await self._apply(event, self._release(event))
 
     async def post_expire(self, event: Event) -> None:
-        """Release the upload's fingerprint, together with those of other uploads that a sweep removes at the same time.
+        """Release the upload's fingerprint.
 
-        The fingerprint of a finished upload, removed after its retention, is kept: it must still not be uploaded again. It is
-        marked complete here too, as a crash or an outage at the finish may have left it pending.
+        That of a finished upload, removed after its retention, is kept: it must still not be uploaded again. It is marked
+        complete here too, as a crash or an outage at the finish may have left it pending.
         """
-        upload = event.upload
-        if upload.finished_at is None:
-            uploads = [(each.value, upload.id) for each in self._fingerprints(upload)]
-            await self._apply(event, lambda: self._releases.add(uploads))
+        finished_at = event.upload.finished_at
+        if finished_at is None:
+            await self._apply(event, self._release(event))
             return
-        left = upload.finished_at + self._window() - time.time()
+        left = finished_at + self._window() - time.time()
         if left > 0:
             lasts = min(left, self._window())
             await self._apply(event, self._completion(event, lasts=lasts, if_known=True))
@@ -417,30 +412,6 @@ class _Outage:
         )
         self._began, self.unchecked = False, 0
         return True
-
-
-class _Batcher:
-    """Releases fingerprints that come at the same moment in one batch. work: may raise RedisUnavailable."""
-
-    def __init__(self, work: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
-        self._work = work
-        self._waiting: list[tuple[str, str]] = []
-        self._next: asyncio.Task[None] | None = None
-
-    async def add(self, uploads: Sequence[tuple[str, str]]) -> None:
-        """Wait until the batch with these was released. uploads: fingerprints and ids. Raises RedisUnavailable."""
-        self._waiting.extend(uploads)
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._run())
-        await asyncio.shield(self._next)
-
-    async def _run(self) -> None:
-        # Calls in the same iteration of the event loop join the batch.
-        await asyncio.sleep(0)
-        self._next = None
-        batch, self._waiting = self._waiting, []
-        for at in range(0, len(batch), _MAX_BATCH):
-            await self._work(batch[at : at + _MAX_BATCH])
 
 
 class _RetryQueue:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict, cast
 
@@ -313,11 +313,6 @@ class DuplicateIndex:
     async def release(self, fingerprint: str, upload_id: str, *, token: str = "") -> bool:
         """Remove one upload, or one attempt to create it. Return False if it is not in the index."""
         return bool(await self._run(_RELEASE, fingerprint, upload_id, token))
-
-    async def release_each(self, uploads: Sequence[tuple[str, str]]) -> None:
-        """Release several uploads together. uploads: pairs of fingerprint and upload id."""
-        calls = [([self._key(fingerprint)], (each, "")) for fingerprint, each in uploads]
-        await self._redis.run_each(_RELEASE, calls)
 
     # For operators
 
