@@ -16,8 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Self, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Self, cast
 
 try:
     from fastapi import HTTPException, Request, Response
@@ -34,6 +33,7 @@ from tusd_py.auth.keys import KeysUnavailable
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.upload_tokens import BadToken
 from tusd_py.compat.directory import Expired, expire, offset_of, read, records
+from tusd_py.compat.engines import PerLoop
 from tusd_py.events.model import (
     Event,
     EventType,
@@ -111,38 +111,6 @@ class _Shared:
         return self
 
 
-T = TypeVar("T")
-
-
-class _PerLoop(Generic[T]):
-    """One of something for each event loop that uses it. lasts: yields it, and ends it when closed."""
-
-    def __init__(self, lasts: Callable[[], AsyncGenerator[T, None]]) -> None:
-        self._lasts = lasts
-        self._begun: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, asyncio.Task[tuple[T, AsyncGenerator[T, None]]]
-        ] = WeakKeyDictionary()
-
-    async def get(self) -> T:
-        """That of the running loop, begun if necessary. The loop closes the generator when it ends."""
-        loop = asyncio.get_running_loop()
-        task = self._begun.get(loop)
-        if task is None or (task.done() and task.exception() is not None):
-            task = self._begun[loop] = loop.create_task(self._begin())
-        return (await asyncio.shield(task))[0]
-
-    async def _begin(self) -> tuple[T, AsyncGenerator[T, None]]:
-        lasting = self._lasts()
-        return await anext(lasting), lasting
-
-    async def stop(self) -> None:
-        """End that of the running loop now, if there is one."""
-        task = self._begun.pop(asyncio.get_running_loop(), None)
-        if task is not None:
-            _, lasting = await task
-            await lasting.aclose()
-
-
 class DuplicateCheck(_Shared):
     """The duplicate check for one directory of the router's.
 
@@ -166,7 +134,7 @@ class DuplicateCheck(_Shared):
         self._then = on_upload_complete
         self._settings = _settings({"upload_dir": self._directory, **(settings or {})})
         self._identity = Identity.of(self._settings)
-        self._hook = _PerLoop(self._running)
+        self._hook = PerLoop(self._running)
 
     # What the router takes
 
@@ -334,7 +302,7 @@ class TokenCheck(_Shared):
         if build.access_tokens(self._settings) is None:
             raise ValueError("nobody is asked for tokens with the setting auth=none")
         self._scopes = build.scope_names(self._settings)
-        self._verifier = _PerLoop(self._running)
+        self._verifier = PerLoop(self._running)
 
     async def auth(self, request: Request) -> Principal | None:
         """Check a request, as a dependency. Stores the owner in `request.state.upload_owner`.

@@ -23,7 +23,7 @@ from tests.compat.directories import THEIR_APP, begin, sending
 from tests.compat.test_router import METADATA, RECORDING
 from tests.support.server import WITHOUT_DIRECT_BODIES, environment
 from tests.support.waiting import wait_until
-from tusd_py.compat.engines import Engines
+from tusd_py.compat.engines import open_engines
 from tusd_py.compat.tuspyserver import TusRouter, create_tus_router
 from tusd_py.storage.base import Upload
 from tusd_py.storage.file.store import FileStore
@@ -137,7 +137,7 @@ async def test_directories_that_nobody_uses_are_let_go(
         assert stranger.status_code == 404
         # Nor are they for whoever sweeps the directory above.
         assert [upload_id async for upload_id in FileStore(tmp_path).ids()] == []
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 async def test_routers_that_share_a_directory_have_limits_of_their_own(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_routers_that_share_a_directory_have_limits_of_their_own(tmp_path:
             assert (
                 await sent(client, url, b"x", fields={"Upload-Length": str(most)})
             ).status_code == 204
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 # Refusals
@@ -181,7 +181,7 @@ async def test_bytes_of_those_who_may_not_are_not_kept(tmp_path: Path) -> None:
         assert path_in(tmp_path, url).stat().st_size == 0
         let_in = await sent(client, url, b"hello", fields={"Authorization": "me"})
         assert (let_in.status_code, let_in.headers["x-allowed"]) == (204, "yes")
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 async def test_hooks_hear_of_no_request_that_is_wrong_in_itself(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_hooks_hear_of_no_request_that_is_wrong_in_itself(tmp_path: Path) 
             assert answer.status_code == status, headers
             assert answer.headers["tus-resumable"] == "1.0.0"
     assert heard == []
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 async def test_a_final_of_unfinished_parts_is_refused(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ async def test_a_final_of_unfinished_parts_is_refused(tmp_path: Path) -> None:
         assert (await client.post("/files/", headers=final)).status_code == 400
         assert (await sent(client, part, b"hello")).status_code == 204
         assert (await client.post("/files/", headers=final)).status_code == 201
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 async def test_a_part_that_is_listed_thousands_of_times_is_looked_up_once(
@@ -236,7 +236,7 @@ async def test_a_part_that_is_listed_thousands_of_times_is_looked_up_once(
         answer = await client.post("/files/", headers=final)
     assert answer.status_code == 201
     assert loaded.count(part.rpartition("/")[2]) < 20
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 @pytest.mark.parametrize("uid", ["../x", "a/b", "", ".hidden", "x.info"])
@@ -295,7 +295,7 @@ async def test_a_plain_hook_holds_nobody_up(tmp_path: Path) -> None:
         assert not creation.done()
         let_go.set()
         await creation
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 def test_a_stale_connection_does_not_hold_up_its_own_client(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_what_our_server_can_do_besides_is_a_setting(tmp_path: Path) -> No
         forced = await client.post("/files/", headers={**headers, "Upload-Force": "true"})
         assert forced.status_code == 201
     assert heard == ["a", "a", "a"]
-    await Engines.here().stop()
+    await open_engines.stop()
 
 
 # After a crash
@@ -349,7 +349,7 @@ async def test_the_hook_is_called_for_what_a_crash_left_complete(tmp_path: Path)
         assert head.headers["upload-offset"] == "5"
         assert await asyncio.to_thread(here.wait, 60)
         await client.head(url, headers=RESUMABLE)
-    await Engines.here().stop()
+    await open_engines.stop()
     assert told == [(str(file), {"filename": "a"})]
 
 
@@ -366,7 +366,7 @@ async def test_the_hook_is_called_for_what_came_with_the_creation(tmp_path: Path
         assert told == [str(file)]
         # A hook may take the file away.
         file.unlink()
-    await Engines.here().stop()
+    await open_engines.stop()
     assert told == [str(file)]
 
 

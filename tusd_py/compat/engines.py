@@ -11,11 +11,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tusd_py.web.app import TusApp
+if TYPE_CHECKING:
+    from tusd_py.web.app import TusApp
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MOST_READY = 64
 """Number of open directories above which unused ones are closed."""
@@ -52,17 +55,43 @@ class Engine:
                 await tus.stop()
 
 
+class PerLoop(Generic[T]):
+    """One of something for each event loop that uses it. lasts: yields it, and ends it when closed."""
+
+    def __init__(self, lasts: Callable[[], AsyncGenerator[T, None]]) -> None:
+        self._lasts = lasts
+        self._begun: dict[
+            asyncio.AbstractEventLoop, asyncio.Task[tuple[T, AsyncGenerator[T, None]]]
+        ] = {}
+
+    async def get(self) -> T:
+        """That of the running loop, begun if necessary. The loop closes the generator when it ends."""
+        loop = asyncio.get_running_loop()
+        task = self._begun.get(loop)
+        if task is None or (task.done() and task.exception() is not None):
+            # A task refers to its loop, which would never be freed.
+            for ended in [each for each in list(self._begun) if each.is_closed()]:
+                self._begun.pop(ended, None)
+            task = self._begun[loop] = loop.create_task(self._begin())
+        return (await asyncio.shield(task))[0]
+
+    async def _begin(self) -> tuple[T, AsyncGenerator[T, None]]:
+        lasting = self._lasts()
+        return await anext(lasting), lasting
+
+    async def stop(self) -> None:
+        """End that of the running loop now, if there is one."""
+        task = self._begun.pop(asyncio.get_running_loop(), None)
+        if task is not None:
+            _, lasting = await task
+            await lasting.aclose()
+
+
 class Engines:
     """The open directories of one event loop, shared by all routers."""
 
     def __init__(self) -> None:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
-        self._end: AsyncGenerator[None, None] | None = None
-
-    @classmethod
-    def here(cls) -> Engines:
-        """Return the directories of the running loop."""
-        return _by_loop.setdefault(asyncio.get_running_loop(), cls())
 
     @asynccontextmanager
     async def using(self, directory: str, make: Callable[[], TusApp]) -> AsyncIterator[TusApp]:
@@ -70,9 +99,6 @@ class Engines:
 
         make: returns it, not started, if there is none yet. Raises what `Engine.start` raises.
         """
-        if self._end is None:
-            self._end = self._until_the_end()
-            await anext(self._end)
         engine = self._engines.get(directory)
         if engine is None:
             engine = self._engines[directory] = Engine(make)
@@ -94,32 +120,32 @@ class Engines:
             if not self._engines[directory].users:
                 del self._engines[directory]
 
-    async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        """Wait until closed: by `stop`, or by the event loop, which closes asynchronous generators when it ends."""
-        try:
-            yield
-        finally:
-            engines, self._engines = self._engines, OrderedDict()
-            for directory, engine in engines.items():
-                try:
-                    await engine.stop()
-                except Exception:
-                    logger.exception("the uploads of %s did not end cleanly", directory)
-
     async def stop(self) -> None:
-        """Stop all services; later requests start them again."""
-        end, self._end = self._end, None
-        if end is not None:
-            await end.aclose()
+        """Stop all services."""
+        engines, self._engines = self._engines, OrderedDict()
+        for directory, engine in engines.items():
+            try:
+                await engine.stop()
+            except Exception:
+                logger.exception("the uploads of %s did not end cleanly", directory)
 
 
-_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Engines] = WeakKeyDictionary()
+async def _opened() -> AsyncGenerator[Engines, None]:
+    engines = Engines()
+    try:
+        yield engines
+    finally:
+        await engines.stop()
+
+
+open_engines = PerLoop(_opened)
+"""Those of this process."""
 
 
 @asynccontextmanager
 async def lifespan(_app: object = None) -> AsyncIterator[None]:
-    """Stop with the application the services that its requests started."""
+    """Stop with the application the services that its requests started; later requests start them again."""
     try:
         yield
     finally:
-        await Engines.here().stop()
+        await open_engines.stop()

@@ -32,7 +32,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.compat.engines import Engines, lifespan
+from tusd_py.compat.engines import lifespan, open_engines
 from tusd_py.events.model import Changes, Event
 from tusd_py.protocol import errors, tus
 from tusd_py.protocol.concat import Final
@@ -70,7 +70,7 @@ PreCreate = Callable[[Metadata, dict[str, object]], object]
 
 
 async def noop() -> None:
-    """Allow every request."""
+    """Allow every request; a dependency that returns nothing."""
 
 
 @dataclass(slots=True)
@@ -136,15 +136,18 @@ class TusRouter(APIRouter):
         For schedulers that run beside the event loop; inside of it, await `sweep`. force: also if that is most of what there
         is, or if the clock is far from that of the last sweep; otherwise only a warning is logged. Raises MaintenanceError.
         """
-        asyncio.run(self.front.sweep(force=force))
+        asyncio.run(self.sweep(force=force))
 
     async def sweep(self, *, force: bool = False) -> None:
         """Remove expired uploads now, in every directory in use; see `remove_expired_files`. Raises MaintenanceError."""
-        await self.front.sweep(force=force)
+        for directory in sorted(self.front.directories):
+            settings = self.front.settings_of(directory)
+            async with open_maintenance(settings, may_open=True) as maintenance:
+                await maintenance.sweep("all", dry_run=False, tell=None, force=force)
 
 
 class _TusRoute(APIRoute):
-    """A route that is chosen by the method that counts, and whose refusals do not wait for a body that nobody wants."""
+    """A route that heeds `X-HTTP-Method-Override`, and whose refusals close the connection instead of waiting for the body."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return super().matches(_with_effective_method(scope))
@@ -335,11 +338,11 @@ class _Front:
         if self.max_size <= 0 or self.expire_after <= 0:
             raise ValueError("max_size and days_to_keep have to be more than 0")
         # So that what cannot be is said where the router is created.
-        self._max_parts = self._settings(self.directory).max_concat_parts
-        self._directories = {self.directory}
+        self._max_parts = self.settings_of(self.directory).max_concat_parts
+        self.directories = {self.directory}
         _fronts.add(self)
 
-    def _settings(self, directory: str) -> Settings:
+    def settings_of(self, directory: str) -> Settings:
         given = {
             **self.further,
             "upload_dir": directory,
@@ -354,21 +357,16 @@ class _Front:
         return load({**_DEFAULTS, **os.environ}, arguments=given).settings
 
     def _engine(self, directory: str) -> TusApp:
-        settings = self._settings(directory)
+        settings = self.settings_of(directory)
         shares = settings.workers > 1 or _has_siblings()
         return TusApp(settings, hooks=[_Bridge(self, directory)], shared=shares or None)
 
     @asynccontextmanager
     async def _using(self, directory: str) -> AsyncIterator[TusApp]:
-        self._directories.add(directory)
-        async with Engines.here().using(directory, lambda: self._engine(directory)) as engine:
+        self.directories.add(directory)
+        engines = await open_engines.get()
+        async with engines.using(directory, lambda: self._engine(directory)) as engine:
             yield engine
-
-    async def sweep(self, *, force: bool) -> None:
-        """Remove expired uploads. Raises MaintenanceError."""
-        for directory in sorted(self._directories):
-            async with open_maintenance(self._settings(directory), may_open=True) as maintenance:
-                await maintenance.sweep("all", dry_run=False, tell=None, force=force)
 
     # Requests
 
