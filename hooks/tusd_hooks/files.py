@@ -20,7 +20,7 @@ from subprocess import PIPE, Popen
 from typing import IO
 
 from tusd_hooks import wire
-from tusd_hooks.wire import Storage, WireHooks
+from tusd_hooks.wire import WireHooks
 from tusd_py import logs
 from tusd_py.background import cancel, spawn
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
@@ -37,11 +37,18 @@ _MOST_IN_BACKGROUND = 32
 """Executables of `post-` events that run at the same time; others wait in line, as each takes a process and descriptors."""
 
 
+_REASONS = {
+    errno.ENOENT: "the interpreter that its first line names does not exist",
+    errno.EACCES: "cannot be executed (chmod +x)",
+    errno.ENOEXEC: "is not a program, and its first line names no interpreter (#!/bin/sh)",
+}
+"""Why an existing file could not be run."""
+
+
 class FileHooks(WireHooks):
     """Runs an executable for each event."""
 
     _directory: Path
-    _storage: Storage
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +61,6 @@ class FileHooks(WireHooks):
         if context.settings.hooks_dir is None:
             raise HookFailed("--hooks-dir is not set")
         self._directory = context.settings.hooks_dir
-        self._storage = Storage.of(context.settings)
         enabled = context.settings.hooks_enabled_events
         for warning in warnings(self._directory, enabled):
             logger.warning("%s", warning)
@@ -87,7 +93,7 @@ class FileHooks(WireHooks):
         if len(output) > _ANSWER_LIMIT:
             raise HookFailed(f"{path}: the answer is larger than {_ANSWER_LIMIT} bytes")
         try:
-            return wire.parse_answer(output, self._storage.upload_dir).outcome(event.type)
+            return wire.parse_answer(output, self._settings.upload_dir).outcome(event.type)
         except HookFailed as problem:
             raise HookFailed(f"{path}: {problem}") from None
 
@@ -116,7 +122,7 @@ class FileHooks(WireHooks):
         Not with the event loop: uvloop leaks our ends of the pipes to the process, and a background process of the hook would
         hold them open.
         """
-        with _file_with(wire.request_document(event, self._storage)) as document:
+        with _file_with(wire.request_document(event, self._settings)) as document:
             try:
                 return Popen(  # noqa: S603 -- the operator put it there to be run
                     [str(path)],
@@ -129,7 +135,8 @@ class FileHooks(WireHooks):
                     start_new_session=True,
                 )
             except OSError as problem:
-                raise HookFailed(f"{path}: {_why(problem)}") from None
+                why = _REASONS.get(problem.errno or 0) or problem.strerror or problem
+                raise HookFailed(f"{path}: {why}") from None
 
 
 def environment(ours: Mapping[str, str], event: Event) -> dict[str, str]:
@@ -245,14 +252,3 @@ def _log_each(lines: list[bytes], event: Event) -> None:
     for line in filter(None, (each.rstrip() for each in lines)):
         text = line.decode("utf-8", "backslashreplace")
         logger.info("%s hook of upload %s: %s", event.type, event.upload.id, text)
-
-
-def _why(problem: OSError) -> str:
-    """Explain why an existing file could not be run."""
-    if problem.errno == errno.ENOENT:
-        return "the interpreter that its first line names does not exist"
-    if problem.errno == errno.EACCES:
-        return "cannot be executed (chmod +x)"
-    if problem.errno == errno.ENOEXEC:
-        return "is not a program, and its first line names no interpreter (#!/bin/sh)"
-    return str(problem.strerror or problem)

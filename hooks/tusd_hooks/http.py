@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -26,7 +26,6 @@ from tusd_hooks.wire import MalformedAnswer, WireHooks
 from tusd_py import logs
 from tusd_py.auth.http_client import USER_AGENT, proxy_for, without_credentials
 from tusd_py.events.model import Changes, Event, EventType, HookContext, HookFailed
-from tusd_py.settings.model import Settings
 from tusd_py.telemetry import tracing
 
 logger = logging.getLogger(__name__)
@@ -73,13 +72,11 @@ class _Reply:
 class HTTPHooks(WireHooks):
     """Sends events to endpoints: `pre-` events one after the other, others at the same time."""
 
-    _settings: Settings
     _session: aiohttp.ClientSession
 
     async def start(self, context: HookContext) -> None:
         """Read the settings and open the client, without calling an endpoint."""
         await super().start(context)
-        self._settings = context.settings
         self._endpoints = [endpoint(url) for url in self._settings.hooks_http]
         self._forwarded = _forwarded(self._settings.hooks_http_forward_headers)
         secret = self._settings.hooks_http_secret
@@ -136,11 +133,16 @@ class HTTPHooks(WireHooks):
 
     async def _call(self, to: Endpoint, event: Event) -> Changes | None:
         """Return one endpoint's answer to an event. Raises Reject, Stop, HookFailed."""
-        body = wire.request_document(event, wire.Storage.of(self._settings))
+        received = event.request.headers
+        body = wire.request_document(event, self._settings)
         headers = {
             **to.headers,
-            **tracing.passed_on(event.request.headers),
-            **self._forwarded(event.request.headers),
+            **tracing.passed_on(received),
+            **{
+                name: wire.header_text(received[name.lower()])
+                for name in self._forwarded
+                if name.lower() in received
+            },
             "User-Agent": USER_AGENT,
             "Accept": "application/json",
             "Accept-Encoding": "identity",
@@ -240,22 +242,13 @@ def endpoint(url: str) -> Endpoint:
     )
 
 
-def _forwarded(names: Iterable[str]) -> Callable[[Mapping[str, str]], dict[str, str]]:
-    """Return the header fields to forward, with names as the operator wrote them."""
-    wanted = []
+def _forwarded(names: Sequence[str]) -> list[str]:
+    """Return the names of the header fields to forward, as the operator wrote them. Warn about those that cannot be."""
     for name in names:
         if name.lower() in _NOT_FORWARDED:
             logger.warning("--hooks-http-forward-headers: %s cannot be forwarded", name)
-        # Those of a trace are sent anyway.
-        elif name.lower() not in tracing.FIELDS:
-            wanted.append((name, name.lower()))
-
-    def pick(headers: Mapping[str, str]) -> dict[str, str]:
-        return {
-            name: wire.header_text(headers[lower]) for name, lower in wanted if lower in headers
-        }
-
-    return pick
+    # Those of a trace are sent anyway.
+    return [name for name in names if name.lower() not in _NOT_FORWARDED.union(tracing.FIELDS)]
 
 
 @cache

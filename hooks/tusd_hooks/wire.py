@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -79,61 +79,30 @@ class WireHooks(ABC):
     """
 
     def __init__(self) -> None:
-        self._listen(WIRE_EVENTS)
-
-    def _listen(self, names: Iterable[str]) -> None:
-        enabled = set(names)
         for name in WIRE_EVENTS:
-            function = EventType(name).function
-            if name in enabled:
-                setattr(self, function, self.handle)
-            else:
-                vars(self).pop(function, None)
+            setattr(self, EventType(name).function, self.handle)
 
     async def start(self, context: HookContext) -> None:
         """Read the settings. Raises HookFailed if they cannot work."""
-        self._listen(context.settings.hooks_enabled_events)
+        self._settings = context.settings
+        for name in set(WIRE_EVENTS).difference(context.settings.hooks_enabled_events):
+            vars(self).pop(EventType(name).function, None)
 
     @abstractmethod
     async def handle(self, event: Event) -> Changes | None:
         """Send an event. Return or raise the meaning of the answer. Raises HookFailed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Where uploads are, as tusd's format says it: in a directory, or in a bucket."""
-
-    upload_dir: Path
-    bucket: str = ""
-    object_prefix: str = ""
-
-    @classmethod
-    def of(cls, settings: Settings) -> Storage:
-        """The storage of an instance."""
-        return cls(settings.upload_dir, settings.s3_bucket, settings.s3_object_prefix)
-
-    def document(self, upload: UploadView) -> Mapping[str, str]:
-        """The value of `Storage` for an upload."""
-        location = upload.location or upload.id
-        if self.bucket:
-            return Layout(self.object_prefix).storage(location, bucket=self.bucket)
-        return {
-            "InfoPath": f"{self.upload_dir}/{upload.id}.info",
-            "Path": upload.path or f"{self.upload_dir}/{location}",
-            "Type": "filestore",
-        }
-
-
 # --- the event ------------------------------------------------------------------------------------
 
 
-def request_document(event: Event, storage: Storage) -> bytes:
+def request_document(event: Event, settings: Settings) -> bytes:
     """Serialize an event to UTF-8 JSON."""
     request = event.request
     document = {
         "Type": event.type.value,
         "Event": {
-            "Upload": _upload(event, storage),
+            "Upload": _upload(event, settings),
             "HTTPRequest": {
                 "Method": request.method,
                 "URI": request.path,
@@ -148,7 +117,7 @@ def request_document(event: Event, storage: Storage) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _upload(event: Event, storage: Storage) -> Mapping[str, object]:
+def _upload(event: Event, settings: Settings) -> Mapping[str, object]:
     upload = event.upload
     is_created = event.type is not EventType.PRE_CREATE
     return {
@@ -163,7 +132,19 @@ def _upload(event: Event, storage: Storage) -> Mapping[str, object]:
         "IsPartial": upload.is_partial,
         "IsFinal": upload.is_final,
         "PartialUploads": list(upload.parts) or None,
-        "Storage": storage.document(upload) if is_created else None,
+        "Storage": _storage(upload, settings) if is_created else None,
+    }
+
+
+def _storage(upload: UploadView, settings: Settings) -> Mapping[str, str]:
+    """Where the bytes of an upload are: in a directory, or in a bucket."""
+    location = upload.location or upload.id
+    if settings.s3_bucket:
+        return Layout(settings.s3_object_prefix).storage(location, bucket=settings.s3_bucket)
+    return {
+        "InfoPath": f"{settings.upload_dir}/{upload.id}.info",
+        "Path": upload.path or f"{settings.upload_dir}/{location}",
+        "Type": "filestore",
     }
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tusd_hooks.wire import (
     Answer,
     MalformedAnswer,
-    Storage,
     canonical,
     parse_answer,
     request_document,
 )
 from tusd_py.events.model import Event, EventType, Reject, RequestView, Stop, UploadView
+from tusd_py.settings.model import Settings
 from tusd_py.settings.types import WIRE_EVENTS
 
 ROOT = Path("/srv/uploads")
@@ -181,7 +181,7 @@ def test_names_of_header_fields_are_written_as_in_go(name: str, expected: str) -
 def test_any_event_is_told_in_utf_8(metadata: dict[str, bytes], headers: dict[str, str]) -> None:
     upload = UploadView("id", None, 3, metadata, parts=("p", "q"), location="sub/file")
     event = Event(EventType.POST_CREATE, upload, RequestView(headers=headers))
-    told = json.loads(request_document(event, Storage(ROOT)).decode("utf-8"))["Event"]
+    told = json.loads(request_document(event, Settings(upload_dir=ROOT)).decode("utf-8"))["Event"]
     assert told["Upload"]["MetaData"].keys() == metadata.keys()
     assert told["Upload"]["PartialUploads"] == ["p", "q"]
     assert told["Upload"]["Storage"] == {
@@ -197,5 +197,7 @@ def test_header_fields_in_utf_8_are_told_as_such() -> None:
     event = Event(
         EventType.PRE_CREATE, UploadView("id", 1, 0, {}), RequestView("POST", headers=headers)
     )
-    told = json.loads(request_document(event, Storage(ROOT)))["Event"]["HTTPRequest"]["Header"]
+    told = json.loads(request_document(event, Settings(upload_dir=ROOT)))["Event"]["HTTPRequest"][
+        "Header"
+    ]
     assert told == {"X-A": ["ü"], "X-B": ["\ufffd"]}
