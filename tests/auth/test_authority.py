@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tusd_py.auth.policy import AccessPolicy
+from tusd_py.auth.policy import AccessPolicy, Revoked
 from tusd_py.auth.principal import ANYBODY, Action, Grant, Principal, Right
 from tusd_py.protocol.errors import ProtocolError
 
@@ -12,7 +12,7 @@ ALICE = Principal("alice", frozenset((Right.CREATE, Right.READ, Right.DELETE)), 
 HOLDER = Principal(grants={"u1": Grant("alice", 100.0)})
 
 
-class Revoked:
+class Listed(Revoked):
     """A list of revocations."""
 
     def __init__(self, *uploads: str, **owners: float) -> None:
@@ -57,12 +57,12 @@ def test_the_token_of_an_id_that_was_given_out_again_opens_nothing() -> None:
 @pytest.mark.parametrize(("since", "status"), [(99.9, 200), (100.0, 401), (100.1, 401)])
 def test_what_was_issued_until_a_revocation_is_void(since: float, status: int) -> None:
     for principal in (ALICE, HOLDER):
-        assert status_of(principal, Action.APPEND, revoked=Revoked(alice=since)) == status
-        assert status_of(principal, Action.APPEND, revoked=Revoked(bob=since)) == 200
+        assert status_of(principal, Action.APPEND, revoked=Listed(alice=since)) == status
+        assert status_of(principal, Action.APPEND, revoked=Listed(bob=since)) == 200
 
 
 def test_a_revoked_upload_can_still_be_looked_at_and_removed_by_its_owner() -> None:
-    revoked = Revoked("u1")
+    revoked = Listed("u1")
     allowed = {each for each in Action if status_of(ALICE, each, revoked=revoked) == 200}
     assert allowed == {Action.INSPECT, Action.DELETE, Action.DOWNLOAD, Action.REVOKE}
     assert {status_of(HOLDER, each, revoked=revoked) for each in Action} == {401}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from tusd_py.auth.access_tokens import AccessTokens
 from tusd_py.auth.authenticator import Authenticator, Source
@@ -64,19 +64,17 @@ def access_tokens(settings: Settings) -> AccessTokens | None:
     wrong = [name for name in algorithms if name.startswith("HS") != bool(found)]
     if wrong:
         raise ValueError(f"--jwt-algorithms {wrong[0]} does not go with {given[0]}")
-    keys: Keys = SharedSecrets(found) if found else _key_set(settings.jwt_jwks or "", algorithms)
+    keys: Keys = SharedSecrets(found)
+    if settings.jwt_jwks is not None:
+        # Loads the HTTP client, a third of all that a server loads.
+        from tusd_py.auth.keys.jwks import Jwks  # noqa: PLC0415
+
+        keys = Jwks(settings.jwt_jwks, algorithms)
     names = scope_names(settings)
     if len(set(names.values())) < len(names):
         raise ValueError("two of --scope-create, -read, -delete and -admin are the same")
     rights = {name: right for right, name in names.items()}
     return AccessTokens(keys, settings, algorithms=algorithms, rights=rights)
-
-
-def _key_set(source: str, algorithms: Sequence[str]) -> Keys:
-    # Loads the HTTP client, a third of all that a server loads.
-    from tusd_py.auth.keys.jwks import Jwks  # noqa: PLC0415
-
-    return Jwks(source, algorithms)
 
 
 def upload_tokens(settings: Settings) -> UploadTokens:

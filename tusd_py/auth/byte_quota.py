@@ -13,11 +13,11 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
-from tusd_py.background import Work, spawn
+from tusd_py.background import spawn
 from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 from tusd_py.redis.batches import batched
@@ -219,7 +219,7 @@ class ByteQuotas:
                 self._comparisons.popitem(last=False)
         asked = time.monotonic()
         async with last.lock:
-            # Whoever waited for a comparison that began after it asked needs no other.
+            # A comparison that began meanwhile is recent enough.
             if last.began > asked or time.monotonic() < last.next_at:
                 return
             last.began = began = time.monotonic()
@@ -265,25 +265,24 @@ class ByteQuotas:
     def grew(self, owner: str, upload_id: str, size: int) -> None:
         """Count an upload with the bytes that it takes now."""
         if self.is_on:
-            self._later(self.put(owner, upload_id, size))
+            self._later(self._reserve(owner, upload_id, size, None))
 
     def removed(self, owner: str, upload_id: str) -> None:
         """Give the bytes of a removed upload back."""
         if self.is_on:
             self._later(self._release(owner, [upload_id]))
 
-    async def put(self, owner: str, upload_id: str, size: int) -> None:
-        """Count an upload whatever the limit is. Raises RedisUnavailable."""
-        await self._reserve(owner, upload_id, size, None)
-
     async def put_unknown(self, owner: str, upload_id: str, size: int) -> None:
-        """As `put`, unless it is counted: then it may have reserved more since its size was read."""
+        """Count an upload unless it is counted: then it may have reserved more since its size was read.
+
+        Raises RedisUnavailable.
+        """
         await self._reserve(owner, upload_id, size, None, "new")
 
     async def _release(self, owner: str, ids: Sequence[str]) -> None:
         await self._redis.run(_RELEASE, [self._redis.keys.quota(owner)], ids)
 
-    def _later(self, work: Work) -> None:
+    def _later(self, work: Coroutine[None, None, object]) -> None:
         async def attempt() -> None:
             try:
                 await work

@@ -7,28 +7,21 @@ revoked a 401. Not for: verifying tokens, reading revocations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from tusd_py.auth.principal import GRANTED, GROWING, NEEDED, Action, Principal, Right
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 
 
-class Revoked(Protocol):
-    """The revocations."""
+class Revoked:
+    """The revocations; of this class itself, none."""
 
-    def owner_since(self, owner: str) -> float | None:
-        """The time until which tokens of `owner` are revoked, in seconds since the epoch; None if none are."""
-
-    def has_upload(self, upload_id: str) -> bool:
-        """Whether the upload was revoked."""
-
-
-class _Nothing:
     def owner_since(self, _owner: str) -> float | None:
+        """The time until which tokens of an owner are revoked, in seconds since the epoch; None if none are."""
         return None
 
     def has_upload(self, _upload_id: str) -> bool:
+        """Whether an upload was revoked."""
         return False
 
 
@@ -38,7 +31,7 @@ class AccessPolicy:
     def __init__(
         self, revoked: Revoked | None = None, scopes: Mapping[Right, str] | None = None
     ) -> None:
-        self._revoked: Revoked = revoked or _Nothing()
+        self._revoked = revoked or Revoked()
         self.scopes: Mapping[Right, str] = scopes or {right: right.value for right in Right}
 
     def check(self, principal: Principal, upload_id: str, owner: str, action: Action) -> None:

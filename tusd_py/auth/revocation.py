@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tusd_py import logs
+from tusd_py.auth.policy import Revoked
 from tusd_py.background import cancel, keep_running
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 
@@ -89,7 +90,7 @@ return { version, 1, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') }
 )
 
 
-class Revocations:
+class Revocations(Revoked):
     """This process's copy of the revocations. on_change: called after new ones were read. ttl: seconds to keep one.
 
     Attributes:
@@ -106,11 +107,9 @@ class Revocations:
         self._poller: asyncio.Task[None] | None = None
 
     def owner_since(self, owner: str) -> float | None:
-        """See `policy.Revoked`."""
         return self._known.get(f"o:{owner}")
 
     def has_upload(self, upload_id: str) -> bool:
-        """See `policy.Revoked`."""
         return f"u:{upload_id}" in self._known
 
     async def start(self) -> None:
