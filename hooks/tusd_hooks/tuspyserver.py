@@ -1,8 +1,7 @@
 """Adds duplicate detection, tokens and expiry to tuspyserver's own router.
 
-`DuplicateCheck` and `TokenCheck` give what its parameters take; `expire` removes what has expired in its directory, in its
-format and under its lock files. The router is not changed and not imported. Not for our front of that name
-(`tusd_py.compat.tuspyserver`), which has all of this already.
+`DuplicateCheck` and `TokenCheck` have what its parameters take; `expire` removes expired uploads from its directory, under its
+lock files. The router is neither changed nor imported. Not for our router (`tusd_py.compat.tuspyserver`), which has all this.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ _choice: ContextVar[_Choice | None] = ContextVar("tusd_hooks_tuspyserver_choice"
 
 
 class _Shared:
-    """What is one for all requests: the router copies its options, and all that hangs on them, for each."""
+    """An object that is not copied: the router copies its options, with everything that they refer to, for each request."""
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self
@@ -168,12 +167,12 @@ class DuplicateCheck(_Shared):
 
     def _place(self, metadata: Metadata) -> dict[str, str]:
         choice = _choice.get()
-        # Asked with nothing, it is about an upload that is there.
+        # Without metadata the router asks for an existing upload.
         if not metadata or choice is None:
             return {"files_dir": self._directory}
         return {"files_dir": self._directory, "uid": choice.upload_id}
 
-    # What becomes of that
+    # Events of the hook
 
     async def _reserve(
         self, metadata: Metadata, upload_info: dict[str, object], request: Request | None
@@ -230,7 +229,7 @@ class DuplicateCheck(_Shared):
             choice = _choice.get()
             if choice is None or choice.fingerprint is None:
                 return None
-            # It may have come into being under an id that nobody could know.
+            # The router may have chosen the id.
             info = await asyncio.to_thread(self._find, choice.fingerprint)
             if info is None:
                 return None
@@ -246,7 +245,7 @@ class DuplicateCheck(_Shared):
                 return info
         return None
 
-    # Beginning and ending
+    # Start and stop
 
     async def _running(self) -> AsyncGenerator[Duplicates, None]:
         """Yield the check, started; stop it when closed."""
@@ -293,8 +292,8 @@ _NEEDED: Mapping[str, frozenset[Right]] = {
 class TokenCheck(_Shared):
     """The token check for `auth`: accepts requests with an access token that permits them.
 
-    Whose an upload is, the router does not record; who knows its id and has the right may go on with it. settings: of our
-    server by name, such as {"jwt_secret_file": "…", "jwt_audience": "uploads"}. Raises ValueError.
+    As the router does not record owners, anyone with the right and the id of an upload can resume it. settings: of our server
+    by name, such as {"jwt_secret_file": "…", "jwt_audience": "uploads"}. Raises ValueError.
     """
 
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
@@ -307,7 +306,7 @@ class TokenCheck(_Shared):
     async def auth(self, request: Request) -> Principal | None:
         """Check a request, as a dependency. Stores the owner in `request.state.upload_owner`.
 
-        Raises HTTPException: 401 without a token that counts, 403 without the right, 503 while nobody can tell.
+        Raises HTTPException: 401 without a valid token, 403 without the right, 503 while there are no keys.
         """
         method = request.headers.get("x-http-method-override", request.method).upper()
         if method == "OPTIONS":

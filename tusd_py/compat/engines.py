@@ -1,7 +1,7 @@
 """Services for directories, each started by the first request that needs it and stopped with its event loop.
 
-Whoever includes a router need not know of lifespans. Where the application's lifespan is run, it ends what was begun; where it
-is not (an application mounted in another, tests without a context), the end of the loop does. Not for: what requests mean.
+An application that includes a router need not run its lifespan: where it does not (mounted in another, tests), the end of the
+event loop stops the services. Not for: what requests mean.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PerLoop(Generic[T]):
         ] = {}
 
     async def get(self) -> T:
-        """That of the running loop, begun if necessary. The loop closes the generator when it ends."""
+        """Return that of the running loop, started if necessary. The loop closes the generator when it ends."""
         loop = asyncio.get_running_loop()
         task = self._begun.get(loop)
         if task is None or (task.done() and task.exception() is not None):
@@ -116,7 +116,7 @@ class Engines:
         directory = next((name for name, each in self._engines.items() if not each.users), None)
         if directory is not None:
             await self._engines[directory].stop()
-            # Who came in the meantime has begun it anew.
+            # A request may have started it again meanwhile.
             if not self._engines[directory].users:
                 del self._engines[directory]
 

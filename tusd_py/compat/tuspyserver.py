@@ -1,8 +1,7 @@
 """tuspyserver's router on this server's engine: `from tusd_py.compat.tuspyserver import create_tus_router`.
 
-It takes what theirs takes, resolves dependencies as theirs does and calls hooks with the same arguments at the same moments;
-what becomes of bytes is `TusApp`'s business. Where the two differ is told in docs/from-tuspyserver.md. Needs FastAPI
-(`tusd-py[fastapi]`).
+It has the parameters of tuspyserver's, resolves dependencies in the same order and calls hooks with the same arguments at the
+same moments; `TusApp` does the rest. docs/from-tuspyserver.md lists the differences. Needs FastAPI (`tusd-py[fastapi]`).
 """
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of the functions in `_add_routes`, whose dependencies
@@ -55,9 +54,9 @@ _DEFAULTS = {
     "TUSD_HOOKS_DELIVERY": "server",
     "TUSD_BEHIND_PROXY": "private",
 }
-"""Settings that are others here than in a server of ours, unless the environment says otherwise: as it is with theirs."""
-_PATIENCE = "1h"
-"""How long hooks of ours may take beside theirs, which have no limit."""
+"""Defaults that differ from those of our server, as tuspyserver works so. The environment takes precedence."""
+_HOOKS_TIMEOUT = "1h"
+"""As tuspyserver does not limit the time of hooks."""
 _YIELD_EVERY = 50
 _ANSWERED = "tusd_py.answered"
 
@@ -90,10 +89,10 @@ _current: ContextVar[_Call | None] = ContextVar("tusd_py_tuspyserver_call", defa
 
 
 class _Bridge:
-    """The engine's hook: gives new uploads their ids, and tells of uploads that became complete without their client.
+    """The engine's hook: sets the ids of new uploads, and reports uploads that finish outside of their own requests.
 
-    That is an upload whose last bytes came before a crash: it is finished by whoever looks at it next. front: of the router
-    that opened the directory.
+    An upload whose last bytes came before a crash is finished by the next request that looks at it. front: of the router that
+    opened the directory.
     """
 
     def __init__(self, front: "_Front", directory: str) -> None:
@@ -187,18 +186,18 @@ def create_tus_router(  # noqa: PLR0917 - theirs
 ) -> TusRouter:
     """A FastAPI router that takes uploads under `prefix` and keeps them in `files_dir`; for `app.include_router`.
 
-    max_size: bytes. auth: a dependency that raises an HTTPException for those who may not. days_to_keep: days without a byte
-    after which an unfinished upload is given up. The dependencies return the function that is then called like the hook of
-    that name. strict_offset_validation: offsets are validated strictly with either value. storage: taken as far as it names a
-    directory. settings: further settings of this server by name, such as {"duplicates": "on"}; they may also stand in the
-    environment (TUSD_DUPLICATES).
+    max_size: bytes. auth: a dependency that raises an HTTPException to refuse a request. days_to_keep: days without a byte,
+    after which an unfinished upload expires. The other dependencies return the function that is called like the hook of that
+    name. strict_offset_validation: offsets are validated strictly with either value. storage: only its directory is used.
+    settings: further settings of this server by name, such as {"duplicates": "on"}; the environment may have them, too
+    (TUSD_DUPLICATES).
 
-    Raises ValueError for what cannot be, and TypeError for a storage that is not on a file system.
+    Raises ValueError for an invalid setting, and TypeError for a storage that is not on a file system.
     """
     prefix = prefix.strip("/")
     router = TusRouter(
         prefix=f"/{prefix}" if prefix else "",
-        # Whoever may not is turned away before any other dependency is asked, and before a byte is read.
+        # Refuses a request before any other dependency is called, and before a byte is read.
         dependencies=[Depends(auth or noop)],
         route_class=_TusRoute,
         tags=list(tags or ["Tus"]),
@@ -280,7 +279,12 @@ def _add_routes(
             status_code=status,
             response_model=None,
             include_in_schema=path != "",
-            openapi_extra={"parameters": _parameters(method)},
+            openapi_extra={
+                "parameters": [
+                    {"name": name, "in": "header", "required": required, "schema": {"type": kind}}
+                    for name, kind, required in _FIELDS[method]
+                ]
+            },
         )
 
     for path in ("", "/") if router.prefix else ("/",):
@@ -337,7 +341,7 @@ class _Front:
     def __post_init__(self) -> None:
         if self.max_size <= 0 or self.expire_after <= 0:
             raise ValueError("max_size and days_to_keep have to be more than 0")
-        # So that what cannot be is said where the router is created.
+        # Invalid settings are reported where the router is created.
         self._max_parts = self.settings_of(self.directory).max_concat_parts
         self.directories = {self.directory}
         _fronts.add(self)
@@ -350,7 +354,7 @@ class _Front:
             # Routers of one application may share a directory, and hold their clients to limits of their own.
             "max_size": max(front.max_size for front in _fronts | {self}),
             "expire_after": self.expire_after,
-            "hooks_timeout": self.further.get("hooks_timeout", _PATIENCE),
+            "hooks_timeout": self.further.get("hooks_timeout", _HOOKS_TIMEOUT),
             "disable_cors": True,
             "disable_download": True,
         }
@@ -421,11 +425,11 @@ class _Front:
         """Handle PATCH. The response to the last byte is sent after the hook returned."""
         directory, _ = await self._place(place_of, {})
         declared = request.headers.get("upload-length", "")
-        # What is no number is refused by the engine.
+        # The engine refuses what is not a number.
         with suppress(ValueError):
             if parse_digits(declared) > self.max_size:
                 raise _as_http(errors.max_size_exceeded(self.max_size))
-        # Of the two, theirs calls the plain one here.
+        # If there are two, tuspyserver calls the plain one here.
         hook = self.on_complete or on_complete
         async with self._using(directory) as engine:
             answer = await self._ask(request, engine, _Call(self, upload_id=upload_id))
@@ -447,7 +451,7 @@ class _Front:
         """Tell what this server can do."""
         async with self._using(self.directory) as engine:
             answer = await self._ask(request, engine, _Call(self, completes=False))
-        # A final that waits for its parts would be complete when nobody is there to tell.
+        # A final that waits for its parts would finish outside of its request, whose hook could not be called.
         answer.headers = [
             (name, value.replace(b",concatenation-unfinished", b""))
             for name, value in answer.headers
@@ -482,7 +486,7 @@ class _Front:
         finally:
             _current.reset(token)
         if answer.status == 410 and await _is_removed(engine, call.upload_id or ""):
-            # What theirs has removed it does not remember.
+            # tuspyserver does not remember removed uploads.
             raise _as_http(errors.not_found())
         scope[_ANSWERED] = True
         return answer
@@ -502,7 +506,7 @@ async def _is_removed(engine: TusApp, upload_id: str) -> bool:
 
 
 async def _check_parts(engine: TusApp, final: Final) -> None:
-    """Raises for a part that is not complete: whoever creates the final is told when it is."""
+    """Raise for a part that is not complete, as the hook is called when the final is created."""
     part_ids = dict.fromkeys(unquote(url.rstrip("/").rpartition("/")[2]) for url in final.parts)
     for position, part_id in enumerate(part_ids, start=1):
         if position % _YIELD_EVERY == 0:
@@ -511,7 +515,7 @@ async def _check_parts(engine: TusApp, final: Final) -> None:
         try:
             part = await engine.uploads.load(part_id)
         except StorageError:
-            # It is the engine that says what is wrong with it.
+            # The engine responds with what is wrong.
             return
         if part.info.is_partial and not part.complete:
             raise HTTPException(400, f"Partial upload {part_id} is not complete")
@@ -552,7 +556,7 @@ def _as_http(refusal: ProtocolError) -> HTTPException:
 
 
 def _with_effective_method(scope: Scope) -> Scope:
-    """The request as it is with `X-HTTP-Method-Override`, which theirs believes whatever the method is."""
+    """The request with the method of `X-HTTP-Method-Override`, which tuspyserver accepts for any method."""
     if scope["type"] != "http":
         return scope
     method = Headers(scope["headers"]).get("x-http-method-override", str(scope["method"])).upper()
@@ -581,14 +585,6 @@ def _has_siblings() -> bool:
     return multiprocessing.parent_process() is not None or concurrency not in ("", "0", "1")
 
 
-def _parameters(method: str) -> list[dict[str, object]]:
-    """Return the OpenAPI description of a method's header fields (tus 1.0.0)."""
-    return [
-        {"name": name, "in": "header", "required": required, "schema": {"type": kind}}
-        for name, kind, required in _FIELDS[method]
-    ]
-
-
 _RESUMABLE = ("Tus-Resumable", "string", True)
 _FIELDS: Mapping[str, Sequence[tuple[str, str, bool]]] = {
     "POST": (
@@ -608,3 +604,4 @@ _FIELDS: Mapping[str, Sequence[tuple[str, str, bool]]] = {
     "DELETE": (_RESUMABLE,),
     "OPTIONS": (),
 }
+"""The header fields of each method (tus 1.0.0) for OpenAPI: name, type, whether it is required."""
