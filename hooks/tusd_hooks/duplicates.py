@@ -478,9 +478,7 @@ def _is_forced(event: Event) -> bool:
             continue
         word = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         if word not in _WORDS:
-            raise _problem(
-                400, "invalid-force", "ERR_INVALID_FORCE", f"{place} must be true or false"
-            )
+            raise _problem(400, "ERR_INVALID_FORCE", f"{place} must be true or false")
         forced = forced or _WORDS[word]
     return forced
 
@@ -499,7 +497,6 @@ def _unavailable() -> Reject:
     """Build the 503 response while Redis is unavailable."""
     return _problem(
         503,
-        "duplicates-unavailable",
         "ERR_DUPLICATES_UNAVAILABLE",
         "the check for duplicates is temporarily unavailable; retry later",
         headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
@@ -534,9 +531,7 @@ def _refusal(event: Event, taken: Taken) -> Reject:
         url = event.request.url_of(taken.claim.upload)
         headers |= {"Location": url, "Upload-Offset": str(taken.offset)}
         members |= {"location": url, "offset": taken.offset}
-    return _problem(
-        409, "duplicate-upload", DUPLICATE_UPLOAD, detail, headers=headers, members=members
-    )
+    return _problem(409, DUPLICATE_UPLOAD, detail, headers=headers, members=members)
 
 
 def _day_of(when: float | None) -> str:
@@ -560,7 +555,6 @@ def _may_resume(event: Event, claim: Claim, wanted: _Fingerprint, progress: Prog
 
 def _problem(
     status: int,
-    name: str,
     code: str,
     detail: str,
     *,
@@ -568,6 +562,7 @@ def _problem(
     members: Mapping[str, object] | None = None,
 ) -> Reject:
     """Build a response with problem details (RFC 9457)."""
+    name = code.removeprefix("ERR_").replace("_", "-").lower()
     document = {
         "type": f"urn:tusd-py:problem:{name}",
         "title": HTTPStatus(status).phrase,
