@@ -289,24 +289,18 @@ class UploadList:
             "ZRANGE", self._key("bytes"), begin, begin + limit - 1, "REV", "WITHSCORES"
         )
         flat = cast("list[bytes]", answer)
-        owners, sizes = flat[::2], flat[1::2]
-        numbers = await asyncio.gather(
+        owners = flat[::2]
+        found = await asyncio.gather(
             *(
                 self._redis.command("ZSCORE", self._key(part), owner)
-                for part in ("uploads", "open")
                 for owner in owners
+                for part in ("uploads", "open")
             )
         )
-        uploads, opened = numbers[: len(owners)], numbers[len(owners) :]
+        numbers = cast("list[bytes | None]", found)
         return [
-            OwnerTotals(_decoded(owner), *(int(float(each or 0)) for each in rest))
-            for owner, *rest in zip(
-                owners,
-                sizes,
-                cast("list[bytes]", uploads),
-                cast("list[bytes]", opened),
-                strict=True,
-            )
+            OwnerTotals(_decoded(owner), *(int(float(each or 0)) for each in totals))
+            for owner, *totals in zip(owners, flat[1::2], numbers[::2], numbers[1::2], strict=True)
         ]
 
     async def owners_total(self) -> int:

@@ -23,7 +23,6 @@ from tusd_py.events.hooks import Hooks
 from tusd_py.events.model import HookCrashed, HookFailed
 from tusd_py.events.occurrence import has_happened
 from tusd_py.events.outbox_record import MalformedOutboxRecord, OutboxRecord
-from tusd_py.settings.model import Settings
 from tusd_py.storage.base import (
     BytesMissing,
     KeptEvent,
@@ -51,11 +50,6 @@ class RetryPolicy:
 
     attempts: int
     first: float
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> RetryPolicy:
-        """Read the policy from the settings."""
-        return cls(settings.hooks_delivery_attempts, settings.hooks_delivery_backoff)
 
     def pause(self, attempts: int) -> float:
         """Return the pause in seconds after so many failed attempts."""

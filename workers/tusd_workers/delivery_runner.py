@@ -81,9 +81,8 @@ class DeliveryRunner:
         self._keys = Keys(settings.redis_prefix)
         self._store = create_store(settings)
         self._hooks = configured_hooks.in_worker(settings)
-        self._delivery = Delivery(
-            self._store, self._store.outbox, self._hooks, RetryPolicy.from_settings(settings)
-        )
+        retries = RetryPolicy(settings.hooks_delivery_attempts, settings.hooks_delivery_backoff)
+        self._delivery = Delivery(self._store, self._store.outbox, self._hooks, retries)
         self._connection: Redis = connect(self._url)
         self._deliveries = Deliveries(self._connection, prefix=settings.redis_prefix)
         self._loop = asyncio.new_event_loop()
