@@ -188,7 +188,7 @@ class RedisClient:
     async def start(self) -> None:
         """Connect. An unavailable Redis is logged, and used as soon as it is available."""
         if self._memory is not None:
-            self._known = await asyncio.to_thread(_read, self._memory)
+            self._known = await asyncio.to_thread(read_line, self._memory)
         trouble = await self._probe()
         if trouble is not None:
             self._begin(trouble)
@@ -212,12 +212,11 @@ class RedisClient:
         Raises RedisUnavailable, no later than the deadline, and at once while Redis is unavailable. A command that failed may
         have been executed.
         """
-        return await self._ask(str(parts[0]), parts, None)
+        return await self._answered(str(parts[0]), self._queue(parts))
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part] = ()) -> object:
         """Run a script and return its result. Raises RedisUnavailable as `command` does."""
-        parts = (script.sha, len(keys), *keys, *args)
-        return await self._ask(script.name, ("EVALSHA", *parts), script)
+        return await self._answered(script.name, self._queue_script(script, keys, args))
 
     async def run_each(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Part]]]
@@ -228,10 +227,7 @@ class RedisClient:
         """
         if not calls:
             return []
-        answers = [
-            self._queue(("EVALSHA", script.sha, len(keys), *keys, *args), script)
-            for keys, args in calls
-        ]
+        answers = [self._queue_script(script, keys, args) for keys, args in calls]
         try:
             await asyncio.wait(answers)
         finally:
@@ -261,10 +257,12 @@ class RedisClient:
 
     # Commands
 
-    async def _ask(self, name: str, parts: Sequence[Part], script: Script | None) -> object:
-        return await self._answered(name, self._queue(parts, script))
+    def _queue_script(
+        self, script: Script, keys: Sequence[str], args: Sequence[Part]
+    ) -> asyncio.Future[object]:
+        return self._queue(("EVALSHA", script.sha, len(keys), *keys, *args), script)
 
-    def _queue(self, parts: Sequence[Part], script: Script | None) -> asyncio.Future[object]:
+    def _queue(self, parts: Sequence[Part], script: Script | None = None) -> asyncio.Future[object]:
         """Queue a command, to be sent with all others of this iteration of the event loop. Return the future of its reply."""
         loop = asyncio.get_running_loop()
         command = _Command(
@@ -293,12 +291,12 @@ class RedisClient:
         """Wait for a reply. Raises RedisUnavailable."""
         try:
             return await answer
-        except RedisUnavailable:
-            self._count()
-            raise
-        except (RedisError, OSError) as error:
+        except (RedisUnavailable, RedisError, OSError) as error:
             # OSError includes TimeoutError, the deadline.
-            self._count()
+            if self._on_failure is not None:
+                self._on_failure()
+            if isinstance(error, RedisUnavailable):
+                raise
             raise self._translated(name, error) from None
 
     def _fail_if_away(self) -> None:
@@ -368,10 +366,6 @@ class RedisClient:
                     # It may have been opened after the others were closed.
                     await connection.disconnect(nowait=True)
                 await self._pool.release(connection)
-
-    def _count(self) -> None:
-        if self._on_failure is not None:
-            self._on_failure()
 
     def _translated(self, name: str, error: Exception) -> RedisUnavailable:
         """Record an error and translate it into RedisUnavailable."""
@@ -702,7 +696,8 @@ def _too_old(info: object) -> str | None:
     return f"this is Redis {version}; at least {OLDEST[0]}.{OLDEST[1]} is needed"
 
 
-def _read(path: Path) -> str | None:
+def read_line(path: Path) -> str | None:
+    """Return the content of a file of one line, or None if it is empty or cannot be read."""
     try:
         return path.read_text("ascii", "replace").strip() or None
     except OSError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from tusd_py import logs
 from tusd_py.locks.base import Locks
@@ -109,32 +108,18 @@ def _started(embedded: EmbeddedRedis) -> str:
     try:
         return embedded.start()
     except EmbeddedRedisError as problem:
-        reason = _takes_nothing(embedded.directory)
-        if reason is None:
+        full = embedded.write_problem()
+        if full is None or not takes_nothing(full):
             raise
         logs.event(
             logger,
             logging.WARNING,
             "embedded redis not started",
-            message=f"The embedded Redis is not started, as nothing can be stored in {embedded.directory} ({reason}); it "
-            "will be once there is space",
+            message=f"The embedded Redis is not started, as nothing can be stored in {embedded.directory} ({full.strerror}); "
+            "it will be once there is space",
             reason=str(problem),
         )
         return embedded.url
-
-
-def _takes_nothing(directory: Path) -> str | None:
-    """The reason why nothing can be stored in a directory, if it is a full disk or a read-only file system; else None."""
-    probe = directory / "probe"
-    try:
-        # More than fits into the last block of an existing file.
-        probe.write_bytes(b"\0" * 65_536)
-    except OSError as problem:
-        return problem.strerror if takes_nothing(problem) else None
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return None
 
 
 class Backends:

