@@ -327,7 +327,11 @@ class RedisLocks(Locks):
 
     async def _obtain_free(self, claims: Sequence[_Claim]) -> None:
         """Acquire the free locks in one pipeline, and drop the other claims. Raises LocksUnavailable, LocksClosed."""
-        if self._quiet_seconds() > 0 or not await self._is_certain_now():
+        is_certain = self._quiet_seconds() <= 0
+        # While Redis does not answer, the next request finds out.
+        with suppress(RedisUnavailable):
+            is_certain = is_certain and await self._is_certain()
+        if not is_certain:
             raise LocksUnavailable("Redis lost its data a moment ago")
         for claim in claims:
             claim.recorded = True
@@ -340,13 +344,6 @@ class RedisLocks(Locks):
                     claim.recorded = False
                     self._forget(claim)
         self._work.set()
-
-    async def _is_certain_now(self) -> bool:
-        """`_is_certain`; also True while Redis does not answer, which the next request finds out."""
-        try:
-            return await self._is_certain()
-        except RedisUnavailable:
-            return True
 
     async def _ask_for_free(self, claims: Sequence[_Claim]) -> tuple[float, list[object]]:
         """Return when Redis was asked, and its answers."""
