@@ -232,12 +232,13 @@ class DueIndexWriter:
                 forget_at = loop.time() + _REPEAT_SECONDS
 
     async def flush(self) -> None:
-        """Send the pending changes; keep them if Redis is unavailable."""
+        """Send the pending changes; keep them if Redis is unavailable, or this is cancelled, as at the end of the server."""
         pending, self._pending = self._pending, {}
         due = {upload_id: when for upload_id, when in pending.items() if when is not None}
         gone = [upload_id for upload_id, when in pending.items() if when is None]
         changed, self._changed = self._changed, {}
         states, self._states = self._states, {}
+        is_done = False
         try:
             if not self._is_complete:
                 await self._registry.mark_whole(whole=False)
@@ -245,25 +246,17 @@ class DueIndexWriter:
                 self._is_complete = True
             await self._registry.update(due, gone, states)
             await self._registry.uploads.update(changed)
+            is_done = True
         except RedisUnavailable as problem:
             logger.debug("the index of due uploads lacks %d changes: %s", len(pending), problem)
-            self._restore(pending, changed, states)
         except Exception:
             # Dropped, as one invalid change would otherwise block all others forever.
+            is_done = True
             self._is_complete = False
             raise
-        except BaseException:
-            # Cancelled, as at the end of the server: the last flush sends them.
-            self._restore(pending, changed, states)
-            raise
-
-    def _restore(
-        self,
-        pending: Mapping[str, float | None],
-        changed: Mapping[str, Listed | None],
-        states: Mapping[str, OpenState | None],
-    ) -> None:
-        """Keep changes that may not have been sent for the next flush. Later ones of the same uploads count."""
-        self._pending = {**pending, **self._pending}
-        self._changed = {**changed, **self._changed}
-        self._states = {**states, **self._states}
+        finally:
+            if not is_done:
+                # Later changes of the same uploads count.
+                self._pending = {**pending, **self._pending}
+                self._changed = {**changed, **self._changed}
+                self._states = {**states, **self._states}
