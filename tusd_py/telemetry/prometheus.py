@@ -6,15 +6,13 @@ Metric families are built at a scrape. The numbers are those of this process sin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
     UntypedMetricFamily,
@@ -24,10 +22,10 @@ from prometheus_client.registry import Collector
 from tusd_py import __version__, background
 from tusd_py.protocol import errors
 from tusd_py.storage import skipped
-from tusd_py.telemetry import disk_families, job_families, object_store_families
-from tusd_py.telemetry.buckets import buckets
+from tusd_py.telemetry import families
 from tusd_py.telemetry.counters import Counters
 from tusd_py.telemetry.disk import DiskMetrics
+from tusd_py.telemetry.families import counter, gauge, histogram
 from tusd_py.telemetry.jobs import JobsMetrics
 from tusd_py.telemetry.multiprocess import Pool
 
@@ -75,141 +73,53 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metric families; called by the registry."""
-        yield _counter(
-            "tusd_requests_total",
-            "Requests by method.",
-            ["method"],
-            (((method,), seen.count) for method, seen in self.counters.request_durations.items()),
-        )
-        yield _counter(
-            "tusd_requests_by_protocol_total",
-            "Requests by protocol: tus, ietf with its interop version, or unmarked.",
-            ["protocol"],
-            _single(self.counters.protocols),
-        )
-        yield _counter(
-            "tusd_errors_total",
-            "Requests that were refused or failed, by status and code.",
-            ["status", "code"],
-            (
-                ((str(status), code), count)
-                # From zero on, as Prometheus does not see the first increase of what appears with it.
-                for (status, code), count in {**_NO_ERRORS, **self.counters.errors}.items()
-            ),
-        )
-        yield from self._collect_uploads()
-        yield from self._collect_latencies()
-        for name, text, counts in (
-            ("tusd_hook_invocations_total", "Calls of hooks, by type.", self.counters.hook_calls),
-            (
-                "tusd_hook_errors_total",
-                "Hooks that failed, by type.",
-                {**dict.fromkeys(self.counters.hook_calls, 0), **self.counters.hook_errors},
-            ),
+        seen = self.counters
+        # fmt: off
+        yield counter("tusd_requests_total", "Requests by method.",
+            ["method"], {method: each.count for method, each in seen.request_durations.items()})
+        yield counter("tusd_requests_by_protocol_total",
+            "Requests by protocol: tus, ietf with its interop version, or unmarked.", ["protocol"], seen.protocols)
+        # From zero on, as Prometheus does not see the first increase of what appears with it.
+        yield counter("tusd_errors_total", "Requests that were refused or failed, by status and code.",
+            ["status", "code"], {**_NO_ERRORS, **seen.errors})
+        received = seen.bytes_received
+        yield UntypedMetricFamily("tusd_bytes_received", "Bytes of uploads that came in.", sum(received.values()))
+        yield counter("tusd_received_bytes_by_outcome_total",
+            "Bytes of uploads that came in, by how the body that carried them ended.", ["outcome"], received)
+        for name, text, count in (
+            ("created", "Uploads that were created.", seen.uploads_created),
+            ("finished", "Uploads that became complete.", seen.uploads_finished),
+            ("terminated", "Uploads that clients removed.", seen.uploads_terminated),
+            ("expired", "Uploads that had expired and were removed.", seen.uploads_expired),
         ):
-            yield _counter(name, text, ["hooktype"], _single(counts))
-        yield _counter(
-            "tusd_bodies_total",
+            yield UntypedMetricFamily(f"tusd_uploads_{name}", text, count)
+        yield gauge("tusd_uploads_active", "Requests that receive a body now.", seen.uploads_active)
+        yield gauge("tusd_connections_open", "Connections of clients.", seen.connections_open)
+        yield histogram("tusd_request_duration_seconds",
+            "Time from a request's head to the end of its response, bodies included.", ["method"], seen.request_durations)
+        yield histogram("tusd_lock_wait_seconds", "Time that requests waited for an upload's lock.",
+            [], {(): seen.lock_waits})
+        yield CounterMetricFamily("tusd_lock_timeouts_total", "Requests that did not get an upload's lock in time.",
+            seen.lock_timeouts)
+        yield counter("tusd_hook_invocations_total", "Calls of hooks, by type.", ["hooktype"], seen.hook_calls)
+        yield counter("tusd_hook_errors_total", "Hooks that failed, by type.",
+            ["hooktype"], {**dict.fromkeys(seen.hook_calls, 0), **seen.hook_errors})
+        yield counter("tusd_bodies_total",
             "Bodies of requests that came in, by the way they took: direct, past the HTTP parser, or stream.",
-            ["way"],
-            _single(self.counters.bodies),
-        )
-        yield CounterMetricFamily(
-            "tusd_state_failures", "Commands to Redis that failed.", self.counters.redis_failures
-        )
-        yield _counter(
-            "tusd_duplicates_total",
-            "Creations that were looked up among those before them, by what was found.",
-            ["outcome"],
-            _single(self.counters.duplicates),
-        )
-        yield _counter(
-            "tusd_background_failures_total",
-            "Tasks in the background that failed (the log says why), by task.",
-            ["task"],
-            _single(background.failures),
-        )
-        yield _counter(
-            "tusd_passed_over_total",
+            ["way"], seen.bodies)
+        yield CounterMetricFamily("tusd_state_failures", "Commands to Redis that failed.", seen.redis_failures)
+        yield counter("tusd_duplicates_total",
+            "Creations that were looked up among those before them, by what was found.", ["outcome"], seen.duplicates)
+        yield counter("tusd_background_failures_total",
+            "Tasks in the background that failed (the log says why), by task.", ["task"], background.failures)
+        yield counter("tusd_passed_over_total",
             "Uploads, entries of directories and events that could not be read and were passed over, by kind.",
-            ["kind"],
-            _single(skipped.counts),
-        )
-        if self.counters.object_store is not None:
-            yield from object_store_families.collect(self.counters.object_store)
+            ["kind"], skipped.counts)
+        # fmt: on
+        if seen.object_store is not None:
+            yield from families.of_object_store(seen.object_store)
         if self.disk is not None:
-            yield from disk_families.collect(self.disk)
+            yield from families.of_disk(self.disk)
         if self.jobs is not None:
-            yield from job_families.collect(self.jobs)
+            yield from families.of_jobs(self.jobs)
         yield InfoMetricFamily("tusd_build", "The server's version.", {"version": __version__})
-
-    def _collect_uploads(self) -> Iterator[Metric]:
-        yield UntypedMetricFamily(
-            "tusd_bytes_received",
-            "Bytes of uploads that came in.",
-            sum(self.counters.bytes_received.values()),
-        )
-        yield _counter(
-            "tusd_received_bytes_by_outcome_total",
-            "Bytes of uploads that came in, by how the body that carried them ended.",
-            ["outcome"],
-            _single(self.counters.bytes_received),
-        )
-        yield UntypedMetricFamily(
-            "tusd_uploads_created", "Uploads that were created.", self.counters.uploads_created
-        )
-        yield UntypedMetricFamily(
-            "tusd_uploads_finished", "Uploads that became complete.", self.counters.uploads_finished
-        )
-        yield UntypedMetricFamily(
-            "tusd_uploads_terminated",
-            "Uploads that clients removed.",
-            self.counters.uploads_terminated,
-        )
-        yield UntypedMetricFamily(
-            "tusd_uploads_expired",
-            "Uploads that had expired and were removed.",
-            self.counters.uploads_expired,
-        )
-        yield GaugeMetricFamily(
-            "tusd_uploads_active", "Requests that receive a body now.", self.counters.uploads_active
-        )
-        yield GaugeMetricFamily(
-            "tusd_connections_open", "Connections of clients.", self.counters.connections_open
-        )
-
-    def _collect_latencies(self) -> Iterator[Metric]:
-        durations = HistogramMetricFamily(
-            "tusd_request_duration_seconds",
-            "Time from a request's head to the end of its response, bodies included.",
-            labels=["method"],
-        )
-        for method, seen in self.counters.request_durations.items():
-            durations.add_metric([method], buckets(seen), seen.sum)
-        yield durations
-        waits = HistogramMetricFamily(
-            "tusd_lock_wait_seconds", "Time that requests waited for an upload's lock."
-        )
-        waits.add_metric([], buckets(self.counters.lock_waits), self.counters.lock_waits.sum)
-        yield waits
-        yield CounterMetricFamily(
-            "tusd_lock_timeouts_total",
-            "Requests that did not get an upload's lock in time.",
-            self.counters.lock_timeouts,
-        )
-
-
-def _counter(
-    name: str,
-    documentation: str,
-    labels: Sequence[str],
-    values: Iterable[tuple[Sequence[str], int]],
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, documentation, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
-
-
-def _single(counts: Mapping[str, int]) -> Iterable[tuple[Sequence[str], int]]:
-    return (((label,), count) for label, count in counts.items())
