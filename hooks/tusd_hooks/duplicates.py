@@ -378,7 +378,7 @@ class Duplicates:
         return max(self._window(), self._context.settings.expire_after + _EXPIRY_MARGIN_SECONDS)
 
     def _count(self, outcome: str) -> None:
-        self._context.counters.duplicate(outcome)
+        self._context.counters.duplicates[outcome] += 1
 
 
 class _Outage:

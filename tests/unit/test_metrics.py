@@ -28,17 +28,15 @@ def exercised() -> Metrics:
     counters = metrics.counters
     for method, seconds in (("POST", 0.002), ("PATCH", 40.0), ("PATCH", 4000.0), ("BREW", 0.0)):
         counters.request(method, seconds)
-    counters.error(404, "ERR_UPLOAD_NOT_FOUND")
-    counters.error(404, "ERR_UPLOAD_NOT_FOUND")
-    counters.error(409, "ERR_MISMATCHED_OFFSET")
-    counters.received(2**40 + 2, "complete")
-    counters.received(7, "disconnected")
+    counters.errors[404, "ERR_UPLOAD_NOT_FOUND"] += 2
+    counters.errors[409, "ERR_MISMATCHED_OFFSET"] += 1
+    counters.bytes_received["complete"] += 2**40 + 2
+    counters.bytes_received["disconnected"] += 7
     counters.lock_waits.observe(0.0)
     counters.lock_waits.observe(0.3)
     counters.lock_timeouts += 1
-    counters.hook("pre-create")
-    counters.hook("pre-create")
-    counters.hook_error("pre-create")
+    counters.hook_calls["pre-create"] += 2
+    counters.hook_errors["pre-create"] += 1
     counters.uploads_created, counters.uploads_finished = 5, 4
     counters.uploads_terminated, counters.uploads_expired = 3, 2
     counters.uploads_active, counters.connections_open = 11, 12
@@ -233,6 +231,6 @@ def test_counting_is_cheap() -> None:
     began = time.thread_time()
     for _ in range(20_000):
         metrics.counters.request("PATCH", 0.02)
-        metrics.counters.received(16384, "complete")
+        metrics.counters.bytes_received["complete"] += 16384
         metrics.counters.lock_waits.observe(0.0)
     assert time.thread_time() - began < 1, "20,000 requests take some 20 ms"

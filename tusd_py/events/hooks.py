@@ -363,7 +363,7 @@ class Hooks:
         function: HookFunction | None = getattr(hook, name or event.type.function, None)
         if function is None:
             return None
-        self._counters.hook(event.type.value)
+        self._counters.hook_calls[event.type.value] += 1
         in_background = event.type.startswith("post-")
         seconds = self.longest_seconds if in_background else self._timeout
         limit = asyncio.timeout(seconds)
@@ -377,7 +377,7 @@ class Hooks:
         except (Reject, Stop):
             raise
         except Exception as problem:
-            self._counters.hook_error(event.type.value)
+            self._counters.hook_errors[event.type.value] += 1
             if limit.expired():
                 raise HookFailed(f"it took longer than {seconds:g} s") from None
             if isinstance(problem, HookFailed):

@@ -6,6 +6,7 @@ Plain attributes and dictionaries, so that counting costs nearly nothing. Promet
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from tusd_py.telemetry.histogram import Histogram
@@ -37,14 +38,20 @@ def _request_durations() -> dict[str, Histogram]:
     return {method: Histogram(_REQUEST_SECONDS) for method in (*METHODS, OTHER_METHOD)}
 
 
+def _zeros(*names: str) -> defaultdict[str, int]:
+    """Counts by name, from zero on, those of `names` before anything is counted. Faster to add to than `Counter`."""
+    return defaultdict(int, dict.fromkeys(names, 0))
+
+
 @dataclass(slots=True)
 class Counters:
     """What one process has counted since its start.
 
     uploads_active: requests that receive a body now. connections_open: connections of clients now. bytes_received: by outcome
-    of the body. request_durations: in seconds, by method. errors: refused or failed requests by status and code. lock_waits: in
-    seconds. hook_calls, hook_errors: by event type; a refusal is no error. bodies: by way, "direct" or "stream". duplicates:
-    look-ups by outcome. protocols: requests by protocol, see `endpoint.py`. redis_failures: failed commands.
+    of the body, one of `OUTCOMES`. request_durations: in seconds, by method. errors: refused or failed requests by status and
+    code, one of the server's own `ERR_…`. lock_waits: in seconds. hook_calls, hook_errors: by event type; a refusal is none.
+    bodies: by way, "direct" (straight from the socket) or "stream" (through the HTTP parser). duplicates: look-ups of
+    fingerprints at creations, by outcome. protocols: requests by protocol, see `endpoint.py`. redis_failures: failed commands.
     object_store: None where uploads are files.
     """
 
@@ -54,16 +61,16 @@ class Counters:
     uploads_expired: int = 0
     uploads_active: int = 0
     connections_open: int = 0
-    bytes_received: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    bytes_received: defaultdict[str, int] = field(default_factory=lambda: _zeros(*OUTCOMES))
     request_durations: dict[str, Histogram] = field(default_factory=_request_durations)
-    errors: dict[tuple[int, str], int] = field(default_factory=dict)
+    errors: defaultdict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
     lock_waits: Histogram = field(default_factory=lambda: Histogram(_LOCK_SECONDS))
     lock_timeouts: int = 0
-    hook_calls: dict[str, int] = field(default_factory=dict)
-    hook_errors: dict[str, int] = field(default_factory=dict)
-    bodies: dict[str, int] = field(default_factory=lambda: {"direct": 0, "stream": 0})
-    duplicates: dict[str, int] = field(default_factory=dict)
-    protocols: dict[str, int] = field(default_factory=dict)
+    hook_calls: defaultdict[str, int] = field(default_factory=_zeros)
+    hook_errors: defaultdict[str, int] = field(default_factory=_zeros)
+    bodies: defaultdict[str, int] = field(default_factory=lambda: _zeros("direct", "stream"))
+    duplicates: defaultdict[str, int] = field(default_factory=_zeros)
+    protocols: defaultdict[str, int] = field(default_factory=_zeros)
     redis_failures: int = 0
     object_store: ObjectStoreCounters | None = None
 
@@ -75,35 +82,6 @@ class Counters:
     def requests(self) -> int:
         """Number of requests answered so far."""
         return sum(seen.count for seen in self.request_durations.values())
-
-    def protocol(self, name: str) -> None:
-        """Count a request by the protocol that it speaks, one of a few names."""
-        self.protocols[name] = self.protocols.get(name, 0) + 1
-
-    def error(self, status: int, code: str) -> None:
-        """Count a request that was refused or failed; `code` is one of the server's own `ERR_…`."""
-        key = (status, code)
-        self.errors[key] = self.errors.get(key, 0) + 1
-
-    def received(self, count: int, outcome: str) -> None:
-        """Count `count` bytes of a body that ended with `outcome`, one of `OUTCOMES`."""
-        self.bytes_received[outcome] = self.bytes_received.get(outcome, 0) + count
-
-    def hook(self, event_type: str) -> None:
-        """Count a call of a hook."""
-        self.hook_calls[event_type] = self.hook_calls.get(event_type, 0) + 1
-
-    def hook_error(self, event_type: str) -> None:
-        """Count a hook that failed."""
-        self.hook_errors[event_type] = self.hook_errors.get(event_type, 0) + 1
-
-    def body(self, way: str) -> None:
-        """Count a body that came in straight from the socket ("direct") or through the HTTP parser ("stream")."""
-        self.bodies[way] = self.bodies.get(way, 0) + 1
-
-    def duplicate(self, outcome: str) -> None:
-        """Count a creation whose fingerprint was looked up."""
-        self.duplicates[outcome] = self.duplicates.get(outcome, 0) + 1
 
     def redis_failure(self) -> None:
         """Count a command to Redis that failed."""

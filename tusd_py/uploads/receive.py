@@ -352,7 +352,7 @@ class BodyReceiver:
         writer, began = transfer.writer, transfer.upload.offset
         counts = transfer.counts(problem)
         outcome = _outcome(problem, transfer.body, counts)
-        self.counters.received(writer.offset - began, outcome)
+        self.counters.bytes_received[outcome] += writer.offset - began
         if not counts:
             await self._discard(writer)
         try:

@@ -523,11 +523,11 @@ class TusEndpoint:
     def _record(self, request: Request, response: Response, seconds: float) -> None:
         self._counters.request(request.method, seconds)
         protocol = _protocol_of(request)
-        self._counters.protocol(protocol)
+        self._counters.protocols[protocol] += 1
         if request.body.way is not None:
-            self._counters.body(request.body.way)
+            self._counters.bodies[request.body.way] += 1
         if response.code is not None:
-            self._counters.error(response.status, response.code)
+            self._counters.errors[response.status, response.code] += 1
         if request.trace is not None:
             self._end_trace(request.trace, request, response, protocol)
         logs.event(
