@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from tusd_py.jobs.status import JobsReport
@@ -38,8 +38,8 @@ class JobsSamples:
     looked: float | None
     jobs: JobsReport | None
     events: OutboxCounts | None
-    finished: int | None = None
-    deliveries: dict[str, int] = field(default_factory=dict)
+    finished: int | None
+    deliveries: dict[str, int]
 
 
 class JobsMetrics:
@@ -64,35 +64,7 @@ class JobsMetrics:
 
     async def read(self) -> None:
         """Read once. Raises RedisUnavailable; the earlier samples stay valid until they are too old."""
-        registry, keys = DueIndex(self._redis), self._redis.keys
-        counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
-        looked = await self._redis.command("GET", keys.scheduler)
-        report = await self._redis.command("GET", keys.jobs)
-        found = await self._redis.command("HGETALL", keys.deliveries)
-        pairs = iter(cast("list[bytes]", found))
-        self._seen = JobsSamples(
-            at=time.monotonic(),
-            registry=counts,
-            sweeps=sweeps,
-            looked=float(looked) if isinstance(looked, bytes) else None,
-            jobs=read_report(report),
-            events=await self._events(),
-            finished=await registry.uploads.total("finished")
-            if await registry.uploads.state() == b"whole"
-            else None,
-            deliveries={
-                name.decode(): int(count) for name, count in zip(pairs, pairs, strict=True)
-            },
-        )
-
-    async def _events(self) -> OutboxCounts | None:
-        if self._outbox is None:
-            return None
-        try:
-            return await self._outbox.counts()
-        except StorageError as problem:
-            logger.debug("the outbox cannot be counted: %s", problem)
-            return None
+        self._seen = await read(self._redis, self._outbox)
 
     @property
     def redis_up(self) -> bool | None:
@@ -108,7 +80,43 @@ class JobsMetrics:
         return seen
 
 
-def read_report(answer: object) -> JobsReport | None:
+async def read(redis: RedisClient, outbox: Outbox | None) -> JobsSamples:
+    """Read the samples. outbox: events for workers, None if there are none. Raises RedisUnavailable."""
+    registry = DueIndex(redis)
+    counts, sweeps = await registry.counts(time.time()), await registry.sweeps()
+    looked = await redis.command("GET", redis.keys.scheduler)
+    report = await redis.command("GET", redis.keys.jobs)
+    is_whole = await registry.uploads.state() == b"whole"
+    return JobsSamples(
+        at=time.monotonic(),
+        registry=counts,
+        sweeps=sweeps,
+        looked=float(looked) if isinstance(looked, bytes) else None,
+        jobs=_report(report),
+        events=await _events(outbox),
+        finished=await registry.uploads.total("finished") if is_whole else None,
+        deliveries=await deliveries(redis),
+    )
+
+
+async def deliveries(redis: RedisClient) -> dict[str, int]:
+    """Return the number of deliveries of events by their outcome. Raises RedisUnavailable."""
+    pairs = iter(cast("list[bytes]", await redis.command("HGETALL", redis.keys.deliveries)))
+    return {
+        name.decode("utf-8", "replace"): int(count)
+        for name, count in zip(pairs, pairs, strict=True)
+    }
+
+
+async def _events(outbox: Outbox | None) -> OutboxCounts | None:
+    try:
+        return None if outbox is None else await outbox.counts()
+    except StorageError as problem:
+        logger.debug("the outbox cannot be counted: %s", problem)
+        return None
+
+
+def _report(answer: object) -> JobsReport | None:
     """Parse the report that Redis has of a scheduler; None if there is none that can be read."""
     try:
         return JobsReport.from_json(answer) if isinstance(answer, bytes) else None

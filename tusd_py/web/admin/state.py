@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 
 from redis.exceptions import RedisError
@@ -20,7 +21,7 @@ from tusd_py.service.instance import Instance
 from tusd_py.service.presence import Presence
 from tusd_py.settings.reference import catalogue
 from tusd_py.storage.base import OutboxCounts, StorageError
-from tusd_py.telemetry.jobs import JobsMetrics, read_report
+from tusd_py.telemetry import jobs as jobs_metrics
 from tusd_py.uploads.failures import translated
 from tusd_py.web.admin import cursors, models
 from tusd_py.web.admin.uploads import event_of
@@ -192,12 +193,7 @@ class StateQueries:
         return slow
 
     async def _look_at_jobs(self, slow: _Slow, redis: RedisClient) -> None:
-        outbox = self._instance.outbox
-        metrics = JobsMetrics(redis, outbox, speaks=False)
-        await metrics.read()
-        found = metrics.samples
-        if found is None:
-            return
+        found = await jobs_metrics.read(redis, self._instance.outbox)
         if found.looked is not None:
             slow.scheduler = max(0.0, time.time() - found.looked)
         slow.workers = await self._count_workers(redis)
@@ -263,37 +259,26 @@ class StateQueries:
                 found.append(event_of(kept, box))
                 if len(found) == limit:
                     break
+        delivered: dict[str, int] = {}
+        with suppress(RedisUnavailable):
+            delivered = await jobs_metrics.deliveries(self._redis)
         return models.EventPage(
             events=found,
             waiting=counts.waiting,
             failed=counts.failed,
             oldest=counts.oldest,
-            delivered=await self._deliveries(),
+            delivered=delivered,
         )
-
-    async def _deliveries(self) -> dict[str, int]:
-        try:
-            answer = await self._redis.command("HGETALL", self._redis.keys.deliveries)
-        except RedisUnavailable:
-            return {}
-        flat = answer if isinstance(answer, list) else []
-        return {
-            name.decode("utf-8", "replace"): int(number)
-            for name, number in zip(flat[::2], flat[1::2], strict=True)
-        }
 
     # Jobs
 
     async def jobs(self) -> models.Jobs:
         """Return queues, workers, the schedule and the last sweeps. Raises a 503 while Redis is away."""
         redis, url = self._redis, self._instance.redis_url
-        index = self._instance.due_index
-        if index is None or url is None:
+        if url is None:
             raise errors.index_unavailable()
         try:
-            sweeps = await index.sweeps()
-            report = read_report(await redis.command("GET", redis.keys.jobs))
-            looked = await redis.command("GET", redis.keys.scheduler)
+            found = await jobs_metrics.read(redis, None)
             queues, workers = await asyncio.to_thread(_inspect, url, self._settings.redis_prefix)
         except (RedisUnavailable, RedisError) as problem:
             logger.debug("jobs cannot be shown: %s", problem)
@@ -301,9 +286,11 @@ class StateQueries:
         return models.Jobs(
             queues=queues,
             workers=workers,
-            scheduler=max(0.0, time.time() - float(looked)) if isinstance(looked, bytes) else None,
-            schedule={} if report is None else report.schedule,
-            sweeps=[models.Sweep.model_validate(each, from_attributes=True) for each in sweeps],
+            scheduler=None if found.looked is None else max(0.0, time.time() - found.looked),
+            schedule={} if found.jobs is None else found.jobs.schedule,
+            sweeps=[
+                models.Sweep.model_validate(each, from_attributes=True) for each in found.sweeps
+            ],
         )
 
     # Duplicates and owners
