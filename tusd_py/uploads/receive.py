@@ -49,7 +49,7 @@ class BodyEnd(Enum):
     SHUTDOWN = "shutdown"
 
 
-_ERROR_OF_END: Mapping[BodyEnd, Callable[[], ProtocolError]] = {
+ERROR_OF_END: Mapping[BodyEnd, Callable[[], ProtocolError]] = {
     BodyEnd.DISCONNECTED: errors.connection_reset,
     BodyEnd.TIMED_OUT: errors.read_timeout,
     BodyEnd.INTERRUPTED: errors.interrupted,
@@ -395,7 +395,7 @@ class BodyReceiver:
             return response_to(problem)
         if body.end is None or body.end is BodyEnd.COMPLETE:
             return None
-        return transfer.stopped or _ERROR_OF_END[body.end]()
+        return transfer.stopped or ERROR_OF_END[body.end]()
 
     async def _stream(self, transfer: _Transfer) -> None:
         """Receive the body piece by piece, from any ASGI server."""

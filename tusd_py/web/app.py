@@ -35,7 +35,7 @@ from tusd_py.telemetry.jobs import JobsMetrics
 from tusd_py.uploads.service import Uploads
 from tusd_py.web.application_auth import ApplicationSource, Authenticate
 from tusd_py.web.cors import CORS
-from tusd_py.web.endpoint import EndpointOptions, TusEndpoint
+from tusd_py.web.endpoint import TusEndpoint
 from tusd_py.web.health import Health
 from tusd_py.web.metrics_app import MetricsApp
 from tusd_py.web.pages import upload as upload_page
@@ -180,18 +180,11 @@ class TusApp:
         self.instance.open()
         self._endpoint = TusEndpoint(
             self.uploads,
-            options=EndpointOptions(
-                base_path=settings.base_path,
-                relative_location=settings.relative_location,
-                network_timeout=settings.network_timeout,
-                max_concat_parts=settings.max_concat_parts,
-                direct_bodies=not settings.disable_direct_bodies,
-                presigned_downloads=settings.s3_presigned_downloads,
-            ),
+            settings,
             proxies=self._proxies,
             cors=self._cors,
             counters=self.counters,
-            desk=self._token_routes(),
+            tokens=self._token_routes(),
         )
 
     def _token_routes(self) -> TokenRoutes | None:
@@ -468,7 +461,7 @@ class Site:
         settings = tus.settings
         self._tus = tus
         self._base = settings.base_path
-        self._desk_paths = TokenRoutes.routes if settings.auth != "none" else frozenset()
+        self._token_paths = TokenRoutes.routes if settings.auth != "none" else frozenset()
         routes = [*upload_page.routes(settings), *Health({"store": tus.check}).routes()]
         if settings.expose_metrics:
             routes.append(Route(settings.metrics_path, tus.metrics, methods=["GET"]))
@@ -493,7 +486,7 @@ class Site:
 
     def _is_upload(self, scope: Scope) -> bool:
         path = cast(str, scope["path"])
-        if path in self._desk_paths:
+        if path in self._token_paths:
             return True
         if path in self._page_paths:
             # Only where uploads live under "/" do the two meet; creating there is a POST, which the page would refuse.

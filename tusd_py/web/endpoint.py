@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import re
 import secrets
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
 from typing import Any, cast
@@ -33,12 +31,13 @@ from tusd_py.protocol import concat, errors, ietf, tus
 from tusd_py.protocol.concat import Final
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers, RawHeaders
+from tusd_py.settings.model import Settings
 from tusd_py.storage.base import Reader, StorageError, Upload, is_valid_id
 from tusd_py.storage.errors import is_exhausted
 from tusd_py.telemetry.counters import METHODS, OTHER_METHOD, Counters
 from tusd_py.telemetry.tracing import SCOPE_KEY, RequestTrace
 from tusd_py.uploads.failures import exhausted, translated
-from tusd_py.uploads.receive import BodyEnd
+from tusd_py.uploads.receive import ERROR_OF_END, BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web import progress
 from tusd_py.web.cors import CORS
@@ -46,7 +45,14 @@ from tusd_py.web.download import DownloadPlan, plan_download, presentation, send
 from tusd_py.web.http.exchange import EXTENSION, Exchange
 from tusd_py.web.ietf_requests import IetfRequests
 from tusd_py.web.interim import Interim
-from tusd_py.web.messages import Request, Response, phrase, without_framing
+from tusd_py.web.messages import (
+    PROBLEM_JSON,
+    Request,
+    Response,
+    problem_details,
+    uncached,
+    without_framing,
+)
 from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.request_body import RequestBody
 from tusd_py.web.token_routes import TokenRoutes
@@ -71,45 +77,28 @@ _numbers = count(1)
 _TUS_RESUMABLE = (b"tus-resumable", tus.VERSION.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointOptions:
-    """Options of the endpoint. base_path begins and ends with a slash; network_timeout is in seconds.
-
-    presigned_downloads: redirect downloads to the store, if it has URLs for that.
-    """
-
-    base_path: str = "/files/"
-    relative_location: bool = False
-    network_timeout: float = 60.0
-    max_concat_parts: int = 10_000
-    direct_bodies: bool = True
-    presigned_downloads: bool = False
-
-
 class TusEndpoint:
-    """See the module. cors: None to send no CORS header fields. desk: the token routes; None to require no tokens."""
+    """See the module. cors: None to send no CORS header fields. tokens: their routes; None to require no tokens."""
 
     def __init__(
         self,
         uploads: Uploads,
+        settings: Settings,
         *,
-        options: EndpointOptions | None = None,
-        proxies: Proxies | None = None,
-        cors: CORS | None = None,
-        counters: Counters | None = None,
-        desk: TokenRoutes | None = None,
+        proxies: Proxies,
+        cors: CORS | None,
+        counters: Counters,
+        tokens: TokenRoutes | None,
     ) -> None:
         self._uploads = uploads
-        self._options = options or EndpointOptions()
-        self._proxies = proxies or Proxies([])
+        self._settings = settings
+        self._base = settings.base_path
+        self._proxies = proxies
         self._cors = cors
-        self._counters = counters or Counters()
-        self._desk = desk
-        self._ietf = IetfRequests(
-            uploads,
-            view=self._view,
-            authenticator=None if desk is None else desk.authenticator,
-        )
+        self._counters = counters
+        self._tokens = tokens
+        self._authenticator = None if tokens is None else tokens.authenticator
+        self._ietf = IetfRequests(uploads, view=self._view, authenticator=self._authenticator)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an ASGI application of type "http"."""
@@ -125,9 +114,9 @@ class TusEndpoint:
             external=self._proxies.external(scope),
             body=RequestBody(
                 receive,
-                idle_timeout=self._options.network_timeout,
+                idle_timeout=self._settings.network_timeout,
                 exchange=exchange,
-                direct=self._options.direct_bodies,
+                direct=not self._settings.disable_direct_bodies,
             ),
             exchange=exchange,
             request_id=_request_id(headers),
@@ -137,7 +126,7 @@ class TusEndpoint:
             response = await self._answer(request)
         except ProtocolError as problem:
             response = self._refusal(request, problem)
-            if problem.status == 404 and self._desk is not None:
+            if problem.status == 404 and self._tokens is not None:
                 await asyncio.sleep(_pause_of_a_stranger(time.perf_counter() - began))
         except Exception as problem:  # noqa: BLE001 - the edge of a request
             response = self._refusal(request, self._failure(request, problem))
@@ -159,9 +148,9 @@ class TusEndpoint:
     async def _answer(self, request: Request) -> Response:
         request.method = tus.effective_method(request.method, request.headers)
         request.version = ietf.version_of(request.method, request.headers)
-        base = self._options.base_path
-        if self._desk is not None and request.route in self._desk.routes:
-            return await self._renew_or_revoke(request, self._desk)
+        base = self._base
+        if self._tokens is not None and request.route in self._tokens.routes:
+            return await self._tokens.answer(request, self._view(request))
         if request.route not in (base, base[:-1]) and not request.route.startswith(base):
             raise errors.not_found()
         if request.method == "OPTIONS":
@@ -169,8 +158,8 @@ class TusEndpoint:
         # Which protocol a DELETE without any field speaks, its upload tells.
         if request.version is None and not (request.method == "DELETE" and request.is_unmarked):
             tus.check_version(request.method, request.headers)
-        if self._desk is not None:
-            request.principal = await self._desk.authenticator.authenticate(
+        if self._authenticator is not None:
+            request.principal = await self._authenticator.authenticate(
                 request.headers, request.scope
             )
         request.upload_id = request.route[len(base) :].rstrip("/")
@@ -238,19 +227,6 @@ class TusEndpoint:
         marked = request.version is not None or upload.info.awaits_completion
         return marked and not upload.finished
 
-    async def _renew_or_revoke(self, request: Request, desk: TokenRoutes) -> Response:
-        if request.method == "OPTIONS":
-            return Response(204)
-        if request.method != "POST":
-            raise errors.method_not_allowed("POST, OPTIONS")
-        view = self._view(request)
-        answer = await desk.answer(request.route, request.body, view, request.scope)
-        request.upload_id = answer.upload_id
-        if answer.document is None:
-            return Response(204, {"Cache-Control": "no-store"})
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-        return Response(200, headers, json.dumps(answer.document).encode())
-
     def _options_response(self, request: Request) -> Response:
         trailers = request.exchange is not None
         extensions = self._uploads.extensions(trailers=trailers)
@@ -258,7 +234,7 @@ class TusEndpoint:
         return Response(204, {**headers, **self._ietf.options_headers()})
 
     async def _create(self, request: Request) -> Response:
-        command = tus.parse_creation(request.headers, max_parts=self._options.max_concat_parts)
+        command = tus.parse_creation(request.headers, max_parts=self._settings.max_concat_parts)
         self._check_trailer(request, command.content)
         if command.unwanted_body is not None:
             await self._expect_no_body(request, command.unwanted_body)
@@ -275,10 +251,8 @@ class TusEndpoint:
         }
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
-        if self._desk is not None:
-            headers |= self._desk.authenticator.headers_for(
-                upload.id, upload.info.owner, view.principal
-            )
+        if self._authenticator is not None:
+            headers |= self._authenticator.headers_for(upload.id, upload.info.owner, view.principal)
         if created.problem is not None:
             # The client may never have seen the URL: with it, it can go on from here.
             response = self._problem(request, created.problem)
@@ -319,12 +293,7 @@ class TusEndpoint:
 
     async def _progress(self, request: Request) -> Response:
         upload = await self._uploads.watch(request.upload_id, self._view(request))
-        headers = {
-            "Content-Type": progress.MEDIA_TYPE,
-            "Cache-Control": "no-store",
-            "Vary": "Accept",
-            "X-Content-Type-Options": "nosniff",
-        }
+        headers = {**uncached(progress.MEDIA_TYPE), "Vary": "Accept"}
         body = progress.document(upload, self._uploads.expiry.expires_at(upload))
         return Response(200, headers, body)
 
@@ -339,7 +308,7 @@ class TusEndpoint:
             metadata=upload.info.metadata,
             method=request.method,
         )
-        if self._options.presigned_downloads:
+        if self._settings.s3_presigned_downloads:
             # The object store judges conditions and ranges: its validators are not ours.
             redirect = await _redirect(upload, reader)
             if redirect is not None:
@@ -362,15 +331,10 @@ class TusEndpoint:
         """
         if "expect" in request.headers or await request.body.read():
             raise refusal
-        match request.body.end:
-            case BodyEnd.TIMED_OUT:
-                raise errors.read_timeout()
-            case BodyEnd.SHUTDOWN:
-                raise errors.shutting_down()
-            case BodyEnd.DISCONNECTED | BodyEnd.INTERRUPTED:
-                raise errors.connection_reset()
-            case _:
-                pass
+        end = request.body.end
+        if end is not None and end is not BodyEnd.COMPLETE:
+            error = ERROR_OF_END[end]
+            raise error()
 
     @staticmethod
     def _check_trailer(request: Request, content: tus.Content | None) -> None:
@@ -382,8 +346,8 @@ class TusEndpoint:
     # Addresses
 
     def _collection_url(self, request: Request) -> str:
-        path = _quoted(f"{request.scope.get('root_path', '')}{self._options.base_path}")
-        if self._options.relative_location:
+        path = _quoted(f"{request.scope.get('root_path', '')}{self._base}")
+        if self._settings.relative_location:
             return f"{request.external.prefix}{path}"
         return self._proxies.location(request.external, path)
 
@@ -403,7 +367,7 @@ class TusEndpoint:
 
     async def _part_ids(self, request: Request, final: Final, view: RequestView) -> list[str]:
         """The ids in the URLs of `Upload-Concat`: as the client sees them, or as this server does behind its proxy."""
-        base = self._options.base_path
+        base = self._base
         inside = f"{request.scope.get('root_path', '')}{base}"
         # "/" alone stands before every segment: of use only where it is all that there is.
         paths = dict.fromkeys((f"{request.external.prefix}{inside}", inside, base))
@@ -431,25 +395,11 @@ class TusEndpoint:
         if isinstance(problem, RefusedByHook):
             return Response(problem.status, wanted, problem.message.encode(), code=problem.code)
         if request.wants_problem_details:
-            body = json.dumps(
-                {
-                    "type": "about:blank",
-                    "title": phrase(problem.status),
-                    "status": problem.status,
-                    "detail": problem.message,
-                    "code": problem.code,
-                }
-            ).encode()
-            media_type = "application/problem+json"
+            body, media_type = problem_details(problem), PROBLEM_JSON
         else:
             body = f"{problem.code}: {problem.message}\n".encode()
             media_type = "text/plain; charset=utf-8"
-        headers = {
-            "Content-Type": media_type,
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-store",
-            **wanted,
-        }
+        headers = {**uncached(media_type), **wanted}
         return Response(problem.status, headers, body, code=problem.code)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
@@ -551,7 +501,7 @@ class TusEndpoint:
     def _end_trace(
         self, trace: RequestTrace, request: Request, response: Response, protocol: str
     ) -> None:
-        base = self._options.base_path
+        base = self._base
         details: dict[str, str | int] = {
             "tus.protocol": protocol,
             "tus.request.bytes": request.body.received,

@@ -21,7 +21,7 @@ from tusd_py.uploads.model import Result
 from tusd_py.uploads.receive import BodyEnd
 from tusd_py.uploads.service import Uploads
 from tusd_py.web.interim import Interim
-from tusd_py.web.messages import Request, Response, without_framing
+from tusd_py.web.messages import PROBLEM_JSON, Request, Response, uncached, without_framing
 
 if TYPE_CHECKING:
     from tusd_py.auth.authenticator import Authenticator
@@ -128,12 +128,7 @@ class IetfRequests:
         if isinstance(problem, RefusedByHook):
             body, kind = problem.message.encode(), {}
         else:
-            body = json.dumps(document.members).encode()
-            kind = {
-                "Content-Type": "application/problem+json",
-                "X-Content-Type-Options": "nosniff",
-                "Cache-Control": "no-store",
-            }
+            body, kind = json.dumps(document.members).encode(), uncached(PROBLEM_JSON)
         limits = self._limits_for(request)
         if request.method == "PATCH" or not ietf.creates(request.method):
             # What is left to the upload is known only where it was looked up, and is less than to a new one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope
 from tusd_py.auth.principal import ANYBODY, Principal
 from tusd_py.events.model import HookResponse
 from tusd_py.protocol import ietf
+from tusd_py.protocol.errors import ProtocolError
 from tusd_py.protocol.headers import Headers
 from tusd_py.storage.base import Reader
 from tusd_py.telemetry.tracing import RequestTrace
@@ -20,6 +22,7 @@ from tusd_py.web.http.exchange import Exchange
 from tusd_py.web.proxy_headers import External
 from tusd_py.web.request_body import RequestBody
 
+PROBLEM_JSON = "application/problem+json"
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 """Fields that say where a response ends: ours to say, whatever a hook thinks."""
 
@@ -54,9 +57,8 @@ class Request:
     @property
     def wants_problem_details(self) -> bool:
         """Whether the client asks for errors as JSON."""
-        accept = self.headers.get("accept", "")
-        names = (element.partition(";")[0].strip().lower() for element in accept.split(","))
-        return any(name in ("application/problem+json", "application/json") for name in names)
+        names = media_types(self.headers.get("accept", ""))
+        return PROBLEM_JSON in names or "application/json" in names
 
 
 @dataclass(slots=True)
@@ -97,7 +99,34 @@ def without_framing(headers: Mapping[str, str]) -> Mapping[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _FRAMING}
 
 
-def phrase(status: int) -> str:
+def media_types(accept: str) -> set[str]:
+    """The media types that an `Accept` field names, in lower case."""
+    return {element.partition(";")[0].strip().lower() for element in accept.split(",")}
+
+
+def uncached(media_type: str) -> dict[str, str]:
+    """The header fields of a text or document that is made for this response alone."""
+    return {
+        "Content-Type": media_type,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+
+
+def problem_details(problem: ProtocolError) -> bytes:
+    """A refusal as problem details (RFC 9457)."""
+    return json.dumps(
+        {
+            "type": "about:blank",
+            "title": _phrase(problem.status),
+            "status": problem.status,
+            "detail": problem.message,
+            "code": problem.code,
+        }
+    ).encode()
+
+
+def _phrase(status: int) -> str:
     """The reason phrase of a status code."""
     try:
         return HTTPStatus(status).phrase

@@ -10,6 +10,7 @@ import json
 from datetime import UTC, datetime
 
 from tusd_py.storage.base import Upload
+from tusd_py.web.messages import media_types
 
 MEDIA_TYPE = "application/vnd.tusd-py.progress+json"
 """No client that downloads asks for it by chance, as many do for `application/json`."""
@@ -17,11 +18,8 @@ MEDIA_TYPE = "application/vnd.tusd-py.progress+json"
 
 def is_wanted(accept: str) -> bool:
     """Whether an `Accept` field names the media type."""
-    # Most requests end here.
-    if "tusd-py.progress" not in accept.lower():
-        return False
-    names = (element.partition(";")[0].strip().lower() for element in accept.split(","))
-    return MEDIA_TYPE in names
+    # Most requests end with the first look.
+    return "tusd-py.progress" in accept.lower() and MEDIA_TYPE in media_types(accept)
 
 
 def document(upload: Upload, expires_at: float | None) -> bytes:

@@ -1,17 +1,12 @@
-"""Where upload tokens are renewed, and tokens and uploads revoked: two addresses beside the uploads, for JSON.
-
-It reads a small body, lets the gate say who asks and the uploads whether they may, and makes a document; the endpoint sends it.
-"""
+"""Renew upload tokens, and revoke tokens and uploads: two addresses beside the uploads, for JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
-
-from starlette.types import Scope
 
 from tusd_py import logs
 from tusd_py.auth.principal import Action, Principal, Right
@@ -20,9 +15,11 @@ from tusd_py.protocol import errors
 from tusd_py.redis import RedisClient, RedisUnavailable, Script
 from tusd_py.uploads.receive import Body, BodyEnd
 from tusd_py.uploads.service import Uploads
+from tusd_py.web.messages import Request, Response
 
 if TYPE_CHECKING:
     from tusd_py.auth.authenticator import Authenticator
+    from tusd_py.auth.upload_tokens import Issued
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +44,6 @@ return { count, redis.call('PTTL', KEYS[1]) }
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was done. document: what to answer, None for nothing. upload_id: for the log; empty if it is about an owner."""
-
-    upload_id: str
-    document: dict[str, str | int] | None = None
-
-
 class TokenRoutes:
     """Renews and revokes. refreshes: how often the token of one upload is renewed within a minute."""
 
@@ -68,43 +57,52 @@ class TokenRoutes:
         self._redis = redis
         self._refreshes = refreshes
 
-    async def answer(self, route: str, body: Body, request: RequestView, scope: Scope) -> Answer:
-        """Carries out a POST to `route`. Raises the ProtocolError of a refusal."""
-        is_refresh = route == REFRESH
+    async def answer(self, request: Request, view: RequestView) -> Response:
+        """Answer a request for one of `routes`. view: the request as hooks see it. Raises ProtocolError."""
+        if request.method == "OPTIONS":
+            return Response(204)
+        if request.method != "POST":
+            raise errors.method_not_allowed("POST, OPTIONS")
+        is_refresh = request.route == REFRESH
         # Before a byte of the body is read.
-        principal = await self.authenticator.authenticate(request.headers, scope, grace=is_refresh)
-        request = replace(request, principal=principal)
+        principal = await self.authenticator.authenticate(
+            view.headers, request.scope, grace=is_refresh
+        )
+        view = replace(view, principal=principal)
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                wanted = await _document(body)
+                wanted = await _document(request.body)
         except TimeoutError:
             raise errors.bad_request(
                 f"the body did not arrive within {_BODY_SECONDS:.0f} s"
             ) from None
         # The token may have been revoked while the body was on its way.
         self.authenticator.access_policy.check_standing(principal)
-        if is_refresh:
-            return await self._refresh(wanted, request)
-        return await self._revoke(wanted, request)
+        if not is_refresh:
+            request.upload_id = await self._revoke(wanted, view)
+            return Response(204, {"Cache-Control": "no-store"})
+        request.upload_id, issued = await self._refresh(wanted, view)
+        document = {
+            "upload_token": issued.token,
+            "token_type": "Bearer",
+            "expires_in": int(issued.lasts),
+            "upload_id": request.upload_id,
+        }
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+        return Response(200, headers, json.dumps(document).encode())
 
-    async def _refresh(self, wanted: dict[str, str], request: RequestView) -> Answer:
-        grants = request.principal.grants
+    async def _refresh(self, wanted: dict[str, str], view: RequestView) -> tuple[str, Issued]:
+        """Renew the token of an upload; return the upload's id and the token."""
+        grants = view.principal.grants
         upload_id = wanted.get("upload_id", next(iter(grants)) if len(grants) == 1 else "")
         if not upload_id:
             raise errors.bad_request("upload_id is missing")
-        upload = await self._uploads.look_up(upload_id, request, Action.REFRESH)
+        upload = await self._uploads.look_up(upload_id, view, Action.REFRESH)
         # A part is finished only with the whole that it is joined to, and that may take hours more.
         if upload.finished and not upload.info.is_partial:
             raise errors.not_renewable()
         await self._limit(upload_id)
-        issued = self.authenticator.issue(upload_id, upload.info.owner, request.principal)
-        document: dict[str, str | int] = {
-            "upload_token": issued.token,
-            "token_type": "Bearer",
-            "expires_in": int(issued.lasts),
-            "upload_id": upload_id,
-        }
-        return Answer(upload_id, document)
+        return upload_id, self.authenticator.issue(upload_id, upload.info.owner, view.principal)
 
     async def _limit(self, upload_id: str) -> None:
         try:
@@ -119,16 +117,17 @@ class TokenRoutes:
         if count > self._refreshes:
             raise errors.too_many_requests(max(1, -(-left // 1000)))
 
-    async def _revoke(self, wanted: dict[str, str], request: RequestView) -> Answer:
+    async def _revoke(self, wanted: dict[str, str], view: RequestView) -> str:
+        """Revoke an upload, whose id is returned, or the tokens of an owner."""
         upload_id, owner = wanted.get("upload_id", ""), wanted.get("owner", "")
         if bool(upload_id) == bool(owner):
             raise errors.bad_request("give either upload_id or owner")
         try:
             if upload_id:
-                await self._uploads.look_up(upload_id, request, Action.REVOKE)
+                await self._uploads.look_up(upload_id, view, Action.REVOKE)
                 await self.authenticator.revocations.revoke_upload(upload_id)
             else:
-                self._check_owner(request.principal, owner)
+                self._check_owner(view.principal, owner)
                 await self.authenticator.revocations.revoke_owner(owner)
         except RedisUnavailable as problem:
             logger.warning("nothing was revoked: %s", problem)
@@ -139,9 +138,9 @@ class TokenRoutes:
             "revoked",
             upload=upload_id or None,
             owner=owner or None,
-            by=request.principal.owner,
+            by=view.principal.owner,
         )
-        return Answer(upload_id)
+        return upload_id
 
     def _check_owner(self, principal: Principal, owner: str) -> None:
         """Raises unless `principal` may revoke the tokens of `owner`: one's own, or an admin anybody's."""

@@ -34,7 +34,7 @@ from tusd_py.web.admin.state import StateQueries
 from tusd_py.web.admin.stream import EventStream, Stream
 from tusd_py.web.admin.uploads import UploadQueries
 from tusd_py.web.download import attachment
-from tusd_py.web.messages import phrase
+from tusd_py.web.messages import PROBLEM_JSON, problem_details
 from tusd_py.web.proxy_headers import Proxies
 
 logger = logging.getLogger(__name__)
@@ -422,17 +422,10 @@ async def _bytes_of(reader: Reader, count: int) -> AsyncIterator[bytes]:
 
 
 def _problem(problem: ProtocolError) -> Response:
-    document = models.Problem(
-        type="about:blank",
-        title=phrase(problem.status),
-        status=problem.status,
-        detail=problem.message,
-        code=problem.code,
-    )
     return Response(
-        document.model_dump_json(),
+        problem_details(problem),
         problem.status,
-        media_type="application/problem+json",
+        media_type=PROBLEM_JSON,
         headers={**_SAFE, **problem.headers},
     )
 

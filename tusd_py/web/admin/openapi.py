@@ -11,12 +11,12 @@ from pydantic.json_schema import models_json_schema
 
 from tusd_py import __version__
 from tusd_py.web.admin import models
+from tusd_py.web.messages import PROBLEM_JSON
 
 JsonObject = dict[str, Any]
 """A JSON object of the document, whose shape OpenAPI says."""
 
 _REF = "#/components/schemas/{model}"
-_PROBLEM = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _operation(operation: Operation) -> JsonObject:
             "200": {"description": "OK", "content": content},
             "default": {
                 "description": "A refusal or a failure",
-                "content": {_PROBLEM: {"schema": _reference(models.Problem)}},
+                "content": {PROBLEM_JSON: {"schema": _reference(models.Problem)}},
             },
         },
     }
