@@ -191,19 +191,18 @@ class Access:
 
         Raises ProtocolError.
         """
+        authorization = ""
         if code is not None:
             operator = Operator(self._redeem(request, code), "link")
-            session = _Session(operator, time.time() + SESSION_SECONDS)
         else:
             authorization = request.headers.get("authorization", "")
             operator = await self.of_token(authorization)
-            session = _Session(operator, time.time() + SESSION_SECONDS, authorization)
         cookie = secrets.token_urlsafe(_COOKIE_BYTES)
         now = time.time()
         self._sessions = {key: each for key, each in self._sessions.items() if each.until > now}
         while len(self._sessions) >= _MOST_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        self._sessions[_digest(cookie)] = session
+        self._sessions[_digest(cookie)] = _Session(operator, now + SESSION_SECONDS, authorization)
         return operator, cookie
 
     def close_session(self, request: Request) -> None:

@@ -57,52 +57,29 @@ class Actions:
         self._uploads = uploads
         self._background: set[asyncio.Task[None]] = set()
         self._last: deque[models.Action] = deque(maxlen=_KEPT)
+        # fmt: off
         self.kinds = {
-            "end-request": ActionKind(
-                models.OneUpload,
-                self._end_request,
-                "End the request that is writing to an upload. What arrived is kept; the client may resume.",
-            ),
-            "remove": ActionKind(
-                models.OneUpload,
-                self._remove,
-                "Remove an upload and its bytes, finished or not, after ending a request that is writing to it.",
-            ),
-            "extend": ActionKind(
-                models.Extension, self._extend, "Keep an upload for at least so long from now."
-            ),
-            "revoke-upload": ActionKind(
-                models.OneUpload,
-                self._revoke_upload,
-                "Revoke the tokens of an upload for good; its running request ends.",
-            ),
-            "revoke-owner": ActionKind(
-                models.OneOwner,
-                self._revoke_owner,
-                "Revoke all tokens of an owner that were issued until now; running requests end.",
-            ),
-            "forget-fingerprint": ActionKind(
-                models.OneFingerprint,
-                self._forget_fingerprint,
-                "Forget the fingerprint of an upload, so that the same can be uploaded again.",
-            ),
-            "replay-events": ActionKind(
-                models.SomeEvents, self._replay, "Let workers deliver failed events again."
-            ),
-            "drop-events": ActionKind(
-                models.SomeEvents, self._drop, "Drop failed events for good."
-            ),
-            "sweep": ActionKind(
-                models.SweepOrder,
-                self._sweep,
-                "Remove expired uploads now, or count them (dry_run): those that are due by the index, or all of the storage.",
-            ),
+            "end-request": ActionKind(models.OneUpload, self._end_request,
+                "End the request that is writing to an upload. What arrived is kept; the client may resume."),
+            "remove": ActionKind(models.OneUpload, self._remove,
+                "Remove an upload and its bytes, finished or not, after ending a request that is writing to it."),
+            "extend": ActionKind(models.Extension, self._extend, "Keep an upload for at least so long from now."),
+            "revoke-upload": ActionKind(models.OneUpload, self._revoke_upload,
+                "Revoke the tokens of an upload for good; its running request ends."),
+            "revoke-owner": ActionKind(models.OneOwner, self._revoke_owner,
+                "Revoke all tokens of an owner that were issued until now; running requests end."),
+            "forget-fingerprint": ActionKind(models.OneFingerprint, self._forget_fingerprint,
+                "Forget the fingerprint of an upload, so that the same can be uploaded again."),
+            "replay-events": ActionKind(models.SomeEvents, self._replay, "Let workers deliver failed events again."),
+            "drop-events": ActionKind(models.SomeEvents, self._drop, "Drop failed events for good."),
+            "sweep": ActionKind(models.SweepOrder, self._sweep,
+                "Remove expired uploads now, or count them (dry_run): those that are due by the index, or all of the storage."),
         }
+        # fmt: on
 
-    @property
-    def last(self) -> list[models.Action]:
-        """The last actions, the latest first."""
-        return list(reversed(self._last))
+    async def last(self) -> models.Actions:
+        """Return the last actions, the latest first."""
+        return models.Actions(actions=list(reversed(self._last)))
 
     async def carry_out(self, name: str, order: BaseModel, operator: Operator) -> models.Done:
         """Carry out an action and log it. Raises ProtocolError."""

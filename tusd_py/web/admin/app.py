@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from tusd_py import __version__, logs
 from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
+from tusd_py.redis import RedisUnavailable
 from tusd_py.service.instance import Instance
 from tusd_py.storage.base import Reader
 from tusd_py.uploads.failures import translated
@@ -57,7 +58,8 @@ _SAFE = {
 """Fields of every response of the API."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_Handler = Callable[[Request, Operator], Awaitable[Response]]
+_Handler = Callable[[Request, Operator], Awaitable[BaseModel | Response]]
+"""Answers with a document, or with a response."""
 
 _LIMIT = Parameter(
     "limit", "Most entries of the page.", {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE}
@@ -114,6 +116,7 @@ class AdminApp:
             ],
             exception_handlers={
                 ProtocolError: _refused,
+                RedisUnavailable: _not_listed,
                 HTTPException: _not_routed,
                 Exception: _failed,
             },
@@ -183,9 +186,9 @@ class AdminApp:
                 self._duplicates,
             ),
             (Operation(get, "/owners", "Owners by their bytes.", models.OwnerPage, parameters=(_AFTER, _LIMIT)), self._owners),
-            (Operation(get, "/settings", "All settings.", models.Settings), self._settings_page),
-            (Operation(get, "/log", "The last warnings and errors.", models.Log), self._log),
-            (Operation(get, "/actions", "The last actions of operators.", models.Actions), self._last_actions),
+            (Operation(get, "/settings", "All settings.", models.Settings), self._of(self._state.settings)),
+            (Operation(get, "/log", "The last warnings and errors.", models.Log), self._of(self._state.log)),
+            (Operation(get, "/actions", "The last actions of operators.", models.Actions), self._of(self._actions.last)),
         ]  # fmt: skip
         for name, kind in self._actions.kinds.items():
             operation = Operation("POST", f"/actions/{name}", kind.about, models.Done, kind.takes)
@@ -213,14 +216,15 @@ class AdminApp:
 
         async def handle(request: Request) -> Response:
             self._access.check_origin(request)
-            return await handler(request, await self._access.operator(request))
+            answer = await handler(request, await self._access.operator(request))
+            return answer if isinstance(answer, Response) else _json(answer)
 
         return handle
 
     # Sessions
 
-    async def _session(self, _request: Request, operator: Operator) -> Response:
-        return _json(self._describe(operator))
+    async def _session(self, _request: Request, operator: Operator) -> models.Session:
+        return self._describe(operator)
 
     def _describe(self, operator: Operator) -> models.Session:
         settings, instance = self._settings, self._instance
@@ -271,10 +275,7 @@ class AdminApp:
 
     @staticmethod
     def _of(query: Callable[[], Awaitable[BaseModel]]) -> _Handler:
-        async def handle(_request: Request, _operator: Operator) -> Response:
-            return _json(await query())
-
-        return handle
+        return lambda _request, _operator: query()
 
     async def _streamed(self, request: Request, _operator: Operator) -> Response:
         headers = {**_SAFE, "X-Accel-Buffering": "no"}
@@ -282,20 +283,18 @@ class AdminApp:
             return Response(media_type="text/event-stream", headers=headers)
         return EventStream(self._stream, lambda: self._access.operator(request), headers)
 
-    async def _upload_page(self, request: Request, _operator: Operator) -> Response:
-        return _json(
-            await self._uploads.page(
-                state=cast(models.Filter, _word(request, _STATE)),
-                order=cast(models.Order, _word(request, _ORDER)),
-                search=_text(request, "q"),
-                owner=request.query_params.get("owner"),
-                after=request.query_params.get("after"),
-                limit=_limit(request),
-            )
+    async def _upload_page(self, request: Request, _operator: Operator) -> BaseModel:
+        return await self._uploads.page(
+            state=cast(models.Filter, _word(request, _STATE)),
+            order=cast(models.Order, _word(request, _ORDER)),
+            search=_text(request, "q"),
+            owner=request.query_params.get("owner"),
+            after=request.query_params.get("after"),
+            limit=_limit(request),
         )
 
-    async def _upload(self, request: Request, _operator: Operator) -> Response:
-        return _json(await self._uploads.detail(request.path_params["id"]))
+    async def _upload(self, request: Request, _operator: Operator) -> BaseModel:
+        return await self._uploads.detail(request.path_params["id"])
 
     async def _content(self, request: Request, operator: Operator) -> Response:
         """The bytes of an upload, never as a page of this origin."""
@@ -320,36 +319,27 @@ class AdminApp:
         content = _bytes_of(reader, upload.offset)
         return StreamingResponse(content, media_type=media_type, headers=headers)
 
-    async def _events(self, request: Request, _operator: Operator) -> Response:
+    async def _events(self, request: Request, _operator: Operator) -> BaseModel:
         box = cast(models.Box, _word(request, _BOX))
-        return _json(await self._state.events(box, _limit(request)))
+        return await self._state.events(box, _limit(request))
 
-    async def _duplicates(self, request: Request, _operator: Operator) -> Response:
+    async def _duplicates(self, request: Request, _operator: Operator) -> BaseModel:
         search, after = _text(request, "q"), request.query_params.get("after") or "0"
-        return _json(await self._state.duplicates(search, after, _limit(request)))
+        return await self._state.duplicates(search, after, _limit(request))
 
-    async def _owners(self, request: Request, _operator: Operator) -> Response:
+    async def _owners(self, request: Request, _operator: Operator) -> BaseModel:
         after = request.query_params.get("after") or "0"
-        return _json(await self._state.owners(after, _limit(request)))
-
-    async def _settings_page(self, _request: Request, _operator: Operator) -> Response:
-        return _json(self._state.settings())
-
-    async def _log(self, _request: Request, _operator: Operator) -> Response:
-        return _json(self._state.log())
+        return await self._state.owners(after, _limit(request))
 
     async def _described(self, _request: Request, _operator: Operator) -> Response:
         return Response(self._openapi, media_type="application/json", headers=_SAFE)
 
     # Acting
 
-    async def _last_actions(self, _request: Request, _operator: Operator) -> Response:
-        return _json(models.Actions(actions=self._actions.last))
-
     def _action(self, name: str, takes: type[BaseModel]) -> _Handler:
-        async def handle(request: Request, operator: Operator) -> Response:
+        async def handle(request: Request, operator: Operator) -> BaseModel:
             order = await _body(request, takes)
-            return _json(await self._actions.carry_out(name, order, operator))
+            return await self._actions.carry_out(name, order, operator)
 
         return handle
 
@@ -432,6 +422,10 @@ def _problem(problem: ProtocolError) -> Response:
 
 async def _refused(_request: Request, problem: Exception) -> Response:
     return _problem(cast(ProtocolError, problem))
+
+
+async def _not_listed(_request: Request, _problem_of_redis: Exception) -> Response:
+    return _problem(errors.index_unavailable())
 
 
 async def _not_routed(_request: Request, problem: Exception) -> Response:

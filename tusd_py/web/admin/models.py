@@ -92,7 +92,7 @@ class Overview(Document):
     )
     workers: int | None
     scheduler: float | None = Field(description="Seconds since a scheduler was active.")
-    redis: Literal["ok", "away", "none"]
+    redis: Literal["ok", "away"]
     problems: list[Trouble]
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from tusd_py import __version__
-from tusd_py.web.pages.built import ASSETS, HOW_TO_BUILD, File, content_security_policy, load
-from tusd_py.web.pages.sending import respond
+from tusd_py.web.pages.built import HOW_TO_BUILD, content_security_policy, load
+from tusd_py.web.pages.sending import assets, respond
 
 logger = logging.getLogger(__name__)
 
@@ -21,37 +20,14 @@ def routes(*, takes_tokens: bool) -> list[Route]:
     built = load()
     if built is None or "admin" not in built.names:
         logger.warning("%s", HOW_TO_BUILD)
-        return [Route("/", _text(HOW_TO_BUILD), methods=["GET"])]
+        nosniff = {"X-Content-Type-Options": "nosniff"}
+        unbuilt = PlainTextResponse(f"{HOW_TO_BUILD}\n", headers=nosniff)
+        return [Route("/", unbuilt, methods=["GET"])]
     settings = {"version": __version__, "takesTokens": takes_tokens}
     page = built.page("admin", settings, policy=content_security_policy())
-    assets = {name: file for name, file in built.assets.items() if name.startswith("admin-")}
-    return [
-        Route("/", _file(page), methods=["GET"]),
-        Route(ASSETS + "{name}", _assets(assets), methods=["GET"]),
-    ]
 
+    async def index(request: Request) -> Response:
+        return respond(request, page)
 
-def _text(text: str) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(_request: Request) -> Response:
-        return PlainTextResponse(f"{text}\n", headers={"X-Content-Type-Options": "nosniff"})
-
-    return answer
-
-
-def _file(file: File) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return respond(request, file)
-
-    return answer
-
-
-def _assets(assets: dict[str, File]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        file = assets.get(request.path_params["name"])
-        if file is None:
-            return PlainTextResponse(
-                "Not Found", 404, headers={"X-Content-Type-Options": "nosniff"}
-            )
-        return respond(request, file)
-
-    return answer
+    files = {name: file for name, file in built.assets.items() if name.startswith("admin-")}
+    return [Route("/", index, methods=["GET"]), assets(files)]

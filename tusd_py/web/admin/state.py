@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 
 from redis.exceptions import RedisError
 
@@ -18,13 +17,12 @@ from tusd_py.redis import RedisClient, RedisUnavailable
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
 from tusd_py.redis.live import SLOT_SECONDS, BodyDocument, LiveBoard, ServerDocument
 from tusd_py.service.instance import Instance
-from tusd_py.service.presence import Presence
 from tusd_py.settings.reference import catalogue
 from tusd_py.storage.base import OutboxCounts, StorageError
 from tusd_py.telemetry import jobs as jobs_metrics
 from tusd_py.uploads.failures import translated
 from tusd_py.web.admin import cursors, models
-from tusd_py.web.admin.uploads import event_of
+from tusd_py.web.admin.uploads import event_of, needed
 
 logger = logging.getLogger(__name__)
 
@@ -58,35 +56,24 @@ class StateQueries:
 
     @property
     def _redis(self) -> RedisClient:
-        if self._instance.redis is None:
-            raise errors.index_unavailable()
-        return self._instance.redis
-
-    @property
-    def _presence(self) -> Presence:
-        if self._instance.presence is None:
-            raise errors.index_unavailable()
-        return self._instance.presence
+        return needed(self._instance.redis)
 
     @property
     def _board(self) -> LiveBoard:
-        if self._instance.live_board is None:
-            raise errors.index_unavailable()
-        return self._instance.live_board
+        return needed(self._instance.live_board)
 
     # What changes every second
 
     async def snapshot(self) -> models.Snapshot:
         """Return overview and live together, as the stream sends them."""
         servers = await self._servers()
-        period = models.Period(**_NO_COUNTS)
-        try:
+        latest = _NO_COUNTS
+        with suppress(RedisUnavailable):
             [latest] = await self._board.hour(time.time(), slots=1)
-            period = models.Period(**latest)
-        except RedisUnavailable:
-            pass
         return models.Snapshot(
-            overview=await self._overview(servers), live=self._live(servers), period=period
+            overview=await self._overview(servers),
+            live=self._live(servers),
+            period=models.Period(**latest),
         )
 
     async def overview(self) -> models.Overview:
@@ -99,7 +86,7 @@ class StateQueries:
 
     async def _servers(self) -> list[ServerDocument]:
         """What each process receives, this one first. Lets the others tell for some seconds more."""
-        mine = self._presence.now()
+        mine = needed(self._instance.presence).now()
         try:
             await self._board.watch()
             return [mine, *await self._board.read(but=mine["server"])]
@@ -107,14 +94,11 @@ class StateQueries:
             return [mine]
 
     def _live(self, servers: list[ServerDocument]) -> models.Live:
-        bodies = [
-            self._body(body) for body in chain.from_iterable(server["bodies"] for server in servers)
-        ]
         return models.Live(
             at=time.time(),
             total=sum(server["receiving"] for server in servers),
             rate=sum(server["rate"] for server in servers),
-            bodies=bodies,
+            bodies=[self._body(body) for server in servers for body in server["bodies"]],
         )
 
     def _body(self, body: BodyDocument) -> models.Body:
@@ -135,13 +119,9 @@ class StateQueries:
     async def _overview(self, servers: list[ServerDocument]) -> models.Overview:
         slow = await self._slowly()
         counts = due = None
-        redis = self._instance.redis
-        try:
-            if self._instance.upload_list is not None and self._instance.due_index is not None:
-                counts = await self._instance.upload_list.counts(time.time())
-                due = (await self._instance.due_index.counts(time.time())).due
-        except RedisUnavailable:
-            pass
+        with suppress(RedisUnavailable):
+            counts = await needed(self._instance.upload_list).counts(time.time())
+            due = (await needed(self._instance.due_index).counts(time.time())).due
         return models.Overview(
             at=time.time(),
             ready=slow.ready,
@@ -159,7 +139,7 @@ class StateQueries:
             spool=self._settings.s3_spool_size if self._settings.s3_bucket else None,
             workers=slow.workers,
             scheduler=slow.scheduler,
-            redis="none" if redis is None else "ok" if redis.available else "away",
+            redis="ok" if self._redis.available else "away",
             problems=slow.problems,
         )
 
@@ -182,21 +162,17 @@ class StateQueries:
             logger.warning("the free space is unknown: %s", problem)
         if slow.free is not None and slow.free < self._settings.disk_reserve:
             slow.add("space", "the free space is below the reserve, so uploads are refused")
-        redis = self._instance.redis
-        if redis is None or not redis.available:
-            slow.add("redis", "Redis is away")
-            return slow
         try:
-            await self._look_at_jobs(slow, redis)
+            await self._look_at_jobs(slow)
         except RedisUnavailable:
             slow.add("redis", "Redis is away")
         return slow
 
-    async def _look_at_jobs(self, slow: _Slow, redis: RedisClient) -> None:
-        found = await jobs_metrics.read(redis, self._instance.outbox)
+    async def _look_at_jobs(self, slow: _Slow) -> None:
+        found = await jobs_metrics.read(self._redis, self._instance.outbox)
         if found.looked is not None:
             slow.scheduler = max(0.0, time.time() - found.looked)
-        slow.workers = await self._count_workers(redis)
+        slow.workers = await self._count_workers()
         if self._instance.outbox_delivered_by_workers:
             if slow.scheduler is None:
                 slow.add("no-scheduler", "no scheduler runs")
@@ -212,11 +188,12 @@ class StateQueries:
         if found.sweeps and now - last > self._overdue():
             slow.add("no-sweep", "nothing has been swept for too long")
 
-    async def _count_workers(self, redis: RedisClient) -> int:
+    async def _count_workers(self) -> int:
         """Count the workers that are alive now; the report of the scheduler is up to a minute old."""
-        known = await redis.command("SMEMBERS", QueueKeys(redis.prefix).workers)
+        command = self._redis.command
+        known = await command("SMEMBERS", QueueKeys(self._redis.prefix).workers)
         keys = known if isinstance(known, list) else []
-        alive = await asyncio.gather(*(redis.command("EXISTS", key) for key in keys))
+        alive = await asyncio.gather(*(command("EXISTS", key) for key in keys))
         return sum(1 for each in alive if each)
 
     def _add_events(self, slow: _Slow, events: OutboxCounts | None) -> None:
@@ -233,12 +210,9 @@ class StateQueries:
     # The last hour
 
     async def hour(self) -> models.Hour:
-        """Return the counts of the last hour and of today. Raises a 503 while Redis is away."""
+        """Return the counts of the last hour and of today. Raises RedisUnavailable."""
         now = time.time()
-        try:
-            periods, today = await asyncio.gather(self._board.hour(now), self._board.day(now))
-        except RedisUnavailable:
-            raise errors.index_unavailable() from None
+        periods, today = await asyncio.gather(self._board.hour(now), self._board.day(now))
         return models.Hour(
             seconds=SLOT_SECONDS,
             periods=[models.Period(**each) for each in periods],
@@ -273,14 +247,12 @@ class StateQueries:
     # Jobs
 
     async def jobs(self) -> models.Jobs:
-        """Return queues, workers, the schedule and the last sweeps. Raises a 503 while Redis is away."""
-        redis, url = self._redis, self._instance.redis_url
-        if url is None:
-            raise errors.index_unavailable()
+        """Return queues, workers, the schedule and the last sweeps. Raises RedisUnavailable, ProtocolError."""
+        found = await jobs_metrics.read(self._redis, None)
+        url = needed(self._instance.redis_url)
         try:
-            found = await jobs_metrics.read(redis, None)
             queues, workers = await asyncio.to_thread(_inspect, url, self._settings.redis_prefix)
-        except (RedisUnavailable, RedisError) as problem:
+        except RedisError as problem:
             logger.debug("jobs cannot be shown: %s", problem)
             raise errors.index_unavailable() from None
         return models.Jobs(
@@ -296,18 +268,17 @@ class StateQueries:
     # Duplicates and owners
 
     async def duplicates(self, search: str, after: str, limit: int) -> models.FingerprintPage:
-        """Return fingerprints; search: one, or the id of an upload. Raises ProtocolError."""
+        """Return fingerprints; search: one, or the id of an upload. Raises ProtocolError, RedisUnavailable."""
         if cursors.whole_number(after, _LARGEST_SCAN) is None:
             raise cursors.unknown()
         index = DuplicateIndex(self._redis)
         found: list[models.Fingerprint] = []
-        try:
-            today = await self._board.day(time.time())
-            if len(search) == 64:
-                found = [_fingerprint(search, record) for record in await index.records(search)]
-                refused = today["duplicates"]
-                return models.FingerprintPage(fingerprints=found, next=None, refused=refused)
-            cursor = after
+        today = await self._board.day(time.time())
+        cursor = after
+        if len(search) == 64:
+            found = [_fingerprint(search, record) for record in await index.records(search)]
+            cursor = "0"
+        else:
             for _ in range(_MOST_SCANS):
                 cursor, some = await index.scan_some(cursor)
                 found += [
@@ -318,8 +289,6 @@ class StateQueries:
                 ]
                 if cursor == "0" or len(found) >= limit:
                     break
-        except RedisUnavailable:
-            raise errors.index_unavailable() from None
         return models.FingerprintPage(
             fingerprints=found,
             next=None if cursor == "0" else cursor,
@@ -327,19 +296,17 @@ class StateQueries:
         )
 
     async def owners(self, after: str, limit: int) -> models.OwnerPage:
-        """Return owners, those with the most bytes first. Raises ProtocolError."""
+        """Return owners, those with the most bytes first. Raises ProtocolError, RedisUnavailable."""
         begin = cursors.whole_number(after, _MOST_OWNERS)
         if begin is None:
             raise cursors.unknown()
-        uploads = self._instance.upload_list
-        if uploads is None:
-            raise errors.index_unavailable()
-        try:
-            found, total = await uploads.owners(begin, limit), await uploads.owners_total()
-            counted = await self._counted([each.owner for each in found])
-            is_counting = await self._is_counting()
-        except RedisUnavailable:
-            raise errors.index_unavailable() from None
+        uploads, quotas = needed(self._instance.upload_list), self._instance.quotas
+        found, total = await uploads.owners(begin, limit), await uploads.owners_total()
+        counted: Sequence[int | None] = [None] * len(found)
+        is_counting = False
+        if quotas is not None and quotas.is_on:
+            counted = await quotas.counted([each.owner for each in found])
+            is_counting = not await quotas.is_whole()
         authenticator = self._instance.authenticator
         revoked = None if authenticator is None else authenticator.revocations.owner_since
         following = begin + len(found)
@@ -363,19 +330,9 @@ class StateQueries:
             is_counting=is_counting,
         )
 
-    async def _counted(self, owners: list[str]) -> Sequence[int | None]:
-        quotas = self._instance.quotas
-        if quotas is None or not quotas.is_on:
-            return [None] * len(owners)
-        return await quotas.counted(owners)
-
-    async def _is_counting(self) -> bool:
-        quotas = self._instance.quotas
-        return quotas is not None and quotas.is_on and not await quotas.is_whole()
-
     # Settings and log
 
-    def settings(self) -> models.Settings:
+    async def settings(self) -> models.Settings:
         """Return all settings; secrets are hidden."""
         return models.Settings(
             settings=[
@@ -391,7 +348,7 @@ class StateQueries:
         )
 
     @staticmethod
-    def log() -> models.Log:
+    async def log() -> models.Log:
         """Return the last warnings and errors, the latest first."""
         lines = [
             models.LogLine.model_validate({"at": at, "level": level, "text": text})

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 from urllib.parse import quote
 
 from tusd_py.events import loading, outbox_record
 from tusd_py.events.model import UploadView
 from tusd_py.events.outbox_record import MalformedOutboxRecord
 from tusd_py.protocol import errors
-from tusd_py.redis import RedisUnavailable
 from tusd_py.redis.upload_list import Listed, Position, UploadList, id_of
 from tusd_py.redis.upload_list import State as ListState
 from tusd_py.service.instance import Instance
@@ -37,6 +37,7 @@ from tusd_py.web.admin import cursors, models
 
 logger = logging.getLogger(__name__)
 
+_Part = TypeVar("_Part")
 _MOST_CANDIDATES = 500
 """Uploads that one request loads at most; the rest comes with its next page."""
 _LONGEST = 1000
@@ -62,9 +63,7 @@ class UploadQueries:
 
     @property
     def _list(self) -> UploadList:
-        if self._instance.upload_list is None:
-            raise errors.index_unavailable()
-        return self._instance.upload_list
+        return needed(self._instance.upload_list)
 
     # Pages
 
@@ -78,16 +77,13 @@ class UploadQueries:
         after: str | None,
         limit: int,
     ) -> models.UploadPage:
-        """Return a page. Raises ProtocolError: a 400 for a cursor that is none, a 503 while Redis is away."""
-        try:
-            if owner is not None:
-                word = f"{owner}\0"
-                return await self._found("o", word, state, after, limit, owner=owner)
-            if search:
-                return await self._found("", search, state, after, limit)
-            return await self._listed(state, order, after, limit)
-        except RedisUnavailable:
-            raise errors.index_unavailable() from None
+        """Return a page. Raises a ProtocolError for a cursor that is none, RedisUnavailable."""
+        if owner is not None:
+            return await self._found("o", f"{owner}\0", state, after, limit, owner=owner)
+        if search:
+            kinds = "ino" if self._names else "io"
+            return await self._found(kinds, search, state, after, limit)
+        return await self._listed(state, order, after, limit)
 
     async def _listed(
         self, state: models.Filter, order: models.Order, after: str | None, limit: int
@@ -124,12 +120,11 @@ class UploadQueries:
     async def _total(self, state: models.Filter) -> int:
         if state != "expired":
             return await self._list.total(_LIST_STATES[state])
-        index = self._instance.due_index
-        return 0 if index is None else (await index.counts(time.time())).due
+        return (await needed(self._instance.due_index).counts(time.time())).due
 
     async def _found(
         self,
-        kind: str,
+        kinds: str,
         text: str,
         state: models.Filter,
         after: str | None,
@@ -144,7 +139,6 @@ class UploadQueries:
             rows = {row.id: row for row in await self._rows([text], state)}
             # As if the list had been read up to its word, so that the next page goes on behind it.
             last = f"i{text}" if rows else last
-        kinds = kind or ("ino" if self._names else "io")
         seen, is_more = 0, True
         while is_more and len(rows) < limit and seen < _MOST_CANDIDATES:
             wanted = limit - len(rows)
@@ -183,24 +177,22 @@ class UploadQueries:
         return rows
 
     def _row(self, upload_id: str, found: Upload | StorageError) -> models.UploadRow:
-        problem = None
-        if isinstance(found, UploadDamaged):
-            found, problem = found.upload, "its bytes contradict its record"
-        elif isinstance(found, BytesMissing):
-            found, problem = found.upload, "its bytes are missing"
-        if not isinstance(found, Upload):
-            problem = "it cannot be read; the log has the reason"
+        if isinstance(found, Upload):
+            fields = self._fields(found, None)
+        elif isinstance(found, UploadDamaged | BytesMissing):
+            fields = self._fields(found.upload, _problem_of(found))
+        else:
             logger.warning("upload %s cannot be shown: %s", upload_id, found)
-            found = Upload(UploadInfo(upload_id, None), 0, 0.0)
-            fields = self._fields(found, problem) | {"state": "unreadable"}
-            return models.UploadRow.model_validate(fields)
-        return models.UploadRow.model_validate(self._fields(found, problem))
+            nothing = Upload(UploadInfo(upload_id, None), 0, 0.0)
+            fields = self._fields(nothing, "it cannot be read; the log has the reason")
+            fields["state"] = "unreadable"
+        return models.UploadRow.model_validate(fields)
 
     def _fields(self, upload: Upload, problem: str | None) -> dict[str, object]:
         uploads, info = self._instance.uploads, upload.info
         return {
             "id": info.id,
-            "name": (upload.info.file_name[:_LONGEST] or None) if self._names else None,
+            "name": (info.file_name[:_LONGEST] or None) if self._names else None,
             "owner": info.owner,
             "state": name_of(uploads.state_of(upload), upload),
             "offset": upload.offset,
@@ -222,21 +214,23 @@ class UploadQueries:
 
     async def load(self, upload_id: str) -> Upload:
         """Return an upload, damaged or not. Raises ProtocolError: a 404, a 410, a 503."""
+        return (await self._load(upload_id))[0]
+
+    async def _load(self, upload_id: str) -> tuple[Upload, str | None]:
+        """See `load`; also return what is wrong with it."""
         self.check_id(upload_id)
         with translated:
             try:
-                return await self._instance.uploads.load(upload_id)
+                return await self._instance.uploads.load(upload_id), None
             except (UploadDamaged, BytesMissing) as problem:
-                return problem.upload
+                return problem.upload, _problem_of(problem)
 
     async def detail(self, upload_id: str) -> models.UploadDetail:
         """Return everything about an upload. Raises ProtocolError."""
-        upload = await self.load(upload_id)
+        upload, problem = await self._load(upload_id)
         info = upload.info
         events = await self.events_of(upload_id)
-        fields = self._fields(upload, None)
-        [found] = await self._instance.uploads.load_each([upload_id])
-        fields["problem"] = self._row(upload_id, found).problem
+        fields = self._fields(upload, problem)
         authenticator = self._instance.authenticator
         metadata = {key: _text(value) for key, value in info.metadata.items()}
         return models.UploadDetail.model_validate(
@@ -270,6 +264,19 @@ class UploadQueries:
                 for box in (models.WAITING, models.FAILED)
                 for kept in await outbox.of(upload_id, box)
             ]
+
+
+def needed(part: _Part | None) -> _Part:
+    """Return a part of the instance that is there where operators are served. Raises a 503 where it is not."""
+    if part is None:
+        raise errors.index_unavailable()
+    return part
+
+
+def _problem_of(problem: UploadDamaged | BytesMissing) -> str:
+    if isinstance(problem, BytesMissing):
+        return "its bytes are missing"
+    return "its bytes contradict its record"
 
 
 def event_of(kept: KeptEvent, box: models.Box) -> models.Event:

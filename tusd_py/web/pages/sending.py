@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
-from tusd_py.web.pages.built import File
+from tusd_py.web.pages.built import ASSETS, File
 
 _WEIGHT = re.compile(r";\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*$", re.IGNORECASE)
 
@@ -33,6 +35,19 @@ def respond(request: Request, file: File) -> Response:
             raw.append((b"content-encoding", coding.encode()))
     response.raw_headers = raw
     return response
+
+
+def assets(files: Mapping[str, File]) -> Route:
+    """Return the route of scripts and styles. files: by their names."""
+
+    async def asset(request: Request) -> Response:
+        file = files.get(request.path_params["name"])
+        if file is None:
+            headers = {"X-Content-Type-Options": "nosniff"}
+            return PlainTextResponse("Not Found", 404, headers=headers)
+        return respond(request, file)
+
+    return Route(ASSETS + "{name}", asset, methods=["GET"])
 
 
 def weights(field: str) -> dict[str, float]:

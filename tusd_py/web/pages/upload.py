@@ -16,14 +16,13 @@ from starlette.types import Scope
 from tusd_py import __version__
 from tusd_py.settings.model import Settings
 from tusd_py.web.pages.built import (
-    ASSETS,
     HOW_TO_BUILD,
     BuiltPages,
     File,
     content_security_policy,
     load,
 )
-from tusd_py.web.pages.sending import prefers_html, respond
+from tusd_py.web.pages.sending import assets, prefers_html, respond
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def routes(settings: Settings) -> list[Route]:
         logger.warning("%s", HOW_TO_BUILD)
     found = [Route("/", _index(settings, built), methods=["GET"])]
     if built is not None:
-        found.append(Route(ASSETS + "{name}", _assets(built), methods=["GET"]))
+        found.append(assets(built.assets))
     return found
 
 
@@ -100,15 +99,3 @@ def _page(settings: Settings, built: BuiltPages) -> File:
         },
         policy=content_security_policy(connect=connect),
     )
-
-
-def _assets(built: BuiltPages) -> Callable[[Request], Awaitable[Response]]:
-    async def asset(request: Request) -> Response:
-        file = built.assets.get(request.path_params["name"])
-        if file is None:
-            return PlainTextResponse(
-                "Not Found", 404, headers={"X-Content-Type-Options": "nosniff"}
-            )
-        return respond(request, file)
-
-    return asset
