@@ -202,7 +202,7 @@ class JSONFormatter(_Formatter):
                 "level": record.levelname.lower(),
                 "event": "log",
                 "logger": record.name,
-                "message": _cut_message(record.getMessage()),
+                "message": _cut(record.getMessage(), MESSAGE_LIMIT),
             }
         else:
             entry = self._entry(record.created, record.levelname, found.name, found.fields)
@@ -223,7 +223,7 @@ class JSONFormatter(_Formatter):
         }
         for key, value in fields.items():
             if key == "message":
-                entry[key] = _cut_message(str(value))
+                entry[key] = _cut(str(value), MESSAGE_LIMIT)
             elif value is not None:
                 entry[f"{key}_" if key in _RESERVED else key] = _json_value(value)
         return entry
@@ -270,19 +270,13 @@ def _as_text(value: object) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= VALUE_LIMIT else f"{text[:VALUE_LIMIT]}...({len(text)} characters)"
-
-
-def _cut_message(text: str) -> str:
-    return (
-        text if len(text) <= MESSAGE_LIMIT else f"{text[:MESSAGE_LIMIT]}...({len(text)} characters)"
-    )
+def _cut(text: str, limit: int = VALUE_LIMIT) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}...({len(text)} characters)"
 
 
 def _printable(text: str) -> str:
     """The text in printable ASCII, other characters as Python escapes."""
-    text = _cut_message(text)
+    text = _cut(text, MESSAGE_LIMIT)
     if text.isascii() and text.isprintable():
         return text
     return text.encode("unicode_escape").decode("ascii")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from tusd_py.telemetry.histogram import Histogram
@@ -25,7 +25,7 @@ class ObjectStoreCounters:
     def __init__(self, spool_bytes: Callable[[], int], spool_limit: int) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.repeats: Counter[str] = Counter()
-        self.durations: dict[str, Histogram] = {}
+        self.durations = defaultdict[str, Histogram](lambda: Histogram(_SECONDS))
         self.in_flight: Counter[str] = Counter()
         self.spool_bytes = spool_bytes
         self.spool_limit = spool_limit
@@ -38,8 +38,6 @@ class ObjectStoreCounters:
         """Count the end of an attempt."""
         self.in_flight[operation] -= 1
         self.requests[operation, outcome] += 1
-        if operation not in self.durations:
-            self.durations[operation] = Histogram(_SECONDS)
         self.durations[operation].observe(seconds)
 
     def repeated(self, operation: str) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from starlette.types import Scope
+
 from tusd_py import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ SCOPE_KEY = "tusd_py.trace"
 FIELDS = ("traceparent", "tracestate")
 """Header fields that name a trace (W3C Trace Context)."""
 
+_RAW_FIELDS = [name.encode() for name in FIELDS]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _STOP_SECONDS = 2.0
@@ -65,12 +68,8 @@ class RequestTrace:
     ) -> None:
         """Record what became of the request.
 
-        Args:
-            route: Its path without what differs from upload to upload.
-            method: Its method.
-            status: Of the response.
-            code: Why it was refused or failed.
-            details: Further attributes.
+        route: its path without what differs from upload to upload. code: why it was refused or failed. details: further
+        attributes.
         """
         from opentelemetry.trace import StatusCode  # noqa: PLC0415
 
@@ -87,58 +86,48 @@ class RequestTrace:
             self._span.set_status(StatusCode.ERROR)
 
 
-class Traces:
-    """Begins the spans of requests."""
+@contextmanager
+def of_request(tracer: Tracer, scope: Scope) -> Iterator[RequestTrace]:
+    """The trace of a request: the current one of the application, else its client's, else a new one.
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+    scope: as ASGI has it. The query is left out, as it may contain secrets.
+    """
+    from opentelemetry import trace  # noqa: PLC0415
+    from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
 
-    @contextmanager
-    def of_request(
-        self, method: str, path: str, fields: Mapping[str, str]
-    ) -> Iterator[RequestTrace]:
-        """The trace of a request: the current one of the application, else its client's, else a new one.
-
-        Args:
-            method: Of the request.
-            path: Without the query, which may contain secrets.
-            fields: Its header fields that name a trace.
-        """
-        from opentelemetry import trace  # noqa: PLC0415
-        from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
-
-        propagator = tracecontext.TraceContextTextMapPropagator()
-        parent = None
-        if not trace.get_current_span().get_span_context().is_valid:
-            parent = propagator.extract(fields)
-        with self._tracer.start_as_current_span(
-            method,
-            context=parent,
-            kind=trace.SpanKind.SERVER,
-            attributes={"http.request.method": method, "url.path": path},
-            # Its text may contain what belongs to the log alone.
-            record_exception=False,
-        ) as span:
-            carrier: dict[str, str] = {}
-            propagator.inject(carrier)
-            yield RequestTrace(span, carrier)
+    propagator = tracecontext.TraceContextTextMapPropagator()
+    parent = None
+    if not trace.get_current_span().get_span_context().is_valid:
+        parent = propagator.extract(
+            {
+                name.decode(): value.decode("latin-1")
+                for name, value in scope["headers"]
+                if name in _RAW_FIELDS
+            }
+        )
+    with tracer.start_as_current_span(
+        scope["method"],
+        context=parent,
+        kind=trace.SpanKind.SERVER,
+        attributes={"http.request.method": scope["method"], "url.path": scope["path"]},
+        # Its text may contain what belongs to the log alone.
+        record_exception=False,
+    ) as span:
+        carrier: dict[str, str] = {}
+        propagator.inject(carrier)
+        yield RequestTrace(span, carrier)
 
 
-def of_process() -> Traces | None:
-    """Traces by the tracer provider of this process; None if it has none."""
+def tracer_of_process() -> Tracer | None:
+    """A tracer of the tracer provider of this process; None if it has none."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         return None
-    return Traces(provider.get_tracer("tusd_py", __version__))
-
-
-def fields_of(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Header fields of a request, as ASGI has them, that name a trace."""
-    wanted = [name.encode() for name in FIELDS]
-    return {name.decode(): value.decode("latin-1") for name, value in raw if name in wanted}
+    tracer: Tracer = provider.get_tracer("tusd_py", __version__)
+    return tracer
 
 
 def passed_on(headers: Mapping[str, str]) -> dict[str, str]:

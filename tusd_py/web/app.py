@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,13 +39,14 @@ from tusd_py.web.application_auth import ApplicationSource, Authenticate
 from tusd_py.web.cors import CORS
 from tusd_py.web.endpoint import TusEndpoint
 from tusd_py.web.health import Health
-from tusd_py.web.metrics_app import MetricsApp
 from tusd_py.web.pages import upload as upload_page
 from tusd_py.web.pages.built import ASSETS
 from tusd_py.web.proxy_headers import Proxies
 from tusd_py.web.token_routes import TokenRoutes
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from tusd_py.telemetry.prometheus import Metrics
     from tusd_py.web.admin.app import AdminApp
     from tusd_py.web.admin.listener import AdminListener
@@ -122,7 +125,7 @@ class TusApp:
         self._slot: Slot | None = None
         self._metrics_are_mounted = False
         self._endpoint: TusEndpoint | None = None
-        self._traces: tracing.Traces | None = None
+        self._tracer: Tracer | None = None
         self._background: list[asyncio.Task[None]] = []
         self._admin_place: AdminPlace | None = None
         self._admin: AdminApp | None = None
@@ -151,7 +154,7 @@ class TusApp:
         start.
         """
         self._metrics_are_mounted = True
-        return MetricsApp(lambda: self.prometheus)
+        return _MetricsApp(self)
 
     @cached_property
     def health(self) -> ASGIApp:
@@ -178,21 +181,18 @@ class TusApp:
         settings = self.settings
         logs.join_server(settings.log_level if "log_level" in settings.model_fields_set else None)
         self.instance.open()
+        authenticator, redis = self.instance.authenticator, self.instance.redis
+        tokens = None
+        if authenticator is not None and redis is not None:
+            refreshes = settings.upload_token_refreshes
+            tokens = TokenRoutes(authenticator, self.uploads, redis, refreshes=refreshes)
         self._endpoint = TusEndpoint(
             self.uploads,
             settings,
             proxies=self._proxies,
             cors=self._cors,
             counters=self.counters,
-            tokens=self._token_routes(),
-        )
-
-    def _token_routes(self) -> TokenRoutes | None:
-        authenticator, redis = self.instance.authenticator, self.instance.redis
-        if authenticator is None or redis is None:
-            return None
-        return TokenRoutes(
-            authenticator, self.uploads, redis, refreshes=self.settings.upload_token_refreshes
+            tokens=tokens,
         )
 
     def refusal_headers(self, origin: bytes | None, whole: bool) -> RawHeaders:
@@ -218,7 +218,7 @@ class TusApp:
             if self._endpoint is None:
                 await asyncio.to_thread(self.open)
             await self.instance.start()
-            self._traces = tracing.of_process()
+            self._tracer = tracing.tracer_of_process()
             if self._sharing is Sharing.SIBLING and self.settings.redis_url is None:
                 self._leadership = Leadership(self.settings.state_dir)
             self._create_gauges()
@@ -375,13 +375,17 @@ class TusApp:
         finally:
             await self.stop()
 
-    async def live(self, receive: Receive, send: Send) -> str | None:
-        """Start and stop as ASGI "Lifespan" says; return what is wrong if it cannot start: a sentence, not a traceback."""
+    async def live(self, receive: Receive, send: Send, *, says: bool = True) -> str | None:
+        """Start and stop as ASGI "Lifespan" says; return what is wrong if it cannot start: a sentence, not a traceback.
+
+        says: False for a caller that reports it in place of the server.
+        """
         await receive()
         try:
             await self.start()
         except (StorageError, EmbeddedRedisError, events.HookError) as problem:
-            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            message = str(problem) if says else ""
+            await send({"type": "lifespan.startup.failed", "message": message})
             return str(problem)
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -402,9 +406,9 @@ class TusApp:
     def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
         """Answers a request for uploads, as a call does; for whoever has started it."""
         endpoint = cast(TusEndpoint, self._endpoint)
-        if self._traces is None:
+        if self._tracer is None:
             return endpoint(scope, receive, send)
-        return _traced(endpoint, self._traces, scope, receive, send)
+        return _traced(endpoint, self._tracer, scope, receive, send)
 
     async def check(self) -> str | None:
         """None if uploads can be stored now, else what is wrong, for the log."""
@@ -478,7 +482,7 @@ class Site:
 
     async def _beside_uploads(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            self.failure = await self._tus.live(receive, _wordless(send))
+            self.failure = await self._tus.live(receive, send, says=False)
         elif scope["type"] == "http" and _has_body(scope):
             await self._pages(scope, receive, _closing(send))
         else:
@@ -496,11 +500,23 @@ class Site:
         return path.startswith(self._base) or path == self._base[:-1]
 
 
+class _MetricsApp:
+    """Renders the metrics at every scrape, whatever its path, as a route or mounted."""
+
+    def __init__(self, tus: TusApp) -> None:
+        self._tus = tus
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        accept = Headers(scope=scope).get("accept")
+        body, content_type = self._tus.prometheus.render(accept)
+        headers = {"Content-Type": content_type, "Cache-Control": "no-store"}
+        await Response(body, headers=headers)(scope, receive, send)
+
+
 async def _traced(
-    endpoint: TusEndpoint, traces: tracing.Traces, scope: Scope, receive: Receive, send: Send
+    endpoint: TusEndpoint, tracer: Tracer, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    fields = tracing.fields_of(scope["headers"])
-    with traces.of_request(scope["method"], scope["path"], fields) as trace:
+    with tracing.of_request(tracer, scope) as trace:
         await endpoint({**scope, tracing.SCOPE_KEY: trace}, receive, send)
 
 
@@ -509,15 +525,6 @@ def _has_body(scope: Scope) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
     )
-
-
-def _wordless(send: Send) -> Send:
-    """A `send` without the text of a failure: the program says it."""
-
-    async def send_bare(message: Message) -> None:
-        await send({**message, "message": ""} if "message" in message else message)
-
-    return send_bare
 
 
 def _closing(send: Send) -> Send:

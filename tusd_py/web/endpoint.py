@@ -248,11 +248,10 @@ class TusEndpoint:
         headers = {
             "Location": view.url_of(upload.id),
             **tus.expires_header(self._uploads.expiry.expires_at(upload)),
+            **self._ietf.tokens_for(upload, view),
         }
         if command.content is not None:
             headers["Upload-Offset"] = str(upload.offset)
-        if self._authenticator is not None:
-            headers |= self._authenticator.headers_for(upload.id, upload.info.owner, view.principal)
         if created.problem is not None:
             # The client may never have seen the URL: with it, it can go on from here.
             response = self._problem(request, created.problem)

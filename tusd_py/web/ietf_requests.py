@@ -51,7 +51,7 @@ class IetfRequests:
         view = self._view(request)
 
         def announcement(upload: Upload) -> dict[str, str]:
-            tokens = self._tokens_for(upload, view)
+            tokens = self.tokens_for(upload, view)
             limits = self._limits_of(upload)
             return {**ietf.announcement(version, view.url_of(upload.id), limits), **tokens}
 
@@ -163,7 +163,8 @@ class IetfRequests:
         offset = upload.offset if upload.joined else None
         return ietf.Status(offset, upload.length, upload.finished, self._limits_of(upload))
 
-    def _tokens_for(self, upload: Upload, view: RequestView) -> dict[str, str]:
+    def tokens_for(self, upload: Upload, view: RequestView) -> dict[str, str]:
+        """An upload token, as header fields for the response to a creation; none without tokens."""
         if self._authenticator is None:
             return {}
         return self._authenticator.headers_for(upload.id, upload.info.owner, view.principal)

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from tusd_py.protocol import errors
 from tusd_py.protocol.errors import ProtocolError
 from tusd_py.settings import types
 from tusd_py.settings.model import Settings
+from tusd_py.web.admin import models
 from tusd_py.web.admin.links import Links
 from tusd_py.web.proxy_headers import Proxies
 
@@ -42,15 +43,13 @@ _COOKIE_BYTES = 32
 _is_cookie = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch
 """Matches the value of a cookie of ours, the bytes of `_COOKIE_BYTES` in base64url."""
 
-Via = Literal["link", "token", "header", "application"]
-
 
 @dataclass(frozen=True, slots=True)
 class Operator:
     """An operator. name: for the log."""
 
     name: str
-    via: Via
+    via: models.Via
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,10 @@ FAILED: Box = "failed"
 SweepKind = Literal["due", "all"]
 
 
+Via = Literal["link", "token", "header", "application"]
+"""How an operator was admitted."""
+
+
 class Document(BaseModel):
     """Base of all: nothing but what is declared."""
 
@@ -41,7 +45,7 @@ class Session(Document):
     """Who asks, and what the server offers."""
 
     operator: str
-    via: Literal["link", "token", "header", "application"]
+    via: Via
     version: str
     shows_metadata: bool
     revokes: bool = Field(description="Whether tokens and uploads can be revoked: with --auth jwt.")
