@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import ipaddress
 import logging
 import math
 import resource
@@ -23,6 +22,7 @@ from tusd_py.process.sidecars import Children
 from tusd_py.process.supervisor import Supervisor
 from tusd_py.redis.embedded.server import EmbeddedRedisError
 from tusd_py.settings.model import Settings
+from tusd_py.settings.types import is_loopback
 from tusd_py.storage.base import StorageError
 from tusd_py.telemetry import tracing
 from tusd_py.web.admin.place import AdminPlace
@@ -252,20 +252,13 @@ def _server_url(settings: Settings, host: str, sockets: Sequence[socket.socket])
 
 def _warn_if_open(settings: Settings) -> None:
     """Warn if the server can be reached from other machines and requires no token."""
-    if settings.auth == "none" and not settings.unix_sock and not _is_loopback(settings.host):
+    if settings.auth == "none" and not settings.unix_sock and not is_loopback(settings.host):
         logs.event(
             logger,
             logging.WARNING,
             "open",
             message=f"Whoever reaches {settings.host} can upload here, as no token is asked for (--auth jwt)",
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _raise_descriptor_limit(connections: int) -> None:

@@ -305,11 +305,13 @@ def check_admin(text: str) -> str:
 
 def is_near(text: str) -> bool:
     """Return whether an address of the form that `check_admin` accepts can be reached from this machine only."""
-    if text.startswith("/"):
-        return True
-    host = text.rpartition(":")[0].strip("[]")
+    return text.startswith("/") or is_loopback(text.rpartition(":")[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or an address, with or without brackets, is that of this machine only."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 

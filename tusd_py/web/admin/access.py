@@ -100,17 +100,14 @@ class Access:
             raise errors.foreign_origin()
 
     def _is_own(self, host: str) -> bool:
-        if host in self._hosts:
-            return True
         served = self._address.rpartition(":")[0].strip("[]").lower()
-        address = _ip(host)
+        if host in self._hosts or (self._is_near and types.is_loopback(host)):
+            return True
+        address, own = _ip(host), _ip(served)
         if address is None:
-            return host == served or (self._is_near and _is_local_name(host))
-        if self._is_near:
-            return address.is_loopback
-        own = _ip(served)
+            return host == served
         # An address in a URL leads there, whoever owns a name: nobody can rebind it.
-        return own is not None and (own.is_unspecified or own == address)
+        return not self._is_near and own is not None and (own.is_unspecified or own == address)
 
     @property
     def _is_near(self) -> bool:
@@ -263,7 +260,3 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
-
-
-def _is_local_name(host: str) -> bool:
-    return host == "localhost" or host.endswith(".localhost")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.types import Scope
 
 from tusd_py import __version__
 from tusd_py.settings.model import Settings
+from tusd_py.settings.types import is_loopback
 from tusd_py.web.pages.built import (
     HOW_TO_BUILD,
     BuiltPages,
@@ -43,7 +43,7 @@ def routes(settings: Settings) -> list[Route]:
 def is_on(settings: Settings) -> bool:
     """Return whether the settings want pages: by default only where no other machine can connect."""
     if settings.pages == "auto":
-        return settings.unix_sock is not None or _is_loopback(settings.host)
+        return settings.unix_sock is not None or is_loopback(settings.host)
     return settings.pages == "on"
 
 
@@ -52,15 +52,6 @@ def is_visit(scope: Scope) -> bool:
     return scope["method"] in ("GET", "HEAD") and prefers_html(
         ", ".join(Headers(scope=scope).getlist("accept"))
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _index(
