@@ -164,6 +164,7 @@ class TusApp:
     def serve_admin(self, place: AdminPlace) -> None:
         """Serve operators on an address of their own, from the start on."""
         self._admin_place = place
+        self._admin = self._admin_app(place)
 
     def _admin_app(self, place: AdminPlace | None) -> AdminApp:
         # Loaded only where operators are served.
@@ -252,7 +253,9 @@ class TusApp:
         sweeps = RegularSweeps(self.instance, needs_workers=self._needs_workers())
         self._begin(sweeps.run, "sweep")
         self._begin(self._recover_removals, "removals")
-        self._start_sidecars()
+        if self._sidecars is not None and self._wants_sidecars():
+            self._running_sidecars = self._sidecars
+            self._running_sidecars.start()
         keeper = self.instance.list_keeper()
         if keeper is not None:
             self._begin(keeper.run, "list of uploads")
@@ -295,25 +298,21 @@ class TusApp:
 
     async def _serve_operators(self) -> None:
         """Admit operators, and begin to listen for them if there is an address of their own."""
-        place = self._admin_place
-        if self._admin is None and place is None:
+        if self._admin is None:
             return
         from tusd_py.web.admin import links  # noqa: PLC0415
         from tusd_py.web.admin.listener import AdminListener  # noqa: PLC0415
 
-        if self._admin is None:
-            self._admin = self._admin_app(place)
-        if self._sharing is Sharing.SIBLING:
-            # A link opens a session in one process.
-            self._admin.start(None)
-            return
-        url = "" if place is None else place.url
-        try:
-            key = await asyncio.to_thread(links.keep, self.settings.state_dir, url)
-            self._admin.start(links.Links(key))
-        except OSError as problem:
-            logger.warning("tusd-py dashboard will print no links: %s", problem)
-            self._admin.start(None)
+        place, accepted = self._admin_place, None
+        # A link opens a session in one process.
+        if self._sharing is not Sharing.SIBLING:
+            url = "" if place is None else place.url
+            try:
+                key = await asyncio.to_thread(links.keep, self.settings.state_dir, url)
+                accepted = links.Links(key)
+            except OSError as problem:
+                logger.warning("tusd-py dashboard will print no links: %s", problem)
+        self._admin.start(accepted)
         if place is not None:
             self._admin_listener = AdminListener(self._admin, place, self.settings)
             self._admin_listener.start()
@@ -429,11 +428,6 @@ class TusApp:
     def _wants_sidecars(self) -> bool:
         wanted = configured_hooks.runs_workers(self.settings)
         return self._sidecars is not None and wanted and self.instance.redis is not None
-
-    def _start_sidecars(self) -> None:
-        if self._sidecars is not None and self._wants_sidecars():
-            self._running_sidecars = self._sidecars
-            self._running_sidecars.start()
 
     def _create_gauges(self) -> None:
         if not self.settings.expose_metrics:

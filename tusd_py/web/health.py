@@ -1,8 +1,4 @@
-"""Whether the process lives (`/healthz`) and whether it can do its work (`/readyz`), for whoever
-restarts or routes.
-
-What is wrong goes to the log; strangers learn only the name of the check that failed.
-"""
+"""Probes of liveness (`/healthz`) and readiness (`/readyz`). Reasons of failures go to the log, only their names to clients."""
 
 from __future__ import annotations
 
@@ -22,11 +18,10 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 class Health:
-    """The two answers, as handlers of Starlette routes.
+    """The two probes, as handlers of Starlette routes.
 
-    checks: by name, functions that return None where all is well, and else what is wrong. timeout:
-    seconds after which a check counts as failed. A check that hangs, as on a dead network disk, is
-    not started again before it has come back: each further probe would else cost a thread.
+    checks: by name, functions that return what is wrong, or None. timeout: seconds after which a check counts as failed.
+    A check that hangs, as on a dead network disk, is not started again before it has ended: each probe would cost a thread.
     """
 
     def __init__(self, checks: Mapping[str, Check], *, timeout: float = 5.0) -> None:
@@ -43,11 +38,11 @@ class Health:
         ]
 
     async def healthz(self, _request: Request) -> Response:
-        """Always 200: whoever answers is alive."""
+        """Always 200."""
         return PlainTextResponse("ok\n", headers=_NO_STORE)
 
     async def readyz(self, _request: Request) -> Response:
-        """200 if every check is well, else 503."""
+        """200 if no check fails, else 503."""
         problems = await asyncio.gather(*(self._problem(name) for name in self._checks))
         results = dict(zip(self._checks, problems, strict=True))
         ready = not any(results.values())

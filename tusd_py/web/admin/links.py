@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tusd_py.protocol import errors
+from tusd_py.storage.file.files import write_new
 
 CODE_SECONDS = 300.0
 _FILE = "admin.json"
@@ -95,12 +96,9 @@ def keep(state_dir: Path, url: str) -> bytes:
     """Write the file with a new key, which is returned. Raises OSError."""
     key = secrets.token_bytes(32)
     fresh = state_dir / f"{_FILE}.new"
-    with suppress(FileNotFoundError):
-        fresh.unlink()
+    fresh.unlink(missing_ok=True)
     # Never readable by others, not even for a moment.
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"url": url, "key": key.hex()}, file)
+    write_new(str(fresh), json.dumps({"url": url, "key": key.hex()}).encode(), perms=0o600)
     os.replace(fresh, state_dir / _FILE)
     return key
 

@@ -27,7 +27,7 @@ from tusd_py.web.admin.uploads import event_of, needed
 logger = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 10.0
-"""How often the stream looks at what changes slowly: readiness, space, jobs."""
+"""Age at which readiness, space, jobs and problems are read again."""
 _OVERDUE_INTERVALS = 3
 """Sweep intervals without a sweep that count as a problem."""
 _MOST_SCANS = 20
@@ -85,7 +85,7 @@ class StateQueries:
         return self._live(await self._servers())
 
     async def _servers(self) -> list[ServerDocument]:
-        """What each process receives, this one first. Lets the others tell for some seconds more."""
+        """What each process receives, this one first. Has the others go on writing it for some seconds."""
         mine = needed(self._instance.presence).now()
         try:
             await self._board.watch()
@@ -358,7 +358,7 @@ class StateQueries:
 
 
 class _Slow:
-    """What was seen when it was looked at what changes slowly."""
+    """Readiness, space, jobs and problems, as they were read last."""
 
     def __init__(self) -> None:
         self.ready = True
