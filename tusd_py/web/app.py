@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RECOVER_REMOVALS_SECONDS = 5.0
-"""Seconds between two looks for removals that are still to be told."""
+"""Interval at which removals are looked for whose events are still to be published."""
 
 
 class Sidecars(Protocol):
@@ -328,7 +328,7 @@ class TusApp:
         links.forget(self.settings.state_dir)
 
     async def _recover_removals(self) -> None:
-        """Tells removals for which there was no room when they happened, as soon as there is."""
+        """Publish the events of removals that could not be recorded when they happened, as on a full disk."""
         while True:
             try:
                 await self.uploads.recover_removals()
@@ -403,7 +403,7 @@ class TusApp:
         await self.handle(scope, receive, send)
 
     def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[None, None, None]:
-        """Answers a request for uploads, as a call does; for whoever has started it."""
+        """Answer a request for uploads, as a call does, once the application has started."""
         endpoint = cast(TusEndpoint, self._endpoint)
         if self._tracer is None:
             return endpoint(scope, receive, send)

@@ -1,4 +1,4 @@
-"""One request, as far as it was looked at, and the response to it, which is still to be sent."""
+"""A request, as far as it is parsed, and the response to it before it is sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tusd_py.web.request_body import RequestBody
 
 PROBLEM_JSON = "application/problem+json"
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
-"""Fields that say where a response ends: ours to say, whatever a hook thinks."""
+"""Fields that say where a response ends, which a hook may not set."""
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Response:
     closes: bool = False
 
     def shaped_by(self, wanted: HookResponse | None) -> Response:
-        """The response with what a hook wants of it; it cannot take away what the protocol needs."""
+        """The response with what a hook changes about it, except for what the protocol needs."""
         if wanted is None:
             return self
         # A 204 cannot have a body (RFC 9110, section 15.3.5).
@@ -95,7 +95,7 @@ class Response:
 
 
 def without_framing(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Header fields that a hook may want, without those that are not its to say."""
+    """Header fields of a hook, without those that it may not set."""
     return {name: value for name, value in headers.items() if name.lower() not in _FRAMING}
 
 

@@ -224,9 +224,6 @@ class AdminApp:
     # Sessions
 
     async def _session(self, _request: Request, operator: Operator) -> models.Session:
-        return self._describe(operator)
-
-    def _describe(self, operator: Operator) -> models.Session:
         settings, instance = self._settings, self._instance
         return models.Session(
             operator=operator.name,
@@ -247,8 +244,8 @@ class AdminApp:
         if "authorization" not in request.headers:
             code = (await _body(request, models.Code)).code
         operator, cookie = await self._access.open_session(request, code)
-        self._log_session("operator signed in", operator)
-        response = _json(self._describe(operator))
+        logs.event(logger, logging.INFO, "operator signed in", by=operator.name, via=operator.via)
+        response = _json(await self._session(request, operator))
         response.set_cookie(
             COOKIE,
             cookie,
@@ -266,10 +263,6 @@ class AdminApp:
         response = Response(status_code=204, headers=_SAFE)
         response.delete_cookie(COOKIE, path=request.scope.get("root_path", "") or "/")
         return response
-
-    @staticmethod
-    def _log_session(name: str, operator: Operator) -> None:
-        logs.event(logger, logging.INFO, name, by=operator.name, via=operator.via)
 
     # Reading
 
