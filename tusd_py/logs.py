@@ -1,10 +1,9 @@
 """Log lines: readable text or one JSON object each, on standard error.
 
-An entry is one line of printable ASCII, whatever a client put into a field, so that entries cannot
-be forged and terminals not controlled; only tracebacks have further lines, which are indented.
-Writing never raises, and waits only briefly for a reader that does not read, so that a stalled log
-does not stall uploads. The events of one turn of an event loop are written together, as a write
-wakes the reader, which costs more than a line; a process that is killed loses those of that turn.
+An entry is one line of printable ASCII, whatever a client put into a field, so that entries cannot be forged and terminals not
+controlled; only tracebacks have further lines, which are indented. Writing never raises, and waits only briefly for a reader
+that does not read, so that a stalled log does not stall uploads. The events of one turn of an event loop are written together,
+as a write wakes the reader, which costs more than a line; a process that is killed loses those of that turn.
 """
 
 from __future__ import annotations
@@ -41,13 +40,8 @@ ExcInfo: TypeAlias = (
 )
 
 _RESERVED = frozenset(("time", "level", "event", "logger", "exception"))
-_LEVELS = {
-    "DEBUG": "DEBUG",
-    "INFO": "INFO ",
-    "WARNING": "WARN ",
-    "ERROR": "ERROR",
-    "CRITICAL": "FATAL",
-}
+_LEVELS = {"INFO": "INFO ", "WARNING": "WARN ", "CRITICAL": "FATAL"}
+"""Levels whose name has not five letters, as the text format shows them."""
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 """Match printable ASCII without space, quote, equals sign, backslash, which need quoting."""
 
@@ -290,9 +284,7 @@ _encode = json.JSONEncoder().encode
 
 
 class StderrHandler(logging.Handler):
-    """Writes lines to standard error. Lines that cannot be written are dropped, and their number is
-    logged with the next line that can.
-    """
+    """Writes lines to standard error. Lines that cannot be written are dropped; their number is logged with the next one."""
 
     _WAIT = 50
     """Milliseconds to wait, once, for a reader that does not read (full pipe, stopped terminal)."""
@@ -316,8 +308,7 @@ class StderrHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001
-            # A field whose text cannot be made, a message whose arguments do not fit: no reason to
-            # fail a request.
+            # A field whose text cannot be made, a message whose arguments do not fit: no reason to fail a request.
             line = self._format_plain("a log entry could not be written", error=repr(error))
         _remember(record.levelno, line)
         self._waiting.append(line)
@@ -499,8 +490,8 @@ def _poll_of(stream: TextIO) -> select.poll | None:
 def configure(format: Literal["text", "json"], level: str) -> None:
     """Send all logging of the process to standard error; `level` is debug, info, warning or error.
 
-    May be called again, also with other values. uvicorn's own lines come out in the same format,
-    but none for requests (the endpoint writes its own) and none for what is ordinary.
+    May be called again, also with other values. uvicorn's warnings and errors are written in the same format; its lines for
+    requests are not, as the endpoint writes its own.
     """
     handler = StderrHandler(JSONFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
