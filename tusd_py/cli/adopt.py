@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import click
 
-from tusd_py.cli.options import Value, option, read_settings, subcommand
-from tusd_py.cli.output import ProgressBar, count_of, write_json, write_line
+from tusd_py.cli.options import Value, one_word, option, read_settings, subcommand
+from tusd_py.cli.output import Progress, clear_line, count_of, write_either
 from tusd_py.locks.base import UNFENCED
 from tusd_py.service.owner import check_upload_directory
-from tusd_py.settings.suggestion import one_of, suggestion
+from tusd_py.settings.suggestion import one_of
 from tusd_py.storage.base import StorageError, Upload, is_random_id
 from tusd_py.storage.file import foreign
 from tusd_py.storage.file.layout import STATE_DIRECTORY
@@ -50,14 +50,6 @@ _EXPIRE_AFTER_SECONDS = 5 * 86_400.0
 """tuspyserver's default, for uploads without an expiry of their own."""
 
 
-def _origin(text: str) -> str:
-    if text not in _ORIGINS:
-        raise ValueError(
-            f"give the server that stored the uploads, {one_of(_ORIGINS)}{suggestion(text, _ORIGINS)}"
-        )
-    return text
-
-
 def _target(text: str) -> str:
     if text != "tuspyserver":
         raise ValueError("only tuspyserver needs its own records; tusd reads ours")
@@ -74,7 +66,7 @@ def _target(text: str) -> str:
     "--from",
     "Server whose uploads to take over: tuspyserver or tusd.",
     section="Adopt",
-    type=Value("|".join(_ORIGINS), _origin),
+    type=one_word(*_ORIGINS, ask="give the server that stored the uploads,"),
     name="origin",
 )
 @option(
@@ -119,10 +111,8 @@ def command(  # noqa: PLR0917 - click passes them by name
         raise click.UsageError(f"{json.dumps(directory)} is no directory")
     if not dry_run:
         check_upload_directory(Path(directory))
-    conversion = _Return() if origin is None else _Adoption(origin)
-    return asyncio.run(
-        _convert_all(FileStore(directory), conversion, dry_run=dry_run, as_json=as_json)
-    )
+    summary = Summary("given back" if origin is None else "taken over", dry_run)
+    return asyncio.run(_convert_all(FileStore(directory), origin, summary, as_json=as_json))
 
 
 def _adopt_bucket(origin: str | None, *, dry_run: bool, counts_tails: bool, as_json: bool) -> int:
@@ -171,98 +161,73 @@ class Summary:
         self.unfinished += not upload.finished
 
 
-class _Conversion(Protocol):
-    """A conversion of each upload's record."""
-
-    direction: Direction
-
-    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """Convert an upload and count it. Raises StorageError with the reason if it is left alone."""
-
-
 async def _convert_all(
-    store: FileStore, conversion: _Conversion, *, dry_run: bool, as_json: bool
+    store: FileStore, origin: str | None, summary: Summary, *, as_json: bool
 ) -> int:
-    summary = Summary(conversion.direction, dry_run)
-    if not dry_run:
+    """Take over the uploads of another server, or give them back if there is no origin; return the exit code."""
+    if not summary.dry_run:
         # Locks the directory: no other process may use it meanwhile.
         store.open()
     try:
         total = await asyncio.to_thread(lambda: sum(1 for _ in _names(store.root)))
-        output = _Output(total, as_json=as_json)
+        progress = Progress(total=total)
 
         def leave(name: str, problem: Exception) -> None:
             summary.left_alone += 1
-            output.write_left_alone(printable(name), str(problem).removeprefix(f"{name}: "))
+            clear_line()
+            shown, reason = printable(name), str(problem).removeprefix(f"{name}: ")
+            document = {"upload": shown, "left_alone": reason}
+            write_either(document, f"left alone: {shown}: {reason}", as_json=as_json)
 
         async for upload_id in store.ids(leave):
             summary.seen += 1
             try:
-                await conversion.convert(store, upload_id, summary)
+                await _convert(store, upload_id, origin, summary)
             except Exception as problem:  # noqa: BLE001 - the edge of one upload, which must not cost the others theirs
                 leave(upload_id, problem)
-            output.bar.update(summary.seen)
+            progress.add(1)
         for name in await asyncio.to_thread(_without_record, store.root):
             summary.seen += 1
             leave(name, StorageError("there are bytes, but no record"))
     finally:
-        if not dry_run:
+        if not summary.dry_run:
             store.close()
-    output.write_summary(summary)
+    clear_line()
+    write_either(asdict(summary), str(summary), as_json=as_json)
     return 1 if summary.left_alone else 0
 
 
-class _Adoption:
-    """Takes over the uploads of another server."""
-
-    direction: Direction = "taken over"
-
-    def __init__(self, origin: str) -> None:
-        self._origin = origin
-
-    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """See `_Conversion`."""
-        layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
-        if layout == "ours":
-            summary.done_before += 1
-            return
-        if layout == "unknown":
-            raise StorageError("its record is not one of an upload")
-        if layout != self._origin:
-            raise StorageError(f"it belongs to {layout}; adopt it with --from {layout}")
-        upload = await store.load(upload_id)
+async def _convert(store: FileStore, upload_id: str, origin: str | None, summary: Summary) -> None:
+    """Convert the record of an upload and count it. Raises StorageError with the reason if it is left alone."""
+    layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
+    if layout == ("tuspyserver" if origin is None else "ours"):
+        summary.done_before += 1
+        return
+    if layout == "unknown":
+        raise StorageError("its record is not one of an upload")
+    if origin is not None and layout != origin:
+        raise StorageError(f"it belongs to {layout}; adopt it with --from {layout}")
+    upload = await store.load(upload_id)
+    if origin is None:
+        await _give_back(store, upload, dry_run=summary.dry_run)
+    else:
         excess = await asyncio.to_thread(_excess, store, upload)
         if not summary.dry_run:
             upload = await store.adopt(upload, fence=UNFENCED)
         summary.cut += excess
-        summary.count(upload)
+    summary.count(upload)
 
 
-class _Return:
-    """Writes the records that tuspyserver reads."""
-
-    direction: Direction = "given back"
-
-    async def convert(self, store: FileStore, upload_id: str, summary: Summary) -> None:
-        """See `_Conversion`."""
-        layout = await asyncio.to_thread(_layout, f"{store.root}/{upload_id}.info")
-        if layout == "tuspyserver":
-            summary.done_before += 1
-            return
-        if layout == "unknown":
-            raise StorageError("its record is not one of an upload")
-        upload = await store.load(upload_id)
-        after = (
-            _EXPIRE_AFTER_SECONDS if upload.info.expire_after is None else upload.info.expire_after
-        )
-        is_kept = (upload.finished and not upload.info.is_partial) or not after
-        expires = None if is_kept else upload.changed_at + after
-        content = foreign.as_tuspyservers(upload, expires=expires)
-        if not summary.dry_run:
-            # A chunk whose checksum was not verified is discarded.
-            recovered = await store.recover(upload, fence=UNFENCED)
-            await store.give_back(recovered, content)
-        summary.count(upload)
+async def _give_back(store: FileStore, upload: Upload, *, dry_run: bool) -> None:
+    """Write the record that tuspyserver reads."""
+    after = _EXPIRE_AFTER_SECONDS if upload.info.expire_after is None else upload.info.expire_after
+    is_kept = (upload.finished and not upload.info.is_partial) or not after
+    expires = None if is_kept else upload.changed_at + after
+    content = foreign.as_tuspyservers(upload, expires=expires)
+    if not dry_run:
+        # A chunk whose checksum was not verified is discarded.
+        recovered = await store.recover(upload, fence=UNFENCED)
+        await store.give_back(recovered, content)
 
 
 def _layout(path: str) -> foreign.Layout:
@@ -303,27 +268,3 @@ def _without_record(root: str) -> list[str]:
             and entry.is_file(follow_symlinks=False)
             and not os.path.exists(f"{entry.path}.info")
         )
-
-
-class _Output:
-    """Prints what is left alone and the summary on standard output, beside a progress bar on standard error."""
-
-    def __init__(self, total: int, *, as_json: bool) -> None:
-        self.bar = ProgressBar(total)
-        self._as_json = as_json
-
-    def write_left_alone(self, upload_id: str, reason: str) -> None:
-        """Print an upload that is left alone, and why."""
-        self.bar.clear()
-        if self._as_json:
-            write_json({"upload": upload_id, "left_alone": reason})
-        else:
-            write_line(f"left alone: {upload_id}: {reason}")
-
-    def write_summary(self, summary: Summary) -> None:
-        """Print what was done in all."""
-        self.bar.clear()
-        if self._as_json:
-            write_json(asdict(summary))
-        else:
-            write_line(str(summary))

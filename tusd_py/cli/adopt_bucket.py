@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tusd_py.cli.output import CommandFailed, Listing, count_of, printable, write_json, write_line
+from tusd_py.cli.output import CommandFailed, Listing, count_of, printable, write_either
 from tusd_py.locks.base import UNFENCED, LeaseLost
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import StorageError, batched_ids
@@ -105,10 +105,7 @@ async def adopt(settings: Settings, *, dry_run: bool, counts_tails: bool, as_jso
         raise CommandFailed(str(problem)) from problem
     finally:
         await store.stop()
-    if as_json:
-        write_json(asdict(summary))
-    else:
-        write_line(str(summary))
+    write_either(asdict(summary), str(summary), as_json=as_json)
     return 1 if summary.left_alone else 0
 
 

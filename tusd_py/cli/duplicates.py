@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Iterable
 
 import click
 
-from tusd_py import logs
 from tusd_py.cli.instance import instance_redis
-from tusd_py.cli.options import action, option, read_settings, subcommand, whole
+from tusd_py.cli.options import action, option, quiet_settings, subcommand, whole
 from tusd_py.cli.output import Listing, format_time, write_problem
 from tusd_py.redis.duplicate_index import DuplicateIndex, Record
 from tusd_py.service.backends import connected_redis
@@ -54,9 +53,8 @@ def command(action: str, names: tuple[str, ...], as_json: bool, limit: int | Non
         raise click.UsageError(f'unexpected argument "{names[0]}"; list lists all')
     if action != "list" and not names:
         raise click.UsageError(f"give fingerprints or upload ids to {action}")
-    settings = read_settings().settings
     # What fails is reported in a line of the command.
-    logs.configure(settings.log_format, "error")
+    settings = quiet_settings("error")
     listing = Listing(_COLUMNS, cells=_cells, document=_document, as_json=as_json)
 
     async def act(url: str) -> int:

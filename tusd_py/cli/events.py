@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import click
 
-from tusd_py import logs
 from tusd_py.cli.instance import NoRedis, check_directories, instance_redis
-from tusd_py.cli.options import action, option, read_settings, subcommand
+from tusd_py.cli.options import action, option, quiet_settings, subcommand
 from tusd_py.cli.output import (
     Listing,
     count_of,
@@ -55,8 +54,7 @@ def command(action: str, ids: tuple[str, ...], every: bool, as_json: bool) -> in
             raise click.UsageError(f'unexpected argument "{ids[0] if ids else "--all"}"')
     elif bool(ids) == every:
         raise click.UsageError(f"give ids of events or uploads to {action}, or --all")
-    settings = read_settings().settings
-    logs.configure(settings.log_format, "warning")
+    settings = quiet_settings("warning")
     check_directories(settings)
     if action in ("replay", "drop"):
         check_user(settings, may_begin=False)

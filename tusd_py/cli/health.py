@@ -16,6 +16,7 @@ import click
 
 from tusd_py.cli.options import INSTANCE, Value, read_settings, subcommand
 from tusd_py.cli.output import write_problem
+from tusd_py.cli.unix_http import UnixConnection
 from tusd_py.settings.model import Settings
 from tusd_py.settings.suggestion import one_of, suggestion
 
@@ -79,7 +80,7 @@ def _place(settings: Settings) -> str:
 
 def _connection(settings: Settings) -> http.client.HTTPConnection:
     if settings.unix_sock is not None:
-        return _UnixConnection(str(settings.unix_sock))
+        return UnixConnection(str(settings.unix_sock), timeout=_TIMEOUT_SECONDS)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     if settings.tls_certificate is None:
         return http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_SECONDS)
@@ -90,17 +91,6 @@ def _connection(settings: Settings) -> http.client.HTTPConnection:
     return http.client.HTTPSConnection(
         host, settings.port, timeout=_TIMEOUT_SECONDS, context=context
     )
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_TIMEOUT_SECONDS)
-        self.sock.connect(self._path)
 
 
 def _job(kind: str, settings: Settings) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ from tusd_py.cli.output import (
     CommandFailed,
     Palette,
     format_time,
-    write_fields,
-    write_json,
-    write_line,
     write_problem,
+    write_record,
 )
+from tusd_py.cli.unix_http import UnixConnection
 from tusd_py.cli.upload_rows import Row, Wanted, write_list
 from tusd_py.web.admin import links
 
@@ -41,19 +38,6 @@ class Refused(CommandFailed):
         super().__init__(f"the server refuses: {detail}")
         self.status = status
         self.detail = detail
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class OperatorClient:
@@ -94,7 +78,7 @@ class OperatorClient:
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str]:
         if self._url.startswith("unix:"):
-            return _UnixConnection(self._url.removeprefix("unix:")), ""
+            return UnixConnection(self._url.removeprefix("unix:"), timeout=_TIMEOUT_SECONDS), ""
         try:
             parts = urlsplit(self._url)
             host, port = parts.hostname, parts.port
@@ -107,10 +91,7 @@ class OperatorClient:
         prefix = parts.path.rstrip("/")
         if parts.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS), prefix
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(
-            host, port, timeout=_TIMEOUT_SECONDS, context=context
-        ), prefix
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS), prefix
 
 
 def connect(url: str, token_file: str | None, state_dir: Path) -> OperatorClient:
@@ -196,12 +177,7 @@ class RemoteUploads:
                 missing += 1
                 write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
                 continue
-            if self._as_json:
-                write_json(_document(found))
-            else:
-                if shown:
-                    write_line("")
-                write_fields(_document(found))
+            write_record(_document(found), as_json=self._as_json, is_first=not shown)
             shown += 1
         return 1 if missing else 0
 

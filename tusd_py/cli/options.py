@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -181,12 +181,12 @@ def whole(minimum: int, maximum: int) -> Value:
     return Value("NUMBER", parse)
 
 
-def one_word(*words: str) -> Value:
-    """One of some words."""
+def one_word(*words: str, ask: str = "give") -> Value:
+    """One of some words. ask: what is written before them if it is none of them."""
 
     def check(text: str) -> str:
         if text not in words:
-            raise ValueError(f"give {one_of(words)}{suggestion(text, words)}")
+            raise ValueError(f"{ask} {one_of(words)}{suggestion(text, words)}")
         return text
 
     return Value("|".join(words), check)
@@ -258,6 +258,14 @@ def option(
     )
 
 
+coloured = option(
+    "--color",
+    "Colours: on a terminal (auto) unless NO_COLOR is set, always or never.",
+    section="Output",
+    type=one_word("auto", "always", "never"),
+)
+
+
 def action(*names: str) -> Callable[[Run], Run]:
     """Add the first argument of a subcommand: what to do."""
 
@@ -307,6 +315,19 @@ def _setting_option(setting: Setting) -> Option:
 def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
     if value not in (None, ()):
         ctx.meta.setdefault(_GIVEN, {})[param.name] = value
+
+
+def quiet_settings(level: Literal["warning", "error"]) -> Settings:
+    """Load the settings of a command that reports what fails in a line of its own, and log only what is so severe.
+
+    Raises SettingsError.
+    """
+    # Other commands do without it.
+    from tusd_py import logs  # noqa: PLC0415
+
+    settings = read_settings().settings
+    logs.configure(settings.log_format, level)
+    return settings
 
 
 def read_settings() -> Loaded:

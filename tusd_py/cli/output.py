@@ -1,4 +1,4 @@
-"""Everything that commands print: tables, fields, JSON, times, problems and a progress bar."""
+"""Everything that commands print: tables, fields, JSON, times, problems and progress."""
 
 from __future__ import annotations
 
@@ -61,11 +61,24 @@ def write_rows(rows: Sequence[Sequence[str]], *, wide: int) -> None:
         write_row(row, widths)
 
 
-def write_fields(document: Document) -> None:
-    """Write an object as a field a line."""
+def write_record(document: Document, *, as_json: bool, is_first: bool) -> None:
+    """Write an object as JSON, or as a field a line below a blank line unless it is the first one."""
+    if as_json:
+        write_json(document)
+        return
+    if not is_first:
+        write_line("")
     for name, value in document.items():
         text = value if isinstance(value, str) else json.dumps(value)
         write_line(f"{name:10}  {printable(text)}")
+
+
+def write_either(document: Document, text: str, *, as_json: bool) -> None:
+    """Write an object as JSON, or a line that says the same."""
+    if as_json:
+        write_json(document)
+    else:
+        write_line(text)
 
 
 class Listing(Generic[T]):
@@ -149,7 +162,6 @@ def printable(text: str) -> str:
 
 
 _CODES = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-COLOUR_CHOICES = ("auto", "always", "never")
 
 
 class Palette:
@@ -173,60 +185,41 @@ class Palette:
         return line[:begin] + self.paint(word, colour) + line[begin + len(word) :]
 
 
-def clear_line() -> None:
-    """Remove what is drawn in the line of the cursor on standard error, if that is a terminal."""
+def draw(text: str) -> None:
+    """Draw over the line of the cursor on standard error, if that is a terminal."""
     if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
 
 
-class Counter:
-    """Counts on standard error, if that is a terminal, how much of something whose end is unknown is done."""
+def clear_line() -> None:
+    """Remove what is drawn in the line of the cursor, so that a line can be printed in its place."""
+    draw("")
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._is_shown = sys.stderr.isatty()
+
+class Progress:
+    """Draws how much is done: as a bar if there is a total, or as a number of things."""
+
+    def __init__(self, things: str = "", total: int | None = None) -> None:
+        self._things = things
+        self._total = total
         self._done = 0
         self._drawn_at = time.monotonic()
+        if total is not None:
+            self._draw()
 
     def add(self, more: int) -> None:
-        """Count more, and draw the number unless it was drawn a moment ago."""
+        """Count more, and draw unless that was done a moment ago."""
         self._done += more
-        now = time.monotonic()
-        if self._is_shown and now - self._drawn_at >= _REDRAW_SECONDS:
-            self._drawn_at = now
-            sys.stderr.write(f"\r{self._done} {self._what}\x1b[K")
-            sys.stderr.flush()
+        is_last = self._total is not None and self._done >= self._total
+        if is_last or time.monotonic() - self._drawn_at >= _REDRAW_SECONDS:
+            self._draw()
 
-    def clear(self) -> None:
-        """Remove the number, so that a line can be printed in its place."""
-        if self._is_shown:
-            clear_line()
-
-
-class ProgressBar:
-    """Draws a bar on standard error if that is a terminal; nothing otherwise."""
-
-    def __init__(self, total: int) -> None:
-        self._is_shown = sys.stderr.isatty()
-        self._total = total
-        self._drawn_at = 0.0
-        self.update(0)
-
-    def update(self, done: int) -> None:
-        """Draw the bar with so many of the total done, unless it was drawn a moment ago."""
-        now = time.monotonic()
-        if not self._is_shown or (now - self._drawn_at < _REDRAW_SECONDS and done < self._total):
+    def _draw(self) -> None:
+        self._drawn_at = time.monotonic()
+        if self._total is None:
+            draw(f"{self._done} {self._things}")
             return
-        self._drawn_at = now
-        share = done / self._total if self._total else 1.0
+        share = self._done / self._total if self._total else 1.0
         bar = "#" * round(min(share, 1.0) * _BAR_WIDTH)
-        sys.stderr.write(f"\r[{bar:.<{_BAR_WIDTH}}] {done}/{self._total}")
-        sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Remove the bar, so that a line can be printed in its place; the next update draws it again."""
-        if self._is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        self._drawn_at = 0.0
+        draw(f"[{bar:.<{_BAR_WIDTH}}] {self._done}/{self._total}")

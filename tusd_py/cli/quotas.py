@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from tusd_py import logs
 from tusd_py.auth.byte_quota import ByteQuotas, Reserved
 from tusd_py.cli.instance import instance_redis
-from tusd_py.cli.options import option, read_settings, subcommand
+from tusd_py.cli.options import option, quiet_settings, subcommand
 from tusd_py.cli.output import Listing, format_bytes, format_share, printable, write_problem
 from tusd_py.service.backends import connected_redis
 from tusd_py.settings.model import Settings
@@ -28,8 +27,7 @@ _COLUMNS = {"OWNER": 32, "UPLOADS": 8, "BYTES": 10, "QUOTA": 10, "USED": 5}
 @option("--json", "Print one JSON object per line.", section="Output", name="as_json")
 def command(as_json: bool) -> int:
     """Print the owners and return the exit code."""
-    settings = read_settings().settings
-    logs.configure(settings.log_format, "error")
+    settings = quiet_settings("error")
     with instance_redis(settings) as url:
         owners, is_whole = asyncio.run(_owners(settings, url))
     quota = settings.quota_bytes

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tusd_py import __version__, logs
+from tusd_py import __version__
 from tusd_py.cli.instance import instance_redis
-from tusd_py.cli.options import one_word, option, read_settings, subcommand
+from tusd_py.cli.options import coloured, option, quiet_settings, subcommand
 from tusd_py.cli.output import (
-    COLOUR_CHOICES,
     Palette,
     format_bytes,
     format_share,
@@ -39,17 +38,11 @@ or have waited for too long, no sweep for too long, or an unavailable Redis.
 
 @subcommand("[--json] [options of serve]", ABOUT)
 @option("--json", "Print JSON.", section="Output", name="as_json")
-@option(
-    "--color",
-    "Colours: on a terminal (auto) unless NO_COLOR is set, always or never.",
-    section="Output",
-    type=one_word(*COLOUR_CHOICES),
-)
+@coloured
 def command(as_json: bool, color: str | None) -> int:
     """Print the status and return the exit code."""
-    settings = read_settings().settings
     # What fails is reported in a line of the command.
-    logs.configure(settings.log_format, "error")
+    settings = quiet_settings("error")
 
     # Imported here, so that a wrong flag is reported without loading rq.
     from tusd_workers.status import collect  # noqa: PLC0415
@@ -59,7 +52,7 @@ def command(as_json: bool, color: str | None) -> int:
         status = collect(settings, url)
     problems = [*_directory_problems(settings), *status.problems(settings)]
     if as_json:
-        known = {"version": __version__, "disk": disk and asdict(disk)}
+        known = {"version": __version__, "disk": disk}
         write_json({**known, **asdict(status), "problems": problems}, indent=2)
     else:
         palette = Palette(color)
@@ -79,31 +72,24 @@ def _directory_problems(settings: Settings) -> Iterator[str]:
         yield str(problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Space where the uploads are, in bytes."""
-
-    free: int
-    total: int
-
-
-def _disk(settings: Settings) -> Disk | None:
-    """The space for uploads; None for a bucket, or a directory that is not there."""
+def _disk(settings: Settings) -> dict[str, int] | None:
+    """The space where the uploads are, in bytes; None for a bucket, or a directory that is not there."""
     if settings.s3_bucket:
         return None
     try:
         usage = shutil.disk_usage(settings.upload_dir)
     except FileNotFoundError:
         return None
-    return Disk(usage.free, usage.total)
+    return {"free": usage.free, "total": usage.total}
 
 
-def _lines(status: Status, disk: Disk | None) -> Iterator[str]:
+def _lines(status: Status, disk: dict[str, int] | None) -> Iterator[str]:
     counts, activity = status.registry, status.activity
     yield f"version    {__version__}"
     if disk is not None:
-        used = format_share(disk.total - disk.free, disk.total)
-        yield f"disk       {format_bytes(disk.free)} of {format_bytes(disk.total)} free, {used} used"
+        free, total = disk["free"], disk["total"]
+        used = format_share(total - free, total)
+        yield f"disk       {format_bytes(free)} of {format_bytes(total)} free, {used} used"
     known = "" if counts.is_whole else " (some may be missing: the next sweep looks at all)"
     yield f"uploads    {counts.known} unfinished, {counts.due} due{known}"
     if activity.finished is not None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 
-from tusd_py import logs
-from tusd_py.cli.options import option, read_settings, subcommand
+from tusd_py.cli.options import option, quiet_settings, subcommand
 from tusd_py.cli.output import clear_line, count_of, format_time, write_json, write_line
 from tusd_py.cli.waiting import waiting
 from tusd_py.settings.model import Settings
@@ -32,8 +31,7 @@ With --dry-run nothing changes, and expired uploads are listed.
 @option("--json", "Print one JSON object per line.", section="Sweep", name="as_json")
 def command(dry_run: bool, force: bool, as_json: bool) -> int:
     """Sweep and return the exit code."""
-    settings = read_settings().settings
-    logs.configure(settings.log_format, "warning")
+    settings = quiet_settings("warning")
     return asyncio.run(_sweep(settings, dry_run=dry_run, force=force, as_json=as_json))
 
 

@@ -15,13 +15,12 @@ from typing import Any
 import click
 import jwt
 
-from tusd_py import logs
 from tusd_py.auth import build
 from tusd_py.auth.principal import Principal, Right
 from tusd_py.auth.revocation import Revocations
 from tusd_py.auth.upload_tokens import TYPE, BadToken, unverified_header
 from tusd_py.cli.instance import instance_redis
-from tusd_py.cli.options import Value, action, option, read_settings, subcommand, whole
+from tusd_py.cli.options import Value, action, option, quiet_settings, subcommand, whole
 from tusd_py.cli.output import CommandFailed, printable, write_json, write_line, write_problem
 from tusd_py.service.backends import connected_redis, store_to_read
 from tusd_py.settings import units
@@ -81,10 +80,8 @@ _SECTION = "Token"
 )
 def command(action: str, owner: str | None, upload: str | None, **limits: Any) -> int:
     """Run the action and return the exit code."""
-    settings = read_settings().settings
-    settings = settings.model_copy(update={"auth": "jwt"})
     # What fails is reported in a line of the command.
-    logs.configure(settings.log_format, "error")
+    settings = quiet_settings("error").model_copy(update={"auth": "jwt"})
     try:
         if action == "issue":
             write_line(_issue(settings, owner, **limits))

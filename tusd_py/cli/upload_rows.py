@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from tusd_py.cli.output import (
     CommandFailed,
@@ -51,14 +52,9 @@ class Row:
     name: str
     document: Mapping[str, object]
 
-    def is_in(self, state: str | None) -> bool:
-        """Whether it is in this state; None for any."""
-        if state == "unfinished":
-            return self.state in ("uploading", "waiting")
-        return state is None or self.state == state
-
 
 Key = tuple[float | str, ...]
+T = TypeVar("T")
 
 SORTS: Mapping[str, Callable[[Row], Key]] = {
     "newest": lambda row: (-row.created, row.id),
@@ -84,28 +80,31 @@ class Wanted:
 
     def has(self, row: Row) -> bool:
         """Whether an upload is in the list."""
-        return row.is_in(self.state) and self.owner in (None, row.owner)
+        states = (
+            ("uploading", "waiting") if self.state == "unfinished" else (self.state or row.state,)
+        )
+        return row.state in states and self.owner in (None, row.owner)
 
 
-class FirstRows:
-    """The first rows of many by a key, in memory for no more than twice as many."""
+class Smallest(Generic[T]):
+    """The smallest of many items by a key, those larger than `after`, in memory for no more than twice as many."""
 
-    def __init__(self, limit: int, key: Callable[[Row], Key], *, after: Key | None) -> None:
+    def __init__(self, limit: int, key: Callable[[T], Key], *, after: Key | None) -> None:
         self._limit = limit
         self._key = key
         self._after = after
-        self._rows: list[Row] = []
+        self._items: list[T] = []
 
-    def add(self, row: Row) -> None:
-        """Consider a row."""
-        if self._after is None or self._key(row) > self._after:
-            self._rows.append(row)
-            if len(self._rows) >= 2 * self._limit:
-                self._rows = self.found()
+    def add(self, item: T) -> None:
+        """Consider an item."""
+        if self._after is None or self._key(item) > self._after:
+            self._items.append(item)
+            if len(self._items) >= 2 * self._limit:
+                self._items = self.found()
 
-    def found(self) -> list[Row]:
-        """The first rows so far, in order."""
-        return sorted(self._rows, key=self._key)[: self._limit]
+    def found(self) -> list[T]:
+        """The smallest items so far, in order."""
+        return sorted(self._items, key=self._key)[: self._limit]
 
 
 def table(

@@ -7,34 +7,37 @@ that keeps its locks in memory is asked to do it, as for a sweep.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import click
 
-from tusd_py import logs
 from tusd_py.cli.instance import check_directories
-from tusd_py.cli.options import Value, action, one_word, option, read_settings, subcommand, whole
-from tusd_py.cli.output import (
-    COLOUR_CHOICES,
-    CommandFailed,
-    Counter,
-    Palette,
-    format_time,
-    write_fields,
-    write_json,
-    write_line,
-    write_problem,
+from tusd_py.cli.options import (
+    Value,
+    action,
+    coloured,
+    one_word,
+    option,
+    quiet_settings,
+    subcommand,
+    whole,
 )
-from tusd_py.cli.upload_rows import SORTS, STATES, FirstRows, Row, Wanted, watch, write_list
+from tusd_py.cli.output import (
+    CommandFailed,
+    Palette,
+    Progress,
+    clear_line,
+    format_time,
+    write_problem,
+    write_record,
+)
+from tusd_py.cli.upload_rows import SORTS, STATES, Row, Smallest, Wanted, watch, write_list
 from tusd_py.service.backends import store_to_read
 from tusd_py.service.instance import reader
 from tusd_py.settings.model import Settings
 from tusd_py.storage.base import (
     StorageError,
-    Store,
     Upload,
     UploadGone,
     UploadNotFound,
@@ -101,12 +104,7 @@ _BATCH = 200
     type=one_word(*SORTS),
     note="default newest",
 )
-@option(
-    "--color",
-    "Colours: on a terminal (auto) unless NO_COLOR is set, always or never.",
-    section="Output",
-    type=one_word(*COLOUR_CHOICES),
-)
+@coloured
 @option(
     "--search",
     "With --server, list uploads whose id, file name or owner begins so.",
@@ -135,8 +133,7 @@ def command(
         raise click.UsageError(f'unexpected argument "{ids[0]}"; {action} lists all')
     if action in ("show", "rm") and not ids:
         raise click.UsageError(f"give ids of uploads to {action}")
-    settings = read_settings().settings
-    logs.configure(settings.log_format, "warning")
+    settings = quiet_settings("warning")
     wanted = Wanted(limit or _PAGE, after or "", state, owner, sort or "newest", search or "")
     palette = Palette(color)
     if server is not None:
@@ -157,7 +154,7 @@ def command(
     if action == "watch":
         return watch(lambda: asyncio.run(_rows(settings, wanted)), palette)
     if action == "show":
-        return asyncio.run(_show_each(settings, ids, as_json=as_json))
+        return asyncio.run(_show(settings, ids, as_json=as_json))
     rows = asyncio.run(_rows(settings, wanted))
     write_list(rows, palette, as_json=as_json)
     if len(rows) == wanted.limit:
@@ -165,64 +162,51 @@ def command(
     return 0
 
 
-async def _show_each(settings: Settings, ids: tuple[str, ...], *, as_json: bool) -> int:
-    async with store_to_read(settings) as store:
-        return await _show(_Reader(store, reader(settings, store)), ids, as_json=as_json)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """The store and its uploads, for reading."""
-
-    store: Store
-    uploads: Uploads
-
-
 async def _rows(settings: Settings, wanted: Wanted) -> list[Row]:
     """Return a page of the list. Raises CommandFailed, StorageError."""
     async with store_to_read(settings) as store:
-        found = _Reader(store, reader(settings, store))
+        uploads = reader(settings, store)
         if wanted.sort == "id":
-            return [row async for row in _by_id(found, wanted)]
+            return [row async for row in _by_id(uploads, wanted)]
         key = SORTS[wanted.sort]
-        after = key(await _last_row(found, wanted.after)) if wanted.after else None
-        first = FirstRows(wanted.limit, key, after=after)
-        async for row in _all(found):
+        after = key(await _last_row(uploads, wanted.after)) if wanted.after else None
+        first = Smallest(wanted.limit, key, after=after)
+        async for row in _all(uploads):
             if wanted.has(row):
                 first.add(row)
         return first.found()
 
 
-async def _last_row(reader: _Reader, upload_id: str) -> Row:
+async def _last_row(uploads: Uploads, upload_id: str) -> Row:
     """The last upload of the previous page. Raises CommandFailed."""
     try:
-        return _row(reader.uploads, await reader.uploads.load(upload_id))
+        return _row(uploads, await uploads.load(upload_id))
     except StorageError:
         raise CommandFailed(
             f"--after {json.dumps(upload_id)}: there is no such upload any more; begin again without --after"
         ) from None
 
 
-async def _all(reader: _Reader) -> AsyncIterator[Row]:
+async def _all(uploads: Uploads) -> AsyncIterator[Row]:
     """Yield the rows of all uploads that can be read, and tell of the others."""
-    progress = Counter("uploads read")
-    async for batch in batched_ids(reader.store.ids(_tell_skipped), _BATCH):
-        for upload in await reader.uploads.load_each(batch):
+    progress = Progress("uploads read")
+    async for batch in batched_ids(uploads.store.ids(_tell_skipped), _BATCH):
+        for upload in await uploads.load_each(batch):
             if isinstance(upload, Upload):
-                yield _row(reader.uploads, upload)
+                yield _row(uploads, upload)
             elif not isinstance(upload, UploadNotFound | UploadGone):
-                progress.clear()
+                clear_line()
                 write_problem(f"{upload}")
         progress.add(len(batch))
-    progress.clear()
+    clear_line()
 
 
 def _tell_skipped(path: str, problem: Exception) -> None:
     write_problem(f"{printable_path(path)} is skipped: {problem}")
 
 
-async def _by_id(reader: _Reader, wanted: Wanted) -> AsyncIterator[Row]:
-    """Yield a page of uploads, ordered by id, holding no more than a page of ids in memory."""
+async def _by_id(uploads: Uploads, wanted: Wanted) -> AsyncIterator[Row]:
+    """Yield a page of uploads, ordered by id, holding no more than two pages of ids in memory."""
     reported = set[str]()
 
     def report_skipped(path: str, problem: Exception) -> None:
@@ -233,15 +217,17 @@ async def _by_id(reader: _Reader, wanted: Wanted) -> AsyncIterator[Row]:
 
     limit, after = wanted.limit, wanted.after
     while limit > 0:
-        ids = await _smallest(reader.store.ids(report_skipped), after, limit)
-        if not ids:
+        smallest: Smallest[str] = Smallest(limit, lambda upload_id: (upload_id,), after=(after,))
+        async for upload_id in uploads.store.ids(report_skipped):
+            smallest.add(upload_id)
+        if not (ids := smallest.found()):
             return
         for upload_id in ids:
             after = upload_id
             # Not by its id alone: another server's record may be named otherwise.
-            [upload] = await reader.uploads.load_each([upload_id])
+            [upload] = await uploads.load_each([upload_id])
             if isinstance(upload, Upload):
-                row = _row(reader.uploads, upload)
+                row = _row(uploads, upload)
                 if wanted.has(row):
                     limit -= 1
                     yield row
@@ -249,54 +235,32 @@ async def _by_id(reader: _Reader, wanted: Wanted) -> AsyncIterator[Row]:
                 write_problem(f"{upload}")
 
 
-async def _smallest(ids: AsyncIterator[str], after: str, limit: int) -> list[str]:
-    """The smallest ids that are larger than `after`, in order."""
-    # A heap of the smallest so far, the largest on top.
-    heap: list[_Reversed] = []
-    async for upload_id in ids:
-        if upload_id > after:
-            if len(heap) < limit:
-                heapq.heappush(heap, _Reversed(upload_id))
-            elif upload_id < heap[0].text:
-                heapq.heapreplace(heap, _Reversed(upload_id))
-    return sorted(each.text for each in heap)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reversed:
-    """An id that sorts in reverse order."""
-
-    text: str
-
-    def __lt__(self, other: _Reversed) -> bool:
-        return self.text > other.text
-
-
-async def _show(reader: _Reader, ids: tuple[str, ...], *, as_json: bool) -> int:
+async def _show(settings: Settings, ids: tuple[str, ...], *, as_json: bool) -> int:
     missing = shown = 0
-    for upload_id in ids:
-        try:
-            upload = await reader.uploads.load(upload_id)
-            document = _document(reader.uploads, upload) | {"metadata": _metadata(upload)}
-            if as_json:
-                write_json(document)
-            else:
-                if shown:
-                    write_line("")
-                write_fields(document)
+    async with store_to_read(settings) as store:
+        uploads = reader(settings, store)
+        for upload_id in ids:
+            try:
+                upload = await uploads.load(upload_id)
+            except StorageError as problem:
+                if isinstance(problem.__cause__, PermissionError):
+                    raise
+                missing += 1
+                write_problem(_why_missing(upload_id, problem))
+                continue
+            document = _document(uploads, upload) | {"metadata": _metadata(upload)}
+            write_record(document, as_json=as_json, is_first=not shown)
             shown += 1
-        except UploadGone:
-            missing += 1
-            write_problem(f"{json.dumps(upload_id)} was removed")
-        except UploadNotFound:
-            missing += 1
-            write_problem(f"there is no upload {json.dumps(upload_id)}")
-        except StorageError as problem:
-            if isinstance(problem.__cause__, PermissionError):
-                raise
-            missing += 1
-            write_problem(f"{json.dumps(upload_id)}: {problem}")
     return 1 if missing else 0
+
+
+def _why_missing(upload_id: str, problem: StorageError) -> str:
+    name = json.dumps(upload_id)
+    if isinstance(problem, UploadGone):
+        return f"{name} was removed"
+    if isinstance(problem, UploadNotFound):
+        return f"there is no upload {name}"
+    return f"{name}: {problem}"
 
 
 async def _remove(settings: Settings, ids: tuple[str, ...], *, unreadable: bool) -> int:

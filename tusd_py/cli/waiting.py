@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tusd_py.background import spawn
-from tusd_py.cli.output import clear_line
+from tusd_py.cli.output import clear_line, draw
 
 _TICK_SECONDS = 0.5
 
@@ -19,13 +19,12 @@ async def waiting(doing: str) -> AsyncIterator[None]:
     """Tell on standard error, if that is a terminal, what takes so long, and for how long it does."""
     began = time.monotonic()
 
-    async def draw() -> None:
+    async def tick() -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            sys.stderr.write(f"\r{doing}, {time.monotonic() - began:.0f} s\x1b[K")
-            sys.stderr.flush()
+            draw(f"{doing}, {time.monotonic() - began:.0f} s")
 
-    drawing = spawn(draw(), "elapsed time") if sys.stderr.isatty() else None
+    drawing = spawn(tick(), "elapsed time") if sys.stderr.isatty() else None
     try:
         yield
     finally:
