@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
 
 import click
 
@@ -123,18 +122,12 @@ def _queue_jobs(settings: Settings, upload_ids: set[str]) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Unreadable:
-    """An event whose record cannot be read, and why."""
-
-    problem: str
-
-
-def _read(kept: KeptEvent) -> OutboxRecord | _Unreadable:
+def _read(kept: KeptEvent) -> OutboxRecord | str:
+    """The record of an event, or why it cannot be read."""
     try:
         return outbox_record.parse(kept.content)
     except MalformedOutboxRecord as problem:
-        return _Unreadable(str(problem))
+        return str(problem)
 
 
 def _document(kept: KeptEvent) -> dict[str, object]:
@@ -144,8 +137,8 @@ def _document(kept: KeptEvent) -> dict[str, object]:
         "kept": format_time(kept.kept_at),
     }
     record = _read(kept)
-    if isinstance(record, _Unreadable):
-        return {**shown, "problem": record.problem}
+    if isinstance(record, str):
+        return {**shown, "problem": record}
     return {
         **shown,
         "type": record.event.type.value,
@@ -159,8 +152,8 @@ def _document(kept: KeptEvent) -> dict[str, object]:
 def _cells(kept: KeptEvent) -> tuple[str, ...]:
     record = _read(kept)
     age = format_age(time.time() - kept.kept_at)
-    if isinstance(record, _Unreadable):
-        return kept.event_id, "?", kept.upload_id, age, "?", record.problem
+    if isinstance(record, str):
+        return kept.event_id, "?", kept.upload_id, age, "?", record
     # The text comes from a hook and must not control the operator's terminal.
     problem = json.dumps(record.problem)[1:-1]
     event_type, attempts = record.event.type.value, str(record.attempts)
