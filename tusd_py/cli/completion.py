@@ -19,22 +19,15 @@ zsh: eval "$(tusd-py completion zsh)"
 fish: tusd-py completion fish | source
 """
 
-SHELLS = ("bash", "zsh", "fish")
-
 
 @subcommand("bash | zsh | fish", ABOUT, settings=None)
-@click.argument("shell", type=one_word(*SHELLS), default="")
+@click.argument("shell", type=one_word("bash", "zsh", "fish"), default="")
 def command(shell: str) -> int:
     """Print the script and return the exit code."""
-    write_line(script(shell))
-    return 0
-
-
-def script(shell: str) -> str:
-    """The completion script of a shell."""
     found = get_completion_class(shell)
     if found is None:
         raise ValueError(f"no completion for {shell}")
     # Not `source`, which runs bash to find its version.
     made = found(click.Command("tusd-py"), {}, "tusd-py", "_TUSD_PY_COMPLETE")
-    return (made.source_template % made.source_vars()).strip()
+    write_line((made.source_template % made.source_vars()).strip())
+    return 0

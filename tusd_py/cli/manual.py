@@ -58,15 +58,12 @@ def _section(name: str, made: Command) -> Iterator[str]:
     yield _text(f"tusd-py {name} {made.usage}".strip())
     for paragraph in (made.help or "").strip().split("\n\n"):
         yield from (".PP", _text(paragraph))
+    # Settings are many, and explained elsewhere.
+    usual = made.short or () if name == "serve" else ()
     for option in made.params:
-        # Settings are many, and explained elsewhere.
-        if isinstance(option, Option) and (option.expose_value or _is_usual(name, made, option)):
+        if isinstance(option, Option) and (option.expose_value or option.name in usual):
             flag, meaning = option.row()
             yield from (".TP", f".B {_text(flag)}", _text(meaning))
-
-
-def _is_usual(name: str, made: Command, option: Option) -> bool:
-    return name == "serve" and option.name in (made.short or ())
 
 
 def _text(text: str) -> str:
