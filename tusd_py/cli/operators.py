@@ -11,13 +11,12 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from tusd_py.cli.output import (
     CommandFailed,
-    Palette,
     format_time,
     write_problem,
     write_record,
 )
 from tusd_py.cli.unix_http import UnixConnection
-from tusd_py.cli.upload_rows import Row, Wanted, write_list
+from tusd_py.cli.upload_rows import Row, Wanted
 from tusd_py.web.admin import links
 
 _API = "/admin/api/v1"
@@ -123,74 +122,61 @@ def connect(url: str, token_file: str | None, state_dir: Path) -> OperatorClient
     return client
 
 
-class RemoteUploads:
-    """`tusd-py uploads` by the API."""
-
-    def __init__(self, client: OperatorClient, *, as_json: bool) -> None:
-        self._client = client
-        self._as_json = as_json
-
-    def rows(self, wanted: Wanted) -> tuple[list[Row], str | None]:
-        """Return a page of the list, and what the next page follows, if there is one. Raises CommandFailed."""
-        if wanted.sort not in _ORDERS:
-            raise CommandFailed(
-                f"--sort {wanted.sort} does not go with --server; give newest or oldest"
-            )
-        # The API knows unfinished uploads only as such.
-        state = {None: "all", "uploading": "unfinished", "waiting": "unfinished"}.get(
-            wanted.state, wanted.state
+def read_page(client: OperatorClient, wanted: Wanted) -> tuple[list[Row], str | None]:
+    """Return a page of the list, and what the next page follows, if there is one. Raises CommandFailed."""
+    if wanted.sort not in _ORDERS:
+        raise CommandFailed(
+            f"--sort {wanted.sort} does not go with --server; give newest or oldest"
         )
-        found: list[Row] = []
-        following: str | None = wanted.after
-        while following is not None and len(found) < wanted.limit:
-            query = {
-                "limit": min(500, wanted.limit - len(found)),
-                "state": state,
-                "order": wanted.sort,
-                "q": wanted.search,
-                "owner": wanted.owner or "",
-                "after": following,
-            }
-            given = {name: value for name, value in query.items() if value}
-            page = self._client.ask("GET", f"/uploads?{urlencode(given)}")
-            found += filter(wanted.has, map(_row, page["uploads"]))
-            following = page["next"]
-            if not page["is_whole"]:
-                write_problem("the list is being built; some uploads may be missing")
-        return found, following
+    # The API knows unfinished uploads only as such.
+    state = {None: "all", "uploading": "unfinished", "waiting": "unfinished"}.get(
+        wanted.state, wanted.state
+    )
+    found: list[Row] = []
+    following: str | None = wanted.after
+    while following is not None and len(found) < wanted.limit:
+        query = {
+            "limit": min(500, wanted.limit - len(found)),
+            "state": state,
+            "order": wanted.sort,
+            "q": wanted.search,
+            "owner": wanted.owner or "",
+            "after": following,
+        }
+        given = {name: value for name, value in query.items() if value}
+        page = client.ask("GET", f"/uploads?{urlencode(given)}")
+        found += filter(wanted.has, map(_row, page["uploads"]))
+        following = page["next"]
+        if not page["is_whole"]:
+            write_problem("the list is being built; some uploads may be missing")
+    return found, following
 
-    def list(self, wanted: Wanted, palette: Palette) -> int:
-        """Print a page, and how to go on."""
-        rows, following = self.rows(wanted)
-        write_list(rows, palette, as_json=self._as_json)
-        if following is not None:
-            write_problem(f"continue with --after {following}")
-        return 0
 
-    def show(self, ids: Sequence[str]) -> int:
-        """Print everything about uploads."""
-        missing = shown = 0
-        for upload_id in ids:
-            try:
-                found = self._client.ask("GET", f"/uploads/{quote(upload_id)}")
-            except Refused as problem:
-                missing += 1
-                write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
-                continue
-            write_record(_document(found), as_json=self._as_json, is_first=not shown)
-            shown += 1
-        return 1 if missing else 0
+def show(client: OperatorClient, ids: Sequence[str], *, as_json: bool) -> int:
+    """Print everything about uploads."""
+    missing = shown = 0
+    for upload_id in ids:
+        try:
+            found = client.ask("GET", f"/uploads/{quote(upload_id)}")
+        except Refused as problem:
+            missing += 1
+            write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
+            continue
+        write_record(_document(found), as_json=as_json, is_first=not shown)
+        shown += 1
+    return 1 if missing else 0
 
-    def remove(self, ids: Sequence[str]) -> int:
-        """Remove uploads, after ending requests that write to them."""
-        failures = 0
-        for upload_id in ids:
-            try:
-                self._client.ask("POST", "/actions/remove", {"upload": upload_id})
-            except Refused as problem:
-                failures += 1
-                write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
-        return 1 if failures else 0
+
+def remove(client: OperatorClient, ids: Sequence[str]) -> int:
+    """Remove uploads, after ending requests that write to them."""
+    failures = 0
+    for upload_id in ids:
+        try:
+            client.ask("POST", "/actions/remove", {"upload": upload_id})
+        except Refused as problem:
+            failures += 1
+            write_problem(f"{json.dumps(upload_id)}: {problem.detail}")
+    return 1 if failures else 0
 
 
 def _document(row: Document) -> dict[str, object]:

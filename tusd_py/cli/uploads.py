@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 
 import click
 
@@ -138,32 +139,39 @@ def command(
     palette = Palette(color)
     if server is not None:
         # Imported here, as the usual way does without.
-        from tusd_py.cli.operators import RemoteUploads, connect  # noqa: PLC0415
+        from tusd_py.cli import operators  # noqa: PLC0415
 
-        remote = RemoteUploads(connect(server, token_file, settings.state_dir), as_json=as_json)
-        if action == "watch":
-            return watch(lambda: remote.rows(wanted)[0], palette)
-        if action == "list":
-            return remote.list(wanted, palette)
-        return remote.show(ids) if action == "show" else remote.remove(ids)
-    if token_file or search:
-        raise click.UsageError("--token-file and --search need --server")
-    if action == "rm":
-        return asyncio.run(_remove(settings, ids, unreadable=unreadable))
-    check_directories(settings)
+        client = operators.connect(server, token_file, settings.state_dir)
+        if action == "show":
+            return operators.show(client, ids, as_json=as_json)
+        if action == "rm":
+            return operators.remove(client, ids)
+        read = partial(operators.read_page, client)
+    else:
+        if token_file or search:
+            raise click.UsageError("--token-file and --search need --server")
+        if action == "rm":
+            return asyncio.run(_remove(settings, ids, unreadable=unreadable))
+        check_directories(settings)
+        if action == "show":
+            return asyncio.run(_show(settings, ids, as_json=as_json))
+        read = partial(_read_page, settings)
     if action == "watch":
-        return watch(lambda: asyncio.run(_rows(settings, wanted)), palette)
-    if action == "show":
-        return asyncio.run(_show(settings, ids, as_json=as_json))
-    rows = asyncio.run(_rows(settings, wanted))
+        return watch(lambda: read(wanted)[0], palette)
+    rows, following = read(wanted)
     write_list(rows, palette, as_json=as_json)
-    if len(rows) == wanted.limit:
-        write_problem(f"continue with --after {rows[-1].id}")
+    if following is not None:
+        write_problem(f"continue with --after {following}")
     return 0
 
 
+def _read_page(settings: Settings, wanted: Wanted) -> tuple[list[Row], str | None]:
+    """Return a page of the list, and what the next page follows. Raises CommandFailed, StorageError."""
+    rows = asyncio.run(_rows(settings, wanted))
+    return rows, rows[-1].id if len(rows) == wanted.limit else None
+
+
 async def _rows(settings: Settings, wanted: Wanted) -> list[Row]:
-    """Return a page of the list. Raises CommandFailed, StorageError."""
     async with store_to_read(settings) as store:
         uploads = reader(settings, store)
         if wanted.sort == "id":
