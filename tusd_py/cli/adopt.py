@@ -18,7 +18,7 @@ from typing import Literal
 import click
 
 from tusd_py.cli.options import Value, one_word, option, read_settings, subcommand
-from tusd_py.cli.output import Progress, clear_line, count_of, write_either
+from tusd_py.cli.output import Progress, count_of, write_either
 from tusd_py.locks.base import UNFENCED
 from tusd_py.service.owner import check_upload_directory
 from tusd_py.settings.suggestion import one_of
@@ -174,7 +174,7 @@ async def _convert_all(
 
         def leave(name: str, problem: Exception) -> None:
             summary.left_alone += 1
-            clear_line()
+            progress.clear()
             shown, reason = printable(name), str(problem).removeprefix(f"{name}: ")
             document = {"upload": shown, "left_alone": reason}
             write_either(document, f"left alone: {shown}: {reason}", as_json=as_json)
@@ -192,7 +192,7 @@ async def _convert_all(
     finally:
         if not summary.dry_run:
             store.close()
-    clear_line()
+    progress.clear()
     write_either(asdict(summary), str(summary), as_json=as_json)
     return 1 if summary.left_alone else 0
 

@@ -193,7 +193,7 @@ def draw(text: str) -> None:
 
 
 def clear_line() -> None:
-    """Remove what is drawn in the line of the cursor, so that a line can be printed in its place."""
+    """Remove what is drawn in the line of the cursor."""
     draw("")
 
 
@@ -214,6 +214,11 @@ class Progress:
         is_last = self._total is not None and self._done >= self._total
         if is_last or time.monotonic() - self._drawn_at >= _REDRAW_SECONDS:
             self._draw()
+
+    def clear(self) -> None:
+        """Remove it, so that a line can be printed in its place; it is drawn again when more is done."""
+        clear_line()
+        self._drawn_at = 0.0
 
     def _draw(self) -> None:
         self._drawn_at = time.monotonic()

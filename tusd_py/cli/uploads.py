@@ -28,7 +28,6 @@ from tusd_py.cli.output import (
     CommandFailed,
     Palette,
     Progress,
-    clear_line,
     format_time,
     write_problem,
     write_record,
@@ -203,10 +202,10 @@ async def _all(uploads: Uploads) -> AsyncIterator[Row]:
             if isinstance(upload, Upload):
                 yield _row(uploads, upload)
             elif not isinstance(upload, UploadNotFound | UploadGone):
-                clear_line()
+                progress.clear()
                 write_problem(f"{upload}")
         progress.add(len(batch))
-    clear_line()
+    progress.clear()
 
 
 def _tell_skipped(path: str, problem: Exception) -> None:
