@@ -20,9 +20,10 @@ from tests.support.requirements import refuse
 from tusd_py.storage.base import Store
 from tusd_py.storage.file.store import FileStore
 from tusd_py.storage.s3.aiobotocore_store import Bucket
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.requests import ObjectStore
-from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.store import S3Store
 
 
 class Place(Protocol):

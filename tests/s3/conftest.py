@@ -12,10 +12,11 @@ from tests.s3 import servers
 from tests.s3.servers import BUCKET, Kind, S3Server
 from tests.support.requirements import refuse
 from tusd_py.storage.s3.aiobotocore_store import Bucket
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import MIN_PART_BYTES
 from tusd_py.storage.s3.requests import ObjectStore
-from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.store import S3Store
 
 
 def shared(kind: Kind) -> S3Server:

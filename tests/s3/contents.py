@@ -12,9 +12,10 @@ import botocore.session
 
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY, S3Server
 from tusd_py.storage.s3.aiobotocore_store import Bucket
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.requests import ObjectStore
-from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.store import S3Store
 
 _LATER_SECONDS = 7200.0
 """How far ahead the clock of the last sweep is: what is young may be somebody's."""

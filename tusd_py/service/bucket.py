@@ -5,9 +5,10 @@ from __future__ import annotations
 from tusd_py.settings.model import Settings
 from tusd_py.settings.name_template import split_template
 from tusd_py.storage.s3.aiobotocore_store import Bucket, Encryption
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.requests import ObjectStore
-from tusd_py.storage.s3.store import S3Options, S3Store
+from tusd_py.storage.s3.store import S3Store
 from tusd_py.telemetry.counters import Counters
 from tusd_py.telemetry.object_store import ObjectStoreCounters
 

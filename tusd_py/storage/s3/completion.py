@@ -7,10 +7,10 @@ multipart upload. What proves it is the object: its token, which no other upload
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import BytesNotKept, ForeignObject, StorageError, StorageUnavailable
+from tusd_py.storage.s3.bucket import Bucket
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
@@ -25,14 +25,11 @@ from tusd_py.storage.s3.record import Record
 from tusd_py.storage.s3.translation import translated
 from tusd_py.storage.s3.writer import put_whole
 
-if TYPE_CHECKING:
-    from tusd_py.storage.s3.store import S3Store
-
 
 class Completions:
     """The completions that run in this process, by upload."""
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: Bucket) -> None:
         self._store = store
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -93,7 +90,7 @@ class Completions:
         live.add(part, self._store.now())
 
 
-async def complete_parts(store: S3Store, live: Live, multipart: str, parts: list[Part]) -> None:
+async def complete_parts(store: Bucket, live: Live, multipart: str, parts: list[Part]) -> None:
     """Complete a multipart upload, and check that the object is there.
 
     Raises BytesNotKept, StorageError, ForeignObject, ObjectStoreError.
@@ -132,7 +129,7 @@ async def complete_parts(store: S3Store, live: Live, multipart: str, parts: list
     raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")
 
 
-async def object_in_way(store: S3Store, record: Record) -> ObjectHead | None:
+async def object_in_way(store: Bucket, record: Record) -> ObjectHead | None:
     """The object at the key of an upload that is not complete; None if there is none. Raises ForeignObject, ObjectStoreError.
 
     A store that knows no condition at completion would replace what somebody else has put there.

@@ -37,14 +37,14 @@ from tusd_py.storage.base import (
     is_valid_id,
 )
 from tusd_py.storage.finished_names import FinishedNames
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.completion import Completions, complete_parts
 from tusd_py.storage.s3.freeing import pending_of, stored_record
 from tusd_py.storage.s3.joining import S3Joiner, assemble, gather_bytes, pieces
-from tusd_py.storage.s3.layout import RECORD, Layout
+from tusd_py.storage.s3.layout import RECORD
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     MAX_PART_BYTES,
-    MAX_PARTS,
     ObjectHead,
     ObjectNotFound,
     ObjectStoreError,
@@ -78,43 +78,6 @@ _KEPT_LIVE = 10_000
 """Uploads of which a process remembers the record and the parts."""
 _AT_ONCE = 32
 """Requests that one listing makes at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class S3Options:
-    """How uploads are laid out.
-
-    Attributes:
-        bucket: The bucket's name, for records.
-        layout: The keys.
-        part_bytes: Least size of parts.
-        max_parts: Most parts that the store takes.
-        most_object_bytes: Largest object that the store takes.
-        equal_parts: The store takes only parts of one size (Cloudflare R2).
-        concurrent_parts: Parts of one upload that are sent at a time.
-        spool_bytes: Bytes of all uploads that wait in memory at most.
-        spool_directory: Where chunks with a checksum wait; None for the system's directory of temporary files.
-        flush_seconds: How often the bytes of a slow body are put into the bucket.
-        metadata_keys: Keys of the metadata that are stored with the object; empty for all.
-        allowed_locations: Where hooks may place uploads besides: buckets, or `bucket/prefix`.
-        finished_names: Template of the keys of uploads for which hooks chose no place; empty for their ids.
-        keeps_finished: The object of a finished upload whose key comes from that template outlives the upload.
-    """
-
-    bucket: str
-    layout: Layout
-    part_bytes: int = 8 * 1024 * 1024
-    max_parts: int = MAX_PARTS
-    most_object_bytes: int = 5 * 1024**4
-    equal_parts: bool = False
-    concurrent_parts: int = 4
-    spool_bytes: int = 256 * 1024 * 1024
-    spool_directory: str | None = None
-    flush_seconds: float = 30.0
-    metadata_keys: tuple[str, ...] = ()
-    allowed_locations: tuple[str, ...] = ()
-    finished_names: str = ""
-    keeps_finished: bool = True
 
 
 @dataclass(eq=False, slots=True)

@@ -13,11 +13,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from tusd_py.locks.base import Fence, LeaseLost, ensure_held
 from tusd_py.storage.base import MAX_ID_BYTES, UploadInfo, UploadUntrusted, is_valid_id
 from tusd_py.storage.file import records
+from tusd_py.storage.s3.bucket import S3Options
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
     ObjectNotFound,
@@ -29,9 +29,6 @@ from tusd_py.storage.s3.plan import PartPlan
 from tusd_py.storage.s3.progress import Progress, newest, read_tail, tail_properties
 from tusd_py.storage.s3.record import Record, serialize, tusds_id
 from tusd_py.storage.s3.requests import ObjectStore
-
-if TYPE_CHECKING:
-    from tusd_py.storage.s3.store import S3Options
 
 _MIB = 1024 * 1024
 _TAIL_LIMIT = 5 * 1024**3

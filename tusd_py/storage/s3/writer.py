@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tusd_py.locks.base import Fence, LeaseLost, ensure_held
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.base import ForeignObject, StorageError, StorageFull, Upload
+from tusd_py.storage.s3.bucket import Bucket
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
@@ -35,9 +35,6 @@ from tusd_py.storage.s3.progress import (
 from tusd_py.storage.s3.record import Record
 from tusd_py.storage.s3.translation import storage_error, translated
 
-if TYPE_CHECKING:
-    from tusd_py.storage.s3.store import S3Store
-
 _OFFER_BYTES = 1024 * 1024
 """Most that a buffer is offered for at a time."""
 
@@ -49,7 +46,7 @@ class S3Writer:
 
     def __init__(
         self,
-        store: S3Store,
+        store: Bucket,
         upload: Upload,
         live: Live,
         fence: Fence,
@@ -459,7 +456,7 @@ class S3Writer:
         await self._store.save_record(live, changed, self._fence)
 
 
-async def put_tail(store: S3Store, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
+async def put_tail(store: Bucket, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
     """Replace the tail, on condition that no other holder did. Raises LeaseLost, ObjectStoreError."""
     record = live.record
     key, progress = store.layout.tail(record.info.id), live.progress
@@ -476,7 +473,7 @@ async def put_tail(store: S3Store, live: Live, start: int, data: bytes | memoryv
 
 
 async def _stored_before(
-    store: S3Store, record: Record, properties: Properties, data: bytes | memoryview
+    store: Bucket, record: Record, properties: Properties, data: bytes | memoryview
 ) -> ObjectHead:
     """The tail, if it is the one that an attempt without a response stored. Raises LeaseLost."""
     lost = LeaseLost(f"another holder replaced the tail of {record.info.id}")
@@ -492,7 +489,7 @@ async def _stored_before(
 
 
 async def put_whole(
-    store: S3Store,
+    store: Bucket,
     live: Live,
     data: bytes | bytearray,
     *,
@@ -518,7 +515,7 @@ async def put_whole(
 
 
 async def _put_over(
-    store: S3Store, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
+    store: Bucket, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
 ) -> Progress | None:
     """Replace the object that is in the way, and return None; if it is the upload already, return its progress.
 
