@@ -17,11 +17,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.conftest import MakeServer
+from tests.s3.conftest import Opened
 from tests.s3.servers import ACCESS_KEY, BUCKET, ENVIRONMENT, REGION, SECRET_KEY, S3Server
 from tests.s3.test_server import Servers
 from tests.support import commands, ports
 from tests.support.tus import Tus, checksum, metadata
 from tests.support.waiting import wait_until
+from tusd_py.locks.base import UNFENCED, LeaseLost
 
 MIB = 1024 * 1024
 BODY = random.Random(8).randbytes(24 * MIB + 77)
@@ -287,6 +289,22 @@ def test_tails_whose_place_is_unknown_can_be_left_out(left: Left) -> None:
     assert left.read("one.part") is None
     code, text = left.command("uploads", "show", upload_id, "--json")
     assert json.loads(text)["offset"] == 5 * MIB
+
+
+async def test_a_tail_that_tusd_replaces_meanwhile_is_not_taken_over(
+    left: Left, opened: Opened
+) -> None:
+    """Shorter, as long or longer: another process is at work, which is no fault of the store."""
+    for name, later in (("a", b"ta"), ("b", b"liat"), ("c", b"a longer tail")):
+        upload_id = left.begin(name, 100)
+        left.put(f"{name}.part", b"tail")
+        takeover = opened().takeover()
+        found = await takeover.find(upload_id)
+        assert found is not None
+        left.put(f"{name}.part", later)
+        with pytest.raises(LeaseLost):
+            await takeover.adopt(found, UNFENCED)
+        assert left.read(f"{name}.part") == later
 
 
 def _tusd() -> str | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 
 from tusd_py.locks.base import Fence, LeaseLost
 from tusd_py.storage.errors import translated
@@ -28,7 +28,6 @@ class DataFile:
     """The file at `path`, appended to from `start` on.
 
     Attributes:
-        path: The file.
         start: Its length in bytes.
         threads: For syncs and write-back.
         writes_behind: Start the write-back of large bodies while they arrive.
@@ -39,7 +38,7 @@ class DataFile:
         end: Where the next bytes go.
     """
 
-    path: str
+    path: InitVar[str]
     start: int
     threads: Threads
     _: KW_ONLY
@@ -53,9 +52,9 @@ class DataFile:
     _writing_behind: Future[None] | None = field(default=None, init=False)
     _descriptor: int = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, path: str) -> None:
         self.end = self._written_behind = self.start
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def write(self, data: memoryview) -> None:
         """Append `data`. Raises OSError (a prefix may be written then), BytesLost if earlier bytes may be lost, LeaseLost."""

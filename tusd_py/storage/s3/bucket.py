@@ -53,7 +53,7 @@ class S3Options:
     keeps_finished: bool = True
 
 
-class Bucket(Protocol):
+class Bucketed(Protocol):
     """What writers and completions need of the store, which imports them."""
 
     objects: ObjectStore

@@ -10,7 +10,7 @@ import asyncio
 
 from tusd_py.locks.base import Fence, ensure_held
 from tusd_py.storage.base import BytesNotKept, ForeignObject, StorageError, StorageUnavailable
-from tusd_py.storage.s3.bucket import Bucket
+from tusd_py.storage.s3.bucket import Bucketed
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
@@ -29,7 +29,7 @@ from tusd_py.storage.s3.writer import put_whole
 class Completions:
     """The completions that run in this process, by upload."""
 
-    def __init__(self, store: Bucket) -> None:
+    def __init__(self, store: Bucketed) -> None:
         self._store = store
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -90,7 +90,7 @@ class Completions:
         live.add(part, self._store.now())
 
 
-async def complete_parts(store: Bucket, live: Live, multipart: str, parts: list[Part]) -> None:
+async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: list[Part]) -> None:
     """Complete a multipart upload, and check that the object is there.
 
     Raises BytesNotKept, StorageError, ForeignObject, ObjectStoreError.
@@ -129,7 +129,7 @@ async def complete_parts(store: Bucket, live: Live, multipart: str, parts: list[
     raise BytesNotKept(f"the parts of {record.info.id} are other ones than before: {failure}")
 
 
-async def object_in_way(store: Bucket, record: Record) -> ObjectHead | None:
+async def object_in_way(store: Bucketed, record: Record) -> ObjectHead | None:
     """The object at the key of an upload that is not complete; None if there is none. Raises ForeignObject, ObjectStoreError.
 
     A store that knows no condition at completion would replace what somebody else has put there.

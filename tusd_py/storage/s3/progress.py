@@ -72,9 +72,12 @@ def tail_time(tail: ObjectHead) -> float:
         return tail.modified_at
 
 
-async def read_tail(objects: ObjectStore, tail: ObjectHead) -> bytes:
-    """The bytes of a tail. Raises LeaseLost if another holder replaced it, ObjectStoreError."""
-    head, data = await objects.read(tail.key, limit=tail.size)
+async def read_tail(objects: ObjectStore, tail: ObjectHead, *, limit: int | None = None) -> bytes:
+    """The bytes of a tail. Raises LeaseLost if another holder replaced it, ObjectStoreError.
+
+    limit: most bytes of one that may be replaced by a longer one; None for those of the tail.
+    """
+    head, data = await objects.read(tail.key, limit=tail.size if limit is None else limit)
     if head.etag != tail.etag:
         raise LeaseLost(f"another holder replaced {tail.key}")
     return data

@@ -415,8 +415,14 @@ class ObjectStore(AiobotocoreClient):
             page = await self._request(operation, key, {**parameters, **more}, about=about)
             yield page
             following = {name: page.get(field) for name, field in markers.items()}
-            # Some stores repeat their last page for ever.
-            if not page.get("IsTruncated") or not all(following.values()) or following == more:
+            if not page.get("IsTruncated") or not all(following.values()):
+                return
+            if following == more:
+                # Some stores repeat their last page for ever. A list of objects that ends early would hide uploads.
+                if operation == "list_objects_v2":
+                    raise StoreUnavailable(
+                        "a list of objects that repeats a page", code="Malformed"
+                    )
                 return
             more = following
 

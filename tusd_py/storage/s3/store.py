@@ -251,9 +251,11 @@ class S3Store:
             return
         try:
             other = await stored_record(self.objects, self.layout, info.id)
+            # One that has gone meanwhile may have had the place, and not be removed whole: a sweep frees it then.
+            has_place = other is None or other.info.location == info.location
         except StorageError:
-            other = None
-        if other is None or other.info.location != info.location:
+            has_place = False
+        if not has_place:
             await self._places.leave(info.location, info.id)
 
     def _serialize(self, record: Record) -> bytes:

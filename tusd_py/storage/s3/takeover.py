@@ -226,7 +226,7 @@ class Takeover:
         await self.forget(info.id)
 
     async def _copy_tail(self, record: Record, start: int, tail: ObjectHead) -> None:
-        data = await read_tail(self._objects, tail)
+        data = await read_tail(self._objects, tail, limit=_TAIL_LIMIT)
         key = self._layout.tail(record.info.id)
         properties = tail_properties(record, start, tail.modified_at)
         try:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from tusd_py.locks.base import Fence, LeaseLost, ensure_held
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.storage.base import ForeignObject, StorageError, StorageFull, Upload
-from tusd_py.storage.s3.bucket import Bucket
+from tusd_py.storage.s3.bucket import Bucketed
 from tusd_py.storage.s3.live import Live
 from tusd_py.storage.s3.object_store import (
     ObjectHead,
@@ -46,7 +46,7 @@ class S3Writer:
 
     def __init__(
         self,
-        store: Bucket,
+        store: Bucketed,
         upload: Upload,
         live: Live,
         fence: Fence,
@@ -456,7 +456,7 @@ class S3Writer:
         await self._store.save_record(live, changed, self._fence)
 
 
-async def put_tail(store: Bucket, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
+async def put_tail(store: Bucketed, live: Live, start: int, data: bytes | memoryview) -> ObjectHead:
     """Replace the tail, on condition that no other holder did. Raises LeaseLost, ObjectStoreError."""
     record = live.record
     key, progress = store.layout.tail(record.info.id), live.progress
@@ -473,7 +473,7 @@ async def put_tail(store: Bucket, live: Live, start: int, data: bytes | memoryvi
 
 
 async def _stored_before(
-    store: Bucket, record: Record, properties: Properties, data: bytes | memoryview
+    store: Bucketed, record: Record, properties: Properties, data: bytes | memoryview
 ) -> ObjectHead:
     """The tail, if it is the one that an attempt without a response stored. Raises LeaseLost."""
     lost = LeaseLost(f"another holder replaced the tail of {record.info.id}")
@@ -489,7 +489,7 @@ async def _stored_before(
 
 
 async def put_whole(
-    store: Bucket,
+    store: Bucketed,
     live: Live,
     data: bytes | bytearray,
     *,
@@ -515,7 +515,7 @@ async def put_whole(
 
 
 async def _put_over(
-    store: Bucket, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
+    store: Bucketed, record: Record, data: bytes | bytearray, properties: Properties, fence: Fence
 ) -> Progress | None:
     """Replace the object that is in the way, and return None; if it is the upload already, return its progress.
 
