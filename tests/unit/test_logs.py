@@ -516,7 +516,7 @@ def test_the_lines_of_several_processes_do_not_mix() -> None:
     # Lines are dropped, and that is told, if this process does not get to read for a moment.
     dropped = sum(entry["count"] for entry in entries if entry["event"] == "log lines dropped")
     written = sum(entry["event"] == "x" for entry in entries)
-    assert written
+    assert written > 40 * 60
     assert written + dropped == 2 * 40 * 60
 
 

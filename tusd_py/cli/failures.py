@@ -30,8 +30,8 @@ _KNOWN = (
     StorageError,
 )
 
-_OF_S3 = ("aiobotocore", "botocore")
-"""Packages of the extra for buckets."""
+_OF_S3 = ("aiobotocore", "botocore", "aiohttp", "aioitertools", "wrapt", "jmespath")
+"""Packages of the extra for buckets, and what these need."""
 
 
 def is_refused(problem: Exception) -> bool:

@@ -313,7 +313,7 @@ class TusApp:
             except OSError as problem:
                 logger.warning("tusd-py dashboard will print no links: %s", problem)
         self._admin.start(accepted)
-        if place is not None:
+        if place is not None and self._sharing is not Sharing.SIBLING:
             self._admin_listener = AdminListener(self._admin, place, self.settings)
             self._admin_listener.start()
 

@@ -261,7 +261,7 @@ class Exchange:
             return
         transport = self._connection.transport
         idle_timeout = self._connection.limits.idle_timeout
-        watch = StallWatch(self._connection.loop, transport, flow.raw, idle_timeout)
+        watch = StallWatch(self._connection.loop.time, transport, flow.raw, idle_timeout)
         while flow.write_paused:
             try:
                 async with asyncio.timeout(min(_LOOK_SECONDS, idle_timeout / 4)):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tusd_py.web.http.flow import FlowControl
-from tusd_py.web.http.stalls import StallWatch, unacknowledged, unsent
+from tusd_py.web.http.stalls import StallWatch, unsent, untaken
 
 _MOST_SECONDS = 2.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -82,7 +82,7 @@ class Linger:
 
     def finish(self) -> None:
         """Wait no longer for the client."""
-        if self._transport.get_extra_info("sslcontext") and not unsent(
+        if self._transport.get_extra_info("sslcontext") and not untaken(
             self._transport, self._flow.raw
         ):
             # TLS would wait half a minute for the client to agree to the end.
@@ -92,9 +92,7 @@ class Linger:
 
     def _is_delivered(self) -> bool:
         """Whether the client's system has acknowledged the response and the end of our side."""
-        return not unsent(self._transport, self._flow.raw) and not unacknowledged(
-            self._transport.get_extra_info("socket").fileno()
-        )
+        return not untaken(self._transport, self._flow.raw)
 
 
 class Flush:
@@ -118,7 +116,7 @@ class Flush:
         self._loop = loop
         self._transport = transport
         self._raw = raw
-        self._watch = StallWatch(loop, transport, raw, idle_timeout)
+        self._watch = StallWatch(loop.time, transport, raw, idle_timeout)
         self._timer = loop.call_later(_LOOK_SECONDS, self._look)
 
     def discard(self, size: int) -> None:
@@ -129,7 +127,9 @@ class Flush:
         self._timer.cancel()
 
     def _look(self) -> None:
-        if not (unsent(self._transport, None) if self._raw is None else self._watch.untaken()):
+        # Without TLS the system delivers what it took.
+        left = unsent if self._raw is None else untaken
+        if not left(self._transport, self._raw):
             self._transport.close()
         elif self._watch.is_stalled():
             self._transport.abort()

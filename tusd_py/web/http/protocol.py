@@ -34,7 +34,7 @@ from tusd_py.web.http.framing import (
 from tusd_py.web.http.linger import Flush, Linger
 from tusd_py.web.http.response_head import serialize
 from tusd_py.web.http.sendfile import is_supported
-from tusd_py.web.http.stalls import unsent
+from tusd_py.web.http.stalls import unsent, untaken
 
 _MAX_URL = 16 * 1024
 _MAX_WAITING = 32
@@ -365,7 +365,7 @@ class UploadProtocol(asyncio.Protocol):
         if self.raw_transport is None:
             self.transport.close()
             self.watch_unsent()
-        elif unsent(self.transport, self.raw_transport):
+        elif untaken(self.transport, self.raw_transport):
             self._flush()
         else:
             self.transport.close()

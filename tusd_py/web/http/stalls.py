@@ -10,40 +10,43 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections.abc import Callable
 
 
 class StallWatch:
-    """Looks at a transport from time to time. raw: the transport below TLS, or None."""
+    """Looks at a transport from time to time. clock: of the loop, in seconds. raw: the transport below TLS, or None."""
 
-    __slots__ = ("_idle_timeout", "_loop", "_progress_at", "_raw", "_transport", "_untaken")
+    __slots__ = ("_clock", "_idle_timeout", "_progress_at", "_raw", "_transport", "_untaken")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
         transport: asyncio.WriteTransport,
         raw: asyncio.Transport | None,
         idle_timeout: float,
     ) -> None:
-        self._loop = loop
+        self._clock = clock
         self._transport = transport
         self._raw = raw
         self._idle_timeout = idle_timeout
-        self._untaken = self.untaken()
-        self._progress_at = loop.time()
-
-    def untaken(self) -> int:
-        """Bytes that the client's system has not taken."""
-        below = self._transport if self._raw is None else self._raw
-        found = below.get_extra_info("socket")
-        sent = unacknowledged(found.fileno()) if found is not None and found.fileno() >= 0 else 0
-        return unsent(self._transport, self._raw) + sent
+        self._untaken = untaken(transport, raw)
+        self._progress_at = clock()
 
     def is_stalled(self) -> bool:
         """Whether the client has taken no byte for the idle time-out, as far as was seen by calls of this."""
-        untaken, now = self.untaken(), self._loop.time()
-        if untaken != self._untaken:
-            self._untaken, self._progress_at = untaken, now
+        left, now = untaken(self._transport, self._raw), self._clock()
+        if left < self._untaken:
+            self._progress_at = now
+        # It may also grow: a client that reads nothing can have TLS answer, and encryption adds bytes.
+        self._untaken = left
         return now - self._progress_at >= self._idle_timeout
+
+
+def untaken(transport: asyncio.WriteTransport, raw: asyncio.Transport | None) -> int:
+    """Bytes that the client's system has not taken. raw: the transport below TLS, or None."""
+    found = (transport if raw is None else raw).get_extra_info("socket")
+    sent = unacknowledged(found.fileno()) if found is not None and found.fileno() >= 0 else 0
+    return unsent(transport, raw) + sent
 
 
 def unsent(transport: asyncio.WriteTransport, raw: asyncio.Transport | None) -> int:
