@@ -19,6 +19,7 @@ from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, checksum, id_of, path_of
 from tests.support.waiting import wait_until
+from tests.support.wire import Connection
 
 BODY = random.Random(3).randbytes(11 * 1024 * 1024)
 PART = 5 * 1024 * 1024
@@ -80,6 +81,17 @@ def test_a_killed_server_is_replaced_by_one_with_an_empty_disk(servers: Servers)
     assert offset <= 6_000_000
     assert second.patch(path, offset, BODY[offset:]).status == 204
     assert second.get(path).body == BODY
+
+
+def test_a_slow_client_gets_a_download_to_its_end(servers: Servers) -> None:
+    """For longer than the network time-out the system announces no room for more bytes."""
+    server = servers("--network-timeout", "3s")
+    data = BODY + BODY
+    path = Tus(server).finished(data)
+    with Connection(server.address, receive_buffer=65_536) as slow:
+        slow.send_head("GET", path, [("Connection", "close")])
+        received = slow.read_as_a_slow_link(15_000_000, 17_500_000, lambda: None)
+    assert received.partition(b"\r\n\r\n")[2] == data
 
 
 SMALL = BODY[: 16 * 1024]

@@ -9,7 +9,6 @@ import random
 import re
 import socket
 import ssl
-import time
 from pathlib import Path
 
 import pytest
@@ -95,22 +94,16 @@ def test_what_a_slow_client_asked_for_arrives_before_the_end(tus: TlsTus, refuse
         slow.send_head("GET", path, [] if refused else [("Connection", "close")])
         if refused:
             slow.send_head("PATCH", path, [("Content-Length", "1000000")])
-        got = bytearray()
-        while True:
-            with contextlib.suppress(ConnectionResetError):
-                part = b""
-                part = slow.sock.recv(16_384)
-            if not part:
-                break
-            got += part
-            if 15_000_000 < len(got) < 17_500_000:
-                # For longer than the server waits for a client that takes nothing.
-                time.sleep(0.04)
-                if refused:
-                    # The rest of the body, which nobody wants.
-                    with contextlib.suppress(OSError):
-                        slow.send(b"x")
-    head, _, rest = bytes(got).partition(b"\r\n\r\n")
+
+        def send_on() -> None:
+            # The rest of the body, which nobody wants.
+            if refused:
+                with contextlib.suppress(OSError):
+                    slow.send(b"x")
+
+        # For longer than the server waits for a client that takes nothing.
+        received = slow.read_as_a_slow_link(15_000_000, 17_500_000, send_on)
+    head, _, rest = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     assert hashlib.sha256(rest[: len(data)]).digest() == hashlib.sha256(data).digest()
     assert rest[len(data) :].startswith(b"HTTP/1.1 4" if refused else b"")
