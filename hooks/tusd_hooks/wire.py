@@ -85,6 +85,7 @@ class WireHooks(ABC):
     async def start(self, context: HookContext) -> None:
         """Read the settings. Raises HookFailed if they cannot work."""
         self._settings = context.settings
+        WireHooks.__init__(self)
         for name in set(WIRE_EVENTS).difference(context.settings.hooks_enabled_events):
             vars(self).pop(EventType(name).function, None)
 

@@ -184,6 +184,25 @@ async def test_bytes_of_those_who_may_not_are_not_kept(tmp_path: Path) -> None:
     await open_engines.stop()
 
 
+async def test_routes_that_the_application_adds_are_its_own(tmp_path: Path) -> None:
+    """As with tuspyserver, `auth` guards the routes of uploads alone."""
+
+    def allowed() -> None:
+        raise HTTPException(401)
+
+    router = create_tus_router(files_dir=tmp_path, auth=allowed)
+
+    @router.get("/public/status")
+    async def status() -> str:
+        return "fine"
+
+    async with client_of(application(router)) as client:
+        assert (await client.get("/files/public/status")).status_code == 200
+        refused = await client.post("/files/", headers={**RESUMABLE, "Upload-Length": "5"})
+        assert refused.status_code == 401
+    await open_engines.stop()
+
+
 async def test_hooks_hear_of_no_request_that_is_wrong_in_itself(tmp_path: Path) -> None:
     heard: list[object] = []
     router = create_tus_router(

@@ -352,6 +352,21 @@ async def test_an_answer_and_a_failure(scripts: Scripts) -> None:
     await hooks.stop()
 
 
+async def test_hooks_that_are_started_again_have_the_events_of_then(scripts: Scripts) -> None:
+    async def nothing(_: str) -> None:
+        return None
+
+    hooks = FileHooks()
+    for events in (["pre-create"], ["post-finish"], ["pre-create", "post-finish"]):
+        settings = Settings(
+            hooks_dir=scripts.directory, upload_dir=scripts.notes, hooks_enabled_events=events
+        )
+        await hooks.start(HookContext(settings, None, nothing, Counters()))
+        assert hasattr(hooks, "pre_create") == ("pre-create" in events)
+        assert hasattr(hooks, "post_finish") == ("post-finish" in events)
+        await hooks.stop()
+
+
 def test_an_output_is_closed_once() -> None:
     """A second close would be of a file that another thread has opened since: bytes of an upload, for instance."""
     ended = threading.Event()

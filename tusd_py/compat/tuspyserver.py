@@ -197,8 +197,6 @@ def create_tus_router(  # noqa: PLR0917 - theirs
     prefix = prefix.strip("/")
     router = TusRouter(
         prefix=f"/{prefix}" if prefix else "",
-        # Refuses a request before any other dependency is called, and before a byte is read.
-        dependencies=[Depends(auth or noop)],
         route_class=_TusRoute,
         tags=list(tags or ["Tus"]),
         lifespan=lifespan,
@@ -220,6 +218,7 @@ def create_tus_router(  # noqa: PLR0917 - theirs
 
     _add_routes(
         router,
+        auth=auth or noop,
         completion=upload_complete_dep or completion,
         creation=pre_create_dep or creation,
         placement=file_dep or noop,
@@ -230,6 +229,7 @@ def create_tus_router(  # noqa: PLR0917 - theirs
 def _add_routes(
     router: TusRouter,
     *,
+    auth: Callable[..., object],
     completion: Callable[..., object],
     creation: Callable[..., object],
     placement: Callable[..., object],
@@ -276,6 +276,8 @@ def _add_routes(
             path,
             endpoint,
             methods=[method],
+            # Refuses a request before any other dependency is called, and before a byte is read.
+            dependencies=[Depends(auth)],
             status_code=status,
             response_model=None,
             include_in_schema=path != "",

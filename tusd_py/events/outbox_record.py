@@ -21,8 +21,8 @@ _SECRET = re.compile(
 )
 """Matches names of header fields that may contain credentials, which are not stored. A URL (Referer) may contain some."""
 _UPLOAD = tuple(each.name for each in fields(UploadView))
-_REQUEST = tuple(each.name for each in fields(RequestView) if each.name != "principal")
-"""What is stored of an upload and of a request, under the names that hooks know."""
+_REQUEST = ("method", "path", "client", "headers", "collection_url")
+"""What is stored of an upload and a request, under the names that hooks know. An older version reads no more of a request."""
 
 
 class MalformedOutboxRecord(Exception):

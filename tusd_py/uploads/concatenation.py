@@ -180,10 +180,12 @@ class Concatenation(Operation):
         """
         ids = final.info.parts
         distinct = list(dict.fromkeys(ids))
-        parts = {part_id: await self._pending.load(part_id) for part_id in distinct}
-        if not all(part.finished for part in parts.values()):
-            self._pending.forget(final.id)
-            return final
+        parts: dict[str, Upload] = {}
+        for part_id in distinct:
+            part = parts[part_id] = await self._pending.load(part_id)
+            if not part.finished:
+                self._pending.forget(final.id)
+                return final
         self.check_repeats(ids, parts)
         length = sum(parts[part_id].offset for part_id in ids)
         final = final.with_info(length=length)

@@ -28,7 +28,7 @@ _RECOVERY_DELAY_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Collaborators:
-    """See `Uploads` for those that are given; the others follow from them."""
+    """See `Uploads` for those that are given (byte_quotas: its `quotas`); the others follow from them."""
 
     store: Store
     locks: Locks

@@ -77,7 +77,7 @@ class Allowance:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Quotas:
-    """The quotas of the uploads of one store: of their number, and of their bytes; None for no limits."""
+    """The quotas of the uploads of one store. open_uploads: limits their number; byte_quotas: their bytes; None: no limit."""
 
     store: Store
     policy: UploadPolicy
