@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.support.redis import RedisServer
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.maintenance.local import LocalMaintenance, sweep_alone
-from tusd_py.redis import RedisClient, RedisUnavailable
+from tusd_py.redis import Keys, RedisClient, RedisUnavailable
 from tusd_py.redis.due_index import DueIndex, DueIndexWriter
 from tusd_py.storage.base import UploadInfo
 from tusd_py.storage.file.store import FileStore
@@ -221,8 +222,12 @@ async def test_what_redis_was_not_told_while_it_was_away_it_is_told_later(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_one_sweep_at_a_time(place: Place, registry: DueIndex) -> None:
+async def test_one_sweep_at_a_time(place: Place, registry: DueIndex, redis: RedisServer) -> None:
     assert await registry.lock_sweep("other", lease=60)
+    assert not await registry.renew_sweep("not the other", lease=600)
+    assert await registry.renew_sweep("other", lease=600)
+    left = redis.command("PTTL", Keys().sweep_lock)
+    assert 60_000 < cast(int, left) <= 600_000
     maintenance = LocalMaintenance(place.uploads, registry)
     assert await sweep_alone(maintenance, registry, "due") is None
     await registry.unlock_sweep("not the other")

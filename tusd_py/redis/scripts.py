@@ -1,4 +1,5 @@
-"""Lua scripts that run inside Redis, each of them one atomic change. They are defined beside the code that uses them."""
+"""Lua scripts that run inside Redis, each of them one atomic change. They are defined beside the code that uses
+them, but for those of redis-py's lock."""
 
 from __future__ import annotations
 

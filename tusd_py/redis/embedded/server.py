@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -71,7 +72,7 @@ _IN_MEMORY = {"appendonly": "no", "dbfilename": "none.rdb"}
 """Options where nothing can be written; existing data stay as they are."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _PROBE_SIZE = 64 * 1024
-"""More than fits into the last block of an existing file."""
+"""Bytes that are written to find out whether there is space."""
 _TRIAL, _UNREADABLE = "trial-", "unreadable-"
 _INSTALL = (
     f"install version {'.'.join(map(str, OLDEST))} or newer (Debian, Ubuntu: apt install "
@@ -86,7 +87,7 @@ _children: list[subprocess.Popen[bytes]] = []
 class _NotStarted(Exception):
     """Why a server could not be started. path: the program.
 
-    ended: it ran and ended. was_stopped: because somebody killed it, this process if it did not listen in time.
+    ended: it ran and ended. was_stopped: it was killed, by this process if it did not listen in time.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class EmbeddedRedis:
         try:
             if not wait(lambda: watchdog.try_lock(descriptor, fcntl.LOCK_EX), timeout):
                 raise EmbeddedRedisError(
-                    f"somebody else has been starting or stopping the embedded Redis in "
+                    f"another process has been starting or stopping the embedded Redis in "
                     f"{self.directory} for {timeout:g} s"
                 )
             yield
@@ -406,14 +407,13 @@ class EmbeddedRedis:
 
     def write_problem(self) -> OSError | None:
         """Return why nothing can be written to the directory, such as a full disk; None if something can."""
-        probe = self.directory / f"probe-{secrets.token_hex(4)}"
         try:
-            probe.write_bytes(b"0" * _PROBE_SIZE)
+            # Without a name, so that nothing stays if this process is killed.
+            with tempfile.TemporaryFile(dir=self.directory) as probe:
+                probe.write(b"0" * _PROBE_SIZE)
+                probe.flush()
         except OSError as problem:
             return problem
-        finally:
-            with suppress(OSError):
-                probe.unlink()
         return None
 
     def _try(self, binary: Binary, lock: int, path: str, *, keeps: bool) -> None:
