@@ -79,15 +79,20 @@ class WireHooks(ABC):
     """
 
     def __init__(self) -> None:
-        for name in WIRE_EVENTS:
-            setattr(self, EventType(name).function, self.handle)
+        self._listen(WIRE_EVENTS)
 
     async def start(self, context: HookContext) -> None:
         """Read the settings. Raises HookFailed if they cannot work."""
         self._settings = context.settings
-        WireHooks.__init__(self)
-        for name in set(WIRE_EVENTS).difference(context.settings.hooks_enabled_events):
-            vars(self).pop(EventType(name).function, None)
+        self._listen(context.settings.hooks_enabled_events)
+
+    def _listen(self, enabled: Collection[str]) -> None:
+        for name in WIRE_EVENTS:
+            function = EventType(name).function
+            if name in enabled:
+                setattr(self, function, self.handle)
+            else:
+                vars(self).pop(function, None)
 
     @abstractmethod
     async def handle(self, event: Event) -> Changes | None:

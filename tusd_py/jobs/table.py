@@ -64,7 +64,13 @@ KINDS = {
     kind.name: kind
     for kind in (
         # The outbox has the outcome of deliveries.
-        JobKind(DELIVER, "tusd_workers.delivery_runner:deliver", True, 0, _HOUR),
+        JobKind(
+            DELIVER,
+            "tusd_workers.delivery_runner:deliver",
+            takes_upload=True,
+            result_ttl=0,
+            failure_ttl=_HOUR,
+        ),
         JobKind(SWEEP_DUE, "tusd_workers.expiry:sweep_due"),
         JobKind(SWEEP_ALL, "tusd_workers.expiry:sweep_all"),
         JobKind(SWEEP_TUSPYSERVERS, "tusd_workers.expiry:sweep_tuspyservers"),

@@ -1,4 +1,4 @@
-"""Keep complete what Redis has of all uploads: the list for operators (`redis/upload_list.py`), and the bytes of owners.
+"""Keeps complete what Redis has of all uploads: the list for operators (`redis/upload_list.py`), and the bytes of owners.
 
 Redis lacks uploads when the list or quotas are wanted for the first time, and after it was emptied; the list also lacks those
 of a server that was killed within a second of a creation. So the whole storage is read then, and for the list at the start and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
 from tusd_py.auth.byte_quota import ByteQuotas
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
 _NOTICE_SECONDS = 2.5
-"""Time in which all servers notice that a list is wanted. They tell of what changes from then on."""
+"""Time in which all servers notice that a list is wanted, and begin to record changes in it."""
 _AGAIN_SECONDS = 24 * 3600.0
 _BATCH = 64
 
 
-class _Keeper:
-    """Completes one index whenever it has to be."""
+class _Keeper(ABC):
+    """Completes one index whenever it lacks uploads."""
 
     _INDEX: str
 
@@ -41,7 +42,7 @@ class _Keeper:
         self._store = uploads.store
 
     async def run(self) -> None:
-        """Keep it until cancelled."""
+        """Keep the index complete until cancelled."""
         while True:
             try:
                 await self._complete()
@@ -49,8 +50,9 @@ class _Keeper:
                 logger.debug("%s not whole: %s", self._INDEX, problem)
             await asyncio.sleep(_LOOK_SECONDS)
 
+    @abstractmethod
     async def _complete(self) -> None:
-        raise NotImplementedError
+        """Add what the index lacks, if anything. Raises RedisUnavailable, StorageError."""
 
     async def _batches(self) -> AsyncIterator[list[Upload]]:
         """All uploads; of damaged ones what can be read."""

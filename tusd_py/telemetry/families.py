@@ -21,26 +21,21 @@ from tusd_py.telemetry.object_store import ObjectStoreCounters
 
 Key = TypeVar("Key", bound=str | tuple[str | int, ...])
 """The value of a label, or the values of several."""
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 
 def counter(
     name: str, text: str, labels: Sequence[str], counts: Mapping[Key, int]
 ) -> CounterMetricFamily:
     """A counter with labels."""
-    family = CounterMetricFamily(name, text, labels=labels)
-    for key, count in counts.items():
-        family.add_metric(_labels(key), count)
-    return family
+    return _filled(CounterMetricFamily(name, text, labels=labels), counts)
 
 
 def gauges(
     name: str, text: str, labels: Sequence[str], values: Mapping[Key, float]
 ) -> GaugeMetricFamily:
     """A gauge with labels."""
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(_labels(key), value)
-    return family
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
 def gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
@@ -60,6 +55,12 @@ def histogram(
             for bound, count in each.cumulative()
         ]
         family.add_metric(_labels(key), buckets, each.sum)
+    return family
+
+
+def _filled(family: _Family, values: Mapping[Key, float]) -> _Family:
+    for key, value in values.items():
+        family.add_metric(_labels(key), value)
     return family
 
 

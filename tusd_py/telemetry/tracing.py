@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from starlette.types import Scope
-
 from tusd_py import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import Span, Tracer
+    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 
