@@ -122,7 +122,10 @@ def test_an_object_that_comes_meanwhile_stays_and_the_upload_waits_for_its_place
     assert (refused.status, refused.code) == (500, "ERR_INTERNAL_SERVER_ERROR")
     assert name not in refused.text
     server = tus.server
-    wait_until(lambda: f"{name} is somebody else's object" in server.log(), "the log to name it")
+    wait_until(
+        lambda: f"{name} is an object that this server did not store" in server.log(),
+        "the log to name it",
+    )
     assert bucket.get(name) == THEIRS
     bucket.remove(name)
     offset = tus.offset(path)

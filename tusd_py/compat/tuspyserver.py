@@ -329,8 +329,8 @@ class _Answer:
 class _Front:
     """From requests whose dependencies are resolved to the engine, and from its answers to hooks and responses.
 
-    max_size: bytes. expire_after: seconds without a byte after which an upload is given up. has_dependency: whether requests
-    know of a completion hook that nobody else can get at. further: settings of this server.
+    max_size: bytes. expire_after: seconds without a byte after which an upload is given up. has_dependency: whether a
+    dependency of requests returns a completion hook, which is then known to requests alone. further: settings of this server.
     """
 
     directory: str

@@ -96,7 +96,7 @@ class EventPublisher:
         event_id = id_of(event_type, upload.info)
         try:
             if all(kept.event_id != event_id for kept in await self.outbox.of(upload.id)):
-                # Without a fence: it has happened, whoever holds the lock now.
+                # Without a fence: it has happened, even if another process holds the lock now.
                 await self.record(event_type, upload, request, UNFENCED)
                 await self._sync_removals(
                     event_type, {upload.id} if event_type in _REMOVALS else ()

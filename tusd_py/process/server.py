@@ -257,7 +257,7 @@ def _warn_if_open(settings: Settings) -> None:
             logger,
             logging.WARNING,
             "open",
-            message=f"Whoever reaches {settings.host} can upload here, as no token is asked for (--auth jwt)",
+            message=f"Every client that reaches {settings.host} can upload here, as no token is required (--auth jwt)",
         )
 
 

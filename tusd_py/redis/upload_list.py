@@ -1,6 +1,6 @@
 """The list of uploads for operators: sorted sets in Redis by time and state, words to search for, totals of owners.
 
-A page of it costs what it shows, however many uploads there are. It is a hint: whoever shows it loads each upload from the
+A page of it costs what it shows, however many uploads there are. It is a hint: to show it, load each upload from the
 storage. It is kept while an operators' API has marked it as wanted, by the same writer as the index of due uploads
 (`due_index.py`), and rebuilt from the storage when Redis was emptied. Each update replaces what the list had of an upload, so
 that it may be repeated.

@@ -18,7 +18,7 @@ def read(path: Path) -> Mapping[str, object]:
 
 
 def write(path: Path, content: Mapping[str, object]) -> None:
-    """Replace the file, which a power cut does not take. Raises OSError."""
+    """Replace the file: after a power cut it has the old or the new content. Raises OSError."""
     tmp = path.with_name(f"{path.name}.{os.getpid()}")
     with tmp.open("wb") as file:
         file.write(json.dumps(content).encode())

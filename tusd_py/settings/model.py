@@ -583,7 +583,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     ] = setting(
         "",
         "Header field in which an authenticating proxy, one of --behind-proxy, sends the name of an operator. The proxy "
-        "must remove it from what clients send. Whoever it lets through is an operator.",
+        "must remove it from what clients send. Every user that it lets through is an operator.",
     )
 
     expose_metrics: types.Flag = setting(True, "Serve Prometheus metrics.", group="Operation")

@@ -91,7 +91,7 @@ class LocationRefused(StorageError):
 
 
 class ForeignObject(StorageError):
-    """Somebody else's object is where the bytes of an upload belong; it is not replaced. The text names it."""
+    """An object that is not an upload's is where its bytes belong; it is not replaced. The text names it."""
 
 
 class UploadExists(StorageError):

@@ -133,7 +133,7 @@ class Remover(Operation):
         is_outdated = self._expiry.now() - since > OUTDATED_SECONDS
         for upload in uploads:
             if event := unpublished.get(upload.id):
-                # Without a fence: the removal has happened, whoever holds the lock now.
+                # Without a fence: the removal has happened, even if another process holds the lock now.
                 await self._publish_late(
                     UnpublishedRemoval(upload, event, keep_tombstone), request, UNFENCED
                 )

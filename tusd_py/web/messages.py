@@ -65,7 +65,7 @@ class Request:
 class Response:
     """A response that is still to be sent.
 
-    download: the bytes of `reader` follow, which whoever sends closes. during: entered while they are sent. closes: the
+    download: the bytes of `reader` follow, which their sender closes. during: entered while they are sent. closes: the
     connection is closed in place of the response, where the server can do that.
     """
 

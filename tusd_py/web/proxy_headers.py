@@ -118,7 +118,7 @@ class Proxies:
         return self._unix and server is not None and server[1] is None
 
     def location(self, external: External, path: str) -> str:
-        """The absolute URL of `path` (which begins with "/") for whoever sent the request."""
+        """The absolute URL of `path` (which begins with "/") for the client of the request."""
         return f"{external.scheme}://{external.host}{external.prefix}{path}"
 
     def _find(self, address: str) -> bool:
@@ -174,7 +174,7 @@ class Proxies:
     def _walk(self, hops: Sequence[_Hop]) -> list[_Hop]:
         """The hops that trusted proxies wrote, from the nearest to the one that met the client.
 
-        The last hop was written by the peer; the one before it by whoever the last names as its client, and so on.
+        The last hop was written by the peer; the one before it by what the last names as its client, and so on.
         """
         believed: list[_Hop] = []
         for hop in reversed(hops):

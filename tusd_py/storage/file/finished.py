@@ -46,7 +46,7 @@ class FinishedFiles:
         """
         self._make_base()
         if f"{self.base}/".startswith(f"{root}/"):
-            # Whoever lists uploads passes by a directory that has such a one.
+            # A listing of uploads skips a directory that has such a file.
             os.makedirs(f"{self.base}/{STATE_DIRECTORY}", mode=self._dir_perms, exist_ok=True)
         path = f"{self.base}/.tusd-py-probe-{secrets.token_hex(4)}"
         try:

@@ -166,7 +166,7 @@ def check_bytes(upload: Upload, data: os.stat_result) -> None:
 def check_same(upload: Upload, data: os.stat_result) -> None:
     """Raise UploadNotFound if the open data file with the status `data` is not the one that `upload` was loaded from.
 
-    Between the two the upload may have been removed, and another one been created with its id, perhaps somebody else's.
+    Between the two the upload may have been removed, and another one been created with its id, perhaps of another owner.
     """
     if max(data.st_mtime, upload.info.created_at) != upload.changed_at:
         raise UploadNotFound(f"{upload.id} was replaced by another upload meanwhile")

@@ -132,9 +132,9 @@ async def complete_parts(store: Bucketed, live: Live, multipart: str, parts: lis
 async def object_in_way(store: Bucketed, record: Record) -> ObjectHead | None:
     """The object at the key of an upload that is not complete; None if there is none. Raises ForeignObject, ObjectStoreError.
 
-    A store that knows no condition at completion would replace what somebody else has put there.
+    A store that knows no condition at completion would replace an object that was put there meanwhile.
     """
     head = await store.objects.head_or_none(store.layout.data(record.info))
     if head is not None and not record.may_replace(head):
-        raise ForeignObject(f"{head.key} is somebody else's object")
+        raise ForeignObject(f"{head.key} is an object that this server did not store")
     return head

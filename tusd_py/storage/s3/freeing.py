@@ -142,7 +142,7 @@ async def own_tail(objects: ObjectStore, layout: Layout, record: Record) -> str:
 
 
 async def pending_of(objects: ObjectStore, record: Record, key: str) -> list[str]:
-    """The ids of the multipart uploads of an unfinished upload, also those that nobody recorded. Raises ObjectStoreError.
+    """The ids of the multipart uploads of an unfinished upload, also those without a record. Raises ObjectStoreError.
 
     Those at a place that was chosen for an upload are not told of where other programs may begin some, in another bucket, nor
     where tusd did: several of its uploads may have one place, and only ids tell whose a multipart upload is.

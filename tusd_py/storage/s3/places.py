@@ -20,7 +20,7 @@ from tusd_py.storage.s3.requests import ObjectStore
 _DIRECTORY = "taken"
 
 Exclusively = Callable[[str, Callable[[Fence], Awaitable[bool]]], Awaitable[bool]]
-"""`await exclusively(upload_id, change)` makes a change under the lock of an upload; False if somebody else has that."""
+"""`await exclusively(upload_id, change)` makes a change under the lock of an upload; False if it is held."""
 
 
 class Places:

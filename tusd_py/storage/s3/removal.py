@@ -278,7 +278,7 @@ class S3Removal:
         return removed
 
     async def _remove_stale_tail(self, upload_id: str, tail: ListedObject, fence: Fence) -> bool:
-        """Remove a tail, unless it was replaced or somebody may need it. Raises LeaseLost."""
+        """Remove a tail, unless it was replaced or may still be needed. Raises LeaseLost."""
 
         async def look() -> str:
             head = await self._objects.head_or_none(tail.key)

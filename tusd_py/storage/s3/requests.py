@@ -503,7 +503,7 @@ def _conditions(if_match: str, if_absent: bool) -> dict[str, object]:
     return conditions
 
 
-# Responses, whose shapes nobody has checked before
+# Responses, whose shapes are checked here
 
 
 def _parts(listed: Sequence[Response]) -> list[Part]:

@@ -185,7 +185,7 @@ class S3Store:
             await self._check_key(record)
 
     async def _check_key(self, record: Record) -> None:
-        """Raise UploadExists if somebody else has an object where an upload with an id that a hook chose belongs."""
+        """Raise UploadExists if there is a foreign object where an upload with an id that a hook chose belongs."""
         head = await self.objects.head_or_none(self.layout.data(record.info))
         if head is not None and not record.may_replace(head):
             raise UploadExists(f"{head.key} is no upload's object")
@@ -451,7 +451,7 @@ class S3Store:
                 raise UploadNotFound(str(problem)) from None
             record = replace(live.record, info=info)
             if info.is_final and info.length is not None and live.record.info.length is None:
-                # Before it has parts: whoever goes on with the join makes the same ones.
+                # Before it has parts: a process that goes on with the join makes the same ones.
                 record = replace(record, plan=self._plan(info.length))
             undoes = info.finished_at is None and (live.may_be_finished or live.info.finished_at)
             if undoes:

@@ -223,11 +223,11 @@ class Trial:
         try:
             await self._objects.complete(self._data, self._upload, [part], if_absent=True)
         except PreconditionFailed:
-            return "ok", "replaces nobody's object"
+            return "ok", "replaces no other object"
         self._upload = ""
         return (
             "note",
-            "has no effect: what somebody puts at a place that a hook chose, while its upload is completed, is replaced",
+            "has no effect: an object that is put at a place that a hook chose, while its upload is completed, is replaced",
         )
 
     async def _conditional_removal(self) -> _Result:

@@ -71,7 +71,7 @@ class _ChunkFile:
         """Close the file, now or when the thread that uses it is done with it. Never blocks for that thread."""
         self._is_closed = True
         if not self._in_use.acquire(blocking=False):
-            # Whoever has it closes it.
+            # Its holder closes it.
             return
         try:
             if self._file is not None:

@@ -535,7 +535,7 @@ async def _put_over(
             if finished_at is not None:
                 raise lost
         elif not record.may_replace(head):
-            raise ForeignObject(f"{key} is somebody else's object")
+            raise ForeignObject(f"{key} is an object that this server did not store")
         ensure_held(fence)
         await store.objects.put(key, data, properties, kind=ObjectKind.DATA, if_match=head.etag)
     except (PreconditionFailed, ObjectNotFound):

@@ -106,7 +106,7 @@ class Access:
         address, own = _ip(host), _ip(served)
         if address is None:
             return host == served
-        # An address in a URL leads there, whoever owns a name: nobody can rebind it.
+        # An address in a URL leads there; unlike a name it cannot be made to lead elsewhere (DNS rebinding).
         return not self._is_near and own is not None and (own.is_unspecified or own == address)
 
     @property
@@ -131,7 +131,7 @@ class Access:
     # Operators
 
     async def operator(self, request: Request) -> Operator:
-        """Return who sends a request. Raises a 401 for nobody, a 403 for somebody who is no operator."""
+        """Return the operator who sends a request. Raises a 401 without credentials, a 403 for a client that is no operator."""
         authorization = request.headers.get("authorization", "")
         if self.authenticator is not None and authorization.lower().startswith("bearer"):
             return await self.of_token(authorization)

@@ -391,7 +391,7 @@ def _fingerprint(fingerprint: str, record: Record) -> models.Fingerprint:
 
 
 def _inspect(url: str, prefix: str) -> tuple[list[models.Queue], list[models.Worker]]:
-    """Read queues and workers; blocking. rq is loaded only where somebody looks at jobs."""
+    """Read queues and workers; blocking. rq is loaded only when jobs are shown."""
     from tusd_py.jobs import inspection  # noqa: PLC0415
     from tusd_py.jobs.connection import connect  # noqa: PLC0415
 

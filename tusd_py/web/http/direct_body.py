@@ -255,7 +255,7 @@ class Transfer(asyncio.BufferedProtocol):
         self.last_activity = self._loop.time()
         try:
             rest = self._take(view)
-        except Exception as problem:  # noqa: BLE001 - raised again by whoever awaits `done`
+        except Exception as problem:  # noqa: BLE001 - raised again where `done` is awaited
             self._end(problem)
             return
         self.received += len(view)

@@ -822,7 +822,7 @@ class UploadProtocol(asyncio.Protocol):
             self._final_refusal = refusal
             self.flow.pause_reading()
         elif to_answer:
-            # In the middle of a body that is being taken: whoever takes it learns that it has ended.
+            # In the middle of a body that is being taken: its receiver learns that it has ended.
             to_answer[0].disconnect()
             self._close_transport()
         else:

@@ -1,8 +1,8 @@
 """Bytes from a file to a client by sendfile(2), past Python's memory and past the transport's buffer.
 
 The loop's own `sendfile` is not used, as uvloop has none. Between the transport and this module the socket is shared: a copy
-of its descriptor is watched and written to while the transport has nothing to write. Nothing here knows HTTP; whoever calls
-has sent the header fields and lets nobody else write to the transport until the call is over.
+of its descriptor is watched and written to while the transport has nothing to write. Nothing here knows HTTP: the caller
+has sent the header fields, and nothing else may write to the transport until the call is over.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def sendfile(
     if count <= 0 or transport.is_closing():
         return 0
     # uvloop and asyncio refuse to watch a descriptor that a transport owns. Besides, the transport
-    # may close its own at any time, and the number would then be somebody else's connection.
+    # may close its own at any time, and the number would then be another connection's.
     copy = os.dup(transport.get_extra_info("socket").fileno())
     try:
         return await _Transfer(loop, transport, copy, fd, offset, count, idle_timeout).run()
