@@ -23,14 +23,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.changes import Changes, is_stopped
 from tests.support.files import files_below
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
 from tests.support.tus import OCTETS, Tus, checksum, id_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Response
-from tusd_py.locks import ofd
-from tusd_py.locks.epochs import Epochs, range_name
 
 LEASE = 0.8
 """Seconds."""
@@ -99,14 +98,12 @@ class Pair:
             for armed in (self.armed, directory / "never")
         ]
         self.first, self.second = (Tus(server.start()) for server in self._servers)
-        state = self.uploads / ".tusd-py"
-        self._ranges = ofd.OfdLocks(str(state / "locks"))
-        self._epochs = Epochs(str(state / "epochs"), is_local=True)
+        self._changes = Changes(self.uploads)
         self.refused = 0
         self._was_finished = False
 
     def close(self) -> None:
-        self._ranges.close()
+        self._changes.close()
         for server in self._servers:
             server.close()
 
@@ -180,14 +177,7 @@ class Pair:
         return bool(record["TusdPy"]["FinishedAt"])
 
     def _is_stopped(self) -> bool:
-        status = Path(f"/proc/{self.first.server.pid}/stat").read_text()
-        return status.rpartition(")")[2].split()[0] == "T"
-
-    def _is_changing(self, path: str) -> bool:
-        """True if a server is within a change of the upload, so that its change byte is locked."""
-        upload_id = id_of(path)
-        name = range_name(upload_id, self._epochs.read(upload_id))
-        return self._ranges._other(ofd._CHANGE + ofd._offset(name))
+        return is_stopped(self.first.server)
 
     def _take_over(self, case: Round, path: str, data: bytes) -> bool:
         """The other server's part; whether the upload was removed. In the middle of a change it waits for the first one."""
@@ -204,7 +194,7 @@ class Pair:
                 break
             assert head.status == 423, head
             self.refused += 1
-            if self._is_changing(path):
+            if self._changes.is_changing(path):
                 # Only here a stopped server keeps others out: the kernel holds its change.
                 assert may_be_changing, f"it stopped within a change: {case}"
                 os.kill(self.first.server.pid, signal.SIGCONT)

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import MakeServer
 from tests.durability.small_disk import SmallDisk
 from tests.durability.volume import require_mounts
+from tests.support.changes import stop_between_changes
 from tests.support.files import files_below
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -120,7 +121,8 @@ def test_an_upload_is_taken_over_on_a_full_disk(
         path = first.new(200_000)
         with first.begin_patch(path, 0, 200_000, b"x" * 100_000) as patch:
             patch.wait_stored()
-            first.server.signal(signal.SIGSTOP)
+            # The bytes are in the file before that change is complete.
+            stop_between_changes(first.server, path)
             disk.fill()
             redis.client.flushall()
             wait_until(lambda: second.head(path).status == 200, "the upload")

@@ -650,7 +650,7 @@ async def test_an_upload_does_not_replace_what_came_to_its_place_since(opened: O
     upload = await store.create(placed("x"))
     key = store.layout.data(upload.info)
     await store.objects.put(key, b"other", Properties(), kind=ObjectKind.DATA)
-    with pytest.raises(StorageError, match="somebody else's"):
+    with pytest.raises(StorageError, match="this server did not store"):
         await append(store, upload, b"hello")
     assert (await store.objects.read(key, limit=10))[1] == b"other"
 
