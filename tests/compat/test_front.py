@@ -140,6 +140,33 @@ async def test_directories_that_nobody_uses_are_let_go(
     await open_engines.stop()
 
 
+async def test_requests_that_end_at_once_let_directories_go_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store_threads()
+    monkeypatch.setattr("tusd_py.compat.engines.MOST_READY", 2)
+
+    def place(request: Request) -> Callable[[dict[str, str]], dict[str, str]]:
+        user = request.headers["x-user"]
+        return lambda _metadata: {"files_dir": str(tmp_path / user)}
+
+    app = application(create_tus_router(files_dir=tmp_path, file_dep=place))
+    async with client_of(app) as client:
+
+        async def store(user: str) -> None:
+            headers = {**RESUMABLE, "Upload-Length": "2", "X-User": user}
+            answer = await client.post("/files/", headers=headers)
+            assert answer.status_code == 201, answer.text
+            url = answer.headers["location"]
+            assert (await sent(client, url, b"hi", fields={"X-User": user})).status_code == 204
+            assert path_in(tmp_path / user, url).read_bytes() == b"hi"
+
+        for _ in range(5):
+            await asyncio.gather(*(store(user) for user in "abcdefgh"))
+    await open_engines.stop()
+    assert not store_threads() - before
+
+
 async def test_routers_that_share_a_directory_have_limits_of_their_own(tmp_path: Path) -> None:
     routers = [
         create_tus_router("small", tmp_path, max_size=10),

@@ -111,23 +111,34 @@ class Engines:
             await self._retire()
 
     async def _retire(self) -> None:
+        """Stop the service that has been unused for longest, if there are too many."""
         if len(self._engines) <= MOST_READY:
             return
-        directory = next((name for name, each in self._engines.items() if not each.users), None)
-        if directory is not None:
-            await self._engines[directory].stop()
-            # A request may have started it again meanwhile.
-            if not self._engines[directory].users:
+        unused = next((each for each in self._engines.items() if not each[1].users), None)
+        if unused is None:
+            return
+        directory, engine = unused
+        # Its stop is a use: no other request stops it too, and one that needs it waits for the stop and starts it again.
+        engine.users += 1
+        try:
+            await _stop(directory, engine)
+        finally:
+            engine.users -= 1
+            if not engine.users and self._engines.get(directory) is engine:
                 del self._engines[directory]
 
     async def stop(self) -> None:
         """Stop all services."""
         engines, self._engines = self._engines, OrderedDict()
         for directory, engine in engines.items():
-            try:
-                await engine.stop()
-            except Exception:
-                logger.exception("the uploads of %s did not end cleanly", directory)
+            await _stop(directory, engine)
+
+
+async def _stop(directory: str, engine: Engine) -> None:
+    try:
+        await engine.stop()
+    except Exception:
+        logger.exception("the uploads of %s did not end cleanly", directory)
 
 
 async def _opened() -> AsyncGenerator[Engines, None]:
