@@ -27,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support import ports
+from tests.support.waiting import wait_until
 
 Kind = Literal["valkey", "redis"]
 KINDS: tuple[Kind, ...] = ("valkey", "redis")
@@ -100,6 +101,18 @@ class RedisServer:
             assert time.monotonic() < deadline, f"it does not listen:\n{self.log()}"
             time.sleep(0.002)
         return self
+
+    def start_loaded(self) -> Self:
+        """Start it and wait until it has read its data."""
+        self.start()
+        wait_until(self._has_loaded, "its data")
+        return self
+
+    def _has_loaded(self) -> bool:
+        try:
+            return bool(self.command("PING"))
+        except redis.exceptions.BusyLoadingError:
+            return False
 
     def stop(self) -> None:
         """End it in an orderly way, if it runs."""

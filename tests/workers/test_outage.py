@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from redis.exceptions import BusyLoadingError
 
 from tests.conftest import MakeServer
 from tests.support.jobs import Job
@@ -118,17 +117,7 @@ def test_server_worker_and_scheduler_outlast_an_outage(
 def ways(redis: RedisServer) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """By name: functions that begin and end an outage."""
 
-    def has_loaded() -> bool:
-        try:
-            return bool(redis.command("PING"))
-        except BusyLoadingError:
-            return False
-
-    def start() -> None:
-        redis.start()
-        wait_until(has_loaded, "its data", timeout=60)
-
-    return {"gone": (redis.kill9, start), "frozen": (redis.pause, redis.resume)}
+    return {"gone": (redis.kill9, redis.start_loaded), "frozen": (redis.pause, redis.resume)}
 
 
 @pytest.mark.timeout(300)
