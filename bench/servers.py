@@ -303,8 +303,20 @@ class Running:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            # Until the server listens no other program gets the port, but one that asks for it by number as the server does.
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.port = reserved.getsockname()[1]
+            self._start()
+            try:
+                self._wait_until_it_listens()
+            except StartFailed:
+                self.stop()
+                raise
+        return self
+
+    def _start(self) -> None:
         with self._log.open("wb") as log, on_processors(self._cpus):
             self._process = subprocess.Popen(
                 self.server.command(self.directory, self.port),
@@ -315,12 +327,6 @@ class Running:
                 cwd=ROOT,
                 start_new_session=True,
             )
-        try:
-            self._wait_until_it_listens()
-        except StartFailed:
-            self.stop()
-            raise
-        return self
 
     def __exit__(
         self,
