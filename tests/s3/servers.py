@@ -9,6 +9,7 @@ import atexit
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -48,6 +49,7 @@ class S3Server(ABC):
         self.directory = directory
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._held: list[socket.socket] = []
 
     @property
     def endpoint(self) -> str:
@@ -84,7 +86,14 @@ class S3Server(ABC):
             assert self._process.poll() is None, f"it ended:\n{self.log()}"
             assert time.monotonic() < deadline, f"it does not answer:\n{self.log()}"
             time.sleep(0.02)
+        self._release_ports()
         return self
+
+    def _release_ports(self) -> None:
+        """Once it listens on them. Before, no other program gets them."""
+        for holder in self._held:
+            holder.close()
+        self._held.clear()
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -106,6 +115,7 @@ class S3Server(ABC):
 
     def stop(self) -> None:
         """End it."""
+        self._release_ports()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -135,8 +145,7 @@ class SeaweedFS(S3Server):
         names = ("master", "volume", "filer", "s3", "admin")
         held = {name: ports.reserve() for name in [*names, *(f"{name}.grpc" for name in names)]}
         numbers = {name: holder.getsockname()[1] for name, holder in held.items()}
-        for holder in held.values():
-            holder.close()
+        self._held.extend(held.values())
         self.port = numbers["s3"]
         flags = [
             f"-{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}={number}"
@@ -167,8 +176,9 @@ class Versitygw(S3Server):
         assert program, (
             "versitygw is missing: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"
         )
-        with ports.reserve() as holder:
-            self.port = holder.getsockname()[1]
+        holder = ports.reserve()
+        self._held.append(holder)
+        self.port = holder.getsockname()[1]
         return [
             program,
             "--quiet",
