@@ -115,16 +115,21 @@ async def test_the_lifespan_of_the_application_ends_it(tmp_path: Path) -> None:
         assert not store_threads() - before
 
 
+def with_directory_of_each_user(root: Path) -> FastAPI:
+    """An application that stores uploads in a directory below `root` named by the field X-User."""
+
+    def place(request: Request) -> Callable[[dict[str, str]], dict[str, str]]:
+        user = request.headers["x-user"]
+        return lambda _metadata: {"files_dir": str(root / user)}
+
+    return application(create_tus_router(files_dir=root, file_dep=place))
+
+
 async def test_directories_that_nobody_uses_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tusd_py.compat.engines.MOST_READY", 2)
-
-    def place(request: Request) -> Callable[[dict[str, str]], dict[str, str]]:
-        user = request.headers["x-user"]
-        return lambda _metadata: {"files_dir": str(tmp_path / user)}
-
-    app = application(create_tus_router(files_dir=tmp_path, file_dep=place))
+    app = with_directory_of_each_user(tmp_path)
     async with client_of(app) as client:
         urls = {}
         for user in "abcd":
@@ -145,12 +150,7 @@ async def test_requests_that_end_at_once_let_directories_go_once(
 ) -> None:
     before = store_threads()
     monkeypatch.setattr("tusd_py.compat.engines.MOST_READY", 2)
-
-    def place(request: Request) -> Callable[[dict[str, str]], dict[str, str]]:
-        user = request.headers["x-user"]
-        return lambda _metadata: {"files_dir": str(tmp_path / user)}
-
-    app = application(create_tus_router(files_dir=tmp_path, file_dep=place))
+    app = with_directory_of_each_user(tmp_path)
     async with client_of(app) as client:
 
         async def store(user: str) -> None:

@@ -363,7 +363,7 @@ def test_a_finish_that_redis_was_never_told_of_is_remembered_beyond_the_retentio
     assert tus.patch(path, 0, b"x" * 10).status == 204
     server.kill9()
     redis.start_loaded()
-    # What begins now removes it long after it was created. Only while no server changes what is remembered.
+    # The next server removes it long after it was created. Set now, while no server changes the record.
     backdate(redis, 60)
     server.flags = (*server.flags, "--retain-finished", "1ms", "--sweep-interval", "200ms")
     server.restart()

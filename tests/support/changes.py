@@ -1,4 +1,4 @@
-"""Whether a server is within a change of an upload's files, which nobody takes over from it until the change is complete."""
+"""Whether a server is in the middle of a change of an upload's files: no other server gets the upload until it is complete."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ class Changes:
 
 def is_stopped(server: ServerProcess) -> bool:
     """True if all threads of the process stand still."""
-    tasks = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{server.pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        # A thread has ended since, so they do not all stand still.
+        return False
+    return bool(tasks) and all(task.rpartition(")")[2].split()[0] == "T" for task in tasks)
 
 
 def stop_between_changes(server: ServerProcess, path: str) -> None:

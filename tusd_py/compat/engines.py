@@ -25,7 +25,7 @@ MOST_READY = 64
 
 
 class Engine:
-    """The service of one directory. users: number of requests that use it. make: returns the component, not started."""
+    """The service of one directory. users: number of requests that use or stop it. make: returns the component, not started."""
 
     def __init__(self, make: Callable[[], TusApp]) -> None:
         self.users = 0
@@ -135,6 +135,7 @@ class Engines:
 
 
 async def _stop(directory: str, engine: Engine) -> None:
+    """Stop a service. Does not raise: what fails is logged."""
     try:
         await engine.stop()
     except Exception:

@@ -1,5 +1,7 @@
-"""Lua scripts that run inside Redis, each of them one atomic change. They are defined beside the code that uses
-them, but for those of redis-py's lock."""
+"""Lua scripts that run inside Redis, each of them one atomic change.
+
+They are defined beside the code that uses them; those that renew and release the lock of sweeps are redis-py's own.
+"""
 
 from __future__ import annotations
 

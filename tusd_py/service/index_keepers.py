@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
 _NOTICE_SECONDS = 2.5
-"""Time in which all servers notice that a list is wanted, and begin to record changes in it."""
+"""Time after which every server has noticed that the list is wanted, and records its changes there."""
 _AGAIN_SECONDS = 24 * 3600.0
 _BATCH = 64
 

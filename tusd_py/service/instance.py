@@ -194,7 +194,7 @@ class Instance:
             return
         # Servers on other machines may have operators, too.
         may_have_operators = self._has_operators or self.settings.redis_url is not None
-        # Also in a worker, which removes uploads. Until a server has learned whether a list is wanted, it records all changes.
+        # Also in workers, which remove uploads. Until it is known whether the list is wanted, all changes are recorded.
         self._due_marks.lists = may_have_operators
         if self._is_server and may_have_operators:
             self.live_board = LiveBoard(redis)

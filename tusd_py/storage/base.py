@@ -91,7 +91,7 @@ class LocationRefused(StorageError):
 
 
 class ForeignObject(StorageError):
-    """An object that is not an upload's is where its bytes belong; it is not replaced. The text names it."""
+    """An object that this server did not store is where an upload's bytes belong. It is not replaced; the text names it."""
 
 
 class UploadExists(StorageError):
