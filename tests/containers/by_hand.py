@@ -190,6 +190,8 @@ class Stack:
     def close(self) -> None:
         for container in self.containers.values():
             container.close()
+        # It was never started here, but holds the ports that it chose for its command.
+        self._weed.stop()
 
     def is_well(self, name: str) -> bool:
         """Run the service's health check from the file."""
