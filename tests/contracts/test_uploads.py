@@ -251,9 +251,10 @@ async def test_the_event_of_a_removal_is_kept_until_it_is_told(store: Store, oth
     [removal] = await other.unpublished_removals()
     assert (removal.event, removal.keep_tombstone) == (RemovalEvent("e0", 5), True)
     assert removal.upload.info == upload.info
-    await other.finish_removal(removal, fence=UNFENCED)
+    assert await other.finish_removal(removal, fence=UNFENCED)
     await other.forget_removal(removal, fence=UNFENCED)
     assert await store.unpublished_removals() == []
+    assert not await store.finish_removal(removal, fence=UNFENCED)
     with pytest.raises(UploadGone):
         await store.load("x")
 

@@ -783,8 +783,11 @@ class Store(Protocol):
     async def unpublished_removals(self) -> list[UnpublishedRemoval]:
         """Return the removals whose event is not in the outbox yet."""
 
-    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        """Free what a crash during the removal left."""
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> bool:
+        """Free what a crash during an unpublished removal left; returns False if it was forgotten meanwhile.
+
+        Called with the upload's lock, which the caller may have got after another process published the removal.
+        """
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         """Forget an unpublished removal: its event is in the outbox now."""

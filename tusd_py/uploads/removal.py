@@ -159,8 +159,10 @@ class Remover(Operation):
             try:
                 # One that is locked: its holder does it, or the next attempt.
                 async with self._guard.if_free(removal.upload.id) as lease:
-                    if lease is not None:
-                        await self._store.finish_removal(removal, fence=lease.fence)
+                    # Its holder may have published it meanwhile.
+                    if lease is not None and await self._store.finish_removal(
+                        removal, fence=lease.fence
+                    ):
                         await self._publish_late(removal, RequestView(), lease.fence)
             except ProtocolError:
                 return

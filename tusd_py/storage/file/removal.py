@@ -158,12 +158,14 @@ class Removal:
                 # Also a link or a pipe in the place of a record.
                 os.unlink(kept)
 
-    def finish(self, removal: UnpublishedRemoval, fence: Fence) -> None:
-        """Free what a crash left of an upload whose removal has an unpublished event. Raises OSError, LeaseLost."""
+    def finish(self, removal: UnpublishedRemoval, fence: Fence) -> bool:
+        """See `Store.finish_removal`. Raises OSError, LeaseLost."""
         info = removal.upload.info
         kept = self.unpublished.path(info.id, removal.event, keep_tombstone=removal.keep_tombstone)
         with fence(), suppress(FileNotFoundError):
             self._free_later(info.id, info, kept)
+            return True
+        return False
 
     def forget(self, removal: UnpublishedRemoval) -> None:
         """The event of a removal is in the outbox: leave its tombstone, if it has one. Raises OSError."""

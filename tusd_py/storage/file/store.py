@@ -616,9 +616,9 @@ class FileStore:
         with _translated("reading unpublished removals"):
             return await self._threads.run(self._unpublished.all)
 
-    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> bool:
         with _translated(f"removing {removal.upload.id}"):
-            await self._threads.run(self._removal.finish, removal, fence)
+            return await self._threads.run(self._removal.finish, removal, fence)
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         with _translated(f"removing {removal.upload.id}"), fence():

@@ -229,16 +229,20 @@ class S3Removal:
 
     async def forget(self, upload_id: str, event_id: str) -> None:
         """Forget an event that could not be published before, and none of a later upload with this id."""
-        key = self._layout.state("unpublished", upload_id)
+        look = partial(self._etag_of_unpublished, upload_id, event_id)
+        await self._objects.delete_if(self._layout.state("unpublished", upload_id), look)
 
-        async def look() -> str:
-            try:
-                head, content = await self._objects.read(key)
-            except ObjectNotFound:
-                return ""
-            return head.etag if json.loads(content)["event"]["id"] == event_id else ""
+    async def is_unpublished(self, upload_id: str, event_id: str) -> bool:
+        """Whether an event is still one that could not be published."""
+        return await self._etag_of_unpublished(upload_id, event_id) != ""
 
-        await self._objects.delete_if(key, look)
+    async def _etag_of_unpublished(self, upload_id: str, event_id: str) -> str:
+        """The etag of the object with an event that could not be published; empty if there is none."""
+        try:
+            head, content = await self._objects.read(self._layout.state("unpublished", upload_id))
+        except ObjectNotFound:
+            return ""
+        return head.etag if json.loads(content)["event"]["id"] == event_id else ""
 
     # Sweeps
 

@@ -739,9 +739,11 @@ class S3Store:
         with translated("reading unpublished removals"):
             return await self._removal.unpublished()
 
-    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
-        with translated(f"removing {removal.upload.id}"):
-            await self._removal.resume(removal.upload.id, fence)
+    async def finish_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> bool:
+        upload_id = removal.upload.id
+        with translated(f"removing {upload_id}"):
+            await self._removal.resume(upload_id, fence)
+            return await self._removal.is_unpublished(upload_id, removal.event.event_id)
 
     async def forget_removal(self, removal: UnpublishedRemoval, *, fence: Fence) -> None:
         with translated(f"removing {removal.upload.id}"):
