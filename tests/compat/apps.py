@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from tests.support import ports
 from tests.support.server import environment
+from tests.support.waiting import wait_until
 
 Router = Literal["theirs", "ours"]
 ROUTERS: tuple[Router, ...] = ("theirs", "ours")
@@ -98,6 +100,8 @@ class AppProcess:
         self._reader.start()
         self.url = self.wait_for(_LISTENING.pattern, since)[1]
         self.port = int(self.url.rpartition(":")[2])
+        # With several processes the first one says so before any of them listens.
+        wait_until(lambda: ports.is_open(self.port), "it to listen", _PATIENCE)
         return self
 
     def end(self, number: signal.Signals) -> int:

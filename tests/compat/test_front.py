@@ -464,8 +464,6 @@ def test_several_processes_serve_one_application(tmp_path: Path, make_source: Ma
         " pre_create_hook=lambda *_: tell('created', os.getpid())))\n"
     )
     with AppProcess(tmp_path / "app", code, "ours", "--workers", "3") as app:
-        # The parent says that it runs before anybody listens.
-        app.wait_for("Application startup complete")
         for _ in range(12):
             url = http.create(f"{app.url}/files/", len(content), METADATA).headers["location"]
             for offset in range(0, len(content), 500_000):

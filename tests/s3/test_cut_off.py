@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.conftest import MakeServer
 from tests.s3.proxies import FaultProxy
 from tests.s3.servers import S3Server
+from tests.s3.test_redis_away import new
 from tests.s3.test_server import Servers
 from tests.support import faults
 from tests.support.redis import RedisServer
@@ -34,7 +35,7 @@ def test_a_server_that_is_cut_off_does_not_abort_what_the_next_holder_stored(
             b = Tus(
                 Servers(make_server, seaweedfs.endpoint, prefix)("--redis-url", redis.url, *lease)
             )
-            path = b.new(len(WHOLE))
+            path = new(b, len(WHOLE))
             hold = stack.enter_context(proxy.hold("ListMultipartUploads", ""))
             running = stack.enter_context(a.begin_patch(path, 0, len(WHOLE), WHOLE[: PART + 10]))
             hold.wait()

@@ -155,7 +155,7 @@ PAUSED = 70
 
 
 def test_clients_that_pause_their_downloads_leave_uploads_alone(direct: Servers) -> None:
-    server = direct("--s3-timeout", "5s", "--s3-retry-time", "0")
+    server = direct("--s3-timeout", "20s", "--s3-retry-time", "0")
     tus = Tus(server)
     large = bytes(16 * 1024 * 1024)
     path = tus.finished(large)

@@ -14,7 +14,7 @@ from tests.s3.contents import Contents
 from tests.s3.servers import BUCKET, ENVIRONMENT
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
-from tests.support.tus import Tus, id_of
+from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Response
 
@@ -64,6 +64,18 @@ def back(redis: RedisServer, both: tuple[Tus, Tus]) -> Iterator[None]:
         wait_until(lambda tus=tus: tus.create(0).status == 201, "locks to be granted again")  # type: ignore[misc]
 
 
+def new(tus: Tus, length: int) -> str:
+    """Create an upload. Redis, which has only a moment to answer, may seem to be away until then."""
+    responses: list[Response] = []
+
+    def is_created() -> bool:
+        responses.append(tus.create(length))
+        return responses[-1].status == 201
+
+    wait_until(is_created, "an upload to be created")
+    return path_of(responses[-1]["Location"])
+
+
 def refused(response: Response) -> bool:
     return response.status == 503 and "Retry-After" in response
 
@@ -73,7 +85,7 @@ def test_running_uploads_go_on_and_nothing_else_begins(
     both: tuple[Tus, Tus], redis: RedisServer, contents: Contents, how: str
 ) -> None:
     a, b = both
-    path, idle = a.new(len(DATA)), a.new(len(DATA))
+    path, idle = new(a, len(DATA)), new(a, len(DATA))
     with a.begin_patch(path, 0, 200_000, DATA[:50_000]) as running:
         stored(contents, path)
         if how == "killed":
@@ -107,7 +119,7 @@ def test_a_newcomer_elsewhere_takes_over_when_redis_is_back(
     both: tuple[Tus, Tus], redis: RedisServer, contents: Contents
 ) -> None:
     a, b = both
-    path = a.new(len(DATA))
+    path = new(a, len(DATA))
     with a.begin_patch(path, 0, len(DATA), DATA[:50_000]) as running:
         stored(contents, path)
         redis.kill9()
@@ -124,7 +136,7 @@ def test_an_emptied_redis_grants_nothing_for_one_lease(
     both: tuple[Tus, Tus], redis: RedisServer, contents: Contents
 ) -> None:
     a, b = both
-    path, free = a.new(len(DATA)), a.new(5)
+    path, free = new(a, len(DATA)), new(a, 5)
     with a.begin_patch(path, 0, len(DATA), DATA[:50_000]) as running:
         stored(contents, path)
         redis.client.flushall()

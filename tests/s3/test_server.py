@@ -127,7 +127,7 @@ def test_a_server_killed_while_it_stores_a_small_upload_leaves_all_of_it_or_noth
     proxy.inject(seed=1, rate=1.0, kinds=[fault], operation="PutObject")
     with tus.begin_patch(path, 0, len(SMALL), SMALL):
         # The record, and two attempts for the object, of which the first has ended.
-        wait_until(lambda: proxy.requests_about(id_of(path))["PutObject"] == 3, "the object")
+        wait_until(lambda: proxy.requests_about(id_of(path))["PutObject"] >= 3, "the object")
         server.kill9()
     proxy.inject(seed=1, rate=0.0)
     second = Tus(servers())

@@ -111,7 +111,7 @@ async def test_an_attempt_that_stands_still_is_made_again(
 async def test_a_store_that_stands_still_is_away(
     still: StandingStill, open_store: OpenStore, prefix: str, stall: Stall
 ) -> None:
-    store = await open_store(still.endpoint, response_seconds=0.5, repeat_seconds=0)
+    store = await open_store(still.endpoint, response_seconds=2.0, repeat_seconds=0)
     still.always = stall
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
@@ -130,21 +130,21 @@ class Slow(HttpProxy):
         return await super().handle(exchange)
 
 
-@pytest.mark.parametrize(("seconds", "refused"), [(0.7, False), (60.0, True)])
+@pytest.mark.parametrize(("seconds", "refused"), [(0.5, False), (60.0, True)])
 async def test_requests_wait_for_a_connection_as_long_as_others_go_on(
     seaweedfs: S3Server, open_store: OpenStore, prefix: str, seconds: float, refused: bool
 ) -> None:
     with Slow(seaweedfs.address) as slow:
         slow.seconds = seconds
-        store = await open_store(slow.endpoint, response_seconds=1.0, repeat_seconds=0, requests=1)
+        store = await open_store(slow.endpoint, response_seconds=2.0, repeat_seconds=0, requests=1)
         puts = (
             store.put(f"{prefix}{number}", SMALL, PLAIN, kind=ObjectKind.RECORD)
-            for number in range(5)
+            for number in range(10)
         )
         # The last one for longer than two waits for the store take.
         results = await asyncio.gather(*puts, return_exceptions=True)
         assert ("requests that are under way goes on" in str(results[-1])) is refused
-        assert (sum(isinstance(each, str) for each in results) == 5) is not refused
+        assert (sum(isinstance(each, str) for each in results) == 10) is not refused
         # What they waited for is free again.
         slow.seconds = 0
         await store.put(f"{prefix}x", SMALL, PLAIN, kind=ObjectKind.RECORD)
@@ -161,7 +161,7 @@ def test_bytes_that_a_store_does_not_take_leave_the_memory(
 
     async def put(endpoint: str) -> None:
         bucket = Bucket(
-            BUCKET, endpoint=endpoint, path_style=True, response_seconds=1.0, repeat_seconds=0
+            BUCKET, endpoint=endpoint, path_style=True, response_seconds=3.0, repeat_seconds=0
         )
         async with ObjectStore(bucket) as store:
             with pytest.raises(StoreUnavailable, match="does not go on"):

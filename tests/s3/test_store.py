@@ -218,9 +218,14 @@ async def test_tails_in_memory_are_let_go_of_before_anybody_waits(opened: Opened
 async def test_tails_that_nobody_goes_on_with_are_let_go_of(opened: Opened) -> None:
     store = opened()
     store.tails = Tails(store.spool, seconds=0.2)
-    first = await append(store, await created(store, LENGTH, "a"), WHOLE[:4000])
+    empty = await created(store, LENGTH, "a")
+    writer = await store.open_writer(empty, PLAIN, fence=UNFENCED)
+    await write_all(writer, WHOLE[:4000])
+    await writer.close(sync=False)
+    # At once: it is let go of soon.
     assert store.spool.used == 4000
-    assert store.tails.take(first.id, "another", 4000) is None
+    assert store.tails.take(empty.id, "another", 4000) is None
+    first = await store.load(empty.id)
     await asyncio.to_thread(wait_until, lambda: store.spool.used == 0, "letting go of the tail")
     assert (await append(store, first, WHOLE[4000:LENGTH])).offset == LENGTH
 

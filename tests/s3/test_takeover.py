@@ -320,8 +320,8 @@ def _tusd() -> str | None:
 def test_uploads_that_a_killed_tusd_began_go_on(
     left: Left, start: Servers, seaweedfs: S3Server, tmp_path: Path
 ) -> None:
-    with ports.reserve() as holder:
-        port = holder.getsockname()[1]
+    holder = ports.reserve()
+    port = holder.getsockname()[1]
     flags = ["-s3-bucket", BUCKET, "-s3-endpoint", seaweedfs.endpoint, "-s3-part-size", "5242880"]
     flags += [
         "-s3-object-prefix",
@@ -341,6 +341,7 @@ def test_uploads_that_a_killed_tusd_began_go_on(
     try:
         # Its log says that it listens before it does.
         wait_until(lambda: ports.is_open(port), "tusd to start")
+        holder.close()
 
         class Theirs:
             address = ("127.0.0.1", port)

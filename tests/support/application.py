@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support import ports
 from tests.support.server import ROOT, ServerProcess
+from tests.support.waiting import wait_until
 
 UVICORN = ("-m", "uvicorn", "example:app", "--port", "{port}")
 GUNICORN = (
@@ -72,4 +74,6 @@ class Application(ServerProcess):
             self._wait(self.started, timeout, mark)
             lines = enumerate(self.lines[mark:], mark)
             mark = 1 + next(number for number, line in lines if self.started.search(line))
+        # The processes of uvicorn say that they are started before they listen.
+        wait_until(lambda: ports.is_open(at.port or 0), "it to listen", timeout)
         return f"http://{at.netloc}/files/"

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tusd_py.storage.s3.layout import Layout
 from tusd_py.storage.s3.object_store import (
@@ -50,18 +50,24 @@ class Finding:
 _PATIENCE_SECONDS = 10.0
 """How long an interrupt waits for the end of a step, and the cleanup for each of its own."""
 
+T = TypeVar("T")
 _Result = tuple[Outcome, str]
 """The outcome of a step, and what follows."""
 _Step = Callable[[], Coroutine[None, None, _Result]]
 
 
-async def _to_its_end(step: _Step) -> _Result:
-    """Run a step to its end, also if it is cancelled: a request that is given up may have its effect after the cleanup."""
+async def _to_its_end(
+    step: Callable[[], Coroutine[None, None, T]], *, patience: float = _PATIENCE_SECONDS
+) -> T:
+    """Run a step to its end, also if it is cancelled: a request that is given up may have its effect after the cleanup.
+
+    patience: seconds to wait for it once it is cancelled.
+    """
     task = asyncio.create_task(step())
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
+        await asyncio.wait([task], timeout=patience)
         task.cancel()
         raise
 
@@ -105,7 +111,8 @@ class Trial:
             for subject, permission, step in steps:
                 yield await self._found(subject, permission, step)
         finally:
-            await self._clean_up()
+            # An interrupt may come in the moment in which no step is under way, and is heard here then.
+            await _to_its_end(self._clean_up, patience=2 * _PATIENCE_SECONDS)
 
     @staticmethod
     async def _found(subject: str, permission: str, step: _Step) -> Finding:
