@@ -487,4 +487,6 @@ async def test_whatever_happens_to_it_callers_hear_in_time_and_get_their_own_ans
     await until(lambda: redis_client.available, "Redis to be back")
     ended = True
     await asyncio.gather(*users)
+    # The last commands had the short time-out, and may have failed only now.
+    await until(lambda: redis_client.available, "Redis to be back")
     assert await write(redis_client)

@@ -45,7 +45,8 @@ class Fleet:
             "TUSD_DUPLICATES": "on",
             "TUSD_HOOKS_HTTP": endpoint.url,
             "TUSD_HOOKS_ENABLED_EVENTS": "post-finish",
-            "TUSD_SHUTDOWN_TIMEOUT": "1s",
+            # Far more than a stop takes: a server that needs longer ends with 1.
+            "TUSD_SHUTDOWN_TIMEOUT": "30s",
         }
         self._old_env = {**self._env, "PYTHONPATH": old_path}
         self.stack = ExitStack()
