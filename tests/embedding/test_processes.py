@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.application import GUNICORN, UVICORN, Application
+from tests.support.metrics import published
 from tests.support.server import PROGRAM, environment
 from tests.support.tus import Tus, path_of
 from tests.support.waiting import wait_until
@@ -148,9 +149,15 @@ def _send_half(fleet: Fleet, path: str, connection: Connection) -> None:
 def test_metrics_are_those_of_both_processes(fleet: Fleet) -> None:
     first, second = fleet.connections().values()
     with closing(first), closing(second):
-        # One of them has just begun, and may not know of the other one's counts yet.
-        wait_until(lambda: _created(first) == _created(second), "both to know of both")
-        before = _created(first)
+        # One of them has just begun, and may not know of the other one's counts yet; each may lack as much as the other.
+        before = 0.0
+
+        def both_know() -> bool:
+            nonlocal before
+            before = published(fleet.server.upload_dir, "tusd_uploads_created")
+            return before == _created(first) == _created(second)
+
+        wait_until(both_know, "both to know of both")
         for connection in (first, second):
             assert fleet.tus.create(5, on=connection).status == 201
         wait_until(lambda: _created(first) == _created(second) == before + 2, "the sum")

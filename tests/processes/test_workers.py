@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tests.processes.conftest import MakeWorkers, Workers, is_server
+from tests.support.metrics import published
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
@@ -47,7 +48,10 @@ def _sockets(pid: int) -> int:
 
 def test_three_processes_share_one_port(make_workers: MakeWorkers) -> None:
     workers = make_workers()
-    wait_until(lambda: len(workers.pids()) == 3, "three processes")
+    lines = workers.server.lines
+    wait_until(
+        lambda: sum("Uploads at" in line for line in lines) == 3, "three processes to listen"
+    )
     assert requests_by(workers) >= 2
 
 
@@ -161,6 +165,9 @@ def test_whichever_process_is_asked_tells_the_metrics_of_all(make_workers: MakeW
             for n in re.findall(r"^tusd_uploads_finished (\S+)", page, re.MULTILINE)
         }
 
+    # A kill loses what was counted since a process wrote its file last.
+    directory = workers.server.upload_dir
+    wait_until(lambda: published(directory, "tusd_uploads_finished") == 30, "the files")
     wait_until(lambda: counted() == {30}, "every process to tell the sum")
     # One that starts again goes on from what its predecessor had counted.
     before = workers.pids()
