@@ -17,7 +17,6 @@ Prints a line for each thing that is wrong, and the counts; the exit code tells 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import sys
@@ -273,7 +272,7 @@ def cut_power(place: Path, *, seed: int, cuts: int, filesystem: str, durability:
                     time.sleep(chance.uniform(0.2, 2.0))
                     if chance.random() < 0.3:
                         # As the system does by itself every few seconds.
-                        os.sync()
+                        run_tool("sync", "-f", str(disk.root))
                         time.sleep(chance.uniform(0.0, 0.3))
                     told = clients.told()
                     with disk.after_power_cut() as root:

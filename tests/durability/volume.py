@@ -85,7 +85,7 @@ class FailingVolume:
     @contextmanager
     def losing(self) -> Iterator[None]:
         """Lose what is written to free space inside the `with` block, once it is written back, at the end at the latest."""
-        os.sync()
+        self._write_back()
         for first, last in self._free_blocks():
             where = ["-o", str(first * 4096), "-l", str((last - first + 1) * 4096)]
             run_tool("fallocate", "-p", *where, str(self._back / "disk"))
@@ -94,8 +94,12 @@ class FailingVolume:
             while file.write(bytes(65536)):
                 pass
         yield
-        os.sync()
+        self._write_back()
         filler.unlink()
+
+    def _write_back(self) -> None:
+        """Write everything to the disk. syncfs(2) would take the error, and sync(2) write other tests' disks, too."""
+        run_tool("mount", "-o", "remount", str(self.root))
 
     def _free_blocks(self) -> Iterator[tuple[int, int]]:
         """Large runs of them, so that small files still find room."""
