@@ -14,6 +14,7 @@ from tusd_py.locks.base import UNFENCED
 from tusd_py.locks.memory import MemoryLocks
 from tusd_py.storage.base import Upload, UploadGone, UploadInfo, UploadNotFound
 from tusd_py.storage.file import joining
+from tusd_py.storage.file import store as file_store
 from tusd_py.storage.file.joining import copy_some
 from tusd_py.storage.file.store import FileStore
 from tusd_py.uploads.pending_finals import PendingFinals
@@ -51,6 +52,8 @@ async def test_joins_leave_the_stores_threads_alone(
         return copy_some(source, target, count, offset)
 
     monkeypatch.setattr(joining, "copy_some", wait)
+    # A disk may be slow for a moment, for other tests.
+    monkeypatch.setattr(file_store, "_PROBE_SECONDS", TIMEOUT)
     small = await part(store, "small", b"hello")
     joins = [
         asyncio.create_task(store.joiner.join(final(f"f{n}"), [small] * 3, fence=UNFENCED))
