@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeServer
-from tests.support.tus import Tus, metadata
+from tests.support.tus import Tus, metadata, path_of
 
 FAULTS = """
 import errno, os, time
@@ -155,7 +155,7 @@ def test_a_final_whose_bytes_are_lost_loses_its_name(
     assert list(names.iterdir()) == []
     (faults / "after").unlink()
     # Joined anew by whoever asks next.
-    path = f"{tus.server.base_path}{tus.server.log().rpartition('upload=')[2].split()[0]}"
+    path = path_of(final["Location"])
     assert tus.offset(path) == 2000
     assert tus.get(path).body == b"a" * 1000 + b"b" * 1000
     assert [each.name for each in names.iterdir()] == ["scan.dcm"]

@@ -16,6 +16,7 @@ from tests.support.certificate import make_certificate
 from tests.support.ietf import VERSIONS, Ietf, announced
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tus import Tus, id_of, path_of
+from tests.support.waiting import wait_until
 from tests.support.wire import Connection, ConnectionEnded
 
 LARGE = 300_000
@@ -202,8 +203,13 @@ def test_requests_are_counted_and_logged_by_protocol(make_server: MakeServer) ->
     assert 'tusd_requests_total{method="PUT"} 1.0\n' in page
     for protocol, count in (("tus", 1), ("ietf-3", 2), ("ietf", 2)):
         assert f'tusd_requests_by_protocol_total{{protocol="{protocol}"}} {count}.0\n' in page
-    seen = [line.get("protocol") for line in server.json_lines() if line.get("event") == "request"]
-    assert seen[:4] == [None, "ietf-3", "ietf-3", "ietf"]
+
+    def seen() -> list[object]:
+        lines = server.json_lines()
+        return [line.get("protocol") for line in lines if line.get("event") == "request"]
+
+    wait_until(lambda: len(seen()) >= 4, "the lines of four requests")
+    assert seen()[:4] == [None, "ietf-3", "ietf-3", "ietf"]
 
 
 def test_watching_does_not_end_a_request(server: ServerProcess) -> None:

@@ -84,7 +84,7 @@ def test_the_socket_of_a_server_that_stands_still_is_not_replaced(
     # Another one that does not see the lock.
     os.unlink(tmp_path / "state" / "state.lock")
     second = make_server("--state-dir", str(tmp_path / "state"))
-    assert "another server listens there" in second.log()
+    second.wait_for_line("another server listens there")
     second.terminate()
     assert path.stat().st_ino == inode
     first.signal(signal.SIGCONT)
