@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,15 +43,30 @@ def kill_half_way(server: ServerProcess, proxy: FaultProxy | None = None) -> Non
     server.restart()
 
 
+class HeldFile(io.FileIO):
+    """A file whose last quarter cannot be read until `go_on` is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go_on = threading.Event()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() >= GIB * 3 // 4:
+            self.go_on.wait(120)
+        return super().read(size)
+
+
 def test_tuspy(room: Path, source: SourceFile) -> None:
+    # It gets no further before the kill, however late that is.
     with (
         ServerProcess(room / "uploads") as server,
-        source.path.open("rb") as file,
+        HeldFile(source.path) as file,
         ThreadPoolExecutor(1) as background,
     ):
         uploader = uploader_of(server.url, file, chunk_size=64 * MIB, retries=600, retry_delay=0.1)
         upload = background.submit(uploader.upload)
         kill_half_way(server)
+        file.go_on.set()
         upload.result(120)
         assert_stored(server, uploader.url, source)
 

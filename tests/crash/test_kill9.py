@@ -154,10 +154,10 @@ def remains(server: ServerProcess, fleet: Fleet) -> set[str]:
 
 
 def record_of(server: ServerProcess, upload_id: str) -> dict[str, object] | None:
-    """The content of an upload's `.info`; None if it does not exist."""
+    """The content of an upload's `.info`; None if it does not exist, or a kill left it empty."""
     try:
         record: dict[str, object] = json.loads(server.info_file(upload_id).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return record
 

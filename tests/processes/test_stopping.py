@@ -102,7 +102,7 @@ def test_a_client_that_asks_nothing(make_server: MakeServer) -> None:
 
 def test_an_embedded_redis_and_children_that_stand_still(make_server: MakeServer) -> None:
     """They are killed within the time of the shutdown, in all."""
-    server = make_server("--shutdown-timeout", "10s", "--jobs", "on")
+    server = make_server("--shutdown-timeout", "20s", "--jobs", "on")
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
     # The Redis, its watchdog, the worker and the scheduler.
     wait_until(lambda: len(children.read_text().split()) == 4, "its children")
