@@ -145,7 +145,7 @@ class Instance:
         wait = self.settings.wait_for_directory if self._is_server else 0.0
         volume = None if guard == "none" else self.store.volume
         if volume is not None:
-            self._known_directories.check(wait=wait)
+            self._known_directories.check(wait=wait, begins=self._is_server)
         self.store.open(guard, wait=wait)
         if guard != "none":
             # Otherwise the parent has it.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tusd_py import logs
 from tusd_py.jobs.connection import connect
@@ -29,8 +29,10 @@ from tusd_py.storage.file.volume import read_id
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_REMEMBER_SECONDS = 600.0
-"""Between two times that the id of the upload directory is sent to Redis."""
+_REMEMBER_SECONDS, _RETRY_SECONDS = 600.0, 5.0
+"""Between two times that the id of the upload directory is sent to Redis; the latter while that is away."""
+_PATIENCE_SECONDS = 5.0
+"""For how long a Redis that does not answer is asked again before a directory is taken for a new one."""
 
 
 class KnownDirectories:
@@ -45,18 +47,20 @@ class KnownDirectories:
         is_elsewhere = not settings.state_dir.is_relative_to(settings.upload_dir)
         self._file = settings.state_dir / "upload-directories" if is_elsewhere else None
 
-    def check(self, *, wait: float) -> None:
+    def check(self, *, wait: float, begins: bool = False) -> None:
         """Return if the directory may be served; blocking. Touches nothing in it.
 
         Args:
             wait: Seconds for which its volume may still be mounted.
+            begins: Whether the caller begins a directory that is new: then a Redis that does not answer is asked again.
 
         Raises:
             VolumeMissing: It may not; the text says what to do.
         """
-        deadline = time.monotonic() + wait
+        now = time.monotonic()
+        deadline, ask_until = now + wait, now + (_PATIENCE_SECONDS if begins else 0.0)
         is_told = False
-        while (problem := self._problem()) is not None:
+        while (problem := self._problem(ask_until)) is not None:
             if time.monotonic() >= deadline:
                 raise VolumeMissing(problem)
             if not is_told:
@@ -65,15 +69,12 @@ class KnownDirectories:
                 logs.event(logger, logging.WARNING, "waiting for the volume", message=message)
             time.sleep(_POLL_SECONDS)
 
-    def _problem(self) -> str | None:
+    def _problem(self, ask_until: float) -> str | None:
         if self._policy == "accept":
             return None
         # First: an id that is remembered has been stored in the directory before.
-        known = self._known()
-        try:
-            found = read_id(self._path)
-        except OSError as problem:
-            raise StorageError(f"cannot use {self._path} for uploads: {problem.strerror}") from None
+        known = self._known(ask_until)
+        found = self._id()
         if found in known or (not known and (found is not None or self._policy == "auto")):
             return None
         if found is None and not known:
@@ -87,13 +88,28 @@ class KnownDirectories:
             "mounted. Mount it, or start once with --new-upload-dir accept to serve what is there now"
         )
 
-    def _known(self) -> set[str]:
-        """Ids that are remembered for the path. What does not answer remembers none."""
+    def _id(self) -> str | None:
+        """The id of the directory that is there. Raises StorageError."""
+        try:
+            return read_id(self._path)
+        except OSError as problem:
+            raise StorageError(f"cannot use {self._path} for uploads: {problem.strerror}") from None
+
+    def _known(self, ask_until: float) -> set[str]:
+        """Ids that are remembered for the path. What does not answer remembers none.
+
+        ask_until: until when Redis is asked again, by the monotonic clock, if only it may know that the directory is not new.
+        """
         known = set(self._ids_in_file())
-        found = self._ask_redis(lambda redis: redis.smembers(self._key))
-        if isinstance(found, set):
-            known |= {each.decode("ascii", "replace") for each in found if isinstance(each, bytes)}
-        return known
+        while True:
+            found = self._ask_redis(lambda redis: redis.smembers(self._key))
+            if isinstance(found, set):
+                ids = (each for each in found if isinstance(each, bytes))
+                known.update(each.decode("ascii", "replace") for each in ids)
+            is_late = self._url is None or time.monotonic() >= ask_until
+            if known or found is not None or is_late or self._id() is not None:
+                return known
+            time.sleep(_POLL_SECONDS)
 
     def remember(self, volume: Volume) -> None:
         """Remember that a directory is served, as far as that is possible now; blocking. Raises StorageError."""
@@ -107,11 +123,13 @@ class KnownDirectories:
     async def keep_in_redis(self, redis: RedisClient, volume: Volume) -> None:
         """Remember it in a Redis that was away at the start, or is emptied meanwhile; until cancelled."""
         while volume.id:
-            await asyncio.sleep(_REMEMBER_SECONDS)
-            with suppress(RedisUnavailable):
-                await redis.command("SADD", self._key, volume.id)
+            if redis.available:
+                with suppress(RedisUnavailable):
+                    await redis.command("SADD", self._key, volume.id)
+            await asyncio.sleep(_REMEMBER_SECONDS if redis.available else _RETRY_SECONDS)
 
     def _ask_redis(self, ask: Callable[[Redis], object]) -> object:
+        """Return the answer, which may be an error; None if there is none."""
         if self._url is None:
             return None
         try:
@@ -119,7 +137,8 @@ class KnownDirectories:
                 return ask(redis)
         except (RedisError, OSError) as problem:
             logger.debug("Redis was not asked about the upload directory: %r", problem)
-            return None
+            # As to a user that may not ask.
+            return problem if isinstance(problem, ResponseError) else None
 
     def _ids_in_file(self) -> list[str]:
         ids = None if self._file is None else state_file.read(self._file).get(self._path)
