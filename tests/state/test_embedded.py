@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -260,7 +261,8 @@ def test_who_starts_and_who_stops_wait_for_each_other(
     if doing == "start":
         state.stop()
     lock = watchdog.open_lock(str(state.directory / watchdog.START_LOCK))
-    assert watchdog.try_lock(lock, fcntl.LOCK_EX)
+    # The watchdog has it for moments.
+    fcntl.flock(lock, fcntl.LOCK_EX)
     thread = threading.Thread(target=getattr(state, doing))
     thread.start()
     thread.join(0.3)
@@ -363,6 +365,38 @@ def test_a_watchdog_that_was_killed_is_replaced(
     state.start()
     assert len(watchdogs_in(state.directory)) == 1
     another.stop()
+
+
+def test_a_watchdog_looks_like_no_user_to_who_stops_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users, start, stopping = (
+        watchdog.open_lock(str(tmp_path / name))
+        for name in (watchdog.USERS_LOCK, watchdog.START_LOCK, watchdog.START_LOCK)
+    )
+    try_lock, tried = watchdog.try_lock, list[int]()
+
+    def record(descriptor: int, operation: int) -> bool:
+        tried.append(descriptor)
+        return try_lock(descriptor, operation)
+
+    monkeypatch.setattr(watchdog, "try_lock", record)
+    server, connection = socket.socketpair()
+    with server, connection:
+        fcntl.flock(stopping, fcntl.LOCK_EX)
+        thread = threading.Thread(target=watchdog._watch, args=(connection, users, start, 0.01))
+        thread.start()
+        wait_until(lambda: bool(tried), "a look")
+        thread.join(0.1)
+        seen = set(tried)
+        fcntl.flock(stopping, fcntl.LOCK_UN)
+        # It is told to end, and must answer: it is this process that would be killed otherwise.
+        assert server.recv(100) == b"SHUTDOWN\r\n"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for descriptor in (users, start, stopping):
+        os.close(descriptor)
+    assert seen == {start}
 
 
 def watchdogs_in(directory: Path) -> list[int]:

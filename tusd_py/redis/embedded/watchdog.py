@@ -100,19 +100,18 @@ def _watch(connection: socket.socket, users: int, start: int, grace: float) -> b
     """Return once the server at the other end has ended, True if this process has ended it."""
     unused_since: float | None = None
     while not select.select([connection], [], [], min(_INTERVAL, grace))[0]:
-        if not try_lock(users, fcntl.LOCK_EX):
-            unused_since = None
+        # With the lock, so that no process that stops takes this one for a user, and none that starts finds an ending server.
+        if not try_lock(start, fcntl.LOCK_EX):
             continue
-        fcntl.flock(users, fcntl.LOCK_UN)
-        unused_since = unused_since or time.monotonic()
-        is_removed = os.fstat(users).st_nlink == 0
-        if time.monotonic() - unused_since < grace and not is_removed:
-            continue
-        # With the lock, so that no process that starts finds a server that is ending.
-        fcntl.flock(start, fcntl.LOCK_EX)
         if try_lock(users, fcntl.LOCK_EX):
-            end(connection)
-            return True
+            unused_since = unused_since or time.monotonic()
+            is_removed = os.fstat(users).st_nlink == 0
+            if is_removed or time.monotonic() - unused_since >= grace:
+                end(connection)
+                return True
+            fcntl.flock(users, fcntl.LOCK_UN)
+        else:
+            unused_since = None
         fcntl.flock(start, fcntl.LOCK_UN)
     return False
 
