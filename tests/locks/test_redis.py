@@ -157,7 +157,7 @@ async def test_a_lock_that_somebody_else_had_meanwhile_is_lost(
     here, there = await make_locks(lease=3600), await make_locks(lease=3600)
     lease = await here.acquire("study", timeout=10)
     event = asked(lease)
-    await listening(redis_server, 1)
+    await until(lambda: here._subscribed, "the subscription")
     redis_server.command("FLUSHALL")
     other = await there.acquire("study", timeout=0)
     if not still:
@@ -178,7 +178,7 @@ async def test_a_redis_that_restarts_does_not_end_what_is_held(
 ) -> None:
     here, there = await make_locks(), await make_locks()
     leases = [await here.acquire(f"study-{number}", timeout=10) for number in range(20)]
-    await listening(redis_server, 1)
+    await until(lambda: here._subscribed, "the subscription")
     await asyncio.to_thread(redis_server.kill9)
     await asyncio.to_thread(redis_server.start)
     # Known again before the next renewal is due, in 15 s: nobody else has much time to take what is not free.
