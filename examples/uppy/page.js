@@ -58,6 +58,7 @@ async function showUnfinished() {
 }
 
 manager.on('added', () => void showUnfinished())
+manager.on('released', () => void showUnfinished())
 manager.on('state', () => {
   const waiting = manager.uploads.filter(({ state }) => state === 'waiting').length
   document.querySelector('#waiting').textContent = waiting

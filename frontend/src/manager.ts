@@ -59,6 +59,8 @@ export interface ManagerEvents {
   added: [upload: Upload]
   state: [upload: Upload, previous: UploadState]
   progress: [upload: Upload]
+  /** Another page was at an upload when `resumable` was called, and is no longer. */
+  released: [id: string]
   /** Unfinished uploads cannot be kept, or what was cancelled could not be removed; uploads go on. */
   warning: [problem: unknown]
 }
@@ -77,6 +79,10 @@ export class UploadManager extends Emitter<ManagerEvents> {
   readonly #holding: Holding = browserHolding()
   readonly #uploads: Upload[] = []
   readonly #closing = new AbortController()
+  /** Uploads of other pages whose release is waited for. */
+  readonly #watched = new Set<string>()
+  /** The last call of `add`, settled. */
+  #adding: Promise<unknown> = Promise.resolve()
 
   constructor(options: UploadManagerOptions) {
     super()
@@ -117,6 +123,18 @@ export class UploadManager extends Emitter<ManagerEvents> {
     const source = sourceOf(file)
     const metadata = metadataOf(source, options.metadata)
     const fingerprint = await fingerprintOf(source)
+    // One after the other: of two calls with one file, the second finds the upload of the first.
+    const added = this.#adding.then(() => this.#findOrAdd(source, fingerprint, metadata, options))
+    this.#adding = added.catch(() => {})
+    return added
+  }
+
+  async #findOrAdd(
+    source: Source,
+    fingerprint: string,
+    metadata: Record<string, string>,
+    options: AddOptions,
+  ): Promise<Upload> {
     const { key } = digestSettings(this.#shared.options.digest)
     const isSame = (other: { fingerprint: string; metadata: Readonly<Record<string, string>> }) =>
       other.fingerprint === fingerprint && sameMetadata(other.metadata, metadata, key)
@@ -132,11 +150,15 @@ export class UploadManager extends Emitter<ManagerEvents> {
     return this.#add(record, { source, fingerprint, metadata, anew: true }, options.start !== false)
   }
 
-  /** What earlier pages, or runs, left unfinished and nobody is at; the latest first. */
+  /** What earlier pages, or runs, left unfinished and nobody is at; the latest first. `released` tells when there is more. */
   async resumable(): Promise<Resumable[]> {
     const held = await this.#holding.taken()
-    return (await this.#records())
-      .filter(({ id, cancelled }) => !cancelled && !held.has(id) && !this.#has(id))
+    const unfinished = (await this.#records()).filter(
+      ({ id, cancelled }) => !cancelled && !this.#has(id),
+    )
+    for (const { id } of unfinished) if (held.has(id)) this.#watch(id)
+    return unfinished
+      .filter(({ id }) => !held.has(id))
       .sort((one, other) => other.updated - one.updated)
       .map(({ id, url, name, size, metadata, offset, created, updated }) => {
         return { id, url, name, size, metadata, offset, created, updated }
@@ -189,6 +211,16 @@ export class UploadManager extends Emitter<ManagerEvents> {
 
   #has(id: string): boolean {
     return this.#uploads.some((upload) => upload.id === id && !isOver(upload))
+  }
+
+  #watch(id: string): void {
+    if (this.#watched.has(id)) return
+    this.#watched.add(id)
+    void this.#holding
+      .freed(id, this.#closing.signal)
+      .finally(() => this.#watched.delete(id))
+      .then(() => this.emit('released', id))
+      .catch(() => {}) // The manager was closed.
   }
 
   async #records(): Promise<UploadRecord[]> {

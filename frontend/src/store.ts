@@ -122,6 +122,8 @@ export interface Holding {
   take(id: string): Promise<(() => void) | null>
   /** Those that someone has. */
   taken(): Promise<Set<string>>
+  /** Resolves when nobody has it. Rejects when the signal is aborted. */
+  freed(id: string, signal: AbortSignal): Promise<void>
 }
 
 const PREFIX = 'tusd-py-upload:'
@@ -134,7 +136,9 @@ const PATIENCE = 1000
  */
 export function browserHolding(): Holding {
   const locks = typeof navigator === 'undefined' ? undefined : navigator.locks
-  if (!locks) return { take: async () => () => {}, taken: async () => new Set() }
+  if (!locks) {
+    return { take: async () => () => {}, taken: async () => new Set(), freed: async () => {} }
+  }
   return {
     take(id) {
       return new Promise((resolve, reject) => {
@@ -157,9 +161,14 @@ export function browserHolding(): Holding {
         if (isDenied(problem)) return {} as LockManagerSnapshot
         throw problem
       })
+      // Shared ones are of pages that have waited for it, for a moment.
+      const names = held.flatMap(({ name, mode }) => (mode === 'exclusive' && name ? [name] : []))
       return new Set(
-        held.flatMap(({ name }) => (name?.startsWith(PREFIX) ? [name.slice(PREFIX.length)] : [])),
+        names.filter((name) => name.startsWith(PREFIX)).map((name) => name.slice(PREFIX.length)),
       )
+    },
+    async freed(id, signal) {
+      await locks.request(PREFIX + id, { mode: 'shared', signal }, () => {})
     },
   }
 }

@@ -69,6 +69,17 @@ def test_an_upload_with_progress(
     assert page.value("manager.resumable()") == []
 
 
+def test_a_file_that_is_added_twice_at_the_same_time_is_uploaded_once(
+    page: UploadPage, own_guarded: ServerProcess, make_source: MakeSource
+) -> None:
+    page.open(endpoint=own_guarded.url, accessToken=access())
+    page.choose(make_source(MIB).path)
+    both = "Promise.all([1, 2].map(() => manager.add(chosen()[0])))"
+    assert page.value(f"{both}.then(([one, other]) => one === other)")
+    page.wait_state("completed")
+    assert page.methods() == ["POST", "PATCH"]
+
+
 def test_pause_and_resume(
     page: UploadPage, guarded: ServerProcess, make_source: MakeSource
 ) -> None:
@@ -125,10 +136,12 @@ def test_two_tabs_do_not_take_it_from_each_other(
         other = UploadPage(page.context.new_page(), page.url)
         other.open(endpoint=proxy.url(), accessToken=access(), retry=SOON)
         assert other.value("manager.resumable()") == []
+        other.value("void manager.on('released', (id) => (window.released = id))")
         other.choose(source.path)
         assert other.value("add({}).catch((error) => error.kind)") == "elsewhere"
         page.page.close()
-        other.wait_left()
+        other.wait("() => window.released")
+        assert other.value("manager.resumable().then(([{ id }]) => id === window.released)")
         other.add(source.path)
         other.wait_state("completed")
         [url] = other.urls().values()

@@ -136,6 +136,21 @@ def test_an_upload_goes_on_after_its_tokens_expired_and_the_page_was_reloaded(
     expect(page.locator("#unfinished")).to_be_hidden()
 
 
+def test_what_another_tab_leaves_is_shown_at_once(
+    example: Example, page: Page, make_source: MakeSource
+) -> None:
+    example.proxy.default = Plan(up=Way(stall_after=MIB))
+    upload(page, make_source(2 * MIB, "released.bin"))
+    stalled_links(example.proxy)
+    other = page.context.new_page()
+    other.goto(example.url)
+    other.wait_for_function("navigator.locks.query().then(({ pending }) => pending.length)")
+    expect(other.locator("#unfinished")).to_be_hidden()
+    page.goto("about:blank")
+    expect(other.locator("#unfinished li")).to_contain_text("released.bin: choose it again")
+    example.proxy.heal()
+
+
 @pytest.mark.parametrize("answer", ["Upload it all the same", "Leave it", "Go on with it"])
 def test_a_duplicate_is_asked_about(
     example: Example, page: Page, make_source: MakeSource, answer: str

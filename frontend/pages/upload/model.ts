@@ -95,6 +95,7 @@ export class Model {
     })
     this.manager.on('state', (upload) => this.#changed(upload))
     this.manager.on('warning', () => this.#warn())
+    this.manager.on('released', () => void this.recall())
     // Other tabs begin, finish and leave uploads meanwhile.
     document.addEventListener('visibilitychange', () => {
       if (!document.hidden) void this.recall()
