@@ -77,9 +77,6 @@ def page(context: BrowserContext, server: ServerProcess) -> Iterator[Page]:
     assert problems == []
 
 
-expect.set_options(timeout=WAIT)
-
-
 def url_of(server: ServerProcess) -> str:
     host, port = address_of(server)
     return f"http://{host}:{port}/"

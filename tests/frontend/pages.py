@@ -12,7 +12,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from playwright.sync_api import BrowserContext, Page, Request, Response
+from playwright.sync_api import BrowserContext, Page, Request, Response, expect
 
 FLAGS = (
     "--no-sandbox",
@@ -25,6 +25,7 @@ FLAGS = (
 )
 WAIT = 60_000
 """Milliseconds that a page is waited for at most: browsers are slow on busy machines."""
+expect.set_options(timeout=WAIT)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

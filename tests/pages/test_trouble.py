@@ -6,10 +6,11 @@ import re
 
 from playwright.sync_api import Route, expect
 
+from tests.clients.stalls import stalled_links
 from tests.frontend.pages import WAIT
 from tests.pages.conftest import MEGABYTE, MakeSource, Visit
 from tests.pages.test_upload_page import content, root_of
-from tests.support.faults import FaultProxy
+from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus
 from tests.support.waiting import wait_until
@@ -22,13 +23,16 @@ def test_a_file_that_is_changed_while_it_is_sent_is_not_called_uploaded(
     server: ServerProcess, slow: FaultProxy, visit: Visit, make_source: MakeSource
 ) -> None:
     """The browser sends the beginning of one version and the end of the other; what arrived is removed."""
-    source = make_source(12 * MEGABYTE, "changed.bin")
+    # More than what the sockets on the way can take in behind the place where it stands still.
+    source = make_source(80 * MEGABYTE, "changed.bin")
+    slow.default = Plan(up=Way(stall_after=8 * MEGABYTE))
     before = Tus(server).data_files()
     page = visit(root_of(slow))
     page.give(source.path)
-    page.wait_sent("changed.bin", 0.3)
+    [link] = stalled_links(slow)
     with source.path.open("r+b") as file:
         file.write(b"\0" * source.size)
+    link.release()
     page.wait_state("changed.bin", "failed")
     page.wait_text(re.compile("was changed since it was chosen"))
     assert Tus(server).data_files() == before
@@ -38,10 +42,12 @@ def test_what_another_tab_has_finished(
     server: ServerProcess, slow: FaultProxy, visit: Visit, make_source: MakeSource
 ) -> None:
     source = make_source(12 * MEGABYTE, "tabs.bin")
+    slow.default = Plan(up=Way(stall_after=8 * MEGABYTE))
     first = visit(root_of(slow))
     first.give(source.path)
     first.wait_sent("tabs.bin", 0.3)
     first.open()
+    slow.heal()
     second = visit(root_of(slow))
     for page in (first, second):
         page.left("tabs.bin").wait_for()
@@ -52,10 +58,26 @@ def test_what_another_tab_has_finished(
     expect(second.page.locator("#left")).to_have_count(0)
 
 
+def test_what_another_tab_leaves_is_offered_at_once(
+    slow: FaultProxy, visit: Visit, make_source: MakeSource
+) -> None:
+    """Nothing happens to the second tab itself, which knew of the upload from its beginning."""
+    slow.default = Plan(up=Way(stall_after=8 * MEGABYTE))
+    first = visit(root_of(slow))
+    first.give(make_source(40 * MEGABYTE, "released.bin").path)
+    first.wait_sent("released.bin", 0.05)
+    second = visit(root_of(slow))
+    second.page.wait_for_function("navigator.locks.query().then(({ pending }) => pending.length)")
+    expect(second.left("released.bin")).to_have_count(0)
+    first.page.goto("about:blank")
+    second.left("released.bin").wait_for()
+
+
 def test_a_tab_that_is_shown_again_knows_what_others_left(
     slow: FaultProxy, visit: Visit, make_source: MakeSource
 ) -> None:
     source = make_source(40 * MEGABYTE, "shown.bin")
+    slow.default = Plan(up=Way(stall_after=8 * MEGABYTE))
     second, first = visit(root_of(slow)), visit(root_of(slow))
     first.give(source.path)
     first.wait_sent("shown.bin", 0.05)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import takewhile
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urljoin
 
 from playwright.sync_api import ConsoleMessage, Locator, Page
@@ -24,12 +24,13 @@ class Visitor:
         self.page = page
         self.root = root
         self.errors: list[str] = []
-        self.urls: list[str] = []
-        self.patches: list[tuple[float, int]] = []
+        self.traffic: list[tuple[Literal["asked", "answered"], str]] = []
+        """Requests and responses with their URLs, in their order."""
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._said)
-        page.on("request", lambda request: self.urls.append(request.url))
+        page.on("request", lambda request: self.traffic.append(("asked", request.url)))
+        page.on("response", lambda response: self.traffic.append(("answered", response.url)))
 
     def open(self) -> None:
         """Load the page (again)."""
@@ -79,6 +80,13 @@ class Visitor:
         """Wait until the page says something."""
         self.page.get_by_text(text).first.wait_for()
 
+    def probes_answered(self, since: int) -> int:
+        """How many probes were answered, from a place in `traffic` on, before the page asked about an upload."""
+        until = takewhile(
+            lambda each: each[0] != "asked" or "/files/" not in each[1], self.traffic[since:]
+        )
+        return sum(kind == "answered" and url.endswith("/healthz") for kind, url in until)
+
     def drop(self, *files: tuple[str, str]) -> None:
         """Drop files with these names and contents."""
         self._transfer("drop", files)
@@ -121,8 +129,3 @@ class Visitor:
         # Requests that fail are what many tests are about.
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.errors.append(message.text)
-
-
-def seconds_since(moment: float) -> float:
-    """Seconds that have passed since a moment of the monotonic clock."""
-    return monotonic() - moment
