@@ -253,6 +253,11 @@ def test_a_reload_resumes(
         wait_until(lambda: has_bytes(own_guarded, MIB - MIB // 16), "all that came", 60)
         proxy.heal()
         application.open(kind, proxy.url())
+        if kind == "uppy":
+            # It waits for a second until the page before it has let go.
+            application.page.wait_for_function(
+                "() => uppy.getPlugin('TusdPy').manager.resumable().then((left) => left.length === 1)"
+            )
         application.add(source.path)
         url = application.wait("success")["url"]
         sent = sum(link.up_bytes for link in proxy.links)
