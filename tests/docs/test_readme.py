@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.stalls import stalled_links
 from tests.clients.tus_js import require_tus_js
 from tests.conftest import MakeServer
 from tests.docs.blocks import blocks
+from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ROOT, ServerProcess, environment
-from tests.support.waiting import wait_until
 
 DOCUMENTED = "http://127.0.0.1:8080/files/"
 
@@ -68,21 +69,25 @@ def test_the_example_for_python_continues_when_it_is_run_again(
     source = tmp_path / "study.zip"
     source.write_bytes(os.urandom(1 << 20) * 200)
     (code,) = (block for block in blocks("README.md", "python") if "tusclient" in block)
-    command = [sys.executable, "-c", code.replace(DOCUMENTED, server.url)]
 
     def size() -> int:
         return sum(path.stat().st_size for path in server.upload_dir.glob("*") if path.is_file())
 
     sizes = [0]
-    for _ in range(2):
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as client:
-            wait_until(lambda: size() > sizes[-1] + (20 << 20), "20 MiB more")
-            server.kill9()
-            client.kill()
-        sizes.append(size())
-        assert sizes[-1] < 200 << 20
-        server.restart()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    with FaultProxy(server.address) as proxy:
+        command = [sys.executable, "-c", code.replace(DOCUMENTED, proxy.url())]
+        for kills in (1, 2):
+            # It makes a connection for each request, of 8 MiB; that of the last one stands still.
+            proxy.plan(*[Plan()] * 4, Plan(up=Way(stall_after=1 << 20)))
+            with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as client:
+                stalled_links(proxy, kills)
+                server.kill9()
+                client.kill()
+            proxy.drop_plans()
+            sizes.append(size())
+            assert sizes[-2] + (20 << 20) < sizes[-1] < 200 << 20
+            server.restart()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     upload_id = done.stdout.strip().rpartition("/")[2]
     assert (server.upload_dir / upload_id).read_bytes() == source.read_bytes()
     assert len(list(server.upload_dir.glob("*.info"))) == 1
