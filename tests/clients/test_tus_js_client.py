@@ -20,6 +20,7 @@ from tests.conftest import MakeServer
 from tests.support.faults import FaultProxy, Plan, Way
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, path_of, wait_for_size
+from tests.support.waiting import wait_until
 
 PATIENT = [0, *[100] * 600]
 """Delays between retries, in ms, for tests in which the server is away for a while."""
@@ -47,10 +48,19 @@ def offsets(client: TusJsClient) -> list[int]:
     ]
 
 
-def wait_for_bytes(server: ServerProcess, client: TusJsClient) -> None:
-    """Waits until the server has written something of each upload that the client has begun."""
-    for event in client.all("url"):
-        wait_for_size(server, path_of(event["url"]), 1)
+def wait_for_bytes(server: ServerProcess, client: TusJsClient, uploads: int = 1) -> None:
+    """Waits until the server has written something of each upload that the client has created.
+
+    Not by the client's URLs, which it does not tell of the parts of a parallel upload.
+    """
+
+    def created() -> list[str]:
+        answers = client.all("response")
+        return [each["headers"]["Location"] for each in answers if each["method"] == "POST"]
+
+    wait_until(lambda: len(created()) == uploads, "the creations")
+    for url in created():
+        wait_for_size(server, path_of(url), 1)
 
 
 # -- an undisturbed line ---------------------------------------------------------------------------
@@ -276,7 +286,7 @@ def test_parallel_uploads_resumed_after_an_abort(
         }
         first = run_tus_js(job)
         stalled_links(proxy, 3)
-        wait_for_bytes(server, first)
+        wait_for_bytes(server, first, 3)
         first.tell("abort")
         assert first.finish()["event"] == "aborted"
         (remembered,) = stored_urls(storage)
@@ -313,7 +323,7 @@ def test_parallel_uploads_across_a_kill(
             }
         )
         stalled_links(proxy, 3)
-        wait_for_bytes(server, client)
+        wait_for_bytes(server, client, 3)
         server.kill9()
         proxy.heal()
         server.restart()
