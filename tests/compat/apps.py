@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import metadata
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +63,7 @@ class AppProcess:
         self._process: subprocess.Popen[str] | None = None
         self._news = threading.Condition()
         self._reader = threading.Thread()
+        self._release_port: Callable[[], object] = lambda: None
         (directory / "example.py").write_text(
             code.replace(THEIRS, OURS) if router == "ours" else code
         )
@@ -102,13 +105,18 @@ class AppProcess:
         self.port = int(self.url.rpartition(":")[2])
         # With several processes the first one says so before any of them listens.
         wait_until(lambda: ports.is_open(self.port), "it to listen", _PATIENCE)
+        self._release_port()
         return self
 
     def end(self, number: signal.Signals) -> int:
-        """Ends it by a signal; the exit code."""
+        """Ends it by a signal, and reserves its port until it listens again; the exit code."""
         assert self._process is not None
         self._process.send_signal(number)
         code = self._process.wait(_PATIENCE)
+        # Processes of several that were killed may listen a little longer.
+        with suppress(OSError):
+            holder = ports.reserve(port=self.port)
+            self._release_port = weakref.finalize(self, holder.close)
         self._reader.join(_PATIENCE)
         self._process = None
         return code

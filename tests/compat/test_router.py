@@ -200,8 +200,7 @@ class BackgroundScheduler:
         assert file.exists()
         deadline = 0.00001 * 86_400
         assert deadline < 1
-        while http.head(url).status_code != 410:
-            pass
+        wait_until(lambda: http.head(url).status_code == 410, "the upload to expire")
         assert httpx.get(f"{app.url}/clean", timeout=60).status_code == 200
         assert not file.exists()
 
