@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from tests.containers import described
-from tests.crash.test_kill9 import quiet_port
 from tests.s3.servers import SeaweedFS
+from tests.support.ports import reserve
 from tests.support.redis import binary
 from tests.support.server import ROOT
 from tests.support.waiting import wait_until
@@ -156,9 +156,11 @@ class Stack:
         self._weed = SeaweedFS(root / "objects")
         self.objects = self._objects() if "objects" in self._services else None
         self.uploads = own(root, "uploads")
-        # Some of them are listened on much later, and again after a kill.
-        self.redis_port, self.proxy_port = quiet_port(), quiet_port()
-        self.ports = [quiet_port() for _ in range(self._services["server"]["deploy"]["replicas"])]
+        # Some of them are listened on much later, and again after a kill: no other program gets them until the end.
+        replicas = self._services["server"]["deploy"]["replicas"]
+        self._holders = [reserve() for _ in range(2 + replicas)]
+        numbers: list[int] = [holder.getsockname()[1] for holder in self._holders]
+        self.redis_port, self.proxy_port, *self.ports = numbers
         self.redis = self._redis()
         self.servers = [self._ours("server", f"server-{port}", port) for port in self.ports]
         self.worker = self._ours("worker", "worker")
@@ -192,6 +194,8 @@ class Stack:
             container.close()
         # It was never started here, but holds the ports that it chose for its command.
         self._weed.stop()
+        for holder in self._holders:
+            holder.close()
 
     def is_well(self, name: str) -> bool:
         """Run the service's health check from the file."""

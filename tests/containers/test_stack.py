@@ -18,7 +18,7 @@ import pytest
 
 from tests.containers import described
 from tests.containers.by_hand import Stack, has_mounts_of_its_own, the_image
-from tests.crash.test_kill9 import quiet_port
+from tests.support.ports import reserve
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
@@ -151,7 +151,8 @@ def test_with_a_bucket_an_upload_goes_on_at_the_other_server(root: Path) -> None
 
 @pytest.mark.timeout(300)
 def test_the_image_alone_is_a_server_with_all_that_it_needs(root: Path) -> None:
-    port = quiet_port()
+    holder = reserve()
+    port = holder.getsockname()[1]
     alone = the_image(root, port)
     try:
         alone.start()
@@ -172,5 +173,6 @@ def test_the_image_alone_is_a_server_with_all_that_it_needs(root: Path) -> None:
         assert alone.end(signal.SIGTERM) == 0
     finally:
         alone.close()
+        holder.close()
     assert "Traceback" not in alone.said()
     assert "Read-only file system" not in alone.said()

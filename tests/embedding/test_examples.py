@@ -134,8 +134,7 @@ def flask(tmp_path: Path) -> Iterator[Application]:
         website.started = re.compile("Booting worker")
         stack.enter_context(uploads)
         stack.enter_context(website)
-        with ports.reserve() as holder:
-            proxy.port = holder.getsockname()[1]
+        proxy.port = stack.enter_context(ports.reserve()).getsockname()[1]
         config = (tmp_path / "nginx.conf").read_text()
         for port, server in ((8080, proxy), (5000, website), (8000, uploads)):
             config = config.replace(f"127.0.0.1:{port};", f"127.0.0.1:{server.port};")

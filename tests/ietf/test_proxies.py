@@ -50,26 +50,26 @@ def running(kind: str, server: ServerProcess, directory: Path) -> Iterator[tuple
     """A proxy in front of the server; yields its address."""
     with ports.reserve("127.0.0.1", 0) as holder:
         port: int = holder.getsockname()[1]
-    config = directory / "proxy.conf"
-    if kind.startswith("nginx"):
-        (location,) = (
-            each for each in blocks("docs/operating.md", "nginx") if "proxy_pass" in each
-        )
-        location = location.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
-        if kind.endswith("keep-alive"):
-            location = location.replace("{", '{ proxy_set_header Connection "";', 1)
-        config.write_text(NGINX.format(directory=directory, port=port, location=location))
-        command = [require_program("nginx"), "-p", str(directory), "-c", str(config)]
-    else:
-        config.write_text(HAPROXY.format(port=port, target=server.port))
-        command = [require_program("haproxy"), "-f", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: listens(port), kind, 30)
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait(30)
+        config = directory / "proxy.conf"
+        if kind.startswith("nginx"):
+            (location,) = (
+                each for each in blocks("docs/operating.md", "nginx") if "proxy_pass" in each
+            )
+            location = location.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+            if kind.endswith("keep-alive"):
+                location = location.replace("{", '{ proxy_set_header Connection "";', 1)
+            config.write_text(NGINX.format(directory=directory, port=port, location=location))
+            command = [require_program("nginx"), "-p", str(directory), "-c", str(config)]
+        else:
+            config.write_text(HAPROXY.format(port=port, target=server.port))
+            command = [require_program("haproxy"), "-f", str(config)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: listens(port), kind, 30)
+            yield "127.0.0.1", port
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def listens(port: int) -> bool:
