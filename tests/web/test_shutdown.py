@@ -190,6 +190,33 @@ def test_a_download_that_nobody_reads_does_not_hold_the_exit_up(make_server: Mak
         assert time.monotonic() - began < PROMPT
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_end_has_time_although_requests_used_theirs_up(
+    make_server: MakeServer, tmp_path: Path, workers: int
+) -> None:
+    hook = tmp_path / "slow.py"
+    ended = tmp_path / "ended"
+    hook.write_text(
+        "import time\n"
+        "def pre_create(event):\n"
+        "    pass\n"
+        "def stop():\n"
+        "    time.sleep(0.7)\n"
+        f"    with open({str(ended)!r}, 'a') as file:\n"
+        "        file.write('x')\n"
+    )
+    server = make_server(
+        "--hook", str(hook), "--shutdown-timeout", "500ms", "--workers", str(workers)
+    )
+    path = Tus(server).finished(BODY * 8)
+    with Connection(server.address, receive_buffer=4096) as slow:
+        slow.send_head("GET", path)
+        assert slow.sock.recv(10) == b"HTTP/1.1 2"
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert ended.read_text() == "x" * workers
+
+
 def test_nobody_new_is_let_in(make_server: MakeServer, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.hold_pre_finish()

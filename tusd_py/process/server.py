@@ -41,7 +41,8 @@ _ENOUGH = 0.9
 """If at least this share of --max-connections can be served, there is nothing to warn of."""
 _COLLECT_AFTER = 20_000
 """Surplus of allocations over deallocations that triggers the garbage collector."""
-_WATCHDOG_GRACE = 0.5
+_WATCHDOG_GRACE = 3.0
+"""Seconds that all else has to end, once requests were ended at the shutdown time-out."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_M_TRIM_THRESHOLD: 16 * 1024**2, _M_TOP_PAD: 1024**2, _M_MMAP_THRESHOLD: 4 * 1024**2}
 """Options of mallopt(3), in bytes."""
@@ -85,7 +86,11 @@ def run(settings: Settings, origins: Mapping[str, str] | None = None) -> int:
             app.serve_admin(admin)
         return _serve(settings, app, sockets, first=index == 0, parent=supervisor.parent)
 
-    supervisor = Supervisor(settings.workers, serve, shutdown_timeout=settings.shutdown_timeout)
+    supervisor = Supervisor(
+        settings.workers,
+        serve,
+        shutdown_timeout=_watchdog_seconds(settings) + stopping.EXIT_SECONDS,
+    )
     return supervisor.run()
 
 
@@ -151,10 +156,9 @@ def _serve(
             logs.event(logger, logging.INFO, "stopping", message=message)
         app.uploads.begin_shutdown()
         # Also if the shutdown hangs (a disk, a hook): acknowledged bytes are stored, the rest is resumed.
-        timeout = max(settings.shutdown_timeout, 1.0) + _WATCHDOG_GRACE
         message = "The shutdown time-out is over; ending at once"
         log = partial(logs.event, logger, logging.ERROR, "stopping", message=message)
-        watchdogs.append(stopping.exit_after(timeout, 1, log))
+        watchdogs.append(stopping.exit_after(_watchdog_seconds(settings), 1, log))
 
     def end() -> None:
         for watchdog in watchdogs:
@@ -175,6 +179,11 @@ def _serve(
         sys.stderr.write(f"tusd-py serve: {site.failure}\n")
         return EXIT_UNUSABLE
     return 0
+
+
+def _watchdog_seconds(settings: Settings) -> float:
+    """Return the seconds after which a process that shall stop is ended, whatever it still does."""
+    return max(settings.shutdown_timeout, 1.0) + _WATCHDOG_GRACE
 
 
 def _tune_garbage_collector() -> None:

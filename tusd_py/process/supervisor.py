@@ -27,7 +27,10 @@ _RESTART_PAUSE_SECONDS = 0.2
 
 
 class Supervisor:
-    """Runs `serve(index)`, which returns an exit code, in each of `count` processes. shutdown_timeout: in seconds."""
+    """Runs `serve(index)`, which returns an exit code, in each of `count` processes.
+
+    shutdown_timeout: seconds in which each ends by itself. One that does not is killed a second later.
+    """
 
     def __init__(self, count: int, serve: Callable[[int], int], *, shutdown_timeout: float) -> None:
         self._count = count
