@@ -8,13 +8,16 @@ so that a malformed answer fails the test. Every wait has a time-out.
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -158,6 +161,20 @@ class Connection:
 
     def close(self) -> None:
         self.sock.close()
+
+    def unread(self) -> int:
+        """Bytes in the receive queue of the server's end, -1 without one. For servers on this machine, over TCP and IPv4."""
+        ports = [self.sock.getpeername()[1], self.sock.getsockname()[1]]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            if [int(address.rpartition(":")[2], 16) for address in (local, remote)] == ports:
+                return int(queues.partition(":")[2], 16)
+        return -1
+
+    def all_is_read(self) -> bool:
+        """Whether the server has read all that was sent. For such servers, too."""
+        (unsent,) = struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0"))
+        return unsent == 0 and self.unread() == 0
 
     # -- receiving -----------------------------------------------------------------------------
 

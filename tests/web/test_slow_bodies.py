@@ -49,26 +49,16 @@ class SlowPatch(OpenPatch):
         for _ in range(4):
             self.send_piece()
             self.wait_stored()
-        while self.unread() < pieces * PIECE:
+        while self.connection.unread() < pieces * PIECE:
             self.send_piece()
             wait_until(self.has_arrived, "a piece in the file or the socket")
         return self
 
     def has_arrived(self) -> bool:
-        return self.stored() + self.unread() == self.received_to
+        return self.stored() + self.connection.unread() == self.received_to
 
     def stored(self) -> int:
         return len(self.tus.stored(self.path))
-
-    def unread(self) -> int:
-        """Bytes in the receive queue of the server's end of the connection."""
-        ours = self.connection.sock.getsockname()[1]
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, remote, _, queues, *_ = line.split()
-            ports = [int(address.rpartition(":")[2], 16) for address in (local, remote)]
-            if ports == [self.tus.server.port, ours]:
-                return int(queues.partition(":")[2], 16)
-        return -1
 
 
 def slow_patch(tus: Tus) -> SlowPatch:
