@@ -6,14 +6,19 @@ import asyncio
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import uvloop
+from starlette.types import Message
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from tusd_py.uploads.receive import BodyEnd
 from tusd_py.web.http.direct_body import Collector, Heads, Take, Transfer
+from tusd_py.web.http.exchange import Exchange
 from tusd_py.web.http.protocol import UploadProtocol
+from tusd_py.web.request_body import RequestBody
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SO_RCVLOWAT is asked of Linux")
 
@@ -207,3 +212,32 @@ def test_a_stop_without_a_byte_ends_at_once(run: Run) -> None:
         assert (lender.transfer.received, lender.mark) == (before, 1)
 
     run(lambda view: None, scenario)
+
+
+def test_a_write_that_takes_long_is_no_idleness_of_the_client(run: Run) -> None:
+    begun, written = asyncio.Event(), asyncio.Event()
+
+    def take(view: memoryview) -> Awaitable[Any] | None:
+        if len(view) < 1000:
+            return None
+        begun.set()
+        return written.wait()
+
+    async def scenario(lender: Lender, client: socket.socket) -> None:
+        client.sendall(bytes(40_000))
+        await begun.wait()
+        exchange = cast(Exchange, SimpleNamespace(transfer=lambda *_: lender.transfer))
+        body = RequestBody(never, idle_timeout=0.05, exchange=exchange)
+        streaming = asyncio.create_task(body.stream_to(lambda _: None, lambda: None))
+        await asyncio.sleep(0.2)
+        assert body.end is None
+        written.set()
+        # Now the client is waited for.
+        assert await streaming
+        assert body.end is BodyEnd.TIMED_OUT
+
+    run(take, scenario)
+
+
+async def never() -> Message:
+    raise AssertionError("the body comes straight from the socket")

@@ -22,8 +22,8 @@ from tusd_py.web.http.exchange import Exchange
 class RequestBody:
     """A body that comes in ASGI messages or, where our own server is in front, straight from the socket.
 
-    idle_timeout: seconds without a byte after which it ends. exchange: our server's extension of the request. direct: whether
-    the straight way may be taken. way: "direct" or "stream" once it was taken.
+    idle_timeout: seconds after which it ends if a byte is waited for. exchange: our server's extension of the request. direct:
+    whether the straight way may be taken. way: "direct" or "stream" once it was taken.
     """
 
     _receive: Receive
@@ -104,7 +104,8 @@ class RequestBody:
         if now >= transfer.last_activity + self.idle_timeout:
             # Bytes of a slow body may be in the socket.
             transfer.collect()
-        ends_at = transfer.last_activity + self.idle_timeout
+        # During a write nothing is read of the client, which may have sent more.
+        ends_at = (now if transfer.is_writing else transfer.last_activity) + self.idle_timeout
         if now >= ends_at:
             self.stop(BodyEnd.TIMED_OUT)
         else:

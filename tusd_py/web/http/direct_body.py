@@ -114,7 +114,7 @@ class Transfer(asyncio.BufferedProtocol):
         done: Resolved at the end: True for a whole body, False for one that was cut off or stopped, or what `take` raised.
             To stop waiting for it, call `abandon`.
         received: Bytes that were written.
-        last_activity: When the last of them arrived, by the loop's clock.
+        last_activity: When the last of them arrived, or was written if that took longer, by the loop's clock.
     """
 
     _protocol: Connection
@@ -145,6 +145,11 @@ class Transfer(asyncio.BufferedProtocol):
             self._took(memoryview(parsed))
         if self._busy is None and not self._over:
             self._protocol.flow.resume_reading()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether bytes are being written, so that none are read."""
+        return self._busy is not None
 
     def stop(self) -> None:
         """End the transfer, after the bytes that the socket holds now were written."""
