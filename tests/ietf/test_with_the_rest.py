@@ -13,7 +13,7 @@ from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
 from tests.ietf.url_session import UrlSession
 from tests.support.certificate import make_certificate
-from tests.support.ietf import VERSIONS, Ietf, announced
+from tests.support.ietf import VERSIONS, Ietf, announced, wait_told
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
@@ -221,12 +221,6 @@ def test_watching_does_not_end_a_request(server: ServerProcess) -> None:
         assert json.loads(ietf.request("GET", path, wanted).body)["id"] == id_of(path)
         connection.send(b"x" * (LARGE - 1000))
         assert connection.read_response("POST").status == 201
-
-
-def wait_told(connection: Connection, offset: int) -> None:
-    """Read interim responses until one tells this offset."""
-    while int(connection.read_any()["Upload-Offset"]) != offset:
-        pass
 
 
 def test_R6_over_a_unix_socket(make_server: MakeServer, tmp_path: Path) -> None:

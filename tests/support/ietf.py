@@ -150,3 +150,12 @@ def announced(connection: Connection) -> Response:
     assert interim.status == 104, interim
     assert "Location" in interim
     return interim
+
+
+def wait_told(connection: Connection, offset: int) -> None:
+    """Read interim responses until one tells this offset."""
+    while True:
+        interim = connection.read_any()
+        assert interim.status == 104, interim
+        if interim["Upload-Offset"] == str(offset):
+            return
