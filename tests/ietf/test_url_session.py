@@ -46,7 +46,7 @@ def test_R24_a_server_that_is_replaced_in_the_middle(make_server: MakeServer, en
 
 
 def test_R24_a_body_that_stops_coming_ends_with_a_close(make_server: MakeServer) -> None:
-    ietf = Ietf(make_server("--network-timeout", "500ms"), 6)
+    ietf = Ietf(make_server("--network-timeout", "3s"), 6)
     with ietf.begin_creation(len(DATA), DATA[:1000]) as connection:
         interim = connection.read_any()
         path = path_of(interim["Location"])
