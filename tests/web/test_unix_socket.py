@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import stat
 from pathlib import Path
@@ -28,11 +27,9 @@ def test_its_permissions_are_those_of_the_setting(
     make_server: MakeServer, tmp_path: Path, flags: tuple[str, ...], perms: int, umask: int
 ) -> None:
     path = tmp_path / "s"
-    before = os.umask(umask)
-    try:
-        make_server("--unix-sock", str(path), *flags)
-    finally:
-        os.umask(before)
+    # A server that is forked has the umask of the process that it is forked from.
+    prefix = ("sh", "-c", f'umask {umask:03o}; exec "$@"', "sh")
+    make_server("--unix-sock", str(path), *flags, prefix=prefix)
     assert permissions(path) == perms
     assert answers(path)
 
