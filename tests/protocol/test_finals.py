@@ -308,6 +308,7 @@ def test_parts_are_removed_when_the_last_final_is_finished(
 ) -> None:
     hook = tmp_path / "record.py"
     notes = tmp_path / "notes"
+    notes.touch()
     hook.write_text(
         "def post_expire(event):\n"
         f"    with open({str(notes)!r}, 'a') as file: file.write(event.upload.id + '\\n')\n"
