@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ResponseError
+from rq import SimpleWorker
+from rq.worker import WorkerStatus
 
 from tests.conftest import MakeServer
 from tests.support.application import Application
@@ -21,6 +26,10 @@ from tests.support.tus import Tus, id_of
 from tests.support.waiting import wait_until
 from tests.workers.commands import command, of
 from tests.workers.test_sweep_command import abandon, swept_server
+from tusd_py.jobs.connection import OutageLog
+from tusd_py.jobs.queues import QUEUES
+from tusd_py.settings.model import Settings
+from tusd_workers import worker
 
 QUICK = ("--sweep-interval", "1s")
 
@@ -163,6 +172,44 @@ def make_due(redis: RedisServer, upload_id: str) -> None:
     To be repeated: the server may still have to tell what it thought when the upload was created.
     """
     redis.command("ZADD", "tusd:{registry}:due", 1, upload_id)
+
+
+class Pause(threading.Event):
+    """Is set by SIGTERM, which comes in the pause between two attempts."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return self.is_set()
+
+
+@pytest.mark.parametrize("state", [WorkerStatus.IDLE, WorkerStatus.BUSY])
+def test_sigterm_ends_a_worker_that_pauses_after_an_error(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: WorkerStatus
+) -> None:
+    settings = Settings(upload_dir=tmp_path / "uploads")
+    outage = OutageLog(redis.url, logging.getLogger(__name__))
+    stop, attempts = Pause(), 0
+
+    def fail(each: SimpleWorker, *_arguments: object) -> None:
+        each.set_state(state)
+        raise ResponseError("not now")
+
+    def make() -> worker._Worker:
+        nonlocal attempts
+        attempts += 1
+        assert attempts == 1, "it goes on"
+        made = worker._make_worker(settings, redis.url, QUEUES, outage)
+        made.stop_event, made.performing = stop, threading.Event()
+        return made
+
+    monkeypatch.setattr(worker._Worker, "dequeue_job_and_maintain_ttl", fail)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        worker._run_until_stopped(make, stop, outage)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.is_set()
 
 
 def test_sigterm_lets_the_job_in_hand_finish(

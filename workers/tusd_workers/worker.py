@@ -323,19 +323,26 @@ def _run_until_stopped(
 ) -> None:
     """Run jobs until `stop` is set by a signal."""
     while not stop.is_set():
-        # rq installs its own handlers while it works.
-        stopping.set_on_signal(stop)
         try:
-            worker = make()
-            try:
-                worker.work(logging_level="WARNING")
-            except StopRequested:
-                worker.teardown()
-            if worker.was_stopped:
+            if _was_stopped(make(), stop):
                 break
         except RedisError as problem:
             outage.report(problem)
         stop.wait(_RETRY_PAUSE_SECONDS)
+
+
+def _was_stopped(worker: _Worker, stop: threading.Event) -> bool:
+    """Run jobs until a signal (True) or an error of Redis (False). Raises RedisError."""
+    with suppress(StopRequested):
+        try:
+            worker.work(logging_level="WARNING")
+        except StopRequested:
+            worker.teardown()
+        finally:
+            # rq's handlers are bound to this worker: after an error they would raise in the pause, or stop nothing.
+            if not worker.was_stopped:
+                stopping.set_on_signal(stop)
+    return worker.was_stopped
 
 
 def _log_stopped() -> None:
