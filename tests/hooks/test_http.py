@@ -442,6 +442,8 @@ def test_the_response_to_the_last_bytes_is_shaped(hooked: MakeTus, endpoint: End
 def test_a_failed_pre_finish_runs_again(hooked: MakeTus, endpoint: Endpoint) -> None:
     endpoint.script("pre-finish", Reply(status=404), Reply())
     tus = hooked("--hooks-enabled-events", "pre-finish,post-finish")
+    # It would finish the upload.
+    tus.server.wait_for_first_sweep()
     path = tus.new(5)
     assert tus.patch(path, 0, b"hello").status == 500
     assert endpoint.types() == ["pre-finish"]

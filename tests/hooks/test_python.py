@@ -413,6 +413,8 @@ def test_a_failed_finish_is_made_up_for_when_the_last_request_is_repeated(
         """
     )
     tus = server.tus
+    # It would finish the upload.
+    tus.server.wait_for_first_sweep()
     path = tus.new(5)
     assert tus.patch(path, 0, b"hello").status == 503
     assert tus.get(path).status == 404

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from tests.support import ports, preloaded
 from tests.support.bucket import STORE, Prefix
+from tests.support.waiting import wait_until
 from tests.support.wire import Connection
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,6 +235,13 @@ class ServerProcess:
         Raises ServerFailed when the process ends without it, or when ``timeout`` seconds pass.
         """
         return self._wait(re.compile(pattern), timeout, since)
+
+    def wait_for_first_sweep(self) -> None:
+        """Wait for the end of the sweep with which it starts, so that this does not find what a test prepares.
+
+        Of a new directory of files only: a later start's has the same sign.
+        """
+        wait_until((self.upload_dir / ".tusd-py/swept").exists, "the first sweep")
 
     def json_lines(self) -> list[dict[str, object]]:
         """The lines of standard error that are JSON objects (``--log-format json``)."""

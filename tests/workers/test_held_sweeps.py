@@ -38,6 +38,7 @@ def test_a_clock_that_is_far_from_the_last_sweeps_removes_nothing(
     make_server: MakeServer, days_ago: int, by: str
 ) -> None:
     server = make_server()
+    server.wait_for_first_sweep()
     tus = Tus(server)
     path = tus.new(10)
     documents("sweep", *of(server))
@@ -63,6 +64,7 @@ def test_while_the_clock_is_far_from_the_last_sweeps_uploads_go_on(
 ) -> None:
     """A client that is told of 410 would send its whole file again once the clock is right."""
     server = make_server("--retain-finished", "30d")
+    server.wait_for_first_sweep()
     tus = Tus(server)
     finished, whole, path = tus.finished(b"hello"), tus.new(10), tus.new(10)
     documents("sweep", *of(server))

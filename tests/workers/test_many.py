@@ -211,6 +211,8 @@ def test_what_a_killed_sweep_left_the_next_one_removes(
     with RedisServer(tmp_path / "redis") as redis:
         env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
         server = make_server("--lock-lease", "1s", env=env)
+        # It would end the removal that the command leaves.
+        server.wait_for_first_sweep()
         tus = Tus(server)
         kept = tus.finished(b"hello")
         store = FileStore(server.upload_dir)

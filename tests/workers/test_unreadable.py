@@ -93,11 +93,6 @@ def littered(tmp_path: Path) -> Iterator[Callable[[Path], int]]:
             (directory / locked).chmod(0o700)
 
 
-def wait_for_first_sweep(server: ServerProcess) -> None:
-    """Returns when the sweep at the server's start is over, so that it does not find what a test prepares."""
-    wait_until((server.upload_dir / ".tusd-py/swept").exists, "the first sweep")
-
-
 def swept(server: ServerProcess, data: Path) -> None:
     wait_until(lambda: not data.exists(), "the sweep of the server")
 
@@ -108,7 +103,7 @@ def test_the_sweep_at_the_start_removes_the_rest(
     server = make_server("--log-format", "json", prefix=OBEYING_PERMISSIONS)
     tus = Tus(server)
     gone, kept, finished = tus.new(10), tus.new(10), tus.finished(b"hello")
-    wait_for_first_sweep(server)
+    server.wait_for_first_sweep()
     gone_id = abandon(server, gone)
     server.terminate()
     litter_count = littered(server.upload_dir)
@@ -145,7 +140,7 @@ def test_the_command_removes_the_rest(
 ) -> None:
     server = make_server(prefix=OBEYING_PERMISSIONS)
     tus = Tus(server)
-    wait_for_first_sweep(server)
+    server.wait_for_first_sweep()
     gone_id = abandon(server, tus.new(10))
     count = littered(server.upload_dir)
     if not running:
