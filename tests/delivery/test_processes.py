@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from rq.utils import as_text, now, utcparse
 
 from tests.conftest import MakeServer
 from tests.delivery.conftest import House
@@ -348,6 +349,8 @@ def test_redis_is_emptied_between_two_attempts(house: House) -> None:
 
 
 def test_a_worker_without_a_scheduler_tries_again_with_the_next_start(house: House) -> None:
+    # Longer than it takes until post-finish has a job, with which it would try again at once.
+    house.env["TUSD_HOOKS_DELIVERY_BACKOFF"] = "5s"
     server = house.serve()
     house.endpoint.script("post-create", Reply(500), Reply())
     first = house.work(server, scheduler=False)
@@ -552,7 +555,7 @@ def test_a_worker_whose_hook_blocks_its_event_loop_ends_and_the_next_one_goes_on
 ) -> None:
     house.lose_patience()
     del house.env["TUSD_HOOKS_HTTP"]
-    flags, log = blocking_hook(tmp_path, 1.0)
+    flags, log = blocking_hook(tmp_path, 5.0)
     server = house.serve(*flags)
     worker = house.work(server, *flags)
     path = finish(Tus(server), STUBBORN)
@@ -579,8 +582,14 @@ def test_a_worker_whose_hook_blocks_its_event_loop_can_be_ended(
     finish(Tus(server), STUBBORN)
     wait_until(log.exists, "the hook", SLOW)
     worker.process.terminate()
-    # rq takes a second signal within a second for the same one.
-    time.sleep(1.5)
+
+    def is_past_repeats() -> bool:
+        # rq ignores a second signal in the second after it handled the first.
+        [key] = house.redis.client.keys("tusd:rq:worker:*")
+        handled = house.redis.client.hget(key, "shutdown_requested_date")
+        return handled is not None and now() - utcparse(as_text(handled)) > timedelta(seconds=1)
+
+    wait_until(is_past_repeats, "the end of that second", SLOW)
     code, said = worker.end()
     assert code == 1
     assert "a hook blocked its event loop for" in said

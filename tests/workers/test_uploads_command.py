@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -94,6 +95,8 @@ class Terminal:
 
     def __init__(self, *words: str) -> None:
         self.shown = ""
+        # A character may come in two pieces.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._main, side = pty.openpty()
         fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         env = {
@@ -111,7 +114,7 @@ class Terminal:
     def read_until(self, text: str) -> None:
         while text not in self.shown:
             assert select.select([self._main], [], [], 50)[0], self.shown
-            self.shown += os.read(self._main, 65_536).decode()
+            self.shown += self._decoder.decode(os.read(self._main, 65_536))
 
     def press(self, keys: bytes) -> None:
         os.write(self._main, keys)
@@ -120,7 +123,7 @@ class Terminal:
         # What is written last would otherwise keep it from ending.
         with suppress(OSError):
             while more := os.read(self._main, 65_536):
-                self.shown += more.decode()
+                self.shown += self._decoder.decode(more)
         os.close(self._main)
         return self.process.wait(50)
 
