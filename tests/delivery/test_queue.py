@@ -17,8 +17,9 @@ from tests.support.redis import RedisServer
 from tusd_py.jobs.connection import connect
 from tusd_py.jobs.delayed import DelayedJobs
 from tusd_py.jobs.delivery_queue import Deliveries
-from tusd_py.jobs.queues import EXPIRY
+from tusd_py.jobs.queues import EXPIRY, QueueKeys
 from tusd_py.jobs.relay import Relay
+from tusd_py.jobs.rq_classes import set_aside_unless
 from tusd_py.jobs.table import SWEEP_ALL
 from tusd_py.locks.base import UNFENCED
 from tusd_py.settings.model import Settings
@@ -28,6 +29,7 @@ from tusd_workers.delivery_runner import DeliveryRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:rq_scheduler")
 
+KEYS = QueueKeys("tusd:")
 QUEUE = "tusd:rq:queue:delivery"
 LATER = "tusd:rq:scheduler:scheduled_jobs"
 
@@ -47,6 +49,25 @@ def connection(redis: RedisServer) -> Iterator[Redis]:
 @pytest.fixture
 def deliveries(connection: Redis) -> Deliveries:
     return Deliveries(connection, prefix="tusd:")
+
+
+def test_a_queue_that_another_process_set_aside_and_filled_again_stays(
+    redis: RedisServer, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.set(QUEUE, "not this")
+    type_of = connection.type
+
+    def type_of_before(key: str) -> object:
+        found = type_of(key)
+        set_aside_unless(redis.client, KEYS, key, "list")
+        redis.client.rpush(key, "job")
+        return found
+
+    monkeypatch.setattr(connection, "type", type_of_before)
+    set_aside_unless(connection, KEYS, QUEUE, "list")
+    assert connection.lrange(QUEUE, 0, -1) == [b"job"]
+    assert connection.get(KEYS.set_aside(QUEUE)) == b"not this"
+    assert connection.llen(KEYS.refused) == 1
 
 
 def queued(connection: Redis) -> int:

@@ -42,6 +42,15 @@ _BATCH = 1000
 _SERVER_VERSION = (6, 2, 0)
 """Oldest supported version; nothing here needs a newer one."""
 
+_SET_ASIDE_UNLESS = """
+local found = redis.call('TYPE', KEYS[1]).ok
+if found == ARGV[1] or found == 'none' then return false end
+redis.call('RENAME', KEYS[1], KEYS[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return found
+"""
+"""Rename a key unless it has a type, and return the other type that it has."""
+
 _FORBIDDEN_FIELDS = frozenset(
     {
         "success_callback_name",
@@ -266,10 +275,14 @@ def refuse(connection: Redis, keys: QueueKeys, job_id: str, reason: str) -> None
 
 def set_aside_unless(connection: Redis, keys: QueueKeys, key: str, kind: str) -> None:
     """Rename a key of ours that has another type than `kind`. Raises RedisError."""
-    found = cast(bytes, connection.type(key)).decode()
-    if found not in (kind, "none"):
-        _set_aside(connection, keys, key)
-        _record_refusal(connection, keys, key, f"it is a {found}, not a {kind}")
+    if cast(bytes, connection.type(key)).decode() in (kind, "none"):
+        return
+    # Looked at again with the renaming: another process may have done so, and queued jobs under this key.
+    aside = keys.set_aside(key)
+    found = connection.eval(_SET_ASIDE_UNLESS, 2, key, aside, kind, str(_REFUSED_KEPT))
+    if found is not None:
+        type_name = cast(bytes, found).decode()
+        _record_refusal(connection, keys, key, f"it is a {type_name}, not a {kind}")
 
 
 def _set_aside(connection: Redis, keys: QueueKeys, key: str) -> None:
