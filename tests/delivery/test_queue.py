@@ -182,13 +182,18 @@ async def test_a_lease_that_is_taken_is_asked_for_again_after_its_time(
     assert before + 5 <= when <= after + 6
 
 
+@pytest.mark.parametrize("recorded", ["before", "meanwhile"])
 async def test_what_comes_while_the_lease_was_held_is_not_left(
-    runner: DeliveryRunner, connection: Redis, monkeypatch: pytest.MonkeyPatch
+    runner: DeliveryRunner, connection: Redis, monkeypatch: pytest.MonkeyPatch, recorded: str
 ) -> None:
     """Whoever brought it was sent away, as the lease was taken."""
     post = Post(FileStore(runner._settings.upload_dir))
     runner._delivery = post.delivery
     upload = await post.upload()
+    finished = upload.with_info(finished_at=6.0)
+    recording = post.publisher.record(FINISH, finished, REQUEST, UNFENCED)
+    if recorded == "before":
+        await recording
     rounds: list[list[str]] = []
     release = Lock.release
 
@@ -196,8 +201,8 @@ async def test_what_comes_while_the_lease_was_held_is_not_left(
         """Just before the lease ends, after the outbox was read for the last time."""
         rounds.append([kind for kind, _ in post.hook.types])
         if len(rounds) == 1:
-            finished = upload.with_info(finished_at=6.0)
-            runner._run(post.publisher.record(FINISH, finished, REQUEST, UNFENCED)).result()
+            if recorded == "meanwhile":
+                runner._run(recording).result()
             runner._run(post.store.finish(finished.info, sync=False, fence=UNFENCED)).result()
         release(lease)
 

@@ -128,8 +128,14 @@ class Delivery:
         return Outcome(None, frozenset(passed_over))
 
     async def has_news(self, upload_id: str, passed_over: frozenset[str]) -> bool:
-        """Return whether the outbox has events of the upload other than these."""
-        return any(kept.event_id not in passed_over for kept in await self._outbox.of(upload_id))
+        """Return whether the upload has other events in the outbox, or one of these has happened since. Raises StorageError."""
+        for kept in await self._outbox.of(upload_id):
+            if kept.event_id not in passed_over:
+                return True
+            record = outbox_record.parse_if_any(kept.content)
+            if record is not None and await has_happened(self._store, self._outbox, kept, record):
+                return True
+        return False
 
     async def _try_deliver(self, kept: KeptEvent, record: OutboxRecord) -> float | None:
         """Attempt to deliver an event. Return when to try again, or None if it is done with."""
