@@ -141,7 +141,7 @@ def test_settings_and_where_they_come_from(operator: Operator) -> None:
     assert found["admin_show_metadata"]["origin"] == "flag --admin-show-metadata"
     assert found["duplicates"]["origin"] == "environment TUSD_DUPLICATES"
     assert found["port"]["origin"] == "flag --port"
-    assert found["redis_timeout"]["origin"] == "default"
+    assert found["redis_prefix"]["origin"] == "default"
 
 
 def test_secrets_are_hidden(root: Operator) -> None:

@@ -8,7 +8,7 @@ from tests.support.tus import Tus, metadata
 
 
 def test_an_owner_is_told_where_to_go_on_and_others_nothing(make_server: MakeServer) -> None:
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_TIMEOUT": "20s"}
+    env = {"TUSD_JWT_SECRET": SECRET}
     server = make_server("--auth", "jwt", "--duplicates", "on", env=env)
     tus = Tus(server)
     study = {"Upload-Metadata": metadata(study="1.2.3")}

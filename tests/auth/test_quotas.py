@@ -36,7 +36,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     with ServerProcess(
         directory / "uploads",
         *(*FLAGS, "--quota-bytes", str(QUOTA), "--hook", str(directory / "hook.py")),
-        env={"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_TIMEOUT": "10s"},
+        env={"TUSD_JWT_SECRET": SECRET},
     ) as process:
         yield process
 
@@ -229,7 +229,7 @@ def test_a_file_that_is_missing_locks_nobody_out(tus: Tus) -> None:
 
 def test_refusals_do_not_keep_the_storage_busy(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        env = {"TUSD_REDIS_URL": redis.url}
         with ServerProcess(tmp_path / "uploads", "--quota-bytes", str(QUOTA), env=env) as server:
             tus = Tus(server)
             tus.new(900)
@@ -337,7 +337,7 @@ def test_an_emptied_redis_is_filled_from_the_storage(tmp_path: Path) -> None:
     hook = tmp_path / "hook.py"
     hook.write_text(SHORT)
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        env = {"TUSD_REDIS_URL": redis.url}
         quota = ("--quota-bytes", str(QUOTA))
         flags = (*quota, "--hook", str(hook), "--sweep-interval", "200ms")
         with ServerProcess(tmp_path / "uploads", *flags, env=env) as server:

@@ -35,7 +35,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 def pair(tmp_path: Path, redis: RedisServer, make_server: MakeServer) -> tuple[Tus, Tus]:
     """Two servers that share uploads."""
     flags = (*FLAGS, "--redis-url", redis.url)
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_TIMEOUT": "20s"}
+    env = {"TUSD_JWT_SECRET": SECRET}
     servers = [make_server(*flags, env=env, upload_dir=tmp_path / "uploads") for _ in range(2)]
     return Tus(servers[0]), Tus(servers[1])
 

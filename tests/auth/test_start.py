@@ -11,6 +11,7 @@ import pytest
 
 from tests.auth.people import SECRET, access, bearer, upload_token
 from tests.conftest import MakeServer
+from tests.support import commands
 from tests.support.server import ServerProcess, environment
 from tests.support.tus import Tus, id_of, path_of
 from tests.support.waiting import wait_until
@@ -125,13 +126,14 @@ def test_commands_make_tokens_that_a_server_takes(make_server: MakeServer) -> No
         assert json.loads(done.stdout).get("owner") == owner
 
     directory = ("--upload-dir", str(server.upload_dir))
+    env = {"TUSD_JWT_SECRET": secret}
     upload_id = id_of(path_of(created["Location"]))
     for name, code in ((upload_id, 0), ("nosuch", 1)):
-        done = run("token", "revoke", "--upload", name, *directory, TUSD_JWT_SECRET=secret)
+        done = commands.run("token", "revoke", "--upload", name, *directory, env=env)
         assert (done.returncode, done.stdout) == (code, f"revoked upload {name}\n")
         assert ("nosuch is not an upload here" in done.stderr) == bool(code)
     revoke = ("token", "revoke", "--owner", "alice", *directory)
-    done = run(*revoke, TUSD_JWT_SECRET=secret)
+    done = commands.run(*revoke, env=env)
     assert (done.returncode, done.stdout) == (0, "revoked what alice was issued until now\n")
     wait_until(lambda: tus.create(5, headers=bearer(token)).status == 401, "it to be void")
 

@@ -34,7 +34,6 @@ def tus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A client of a server that compares the key `study` alone. Unfinished uploads are in the way for a minute."""
     env = {
         "TUSD_DUPLICATES": "on",
-        "TUSD_REDIS_TIMEOUT": "20s",
         "TUSD_DUPLICATES_PENDING_GRACE": "60s",
     }
     directory = tmp_path_factory.mktemp("deferred") / "uploads"

@@ -51,7 +51,11 @@ def lose(redis: RedisServer, names: NameServer) -> None:
 def test_a_server_stops_as_always(
     make_server: MakeServer, redis: RedisServer, names: NameServer
 ) -> None:
-    env = {"TUSD_REDIS_URL": url(redis), "TUSD_SHUTDOWN_TIMEOUT": "15s"}
+    env = {
+        "TUSD_REDIS_URL": url(redis),
+        "TUSD_REDIS_TIMEOUT": "1s",
+        "TUSD_SHUTDOWN_TIMEOUT": "15s",
+    }
     server = make_server(env=env, prefix=names.before())
     tus = Tus(server)
     path = tus.new(10)
@@ -72,7 +76,7 @@ def test_workers_and_the_scheduler_stop_in_time(
         *command,
         "--upload-dir",
         str(tmp_path / "uploads"),
-        env={"TUSD_REDIS_URL": url(redis)},
+        env={"TUSD_REDIS_URL": url(redis), "TUSD_REDIS_TIMEOUT": "1s"},
         program=names.before(*PROGRAM),
     )
     try:

@@ -59,6 +59,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env["TUSD_DUPLICATES"] = "off"
     # Two more processes for every server: those about them ask for them.
     env["TUSD_JOBS"] = "off"
+    # A Redis or a server that stands still on a busy machine shall not count as away. Tests of a Redis that does not answer say
+    # how long they wait for it.
+    env["TUSD_REDIS_TIMEOUT"] = "20s"
     # The other way that large bodies may take, for a whole run of the tests.
     if WITHOUT_DIRECT_BODIES:
         env["TUSD_DISABLE_DIRECT_BODIES"] = "true"

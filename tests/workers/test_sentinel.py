@@ -85,6 +85,7 @@ def test_events_are_delivered_while_the_old_primary_stands_still(
     """Its kernel still acknowledges what is sent to it, so that clients notice nothing."""
     env = {
         "TUSD_REDIS_URL": watched.url,
+        "TUSD_REDIS_TIMEOUT": "1s",
         "TUSD_HOOKS_HTTP": endpoint.url,
         "TUSD_HOOKS_ENABLED_EVENTS": "post-finish",
     }
