@@ -360,7 +360,7 @@ async def test_what_our_server_can_do_besides_is_a_setting(tmp_path: Path) -> No
     router = create_tus_router(
         files_dir=tmp_path,
         pre_create_hook=lambda metadata, _info: heard.append(metadata["filename"]),
-        settings={"duplicates": "on", "redis_timeout": "10s"},
+        settings={"duplicates": "on", "duplicates_pending_grace": "10m", "redis_timeout": "10s"},
     )
     async with client_of(application(router)) as client:
         headers = {**RESUMABLE, "Upload-Length": "5", "Upload-Metadata": "filename YQ=="}

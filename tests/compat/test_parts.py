@@ -42,6 +42,8 @@ SECRET = "0123456789abcdef0123456789abcdef"
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TUSD_DUPLICATES", "TUSD_AUTH", "TUSD_REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
+    # A client shall not count as gone because the test stood still.
+    monkeypatch.setenv("TUSD_DUPLICATES_PENDING_GRACE", "10m")
 
 
 @asynccontextmanager
@@ -118,7 +120,7 @@ def document_of(answer: httpx.Response) -> dict[str, object]:
 async def test_the_refusal_is_the_one_that_our_server_sends(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
-    server = make_server(env={"TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"})
+    server = make_server(env={"TUSD_DUPLICATES": "on", "TUSD_DUPLICATES_PENDING_GRACE": "10m"})
     headers = {"Upload-Metadata": http.encoded(METADATA), "Upload-Length": "5", **RESUMABLE}
     async with httpx.AsyncClient(timeout=60) as client:
         assert (await client.post(server.url, headers=headers)).status_code == 201

@@ -63,8 +63,8 @@ def make_server(make_server: MakeServer) -> MakeServer:
         upload_dir: Path | None = None,
         launch: bool = False,
     ) -> ServerProcess:
-        # A Redis that is slow for once shall not count as away.
-        default = {"TUSD_DUPLICATES": "", "TUSD_REDIS_TIMEOUT": "20s"}
+        # A client shall not count as gone because the test stood still.
+        default = {"TUSD_DUPLICATES": "", "TUSD_DUPLICATES_PENDING_GRACE": "60s"}
         return make_server(
             *flags, env={**default, **(env or {})}, upload_dir=upload_dir, launch=launch
         )

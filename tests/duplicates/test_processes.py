@@ -95,7 +95,7 @@ def post_create(event): ...
 """A hook file of a server whose clock is not that of the others."""
 
 
-@pytest.mark.parametrize("seconds", [60, -60])
+@pytest.mark.parametrize("seconds", [600, -600])
 def test_servers_whose_clocks_differ_let_one_in(
     make_server: MakeServer, tmp_path: Path, seconds: int
 ) -> None:
@@ -111,7 +111,7 @@ def test_servers_whose_clocks_differ_let_one_in(
         for tus in (two, one, two):
             refused = tus.create(10, headers=headers)
             assert refused.status == 409
-            assert 1 <= int(refused["Retry-After"]) <= 5
+            assert 1 <= int(refused["Retry-After"]) <= 60
 
 
 SLOW = """
