@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.admin.test_actions import FAILS, begin
 from tests.auth.people import SECRET, access, bearer
 from tests.frontend.building import CHROMIUM, FRONTEND, build_pages
 from tests.frontend.pages import FLAGS, WAIT, Site
+from tests.support import ports
 from tests.support.requirements import require_program
 from tests.support.server import ServerProcess
 from tests.support.tus import Tus, id_of, metadata, path_of
@@ -256,6 +258,8 @@ def test_failed_events_are_delivered_again_and_dropped(page: Page, server: Serve
         lambda: [e["box"] for e in root.get(f"/uploads/{other}")["events"]] == ["failed"],
         "the event to fail again",
     )
+    # Those of other tests, too.
+    wait_until(lambda: root.get("/events", box="waiting")["events"] == [], "all to fail again")
     page.reload()
     press(page, "", "Drop all")
     assert root.get("/events", box="failed")["events"] == []
@@ -276,10 +280,11 @@ def test_tokens_of_an_owner_are_revoked(page: Page, server: ServerProcess) -> No
     finish(server, "carols.zip", owner="carol")
     root = Operator(address_of(server), bearer(access("root", "uploads:admin")))
 
-    def is_listed() -> bool:
-        return bool(root.get("/uploads", owner="carol", state="finished")["uploads"])
+    def is_counted() -> bool:
+        owners = {row["owner"]: row for row in root.get("/owners")["owners"]}
+        return "carol" in owners and owners["carol"]["bytes"] == owners["carol"]["counted"] == 5
 
-    wait_until(is_listed, "it to be listed with its bytes")
+    wait_until(is_counted, "it to be listed with its bytes")
     open_panel(page, "owners")
     expect(page.locator("tr", has_text="carol")).to_contain_text("5 B5 B / 50 MB")
     page.locator("tr", has_text="carol").get_by_role("link", name="Show uploads").click()
@@ -397,9 +402,10 @@ def test_a_server_that_restarts_is_waited_for(chromium: Browser, tmp_path: Path)
         page.goto(f"{url_of(server)}#{new_code(server)}")
         page.locator(".cards").wait_for()
         server.kill9()
-        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-        server.flags = ("--admin", f"127.0.0.1:{port}")
-        server.restart()
+        with closing(ports.reserve("127.0.0.1", port)):
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+            server.flags = ("--admin", f"127.0.0.1:{port}")
+            server.restart()
         # Sessions end with the server.
         expect(page.get_by_role("alert")).to_contain_text("session has ended")
         # Without --auth jwt no token opens the page.
