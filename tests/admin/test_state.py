@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -66,12 +67,13 @@ def events(operator: Operator, count: int) -> Iterator[Document]:
 def test_the_stream_sends_a_snapshot_a_second(operator: Operator) -> None:
     described = operator.described
     schema = {"$ref": "#/components/schemas/Snapshot", "components": described["components"]}
+    began = time.time()
     found = list(events(operator, 3))
     for snapshot in found:
         jsonschema.Draft202012Validator(schema).validate(snapshot)
     times = [snapshot["overview"]["at"] for snapshot in found]
-    assert times[1] - times[0] >= 0.5
-    assert times[2] > times[1]
+    # However late one of them was: the next is made a second after it should have been. Timers may be a little early.
+    assert all(at > began + second - 0.1 for second, at in enumerate(times)), (began, times)
 
 
 def test_a_stream_ends_with_its_session(watched: ServerProcess) -> None:
