@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -236,8 +237,10 @@ def test_refusals_do_not_keep_the_storage_busy(tmp_path: Path) -> None:
             redis.reset_counts()
             assert tus.create(QUOTA + 1).status == 413
             assert redis.counts().get("hscan", 0) == 0
+            began = time.monotonic()
             assert [tus.create(200).status for _ in range(20)] == [413] * 20
-            assert redis.counts()["hscan"] == 1
+            # One in five seconds.
+            assert 1 <= redis.counts()["hscan"] <= 1 + (time.monotonic() - began) // 5
 
 
 def test_a_body_of_unknown_size_takes_what_becomes_free(tmp_path: Path) -> None:
