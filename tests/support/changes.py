@@ -50,5 +50,7 @@ def stop_between_changes(server: ServerProcess, path: str) -> None:
             if not changes.is_changing(path):
                 return
             server.signal(signal.SIGCONT)
+            # Stopped again at once, it might not run at all.
+            wait_until(lambda: not changes.is_changing(path), "the change to end")
     finally:
         changes.close()
