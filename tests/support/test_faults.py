@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from tests.support import ports
 from tests.support.faults import FaultProxy, Plan, Way
 
 
@@ -157,12 +158,11 @@ def test_a_client_that_resets_is_seen_by_the_server(listener: socket.socket) -> 
         pair.close()
 
 
-def test_a_server_that_is_gone_ends_the_connection(listener: socket.socket) -> None:
-    address = listener.getsockname()
-    listener.close()
+def test_a_server_that_is_gone_ends_the_connection() -> None:
     # The reset may come before the connection is known to stand.
     with (
-        FaultProxy(address) as proxy,
+        closing(ports.reserve()) as nobody,
+        FaultProxy(nobody.getsockname()) as proxy,
         pytest.raises(ConnectionResetError),
         socket.create_connection(proxy.address, timeout=60) as client,
     ):
