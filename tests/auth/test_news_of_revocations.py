@@ -150,6 +150,16 @@ async def test_a_redis_that_was_emptied_or_fell_back_is_told_again(
     assert late.knows("a", "b", "c")
 
 
+async def test_the_first_revocation_survives_a_redis_that_is_emptied_at_once(
+    make: Make, redis: RedisServer
+) -> None:
+    writer = await make()
+    await writer.revoke_upload("a")
+    redis.command("FLUSHALL")
+    await writer._refresh()
+    assert (await make()).knows("a")
+
+
 async def test_what_no_token_can_outlive_is_dropped(redis: RedisServer) -> None:
     redis_client = RedisClient(redis.url, timeout=30.0)
     await redis_client.start()

@@ -59,12 +59,13 @@ return at
 )
 
 # KEYS: all, version, log. ARGV: the known version, length of the log. Returns false if the version is unchanged; else the
-# version, whether the list is whole, and members with their times.
+# version, whether the list is whole, and members with their times. A Redis without a version may have been emptied since the
+# first revocation.
 _READ_NEW = Script(
     "news of revocations",
     """\
 local version = redis.call('GET', KEYS[2]) or ''
-if version == ARGV[1] then
+if version ~= '' and version == ARGV[1] then
   return false
 end
 local pattern = '^(%x+)%.(%d+)%.'
