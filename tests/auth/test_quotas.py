@@ -18,6 +18,8 @@ from tests.support.tus import OCTETS, Tus, id_of, metadata, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import chunk, last_chunk
 from tests.workers.commands import command, documents, of
+from tusd_py.auth.byte_quota import ByteQuotas
+from tusd_py.redis import Part, RedisClient
 
 QUOTA = 1000
 HOOK = """
@@ -361,3 +363,28 @@ def test_an_emptied_redis_is_filled_from_the_storage(tmp_path: Path) -> None:
             wait_until(partial(is_gone, tus, brief), "the expiry")
             wait_until(lambda: tus.create(100).status == 201, "the bytes to be given back")
             server.terminate()
+
+
+async def test_a_redis_that_is_emptied_while_it_is_asked_ends_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        client = RedisClient(redis.url, timeout=20)
+        await client.start()
+        ask = client.command
+
+        async def emptied_before_get(*parts: Part) -> object:
+            if parts[0] == "GET":
+                redis.command("FLUSHALL")
+            return await ask(*parts)
+
+        for quotas in (ByteQuotas(client, limit=QUOTA), ByteQuotas(client, limit=0)):
+            # As a token says.
+            quotas.limit_of(QUOTA)
+            with monkeypatch.context() as patched:
+                patched.setattr(client, "command", emptied_before_get)
+                await quotas.want()
+            assert quotas.is_on
+            assert not await quotas.want()
+            assert not await quotas.is_whole()
+        await client.stop()

@@ -306,7 +306,8 @@ class ByteQuotas:
             await self._redis.command("SET", key, "building", "NX")
             await self._redis.command("EXPIRE", key, _WANTED_SECONDS)
         state = await self._redis.command("GET", key)
-        self.is_on = state is not None
+        # A Redis that was emptied since has no say in what this server was told.
+        self.is_on = self.is_on or state is not None
         return state in (None, b"whole")
 
     async def is_whole(self) -> bool:
