@@ -159,9 +159,13 @@ class Duplicates:
     async def _reserve(
         self, fingerprints: Sequence[_Fingerprint], event: Event, *, force: bool
     ) -> Taken | None:
-        """Reserve an upload's fingerprints; return None, or the upload that has one of them."""
+        """Reserve an upload's fingerprints; return None, or the upload that has one of them.
+
+        In the opposite order to that in which they are marked complete. So an upload of deferred length that finishes meanwhile
+        is seen: it is a rival until its other fingerprint is complete.
+        """
         reserved: list[str] = []
-        for wanted in fingerprints:
+        for wanted in reversed(fingerprints):
             taken = await self._reserve_one(wanted, event, force=force)
             if taken is not None:
                 for fingerprint in reserved:

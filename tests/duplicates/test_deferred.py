@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.support.tus import Tus, metadata, path_of
 from tests.support.waiting import wait_until
 from tests.support.wire import Response
 from tests.workers.test_sweep_command import abandon
+from tusd_py.redis.duplicate_index import DuplicateIndex, Holder
 
 __all__ = ["make_house"]
 
@@ -196,6 +198,22 @@ async def test_what_finished_unseen_counts_by_its_length(house: House, redis: Re
     assert told["state"] == "complete"
     both = [(first, "complete"), (first, "complete"), (other, "pending"), (other, "pending")]
     assert sorted(remembered(redis)) == sorted(both)
+
+
+async def test_one_that_finishes_while_another_is_checked_is_seen(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await house.create(length=None)
+    reserve = DuplicateIndex.reserve
+
+    async def reserve_then_finish(index: DuplicateIndex, *args: Any, **more: Any) -> Holder | None:
+        monkeypatch.undo()
+        holder = await reserve(index, *args, **more)
+        await house.finish(first)
+        return holder
+
+    monkeypatch.setattr(DuplicateIndex, "reserve", reserve_then_finish)
+    assert problem_of(await refused(house.create()))["state"] == "complete"
 
 
 async def test_a_refused_one_gives_back_what_it_has(house: House, redis: RedisServer) -> None:
