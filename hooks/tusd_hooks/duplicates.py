@@ -266,11 +266,20 @@ class Duplicates:
 
     async def post_finish(self, event: Event) -> None:
         """Mark the upload as complete; its fingerprint is remembered for the whole window."""
-        complete = self._completion(event, lasts=self._window())
+        upload, claim = event.upload, _claim(event)
+
+        async def complete() -> None:
+            known = [
+                await self._index().complete(each.value, claim, lasts=self._window())
+                for each in self._fingerprints(upload)
+            ]
+            # Hooks that were called before this one may have taken so long that it was removed, and released, meanwhile.
+            if not any(known) and not await self._exists(upload.id):
+                await self._release(event)()
 
         async def complete_late() -> None:
             # An upload that was removed meanwhile must not reserve its fingerprint again.
-            if await self._exists(event.upload.id):
+            if await self._exists(upload.id):
                 await complete()
 
         change = complete if event.attempt == 1 else complete_late
@@ -305,15 +314,12 @@ class Duplicates:
             return
         left = finished_at + self._window() - time.time()
         if left > 0:
-            lasts = min(left, self._window())
-            await self._apply(event, self._completion(event, lasts=lasts, if_known=True))
-
-    def _completion(self, event: Event, *, lasts: float, if_known: bool = False) -> Change:
-        claim = _claim(event)
-        return self._on_each(
-            event.upload,
-            lambda index, each: index.complete(each, claim, lasts=lasts, if_known=if_known),
-        )
+            claim, lasts = _claim(event), min(left, self._window())
+            complete = self._on_each(
+                event.upload,
+                lambda index, each: index.complete(each, claim, lasts=lasts, if_known=True),
+            )
+            await self._apply(event, complete)
 
     def _release(self, event: Event, *, token: str = "") -> Change:
         upload = event.upload

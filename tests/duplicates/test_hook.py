@@ -14,7 +14,7 @@ import pytest
 from tests.duplicates.uploads import LENGTH, STUDY, House, backdate, eventually, problem, remembered
 from tests.support.redis import RedisServer
 from tusd_hooks.duplicates import Duplicates
-from tusd_py.events.model import Event, Progress, Reject
+from tusd_py.events.model import Event, EventType, Progress, Reject
 from tusd_py.redis import RedisClient
 from tusd_py.settings.model import Settings
 
@@ -517,6 +517,21 @@ async def test_post_finish_told_once_more_takes_nothing_back_from_who_was_remove
     assert remembered(redis) == []
     second = await house.create()
     assert remembered(redis) == [(second, "pending")]
+
+
+async def test_post_finish_behind_a_slow_hook_takes_nothing_back_from_who_was_removed(
+    house: House, redis: RedisServer
+) -> None:
+    """The operator's own hooks are called first, and may take an hour."""
+    removed, retained, moved = [await house.create({"study": name}) for name in (b"a", b"b", b"c")]
+    for each in (removed, retained, moved):
+        house.has_finished(each)
+    await house.terminate(removed)
+    await house.expire(retained)
+    del house.there[moved]
+    for each in (removed, retained, moved):
+        await house.hook.post_finish(house.event(EventType.POST_FINISH, each))
+    assert sorted(remembered(redis)) == sorted([(retained, "complete"), (moved, "complete")])
 
 
 async def test_an_upload_that_was_finished_unnoticed_is_complete(

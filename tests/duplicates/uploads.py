@@ -119,24 +119,28 @@ class House:
 
     async def finish(self, upload_id: str, *, length: int = LENGTH) -> Event:
         """All bytes are there, and post-finish is told; the event, for telling it again."""
+        self.has_finished(upload_id, length=length)
+        event = self.event(EventType.POST_FINISH, upload_id)
+        await self.hook.post_finish(event)
+        return event
+
+    def has_finished(self, upload_id: str, *, length: int = LENGTH) -> None:
+        """All bytes are there, and nobody was told."""
         self.there[upload_id] = (length, True)
         self.views[upload_id] = replace(
             self.views[upload_id], length=length, offset=length, finished_at=time.time()
         )
-        event = self._event(EventType.POST_FINISH, upload_id)
-        await self.hook.post_finish(event)
-        return event
 
     async def terminate(self, upload_id: str) -> None:
-        await self.hook.pre_terminate(self._event(EventType.PRE_TERMINATE, upload_id))
+        await self.hook.pre_terminate(self.event(EventType.PRE_TERMINATE, upload_id))
         del self.there[upload_id]
-        await self.hook.post_terminate(self._event(EventType.POST_TERMINATE, upload_id))
+        await self.hook.post_terminate(self.event(EventType.POST_TERMINATE, upload_id))
 
     async def expire(self, upload_id: str) -> None:
         del self.there[upload_id]
-        await self.hook.post_expire(self._event(EventType.POST_EXPIRE, upload_id))
+        await self.hook.post_expire(self.event(EventType.POST_EXPIRE, upload_id))
 
-    def _event(self, event_type: EventType, upload_id: str) -> Event:
+    def event(self, event_type: EventType, upload_id: str) -> Event:
         return Event(event_type, self.views[upload_id], RequestView())
 
 

@@ -196,8 +196,9 @@ for _, record in ipairs(records) do
   end
 end
 -- ARGV, further: '1' if only a record that is there is to be marked
+local known = mine and 1 or 0
 if (mine and mine.state == 'complete') or (not mine and ARGV[7] == '1') then
-  return
+  return known
 end
 if not mine then
   mine = claimed(now, 'complete')
@@ -206,6 +207,7 @@ end
 mine.state, mine.completed, mine.expires = 'complete', now, now + ARGV[6]
 mine.deferred = nil
 write(records)
+return known
 """,
 )
 
@@ -299,12 +301,15 @@ class DuplicateIndex:
 
     async def complete(
         self, fingerprint: str, claim: Claim, *, lasts: float, if_known: bool = False
-    ) -> None:
+    ) -> bool:
         """Mark an upload as complete, and remember it for `lasts` seconds from the first such call.
 
-        if_known: do nothing if the upload is not recorded under the fingerprint any more, as after an operator removed that.
+        Return whether the upload was recorded under the fingerprint. if_known: do nothing if it was not, as after an operator
+        removed that.
         """
-        await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts), int(if_known))
+        return bool(
+            await self._run(_COMPLETE, fingerprint, *_arguments(claim, lasts), int(if_known))
+        )
 
     async def end(self, fingerprint: str, upload_id: str) -> None:
         """Mark an upload as ending, so that later checks look whether it still exists."""
