@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import aclosing
 
 import pytest
 
 from tests.s3 import proxies
+from tests.s3.conftest import OpenStore
 from tests.s3.contents import Contents
 from tests.s3.proxies import Answer, Exchange, FaultProxy, RulesProxy
 from tests.s3.servers import BUCKET, ENVIRONMENT, SECRET_KEY, S3Server
+from tusd_py.storage.s3.layout import Layout
+from tusd_py.storage.s3.trial import Trial
 
 
 def command(endpoint: str, prefix: str) -> list[str]:
@@ -126,5 +131,23 @@ def test_it_leaves_nothing_if_it_is_ended(seaweedfs: S3Server, prefix: str, end:
         process.stdout.close()
         process.wait(60)
         assert b"Traceback" not in process.stderr.read()
+    contents = Contents(seaweedfs, prefix)
+    assert (contents.keys(), contents.pending()) == (set(), set())
+
+
+async def test_it_leaves_nothing_if_an_interrupt_comes_between_two_steps(
+    seaweedfs: S3Server, open_store: OpenStore, prefix: str
+) -> None:
+    objects = await open_store(seaweedfs.endpoint)
+
+    async def interrupted() -> None:
+        async with aclosing(Trial(objects, Layout(prefix, prefix)).run()) as trial:
+            for _ in range(8):
+                await anext(trial)
+            task.cancel()
+
+    task = asyncio.create_task(interrupted())
+    with pytest.raises(asyncio.CancelledError):
+        await task
     contents = Contents(seaweedfs, prefix)
     assert (contents.keys(), contents.pending()) == (set(), set())
