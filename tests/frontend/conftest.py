@@ -62,7 +62,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 def checking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that also checks duplicates. Each test must upload different content."""
     directory = tmp_path_factory.mktemp("checking") / "uploads"
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
+    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on"}
     with ServerProcess(directory, "--auth", "jwt", env=env) as process:
         yield process
 

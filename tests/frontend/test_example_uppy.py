@@ -55,7 +55,6 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     env = {
         "TUSD_JWT_SECRET": SECRET,
         "TUSD_DUPLICATES": "on",
-        "TUSD_REDIS_TIMEOUT": "10s",
         "TUSD_DUPLICATES_PENDING_GRACE": "100ms",
     }
     directory = tmp_path_factory.mktemp("example") / "uploads"

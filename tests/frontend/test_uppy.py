@@ -366,7 +366,7 @@ def test_a_digest_tells_the_same_content(
     application: Application, make_server: MakeServer, make_source: MakeSource, worker: bool
 ) -> None:
     """Under another name; a larger file than the option allows is sent without."""
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
+    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_DUPLICATES": "on"}
     server = make_server("--auth", "jwt", "--duplicate-fingerprint-key", "sha256", env=env)
     source, large = make_source(5_000_000), make_source(5_000_001, "large.bin")
     same = source.path.with_name("other name.bin")

@@ -31,7 +31,7 @@ def named(name: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Tokens are needed, duplicates found, and a hook shapes responses."""
-    env = {"TUSD_JWT_SECRET": SECRET, "TUSD_REDIS_TIMEOUT": "20s"}
+    env = {"TUSD_JWT_SECRET": SECRET}
     flags = (
         "--auth",
         "jwt",

@@ -32,7 +32,7 @@ def built() -> None:
 @pytest.fixture(scope="module")
 def server(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One server that checks duplicates, for all tests of a module. Do not stop it."""
-    env = {"TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"}
+    env = {"TUSD_DUPLICATES": "on"}
     with ServerProcess(tmp_path_factory.mktemp("server") / "uploads", env=env) as process:
         yield process
 

@@ -317,7 +317,6 @@ SHORT = ("--auth", "jwt", "--upload-token-ttl", "2s", "--upload-token-refreshes"
 JWT = {
     "TUSD_JWT_SECRET": SECRET,
     "TUSD_DUPLICATES": "on",
-    "TUSD_REDIS_TIMEOUT": "10s",
     "TUSD_DUPLICATES_PENDING_GRACE": "100ms",
 }
 

@@ -68,7 +68,7 @@ def make_workers(tmp_path: Path) -> Iterator[MakeWorkers]:
 
     def make(*flags: str) -> Workers:
         # What runs out where nobody asks who waits is far longer than what is asked for.
-        env = {"TUSD_LOCK_LEASE": "60s", "TUSD_REDIS_TIMEOUT": "20s"}
+        env = {"TUSD_LOCK_LEASE": "60s"}
         server = ServerProcess(tmp_path / "uploads", "--workers", "3", *flags, env=env).start()
         started.append(server)
         return Workers(server)

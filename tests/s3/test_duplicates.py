@@ -29,8 +29,8 @@ def test_what_is_being_sent_is_in_the_way(
     servers = Servers(make_server, seaweedfs.endpoint, prefix)
     with RedisServer(tmp_path / "redis") as redis:
         flags = (
-            *("--redis-url", redis.url, "--redis-timeout", "20s"),
-            *("--duplicates", "on", "--duplicates-pending-grace", f"{GRACE:g}s"),
+            *("--redis-url", redis.url, "--duplicates", "on"),
+            *("--duplicates-pending-grace", f"{GRACE:g}s"),
         )
         tus = Tus(servers(*flags))
         asked = Tus(servers(*flags)) if by == "another server" else tus

@@ -209,7 +209,7 @@ def test_what_a_killed_sweep_left_the_next_one_removes(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        env = {"TUSD_REDIS_URL": redis.url}
         server = make_server("--lock-lease", "1s", env=env)
         # It would end the removal that the command leaves.
         server.wait_for_first_sweep()

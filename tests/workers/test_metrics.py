@@ -145,7 +145,7 @@ def test_a_server_tells_of_worker_and_scheduler(
     started: list[Job],
     tmp_path: Path,
 ) -> None:
-    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+    env = {"TUSD_REDIS_URL": redis.url}
     uploads = tmp_path / "uploads"
     started += [
         Job(name, "--upload-dir", str(uploads), env=env) for name in ("worker", "scheduler")

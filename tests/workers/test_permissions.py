@@ -50,7 +50,6 @@ class Restricted:
         redis.command("ACL", "LOG", "RESET")
         self.env = {
             "TUSD_REDIS_URL": f"redis://tusd:word@127.0.0.1:{redis.port}/0",
-            "TUSD_REDIS_TIMEOUT": "10s",
             "TUSD_DUPLICATES": "on",
             "TUSD_HOOKS_HTTP": endpoint.url,
             "TUSD_HOOKS_ENABLED_EVENTS": "post-create,post-finish,post-terminate",

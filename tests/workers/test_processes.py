@@ -227,7 +227,7 @@ async def post_expire(event):
     (here / "done").touch()
 """
     )
-    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+    env = {"TUSD_REDIS_URL": redis.url}
     server = make_server("--sweep-interval", "1h", env=env)
     wait_for_first_sweep(redis)
     upload_id = abandon(server, Tus(server).new(10))
@@ -350,7 +350,7 @@ def put_sweep_of_future(redis: RedisServer, kind: str) -> None:
 def test_a_sweep_of_the_future_does_not_keep_servers_from_sweeping(
     make_server: MakeServer, redis: RedisServer, kind: str
 ) -> None:
-    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "20s"}
+    env = {"TUSD_REDIS_URL": redis.url}
     # Its own sweeps would replace the record at once.
     server = make_server("--sweep-interval", "2s", "--expire-after", "1s", env=env)
     swept = "tusd:{registry}:sweeps"
@@ -362,7 +362,7 @@ def test_a_sweep_of_the_future_does_not_keep_servers_from_sweeping(
 def test_a_sweep_of_the_future_does_not_hide_that_nothing_is_swept(
     make_server: MakeServer, redis: RedisServer
 ) -> None:
-    env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "20s"}
+    env = {"TUSD_REDIS_URL": redis.url}
     server = make_server("--sweep-interval", "1h", env=env)
     wait_until(lambda: redis.command("HLEN", "tusd:{registry}:sweeps") == 1, "its first sweep")
     problem = "nothing has been swept for too long"

@@ -163,7 +163,7 @@ def test_with_a_server_it_leaves_a_tombstone_and_stays_known_as_a_duplicate(
     )
     server = swept_server(
         *(make_server, tmp_path / "uploads", "--retain-finished", "30d", "--hook", str(hook)),
-        env={"TUSD_DUPLICATES": "on", "TUSD_REDIS_TIMEOUT": "10s"},
+        env={"TUSD_DUPLICATES": "on"},
     )
     tus = Tus(server)
     study = {"Upload-Metadata": metadata(study="1")}

@@ -87,7 +87,7 @@ def test_what_is_abandoned_goes(
 
 def test_beside_servers_whose_locks_are_in_redis(make_server: MakeServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        env = {"TUSD_REDIS_URL": redis.url}
         server = swept_server(make_server, tmp_path / "uploads", env=env)
         tus = Tus(server)
         gone, busy = tus.new(10), tus.new(10)

@@ -217,7 +217,7 @@ def test_rm_with_the_locks_in_the_redis_of_the_operator(
     make_server: MakeServer, tmp_path: Path
 ) -> None:
     with RedisServer(tmp_path / "redis") as redis:
-        env = {"TUSD_REDIS_URL": redis.url, "TUSD_REDIS_TIMEOUT": "10s"}
+        env = {"TUSD_REDIS_URL": redis.url}
         server = make_server(env=env)
         tus = Tus(server)
         path, busy = tus.new(10), tus.new(10)
