@@ -223,7 +223,7 @@ async def _due_sweeps(directory: Path, url: str, sizes: list[int]) -> None:
     far = time.time() + _FAR
     for known in sizes:
         await redis.command("FLUSHALL")
-        await registry.mark_whole(whole=True)
+        await registry.mark_whole(await registry.data_mark())
         for start in range(0, known, _REGISTRY_STEP):
             names = range(start, min(known, start + _REGISTRY_STEP))
             await registry.update({f"{name:032x}": far + name for name in names})

@@ -101,7 +101,7 @@ async def test_an_upload_that_moved_is_spared_and_looked_at_later(
 ) -> None:
     await place.new("a")
     await place.writer.flush()
-    await registry.mark_whole(whole=True)
+    await registry.mark_whole(await registry.data_mark())
     place.clock.now += 150
     os.utime(Path(place.store.root, "a"), (place.clock.now - 20, place.clock.now - 20))
     report = await Sweep(place.uploads, registry).check_due()
@@ -157,6 +157,25 @@ async def test_an_emptied_redis_is_filled_again_from_the_storage(
     assert (await Sweep(place.uploads, registry).check_due()).seen == 0
 
 
+async def test_a_redis_that_is_emptied_during_a_sweep_is_filled_by_the_next_one(
+    place: Place, registry: DueIndex, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.new("a")
+
+    async def emptied() -> int:
+        redis.command("FLUSHALL")
+        return 0
+
+    with monkeypatch.context() as patched:
+        # When all uploads were looked at.
+        patched.setattr(place.uploads, "tidy", emptied)
+        await Sweep(place.uploads, registry).check_all()
+    assert not await registry.is_whole()
+    assert (await Sweep(place.uploads, registry).check_due()).seen == 1
+    counts = await registry.counts(place.clock.now)
+    assert (counts.known, counts.is_whole) == (1, True)
+
+
 async def test_an_upload_in_use_is_left_and_the_sweep_ends(
     place: Place, registry: DueIndex
 ) -> None:
@@ -166,7 +185,7 @@ async def test_an_upload_in_use_is_left_and_the_sweep_ends(
     )
     await place.new("a")
     await place.writer.flush()
-    await registry.mark_whole(whole=True)
+    await registry.mark_whole(await registry.data_mark())
     place.clock.now += 150
     lease = await locks.acquire("a", timeout=0)
     report = await Sweep(uploads, registry).check_due()
@@ -179,7 +198,7 @@ async def test_an_upload_in_use_is_left_and_the_sweep_ends(
 async def test_a_dry_run_changes_nothing(place: Place, registry: DueIndex) -> None:
     await place.new("a")
     await place.writer.flush()
-    await registry.mark_whole(whole=True)
+    await registry.mark_whole(await registry.data_mark())
     place.clock.now += 150
     for _ in range(2):
         report = await Sweep(place.uploads, registry, dry_run=True).check_due()

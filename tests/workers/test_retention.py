@@ -81,7 +81,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[DueIndex]:
         redis_client = RedisClient(redis.url, timeout=30.0)
         await redis_client.start()
         made = DueIndex(redis_client)
-        await made.mark_whole(whole=True)
+        await made.mark_whole(await made.data_mark())
         yield made
         await redis_client.stop()
 

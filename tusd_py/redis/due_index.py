@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import math
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
@@ -42,6 +43,15 @@ _MAX_PENDING = 200_000
 
 _RENEW = Script("sweep lock renew", Lock.LUA_REACQUIRE_SCRIPT)
 _RELEASE = Script("sweep lock release", Lock.LUA_RELEASE_SCRIPT)
+# KEYS: the mark of a complete index, that of the data. ARGV: the mark that the data have to have.
+_MARK_WHOLE = Script(
+    "index is complete",
+    """\
+if redis.call('GET', KEYS[2]) == ARGV[1] then
+  redis.call('SET', KEYS[1], '1')
+end
+""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +144,20 @@ class DueIndex:
         """Return whether the index is complete: the whole storage was swept since Redis was last empty."""
         return await self._redis.command("GET", self._keys.registry_whole) is not None
 
-    async def mark_whole(self, *, whole: bool) -> None:
-        """Mark the index as complete or incomplete."""
-        key = self._keys.registry_whole
-        await (self._redis.command("SET", key, "1") if whole else self._redis.command("DEL", key))
+    async def data_mark(self) -> bytes:
+        """Return a mark of what is in Redis, which is another one after it was emptied."""
+        key = self._keys.registry_data
+        await self._redis.command("SET", key, secrets.token_hex(8), "NX")
+        return cast("bytes | None", await self._redis.command("GET", key)) or b""
+
+    async def mark_whole(self, data_mark: bytes) -> None:
+        """Mark the index as complete, unless Redis was emptied since `data_mark` was asked for."""
+        keys = [self._keys.registry_whole, self._keys.registry_data]
+        await self._redis.run(_MARK_WHOLE, keys, [data_mark])
+
+    async def mark_incomplete(self) -> None:
+        """Mark the index as incomplete."""
+        await self._redis.command("DEL", self._keys.registry_whole)
 
     # Sweeps
 
@@ -241,7 +261,7 @@ class DueIndexWriter:
         is_done = False
         try:
             if not self._is_complete:
-                await self._registry.mark_whole(whole=False)
+                await self._registry.mark_incomplete()
                 await self._registry.uploads.mark(whole=False)
                 self._is_complete = True
             await self._registry.update(due, gone, states)

@@ -26,6 +26,8 @@ class Keys:
         """Uploads that are open, by their state."""
         self.registry_whole = f"{prefix}{{registry}}:whole"
         """A mark that the index has every upload of the storage; lost when Redis is emptied."""
+        self.registry_data = f"{prefix}{{registry}}:data"
+        """A random mark of the data that are in Redis now; lost when Redis is emptied."""
         self.listed = f"{prefix}{{registry}}:listed"
         """A mark that an operators' API lists uploads: "whole", or "building"; expires a week after the last of them."""
         self.live_watched = f"{prefix}{{live}}:watched"

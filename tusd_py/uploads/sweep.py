@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -151,14 +152,14 @@ class Sweep:
             StorageError: The store as a whole failed.
             SweepStopped: Locks are unavailable.
         """
+        data_mark = await self._data_mark()
         async for batch in batched_ids(self._uploads.store.ids(self._skip), _BATCH):
             if self._uploads.closing:
                 return self._report
             await self._check(batch)
         if self._removes:
             await self._tidy()
-        if not self._dry_run:
-            await self._end()
+        await self._end(data_mark)
         return self._report
 
     async def check_due(self) -> SweepReport:
@@ -210,11 +211,19 @@ class Sweep:
                 f"({self._report.seen} seen, {self._report.expired} removed until then)"
             )
 
-    async def _end(self) -> None:
-        """Mark the index as complete, unless an update of it failed."""
-        if self._due_index is not None and self._is_index_complete and not self._uploads.closing:
+    async def _data_mark(self) -> bytes:
+        """Return the mark of what the index has before the sweep; empty if the sweep does not complete it."""
+        if self._due_index is not None and not self._dry_run:
+            with suppress(RedisUnavailable):
+                return await self._due_index.data_mark()
+        return b""
+
+    async def _end(self, data_mark: bytes) -> None:
+        """Mark the index as complete, unless an update of it failed, or Redis was emptied during the sweep."""
+        is_complete = bool(data_mark) and self._is_index_complete and not self._uploads.closing
+        if self._due_index is not None and is_complete:
             try:
-                await self._due_index.mark_whole(whole=True)
+                await self._due_index.mark_whole(data_mark)
             except RedisUnavailable as problem:
                 logger.debug("the index could not be marked as complete: %s", problem)
 
