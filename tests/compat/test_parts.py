@@ -42,7 +42,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TUSD_DUPLICATES", "TUSD_AUTH", "TUSD_REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
-    # A client shall not count as gone because the test stood still.
+    # A client does not count as gone where a busy machine holds up the test.
     monkeypatch.setenv("TUSD_DUPLICATES_PENDING_GRACE", "10m")
 
 

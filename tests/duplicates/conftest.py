@@ -63,7 +63,7 @@ def make_server(make_server: MakeServer) -> MakeServer:
         upload_dir: Path | None = None,
         launch: bool = False,
     ) -> ServerProcess:
-        # A client shall not count as gone because the test stood still.
+        # A client does not count as gone where a busy machine holds up the test.
         default = {"TUSD_DUPLICATES": "", "TUSD_DUPLICATES_PENDING_GRACE": "60s"}
         return make_server(
             *flags, env={**default, **(env or {})}, upload_dir=upload_dir, launch=launch

@@ -125,7 +125,7 @@ class House:
         return event
 
     def has_finished(self, upload_id: str, *, length: int = LENGTH) -> None:
-        """All bytes are there, and nobody was told."""
+        """All bytes are there, and post-finish has not been called."""
         self.there[upload_id] = (length, True)
         self.views[upload_id] = replace(
             self.views[upload_id], length=length, offset=length, finished_at=time.time()

@@ -59,8 +59,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env["TUSD_DUPLICATES"] = "off"
     # Two more processes for every server: those about them ask for them.
     env["TUSD_JOBS"] = "off"
-    # A Redis or a server that stands still on a busy machine shall not count as away. Tests of a Redis that does not answer say
-    # how long they wait for it.
+    # On a busy machine Redis may answer late, which must not count as an outage. Tests of a Redis that does not answer set
+    # their own time-out.
     env["TUSD_REDIS_TIMEOUT"] = "20s"
     # The other way that large bodies may take, for a whole run of the tests.
     if WITHOUT_DIRECT_BODIES:

@@ -182,7 +182,7 @@ def _serve(
 
 
 def _watchdog_seconds(settings: Settings) -> float:
-    """Return the seconds after which a process that shall stop is ended, whatever it still does."""
+    """Return the seconds after which a process that was told to stop is ended, even if something in it hangs."""
     return max(settings.shutdown_timeout, 1.0) + _WATCHDOG_GRACE
 
 

@@ -212,7 +212,7 @@ class Sweep:
             )
 
     async def _data_mark(self) -> bytes:
-        """Return the mark of what the index has before the sweep; empty if the sweep does not complete it."""
+        """Return the mark of what is in Redis before the sweep; empty if the sweep cannot complete the index."""
         if self._due_index is not None and not self._dry_run:
             with suppress(RedisUnavailable):
                 return await self._due_index.data_mark()
